@@ -1,0 +1,1 @@
+"""What a user runs, copies and edits: `python -m recipes.X key=value ...`."""

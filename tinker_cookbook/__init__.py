@@ -1,0 +1,39 @@
+"""Post-training recipes with their own LoRA engine, over the Tinker API."""
+
+from tinker_cookbook.exceptions import (
+    AllTrajectoriesFailedError,
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    DataFormatError,
+    DataValidationError,
+    EvalError,
+    OutOfMemoryError,
+    RendererError,
+    SandboxError,
+    TinkerCookbookError,
+    TrainingError,
+    WeightsAdapterError,
+    WeightsDownloadError,
+    WeightsError,
+    WeightsMergeError,
+)
+
+__all__ = [
+    "AllTrajectoriesFailedError",
+    "CheckpointError",
+    "ConfigurationError",
+    "DataError",
+    "DataFormatError",
+    "DataValidationError",
+    "EvalError",
+    "OutOfMemoryError",
+    "RendererError",
+    "SandboxError",
+    "TinkerCookbookError",
+    "TrainingError",
+    "WeightsAdapterError",
+    "WeightsDownloadError",
+    "WeightsError",
+    "WeightsMergeError",
+]
