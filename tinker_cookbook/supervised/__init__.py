@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: data sets of conversations, evaluators and the loop."""

@@ -1,0 +1,136 @@
+"""Conversations from plain data, checked: every error says where, and what was found there."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+
+if TYPE_CHECKING:
+    from tinker_cookbook.renderers import Message
+
+EXPECTED = '{"messages": [{"role": "user", "content": "..."}, ...]}'
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation and where it stands, for messages to the user ("chats.jsonl:17")."""
+
+    messages: list[Message]
+    where: str
+
+
+def read_chats(path: str | Path, key: str = "path") -> list[Chat]:
+    """All conversations of a JSONL file, one `{"messages": [...]}` a line; blank lines are ignored.
+
+    `key` is the configuration key that named the file. Raises ConfigurationError for a file that is
+    not there, DataFormatError (with file and line number) for one that cannot be read.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigurationError(_no_such_file(path, key))
+    chats = []
+    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+        where = f"{path}:{number}"
+        try:
+            line = raw.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise DataFormatError(f"{where}: not UTF-8 text: {raw[:80]!r}") from error
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataFormatError(
+                f"{where}: not JSON ({error.msg}, column {error.colno}); found {line[:80]}; "
+                f"expected one object a line: {EXPECTED}"
+            ) from error
+        chats.append(Chat(row_messages(row, where), where))
+    if not chats:
+        raise DataFormatError(f"{path}: the file is empty; expected one object a line: {EXPECTED}")
+    return chats
+
+
+def row_messages(row: Any, where: str, field: str = "messages") -> list[Message]:
+    """The checked messages of one row. Fields that are None (a table has every column in every
+    row) are left out; tool calls become the renderers' `ToolCall`."""
+    if not isinstance(row, Mapping):
+        raise DataFormatError(f"{where}: found {_short(row)}; expected {EXPECTED}")
+    if field not in row:
+        raise DataFormatError(
+            f"{where}: no {field!r}; found {', '.join(map(repr, row)) or 'an empty object'}; "
+            f"expected {EXPECTED}"
+        )
+    messages = row[field]
+    if not isinstance(messages, list) or not messages:
+        raise DataFormatError(
+            f"{where}: {field!r} must be a list of messages that is not empty; "
+            f"found {_short(messages)}"
+        )
+    return [
+        _message(message, f"{where}: message {number}")
+        for number, message in enumerate(messages, start=1)
+    ]
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise DataFormatError(f"{where} must be an object with role and content, {_found(message)}")
+    kept = {key: value for key, value in message.items() if value is not None}
+    if kept.get("tool_calls"):
+        kept["tool_calls"] = [_tool_call(call, where) for call in kept["tool_calls"]]
+        kept.setdefault("content", "")  # the usual form of a message that only calls a tool
+    else:
+        kept.pop("tool_calls", None)
+    if not isinstance(kept.get("role"), str):
+        raise DataFormatError(f"{where}: 'role' must be a string, {_found(message)}")
+    if not isinstance(kept.get("content"), str | list):
+        raise DataFormatError(f"{where}: 'content' must be a string or a list, {_found(message)}")
+    return kept  # type: ignore[return-value]
+
+
+def _tool_call(call: Any, where: str) -> Any:
+    from pydantic import ValidationError
+
+    from tinker_cookbook.renderers import ToolCall
+
+    if isinstance(call, ToolCall):
+        return call
+    if isinstance(call, Mapping):
+        call = {key: value for key, value in call.items() if value is not None}
+    try:
+        return ToolCall.model_validate(call)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        at = ".".join(str(part) for part in problem["loc"])
+        raise DataFormatError(
+            f"{where}: tool call: {at}: {problem['msg']}, {_found(call)}"
+        ) from error
+
+
+def _found(value: Any) -> str:
+    return f"found {_short(value)}"
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)[:80]
+
+
+def _no_such_file(path: Path, key: str) -> str:
+    if path.is_dir():
+        return f"{key}={path} is a directory; expected a JSONL file"
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{key}={path}: no such file, and no directory {folder}"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    near = (
+        difflib.get_close_matches(path.name, names, n=3)
+        or [name for name in names if name.endswith(".jsonl")][:3]
+    )
+    hint = f"; there is {', '.join(near)}" if near else ""
+    return f"{key}={path}: no such file{hint}"

@@ -1,0 +1,229 @@
+"""The data sets of supervised training, as configuration: `data=JsonlChats data.path=chats.jsonl`.
+
+| builder | conversations from |
+|---|---|
+| `JsonlChats`, `FromConversationFileBuilder` | a JSONL file, one `{"messages": [...]}` a line |
+| `HubChats` | a hub or local data set with a column of messages |
+| `NoRobots`, `Tulu3` | the two that recipes name |
+| `InterleavedChatDatasetBuilder` | several hub or local data sets, mixed by weight |
+| `StreamedHubChats` | a hub data set that is read while training runs |
+| `InMemoryChats` | Python: a list of `{"messages": [...]}` |
+
+Files and lists are rendered at the start; hub data is rendered as it is drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chz
+import numpy as np
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.supervised import hub
+from tinker_cookbook.supervised.chats import Chat, read_chats, row_messages
+from tinker_cookbook.supervised.datasets import (
+    LazyChats,
+    RenderedChats,
+    SupervisedDatasetFromHFDataset,
+    conversation_to_datum,
+    conversation_to_datums,
+    render_conversation,
+    render_rows,
+)
+from tinker_cookbook.supervised.mixture import HFDatasetSource, InterleavedChatDatasetBuilder
+from tinker_cookbook.supervised.streaming import (
+    StreamedHubChats,
+    StreamingSupervisedDatasetFromHFDataset,
+)
+from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+
+__all__ = [
+    "FromConversationFileBuilder",
+    "HFDatasetSource",
+    "HubChats",
+    "InMemoryChats",
+    "InterleavedChatDatasetBuilder",
+    "JsonlChats",
+    "NoRobots",
+    "StreamedHubChats",
+    "StreamingSupervisedDatasetFromHFDataset",
+    "SupervisedDatasetFromHFDataset",
+    "Tulu3",
+    "conversation_to_datum",
+    "conversation_to_datums",
+    "render_conversation",
+]
+
+Datasets = tuple[SupervisedDataset, SupervisedDataset | None]
+
+
+@chz.chz
+class _ChatLists(ChatDatasetBuilder):
+    """Base of the builders that hold all conversations and render them at the start."""
+
+    shuffle_seed: int = chz.field(default=0, doc="seed of the test split and of each epoch's order")
+
+    def _rendered(self, chats: list[Chat], name: str, test: bool) -> RenderedChats:
+        """A test set is one batch in the order of the file: an evaluation leaves nothing out."""
+        config = self.config
+        return RenderedChats(
+            chats,
+            self.renderer,
+            batch_size=max(1, len(chats)) if test else config.batch_size,
+            max_length=config.max_length,
+            train_on_what=config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+            shuffle_seed=None if test else self.shuffle_seed,
+            name=name,
+        )
+
+
+@chz.chz
+class JsonlChats(_ChatLists):
+    """A JSONL file of conversations, one `{"messages": [...]}` a line."""
+
+    path: str = chz.field(doc="JSONL file, one conversation a line")
+    test_size: int = chz.field(
+        default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
+    )
+
+    def __call__(self) -> Datasets:
+        chats = read_chats(self.path)
+        if not 0 <= self.test_size < len(chats):
+            raise ConfigurationError(
+                f"test_size={self.test_size}: {self.path} has {len(chats)} conversations; "
+                f"expected 0 to {len(chats) - 1}"
+            )
+        held_out = np.random.default_rng(self.shuffle_seed).permutation(len(chats))
+        held_out = set(held_out[: self.test_size].tolist())
+        train = [chat for number, chat in enumerate(chats) if number not in held_out]
+        test = [chat for number, chat in enumerate(chats) if number in held_out]
+        return (
+            self._rendered(train, self.path, test=False),
+            self._rendered(test, f"{self.path} (test)", test=True) if test else None,
+        )
+
+
+@chz.chz
+class FromConversationFileBuilder(ChatDatasetBuilder):
+    """`JsonlChats` under the name and the keys that users know."""
+
+    file_path: str = chz.field(doc="JSONL file, one conversation a line")
+    test_size: int = chz.field(default=0, doc="conversations held out for evaluation")
+    shuffle_seed: int = chz.field(default=0, doc="seed of the test split and of each epoch's order")
+
+    def __call__(self) -> Datasets:
+        return JsonlChats(
+            common_config=self.common_config,
+            path=self.file_path,
+            test_size=self.test_size,
+            shuffle_seed=self.shuffle_seed,
+        )()
+
+
+@chz.chz
+class InMemoryChats(_ChatLists):
+    """Conversations that a program has made: lists of `{"messages": [...]}`."""
+
+    conversations: list[dict[str, Any]] = chz.field(doc="training data")
+    test_conversations: list[dict[str, Any]] | None = chz.field(default=None, doc="test data")
+    label: str = chz.field(default="data", doc="what reports and errors call it")
+
+    def __call__(self) -> Datasets:
+        return (
+            self._rendered(_named(self.conversations, self.label), self.label, test=False),
+            self._rendered(
+                _named(self.test_conversations, f"{self.label} (test)"),
+                f"{self.label} (test)",
+                test=True,
+            )
+            if self.test_conversations
+            else None,
+        )
+
+
+def _named(rows: list[dict[str, Any]], label: str) -> list[Chat]:
+    places = [f"{label}, conversation {number}" for number in range(len(rows))]
+    return [Chat(row_messages(row, where), where) for row, where in zip(rows, places)]
+
+
+@chz.chz
+class HubChats(ChatDatasetBuilder):
+    """A hub or local data set with a column of messages."""
+
+    path: str = chz.field(doc="data set: name on the hub, directory or file")
+    name: str | None = chz.field(default=None, doc="configuration of the data set")
+    split: str = chz.field(default="train", doc="split that is trained on")
+    test_split: str | None = chz.field(
+        default=None, doc="split that is evaluated (None: test_size rows of the training split)"
+    )
+    test_size: int = chz.field(
+        default=0, doc="rows: the first of the shuffled training split, or at most of test_split"
+    )
+    message_field: str = chz.field(default="messages", doc="column with the list of messages")
+    shuffle_seed: int = chz.field(default=0, doc="seed of the test rows and of each epoch's order")
+
+    def __call__(self) -> Datasets:
+        train_rows = hub.load(self.path, self.name, self.split).shuffle(seed=self.shuffle_seed)
+        test_rows = None
+        if self.test_split is not None:
+            test_rows = hub.load(self.path, self.name, self.test_split)
+            if self.test_size:
+                test_rows = test_rows.select(range(min(self.test_size, len(test_rows))))
+        elif self.test_size:
+            if self.test_size >= len(train_rows):
+                raise ConfigurationError(
+                    f"test_size={self.test_size}: {self.path} has only {len(train_rows)} rows"
+                )
+            test_rows = train_rows.select(range(self.test_size))
+            train_rows = train_rows.select(range(self.test_size, len(train_rows)))
+        return (
+            self._lazy(train_rows, self.config.batch_size, self.shuffle_seed, self.path),
+            self._lazy(test_rows, len(test_rows), None, f"{self.path} (test)")
+            if test_rows is not None
+            else None,
+        )
+
+    def default_train_on_what(self) -> TrainOnWhat:
+        """What is trained where the key train_on_what is None."""
+        return TrainOnWhat.ALL_ASSISTANT_MESSAGES
+
+    def _lazy(self, rows: Any, batch_size: int, shuffle_seed: int | None, name: str) -> LazyChats:
+        hub.require_column(rows, self.message_field, self.path)
+        config = self.config
+        return LazyChats(
+            rows,
+            render_rows(
+                self.renderer,
+                config.max_length,
+                config.train_on_what or self.default_train_on_what(),
+                self.message_field,
+                name,
+            ),
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+            name=name,
+            max_length=config.max_length,
+        )
+
+
+@chz.chz
+class NoRobots(HubChats):
+    """9,500 instructions with answers written by people, and 500 for the test."""
+
+    path: str = chz.field(default="HuggingFaceH4/no_robots", doc="name on the hub, or local copy")
+    test_split: str | None = chz.field(default="test", doc="split that is evaluated")
+
+
+@chz.chz
+class Tulu3(HubChats):
+    """The Tulu 3 mixture, 939,000 conversations; the first 1024 after shuffling are the test."""
+
+    path: str = chz.field(
+        default="allenai/tulu-3-sft-mixture", doc="name on the hub, or local copy"
+    )
+    test_size: int = chz.field(default=1024, doc="rows held out: the first of the shuffled data")
+
+    def default_train_on_what(self) -> TrainOnWhat:
+        return TrainOnWhat.LAST_ASSISTANT_MESSAGE

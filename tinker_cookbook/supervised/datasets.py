@@ -1,0 +1,343 @@
+"""From conversations to batches of datums: rendering, account of it, and the shuffled data sets."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinker_cookbook.exceptions import (
+    ConfigurationError,
+    DataValidationError,
+    RendererError,
+)
+from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.sequences import Reduction, Sequence, from_datum, to_datum
+from tinker_cookbook.supervised.chats import Chat, row_messages
+from tinker_cookbook.supervised.types import MAX_NAMED, DataReport, SupervisedDataset
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinker_cookbook.renderers import Message, Renderer
+
+Row = Mapping[str, Any]
+
+# Batches that may be passed over, one after the other, because nothing in them can be trained on.
+MAX_EMPTY_BATCHES = 32
+
+# What `build_supervised_examples` splits into one example per assistant message.
+_SPLIT = (TrainOnWhat.ALL_ASSISTANT_MESSAGES, TrainOnWhat.LAST_ASSISTANT_TURN)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What one conversation gave."""
+
+    datums: list[tinker.Datum]
+    truncated: bool = False
+    skipped: list[str] = field(default_factory=list)  # a reason per example that was left out
+
+
+RenderRow = Callable[[Row], Rendered]
+
+
+def render_conversation(
+    conversation: list[Message],
+    renderer: Renderer,
+    max_length: int | None,
+    train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    reduction: Reduction = "mean",
+) -> Rendered:
+    """The examples of a conversation, cut to `max_length` tokens, without those that train nothing.
+
+    A renderer with the extension property gives one example. One without it (default qwen3, which
+    shows an earlier reply without its reasoning block) would train the earlier replies in a form in
+    which the model never samples them; there each trained assistant message becomes an example of
+    its own that ends with it, rendered as it is sampled. This costs the shared beginning once per
+    reply.
+    """
+    if train_on_what in _SPLIT and not renderer.has_extension_property:
+        rendered = renderer.build_supervised_examples(conversation, train_on_what=train_on_what)
+    else:
+        rendered = [renderer.build_supervised_example(conversation, train_on_what=train_on_what)]
+    whole = [Sequence(model_input.to_ints(), weights) for model_input, weights in rendered]
+    datums, skipped = [], []
+    if not whole:
+        skipped.append(f"no message is trained under train_on_what={train_on_what.value}")
+    for number, sequence in enumerate(whole, start=1):
+        cut = sequence.truncate(max_length)
+        if cut.num_loss_tokens:
+            datums.append(to_datum(cut, reduction=reduction))
+            continue
+        part = f"reply {number} of {len(whole)}: " if len(whole) > 1 else ""
+        if sequence.num_loss_tokens:
+            reason = f"the trained part begins after max_length={max_length} of {len(sequence)}"
+            skipped.append(f"{part}{reason} tokens")
+        else:
+            skipped.append(f"{part}no token is trained under train_on_what={train_on_what.value}")
+    truncated = max_length is not None and any(len(sequence) > max_length for sequence in whole)
+    return Rendered(datums, truncated, skipped)
+
+
+def conversation_to_datum(
+    conversation: list[Message],
+    renderer: Renderer,
+    max_length: int | None,
+    train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    reduction: Reduction = "mean",
+) -> tinker.Datum:
+    """The conversation as exactly one datum; `conversation_to_datums` suits every renderer.
+
+    Warns where the renderer lacks the extension property and the conversation has several replies:
+    then all but the last are trained in the form they have as history (see `render_conversation`).
+    Raises DataValidationError where no trained token is left.
+    """
+    if train_on_what in _SPLIT and not renderer.has_extension_property:
+        replies = sum(message["role"] == "assistant" for message in conversation)
+        if replies > 1:
+            warnings.warn(
+                f"{type(renderer).__name__} shows earlier replies in another form than it samples "
+                "them in: use conversation_to_datums, which makes one example per reply",
+                stacklevel=2,
+            )
+    model_input, weights = renderer.build_supervised_example(
+        conversation, train_on_what=train_on_what
+    )
+    return to_datum(Sequence(model_input.to_ints(), weights), max_length, reduction)
+
+
+def conversation_to_datums(
+    conversation: list[Message],
+    renderer: Renderer,
+    max_length: int | None,
+    train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    reduction: Reduction = "mean",
+) -> list[tinker.Datum]:
+    """All datums of a conversation, see `render_conversation`; empty if it has nothing to train."""
+    return render_conversation(conversation, renderer, max_length, train_on_what, reduction).datums
+
+
+def render_rows(
+    renderer: Renderer,
+    max_length: int | None,
+    train_on_what: TrainOnWhat,
+    message_field: str = "messages",
+    name: str = "data",
+) -> RenderRow:
+    """`render_conversation` for the rows of a table, whose messages stand in `message_field`."""
+
+    def render(row: Row) -> Rendered:
+        messages = row_messages(row, name, message_field)
+        return render_conversation(messages, renderer, max_length, train_on_what)
+
+    return render
+
+
+def mapped_rows(
+    map_fn: Callable[[Row], tinker.Datum] | None,
+    flatmap_fn: Callable[[Row], list[tinker.Datum]] | None,
+) -> RenderRow:
+    """A user's function from row to datum(s); a DataValidationError from it skips the row."""
+    if (map_fn is None) == (flatmap_fn is None):
+        raise ConfigurationError("give exactly one of map_fn and flatmap_fn")
+
+    def render(row: Row) -> Rendered:
+        try:
+            if flatmap_fn is not None:
+                return Rendered(list(flatmap_fn(row)))
+            assert map_fn is not None
+            return Rendered([map_fn(row)])
+        except DataValidationError as error:
+            return Rendered([], skipped=[str(error)])
+
+    return render
+
+
+def count(report: DataReport, rendered: Rendered, where: str) -> None:
+    """Add one conversation to the account; `where` names it."""
+    report.num_conversations += 1
+    report.num_examples += len(rendered.datums)
+    report.num_truncated += rendered.truncated
+    report.num_skipped += len(rendered.skipped)
+    room = max(0, MAX_NAMED - len(report.skipped))
+    report.skipped += [f"{where}: {reason}" for reason in rendered.skipped[:room]]
+    for datum in rendered.datums:
+        report.num_tokens += datum.model_input.length
+        if "weights" in datum.loss_fn_inputs:
+            report.num_loss_tokens += int(
+                np.count_nonzero(datum.loss_fn_inputs["weights"].to_numpy())
+            )
+
+
+class _Shuffled(SupervisedDataset):
+    """`num_rows` rows in batches, in an order that depends on (shuffle_seed, epoch) alone.
+
+    shuffle_seed None: the order of the rows, in every epoch. The rows that do not fill a last batch
+    are left out of an epoch (each epoch leaves out others); fewer rows than `batch_size` are one
+    batch.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, shuffle_seed: int | None) -> None:
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size}: expected 1 or more")
+        if num_rows < 1:
+            raise DataValidationError("the data set is empty")
+        self.num_rows, self.batch_size, self.shuffle_seed = num_rows, batch_size, shuffle_seed
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return max(1, len(self._order) // self.batch_size)
+
+    def set_epoch(self, seed: int = 0) -> None:
+        self._order = self._order_of_epoch(seed)
+
+    def get_batch(self, index: int) -> list[tinker.Datum]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        # A batch in which nothing can be trained on borrows the next batch's rows: no step may be
+        # empty, and with a batch size of 1 a single bad row must not end a run.
+        for passed_over in range(min(len(self), MAX_EMPTY_BATCHES)):
+            start = (index + passed_over) % len(self) * self.batch_size
+            rows = self._order[start : start + self.batch_size]
+            datums = [datum for row in rows.tolist() for datum in self._examples(row)]
+            if datums:
+                return datums
+        raise DataValidationError(nothing_to_train_on(self.report, index))
+
+    def _order_of_epoch(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.num_rows, self.shuffle_seed, epoch)
+
+    @abstractmethod
+    def _examples(self, row: int) -> list[tinker.Datum]: ...
+
+
+def epoch_order(num_rows: int, shuffle_seed: int | None, epoch: int) -> np.ndarray:
+    """A permutation of range(num_rows) that depends on its arguments alone; None: no shuffling."""
+    if shuffle_seed is None:
+        return np.arange(num_rows)
+    return np.random.default_rng([shuffle_seed, epoch]).permutation(num_rows)
+
+
+def nothing_to_train_on(report: DataReport | None, index: int) -> str:
+    """The message for batch `index` and those after it giving no example at all."""
+    if report is None:
+        return f"batch {index} and those after it have no example that can be trained on"
+    return (
+        f"{report.name}: batch {index} and those after it have no example that can be trained on: "
+        + "; ".join(report.skipped)
+    )
+
+
+class RenderedChats(_Shuffled):
+    """Conversations that were all rendered at the start, so that `report` is final before step 0.
+
+    A row is an example. Held as arrays: about 8 bytes per token.
+    """
+
+    def __init__(
+        self,
+        chats: Rows[Chat],
+        renderer: Renderer,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+        reduction: Reduction = "mean",
+        shuffle_seed: int | None = 0,
+        name: str = "data",
+    ) -> None:
+        self.report: DataReport = DataReport(name, max_length)
+        self._sequences: list[Sequence] = []
+        for chat in chats:
+            try:
+                rendered = render_conversation(
+                    chat.messages, renderer, max_length, train_on_what, reduction
+                )
+            except RendererError as error:
+                raise RendererError(f"{chat.where}: {error}") from error
+            count(self.report, rendered, chat.where)
+            self._sequences += [from_datum(datum) for datum in rendered.datums]
+        if not self._sequences:
+            raise DataValidationError(
+                f"{name}: none of {len(chats):,} conversations has a token to train on: "
+                + "; ".join(self.report.skipped)
+            )
+        super().__init__(len(self._sequences), batch_size, shuffle_seed)
+        self.report.notes += _batching_notes(self, "examples")
+
+    def _examples(self, row: int) -> list[tinker.Datum]:
+        return [to_datum(self._sequences[row])]
+
+
+def _batching_notes(dataset: _Shuffled, unit: str) -> list[str]:
+    """What to tell where batches and data do not fit."""
+    num_rows, batch_size = len(dataset._order), dataset.batch_size
+    if num_rows < batch_size:
+        return [f"batch_size={batch_size} is more than there is: each batch is all {num_rows}"]
+    left_out = num_rows % batch_size
+    if not left_out:
+        return []
+    which = "the last" if dataset.shuffle_seed is None else "other ones each time"
+    return [
+        f"batches of {batch_size}: each epoch leaves out {left_out} of {num_rows:,} {unit}, {which}"
+    ]
+
+
+class LazyChats(_Shuffled):
+    """Rows that are rendered when they are drawn, for data sets too large to render at the start.
+
+    `rows` needs len() and [i]. `report` counts each row when it is first drawn.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        render: RenderRow,
+        *,
+        batch_size: int,
+        shuffle_seed: int | None = 0,
+        name: str = "data",
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(len(rows), batch_size, shuffle_seed)
+        self._rows, self._render = rows, render
+        self.report: DataReport = DataReport(name, max_length, complete=False)
+        self.report.notes += _batching_notes(self, "rows")
+        self._seen = np.zeros(self.num_rows, dtype=bool)
+
+    def _examples(self, row: int) -> list[tinker.Datum]:
+        try:
+            rendered = self._render(self._rows[row])
+        except RendererError as error:
+            raise RendererError(f"{self.report.name}: row {row}: {error}") from error
+        if not self._seen[row]:
+            self._seen[row] = True
+            self.report.complete = bool(self._seen.all())
+            count(self.report, rendered, f"row {row}")
+        return rendered.datums
+
+
+class SupervisedDatasetFromHFDataset(LazyChats):
+    """Rows of a `datasets.Dataset` through a function of yours, one datum (map_fn) or several
+    (flatmap_fn) for each. A row for which it raises DataValidationError is skipped and counted."""
+
+    def __init__(
+        self,
+        hf_dataset: Any,
+        batch_size: int,
+        map_fn: Callable[[Row], tinker.Datum] | None = None,
+        flatmap_fn: Callable[[Row], list[tinker.Datum]] | None = None,
+        shuffle_seed: int | None = 0,
+    ) -> None:
+        super().__init__(
+            hf_dataset,
+            mapped_rows(map_fn, flatmap_fn),
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+        )

@@ -1,0 +1,147 @@
+"""Several data sets as one, mixed by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import chz
+import numpy as np
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.supervised import hub
+from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
+from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+
+
+@chz.chz
+class HFDatasetSource:
+    """One part of a mixture."""
+
+    path: str = chz.field(doc="data set: name on the hub, directory or file")
+    name: str | None = chz.field(default=None, doc="configuration of the data set")
+    split: str = chz.field(default="train", doc="split")
+    weight: float = chz.field(
+        default=1.0, doc="share of the mixture, relative to the other weights"
+    )
+    message_field: str = chz.field(default="messages", doc="column with the list of messages")
+
+
+@chz.chz
+class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
+    """Several data sets, mixed by weight.
+
+    An epoch ends where the first source is used up, so that no row comes twice in it: the source
+    that is smallest for its weight is used in full, of the others as many rows as their shares ask
+    for, other ones in each epoch.
+    """
+
+    sources: list[HFDatasetSource] = chz.field(
+        doc="the parts: sources.0.path=... sources.0.weight=... sources.1.path=..."
+    )
+    test_size: int = chz.field(default=0, doc="rows of the mixture held out for evaluation")
+    shuffle_seed: int = chz.field(default=0, doc="seed of the test rows and of each epoch's order")
+
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+        if not self.sources:
+            raise ConfigurationError("sources is empty: expected at least one data set")
+        parts = [self._load(source) for source in self.sources]
+        sizes = [len(part) for part in parts]
+        weights = [source.weight for source in self.sources]
+        held_out = (
+            mixture_counts(sizes, weights, self.test_size) if self.test_size else [0] * len(parts)
+        )
+        train = MixtureRows(
+            [part.select(range(n, len(part))) for part, n in zip(parts, held_out)],
+            [source.message_field for source in self.sources],
+        )
+        test = MixtureRows(
+            [part.select(range(n)) for part, n in zip(parts, held_out)],
+            [source.message_field for source in self.sources],
+        )
+        return (
+            self._dataset(train, weights, self.config.batch_size, self.shuffle_seed, "mixture"),
+            self._dataset(test, None, len(test), None, "mixture (test)") if len(test) else None,
+        )
+
+    def _load(self, source: HFDatasetSource) -> Any:
+        if not source.weight > 0:
+            raise ConfigurationError(f"{source.path}: weight={source.weight}: expected above 0")
+        rows = hub.load(source.path, source.name, source.split)
+        hub.require_column(rows, source.message_field, source.path)
+        return rows.shuffle(seed=self.shuffle_seed)
+
+    def _dataset(
+        self,
+        rows: MixtureRows,
+        weights: list[float] | None,
+        batch_size: int,
+        shuffle_seed: int | None,
+        name: str,
+    ) -> LazyMixture:
+        config = self.config
+        train_on_what = config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES
+        return LazyMixture(
+            rows,
+            weights,
+            render_rows(self.renderer, config.max_length, train_on_what, name=name),
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+            name=name,
+            max_length=config.max_length,
+        )
+
+
+class MixtureRows:
+    """The rows of several tables, one after the other, each as `{"messages": [...]}`."""
+
+    def __init__(self, parts: Sequence[Any], message_fields: Sequence[str]) -> None:
+        self.parts, self._fields = parts, message_fields
+        self.offsets = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        part = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        found = self.parts[part][row - int(self.offsets[part])]
+        return {"messages": found[self._fields[part]]}
+
+
+class LazyMixture(LazyChats):
+    """`LazyChats` whose epochs draw from each part by its weight (None: all rows of all parts)."""
+
+    def __init__(
+        self, rows: MixtureRows, weights: list[float] | None, *args: Any, **kwargs: Any
+    ) -> None:
+        sizes = [len(part) for part in rows.parts]
+        self._counts = mixture_counts(sizes, weights) if weights else sizes
+        self._offsets = rows.offsets
+        super().__init__(rows, *args, **kwargs)
+
+    def _order_of_epoch(self, epoch: int) -> np.ndarray:
+        drawn = [
+            offset + epoch_order(int(size), self.shuffle_seed, epoch)[:count]
+            for offset, size, count in zip(self._offsets, np.diff(self._offsets), self._counts)
+        ]
+        rows = np.concatenate(drawn)
+        return rows[epoch_order(len(rows), self.shuffle_seed, epoch)]
+
+
+def mixture_counts(
+    sizes: Sequence[int], weights: Sequence[float], total: int | None = None
+) -> list[int]:
+    """Rows to take of each part so that they stand in the proportion of the weights.
+
+    total None: as many as there can be without taking a row twice. Each part gives at least one.
+    """
+    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+    wanted = total if total is not None else float(np.min(np.asarray(sizes) / shares))
+    counts = [max(1, round(wanted * share)) for share in shares]
+    for size, count in zip(sizes, counts):
+        if total is not None and count >= size:
+            raise ConfigurationError(
+                f"test_size={total} asks for {count} of the {size} rows of one source"
+            )
+    return [min(size, count) for size, count in zip(sizes, counts)]

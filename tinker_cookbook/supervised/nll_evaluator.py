@@ -1,0 +1,115 @@
+"""Negative log-likelihood of held-out datums, of the weights in training or of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import tinker
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.sequences import from_datum
+from tinker_cookbook.supervised.common import as_numpy, compute_bpb, compute_mean_nll
+from tinker_cookbook.supervised.types import (
+    SamplingClientEvaluator,
+    SupervisedDataset,
+    TrainingClientEvaluator,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tinker_cookbook.supervised.common import Values
+
+DATUMS_PER_REQUEST = 128  # keeps one request over HTTP to some megabytes
+
+
+class NLLEvaluator(TrainingClientEvaluator):
+    """`{"<name>/nll", "<name>/bpb"}` of the weights in training, by `forward`: saves no snapshot.
+
+    nll: `compute_mean_nll` with the datums' own weights, as in the training metric. bpb needs a
+    tokenizer.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[tinker.Datum],
+        name: str = "test",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.data, self.name, self.tokenizer = _some(data, name), name, tokenizer
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: SupervisedDataset,
+        name: str = "test",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> NLLEvaluator:
+        return cls(all_datums(dataset), name, tokenizer)
+
+    async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]:
+        # All requests are queued before the first answer is awaited.
+        futures = [
+            client.forward(self.data[start : start + DATUMS_PER_REQUEST], "cross_entropy")
+            for start in range(0, len(self.data), DATUMS_PER_REQUEST)
+        ]
+        logprobs: list[Values] = []
+        for future in futures:
+            logprobs += [output["logprobs"] for output in (await future).loss_fn_outputs]
+        return _metrics(self.name, self.data, logprobs, self.tokenizer)
+
+
+class SamplerNLLEvaluator(SamplingClientEvaluator):
+    """The same figures of a snapshot of the weights, by `compute_logprobs`."""
+
+    def __init__(
+        self,
+        data: Sequence[tinker.Datum],
+        name: str = "test",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.data, self.name, self.tokenizer = _some(data, name), name, tokenizer
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: SupervisedDataset,
+        name: str = "test",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> SamplerNLLEvaluator:
+        return cls(all_datums(dataset), name, tokenizer)
+
+    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]:
+        futures = [
+            client.compute_logprobs(tinker.ModelInput.from_ints(from_datum(datum).tokens.tolist()))
+            for datum in self.data
+        ]
+        # Position 0 has no logprob: nothing precedes it. The rest stand beside the target tokens.
+        logprobs: list[Values] = [as_numpy(await future)[1:] for future in futures]
+        return _metrics(self.name, self.data, logprobs, self.tokenizer)
+
+
+def all_datums(dataset: SupervisedDataset) -> list[tinker.Datum]:
+    """Every datum of every batch, in order. A test set from our builders leaves none out."""
+    return [datum for index in range(len(dataset)) for datum in dataset.get_batch(index)]
+
+
+def _some(data: Sequence[tinker.Datum], name: str) -> list[tinker.Datum]:
+    if not data:
+        raise ConfigurationError(f"the evaluator {name!r} has no data")
+    return list(data)
+
+
+def _metrics(
+    name: str,
+    data: list[tinker.Datum],
+    logprobs: list[Values],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> dict[str, float]:
+    weights: list[Values] = [datum.loss_fn_inputs["weights"] for datum in data]
+    targets: list[Values] = [datum.loss_fn_inputs["target_tokens"] for datum in data]
+    metrics = {f"{name}/nll": compute_mean_nll(logprobs, weights)}
+    if tokenizer is not None:
+        metrics[f"{name}/bpb"] = compute_bpb(logprobs, weights, targets, tokenizer)
+    return metrics

@@ -1,0 +1,166 @@
+"""Batches from a stream of rows, for data sets that are not worth downloading as a whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import chz
+
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, RendererError
+from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.supervised import hub
+from tinker_cookbook.supervised.datasets import (
+    MAX_EMPTY_BATCHES,
+    RenderRow,
+    Row,
+    count,
+    mapped_rows,
+    nothing_to_train_on,
+    render_rows,
+)
+from tinker_cookbook.supervised.types import ChatDatasetBuilder, DataReport, SupervisedDataset
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class StreamedRows(SupervisedDataset):
+    """The first `length` rows of a stream, in batches of `batch_size` rows.
+
+    Shuffled within a buffer of `buffer_size` rows, by (shuffle_seed, epoch). Batch i is a function
+    of (epoch, i) here, too: asking for a later batch reads past the rows between (fast, they are
+    not rendered), asking for an earlier one starts the stream again.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        render: RenderRow,
+        *,
+        batch_size: int,
+        length: int,
+        buffer_size: int = 10_000,
+        shuffle_seed: int = 0,
+        name: str = "data",
+        max_length: int | None = None,
+    ) -> None:
+        if batch_size < 1 or length < batch_size:
+            raise ConfigurationError(
+                f"batch_size={batch_size} with length={length}: expected 1 <= batch_size <= length"
+            )
+        self._stream = stream.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
+        self._render, self.batch_size, self.length = render, batch_size, length
+        self.report: DataReport = DataReport(name, max_length, complete=False)
+        self._counted = 0  # rows of the first epoch that are in the report
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size
+
+    def set_epoch(self, seed: int = 0) -> None:
+        self._epoch = seed
+        self._restart()
+
+    def get_batch(self, index: int) -> list[tinker.Datum]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        for passed_over in range(min(len(self), MAX_EMPTY_BATCHES)):
+            datums = self._batch((index + passed_over) % len(self))
+            if datums:
+                return datums
+        raise DataValidationError(nothing_to_train_on(self.report, index))
+
+    def _restart(self) -> None:
+        self._stream.set_epoch(self._epoch)
+        self._rows: Iterator[Row] = iter(self._stream)
+        self._position = 0  # rows read
+
+    def _batch(self, index: int) -> list[tinker.Datum]:
+        start = index * self.batch_size
+        if start < self._position:
+            self._restart()
+        rows = list(
+            itertools.islice(
+                self._rows, start - self._position, start - self._position + self.batch_size
+            )
+        )
+        if len(rows) < self.batch_size:
+            raise DataValidationError(
+                f"{self.report.name}: the stream ended within batch {index}: "
+                f"length={self.length} promises more rows than there are"
+            )
+        self._position = start + self.batch_size
+        return [
+            datum for number, row in enumerate(rows, start) for datum in self._examples(row, number)
+        ]
+
+    def _examples(self, row: Row, number: int) -> list[tinker.Datum]:
+        try:
+            rendered = self._render(row)
+        except RendererError as error:
+            raise RendererError(f"{self.report.name}: row {number}: {error}") from error
+        if self._epoch == 0 and number >= self._counted:
+            self._counted = number + 1
+            count(self.report, rendered, f"row {number}")
+        return rendered.datums
+
+
+class StreamingSupervisedDatasetFromHFDataset(StreamedRows):
+    """Rows of a `datasets.IterableDataset` through a function of yours, see
+    `SupervisedDatasetFromHFDataset`. `length`: rows per epoch, which a stream cannot tell."""
+
+    def __init__(
+        self,
+        hf_dataset: Any,
+        batch_size: int,
+        length: int,
+        map_fn: Callable[[Row], tinker.Datum] | None = None,
+        flatmap_fn: Callable[[Row], list[tinker.Datum]] | None = None,
+        buffer_size: int = 10_000,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            hf_dataset,
+            mapped_rows(map_fn, flatmap_fn),
+            batch_size=batch_size,
+            length=length,
+            buffer_size=buffer_size,
+            shuffle_seed=shuffle_seed,
+        )
+
+
+@chz.chz
+class StreamedHubChats(ChatDatasetBuilder):
+    """Conversations read from the hub while training runs; no test split."""
+
+    path: str = chz.field(doc="data set: name on the hub, or local path")
+    length: int = chz.field(doc="rows per epoch")
+    name: str | None = chz.field(default=None, doc="configuration of the data set")
+    split: str = chz.field(default="train", doc="split that is trained on")
+    message_field: str = chz.field(default="messages", doc="column with the list of messages")
+    buffer_size: int = chz.field(default=10_000, doc="rows that are shuffled among each other")
+    shuffle_seed: int = chz.field(default=0, doc="seed of the order")
+
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+        config = self.config
+        stream = hub.load(self.path, self.name, self.split, streaming=True)
+        hub.require_column(stream, self.message_field, self.path)
+        train = StreamedRows(
+            stream,
+            render_rows(
+                self.renderer,
+                config.max_length,
+                config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+                self.message_field,
+                self.path,
+            ),
+            batch_size=config.batch_size,
+            length=self.length,
+            buffer_size=self.buffer_size,
+            shuffle_seed=self.shuffle_seed,
+            name=self.path,
+            max_length=config.max_length,
+        )
+        return train, None

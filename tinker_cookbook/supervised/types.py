@@ -1,0 +1,163 @@
+"""What the supervised loop asks of data and of evaluators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import chz
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.renderers import TrainOnWhat
+
+if TYPE_CHECKING:
+    import tinker
+    from transformers import PreTrainedTokenizerBase
+
+    from tinker_cookbook.renderers import Renderer
+
+MAX_NAMED = 5  # skipped examples that a report names
+
+
+@dataclass
+class DataReport:
+    """What became of the conversations of a data set; `lines()` is what a user reads.
+
+    A data set that renders on demand counts each row once, when it is first drawn: `complete` is
+    False there, and the figures are those so far.
+    """
+
+    name: str = "data"
+    max_length: int | None = None
+    complete: bool = True
+    num_conversations: int = 0
+    num_examples: int = 0  # what is trained on; a conversation may give several
+    num_truncated: int = 0  # conversations longer than max_length
+    num_skipped: int = 0  # examples without a trained token
+    num_tokens: int = 0  # input tokens of all examples, after truncation
+    num_loss_tokens: int = 0  # trained tokens, each counted 1 whatever its weight
+    skipped: list[str] = field(default_factory=list)  # the first MAX_NAMED of them, with the reason
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line of totals, then one for each thing that was changed or left out."""
+        so_far = "" if self.complete else " so far"
+        lines = [
+            f"{self.name}: {self.num_conversations:,} conversations{so_far}, "
+            f"{self.num_examples:,} examples, {self.num_tokens:,} tokens, "
+            f"of them {self.num_loss_tokens:,} trained"
+        ]
+        if self.num_truncated:
+            lines.append(
+                f"{self.name}: {self.num_truncated:,} conversations are longer than "
+                f"max_length={self.max_length} and lost their end"
+            )
+        if self.num_skipped:
+            more = self.num_skipped - len(self.skipped)
+            named = "; ".join(self.skipped) + (f"; and {more:,} more" if more else "")
+            lines.append(f"{self.name}: {self.num_skipped:,} examples skipped: {named}")
+        return lines + [f"{self.name}: {note}" for note in self.notes]
+
+
+class SupervisedDataset(ABC):
+    """Batches of datums by index. `get_batch(i)` depends on i and the last `set_epoch` alone, so a
+    resumed run sees the batches that an uninterrupted one sees."""
+
+    report: DataReport | None = None  # where the data set keeps account of what it left out
+
+    @abstractmethod
+    def get_batch(self, index: int) -> list[tinker.Datum]:
+        """Batch `index` of the epoch, 0 <= index < len(self)."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def set_epoch(self, seed: int = 0) -> None:  # noqa: B027 (a data set may have one fixed order)
+        """Put the data into the order of epoch `seed`. Here: the order never changes."""
+
+
+@chz.chz
+class SupervisedDatasetBuilder:
+    """Configuration that builds (training data, test data or None)."""
+
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+        raise NotImplementedError
+
+
+@chz.chz
+class ChatDatasetBuilderCommonConfig:
+    """How conversations become tokens and batches."""
+
+    model_name_for_tokenizer: str = chz.field(doc="model whose tokenizer is used (name or path)")
+    renderer_name: str = chz.field(doc="how messages become tokens, e.g. qwen3_instruct")
+    max_length: int | None = chz.field(
+        doc="tokens per example; longer ones lose their end, and this is counted (None: no limit)"
+    )
+    batch_size: int = chz.field(doc="examples per optimizer step")
+    train_on_what: TrainOnWhat | None = chz.field(
+        default=None, doc="which messages are trained (None: what the data set is meant for)"
+    )
+
+
+@chz.chz
+class ChatDatasetBuilder(SupervisedDatasetBuilder):
+    """A data set of conversations.
+
+    A recipe that has its own keys for model, renderer and lengths fills `common_config` from them
+    with `chz.replace`, so that on the command line the data's own keys are enough.
+    """
+
+    common_config: ChatDatasetBuilderCommonConfig | None = chz.field(
+        default=None, doc="tokenizer, renderer, lengths (None: from the recipe's own keys)"
+    )
+
+    @property
+    def config(self) -> ChatDatasetBuilderCommonConfig:
+        """`common_config`, or ConfigurationError where nobody has filled it."""
+        if self.common_config is None:
+            raise ConfigurationError(
+                f"{type(self).__name__} was called without common_config: pass "
+                "common_config=ChatDatasetBuilderCommonConfig(model_name_for_tokenizer=..., "
+                "renderer_name=..., max_length=..., batch_size=...)"
+            )
+        return self.common_config
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+        return get_tokenizer(self.config.model_name_for_tokenizer)
+
+    @property
+    def renderer(self) -> Renderer:
+        from tinker_cookbook.renderers import get_renderer
+
+        return get_renderer(
+            self.config.renderer_name,
+            self.tokenizer,
+            model_name=self.config.model_name_for_tokenizer,
+        )
+
+
+class TrainingClientEvaluator(ABC):
+    """Measures the weights that are being trained, e.g. by `forward`.
+
+    A base class and not a protocol: the loop tells the two kinds of evaluator apart by it.
+    """
+
+    @abstractmethod
+    async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]: ...
+
+
+class SamplingClientEvaluator(ABC):
+    """Measures a snapshot of the weights, e.g. by sampling from it."""
+
+    @abstractmethod
+    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]: ...
+
+
+Evaluator = TrainingClientEvaluator | SamplingClientEvaluator
+EvaluatorBuilder = Callable[[], Evaluator]
