@@ -1,0 +1,190 @@
+"""The engine's attention: one interface, `attend(q, k, v, plan)`, registered with transformers.
+
+Nothing is padded: the rows of a pass lie one behind the other, and the plan says which rows see
+which. A `PackedPlan` is a forest of segments: each segment sees itself causally and all of its
+ancestors in full, so a prompt that several completions share is a parent computed once. A
+`DecodePlan` adds one token to each of n sequences whose keys and values lie in a `KVCache`.
+
+Legend of shapes: T rows of the pass, n sequences, Hq query heads, Hkv key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+NAME = "tinker_cookbook_packed"  # as `attn_implementation`; without a mask function: none is built
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows [start, stop) of the pass; `parent` is the index of the segment that they continue."""
+
+    start: int
+    stop: int
+    parent: int | None = None
+
+
+class KVCache:
+    """Keys and values of the sequences being decoded, a slot each: [slots, Hkv, capacity, D].
+
+    Slots 0..n-1 are always the live ones, so decoding reads a plain slice.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self._keys: list[torch.Tensor | None] = [None] * num_layers
+        self._values: list[torch.Tensor | None] = [None] * num_layers
+        self.slots = 0
+        self.capacity = 0  # tokens per slot
+
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Make room for at least `slots` sequences of `capacity` tokens; what is there stays."""
+        if slots <= self.slots and capacity <= self.capacity:
+            return
+        self.slots, self.capacity = max(slots, self.slots), max(capacity, self.capacity)
+        for store in (self._keys, self._values):
+            for layer, old in enumerate(store):
+                if old is None:
+                    continue  # made on first write, when head count, size and dtype are known
+                new = old.new_zeros(self.slots, old.shape[1], self.capacity, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2]] = old
+                store[layer] = new
+
+    def clear(self) -> None:
+        self.__init__(len(self._keys))
+
+    def layer(self, index: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer; `like` [.., Hkv, .., D] tells their shape on first use."""
+        keys, values = self._keys[index], self._values[index]
+        if keys is None or values is None:
+            shape = (self.slots, like.shape[1], self.capacity, like.shape[3])
+            # zeros, not empty: masked cells are multiplied by zero, and 0 * NaN is NaN
+            keys = self._keys[index] = like.new_zeros(shape)
+            values = self._values[index] = like.new_zeros(shape)
+        return keys, values
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot to another."""
+        for store in (self._keys, self._values):
+            for tensor in store:
+                if tensor is not None:
+                    tensor[target, :, :length] = tensor[source, :, :length]
+
+
+@dataclass(frozen=True)
+class PackedPlan:
+    """A pass over packed rows. With a cache, each segment's keys and values go to its slots."""
+
+    segments: Sequence[Segment]
+    cache: KVCache | None = None
+    slots: Sequence[Sequence[int]] = ()  # per segment
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """One new token for each of the first n slots; `lengths` [n] are their tokens so far."""
+
+    cache: KVCache
+    lengths: torch.Tensor
+    longest: int  # max(lengths) + 1, known on the host: no device synchronisation
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    plan: PackedPlan | DecodePlan | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' signature: q [B, Hq, T, D], k and v [B, Hkv, T, D] -> [B, T, Hq, D]."""
+    if plan is None:
+        raise RuntimeError("the engine's attention needs a plan: call BaseModel.hidden")
+    if sliding_window is not None:
+        raise RuntimeError("sliding windows are refused at load")
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if isinstance(plan, DecodePlan):
+        return _decode(plan, layer, query, key, value, scaling), None
+    return _packed(plan, layer, query, key, value, scaling), None
+
+
+def _packed(
+    plan: PackedPlan,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    outs = []
+    for segment in plan.segments:
+        own = slice(segment.start, segment.stop)
+        q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
+        mask = None
+        if segment.parent is not None:
+            spans = ancestry(plan.segments, segment)
+            k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
+            v = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
+            rows, columns = q.shape[2], k.shape[2]
+            ones = torch.ones(rows, columns, dtype=torch.bool, device=q.device)
+            mask = ones.tril(diagonal=columns - rows)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        )
+        outs.append(out.transpose(1, 2))
+    if plan.cache is not None:
+        keys, values = plan.cache.layer(layer, key)
+        for segment, slots in zip(plan.segments, plan.slots, strict=True):
+            for slot in slots:
+                length = segment.stop - segment.start
+                keys[slot, :, :length] = key[0, :, segment.start : segment.stop]
+                values[slot, :, :length] = value[0, :, segment.start : segment.stop]
+    return torch.cat(outs, dim=1)
+
+
+def ancestry(segments: Sequence[Segment], segment: Segment) -> list[tuple[int, int]]:
+    """Row spans that a segment sees, oldest ancestor first, itself last."""
+    spans = [(segment.start, segment.stop)]
+    while segment.parent is not None:
+        segment = segments[segment.parent]
+        spans.append((segment.start, segment.stop))
+    return spans[::-1]
+
+
+def _decode(
+    plan: DecodePlan,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    n = query.shape[0]
+    keys, values = plan.cache.layer(layer, key)
+    rows = torch.arange(n, device=query.device)
+    keys[rows, :, plan.lengths] = key[:, :, 0]
+    values[rows, :, plan.lengths] = value[:, :, 0]
+    columns = torch.arange(plan.longest, device=query.device)
+    mask = columns[None, :] <= plan.lengths[:, None]  # [n, longest]: the new token sees itself
+    out = F.scaled_dot_product_attention(
+        query,
+        keys[:n, :, : plan.longest],
+        values[:n, :, : plan.longest],
+        attn_mask=mask[:, None, None, :],
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2)
+
+
+AttentionInterface.register(NAME, attend)

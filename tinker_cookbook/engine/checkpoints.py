@@ -1,0 +1,141 @@
+"""What a checkpoint directory holds: the adapter in PEFT's layout, and the optimizer's state.
+
+    adapter_config.json          PEFT's LoraConfig
+    adapter_model.safetensors    base_model.model.<path>.lora_{A,B}.weight, fp32
+    optimizer.safetensors        <path>.lora_{A,B}.{exp_avg,exp_avg_sq}, step (training state only)
+
+Directories are written and read here; that they appear whole or not at all, with checksums, is the
+store's work.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinker_cookbook.engine.lora import ATTENTION_LAYERS, MLP_LAYERS, UNEMBED, Adapter, LoraSpec
+from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.exceptions import CheckpointError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+PREFIX = "base_model.model."
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
+    """The adapter alone, loadable by peft."""
+    spec = adapter.spec
+    targets = [
+        *(ATTENTION_LAYERS if spec.train_attn else ()),
+        *(MLP_LAYERS if spec.train_mlp else ()),
+        *((UNEMBED,) if spec.train_unembed else ()),
+    ]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": targets,
+        "inference_mode": True,
+    }
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {
+        f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
+        for name, tensor in adapter.master.items()
+    }
+    save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
+    """The adapter and everything the next optimizer step depends on. Gradients are not kept."""
+    write_adapter(trainer.adapter, base_model, directory)
+    tensors = {}
+    for name, master in trainer.adapter.master.items():
+        state = trainer.optimizer.state.get(master)
+        if not state:
+            continue  # before the first step
+        for moment in MOMENTS:
+            tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
+        tensors["step"] = state["step"].cpu().clone()
+    save_file(tensors, directory / OPTIMIZER_FILE)
+
+
+def read_spec(directory: Path) -> LoraSpec:
+    """What the saved adapter covers."""
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+        targets = config["target_modules"]
+        return LoraSpec(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            train_attn=ATTENTION_LAYERS[0] in targets,
+            train_mlp=MLP_LAYERS[0] in targets,
+            train_unembed=UNEMBED in targets,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE} cannot be read: {error!r}") from error
+
+
+def read_adapter(adapter: Adapter, directory: Path) -> None:
+    """Fill an adapter from disk; names and shapes must be exactly its own."""
+    tensors = _load(directory / ADAPTER_FILE)
+    found = {name.removeprefix(PREFIX).removesuffix(".weight"): t for name, t in tensors.items()}
+    _check(adapter, directory / ADAPTER_FILE, found)
+    with torch.no_grad():
+        for name, master in adapter.master.items():
+            master.copy_(found[name])
+    adapter.refresh()
+
+
+def read_optimizer(trainer: Trainer, directory: Path) -> None:
+    """Restore the optimizer's moments and step count."""
+    file = directory / OPTIMIZER_FILE
+    if not file.exists():
+        raise CheckpointError(
+            f"{directory} holds no optimizer state (it was saved for sampling);"
+            " use create_training_client_from_state to start with a fresh optimizer"
+        )
+    tensors = _load(file)
+    step = tensors.pop("step", None)
+    state = trainer.optimizer.state
+    state.clear()
+    trainer.grads = None
+    if step is None:
+        return
+    for moment in MOMENTS:
+        found = {
+            name.removesuffix(f".{moment}"): tensor
+            for name, tensor in tensors.items()
+            if name.endswith(f".{moment}")
+        }
+        _check(trainer.adapter, file, found)
+        for name, master in trainer.adapter.master.items():
+            state[master][moment] = found[name].to(master.device)
+            state[master]["step"] = step.clone()
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors raises its own type, OSError or ValueError
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _check(adapter: Adapter, file: Path, found: dict[str, torch.Tensor]) -> None:
+    for name in sorted(set(found) ^ set(adapter.master)):
+        where = "is not part of this run's adapter" if name in found else "is missing"
+        raise CheckpointError(f"{file}: tensor {name!r} {where}; base model or targets differ")
+    for name, master in adapter.master.items():
+        if found[name].shape != master.shape:
+            raise CheckpointError(
+                f"{file}: {name} has shape {list(found[name].shape)}, this run needs"
+                f" {list(master.shape)}; base model or rank differ"
+            )

@@ -1,0 +1,49 @@
+"""The chunked head against a plain float64 softmax over the whole vocabulary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tinker_cookbook.engine.head import HeadLogprobs
+from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
+from tinker_cookbook.engine.losses import get_loss
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("with_adapter", [True, False])
+def test_head_against_float64(chunk: int, with_adapter: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, hidden_size, vocab = 20, 16, 50
+    weight = torch.randn(vocab, hidden_size, generator=generator)
+    hidden = torch.randn(tokens, hidden_size, generator=generator)
+    targets = torch.randint(0, vocab, (tokens,), generator=generator)
+    weights = torch.randn(tokens, generator=generator)
+    spec = LoraSpec(rank=3, train_attn=False, train_mlp=False)
+    adapter = Adapter.new(spec, {UNEMBED: (vocab, hidden_size)}, weight.device, torch.float32)
+    with torch.no_grad():
+        adapter.master[f"{UNEMBED}.lora_B"].normal_(std=0.1, generator=generator)
+    adapter.refresh()
+    used = adapter if with_adapter else None
+
+    h = hidden.double().requires_grad_()
+    a, b = (adapter.master[f"{UNEMBED}.lora_{x}"].detach().double().requires_grad_() for x in "AB")
+    logits = h @ weight.double().T
+    if with_adapter:
+        logits = logits + spec.scale * (h @ a.T) @ b.T
+    logprobs = logits.log_softmax(-1)[torch.arange(tokens), targets]
+    loss = -(weights.double() * logprobs).sum()
+    loss.backward()
+
+    head = HeadLogprobs(weight, chunk)
+    inputs = {"weights": weights}
+    out = head.backward(hidden, targets, inputs, get_loss("cross_entropy", None), used)
+    assert out.loss.item() == pytest.approx(loss.item(), abs=1e-4)
+    assert (out.logprobs - logprobs).abs().max() <= 1e-5
+    assert (head.logprobs(hidden, targets, used) - logprobs).abs().max() <= 1e-5
+    assert (out.hidden - h.grad).abs().max() <= 1e-5
+    if with_adapter:
+        assert (out.adapter[f"{UNEMBED}.lora_A"] - a.grad).abs().max() <= 1e-5
+        assert (out.adapter[f"{UNEMBED}.lora_B"] - b.grad).abs().max() <= 1e-5
+    else:
+        assert out.adapter == {}

@@ -1,0 +1,180 @@
+"""LoRA: the adapter's parameters, the linear layer that applies them, and the PEFT layout on disk.
+
+y = x W^T + (alpha / rank) * (x A^T) B^T with A [rank, in] uniform in +-1/sqrt(in), B [out, rank]
+zero (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Alpha is 32 at any rank. Masters are fp32;
+the products use copies in the base model's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+
+from tinker_cookbook.exceptions import ConfigurationError
+
+UNEMBED = "lm_head"
+ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What an adapter covers. The SDK's own defaults: rank 32, everything trained."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    seed: int = 0
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigurationError(f"LoRA rank={self.rank} must be at least 1")
+        if not (self.train_attn or self.train_mlp or self.train_unembed):
+            raise ConfigurationError(
+                "train_attn, train_mlp and train_unembed are all False: nothing would be trained"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def covers(self, path: str) -> bool:
+        """Whether the linear layer at this module path gets an adapter."""
+        name = path.rsplit(".", 1)[-1]
+        return (
+            (self.train_attn and name in ATTENTION_LAYERS)
+            or (self.train_mlp and name in MLP_LAYERS)
+            or (self.train_unembed and path == UNEMBED)
+        )
+
+    def to_dict(self) -> dict[str, int | float | bool]:
+        return asdict(self)
+
+
+class Adapter:
+    """The parameters of one LoRA: fp32 masters and the copies that the products use.
+
+    `master["<path>.lora_A"]` [rank, in] and `master["<path>.lora_B"]` [out, rank]. Where the base
+    model is fp32 on the same device, a copy shares its master's memory.
+    """
+
+    def __init__(self, spec: LoraSpec, master: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+        self.spec = spec
+        self.master = master
+        self.copy = {
+            name: tensor.detach().to(dtype).requires_grad_() for name, tensor in master.items()
+        }
+
+    @classmethod
+    def new(
+        cls,
+        spec: LoraSpec,
+        shapes: Mapping[str, tuple[int, int]],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Adapter:
+        """A fresh adapter on the layers (path -> (out, in)) that the spec covers.
+
+        The random numbers are drawn on the CPU, so a seed means the same adapter on every device.
+        """
+        generator = torch.Generator().manual_seed(spec.seed)
+        master = {}
+        for path, (fan_out, fan_in) in shapes.items():
+            if not spec.covers(path):
+                continue
+            bound = 1.0 / math.sqrt(fan_in)
+            a = (torch.rand(spec.rank, fan_in, generator=generator) * 2 - 1) * bound
+            master[f"{path}.lora_A"] = a.to(device)
+            master[f"{path}.lora_B"] = torch.zeros(fan_out, spec.rank, device=device)
+        return cls(spec, master, dtype)
+
+    def refresh(self) -> None:
+        """Bring the copies up to date with the masters (after an optimizer step or a load)."""
+        with torch.no_grad():
+            for name, tensor in self.master.items():
+                if self.copy[name].data_ptr() != tensor.data_ptr():
+                    self.copy[name].copy_(tensor)
+
+    def snapshot(self) -> Adapter:
+        """An independent adapter with today's weights."""
+        dtype = next(iter(self.copy.values())).dtype
+        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.master.items()}, dtype)
+
+    def pair(self, path: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The copies (A, B) for one layer, or None where this adapter does not cover it."""
+        a = self.copy.get(f"{path}.lora_A")
+        return None if a is None else (a, self.copy[f"{path}.lora_B"])
+
+
+@dataclass(frozen=True)
+class AdapterRows:
+    """Rows [start, stop) of a pass go through this adapter (None: the base model alone)."""
+
+    adapter: Adapter | None
+    start: int
+    stop: int
+
+
+class Router:
+    """Tells every LoRA layer of a base model which rows of the current pass use which adapter."""
+
+    def __init__(self) -> None:
+        self.plan: tuple[AdapterRows, ...] = ()
+
+    @contextmanager
+    def use(self, *plan: AdapterRows) -> Iterator[None]:
+        self.plan = plan
+        try:
+            yield
+        finally:
+            self.plan = ()
+
+
+class LoraLinear(torch.nn.Module):
+    """A frozen linear layer plus the adapters of the rows that pass through it."""
+
+    def __init__(self, base: torch.nn.Linear, path: str, router: Router) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+        self.router = router
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = add_lora(self.base(rows), rows, self.path, self.router.plan)
+        return out.view(*x.shape[:-1], -1)
+
+
+def add_lora(
+    y: torch.Tensor, x: torch.Tensor, path: str, plan: tuple[AdapterRows, ...]
+) -> torch.Tensor:
+    """y [T, out] plus each adapter's product on its own rows of x [T, in]."""
+    parts = []
+    for part in plan:
+        pair = part.adapter.pair(path) if part.adapter is not None else None
+        own, base = x[part.start : part.stop], y[part.start : part.stop]
+        if pair is None or part.adapter is None:
+            parts.append(base)
+            continue
+        a, b = pair
+        parts.append(torch.addmm(base, F.linear(own, a), b.t(), alpha=part.adapter.spec.scale))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:
+    """Replace the model's attention and MLP linear layers; return path -> (out, in) of each."""
+    shapes = {}
+    for path, module in list(model.named_modules()):
+        name = path.rsplit(".", 1)[-1]
+        if isinstance(module, torch.nn.Linear) and name in ATTENTION_LAYERS + MLP_LAYERS:
+            parent = model.get_submodule(path.rsplit(".", 1)[0])
+            setattr(parent, name, LoraLinear(module, path, router))
+            shapes[path] = (module.out_features, module.in_features)
+    return shapes

@@ -1,0 +1,79 @@
+"""The engine's currency: plain numpy, no SDK types. N is the number of tokens of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One sequence of a training batch, already shifted: position i predicts `targets[i]`."""
+
+    tokens: np.ndarray  # int64 [N], what the model reads
+    targets: np.ndarray  # int64 [N]
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [N] per loss input
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What forward and forward_backward return, in the order of the rows."""
+
+    logprobs: list[np.ndarray]  # float32 [N] per row, of the targets, before any update
+    metrics: dict[str, float]  # "name:reduction"; always holds "loss:sum"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """`num_samples` continuations of one prompt.
+
+    temperature 0 is greedy. `stop_tokens` and `stop_strings` end a sequence and stay in it.
+    `max_tokens=0` only scores the prompt. A seed fixes the random numbers of every sample.
+    """
+
+    prompt: np.ndarray  # int64 [P]
+    max_tokens: int
+    num_samples: int = 1
+    temperature: float = 1.0
+    top_k: int = -1  # -1: all
+    top_p: float = 1.0
+    seed: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+    prompt_logprobs: bool = False
+
+
+@dataclass
+class SampledTokens:
+    tokens: list[int]
+    logprobs: list[float]
+    stop_reason: StopReason
+
+
+@dataclass
+class SampleResult:
+    sequences: list[SampledTokens]
+    prompt_logprobs: np.ndarray | None = None  # float32 [P], NaN at position 0, at temperature 1
+
+
+def check_tokens(tokens: np.ndarray | Sequence[int], vocab_size: int, what: str) -> np.ndarray:
+    """Token ids as int64 [N]; a ValueError names the first id that is not in the vocabulary."""
+    array = np.asarray(tokens, dtype=np.int64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{what} must be a non-empty list of token ids, got shape {array.shape}")
+    bad = np.flatnonzero((array < 0) | (array >= vocab_size))
+    if bad.size:
+        raise ValueError(
+            f"{what} holds token id {array[bad[0]]} at position {bad[0]};"
+            f" this model's ids are 0 to {vocab_size - 1}"
+        )
+    return array

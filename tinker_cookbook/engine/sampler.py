@@ -1,0 +1,316 @@
+"""Sampling with continuous batching: requests join and leave a running batch.
+
+A prompt is computed once for all of its samples that find a slot at once. Logprobs are those of the temperature-scaled
+distribution; top-k and top-p cut what may be drawn and do not renormalise them. At temperature 0
+the most likely token is taken and its logprob is that at temperature 1.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from tinker_cookbook.engine.attention import DecodePlan, KVCache, PackedPlan
+from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.config import EngineConfig
+from tinker_cookbook.engine.lora import Adapter, AdapterRows
+from tinker_cookbook.engine.packing import lay_out, positions_of
+from tinker_cookbook.engine.rows import (
+    SampledTokens,
+    SampleRequest,
+    SampleResult,
+    check_tokens,
+)
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+
+Done = Callable[[SampleResult | Exception], None]
+CAPACITY_STEP = 64  # the cache grows in steps of this many tokens, so it is seldom copied
+
+
+class Sampler(Protocol):
+    """What the scheduler needs of a sampler."""
+
+    def add(self, request: SampleRequest, adapter: Adapter | None, done: Done) -> None:
+        """Take a request. `done` is called once, from `step`, with the result or the error."""
+        ...
+
+    def step(self) -> None:
+        """Do a bounded piece of work: at most one prefill pass and one token per sequence."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is waiting or running."""
+        ...
+
+
+@dataclass
+class _Job:
+    """One request on its way."""
+
+    request: SampleRequest
+    adapter: Adapter | None
+    done: Done
+    result: SampleResult
+    started: int = 0  # samples that were given a slot
+    open: int = 0  # samples that are running
+
+    @property
+    def need(self) -> int:
+        """Tokens of cache that one sample may come to hold."""
+        return len(self.request.prompt) + self.request.max_tokens
+
+
+@dataclass
+class _Row:
+    """One sample being generated, in the slot of its index."""
+
+    job: _Job
+    out: SampledTokens
+    rng: np.random.Generator
+    length: int  # tokens in the cache
+    pending: int = 0  # sampled, not yet in the cache
+
+
+@dataclass
+class _Batch:
+    rows: list[_Row] = field(default_factory=list)
+    adapter: Adapter | None = None
+
+
+class TorchSampler:
+    """The engine's own sampler over a BaseModel. One adapter at a time, in order of arrival."""
+
+    def __init__(self, base: BaseModel, config: EngineConfig) -> None:
+        self.base = base
+        self.config = config
+        self.cache = KVCache(base.num_layers)
+        self.waiting: deque[_Job] = deque()
+        self.batch = _Batch()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.batch.rows)
+
+    def add(self, request: SampleRequest, adapter: Adapter | None, done: Done) -> None:
+        self._check(request)
+        self.waiting.append(_Job(request, adapter, done, SampleResult([])))
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        running = {id(row.job): row.job for row in self.batch.rows}
+        try:
+            for job in self._admit():
+                running[id(job)] = job
+            if self.batch.rows:
+                self._decode()
+        except Exception as error:
+            # the cache can no longer be trusted: every running request fails, the waiting ones stay
+            self.batch.rows.clear()
+            self.cache.clear()
+            self.waiting = deque(job for job in self.waiting if id(job) not in running)
+            for job in running.values():
+                job.done(error)
+
+    def _check(self, request: SampleRequest) -> None:
+        try:
+            check_tokens(request.prompt, self.base.vocab_size, "prompt")
+        except ValueError as error:
+            raise DataValidationError(str(error)) from error
+        need = len(request.prompt) + request.max_tokens
+        if need > self.base.context_length:
+            raise DataValidationError(
+                f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} exceed"
+                f" the model's context of {self.base.context_length}; lower max_tokens"
+            )
+        if need > self.config.kv_tokens:
+            raise ConfigurationError(
+                f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} need"
+                f" more than engine.kv_tokens={self.config.kv_tokens}; raise it or lower max_tokens"
+            )
+        problems = {
+            "num_samples": request.num_samples < 1,
+            "max_tokens": request.max_tokens < 0,
+            "temperature": not (np.isfinite(request.temperature) and request.temperature >= 0),
+            "top_k": request.top_k < -1,
+            "top_p": not 0 < request.top_p <= 1,
+        }
+        for key, wrong in problems.items():
+            if wrong:
+                raise DataValidationError(
+                    f"sampling parameter {key}={getattr(request, key)} is out of range"
+                )
+
+    def _admit(self) -> list[_Job]:
+        """Prefill waiting requests of the batch's adapter, as far as slots and the pass allow."""
+        if not self.batch.rows:
+            self.cache.clear()
+            if self.waiting:
+                self.batch.adapter = self.waiting[0].adapter
+        chosen: list[tuple[_Job, list[int]]] = []
+        slots, capacity, tokens = len(self.batch.rows), self.cache.capacity, 0
+        while self.waiting and self.waiting[0].adapter is self.batch.adapter:
+            job = self.waiting[0]
+            size = len(job.request.prompt)
+            if chosen and tokens + size > self.config.tokens_per_pass:
+                break
+            wanted = job.request.num_samples - job.started if job.request.max_tokens else 0
+            capacity_then = max(capacity, -(-job.need // CAPACITY_STEP) * CAPACITY_STEP)
+            capacity_then = min(capacity_then, self.config.kv_tokens)
+            room = min(self.config.max_rows, self.config.kv_tokens // capacity_then) - slots
+            take = min(wanted, room)
+            if wanted and take < 1:
+                break
+            chosen.append((job, list(range(slots, slots + take))))
+            slots, tokens = slots + take, tokens + size
+            capacity = capacity_then if take else capacity
+            job.started += take
+            job.open += take
+            if job.started == job.request.num_samples or not wanted:
+                self.waiting.popleft()
+            else:
+                break  # its other samples follow when slots are free
+        if chosen:
+            self.cache.reserve(slots, capacity)
+            self._prefill(chosen)
+        return [job for job, _ in chosen]
+
+    def _prefill(self, chosen: list[tuple[_Job, list[int]]]) -> None:
+        prompts = [np.asarray(job.request.prompt, dtype=np.int64) for job, _ in chosen]
+        segments = lay_out([len(prompt) for prompt in prompts])
+        tokens = self._tensor(np.concatenate(prompts))
+        plan = PackedPlan(segments, self.cache, [slots for _, slots in chosen])
+        hidden = self.base.hidden(
+            tokens,
+            self._tensor(positions_of(segments)),
+            plan,
+            AdapterRows(self.batch.adapter, 0, len(tokens)),
+        )
+        ends = []
+        for (job, slots), segment, prompt in zip(chosen, segments, prompts):
+            if job.request.prompt_logprobs and job.result.prompt_logprobs is None:
+                job.result.prompt_logprobs = np.full(len(prompt), np.nan, dtype=np.float32)
+                job.result.prompt_logprobs[1:] = (
+                    self.base.head.logprobs(
+                        hidden[segment.start : segment.stop - 1],
+                        tokens[segment.start + 1 : segment.stop],
+                        self.batch.adapter,
+                    )
+                    .cpu()
+                    .numpy()
+                )
+            if not job.request.max_tokens:
+                job.done(job.result)
+            for slot in slots:
+                index = len(job.result.sequences)
+                out = SampledTokens([], [], "length")
+                job.result.sequences.append(out)
+                seed = None if job.request.seed is None else [job.request.seed, index]
+                row = _Row(job, out, np.random.default_rng(seed), len(prompt))
+                assert slot == len(self.batch.rows)
+                self.batch.rows.append(row)
+                ends.append(segment.stop - 1)
+        if ends:
+            fresh = self.batch.rows[-len(ends) :]
+            self._append(fresh, hidden[self._tensor(np.array(ends))])
+            self._retire()
+
+    def _decode(self) -> None:
+        rows = self.batch.rows
+        lengths = np.array([row.length for row in rows])
+        positions = self._tensor(lengths)
+        hidden = self.base.hidden(
+            self._tensor(np.array([row.pending for row in rows])),
+            positions,
+            DecodePlan(self.cache, positions, int(lengths.max()) + 1),
+            AdapterRows(self.batch.adapter, 0, len(rows)),
+        )
+        for row in rows:
+            row.length += 1
+        self._append(rows, hidden)
+        self._retire()
+
+    def _append(self, rows: list[_Row], hidden: torch.Tensor) -> None:
+        """Draw the next token of each row from its last hidden state [n, H]."""
+        logits = self.base.head.logits(hidden, self.batch.adapter)
+        requests = [row.job.request for row in rows]
+        uniform = np.array([row.rng.random() for row in rows], dtype=np.float32)
+        tokens, logprobs = draw(logits, requests, self._tensor(uniform))
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
+            row.out.tokens.append(token)
+            row.out.logprobs.append(logprob)
+            row.pending = token
+
+    def _retire(self) -> None:
+        """Take finished rows out; the last row moves into the free slot, so slots stay dense."""
+        rows = self.batch.rows
+        for index in range(len(rows) - 1, -1, -1):
+            row = rows[index]
+            request = row.job.request
+            if self._stopped(row):
+                row.out.stop_reason = "stop"
+            elif len(row.out.tokens) < request.max_tokens:
+                continue
+            last = rows.pop()
+            if index < len(rows):
+                self.cache.move(len(rows), index, last.length)
+                rows[index] = last
+            row.job.open -= 1
+            if row.job.open == 0 and row.job.started == request.num_samples:
+                row.job.done(row.job.result)
+
+    def _stopped(self, row: _Row) -> bool:
+        request = row.job.request
+        if row.out.tokens[-1] in request.stop_tokens:
+            return True
+        if not request.stop_strings:
+            return False
+        # a stop string of b bytes spans at most b tokens; earlier ones would have ended the row
+        window = max(len(text.encode()) for text in request.stop_strings)
+        tail = self.base.decode(row.out.tokens[-window - 1 :])
+        return any(text in tail for text in request.stop_strings)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.base.device)
+
+
+def draw(
+    logits: torch.Tensor, requests: list[SampleRequest], uniform: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token per row: logits fp32 [n, V], uniform numbers [n] in [0, 1) -> tokens, logprobs [n].
+
+    By inversion of the cumulative distribution: one random number per row.
+    """
+    greedy = torch.tensor([r.temperature == 0 for r in requests], device=logits.device)
+    scale = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
+    logp = torch.log_softmax(logits / scale[:, None], dim=-1)
+    probs = logp.exp()
+    cut = [i for i, r in enumerate(requests) if r.top_k > 0 or r.top_p < 1]
+    if cut:
+        probs[cut] = _truncate(probs[cut], [requests[i] for i in cut])
+    cumulative = probs.cumsum(dim=-1)
+    point = uniform * cumulative[:, -1]
+    tokens = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
+    tokens = tokens.clamp_(max=logits.shape[1] - 1)
+    # rounding can point behind the last token that has any probability
+    drawn = probs.gather(1, tokens[:, None])[:, 0] > 0
+    tokens = torch.where(drawn & ~greedy, tokens, probs.argmax(dim=-1))
+    return tokens, logp.gather(1, tokens[:, None])[:, 0]
+
+
+def _truncate(probs: torch.Tensor, requests: list[SampleRequest]) -> torch.Tensor:
+    """Zero what top-k and top-p exclude. The most likely token always stays."""
+    ordered, order = probs.sort(dim=-1, descending=True)
+    vocab = probs.shape[1]
+    top_k = torch.tensor([r.top_k if r.top_k > 0 else vocab for r in requests], device=probs.device)
+    top_p = torch.tensor([r.top_p for r in requests], device=probs.device)
+    rank = torch.arange(vocab, device=probs.device)
+    before = ordered.cumsum(dim=-1) - ordered  # probability of everything more likely
+    keep = (rank[None, :] < top_k[:, None]) & ((before < top_p[:, None]) | (top_p[:, None] >= 1))
+    keep[:, 0] = True
+    return torch.zeros_like(probs).scatter(1, order, ordered * keep)

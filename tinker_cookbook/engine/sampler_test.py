@@ -1,0 +1,219 @@
+"""Sampling against the training forward, against transformers, and against its own distribution."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from tinker_cookbook.engine import Engine, EngineConfig
+from tinker_cookbook.engine.attention import PackedPlan, Segment
+from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
+from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
+from tinker_cookbook.engine.sampler import TorchSampler, draw
+from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer_test import make_trainer
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+
+TOLERANCE = 1e-5
+
+
+def run(sampler: TorchSampler, requests: list[SampleRequest], adapter=None) -> list[SampleResult]:
+    results: list[SampleResult | Exception | None] = [None] * len(requests)
+    for index, request in enumerate(requests):
+        sampler.add(request, adapter, lambda out, i=index: results.__setitem__(i, out))
+    while sampler.busy:
+        sampler.step()
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results  # type: ignore[return-value]
+
+
+def prompts(count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 307, rng.integers(1, 40)) for _ in range(count)]
+
+
+def trainer_logprobs(trainer: Trainer, prompt: np.ndarray, tokens: list[int]) -> np.ndarray:
+    """Logprobs of the sampled tokens by the training forward."""
+    text = np.concatenate([prompt, tokens]).astype(np.int64)
+    row = TrainRow(text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)})
+    return trainer.forward([row], "cross_entropy", None).logprobs[0][len(prompt) - 1 :]
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen3"])
+def test_sampler_agrees_with_forward(family: str, request: pytest.FixtureRequest) -> None:
+    trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4))
+    # few slots and a small cache: requests wait, join, leave, and slots are moved
+    config = EngineConfig(device="cpu", max_rows=5, kv_tokens=500, tokens_per_pass=60)
+    sampler = TorchSampler(trainer.base, config)
+    requests = [
+        SampleRequest(
+            p, 5 + 3 * i, 1 + i % 4, seed=i, stop_tokens=frozenset({2, 5}), prompt_logprobs=True
+        )
+        for i, p in enumerate(prompts(9))
+    ]
+    worst = 0.0
+    for req, result in zip(requests, run(sampler, requests, trainer.adapter)):
+        assert len(result.sequences) == req.num_samples
+        assert result.prompt_logprobs is not None and np.isnan(result.prompt_logprobs[0])
+        for sequence in result.sequences:
+            expected = trainer_logprobs(trainer, req.prompt, sequence.tokens)
+            worst = max(worst, np.abs(expected - sequence.logprobs).max())
+            if sequence.stop_reason == "stop":
+                assert sequence.tokens[-1] in req.stop_tokens
+            else:
+                assert len(sequence.tokens) == req.max_tokens
+            assert not set(sequence.tokens[:-1]) & req.stop_tokens
+            text = np.concatenate([req.prompt, sequence.tokens])
+            scored = run(sampler, [SampleRequest(text, 0, prompt_logprobs=True)], trainer.adapter)[
+                0
+            ]
+            assert scored.sequences == [] and scored.prompt_logprobs is not None
+            got = scored.prompt_logprobs[len(req.prompt) :]
+            worst = max(worst, np.abs(got - sequence.logprobs).max())
+    assert worst <= TOLERANCE
+    print(f"{family}: sampler against forward and prompt logprobs, max difference {worst:.1e}")
+
+
+def test_greedy_equals_transformers_generate(tiny_qwen3: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
+    sampler = TorchSampler(BaseModel(tiny_qwen3, EngineConfig(device="cpu")), EngineConfig())
+    for prompt in prompts(4):
+        result = run(sampler, [SampleRequest(prompt, 12, temperature=0)])[0]
+        expected = model.generate(
+            torch.from_numpy(prompt)[None], max_new_tokens=12, do_sample=False, eos_token_id=None
+        )[0, len(prompt) :]
+        assert result.sequences[0].tokens == expected.tolist()
+
+
+def test_seed_fixes_a_request(tiny_qwen3: str) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    prompt = prompts(1)[0]
+    one = SampleRequest(prompt, 10, 3, seed=7)
+    alone = run(TorchSampler(base, EngineConfig()), [one])[0]
+    crowd = [SampleRequest(p, 15, 2, seed=i) for i, p in enumerate(prompts(5, seed=1))]
+    together = run(TorchSampler(base, EngineConfig(max_rows=4)), [*crowd, one])[-1]
+    assert [s.tokens for s in alone.sequences] == [s.tokens for s in together.sequences]
+    assert len({tuple(s.tokens) for s in alone.sequences}) == 3
+    unseeded = [
+        run(TorchSampler(base, EngineConfig()), [SampleRequest(prompt, 10)])[0] for _ in "ab"
+    ]
+    assert unseeded[0].sequences[0].tokens != unseeded[1].sequences[0].tokens
+
+
+def test_draw_follows_the_distribution() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 11)
+    count, temperature = 20000, 0.7
+    request = SampleRequest(np.array([0]), 1, temperature=temperature)
+    uniform = torch.from_numpy(np.random.default_rng(0).random(count, dtype=np.float32))
+    tokens, logprobs = draw(logits.expand(count, -1), [request] * count, uniform)
+    expected = torch.log_softmax(logits[0].double() / temperature, -1)
+    assert (logprobs - expected[tokens]).abs().max() <= 1e-6  # of the scaled distribution
+    seen = Counter(tokens.tolist())
+    for token, logp in enumerate(expected.tolist()):
+        p = np.exp(logp)
+        assert abs(seen[token] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
+
+
+def test_draw_top_k_and_top_p() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]])).expand(2000, -1)
+    uniform = torch.linspace(0, 1, 2001)[:-1]
+
+    def support(**keys: float) -> set[int]:
+        request = SampleRequest(np.array([0]), 1, **keys)  # type: ignore[arg-type]
+        tokens, logprobs = draw(logits, [request] * 2000, uniform)
+        # not renormalised: still the logprob under the full distribution
+        assert (logprobs - logits[0][tokens]).abs().max() < 1e-6
+        return set(tokens.tolist())
+
+    assert support() == {0, 1, 2, 3, 4}
+    assert support(top_k=2) == {0, 1}
+    assert support(top_p=0.6) == {0, 1}
+    assert support(top_p=0.5) == {0}
+    assert support(top_p=0.01) == {0}
+    assert support(top_k=3, top_p=0.99) == {0, 1, 2}
+    assert support(temperature=0.0) == {0}
+
+
+def test_largest_uniform_never_draws_an_impossible_token() -> None:
+    logits = torch.full((1, 4096), -1e9)
+    logits[0, :3] = torch.tensor([1.0, 2.0, 3.0])
+    request = SampleRequest(np.array([0]), 1)
+    for value in (0.0, np.nextafter(np.float32(1), np.float32(0)), 1.0):
+        token, _ = draw(logits, [request], torch.tensor([value], dtype=torch.float32))
+        assert token.item() < 3
+
+
+def test_segments_with_a_parent_see_it(tiny_llama: str) -> None:
+    trainer = make_trainer(tiny_llama, LoraSpec(rank=4))
+    rng = np.random.default_rng(0)
+    root, left, right = (torch.from_numpy(rng.integers(0, 307, n)) for n in (9, 4, 6))
+    leaf = torch.from_numpy(rng.integers(0, 307, 3))
+    tree = [
+        Segment(0, 9),
+        Segment(9, 13, parent=0),
+        Segment(13, 19, parent=0),
+        Segment(19, 22, parent=2),
+    ]
+    tokens = torch.cat([root, left, right, leaf])
+    positions = torch.cat(
+        [torch.arange(9), 9 + torch.arange(4), 9 + torch.arange(6), 15 + torch.arange(3)]
+    )
+
+    def hidden(
+        tokens: torch.Tensor, positions: torch.Tensor, segments: list[Segment]
+    ) -> torch.Tensor:
+        rows = AdapterRows(trainer.adapter, 0, len(tokens))
+        return trainer.base.hidden(tokens, positions, PackedPlan(segments), rows).detach()
+
+    out = hidden(tokens, positions, tree)
+    for path, rows in (((root, left), out[9:13]), ((root, right, leaf), out[19:22])):
+        whole = torch.cat(path)
+        plain = hidden(whole, torch.arange(len(whole)), [Segment(0, len(whole))])
+        assert (plain[-len(path[-1]) :] - rows).abs().max() <= TOLERANCE
+
+
+def test_stop_strings(tiny_qwen3: str) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    base._decode = lambda ids: "".join(chr(97 + i % 26) for i in ids)  # one letter a token
+    sampler = TorchSampler(base, EngineConfig())
+    request = SampleRequest(prompts(1)[0], 200, seed=3)
+    text = base.decode(run(sampler, [request])[0].sequences[0].tokens)
+    stop = text[40:42]  # spans a token border
+    import dataclasses
+
+    stopped = run(sampler, [dataclasses.replace(request, stop_strings=(stop, "~~~~"))])[
+        0
+    ].sequences[0]
+    assert base.decode(stopped.tokens) == text[: text.index(stop) + 2]
+    assert stopped.stop_reason == "stop"
+
+
+def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
+    engine = Engine(EngineConfig(device="cpu", kv_tokens=100))
+    try:
+        good = SampleRequest(np.array([5, 6]), 4, seed=0)
+        cases = {
+            "token id 999": SampleRequest(np.array([5, 999]), 4),
+            "non-empty": SampleRequest(np.array([], dtype=np.int64), 4),
+            "context of 256; lower max_tokens": SampleRequest(np.array([5]), 256),
+            "temperature=-1": SampleRequest(np.array([5]), 4, temperature=-1),
+            "top_p=0": SampleRequest(np.array([5]), 4, top_p=0),
+            "num_samples=0": SampleRequest(np.array([5]), 4, num_samples=0),
+        }
+        for message, request in cases.items():
+            with pytest.raises(DataValidationError, match=message):
+                engine.sample(tiny_qwen3, lambda: None, request).result(30)
+        with pytest.raises(ConfigurationError, match=r"engine\.kv_tokens=100"):
+            engine.sample(tiny_qwen3, lambda: None, SampleRequest(np.array([5]), 150)).result(30)
+        assert len(engine.sample(tiny_qwen3, lambda: None, good).result(30).sequences) == 1
+    finally:
+        engine.close()

@@ -1,0 +1,178 @@
+"""Training of one adapter: forward, forward_backward, optim_step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tinker_cookbook.engine import losses
+from tinker_cookbook.engine.attention import PackedPlan
+from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
+from tinker_cookbook.engine.packing import PackedBatch, pack
+from tinker_cookbook.engine.rows import TrainResult, TrainRow, check_tokens
+from tinker_cookbook.exceptions import DataValidationError, TrainingError
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101): decay is decoupled.
+
+    `grad_clip_norm` bounds the global L2 norm of the gradient; 0 does not clip.
+    """
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and value >= 0):
+                raise DataValidationError(f"adam {key}={value} must be finite and not negative")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise DataValidationError(f"adam {key}={getattr(self, key)} must be in [0, 1)")
+
+
+class Trainer:
+    """One adapter in training: its weights, its gradient so far, its optimizer.
+
+    Every call either happens whole or leaves weights, gradient and optimizer as they were.
+    """
+
+    def __init__(self, base: BaseModel, spec: LoraSpec, tokens_per_pass: int) -> None:
+        self.base = base
+        self.adapter = base.new_adapter(spec)
+        self.tokens_per_pass = tokens_per_pass
+        self.grads: dict[str, torch.Tensor] | None = None  # fp32, since the last optimizer step
+        self.optimizer = torch.optim.AdamW(
+            [tensor.requires_grad_() for tensor in self.adapter.master.values()], lr=0.0
+        )
+
+    def forward(
+        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
+    ) -> TrainResult:
+        """Logprobs of the targets and the loss, without any gradient."""
+        loss = self._check(rows, loss_fn, config)
+        result = _Collector(len(rows))
+        with torch.no_grad():
+            for batch in pack(rows, self.tokens_per_pass, self.base.device):
+                logprobs = self.base.head.logprobs(self._hidden(batch), batch.targets, self.adapter)
+                result.add(batch, logprobs, loss.function(logprobs, batch.inputs))
+        return result.finish()
+
+    def forward_backward(
+        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
+    ) -> TrainResult:
+        """As forward, and the gradient of the summed loss is added to the adapter's."""
+        loss = self._check(rows, loss_fn, config)
+        result = _Collector(len(rows))
+        grads: dict[str, torch.Tensor] = {}
+        try:
+            for batch in pack(rows, self.tokens_per_pass, self.base.device):
+                hidden = self._hidden(batch)
+                head = self.base.head.backward(
+                    hidden.detach(), batch.targets, batch.inputs, loss, self.adapter
+                )
+                if hidden.requires_grad:  # not when only the unembedding is trained
+                    hidden.backward(head.hidden)
+                self._collect(grads, head.adapter)
+                result.add(batch, head.logprobs, head.loss)
+        finally:
+            for copy in self.adapter.copy.values():
+                copy.grad = None
+        out = result.finish()
+        if self.grads is None:
+            self.grads = grads
+        else:
+            for name, grad in grads.items():
+                self.grads[name] += grad
+        return out
+
+    def optim_step(self, adam: AdamConfig) -> dict[str, float]:
+        """One AdamW step with the accumulated gradient, which is then empty. Returns its norm."""
+        if self.grads is None:
+            raise TrainingError("optim_step without a forward_backward since the last optim_step")
+        grads, self.grads = self.grads, None
+        params = self.adapter.master
+        for name, tensor in params.items():
+            tensor.grad = grads[name]
+        try:
+            limit = adam.grad_clip_norm if adam.grad_clip_norm > 0 else math.inf
+            norm = torch.nn.utils.clip_grad_norm_(params.values(), limit).item()
+            if not math.isfinite(norm):
+                raise TrainingError(
+                    f"the gradient's norm is {norm}: this step was not made, its gradient is"
+                    " dropped; lower learning_rate or look at the data of this batch"
+                )
+            self.optimizer.param_groups[0].update(
+                lr=adam.learning_rate,
+                betas=(adam.beta1, adam.beta2),
+                eps=adam.eps,
+                weight_decay=adam.weight_decay,
+            )
+            self.optimizer.step()
+        finally:
+            for tensor in params.values():
+                tensor.grad = None
+        self.adapter.refresh()
+        return {"grad_norm": norm}
+
+    def _check(
+        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
+    ) -> losses.Loss:
+        loss = losses.get_loss(loss_fn, config)
+        losses.check_rows(rows, loss_fn, loss)
+        for index, row in enumerate(rows):
+            try:
+                check_tokens(row.tokens, self.base.vocab_size, "model_input")
+                check_tokens(row.targets, self.base.vocab_size, "target_tokens")
+            except ValueError as error:
+                raise DataValidationError(f"datum {index}: {error}") from error
+            if row.length > self.base.context_length:
+                raise DataValidationError(
+                    f"datum {index} has {row.length} tokens, the model's context is"
+                    f" {self.base.context_length}; lower max_length"
+                )
+        return loss
+
+    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
+        rows = AdapterRows(self.adapter, 0, batch.tokens.shape[0])
+        return self.base.hidden(batch.tokens, batch.positions, PackedPlan(batch.segments), rows)
+
+    def _collect(self, grads: dict[str, torch.Tensor], head: dict[str, torch.Tensor]) -> None:
+        """Add the gradients of one pass, in fp32, and clear the copies'."""
+        for name, copy in self.adapter.copy.items():
+            grad = head.get(name, copy.grad)
+            copy.grad = None
+            if grad is None:
+                grad = torch.zeros_like(copy)
+            if name in grads:
+                grads[name] += grad
+            else:
+                grads[name] = grad.float()
+
+
+class _Collector:
+    """Puts the passes' results back into the order of the request."""
+
+    def __init__(self, count: int) -> None:
+        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * count
+        self.loss = 0.0
+
+    def add(self, batch: PackedBatch, logprobs: torch.Tensor, loss: torch.Tensor) -> None:
+        array = logprobs.cpu().numpy()
+        for index, segment in zip(batch.rows, batch.segments):
+            self.logprobs[index] = array[segment.start : segment.stop].copy()
+        self.loss += loss.item()
+
+    def finish(self) -> TrainResult:
+        return TrainResult(self.logprobs, {"loss:sum": self.loss})
