@@ -1,0 +1,359 @@
+"""What every loop needs around a step: directory, resume cursor, metrics row, checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import logging
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+from tinker_cookbook.checkpoint_utils import (
+    PERIODIC_TTL_SECONDS,
+    ROLLING_TTL_SECONDS,
+    CheckpointManager,
+    CheckpointRecord,
+    PendingSave,
+    get_last_checkpoint,
+)
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils import jsonl, ml_log
+from tinker_cookbook.utils.display import Display, duration
+from tinker_cookbook.utils.misc_utils import runs_path, timed
+from tinker_cookbook.utils.plain_data import plain
+from tinker_cookbook.utils.run_directory import RunLock, decide, differences, empty, holds_run
+
+logger = logging.getLogger(__name__)
+
+# keys that do not change what was trained so far: they may differ when a run goes on, and they
+# are not in the hash that names its directory
+FREE_KEYS = (
+    "max_steps",
+    "num_epochs",
+    "*_every",
+    "*ttl_seconds",
+    "display",
+    "wandb_*",
+    "log_path",
+    "behavior_if_log_dir_exists",
+)
+
+
+class Journal:
+    """A run on disk, as a context manager around the training loop.
+
+        with Journal(config, recipe="sl_basic", total_steps=n) as journal:
+            client = ...  # from journal.resume.state_path if journal.resume else a new one
+            for i in range(journal.start_step, n):
+                with journal.step(i) as row:
+                    with journal.timed("forward_backward"):
+                        ...
+                    row["train_mean_nll"] = ...
+                    pending = journal.submit_save(client, i + 1, epoch=epoch)
+                await journal.finish(pending)
+            await journal.finish(journal.submit_save(client, n, final=True))
+
+    Entering it finds the directory of the run (below), locks it, writes config.json and
+    code.diff, sends Python's logging to logs.log and starts the display. Then these hold:
+
+    log_path: Path     the directory of the run
+    start_step: int    the first step to do; 0 for a new run
+    resume: CheckpointRecord | None   what to go on from: `.state_path` and `.extra`
+
+    `step(i)` yields the metrics row of step i, a dict. When the block ends without an exception
+    the row gets `progress` (or, with progress="rl", `progress/batch` and `progress/done_frac`) and
+    `time/total` in seconds, and is on disk before the block is left. Rows are written once and in
+    order; a row at i == total_steps is allowed, for evaluations of the final weights. Everything
+    that depends on the clock lies under `time/`: all else of a resumed run equals an
+    uninterrupted one.
+
+    `timed(name)` adds seconds to `time/<name>` of the present row, or of the next one when no step
+    is open. `say(text)` prints a line without breaking the live display, and logs it.
+
+    `submit_save(client, step, final=False, **loop_state)` submits the checkpoint that is due
+    after `step` optimizer steps (None if none is); call it right after submitting the optim_step
+    of step index `step - 1` and before submitting anything of the next step, so that it holds
+    exactly `step` steps. `await finish(pending)` waits for it and records it; it may be given
+    None. A record must not be on disk before the rows of its steps, or a crash in between would
+    lose them: `finish` for a save after N steps raises RuntimeError until row N - 1 is written.
+    The record of the final save marks the run as finished.
+
+    Keys of the config that the journal reads, all optional: model_name, log_path,
+    behavior_if_log_dir_exists (resume, delete, raise, ask), save_every, rolling_save_every (steps,
+    0: never), ttl_seconds, rolling_ttl_seconds, wandb_project, wandb_name, display.
+
+    The directory is log_path, or else <runs directory>/<recipe>-<model>-<hash of the config>. An
+    unfinished run of the same config in it is resumed. A finished one is continued if total_steps
+    is larger than what it did; otherwise this run gets a new directory with a number behind it. A
+    run of another config is refused with the keys that differ (ConfigurationError), FREE_KEYS and
+    `also_free` (patterns of top-level keys) aside. A directory in use by another process is
+    refused as well.
+    """
+
+    log_path: Path
+    start_step: int
+    resume: CheckpointRecord | None
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        recipe: str,
+        total_steps: int | None = None,
+        progress: Literal["sl", "rl"] = "sl",
+        also_free: Collection[str] = (),
+        rest_client: Any = None,
+    ) -> None:
+        """rest_client: deletes rolling checkpoints that were replaced (else they expire)."""
+        self._keys = _Keys(config)
+        fields = {key: value for key, value in plain(config).items() if key != "class"}
+        self._config = {"recipe": recipe, **fields}
+        self._recipe = recipe
+        self._total_steps = total_steps
+        self._progress = progress
+        self._free = (*FREE_KEYS, *also_free)
+        self._rest_client = rest_client
+        self._finished = False
+        self._timings: dict[str, float] = {}
+
+    # ---- the run
+
+    def __enter__(self) -> Journal:
+        with ExitStack() as stack:
+            place = self._take_directory(stack)
+            self.log_path, self.resume = place.path, place.resume
+            self.start_step = self._next_step = (place.resume.batch or 0) if place.resume else 0
+            # rows that were written after the last checkpoint: their steps are done again
+            jsonl.keep_lines(
+                self.log_path / ml_log.METRICS_FILE,
+                lambda row: row.get("step", -1) < self.start_step,
+            )
+            self._checkpoints = CheckpointManager(
+                self.log_path,
+                save_every=self._keys.get("save_every", 0),
+                rolling_save_every=self._keys.get("rolling_save_every", 0),
+                ttl_seconds=self._keys.get("ttl_seconds", PERIODIC_TTL_SECONDS),
+                rolling_ttl_seconds=self._keys.get("rolling_ttl_seconds", ROLLING_TTL_SECONDS),
+                total_steps=self._total_steps,
+                rest_client=self._rest_client,
+            )
+            self._metrics = ml_log.setup_logging(
+                self.log_path,
+                wandb_project=self._keys.get("wandb_project", None),
+                wandb_name=self._keys.get("wandb_name", None),
+                config=self._config,
+                show_metrics=False,
+            )
+            stack.callback(self._metrics.close)
+            self._display = Display(self._total_steps, self._keys.get("display", "auto"))
+            stack.callback(self._display.close)
+            for line in place.remarks:
+                self.say(line)
+            self._started = time.perf_counter()
+            self._display.start(self.start_step)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._display.close()
+        seconds = duration(time.perf_counter() - self._started)
+        done = self._next_step - self.start_step
+        if error is None and self._finished:
+            self.say(f"finished: {done} steps in {seconds}; everything is in {self.log_path}")
+        elif error is not None:
+            expected = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
+            logger.info(
+                "stopped after %d steps in %s by %s",
+                done,
+                seconds,
+                kind.__name__ if kind else "",
+                exc_info=None if expected else error,
+            )
+        self._stack.close()
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches; also into logs.log."""
+        self._display.say(text)
+        logger.info("%s", text)
+
+    # ---- steps
+
+    @contextmanager
+    def step(self, i: int) -> Iterator[dict[str, Any]]:
+        """The metrics row of step i (0-based), written when the block ends without an exception."""
+        if i != self._next_step:
+            raise RuntimeError(f"row {i} out of order: row {self._next_step} is the next one")
+        row: dict[str, Any] = {}
+        started = time.perf_counter()
+        yield row
+        for key, value in self._progress_fields(i).items():
+            row.setdefault(key, value)
+        self._timings["time/total"] = time.perf_counter() - started
+        row.update(self._timings)
+        self._timings = {}
+        self._metrics.log_metrics(row, step=i)
+        self._next_step = i + 1
+        self._display.update(i, row)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds of the block to `time/<name>` of the present or the next row."""
+        with timed(name, self._timings):
+            yield
+
+    def _progress_fields(self, i: int) -> dict[str, float]:
+        if self._progress == "rl":
+            fields: dict[str, float] = {"progress/batch": i}
+            if self._total_steps:
+                fields["progress/done_frac"] = min((i + 1) / self._total_steps, 1.0)
+            return fields
+        return {"progress": i / self._total_steps} if self._total_steps else {}
+
+    # ---- checkpoints
+
+    def submit_save(
+        self, training_client: Any, step: int, *, final: bool = False, **loop_state: Any
+    ) -> PendingSave | None:
+        """Submits the checkpoint due after `step` optimizer steps; None if none is due.
+
+        loop_state: "epoch" and plain values of the loop's own, back in `resume.extra`.
+        """
+        return self._checkpoints.submit(training_client, step, final=final, **loop_state)
+
+    async def finish(self, pending: PendingSave | None) -> CheckpointRecord | None:
+        """Waits until the checkpoint exists and records it."""
+        if pending is None:
+            return None
+        steps = pending.record.batch or 0
+        if steps > self._next_step:
+            raise RuntimeError(
+                f"the save after {steps} steps cannot be recorded before row {steps - 1} is written"
+            )
+        with self.timed("save_checkpoint"):
+            record = await self._checkpoints.finish(pending)
+        self._finished = self._finished or bool(record.final)
+        logger.info("saved checkpoint %s: %s", record.name, record.state_path)
+        return record
+
+    # ---- the directory
+
+    def _take_directory(self, stack: ExitStack) -> _Place:
+        """The locked directory of this run, and where in the run to begin."""
+        behavior = self._keys.get("behavior_if_log_dir_exists", None)
+        remarks: list[str] = []
+        for path in _numbered(self._base_directory()):
+            lock = RunLock(path)
+            release = stack.callback(lock.release)
+            if not holds_run(path):
+                return _Place(path, None, [*remarks, f"run directory: {path}"])
+            last = get_last_checkpoint(path)
+            finished = bool(last and last.final) and not self._goes_on_after(last)
+            contents = _describe(last, finished)
+            if decide(path, behavior, contents) == "delete":
+                empty(path)
+                return _Place(path, None, [f"deleted {contents} from {path}"])
+            self._refuse_other_config(path)
+            if finished:
+                release()
+                remarks = [f"{path} holds {contents}; this run gets a directory of its own"]
+                continue
+            self._refuse_past_the_end(path, last)
+            return _Place(path, last, [self._resume_remark(path, last)])
+        raise AssertionError("unreachable")
+
+    def _base_directory(self) -> Path:
+        log_path = self._keys.get("log_path", None)
+        if log_path is not None:
+            return Path(log_path).expanduser().absolute()
+        model = str(self._keys.get("model_name", None) or "").rstrip("/").rpartition("/")[2]
+        text = json.dumps(self._fixed(self._config), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        name = "-".join(part for part in (self._recipe, model, digest) if part)
+        return runs_path(re.sub(r"[^\w.+-]+", "_", name))
+
+    def _fixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a config that must be the same for a run to go on."""
+        return {
+            key: value
+            for key, value in config.items()
+            if not any(fnmatchcase(key, pattern) for pattern in self._free)
+        }
+
+    def _goes_on_after(self, last: CheckpointRecord | None) -> bool:
+        done = last.batch if last else None
+        return done is not None and self._total_steps is not None and done < self._total_steps
+
+    def _refuse_other_config(self, path: Path) -> None:
+        file = path / ml_log.CONFIG_FILE
+        try:
+            there = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            raise ConfigurationError(
+                f"{path} holds a run, but {file.name} cannot be read; set another log_path, "
+                "or behavior_if_log_dir_exists=delete"
+            ) from None
+        here = json.loads(jsonl.encode(self._config))
+        found = differences(self._fixed(there), self._fixed(here))
+        if found:
+            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+            raise ConfigurationError(
+                f"{path} holds a run of another config: {'; '.join(found[:4])}{more}; set another "
+                "log_path, or behavior_if_log_dir_exists=delete"
+            )
+
+    def _refuse_past_the_end(self, path: Path, last: CheckpointRecord | None) -> None:
+        done = (last.batch or 0) if last else 0
+        if self._total_steps is not None and done > self._total_steps:
+            raise ConfigurationError(
+                f"{path} holds a run that has done {done} steps, more than the "
+                f"{self._total_steps} asked for; raise max_steps or set another log_path"
+            )
+
+    def _resume_remark(self, path: Path, last: CheckpointRecord | None) -> str:
+        if last is None:
+            return f"{path} holds a run without a checkpoint: starting it again at step 0"
+        of_total = "" if self._total_steps is None else f" of {self._total_steps}"
+        return f"resuming {path} at step {last.batch}{of_total} from checkpoint {last.name}"
+
+
+class _Place(NamedTuple):
+    path: Path
+    resume: CheckpointRecord | None
+    remarks: list[str]
+
+
+class _Keys:
+    """Optional keys of a config object or mapping."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def get(self, key: str, default: Any) -> Any:
+        if isinstance(self._config, Mapping):
+            return self._config.get(key, default)
+        return getattr(self._config, key, default)
+
+
+def _describe(last: CheckpointRecord | None, finished: bool) -> str:
+    if last is None:
+        return "an unfinished run without a checkpoint"
+    return f"{'a finished' if finished else 'an unfinished'} run of {last.batch} steps"
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    yield base
+    for number in itertools.count(2):
+        yield base.with_name(f"{base.name}-{number}")

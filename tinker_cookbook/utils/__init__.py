@@ -1,0 +1,1 @@
+"""Small helpers on the ground floor: logging of metrics, progress display, schedules, files."""

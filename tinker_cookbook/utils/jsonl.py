@@ -1,0 +1,140 @@
+"""Files of one JSON object a line that survive `kill -9`, and atomic replacement of whole files.
+
+A process that dies while it appends can leave a torn last line. Readers skip it with a warning;
+the next append cuts it off first, so that it can never end up in the middle of the file.
+NaN and infinity have no spelling in JSON: they are written as the strings "NaN", "Infinity" and
+"-Infinity", and `restore_floats` turns those back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinker_cookbook.exceptions import DataFormatError
+
+logger = logging.getLogger(__name__)
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Line(NamedTuple):
+    raw: bytes  # as in the file, with its newline
+    value: dict[str, Any]
+
+
+def encode(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON text of plain data; floats round-trip exactly."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def restore_floats(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the three strings that stand for non-finite floats turned back."""
+    return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[Line]:
+    """All objects of the file in order; [] if there is no such file.
+
+    A torn last line is left out with a warning. Any other line that is not a JSON object raises
+    DataFormatError with file and line number.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = data.splitlines(keepends=True)
+    found: list[Line] = []
+    for number, raw in enumerate(lines, start=1):
+        value = _parse(raw)
+        if value is not None:
+            found.append(Line(raw if raw.endswith(b"\n") else raw + b"\n", value))
+        elif number == len(lines) and not raw.endswith(b"\n"):
+            logger.warning("%s:%d is a half-written line; it is left out", path, number)
+        elif raw.strip():
+            shown = raw.decode(errors="replace").strip()[:80]
+            raise DataFormatError(f"{path}:{number} is not a JSON object: {shown!r}")
+    return found
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Adds one line and returns when it is on disk (fsync)."""
+    line = encode(record).encode() + b"\n"
+    with open(path, "ab+") as file:
+        _repair_tail(file, path)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _repair_tail(file: Any, path: str | os.PathLike[str]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    data: bytes = file.read()
+    start = data.rfind(b"\n") + 1
+    if _parse(data[start:]) is not None:
+        file.write(b"\n")
+    else:
+        logger.warning("%s ended in a half-written line; it is cut off", path)
+        file.truncate(start)
+    file.seek(0, os.SEEK_END)
+
+
+def keep_lines(path: str | os.PathLike[str], keep: Callable[[dict[str, Any]], bool]) -> int:
+    """Rewrites the file with the lines that `keep` accepts, byte for byte; returns how many go."""
+    lines = read_lines(path)
+    kept = [line for line in lines if keep(line.value)]
+    if Path(path).exists():
+        replace_file(path, b"".join(line.raw for line in kept))
+    return len(lines) - len(kept)
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Writes the whole file so that a reader, or a crash, sees the old content or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Makes a rename or a new file in this directory survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as e:  # some network file systems cannot sync a directory
+        logger.debug("no fsync of directory %s: %s", path, e)
+    finally:
+        os.close(fd)

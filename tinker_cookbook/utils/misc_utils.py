@@ -1,0 +1,65 @@
+"""Helpers too small for a file of their own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def runs_path(*parts: str | os.PathLike[str]) -> Path:
+    """A path under the runs directory: $TINKER_COOKBOOK_RUNS_DIR, else ~/tinker-runs."""
+    root = os.environ.get("TINKER_COOKBOOK_RUNS_DIR") or "~/tinker-runs"
+    return Path(root).expanduser().absolute().joinpath(*parts)
+
+
+def safezip(*sequences: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """zip that refuses sequences of different lengths at once, not at the end."""
+    lengths = [len(s) for s in sequences]
+    if not all_same(lengths):
+        raise ValueError(f"sequences of different lengths: {lengths}")
+    return zip(*sequences, strict=True)
+
+
+@contextmanager
+def timed(key: str, metrics: MutableMapping[str, Any]) -> Iterator[None]:
+    """Adds the seconds that the block took to metrics["time/<key>"], also when it raises."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        name = f"time/{key}"
+        metrics[name] = metrics.get(name, 0.0) + time.perf_counter() - started
+
+
+def dict_mean(dicts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean per key over those dicts that have the key; keys in order of first appearance."""
+    values: dict[str, list[float]] = {}
+    for d in dicts:
+        for key, value in d.items():
+            values.setdefault(key, []).append(value)
+    return {key: sum(v) / len(v) for key, v in values.items()}
+
+
+def all_same(items: Iterable[Any]) -> bool:
+    """True if all items are equal; an empty iterable counts as equal."""
+    iterator = iter(items)
+    first = next(iterator, None)
+    return all(item == first for item in iterator)
+
+
+def split_list(items: Sequence[T], num_splits: int) -> list[list[T]]:
+    """`num_splits` contiguous parts whose lengths differ by at most one.
+
+    Raises ValueError when there are fewer items than parts: no part may be empty.
+    """
+    if not 1 <= num_splits <= len(items):
+        raise ValueError(f"cannot split {len(items)} items into {num_splits} non-empty parts")
+    edges = [i * len(items) // num_splits for i in range(num_splits + 1)]
+    return [list(items[a:b]) for a, b in itertools.pairwise(edges)]

@@ -1,0 +1,77 @@
+"""Any configuration object as plain JSON data, the same text for the same configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import functools
+import os
+import sys
+from collections.abc import Mapping, Set
+from typing import Any
+
+import chz
+
+
+def plain(value: Any) -> Any:
+    """Plain data (dict, list, str, int, float, bool, None) that stands for `value`.
+
+    chz objects and dataclasses become {"class": name, **fields}, classes and functions become
+    "module:name", paths become strings, numpy and torch scalars become numbers. What has no
+    stable text of its own (its repr holds an address) is represented by the name of its class.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, type) or _is_function(value):
+        return f"{module_name(value.__module__ or 'builtins')}:{value.__qualname__}"
+    if chz.is_chz(value):
+        fields = chz.chz_fields(value)
+        return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()})
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value)]
+        return _tagged(value, {name: getattr(value, name) for name in names})
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Set):
+        return sorted((plain(v) for v in value), key=repr)
+    if isinstance(value, functools.partial):
+        arguments = {"args": value.args, "keywords": value.keywords}
+        return {"partial": plain(value.func), **plain(arguments)}
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if hasattr(value, "model_dump"):  # pydantic: types of the SDK
+        return _tagged(value, value.model_dump())
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy or torch scalar
+        return plain(value.item())
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text or len(text) > 1000 else text
+
+
+def module_name(name: str) -> str:
+    """The import name of a module, also of the one that `python -m X` runs as __main__."""
+    if name == "__main__":
+        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+        name = spec.name.removesuffix(".__main__") if spec is not None else name
+    # recipes have two spellings; both must give the same text
+    return name.removeprefix("tinker_cookbook.") if ".recipes." in name else name
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__")
+
+
+def _tagged(value: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"class": type(value).__qualname__, **{k: plain(v) for k, v in fields.items()}}

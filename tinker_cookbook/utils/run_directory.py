@@ -1,0 +1,164 @@
+"""The directory of one run: who may write into it, whose run it holds, and when it is emptied."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from tinker_cookbook.exceptions import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+LogDirBehavior = Literal["resume", "delete", "raise", "ask"]
+
+LOCK_FILE = ".lock"
+# a directory with one of these holds a run; any other directory is never deleted
+RUN_FILES = ("config.json", "metrics.jsonl", "checkpoints.jsonl")
+
+
+class RunLock:
+    """Keeps a second process out of a run directory.
+
+    The lock is the operating system's (flock): it ends with the process that holds it, however
+    that ends, so a file left behind by a killed process blocks nobody.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Makes the directory and takes the lock. Raises ConfigurationError if another has it."""
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = open(directory / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError as e:
+            reason = os.strerror(e.errno) if e.errno else str(e)
+            raise ConfigurationError(
+                f"log_path={directory} cannot be written to ({reason}); set another log_path"
+            ) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                logger.warning("%s: this file system has no locks (%s)", directory, e)
+                return
+            holder = self._holder()
+            self._file.close()
+            raise ConfigurationError(
+                f"{directory} is in use by {holder}; wait for it or set another log_path"
+            ) from None
+        self._file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self._file)
+        self._file.flush()
+
+    def _holder(self) -> str:
+        self._file.seek(0)
+        try:
+            holder = json.load(self._file)
+            return f"process {holder['pid']} on {holder['host']}"
+        except (ValueError, KeyError, TypeError):  # it is just starting
+            return "another process"
+
+    def release(self) -> None:
+        """May be called twice."""
+        self._file.close()
+
+
+def holds_run(directory: Path) -> bool:
+    """True if some run has written into this directory."""
+    return any((directory / name).exists() for name in RUN_FILES)
+
+
+def decide(directory: Path, behavior: str | None, contents: str) -> Literal["resume", "delete"]:
+    """What is to happen to a directory that holds a run.
+
+    behavior: resume and delete are as they say, raise raises ConfigurationError, ask asks where
+    there is a terminal; None and an ask that nobody could answer mean resume. contents: what the
+    directory holds, for the question and the error.
+    """
+    if behavior not in (None, *get_args(LogDirBehavior)):
+        choices = ", ".join(get_args(LogDirBehavior))
+        raise ConfigurationError(
+            f"behavior_if_log_dir_exists={behavior!r} is unknown; set one of {choices}"
+        )
+    if behavior == "raise":
+        raise ConfigurationError(
+            f"{directory} holds {contents}; set another log_path, "
+            "or behavior_if_log_dir_exists=resume or delete"
+        )
+    if behavior == "ask" and sys.stdin.isatty() and sys.stdout.isatty():
+        answer = ""
+        while answer not in ("resume", "delete", "quit"):
+            question = f"{directory} holds {contents}. resume, delete or quit? "
+            word = input(question).strip().lower()
+            answer = next(
+                (a for a in ("resume", "delete", "quit") if word and a.startswith(word)), ""
+            )
+        if answer == "quit":
+            raise ConfigurationError(f"{directory} was left as it is; set another log_path")
+        behavior = answer
+    return "delete" if behavior == "delete" else "resume"
+
+
+def empty(directory: Path) -> None:
+    """Deletes everything in a directory that holds a run, except its lock.
+
+    Raises ConfigurationError if there are files but no run: it may be anything.
+    """
+    entries = [entry for entry in directory.iterdir() if entry.name != LOCK_FILE]
+    if entries and not holds_run(directory):
+        raise ConfigurationError(
+            f"{directory} holds files but no run, so it is not deleted; set another log_path"
+        )
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def check_log_dir(
+    log_dir: str | os.PathLike[str], behavior_if_exists: LogDirBehavior = "resume"
+) -> None:
+    """Decides what happens to a run directory that is there already; nothing if it is not.
+
+    resume: keep it; delete: empty it (only if it holds a run and no process is using it); raise:
+    ConfigurationError; ask: ask on a terminal, keep it where there is none.
+    """
+    directory = Path(log_dir).expanduser()
+    if not holds_run(directory):
+        return
+    if decide(directory, behavior_if_exists, "a run") == "delete":
+        lock = RunLock(directory)
+        try:
+            empty(directory)
+        finally:
+            lock.release()
+
+
+def differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """The dotted keys in which two plain configurations differ, each with both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        found: list[str] = []
+        for key in dict.fromkeys([*here, *there]):
+            inner = f"{path}.{key}" if path else key
+            found += differences(there.get(key, _ABSENT), here.get(key, _ABSENT), inner)
+        return found
+    if there == here and isinstance(there, bool) == isinstance(here, bool):
+        return []
+    return [f"{path} is {_show(there)} there and {_show(here)} here"]
+
+
+_ABSENT = object()
+
+
+def _show(value: Any) -> str:
+    if value is _ABSENT:
+        return "not set"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
