@@ -249,7 +249,7 @@ class Store:
     def list_runs(self, limit: int | None = None, offset: int = 0) -> list[RunInfo]:
         """Runs, newest activity first; one whose run.json cannot be read is there as corrupted."""
         runs = []
-        for run_id in _page(self.run_ids(), limit, offset):
+        for run_id in page(self.run_ids(), limit, offset):
             try:
                 runs.append(self.get_run(run_id))
             except CheckpointError:
@@ -386,11 +386,11 @@ class Store:
         _check_name("run id", run_id)
         if not (self._runs / run_id / "run.json").exists():
             raise self._unknown_run(run_id)
-        return _page(self._newest_first([run_id]), limit, offset)
+        return page(self._newest_first([run_id]), limit, offset)
 
     def list_all(self, limit: int | None = None, offset: int = 0) -> list[CheckpointInfo]:
         """Every run's checkpoints, newest first, without expired and damaged ones."""
-        return _page(self._newest_first(self.run_ids()), limit, offset)
+        return page(self._newest_first(self.run_ids()), limit, offset)
 
     def sweep(self, run_id: str | None = None) -> None:
         """Remove what expired or was replaced, and what killed writers left. None: in every run.
@@ -623,7 +623,8 @@ def _expiry(ttl_seconds: float | None) -> str | None:
     raise CheckpointError(f"ttl_seconds={ttl_seconds!r}: use seconds above 0, or None for never")
 
 
-def _page(items: list[Any], limit: int | None, offset: int) -> list[Any]:
+def page(items: list[Any], limit: int | None, offset: int = 0) -> list[Any]:
+    """`items[offset : offset + limit]`. ConfigurationError: a number below 0."""
     if offset < 0 or (limit is not None and limit < 0):
         raise ConfigurationError(f"limit={limit}, offset={offset}: use numbers from 0 up")
     return items[offset:] if limit is None else items[offset : offset + limit]
