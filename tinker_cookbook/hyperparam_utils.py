@@ -1,0 +1,133 @@
+"""Learning rates by model size, and parameter counts.
+
+    lr = 5e-5 · (10 with LoRA) · (2000 / hidden size)^p      p = 0.781 Llama, 0.0775 Qwen
+
+The formula and its exponents are the official Tinker cookbook's, fitted there to sweeps over these
+two families. For others none has been measured, so none is guessed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from tinker_cookbook import models
+from tinker_cookbook.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_BASE_LR = 5e-5
+_LORA_FACTOR = 10.0
+_REFERENCE_HIDDEN_SIZE = 2000
+
+
+def get_lr(model_name: str, is_lora: bool = True) -> float:
+    """A good learning rate for Adam. ConfigurationError for families without a formula."""
+    info = models.resolve(model_name)
+    if info.lr_exponent is None or info.hidden_size is None:
+        raise ConfigurationError(
+            f"model_name={model_name!r}: there is no learning-rate formula for the family "
+            f"{info.family!r}, so learning_rate= must be given"
+        )
+    factor = get_lora_lr_over_full_finetune_lr(model_name) if is_lora else 1.0
+    return _BASE_LR * factor * (_REFERENCE_HIDDEN_SIZE / info.hidden_size) ** info.lr_exponent
+
+
+def get_lora_lr_over_full_finetune_lr(model_name: str, lora_alpha: int = 32) -> float:
+    """How much larger the best LoRA rate is than that of full fine-tuning: 10, at any rank.
+
+    Holds for alpha 32, which this cookbook always uses; ConfigurationError for another.
+    """
+    if lora_alpha != 32:
+        raise ConfigurationError(f"lora_alpha={lora_alpha}: the factor is known only for 32")
+    return _LORA_FACTOR
+
+
+def get_full_finetune_lr_multiplier(model_name: str) -> float:
+    """1/sqrt(parameters): two models' values stand as their full fine-tuning rates do."""
+    return 1.0 / math.sqrt(get_full_finetune_param_count(model_name))
+
+
+def get_lora_lr_multiplier(model_name: str) -> float:
+    """As `get_full_finetune_lr_multiplier`, for LoRA rates."""
+    return get_full_finetune_lr_multiplier(model_name) * get_lora_lr_over_full_finetune_lr(
+        model_name
+    )
+
+
+def get_full_finetune_param_count(model_name: str) -> int:
+    """All parameters, tied ones once. Counted on a model without storage, from its config.json."""
+    return sum(parameter.numel() for parameter in _meta_model(model_name).parameters())
+
+
+def get_lora_param_count(
+    model_name: str,
+    lora_rank: int = 32,
+    train_attn: bool = True,
+    train_mlp: bool = True,
+    train_unembed: bool = True,
+) -> int:
+    """Parameters of an adapter: rank·(in + out) for each linear layer it is on.
+
+    Experts of a mixture count one adapter each for every matrix; routers have none.
+    """
+    model = _meta_model(model_name)
+    wanted = {"attn": train_attn, "mlp": train_mlp, "unembed": train_unembed}
+    return sum(
+        lora_rank * layer.size * layer.count
+        for layer in _linear_layers(model)
+        if wanted[layer.group]
+    )
+
+
+class _Layer:
+    """`size`: in + out features; `count`: matrices of that shape (experts)."""
+
+    def __init__(self, group: str, size: int, count: int = 1):
+        self.group = group
+        self.size = size
+        self.count = count
+
+
+def _linear_layers(model: nn.Module) -> list[_Layer]:
+    from torch import nn
+
+    layers: list[_Layer] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if name.endswith(("lm_head", "embed_out")):
+            group = "unembed"
+        elif "attn" in name or "attention" in name:
+            group = "attn"
+        elif name.endswith((".gate", ".router")):
+            continue
+        else:
+            group = "mlp"
+        layers.append(_Layer(group, module.in_features + module.out_features))
+    # transformers keeps the experts of a layer in stacked matrices [experts, out, in]
+    for _, parameter in model.named_parameters():
+        if parameter.dim() == 3:
+            experts, rows, columns = parameter.shape
+            layers.append(_Layer("mlp", rows + columns, experts))
+    return layers
+
+
+def _meta_model(model_name: str) -> Any:
+    """The model with its shapes and no memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = os.path.expanduser(models.load_path(model_name))
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigurationError(
+            f"model_name={model_name!r}: its config.json cannot be loaded ({reason})"
+            + models.access_hint(model_name)
+        ) from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

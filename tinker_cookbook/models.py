@@ -1,0 +1,438 @@
+"""The model table: everything the cookbook knows of a model by its name, in one place.
+
+`resolve` answers for the names in the table, for local directories (through their config.json) and
+for other hub names (the same files, from the cache or the hub). `defaults` turns a model and a
+training method into the values of keys the user left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinker_cookbook.exceptions import ConfigurationError
+
+LLAMA_EXPONENT = 0.781
+QWEN_EXPONENT = 0.0775
+_NANO_DIRECTORY = Path(__file__).with_name("nano")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of one model. None: not known.
+
+    `renderers`: fitting chat formats, the recommended one first; empty when none can be told from
+    the files. `context_length`: tokens. `lr_exponent`: of the learning-rate formula in
+    hyperparam_utils. `gated`: the hub wants a licence accepted.
+    """
+
+    name: str
+    family: str
+    organization: str
+    version_str: str
+    size_str: str
+    is_chat: bool
+    is_moe: bool
+    is_vl: bool
+    renderers: tuple[str, ...]
+    hidden_size: int | None
+    context_length: int | None
+    lr_exponent: float | None
+    gated: bool
+
+
+def _qwen3(
+    size: str,
+    hidden_size: int,
+    suffix: str = "",
+    renderers: tuple[str, ...] = ("qwen3", "qwen3_disable_thinking"),
+    context_length: int = 40_960,
+) -> ModelInfo:
+    return ModelInfo(
+        name=f"Qwen/Qwen3-{size}{suffix}",
+        family="qwen3_moe" if "-A" in size else "qwen3",
+        organization="Qwen",
+        version_str="3",
+        size_str=size,
+        is_chat=renderers != ("role_colon",),
+        is_moe="-A" in size,
+        is_vl=False,
+        renderers=renderers,
+        hidden_size=hidden_size,
+        context_length=context_length,
+        lr_exponent=QWEN_EXPONENT,
+        gated=False,
+    )
+
+
+def _llama(version: str, size: str, hidden_size: int, suffix: str = "") -> ModelInfo:
+    return ModelInfo(
+        name=f"meta-llama/Llama-{version}-{size}{suffix}",
+        family="llama3",
+        organization="meta-llama",
+        version_str=version,
+        size_str=size,
+        is_chat=bool(suffix),
+        is_moe=False,
+        is_vl=False,
+        renderers=("llama3",) if suffix else ("role_colon",),
+        hidden_size=hidden_size,
+        context_length=131_072,
+        lr_exponent=LLAMA_EXPONENT,
+        gated=True,
+    )
+
+
+def _moe(
+    name: str,
+    family: str,
+    version: str,
+    size: str,
+    hidden_size: int,
+    context_length: int,
+    renderers: tuple[str, ...],
+) -> ModelInfo:
+    """Mixture-of-experts families for which no learning-rate formula has been measured."""
+    return ModelInfo(
+        name=name,
+        family=family,
+        organization=name.split("/")[0],
+        version_str=version,
+        size_str=size,
+        is_chat=renderers != ("role_colon",),
+        is_moe=True,
+        is_vl=False,
+        renderers=renderers,
+        hidden_size=hidden_size,
+        context_length=context_length,
+        lr_exponent=None,
+        gated=False,
+    )
+
+
+_NANO = ModelInfo(
+    name="nano",
+    family="nano",
+    organization="",
+    version_str="1",
+    size_str="2M",
+    is_chat=True,
+    is_moe=False,
+    is_vl=False,
+    renderers=("qwen3_instruct", "qwen3_disable_thinking", "qwen3"),
+    hidden_size=192,
+    context_length=2048,
+    lr_exponent=None,  # its rates were measured, method by method: `_NANO_DEFAULTS`
+    gated=False,
+)
+_QWEN3_SIZES = {
+    "0.6B": 1024,
+    "1.7B": 2048,
+    "4B": 2560,
+    "8B": 4096,
+    "14B": 5120,
+    "32B": 5120,
+    "30B-A3B": 2048,
+    "235B-A22B": 4096,
+}
+_QWEN3_2507 = ("4B", "30B-A3B", "235B-A22B")
+_GPT_OSS = (
+    "gpt_oss_no_sysprompt",
+    "gpt_oss_low_reasoning",
+    "gpt_oss_medium_reasoning",
+    "gpt_oss_high_reasoning",
+)
+_DEEPSEEK = ("deepseekv3", "deepseekv3_thinking")
+
+_ROWS = [
+    _NANO,
+    *(_qwen3(size, hidden) for size, hidden in _QWEN3_SIZES.items()),
+    *(
+        _qwen3(size, _QWEN3_SIZES[size], "-Base", ("role_colon",), 32_768)
+        for size in ("0.6B", "1.7B", "4B", "8B", "14B", "30B-A3B")
+    ),
+    *(
+        _qwen3(size, _QWEN3_SIZES[size], "-Instruct-2507", ("qwen3_instruct",), 262_144)
+        for size in _QWEN3_2507
+    ),
+    *(
+        _qwen3(size, _QWEN3_SIZES[size], "-Thinking-2507", ("qwen3",), 262_144)
+        for size in _QWEN3_2507
+    ),
+    *(
+        _llama(version, size, hidden, suffix)
+        for version, size, hidden in (
+            ("3.1", "8B", 4096),
+            ("3.1", "70B", 8192),
+            ("3.1", "405B", 16_384),
+            ("3.2", "1B", 2048),
+            ("3.2", "3B", 3072),
+        )
+        for suffix in ("", "-Instruct")
+    ),
+    _llama("3.3", "70B", 8192, "-Instruct"),
+    _moe("deepseek-ai/DeepSeek-V3.1", "deepseek_v3", "3.1", "671B-A37B", 7168, 131_072, _DEEPSEEK),
+    _moe(
+        "deepseek-ai/DeepSeek-V3.1-Base",
+        "deepseek_v3",
+        "3.1",
+        "671B-A37B",
+        7168,
+        131_072,
+        ("role_colon",),
+    ),
+    _moe("openai/gpt-oss-20b", "gpt_oss", "1", "20b", 2880, 131_072, _GPT_OSS),
+    _moe("openai/gpt-oss-120b", "gpt_oss", "1", "120b", 2880, 131_072, _GPT_OSS),
+    _moe("moonshotai/Kimi-K2-Instruct", "kimi_k2", "2", "1T-A32B", 7168, 131_072, ("kimi_k2",)),
+    _moe("moonshotai/Kimi-K2-Thinking", "kimi_k2", "2", "1T-A32B", 7168, 262_144, ("kimi_k2",)),
+]
+TABLE: Mapping[str, ModelInfo] = {row.name: row for row in _ROWS}
+
+
+def resolve(model_name: str) -> ModelInfo:
+    """What is known of a model. ConfigurationError, with the nearest known names, if nothing is."""
+    if model_name in TABLE:
+        return TABLE[model_name]
+    if is_local_path(model_name):
+        path = Path(model_name).expanduser()
+        if not path.is_dir():
+            raise ConfigurationError(f"model_name={model_name!r}: there is no such directory")
+        if path.resolve() == _NANO_DIRECTORY.resolve():
+            return _NANO
+        if not (path / "config.json").is_file():
+            raise ConfigurationError(
+                f"model_name={model_name!r}: the directory holds no config.json, so it is not a "
+                "model in Hugging Face format"
+            )
+        return _from_directory(model_name, path)
+    directory = _hub_files(model_name) if model_name.count("/") == 1 else None
+    if directory is None:
+        near = ", ".join(_nearest(model_name)) or "nano, " + ", ".join(list(TABLE)[1:4])
+        raise ConfigurationError(
+            f"model_name={model_name!r} is not a known model, and no config.json can be had for it "
+            f"(known names near it: {near}). Use a known name or a local directory; for any other "
+            "model renderer_name= and learning_rate= cannot be guessed and must be given"
+        )
+    return _from_directory(model_name, directory)
+
+
+def load_path(model_name: str) -> str:
+    """What to hand to `from_pretrained`: a directory in the package for nano, else the name."""
+    return str(_NANO_DIRECTORY) if model_name == "nano" else model_name
+
+
+def is_local_path(model_name: str) -> bool:
+    """Whether a name means a directory here, present or not, rather than a model on the hub."""
+    return model_name.startswith(("/", "./", "../", "~")) or os.path.isdir(model_name)
+
+
+def access_hint(model_name: str) -> str:
+    """What to try when a model's files cannot be had, to be put behind the reason."""
+    row = TABLE.get(model_name)
+    if row is not None and row.gated:
+        return (
+            f"; {model_name} is gated: accept its licence on the hub and set HF_TOKEN, or set "
+            "model_name= to a local directory"
+        )
+    near = [] if row is not None else _nearest(model_name)
+    return f"; known names near it: {', '.join(near)}" if near else ""
+
+
+class MethodDefaults(NamedTuple):
+    """What a training method takes for models other than nano. Sizes in sequences and tokens."""
+
+    batch_size: int
+    max_length: int  # or the model's context length, if that is smaller
+    lora_rank: int = 32
+
+
+_METHODS = {
+    "sl": MethodDefaults(batch_size=128, max_length=32_768),
+    "chat_sl": MethodDefaults(batch_size=256, max_length=16_384),
+}
+# Measured on nano itself: what suits a model of 2 M parameters does not follow from the formula.
+_NANO_SL = {
+    "learning_rate": 3e-3,
+    "renderer_name": "qwen3_instruct",
+    "batch_size": 32,
+    "max_length": 512,
+    "lora_rank": 32,
+}
+_NANO_DEFAULTS: dict[str, dict[str, Any]] = {"sl": _NANO_SL, "chat_sl": _NANO_SL}
+
+
+def defaults(model_name: str, method: str) -> dict[str, Any]:
+    """The values of config fields that depend on the model, for one training method.
+
+    ConfigurationError, naming the key to give, where one cannot be told.
+    """
+    return {key: rule() for key, rule in _rules(model_name, method).items()}
+
+
+class FilledConfig(NamedTuple):
+    config: Any
+    filled: dict[str, Any]
+
+
+def fill_defaults(config: Any, method: str) -> FilledConfig:
+    """A copy of a chz config in which fields that are None have their default, and what was filled.
+
+    Only what is missing is looked up, so an unknown model works when the user gives every key.
+    """
+    import chz
+
+    filled = {
+        key: rule()
+        for key, rule in _rules(config.model_name, method).items()
+        if key in chz.chz_fields(config) and getattr(config, key) is None
+    }
+    return FilledConfig(chz.replace(config, **filled), filled)
+
+
+def _rules(model_name: str, method: str) -> dict[str, Callable[[], Any]]:
+    if method not in _METHODS:
+        raise ConfigurationError(f"no defaults for method {method!r}; known: {', '.join(_METHODS)}")
+    if not is_local_path(model_name) and model_name != "nano":
+        return _formula_rules(model_name, _METHODS[method])
+    if resolve(model_name) is not _NANO:
+        return _formula_rules(model_name, _METHODS[method])
+    # `value=value` binds now: a closure over a loop variable would see only the last one.
+    return {key: lambda value=value: value for key, value in _NANO_DEFAULTS[method].items()}
+
+
+def _formula_rules(model_name: str, method: MethodDefaults) -> dict[str, Callable[[], Any]]:
+    from tinker_cookbook.hyperparam_utils import get_lr
+
+    return {
+        "learning_rate": lambda: get_lr(model_name),
+        "renderer_name": lambda: recommended_renderer(model_name),
+        "batch_size": lambda: method.batch_size,
+        "max_length": lambda: min(
+            method.max_length, resolve(model_name).context_length or method.max_length
+        ),
+        "lora_rank": lambda: method.lora_rank,
+    }
+
+
+def recommended_renderer(model_name: str) -> str:
+    """The first of the model's renderers; ConfigurationError where none can be told."""
+    renderers = resolve(model_name).renderers
+    if not renderers:
+        raise ConfigurationError(
+            f"model_name={model_name!r}: its chat template is not one the cookbook knows, so "
+            "renderer_name= cannot be guessed and must be given"
+        )
+    return renderers[0]
+
+
+def _nearest(model_name: str) -> list[str]:
+    by_lower = {name.lower(): name for name in TABLE}
+    near = difflib.get_close_matches(model_name.lower(), by_lower, n=3, cutoff=0.5)
+    return [by_lower[name] for name in near]
+
+
+def _hub_files(model_name: str) -> Path | None:
+    """A directory with the small files of a hub model: from the cache, else from the hub."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(model_name, "config.json")
+        if isinstance(cached, str):
+            return Path(cached).parent
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            return None
+        config = huggingface_hub.hf_hub_download(model_name, "config.json")
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return None
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        try:
+            huggingface_hub.hf_hub_download(model_name, name)
+        except (HfHubHTTPError, OSError):
+            continue  # many models have only one of the two
+    return Path(config).parent
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} should hold a JSON object")
+    return content
+
+
+def _chat_template(directory: Path) -> str | None:
+    """The chat template among a model's files; "" if it has none, None if it has no tokenizer."""
+    template = directory / "chat_template.jinja"
+    if template.is_file():
+        return template.read_text(encoding="utf-8")
+    config = directory / "tokenizer_config.json"
+    if not config.is_file():
+        return None
+    found = _read_json(config).get("chat_template") or ""
+    if isinstance(found, list):  # several, by name; the one for chatting is called default
+        found = next((t["template"] for t in found if t.get("name") == "default"), "")
+    return str(found)
+
+
+_QWEN_FAMILIES = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+
+
+def _from_directory(model_name: str, directory: Path) -> ModelInfo:
+    config = _read_json(directory / "config.json")
+    config = {**config, **(config.get("text_config") or {})}  # vision models nest the text model
+    template = _chat_template(directory)
+    family = str(config.get("model_type", "unknown"))
+    if family == "llama" and config.get("vocab_size", 0) >= 128_256:
+        family = "llama3"  # earlier Llamas had other vocabularies and templates
+    exponent = None
+    if family in ("llama", "llama3"):
+        exponent = LLAMA_EXPONENT
+    elif family in _QWEN_FAMILIES:
+        exponent = QWEN_EXPONENT
+    experts = ("num_experts", "num_local_experts", "n_routed_experts")
+    return ModelInfo(
+        name=model_name,
+        family=family,
+        organization="" if is_local_path(model_name) else model_name.split("/")[0],
+        version_str="",
+        size_str="",
+        is_chat=bool(template),
+        is_moe=any(config.get(key) for key in experts),
+        is_vl="vision_config" in config,
+        renderers=_fitting_renderers(family, template),
+        hidden_size=config.get("hidden_size"),
+        context_length=config.get("max_position_embeddings"),
+        lr_exponent=exponent,
+        gated=False,
+    )
+
+
+def _fitting_renderers(family: str, template: str | None) -> tuple[str, ...]:
+    """Renderers told from the chat template itself; none rather than a wrong one."""
+    if template is None:
+        return ()
+    if not template:
+        return ("role_colon",)
+    match family:
+        case "qwen3" | "qwen3_moe" if "<|im_start|>" in template:
+            if "enable_thinking" in template:
+                return ("qwen3", "qwen3_disable_thinking")
+            return ("qwen3",) if "<think>" in template else ("qwen3_instruct",)
+        case "llama3" if "<|start_header_id|>" in template:
+            return ("llama3",)
+        case "deepseek_v3" if "<｜Assistant｜>" in template:
+            return _DEEPSEEK
+        case "gpt_oss" if "<|channel|>" in template:
+            return _GPT_OSS
+        case "kimi_k2" if "<|im_middle|>" in template:
+            return ("kimi_k2",)
+        case _:
+            return ()

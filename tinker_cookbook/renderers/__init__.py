@@ -1,0 +1,87 @@
+"""Chat messages to tokens and loss weights, and back. Start at `get_renderer` and `Renderer`.
+
+The formats: role_colon.py, qwen3.py. The types: messages.py. How conversations are assembled:
+base.py. How responses are parsed: parsing.py.
+"""
+
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    SupervisedExample,
+    TrainOnWhat,
+    tokens_weights_from_strings_weights,
+)
+from tinker_cookbook.renderers.messages import (
+    Content,
+    ContentPart,
+    FunctionBody,
+    ImagePart,
+    Message,
+    Role,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolSpec,
+    UnparsedToolCall,
+    ensure_text,
+    format_content_as_string,
+    get_text_content,
+    parse_content_blocks,
+)
+from tinker_cookbook.renderers.parsing import (
+    ParsedResponse,
+    ParseFailureKind,
+    ParseTermination,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    classify_parse_failure,
+)
+from tinker_cookbook.renderers.registry import (
+    RendererFactory,
+    get_registered_renderer_names,
+    get_renderer,
+    is_renderer_registered,
+    register_renderer,
+    unregister_renderer,
+)
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+__all__ = [
+    "Content",
+    "ContentPart",
+    "FunctionBody",
+    "ImagePart",
+    "Message",
+    "ParseFailureKind",
+    "ParseTermination",
+    "ParsedResponse",
+    "RenderContext",
+    "RenderedMessage",
+    "Renderer",
+    "RendererFactory",
+    "Role",
+    "SupervisedExample",
+    "TextDelta",
+    "TextPart",
+    "ThinkingDelta",
+    "ThinkingPart",
+    "Tokenizer",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolSpec",
+    "TrainOnWhat",
+    "UnparsedToolCall",
+    "classify_parse_failure",
+    "ensure_text",
+    "format_content_as_string",
+    "get_registered_renderer_names",
+    "get_renderer",
+    "get_text_content",
+    "is_renderer_registered",
+    "parse_content_blocks",
+    "register_renderer",
+    "tokens_weights_from_strings_weights",
+    "unregister_renderer",
+]

@@ -1,0 +1,260 @@
+"""The chat types that every renderer and recipe shares, and small helpers over them.
+
+A message is a plain dict, so that a JSONL line or an API reply is one already. Content is a string,
+or a list of typed parts. Tool calls are frozen objects; OpenAI-style dicts are accepted wherever a
+renderer takes messages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tinker_cookbook.exceptions import RendererError
+
+Role = str
+"""Mostly "system", "user", "assistant" or "tool"; each renderer lists the roles it knows."""
+
+
+class TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingPart(TypedDict):
+    """Reasoning that the model writes before its reply."""
+
+    type: Literal["thinking"]
+    thinking: str
+
+
+class ImagePart(TypedDict):
+    """An image, as a path, URL or PIL image. Text renderers refuse it."""
+
+    type: Literal["image"]
+    image: Any
+
+
+ContentPart = TextPart | ThinkingPart | ImagePart
+Content = str | list[ContentPart]
+
+
+class FunctionBody(BaseModel):
+    """A function's name and its arguments, a JSON object as text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["function"] = "function"
+    id: str | None = None
+    function: FunctionBody
+
+
+class UnparsedToolCall(BaseModel):
+    """A tool call that the model wrote and that could not be read; `raw_text` includes its tags."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    raw_text: str
+    error: str
+
+
+class ToolSpec(TypedDict):
+    """A tool as it is declared to the model; `parameters` is a JSON schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class Message(TypedDict):
+    role: Role
+    content: Content
+    tool_calls: NotRequired[list[ToolCall]]
+    unparsed_tool_calls: NotRequired[list[UnparsedToolCall]]
+    trainable: NotRequired[bool]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+class ThinkingAndText(NamedTuple):
+    thinking: str
+    text: str
+
+
+def content_parts(content: Content) -> list[ContentPart]:
+    """Content as a list of parts; a string is one text part."""
+    return [TextPart(type="text", text=content)] if isinstance(content, str) else list(content)
+
+
+def split_thinking(content: Content) -> ThinkingAndText:
+    """The joined thinking parts and the joined text parts.
+
+    A string that holds `</think>` is split as chat templates split it, padding newlines dropped.
+    """
+    if isinstance(content, str):
+        if "</think>" not in content:
+            return ThinkingAndText("", content)
+        before, after = content.split("</think>", 1)
+        return ThinkingAndText(before.split("<think>")[-1].strip("\n"), after.lstrip("\n"))
+    thinking = "".join(part["thinking"] for part in content if part["type"] == "thinking")
+    return ThinkingAndText(
+        thinking, "".join(part["text"] for part in content if part["type"] == "text")
+    )
+
+
+def get_text_content(message: Message) -> str:
+    """The text of a message without its reasoning.
+
+    Where reasoning was left out, so are the blank lines around the reply that followed it.
+    """
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    text = "".join(part["text"] for part in content if part["type"] == "text")
+    return text.strip() if any(part["type"] == "thinking" for part in content) else text
+
+
+def ensure_text(content: Content) -> str:
+    """Content that must be text alone: a string, or text parts. RendererError otherwise."""
+    if isinstance(content, str):
+        return content
+    other = [part["type"] for part in content if part["type"] != "text"]
+    if other:
+        raise RendererError(f"text content expected, found a part of type {other[0]!r}")
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def format_content_as_string(content: Content, separator: str = "\n") -> str:
+    """Content for people and graders to read: every part in order, reasoning inside think tags."""
+    if isinstance(content, str):
+        return content
+    shown = {
+        "text": lambda part: part["text"],
+        "thinking": lambda part: f"<think>{part['thinking']}</think>",
+        "image": lambda part: "<image>",
+    }
+    return separator.join(shown[part["type"]](part) for part in content)
+
+
+def parse_content_blocks(content: str) -> list[ContentPart] | None:
+    """A string with closed think blocks as a list of parts, whitespace kept; None if it has none.
+
+    `format_content_as_string(parts, separator="")` gives the string back.
+    """
+    pieces = re.split(r"<think>(.*?)</think>", content, flags=re.DOTALL)
+    if len(pieces) == 1:
+        return None
+    parts: list[ContentPart] = []
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            parts.append(ThinkingPart(type="thinking", thinking=piece))
+        elif piece:
+            parts.append(TextPart(type="text", text=piece))
+    return parts
+
+
+def as_tool_call(value: Any) -> ToolCall:
+    """A ToolCall from itself or from an OpenAI-style dict, whose arguments may be a JSON object.
+
+    ValueError, in words for a user, when it is neither or its arguments are not a JSON object.
+    """
+    if isinstance(value, ToolCall):
+        call = value
+    else:
+        try:
+            function = dict(value["function"])
+            if isinstance(function.get("arguments"), dict):
+                function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+            call = ToolCall.model_validate({**value, "function": function})
+        except (TypeError, KeyError, ValueError, ValidationError) as error:
+            raise ValueError(
+                "a tool call must look like "
+                '{"function": {"name": ..., "arguments": "{...}"}}, found ' + f"{value!r:.120}"
+            ) from error
+    try:
+        arguments = json.loads(call.function.arguments)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(
+            f"the arguments of {call.function.name!r} must be a JSON object, "
+            f"found {call.function.arguments!r:.120}"
+        )
+    return call
+
+
+def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Message:
+    """A copy of `message` in the form that renderers read, or a RendererError naming `index`.
+
+    An assistant message with tool calls may lack content (as OpenAI writes it), and
+    `reasoning_content` of an assistant becomes a thinking part.
+    """
+
+    def refuse(problem: str) -> RendererError:
+        return RendererError(f"message {index}: {problem}")
+
+    if not isinstance(message, dict):
+        raise refuse(f"expected a dict with role and content, found {message!r:.80}")
+    role = message.get("role")
+    if role not in roles:
+        raise refuse(f"unknown role {role!r}; this renderer knows {', '.join(roles)}")
+    content = message.get("content")
+    calls = message.get("tool_calls") or []
+    if calls and role != "assistant":
+        raise refuse(f"a {role} message cannot have tool_calls")
+    if content is None and (calls or message.get("unparsed_tool_calls")):
+        content = ""
+    if content is None:
+        raise refuse(f"a {role} message without content")
+    if not isinstance(content, str):
+        if not isinstance(content, list):
+            raise refuse(f"content must be text or a list of parts, found {content!r:.80}")
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("text", "thinking", "image"):
+                raise refuse(f"unknown content part {part!r:.80}")
+            if kind != "image" and not isinstance(part.get(kind), str):
+                raise refuse(f"a {kind} part without {kind!r}: {part!r:.80}")
+            if kind == "thinking" and role != "assistant":
+                raise refuse(f"a {role} message cannot have a thinking part")
+    reasoning = message.get("reasoning_content")
+    if role == "assistant" and reasoning:
+        content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
+    result = {**message, "role": role, "content": content}
+    try:
+        if calls:
+            result["tool_calls"] = [as_tool_call(call) for call in calls]
+        if message.get("unparsed_tool_calls"):
+            result["unparsed_tool_calls"] = [
+                UnparsedToolCall.model_validate(call) for call in message["unparsed_tool_calls"]
+            ]
+    except ValidationError:
+        raise refuse("unparsed_tool_calls must hold raw_text and error") from None
+    except ValueError as error:
+        raise refuse(str(error)) from error
+    return result  # type: ignore[return-value]
+
+
+def to_openai_message(message: Message) -> dict[str, Any]:
+    """The message as OpenAI-compatible servers and chat templates take it."""
+    thinking, text = split_thinking(message["content"])
+    result: dict[str, Any] = {"role": message["role"], "content": text}
+    if isinstance(message["content"], str):
+        result["content"] = message["content"]
+    elif thinking:
+        result["reasoning_content"] = thinking
+    if calls := message.get("tool_calls"):
+        result["tool_calls"] = [call.model_dump() for call in calls]
+    given: dict[str, Any] = dict(message)
+    return result | {key: given[key] for key in ("tool_call_id", "name") if key in given}

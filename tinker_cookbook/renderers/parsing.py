@@ -1,0 +1,451 @@
+"""Tokens to messages: one incremental parser, used at once or token by token.
+
+Text goes into a content parser (`TagParser` for models that mark reasoning and tool calls by tags,
+`StopStringParser` for plain transcripts), which gives out deltas as soon as later text can no
+longer change them. Streaming and whole parsing run this same machine, so they agree at every cut.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.messages import (
+    ContentPart,
+    FunctionBody,
+    Message,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    UnparsedToolCall,
+)
+
+
+class ParseTermination(StrEnum):
+    """How a sampled response ended."""
+
+    STOP_SEQUENCE = "stop_sequence"
+    EOS = "eos"
+    MALFORMED = "malformed"  # cut off by max_tokens, or the end is not where it should be
+
+    @property
+    def is_clean(self) -> bool:
+        return self is not ParseTermination.MALFORMED
+
+    @property
+    def is_stop_sequence(self) -> bool:
+        return self is ParseTermination.STOP_SEQUENCE
+
+
+class ParseFailureKind(StrEnum):
+    STRUCTURAL = "structural"  # the response did not end as a turn does
+    CONTENT = "content"  # it ended well, but holds a tool call that cannot be read
+
+
+class ParsedResponse(NamedTuple):
+    message: Message
+    termination: ParseTermination
+
+
+def classify_parse_failure(
+    message: Message, termination: ParseTermination
+) -> ParseFailureKind | None:
+    """What is wrong with a parsed response, or None. A bad ending outranks bad content."""
+    if not termination.is_clean:
+        return ParseFailureKind.STRUCTURAL
+    return ParseFailureKind.CONTENT if message.get("unparsed_tool_calls") else None
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True)
+class ThinkingDelta:
+    thinking: str
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """One whole tool call: half of one is of no use to anybody."""
+
+    tool_call: ToolCall | UnparsedToolCall
+
+
+Delta = TextDelta | ThinkingDelta | ToolCallDelta
+
+
+class ContentParser(Protocol):
+    """Text in, deltas out. `stops` counts stop strings seen, for formats that end in text."""
+
+    stops: int
+
+    def feed(self, text: str) -> list[Delta]: ...
+
+    def finish(self) -> list[Delta]: ...
+
+
+def held_back(text: str, *marks: str) -> int:
+    """Length of the longest end of `text` that could still grow into one of `marks`."""
+    longest = min(len(text), max((len(mark) for mark in marks), default=1) - 1)
+    for n in range(longest, 0, -1):
+        if any(mark.startswith(text[-n:]) for mark in marks):
+            return n
+    return 0
+
+
+@dataclass(frozen=True)
+class ThinkTags:
+    """A think block at the start of a response, and the newlines that frame it."""
+
+    opened: str = "<think>"
+    closed: str = "</think>"
+    pad_open: str = ""
+    pad_close: str = ""
+    pad_after: str = ""
+
+
+@dataclass(frozen=True)
+class ToolTags:
+    """`read` turns the text between the tags into a ToolCall, or raises ValueError saying why."""
+
+    opened: str
+    closed: str
+    read: Callable[[str], ToolCall]
+
+
+class TagParser:
+    """Reads `[<think>…</think>] text [<tool_call>…</tool_call>]…`.
+
+    Each method named after a state consumes what is certain from the buffer and returns True when
+    it went on to another state. A think block counts only at the start of the response, so a reply
+    that mentions the tag stays whole; one that is never closed is reasoning to the end.
+    """
+
+    def __init__(self, think: ThinkTags | None, tools: ToolTags | None):
+        self.stops = 0
+        self._think = think or ThinkTags()
+        self._tools = tools
+        self._buffer = ""
+        self._deltas: list[Delta] = []
+        self._final = False
+        self._state: Callable[[], bool] = self._start if think else self._text
+
+    def feed(self, text: str) -> list[Delta]:
+        self._buffer += text
+        while self._state():
+            pass
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        self._final = True
+        return self.feed("")
+
+    def _may_become(self, text: str, mark: str) -> bool:
+        return not self._final and len(text) < len(mark) and mark.startswith(text)
+
+    def _emit(self, kind: type[TextDelta] | type[ThinkingDelta], text: str) -> None:
+        if text:
+            self._deltas.append(kind(text))
+
+    def _emit_certain(self, kind: type[TextDelta] | type[ThinkingDelta], *marks: str) -> None:
+        keep = 0 if self._final else held_back(self._buffer, *marks)
+        cut = len(self._buffer) - keep
+        self._emit(kind, self._buffer[:cut])
+        self._buffer = self._buffer[cut:]
+
+    def _start(self) -> bool:
+        text = self._buffer.lstrip()
+        if self._may_become(text, self._think.opened):
+            return False
+        if text.startswith(self._think.opened):
+            self._buffer = text[len(self._think.opened) :]
+            self._state = self._think_pad
+        else:
+            self._state = self._text
+        return True
+
+    def _think_pad(self) -> bool:
+        if self._may_become(self._buffer, self._think.pad_open):
+            return False
+        self._buffer = self._buffer.removeprefix(self._think.pad_open)
+        self._state = self._thinking
+        return True
+
+    def _thinking(self) -> bool:
+        tags = self._think
+        before, closed, after = self._buffer.partition(tags.closed)
+        if not closed:
+            self._emit_certain(ThinkingDelta, tags.closed, tags.pad_close + tags.closed)
+            return False
+        self._emit(ThinkingDelta, before.removesuffix(tags.pad_close))
+        self._buffer = after
+        self._state = self._after_thinking
+        return True
+
+    def _after_thinking(self) -> bool:
+        pad = self._think.pad_after
+        if self._may_become(self._buffer, pad):
+            return False
+        # Models sometimes write one newline where their template writes two.
+        while pad and not self._buffer.startswith(pad):
+            pad = pad[:-1]
+        self._buffer = self._buffer[len(pad) :]
+        self._state = self._text
+        return True
+
+    def _text(self) -> bool:
+        if self._tools is None:
+            self._emit_certain(TextDelta)
+            return False
+        opened = self._tools.opened
+        before, found, after = self._buffer.partition(opened)
+        if not found:
+            self._emit_certain(TextDelta, opened, "\n" + opened)
+            return False
+        self._emit(TextDelta, before.removesuffix("\n"))
+        self._buffer = after
+        self._state = self._tool_call
+        return True
+
+    def _tool_call(self) -> bool:
+        assert self._tools is not None
+        tags = self._tools
+        body, closed, after = self._buffer.partition(tags.closed)
+        if not closed and not self._final:
+            return False
+        call: ToolCall | UnparsedToolCall
+        try:
+            if not closed:
+                raise ValueError(f"no {tags.closed} before the end of the response")
+            call = tags.read(body)
+        except ValueError as error:
+            call = UnparsedToolCall(raw_text=tags.opened + body + closed, error=str(error))
+        self._deltas.append(ToolCallDelta(call))
+        self._buffer = after
+        self._state = self._between_calls
+        return True
+
+    def _between_calls(self) -> bool:
+        if not self._buffer.strip():  # white space after a call belongs to no text
+            return False
+        self._state = self._text
+        return True
+
+
+class StopStringParser:
+    """Reads the text up to a stop string, without one space in front of it.
+
+    Where no stop string came, one blank line at the end (`padding`) belongs to the format.
+    """
+
+    def __init__(self, stop: str, padding: str):
+        self.stops = 0
+        self._stop = stop
+        self._padding = padding
+        self._buffer = ""
+        self._started = False
+
+    def feed(self, text: str) -> list[Delta]:
+        self._buffer += text
+        if not self._started and self._buffer:
+            self._started = True
+            self._buffer = self._buffer.removeprefix(" ")
+        if self.stops:
+            return []
+        before, found, after = self._buffer.partition(self._stop)
+        if found:
+            self.stops = 1
+            self._buffer = after
+        else:
+            before = before[: len(before) - held_back(before, self._stop)]
+            self._buffer = self._buffer[len(before) :]
+        return [TextDelta(before)] if before else []
+
+    def finish(self) -> list[Delta]:
+        if self.stops:
+            self.stops += self._buffer.count(self._stop)
+            return []
+        rest = self._buffer.removesuffix(self._padding)
+        return [TextDelta(rest)] if rest else []
+
+
+def message_from_deltas(deltas: Iterable[Delta]) -> Message:
+    """The assistant message that a list of deltas adds up to.
+
+    Content is a string, or [thinking, text] where there was reasoning (text only if not empty).
+    """
+    deltas = list(deltas)
+    thinking = "".join(delta.thinking for delta in deltas if isinstance(delta, ThinkingDelta))
+    text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    message = Message(role="assistant", content=text)
+    if thinking:
+        parts: list[ContentPart] = [ThinkingPart(type="thinking", thinking=thinking)]
+        if text:
+            parts.append(TextPart(type="text", text=text))
+        message["content"] = parts
+    calls = [delta.tool_call for delta in deltas if isinstance(delta, ToolCallDelta)]
+    if parsed := [call for call in calls if isinstance(call, ToolCall)]:
+        message["tool_calls"] = parsed
+    if unparsed := [call for call in calls if isinstance(call, UnparsedToolCall)]:
+        message["unparsed_tool_calls"] = unparsed
+    return message
+
+
+class TokenDecoder:
+    """Tokens to text as they come, holding back bytes that are not yet a whole character.
+
+    Two windows of recent tokens are decoded and compared, because some tokenizers decode a token
+    differently at the start of a text.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]):
+        self._decode = decode
+        self._tokens: list[int] = []  # the last piece given out, then what is not given out yet
+        self._given = 0
+
+    def feed(self, token: int) -> str:
+        self._tokens.append(token)
+        text = self._new_text()
+        # A character cut in two decodes to this sign. So does a true one: it waits for company.
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._tokens = self._tokens[self._given :]
+        self._given = len(self._tokens)
+        return text
+
+    def finish(self) -> str:
+        return self._new_text()
+
+    def _new_text(self) -> str:
+        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._given])) :]
+
+
+class ResponseParser:
+    """Parses one response: tokens up to a stop or end-of-text token, their text by `content`.
+
+    Termination: one stop as the last thing is STOP_SEQUENCE; end of text, and no stop, EOS; all
+    else MALFORMED. Two stop tokens raise RendererError: no single sample ends twice.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        content: ContentParser,
+        stop_tokens: frozenset[int],
+        eos_tokens: frozenset[int],
+    ):
+        self._decode = decode
+        self._content = content
+        self._stop_tokens = stop_tokens
+        self._eos_tokens = eos_tokens
+
+    def parse(self, tokens: Iterable[int]) -> ParsedResponse:
+        """The whole response at once: one decode, where streaming needs two for every token."""
+        ending = _Ending(self._stop_tokens, self._eos_tokens)
+        text = self._decode([token for token in tokens if ending.is_content(token)])
+        deltas = self._content.feed(text) + self._content.finish()
+        return ParsedResponse(message_from_deltas(deltas), ending.termination(self._content.stops))
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[Delta | ParsedResponse]:
+        """Deltas while the tokens come, and at the end what `parse` gives for all of them."""
+        ending = _Ending(self._stop_tokens, self._eos_tokens)
+        decoder = TokenDecoder(self._decode)
+        seen: list[Delta] = []
+        for token in tokens:
+            if ending.is_content(token):
+                new = self._content.feed(decoder.feed(token))
+                seen += new
+                yield from new
+        last = self._content.feed(decoder.finish()) + self._content.finish()
+        yield from last
+        yield ParsedResponse(
+            message_from_deltas(seen + last), ending.termination(self._content.stops)
+        )
+
+
+class _Ending:
+    """Watches tokens go by for the end of the response."""
+
+    def __init__(self, stop_tokens: frozenset[int], eos_tokens: frozenset[int]):
+        self._stop_tokens = stop_tokens
+        self._eos_tokens = eos_tokens
+        self._stops = 0
+        self._eos = 0
+        self._after_end = 0
+
+    def is_content(self, token: int) -> bool:
+        if token in self._stop_tokens:
+            self._stops += 1
+            if self._stops > 1:
+                raise RendererError(
+                    f"the response holds the stop token {token} more than once; "
+                    "sample with stop=renderer.get_stop_sequences()"
+                )
+        elif token in self._eos_tokens:
+            self._eos += 1
+        elif not self._stops and not self._eos:
+            return True
+        else:
+            self._after_end += 1
+        return False
+
+    def termination(self, stop_strings: int) -> ParseTermination:
+        match (self._stops + stop_strings, self._eos, self._after_end):
+            case (1, 0, 0):
+                return ParseTermination.STOP_SEQUENCE
+            case (0, 1, 0):
+                return ParseTermination.EOS
+            case _:
+                return ParseTermination.MALFORMED
+
+
+def read_json_tool_call(body: str) -> ToolCall:
+    """A ToolCall from `{"name": ..., "arguments": {...}}`; ValueError, in words, otherwise.
+
+    The arguments are kept as they were written, so that the call renders to the same tokens again.
+    """
+    members = _json_members(body.strip())
+    name, arguments = members.get("name"), members.get("arguments")
+    if name is None or not isinstance(name.value, str):
+        raise ValueError('a tool call needs a "name" that is a string')
+    if arguments is None or not isinstance(arguments.value, dict):
+        raise ValueError('a tool call needs "arguments" that are a JSON object')
+    return ToolCall(function=FunctionBody(name=name.value, arguments=arguments.source))
+
+
+class _Member(NamedTuple):
+    value: Any
+    source: str
+
+
+def _json_members(text: str) -> dict[str, _Member]:
+    """The members of one JSON object, each with its source text. ValueError if it is not one."""
+    try:
+        json.loads(text)  # JSONDecodeError is a ValueError, and says where and what
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if not text.startswith("{"):
+        raise ValueError("a tool call must be a JSON object")
+    decoder = json.JSONDecoder()
+
+    def skip(i: int, characters: str) -> int:
+        while text[i] in characters:
+            i += 1
+        return i
+
+    members: dict[str, _Member] = {}
+    i = skip(1, " \t\r\n")
+    while text[i] != "}":
+        key, i = decoder.raw_decode(text, i)
+        start = skip(i, " \t\r\n:")
+        value, end = decoder.raw_decode(text, start)
+        members[key] = _Member(value, text[start:end])
+        i = skip(end, " \t\r\n,")
+    return members

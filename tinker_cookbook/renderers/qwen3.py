@@ -1,0 +1,246 @@
+"""Qwen3: ChatML with reasoning in `<think>` and calls in `<tool_call>`. Three renderers, one base.
+
+    <|im_start|>user⏎Hello<|im_end|>⏎<|im_start|>assistant⏎<think>⏎…⏎</think>⏎⏎Hi.<|im_end|>
+
+Tokens equal those of the models' own chat templates (`qwen3`: the hybrid template;
+`qwen3_disable_thinking`: the same with enable_thinking=False; `qwen3_instruct`: the template of the
+2507 models), with these differences, all meant:
+
+1. No newline after the last `<|im_end|>`: the model does not write it.
+2. Special tokens in content are text. Everybody's: `<|im_start|>` and its like. In user and tool
+   messages, which come from outside: all of them, `<think>` and `<tool_call>` too. System prompts
+   are the developer's and assistant messages the model's, so there the tags of `markup` are tokens.
+3. A reply is encoded apart from its header, as it is sampled. This shows only where it begins with
+   white space that the tokenizer would join to the header's newline.
+4. Newlines at the ends of a reply or its reasoning are kept, so that parsing gives back what was
+   rendered; the template strips them. (In content that is one string with `<think>` inside, they
+   are padding and are stripped.)
+5. Reasoning in history is dropped when it is a thinking part. A string with `</think>` in it passes
+   through whole, where the template cuts it.
+6. A user message is a question even if it looks like a tool response.
+7. disable_thinking puts the empty block before a last reply that answers no user message, too: its
+   generation prompt has it.
+8. After reasoning, `qwen3_instruct` writes the parts as they are; its template knows no reasoning.
+   It keeps them in history, so that what was sampled stays as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
+from tinker_cookbook.renderers.messages import (
+    Message,
+    ToolCall,
+    ToolSpec,
+    ensure_text,
+    format_content_as_string,
+    split_thinking,
+)
+from tinker_cookbook.renderers.parsing import TagParser, ThinkTags, ToolTags, read_json_tool_call
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+_EMPTY_BLOCK = "<think>\n\n</think>\n\n"
+
+
+class _Reply(NamedTuple):
+    """An assistant's message in text: what the framework writes as part of the header, the think
+    block that the model writes, and the reply proper."""
+
+    header: str
+    thinking: str
+    text: str
+
+
+class _ChatMLRenderer(Renderer):
+    """What the three share: headers, tools, parsing. They differ in `_reply`."""
+
+    markup = (
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_response>",
+        "</tool_response>",
+    )
+    end_of_text = ("<|endoftext|>",)
+    think_tags = ThinkTags(pad_open="\n", pad_close="\n", pad_after="\n\n")
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__(tokenizer)
+        self._start = self.encoder.id("<|im_start|>")
+        self._end = self.encoder.id("<|im_end|>")
+
+    def get_stop_sequences(self) -> list[int]:
+        return [self._end]
+
+    def content_parser(self) -> TagParser:
+        return TagParser(
+            self.think_tags, ToolTags("<tool_call>", "</tool_call>", read_json_tool_call)
+        )
+
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        match message["role"]:
+            case "assistant":
+                return self._render_assistant(message, ctx)
+            case "tool":
+                return self._render_tool_result(message, ctx)
+            case role:
+                text = self._text(message, ctx)
+                tags = self.markup if role == "system" else ()
+                return self._render_text(f"{role}\n", text, tags, ctx)
+
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """One system message, in the words of the tokenizer's own chat template."""
+        if not tools:
+            return [Message(role="system", content=system_prompt)] if system_prompt else []
+        declared = [
+            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
+        ]
+        marker = "SYSTEM-PROMPT-HERE"  # the prompt's own text could look like the template's
+        conversation = [{"role": "user", "content": "USER-HERE"}]
+        if system_prompt:
+            conversation.insert(0, {"role": "system", "content": marker})
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RendererError(
+                "tools are declared in the words of the tokenizer's chat template, and this "
+                "tokenizer has none; use the tokenizer of a chat model"
+            )
+        text = self.tokenizer.apply_chat_template(conversation, tools=declared, tokenize=False)
+        start, end = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\nUSER-HERE<|im_end|>\n"
+        if not text.startswith(start) or not text.endswith(end):
+            raise RendererError(
+                "the tokenizer's chat template does not declare tools in a system message; "
+                "use the renderer of its own family"
+            )
+        content = text.removeprefix(start).removesuffix(end)
+        return [Message(role="system", content=content.replace(marker, system_prompt, 1))]
+
+    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+        raise NotImplementedError
+
+    def _render_assistant(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        reply = self._reply(message, ctx)
+        blocks = [reply.text] if reply.text else []
+        blocks += [_tool_call_block(call) for call in message.get("tool_calls", [])]
+        blocks += [call.raw_text for call in message.get("unparsed_tool_calls", [])]
+        header = self.encoder.encode(f"assistant\n{reply.header}", self.markup)
+        output = self.encoder.encode(reply.thinking + "\n".join(blocks), self.markup)
+        return RenderedMessage(
+            header=text_chunk(self._header(ctx, header)),
+            output=[text_chunk([*output, self._end])],
+        )
+
+    def _render_tool_result(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        """Results in a row share one user turn, as in the template."""
+        tokens = [
+            *self.encoder.encode("<tool_response>", self.markup),
+            *self.encoder.encode(f"\n{self._text(message, ctx)}\n"),
+            *self.encoder.encode("</tool_response>", self.markup),
+        ]
+        follows = ctx.prev_message is not None and ctx.prev_message["role"] == "tool"
+        is_followed = ctx.next_message is not None and ctx.next_message["role"] == "tool"
+        newline = self.encoder.encode("\n")
+        header = newline if follows else self._header(ctx, self.encoder.encode("user\n"))
+        return RenderedMessage(
+            header=text_chunk(header),
+            output=[text_chunk(tokens if is_followed else [*tokens, self._end])],
+        )
+
+    def _text(self, message: Message, ctx: RenderContext) -> str:
+        try:
+            return ensure_text(message["content"])
+        except RendererError as error:
+            raise RendererError(f"message {ctx.idx}: {error}") from None
+
+    def _header(self, ctx: RenderContext, tokens: list[int]) -> list[int]:
+        newline = self.encoder.encode("\n") if ctx.idx > 0 else []
+        return [*newline, self._start, *tokens]
+
+    def _render_text(
+        self, header: str, text: str, tags: Sequence[str], ctx: RenderContext
+    ) -> RenderedMessage:
+        """Header and text encoded in one go, as the template's are.
+
+        Where the tokenizer joined the header's newline to the text, the token counts as text.
+        """
+        tokens = self.encoder.encode(header + text, tags)
+        alone = self.encoder.encode(header)
+        cut = next((i for i, (a, b) in enumerate(zip(alone, tokens)) if a != b), len(alone))
+        return RenderedMessage(
+            header=text_chunk(self._header(ctx, tokens[:cut])),
+            output=[text_chunk([*tokens[cut:], self._end])],
+        )
+
+
+class Qwen3Renderer(_ChatMLRenderer):
+    """Thinking. The last reply is framed by its reasoning, or by an empty block; replies since the
+    last question keep their reasoning; earlier ones lose it.
+
+    Extension property: no, for history drops what was sampled. With
+    strip_thinking_from_history=False every reply is framed, and it holds.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True):
+        super().__init__(tokenizer)
+        self.strip_thinking_from_history = strip_thinking_from_history
+
+    @property
+    def has_extension_property(self) -> bool:
+        return not self.strip_thinking_from_history
+
+    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+        thinking, text = split_thinking(message["content"])
+        answers = ctx.in_last_assistant_turn and (ctx.is_last or bool(thinking))
+        if answers or not self.strip_thinking_from_history:
+            return _Reply("", f"<think>\n{thinking}\n</think>\n\n", text)
+        content = message["content"]
+        return _Reply("", "", content if isinstance(content, str) else text)
+
+
+class Qwen3DisableThinkingRenderer(Qwen3Renderer):
+    """Thinking switched off: the generation prompt ends with an empty think block, which is part of
+    the last reply's header and carries no weight. A target with reasoning is refused.
+
+    Extension property: no, history lacks the block (yes with strip_thinking_from_history=False).
+    """
+
+    target_must_follow_prompt = True
+
+    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+        thinking, text = split_thinking(message["content"])
+        if ctx.is_last and thinking:
+            raise RendererError(
+                f"message {ctx.idx}: the reply holds reasoning, and qwen3_disable_thinking trains "
+                "replies without; remove it, or set renderer_name=qwen3"
+            )
+        if not thinking and (ctx.is_last or not self.strip_thinking_from_history):
+            return _Reply(_EMPTY_BLOCK, "", text)
+        return super()._reply(message, ctx)
+
+
+class Qwen3InstructRenderer(_ChatMLRenderer):
+    """The 2507 instruct models, and nano: no think block is ever added. Reasoning that a reply has
+    is written where it stands, without padding, and parsed with all its white space.
+
+    Extension property: yes, every message is written alike wherever it stands.
+    """
+
+    think_tags = ThinkTags()
+
+    @property
+    def has_extension_property(self) -> bool:
+        return True
+
+    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+        return _Reply("", "", format_content_as_string(message["content"], separator=""))
+
+
+def _tool_call_block(call: ToolCall) -> str:
+    name = json.dumps(call.function.name, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {call.function.arguments}}}\n</tool_call>'

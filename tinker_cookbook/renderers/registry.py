@@ -1,0 +1,90 @@
+"""Renderers by name: one dict, open to users.
+
+register_renderer("my_format", lambda tokenizer, image_processor: MyRenderer(tokenizer))
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.renderers.base import Origin, Renderer
+from tinker_cookbook.renderers.qwen3 import (
+    Qwen3DisableThinkingRenderer,
+    Qwen3InstructRenderer,
+    Qwen3Renderer,
+)
+from tinker_cookbook.renderers.role_colon import RoleColonRenderer
+from tinker_cookbook.tokenizer_utils import Tokenizer, get_tokenizer
+
+RendererFactory = Callable[[Tokenizer, Any], Renderer]
+"""(tokenizer, image processor or None) -> Renderer"""
+
+_BUILT_IN: dict[str, RendererFactory] = {
+    "role_colon": lambda tokenizer, _: RoleColonRenderer(tokenizer),
+    "qwen3": lambda tokenizer, _: Qwen3Renderer(tokenizer),
+    "qwen3_disable_thinking": lambda tokenizer, _: Qwen3DisableThinkingRenderer(tokenizer),
+    "qwen3_instruct": lambda tokenizer, _: Qwen3InstructRenderer(tokenizer),
+}
+_registry: dict[str, RendererFactory] = dict(_BUILT_IN)
+
+
+def register_renderer(name: str, factory: RendererFactory) -> None:
+    """Make `renderer_name=name` work everywhere in this process. Registering again replaces.
+
+    ConfigurationError for the name of a built-in renderer. For renderers in other processes (data
+    workers), register there too: a pickled renderer is only its names.
+    """
+    if name in _BUILT_IN:
+        raise ConfigurationError(f"renderer name {name!r} is built in; choose another name")
+    _registry[name] = factory
+
+
+def unregister_renderer(name: str) -> None:
+    """Forget a registered renderer; ConfigurationError if there is none or it is built in."""
+    if name in _BUILT_IN:
+        raise ConfigurationError(f"renderer {name!r} is built in and cannot be unregistered")
+    if name not in _registry:
+        raise ConfigurationError(f"no renderer {name!r} is registered")
+    del _registry[name]
+
+
+def is_renderer_registered(name: str) -> bool:
+    return name in _registry
+
+
+def get_registered_renderer_names() -> list[str]:
+    return sorted(_registry)
+
+
+def get_renderer(
+    name: str,
+    tokenizer: Tokenizer,
+    image_processor: Any = None,
+    model_name: str | None = None,
+) -> Renderer:
+    """The renderer of that name over a tokenizer. ConfigurationError, with the names there are.
+
+    `model_name` is what pickling remembers; by default the name the tokenizer was loaded by.
+    """
+    if name not in _registry:
+        near = difflib.get_close_matches(name, _registry, n=1)
+        raise ConfigurationError(
+            f"renderer_name={name!r} is not a registered renderer"
+            + (f" (did you mean {near[0]!r}?)" if near else "")
+            + f"; registered: {', '.join(get_registered_renderer_names())}. "
+            "Others can be added with tinker_cookbook.renderers.register_renderer"
+        )
+    renderer = _registry[name](tokenizer, image_processor)
+    model_name = model_name or getattr(tokenizer, "name_or_path", None)
+    renderer.origin = Origin(name, model_name) if model_name else None
+    return renderer
+
+
+def renderer_from_origin(origin: Origin) -> Renderer:
+    """What unpickling calls."""
+    return get_renderer(
+        origin.renderer_name, get_tokenizer(origin.model_name), model_name=origin.model_name
+    )

@@ -1,0 +1,53 @@
+"""`role_colon`: a plain transcript, for base models and any tokenizer.
+
+    [BOS]System: …⏎⏎User: Hello⏎⏎Assistant: Hi there.⏎⏎User:
+
+The header is `Role:`, the output ` text⏎⏎`, and a response ends where the model starts to write
+`⏎⏎User:`; so a reply at the end of an example also trains the `User:` behind it. A reply that holds
+this string itself is cut there when parsed. Thinking parts and tools have no form here and are
+refused.
+"""
+
+from __future__ import annotations
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
+from tinker_cookbook.renderers.messages import Message, ensure_text
+from tinker_cookbook.renderers.parsing import StopStringParser
+
+_STOP = "\n\nUser:"
+
+
+class RoleColonRenderer(Renderer):
+    """Extension property: yes. Stop: the string `⏎⏎User:`."""
+
+    roles = ("system", "user", "assistant")
+
+    @property
+    def bos_tokens(self) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        return [] if bos is None else [bos]
+
+    @property
+    def has_extension_property(self) -> bool:
+        return True
+
+    def get_stop_sequences(self) -> list[str]:
+        return [_STOP]
+
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        if message.get("tool_calls") or message.get("unparsed_tool_calls"):
+            raise RendererError(f"message {ctx.idx}: role_colon has no form for tool calls")
+        try:
+            text = ensure_text(message["content"])
+        except RendererError as error:
+            raise RendererError(f"message {ctx.idx}: {error}") from None
+        encode = self.encoder.encode
+        return RenderedMessage(
+            header=text_chunk(encode(f"{message['role'].capitalize()}:")),
+            output=[text_chunk(encode(f" {text}\n\n"))],
+            stop_overlap=text_chunk(encode("User:")) if message["role"] == "assistant" else None,
+        )
+
+    def content_parser(self) -> StopStringParser:
+        return StopStringParser(_STOP, padding="\n\n")
