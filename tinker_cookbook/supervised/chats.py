@@ -57,8 +57,10 @@ def read_chats(path: str | Path, key: str = "path") -> list[Chat]:
 
 
 def row_messages(row: Any, where: str, field: str = "messages") -> list[Message]:
-    """The checked messages of one row. Fields that are None (a table has every column in every
-    row) are left out; tool calls become the renderers' `ToolCall`."""
+    """The checked messages of one row, for a renderer, which checks roles, parts and tool calls.
+
+    Fields that are None are left out: a table has every column in every row.
+    """
     if not isinstance(row, Mapping):
         raise DataFormatError(f"{where}: found {_short(row)}; expected {EXPECTED}")
     if field not in row:
@@ -82,35 +84,12 @@ def _message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise DataFormatError(f"{where} must be an object with role and content, {_found(message)}")
     kept = {key: value for key, value in message.items() if value is not None}
-    if kept.get("tool_calls"):
-        kept["tool_calls"] = [_tool_call(call, where) for call in kept["tool_calls"]]
-        kept.setdefault("content", "")  # the usual form of a message that only calls a tool
-    else:
-        kept.pop("tool_calls", None)
     if not isinstance(kept.get("role"), str):
         raise DataFormatError(f"{where}: 'role' must be a string, {_found(message)}")
-    if not isinstance(kept.get("content"), str | list):
+    # A message that only calls tools has no content in the form that APIs write.
+    if not isinstance(kept.get("content"), str | list) and not kept.get("tool_calls"):
         raise DataFormatError(f"{where}: 'content' must be a string or a list, {_found(message)}")
     return kept  # type: ignore[return-value]
-
-
-def _tool_call(call: Any, where: str) -> Any:
-    from pydantic import ValidationError
-
-    from tinker_cookbook.renderers import ToolCall
-
-    if isinstance(call, ToolCall):
-        return call
-    if isinstance(call, Mapping):
-        call = {key: value for key, value in call.items() if value is not None}
-    try:
-        return ToolCall.model_validate(call)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(str(part) for part in problem["loc"])
-        raise DataFormatError(
-            f"{where}: tool call: {at}: {problem['msg']}, {_found(call)}"
-        ) from error
 
 
 def _found(value: Any) -> str:

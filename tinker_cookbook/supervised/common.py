@@ -15,7 +15,8 @@ from tinker_cookbook.sequences import Reduction
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+
+    from tinker_cookbook.tokenizer_utils import Tokenizer
 
     Values = tinker.TensorData | torch.Tensor | np.ndarray | Sequence[float | None]
 
@@ -61,7 +62,7 @@ def compute_bpb(
     logprobs_list: Sequence[Values],
     weights_list: Sequence[Values],
     target_tokens_list: Sequence[Values],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
 ) -> float:
     """Bits per byte: -sum(logprob) / (ln 2 * UTF-8 bytes), over trained tokens, special ones not.
 

@@ -78,6 +78,22 @@ class _ChatLists(ChatDatasetBuilder):
             name=name,
         )
 
+    def _from_file(self, path: str, key: str, test_size: int) -> Datasets:
+        chats = read_chats(path, key)
+        if not 0 <= test_size < len(chats):
+            raise ConfigurationError(
+                f"test_size={test_size}: {path} has {len(chats)} conversations; "
+                f"expected 0 to {len(chats) - 1}"
+            )
+        order = np.random.default_rng(self.shuffle_seed).permutation(len(chats)).tolist()
+        held_out = set(order[:test_size])
+        train = [chat for number, chat in enumerate(chats) if number not in held_out]
+        test = [chat for number, chat in enumerate(chats) if number in held_out]
+        return (
+            self._rendered(train, path, test=False),
+            self._rendered(test, f"{path} (test)", test=True) if test else None,
+        )
+
 
 @chz.chz
 class JsonlChats(_ChatLists):
@@ -89,37 +105,20 @@ class JsonlChats(_ChatLists):
     )
 
     def __call__(self) -> Datasets:
-        chats = read_chats(self.path)
-        if not 0 <= self.test_size < len(chats):
-            raise ConfigurationError(
-                f"test_size={self.test_size}: {self.path} has {len(chats)} conversations; "
-                f"expected 0 to {len(chats) - 1}"
-            )
-        held_out = np.random.default_rng(self.shuffle_seed).permutation(len(chats))
-        held_out = set(held_out[: self.test_size].tolist())
-        train = [chat for number, chat in enumerate(chats) if number not in held_out]
-        test = [chat for number, chat in enumerate(chats) if number in held_out]
-        return (
-            self._rendered(train, self.path, test=False),
-            self._rendered(test, f"{self.path} (test)", test=True) if test else None,
-        )
+        return self._from_file(self.path, "path", self.test_size)
 
 
 @chz.chz
-class FromConversationFileBuilder(ChatDatasetBuilder):
-    """`JsonlChats` under the name and the keys that users know."""
+class FromConversationFileBuilder(_ChatLists):
+    """`JsonlChats` under the name and the key that users know."""
 
     file_path: str = chz.field(doc="JSONL file, one conversation a line")
-    test_size: int = chz.field(default=0, doc="conversations held out for evaluation")
-    shuffle_seed: int = chz.field(default=0, doc="seed of the test split and of each epoch's order")
+    test_size: int = chz.field(
+        default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
+    )
 
     def __call__(self) -> Datasets:
-        return JsonlChats(
-            common_config=self.common_config,
-            path=self.file_path,
-            test_size=self.test_size,
-            shuffle_seed=self.shuffle_seed,
-        )()
+        return self._from_file(self.file_path, "file_path", self.test_size)
 
 
 @chz.chz
@@ -199,7 +198,6 @@ class HubChats(ChatDatasetBuilder):
                 config.max_length,
                 config.train_on_what or self.default_train_on_what(),
                 self.message_field,
-                name,
             ),
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import (
     ConfigurationError,
+    DataFormatError,
     DataValidationError,
     RendererError,
 )
@@ -31,8 +32,12 @@ Row = Mapping[str, Any]
 # Batches that may be passed over, one after the other, because nothing in them can be trained on.
 MAX_EMPTY_BATCHES = 32
 
-# What `build_supervised_examples` splits into one example per assistant message.
-_SPLIT = (TrainOnWhat.ALL_ASSISTANT_MESSAGES, TrainOnWhat.LAST_ASSISTANT_TURN)
+# The modes in which each trained message is a reply that the model would sample.
+_REPLIES = (
+    TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    TrainOnWhat.LAST_ASSISTANT_TURN,
+    TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Rendered:
     skipped: list[str] = field(default_factory=list)  # a reason per example that was left out
 
 
-RenderRow = Callable[[Row], Rendered]
+RenderRow = Callable[[Row], Rendered]  # does not raise for what is wrong with one row alone
 
 
 def render_conversation(
@@ -60,9 +65,10 @@ def render_conversation(
     shows an earlier reply without its reasoning block) would train the earlier replies in a form in
     which the model never samples them; there each trained assistant message becomes an example of
     its own that ends with it, rendered as it is sampled. This costs the shared beginning once per
-    reply.
+    reply, and with reduction "mean" each reply counts as much as a whole conversation does
+    elsewhere. Modes that train other messages than replies always give one example.
     """
-    if train_on_what in _SPLIT and not renderer.has_extension_property:
+    if train_on_what in _REPLIES:
         rendered = renderer.build_supervised_examples(conversation, train_on_what=train_on_what)
     else:
         rendered = [renderer.build_supervised_example(conversation, train_on_what=train_on_what)]
@@ -98,7 +104,7 @@ def conversation_to_datum(
     then all but the last are trained in the form they have as history (see `render_conversation`).
     Raises DataValidationError where no trained token is left.
     """
-    if train_on_what in _SPLIT and not renderer.has_extension_property:
+    if train_on_what in _REPLIES[1:] and not renderer.has_extension_property:
         replies = sum(message["role"] == "assistant" for message in conversation)
         if replies > 1:
             warnings.warn(
@@ -128,13 +134,19 @@ def render_rows(
     max_length: int | None,
     train_on_what: TrainOnWhat,
     message_field: str = "messages",
-    name: str = "data",
 ) -> RenderRow:
-    """`render_conversation` for the rows of a table, whose messages stand in `message_field`."""
+    """`render_conversation` for the rows of a table, whose messages stand in `message_field`.
+
+    Rows are drawn while training runs, so one that cannot be rendered is skipped like one that
+    trains nothing: hours of work must not end for it. The report names it.
+    """
 
     def render(row: Row) -> Rendered:
-        messages = row_messages(row, name, message_field)
-        return render_conversation(messages, renderer, max_length, train_on_what)
+        try:
+            messages = row_messages(row, "row", message_field)
+            return render_conversation(messages, renderer, max_length, train_on_what)
+        except (DataFormatError, RendererError) as error:
+            return Rendered([], skipped=[str(error)])
 
     return render
 
@@ -312,10 +324,7 @@ class LazyChats(_Shuffled):
         self._seen = np.zeros(self.num_rows, dtype=bool)
 
     def _examples(self, row: int) -> list[tinker.Datum]:
-        try:
-            rendered = self._render(self._rows[row])
-        except RendererError as error:
-            raise RendererError(f"{self.report.name}: row {row}: {error}") from error
+        rendered = self._render(self._rows[row])
         if not self._seen[row]:
             self._seen[row] = True
             self.report.complete = bool(self._seen.all())

@@ -85,7 +85,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         return LazyMixture(
             rows,
             weights,
-            render_rows(self.renderer, config.max_length, train_on_what, name=name),
+            render_rows(self.renderer, config.max_length, train_on_what),
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             name=name,

@@ -17,9 +17,8 @@ from tinker_cookbook.supervised.types import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from tinker_cookbook.supervised.common import Values
+    from tinker_cookbook.tokenizer_utils import Tokenizer
 
 DATUMS_PER_REQUEST = 128  # keeps one request over HTTP to some megabytes
 
@@ -35,7 +34,7 @@ class NLLEvaluator(TrainingClientEvaluator):
         self,
         data: Sequence[tinker.Datum],
         name: str = "test",
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.data, self.name, self.tokenizer = _some(data, name), name, tokenizer
 
@@ -44,7 +43,7 @@ class NLLEvaluator(TrainingClientEvaluator):
         cls,
         dataset: SupervisedDataset,
         name: str = "test",
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> NLLEvaluator:
         return cls(all_datums(dataset), name, tokenizer)
 
@@ -67,7 +66,7 @@ class SamplerNLLEvaluator(SamplingClientEvaluator):
         self,
         data: Sequence[tinker.Datum],
         name: str = "test",
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.data, self.name, self.tokenizer = _some(data, name), name, tokenizer
 
@@ -76,7 +75,7 @@ class SamplerNLLEvaluator(SamplingClientEvaluator):
         cls,
         dataset: SupervisedDataset,
         name: str = "test",
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> SamplerNLLEvaluator:
         return cls(all_datums(dataset), name, tokenizer)
 
@@ -105,7 +104,7 @@ def _metrics(
     name: str,
     data: list[tinker.Datum],
     logprobs: list[Values],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Tokenizer | None,
 ) -> dict[str, float]:
     weights: list[Values] = [datum.loss_fn_inputs["weights"] for datum in data]
     targets: list[Values] = [datum.loss_fn_inputs["target_tokens"] for datum in data]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import chz
 
-from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, RendererError
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import hub
 from tinker_cookbook.supervised.datasets import (
@@ -97,10 +97,7 @@ class StreamedRows(SupervisedDataset):
         ]
 
     def _examples(self, row: Row, number: int) -> list[tinker.Datum]:
-        try:
-            rendered = self._render(row)
-        except RendererError as error:
-            raise RendererError(f"{self.report.name}: row {number}: {error}") from error
+        rendered = self._render(row)
         if self._epoch == 0 and number >= self._counted:
             self._counted = number + 1
             count(self.report, rendered, f"row {number}")
@@ -154,7 +151,6 @@ class StreamedHubChats(ChatDatasetBuilder):
                 config.max_length,
                 config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES,
                 self.message_field,
-                self.path,
             ),
             batch_size=config.batch_size,
             length=self.length,

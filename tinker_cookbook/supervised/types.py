@@ -14,9 +14,9 @@ from tinker_cookbook.renderers import TrainOnWhat
 
 if TYPE_CHECKING:
     import tinker
-    from transformers import PreTrainedTokenizerBase
 
     from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.tokenizer_utils import Tokenizer
 
 MAX_NAMED = 5  # skipped examples that a report names
 
@@ -126,7 +126,7 @@ class ChatDatasetBuilder(SupervisedDatasetBuilder):
         return self.common_config
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Tokenizer:
         from tinker_cookbook.tokenizer_utils import get_tokenizer
 
         return get_tokenizer(self.config.model_name_for_tokenizer)
@@ -142,7 +142,13 @@ class ChatDatasetBuilder(SupervisedDatasetBuilder):
         )
 
 
-class TrainingClientEvaluator(ABC):
+class _Evaluator:
+    def lines(self) -> list[str]:
+        """What a person should see of the last evaluation, e.g. a few replies. Here: nothing."""
+        return []
+
+
+class TrainingClientEvaluator(_Evaluator, ABC):
     """Measures the weights that are being trained, e.g. by `forward`.
 
     A base class and not a protocol: the loop tells the two kinds of evaluator apart by it.
@@ -152,7 +158,7 @@ class TrainingClientEvaluator(ABC):
     async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]: ...
 
 
-class SamplingClientEvaluator(ABC):
+class SamplingClientEvaluator(_Evaluator, ABC):
     """Measures a snapshot of the weights, e.g. by sampling from it."""
 
     @abstractmethod
