@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, DataFormatError
 from tinker_cookbook.utils import jsonl
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ _FIELDS = ("name", "batch", "epoch", "final", "state_path", "sampler_path")
 
 def load_checkpoints_file(log_dir: str | os.PathLike[str]) -> list[CheckpointRecord]:
     """All records of a run in the order they were saved; [] if there are none."""
-    lines = jsonl.read_lines(Path(log_dir).expanduser() / CHECKPOINTS_FILE)
-    return [CheckpointRecord.from_dict(line.value) for line in lines]
+    file = Path(log_dir).expanduser() / CHECKPOINTS_FILE
+    try:
+        return [CheckpointRecord.from_dict(line.value) for line in jsonl.read_lines(file)]
+    except (CheckpointError, DataFormatError) as e:
+        raise CheckpointError(f"{file} is damaged: {e}") from None
 
 
 def get_last_checkpoint(
@@ -182,6 +185,9 @@ class CheckpointManager:
         total_steps: int | None = None,
         rest_client: Any = None,
     ) -> None:
+        for key, every in (("save_every", save_every), ("rolling_save_every", rolling_save_every)):
+            if every < 0:
+                raise ConfigurationError(f"{key}={every} must be 0 (never) or a number of steps")
         self._log_path = log_path
         self._save_every = save_every
         self._rolling_save_every = rolling_save_every
@@ -230,6 +236,38 @@ class CheckpointManager:
             except Exception as e:  # it expires by itself; training matters more
                 logger.warning("rolling checkpoint %s could not be deleted: %s", replaced, e)
         return record
+
+
+async def start_training_client(
+    service: Any,
+    config: Any,
+    resume: CheckpointRecord | None,
+    user_metadata: dict[str, str] | None = None,
+) -> Any:
+    """The training client of a run: where it was left, else from a checkpoint, else a new adapter.
+
+    resume: go on exactly there, optimizer included. Otherwise `config.load_checkpoint_path` gives
+    the weights, with a fresh optimizer. Otherwise a new adapter by model_name, lora_rank, seed and
+    the train_* keys. The renderer's name is kept with the run for whoever loads it later.
+    """
+    metadata = {RENDERER_NAME_KEY: config.renderer_name, **(user_metadata or {})}
+    if resume is not None:
+        return await service.create_training_client_from_state_with_optimizer(
+            resume.state_path, base_model=config.model_name, user_metadata=metadata
+        )
+    if config.load_checkpoint_path is not None:
+        return await service.create_training_client_from_state(
+            config.load_checkpoint_path, base_model=config.model_name, user_metadata=metadata
+        )
+    return await service.create_lora_training_client(
+        base_model=config.model_name,
+        rank=config.lora_rank,
+        seed=config.seed,
+        train_mlp=config.train_mlp,
+        train_attn=config.train_attn,
+        train_unembed=config.train_unembed,
+        user_metadata=metadata,
+    )
 
 
 def resolve_renderer_name_from_checkpoint_or_default(

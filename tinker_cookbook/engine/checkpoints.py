@@ -105,9 +105,8 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
         )
     tensors = _load(file)
     step = tensors.pop("step", None)
+    trainer.reset()
     state = trainer.optimizer.state
-    state.clear()
-    trainer.grads = None
     if step is None:
         return
     for moment in MOMENTS:

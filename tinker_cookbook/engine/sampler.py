@@ -1,8 +1,8 @@
 """Sampling with continuous batching: requests join and leave a running batch.
 
-A prompt is computed once for all of its samples that find a slot at once. Logprobs are those of the temperature-scaled
-distribution; top-k and top-p cut what may be drawn and do not renormalise them. At temperature 0
-the most likely token is taken and its logprob is that at temperature 1.
+A prompt is computed once for all of its samples that find a slot at once. Logprobs are those of
+the temperature-scaled distribution; top-k and top-p cut what may be drawn and do not renormalise
+them. At temperature 0 the most likely token is taken and its logprob is that at temperature 1.
 """
 
 from __future__ import annotations

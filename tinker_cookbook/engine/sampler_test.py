@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tinker_cookbook.engine import Engine, EngineConfig
+from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
+from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.sampler import TorchSampler, draw
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_trainer
@@ -211,9 +212,9 @@ def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
         }
         for message, request in cases.items():
             with pytest.raises(DataValidationError, match=message):
-                engine.sample(tiny_qwen3, lambda: None, request).result(30)
+                engine.sample(tiny_qwen3, lambda r=request: (None, r)).result(30)
         with pytest.raises(ConfigurationError, match=r"engine\.kv_tokens=100"):
-            engine.sample(tiny_qwen3, lambda: None, SampleRequest(np.array([5]), 150)).result(30)
-        assert len(engine.sample(tiny_qwen3, lambda: None, good).result(30).sequences) == 1
+            engine.sample(tiny_qwen3, lambda: (None, SampleRequest(np.array([5]), 150))).result(30)
+        assert len(engine.sample(tiny_qwen3, lambda: (None, good)).result(30).sequences) == 1
     finally:
         engine.close()

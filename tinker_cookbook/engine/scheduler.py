@@ -58,9 +58,9 @@ class Engine:
         return future
 
     def sample(
-        self, path: str, adapter: Callable[[], Adapter | None], request: SampleRequest
+        self, path: str, build: Callable[[], tuple[Adapter | None, SampleRequest]]
     ) -> Future[SampleResult]:
-        """Queue a request. `adapter` is called on the engine thread, when its turn has come."""
+        """Queue a request; `build` makes it on the engine thread, when its turn has come."""
         future: Future[SampleResult] = Future()
 
         def done(outcome: SampleResult | Exception) -> None:
@@ -73,7 +73,8 @@ class Engine:
 
         def operation() -> None:
             try:
-                self._sampler(path).add(request, adapter(), done)
+                adapter, request = build()
+                self._sampler(path).add(request, adapter, done)
             except Exception as error:
                 done(error)
 

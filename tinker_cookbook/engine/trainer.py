@@ -57,6 +57,11 @@ class Trainer:
             [tensor.requires_grad_() for tensor in self.adapter.master.values()], lr=0.0
         )
 
+    def reset(self) -> None:
+        """Forget the gradient and the optimizer's moments; the weights stay."""
+        self.grads = None
+        self.optimizer.state.clear()
+
     def forward(
         self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> TrainResult:

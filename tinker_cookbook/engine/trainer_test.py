@@ -108,10 +108,7 @@ def test_training_equals_peft(
         trainer.optim_step(AdamConfig(1e-2, 0.9, 0.95, 1e-8, 0.1))
         optimizer.step()
         for name, parameter in reference.parameters.items():
-            # Adam divides by the gradient's size, so a gradient near zero loses digits: compare
-            # where it does not, and everywhere that the step stays within its bound
-            difference = (trainer.adapter.master[name] - parameter).abs()
-            print("ADAM", name, difference.max().item())
+            worst = max(worst, (trainer.adapter.master[name] - parameter).abs().max().item())
         with torch.no_grad():  # judge each step by itself
             for name, parameter in reference.parameters.items():
                 parameter.copy_(trainer.adapter.master[name])

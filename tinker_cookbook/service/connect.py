@@ -1,0 +1,80 @@
+"""`connect`: the one door to an engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinker_cookbook.engine import EngineConfig
+from tinker_cookbook.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from tinker_cookbook.engine.scheduler import Engine
+    from tinker_cookbook.service.api import ServiceClient
+
+_ENGINES: dict[EngineConfig, Engine] = {}  # one engine per configuration: models are loaded once
+_LOCK = threading.Lock()
+
+
+def connect(
+    base_url: str | None = None,
+    engine: EngineConfig | None = None,
+    store_dir: str | Path | None = None,
+    user_metadata: dict[str, str] | None = None,
+) -> ServiceClient:
+    """A client of the Tinker API.
+
+    Without a URL: the engine of this process (started on first use, shared by all who ask for the
+    same `engine` settings), with checkpoints under `store_dir` (default: `default_store_dir()`).
+    With a URL: the SDK's own client for that server; engine and store are the server's then, and
+    giving them here is refused.
+    """
+    if base_url is not None:
+        if engine is not None and engine != EngineConfig():
+            raise ConfigurationError(
+                f"engine.* keys have no effect with base_url={base_url}: the server has its own;"
+                " drop either"
+            )
+        if store_dir is not None:
+            raise ConfigurationError(
+                f"store_dir={store_dir} has no effect with base_url={base_url}: drop either"
+            )
+        return _remote(base_url, user_metadata)
+    from tinker_cookbook.service.local import LocalServiceClient
+    from tinker_cookbook.service.store import Store
+
+    store = Store(store_dir if store_dir is not None else default_store_dir())
+    return LocalServiceClient(_engine(engine or EngineConfig()), store, user_metadata)
+
+
+def default_store_dir() -> Path:
+    """$TINKER_COOKBOOK_STORE_DIR, else `store` in the runs directory."""
+    if configured := os.environ.get("TINKER_COOKBOOK_STORE_DIR"):
+        return Path(configured).expanduser()
+    runs = os.environ.get("TINKER_COOKBOOK_RUNS_DIR") or "~/tinker-runs"
+    return Path(runs).expanduser() / "store"
+
+
+def _engine(config: EngineConfig) -> Engine:
+    import atexit
+
+    from tinker_cookbook.engine.scheduler import Engine
+
+    with _LOCK:
+        if config not in _ENGINES:
+            _ENGINES[config] = Engine(config)
+            # a thread that is inside torch while the interpreter goes away can crash it
+            atexit.register(_ENGINES[config].close)
+        return _ENGINES[config]
+
+
+def _remote(base_url: str, user_metadata: dict[str, str] | None) -> ServiceClient:
+    import tinker
+
+    given = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD")
+    stored = Path("~/.tinker/credentials.json").expanduser()
+    # the SDK wants a key even for a server that asks for none
+    key = None if any(map(os.environ.get, given)) or stored.exists() else "tml-local"
+    return tinker.ServiceClient(user_metadata=user_metadata, base_url=base_url, api_key=key)  # type: ignore[return-value]

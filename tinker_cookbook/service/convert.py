@@ -1,0 +1,123 @@
+"""SDK types <-> the engine's rows. The only place that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+import numpy as np
+from tinker import types
+
+from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainResult, TrainRow
+from tinker_cookbook.engine.trainer import AdamConfig
+from tinker_cookbook.exceptions import DataValidationError
+
+
+def tokens_of(model_input: types.ModelInput, where: str) -> np.ndarray:
+    """Token ids int64 [N]; anything but text is refused."""
+    for index, chunk in enumerate(model_input.chunks):
+        if chunk.type != "encoded_text":
+            raise DataValidationError(
+                f"{where}: chunk {index} is of type {chunk.type!r}; the engine reads text only"
+            )
+    return np.asarray(model_input.to_ints(), dtype=np.int64)
+
+
+def rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
+    """Datums as training rows; sparse tensors are filled up with zeros."""
+    rows = []
+    for index, datum in enumerate(data):
+        where = f"datum {index}"
+        inputs = {key: tensor.to_numpy() for key, tensor in datum.loss_fn_inputs.items()}
+        targets = inputs.pop("target_tokens", None)
+        if targets is None:
+            raise DataValidationError(f"{where}: loss_fn_inputs has no target_tokens")
+        if targets.ndim != 1:
+            raise DataValidationError(
+                f"{where}: target_tokens has shape {list(targets.shape)}; only one target per"
+                " token is supported"
+            )
+        rows.append(
+            TrainRow(
+                tokens_of(datum.model_input, where),
+                targets.astype(np.int64),
+                {key: array.astype(np.float32) for key, array in inputs.items()},
+            )
+        )
+    return rows
+
+
+def output_of(result: TrainResult) -> types.ForwardBackwardOutput:
+    return types.ForwardBackwardOutput(
+        loss_fn_output_type="ArrayRecord",
+        loss_fn_outputs=[
+            {"logprobs": types.TensorData.from_numpy(array)} for array in result.logprobs
+        ],
+        metrics=result.metrics,
+    )
+
+
+def adam_of(params: types.AdamParams) -> AdamConfig:
+    return AdamConfig(
+        learning_rate=params.learning_rate,
+        beta1=params.beta1,
+        beta2=params.beta2,
+        eps=params.eps,
+        weight_decay=params.weight_decay,
+        grad_clip_norm=params.grad_clip_norm,
+    )
+
+
+def request_of(
+    prompt: types.ModelInput,
+    num_samples: int,
+    params: types.SamplingParams,
+    prompt_logprobs: bool,
+    eos_tokens: frozenset[int],
+    context_length: int,
+) -> SampleRequest:
+    """A sampling request. `stop=None` means the model's own end tokens, `stop=[]` none at all;
+    `max_tokens=None` means as far as the context goes."""
+    tokens = tokens_of(prompt, "prompt")
+    stop_tokens, stop_strings = eos_tokens, ()
+    if params.stop is not None:
+        stop = [params.stop] if isinstance(params.stop, str) else list(params.stop)
+        stop_strings = tuple(item for item in stop if isinstance(item, str))
+        stop_tokens = frozenset(item for item in stop if not isinstance(item, str))
+        if "" in stop_strings:
+            raise DataValidationError("stop holds an empty string, which would stop at once")
+    max_tokens = params.max_tokens
+    if max_tokens is None:
+        max_tokens = max(context_length - len(tokens), 1)
+    return SampleRequest(
+        prompt=tokens,
+        max_tokens=max_tokens,
+        num_samples=num_samples,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        seed=params.seed,
+        stop_tokens=stop_tokens,
+        stop_strings=stop_strings,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def response_of(result: SampleResult, last_n: int | None = None) -> types.SampleResponse:
+    """`last_n`: prompt logprobs before the last n positions are left out (NaN)."""
+    prompt_logprobs = result.prompt_logprobs
+    if prompt_logprobs is not None and last_n is not None:
+        prompt_logprobs = prompt_logprobs.copy()
+        prompt_logprobs[: len(prompt_logprobs) - last_n] = np.nan
+    return types.SampleResponse(
+        sequences=[
+            types.SampledSequence(
+                stop_reason=sequence.stop_reason,
+                sequence_id=uuid4().hex,
+                tokens_np=np.asarray(sequence.tokens, dtype=np.int32),
+                logprobs_np=np.asarray(sequence.logprobs, dtype=np.float32),
+            )
+            for sequence in result.sequences
+        ],
+        prompt_logprobs_np=prompt_logprobs,
+    )

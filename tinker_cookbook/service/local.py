@@ -1,0 +1,613 @@
+"""The Tinker API in process: the SDK's interface straight over the engine, without a server.
+
+Every operation is queued on the engine's thread in the order of the calls and answers at once with
+the SDK's own `APIFuture`. Errors come out of the future, as with the SDK.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import tinker
+from tinker import types
+from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
+
+from tinker_cookbook import models
+from tinker_cookbook.engine import checkpoints
+from tinker_cookbook.engine.lora import Adapter, LoraSpec
+from tinker_cookbook.engine.rows import SampleResult
+from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
+from tinker_cookbook.service import convert
+from tinker_cookbook.service.rest import LocalRestClient
+from tinker_cookbook.service.store import CheckpointInfo, RunHandle, Store
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+T = TypeVar("T")
+LossConfig = Mapping[str, float | str] | None
+
+
+class LocalSamplingClient:
+    """Samples from one fixed set of weights; the counterpart of `tinker.SamplingClient`.
+
+    `adapter` is the engine's future of the weights (None inside: the base model alone).
+    """
+
+    def __init__(
+        self, engine: Engine, base_model: str, adapter: Future[Adapter | None], path: str | None
+    ) -> None:
+        self._engine = engine
+        self._base_model = base_model
+        self._adapter = adapter
+        self.model_path = path
+
+    def sample(
+        self,
+        prompt: types.ModelInput,
+        num_samples: int,
+        sampling_params: types.SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: types.TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
+    ) -> APIFuture[types.SampleResponse]:
+        """Samples with their logprobs; see `engine.sampler` for what a logprob means."""
+        unsupported = {
+            "topk_prompt_logprobs": topk_prompt_logprobs,
+            "topk_sample_logprobs": topk_sample_logprobs,
+            "target_prompt_logprobs": target_prompt_logprobs,
+            "prompt_alt_tokens_k": prompt_alt_tokens_k,
+        }
+        for key, value in unsupported.items():
+            if value:
+                error = TrainingError(f"sample: {key}={value} is not supported by this engine")
+                return _failed(error)
+        return self._request(
+            prompt, num_samples, sampling_params, include_prompt_logprobs, prompt_logprobs_last_n
+        )
+
+    def compute_logprobs(
+        self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
+    ) -> APIFuture[list[float | None]]:
+        """Logprob of every prompt token at temperature 1; None for the first."""
+        params = types.SamplingParams(max_tokens=0)
+        future = self._request(prompt, 1, params, True, prompt_logprobs_last_n)
+        return _then(future.future(), lambda response: response.prompt_logprobs)
+
+    def get_base_model(self) -> str:
+        return self._base_model
+
+    def get_tokenizer(self) -> Any:
+        return get_tokenizer(self._base_model)
+
+    async def sample_async(self, *args: Any, **kwargs: Any) -> types.SampleResponse:
+        return await self.sample(*args, **kwargs)
+
+    async def compute_logprobs_async(self, *args: Any, **kwargs: Any) -> list[float | None]:
+        return await self.compute_logprobs(*args, **kwargs)
+
+    async def get_base_model_async(self) -> str:
+        return self._base_model
+
+    def _request(
+        self,
+        prompt: types.ModelInput,
+        num_samples: int,
+        params: types.SamplingParams,
+        prompt_logprobs: bool,
+        last_n: int | None,
+    ) -> APIFuture[types.SampleResponse]:
+        engine, path = self._engine, models.load_path(self._base_model)
+
+        def build() -> tuple[Adapter | None, Any]:
+            base = engine.base_model(path)
+            request = convert.request_of(
+                prompt, num_samples, params, prompt_logprobs, base.eos_tokens, base.context_length
+            )
+            return self._adapter.result(0), request
+
+        def answer(result: SampleResult) -> types.SampleResponse:
+            return convert.response_of(result, last_n)
+
+        return _then(engine.sample(path, build), answer)
+
+
+class _Ready:
+    """A client that can be used at once and is also a future of itself, as the SDK's are."""
+
+    _created: Future[Any]
+
+    def future(self) -> Future[Any]:
+        return _then(self._created, lambda _: self).future()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """This client, once it exists; the error of its creation otherwise."""
+        self._created.result(timeout)
+        return self
+
+    async def result_async(self, timeout: float | None = None) -> Any:
+        await AwaitableConcurrentFuture(self._created).result_async(timeout)
+        return self
+
+    async def coroutine(self) -> Any:
+        return await self.result_async()
+
+    def __await__(self) -> Any:
+        return self.result_async().__await__()
+
+
+class ReadySamplingClient(_Ready, LocalSamplingClient):
+    """What `create_sampling_client` gives: a sampling client and a future of it."""
+
+    def __init__(
+        self, engine: Engine, base_model: str, adapter: Future[Adapter | None], path: str | None
+    ) -> None:
+        super().__init__(engine, base_model, adapter, path)
+        self._created = adapter
+
+
+class LocalTrainingClient(_Ready):
+    """One adapter in training; the counterpart of `tinker.TrainingClient`.
+
+    `start` runs on the engine thread and makes the trainer; operations called before that are
+    queued behind it, and fail with its error if it fails.
+    """
+
+    def __init__(
+        self,
+        service: LocalServiceClient,
+        model_id: str,
+        base_model: str,
+        start: Callable[[], Trainer],
+    ) -> None:
+        self._service = service
+        self._engine = service.engine
+        self._store = service.store
+        self.model_id = model_id
+        self._base_model = base_model
+        self._created: Future[Trainer] = self._engine.submit(start)
+
+    # -- training
+
+    def forward(
+        self, data: list[types.Datum], loss_fn: Any, loss_fn_config: LossConfig = None
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        """Logprobs and loss of the data, no gradient."""
+        return self._queue(
+            lambda trainer: convert.output_of(
+                trainer.forward(convert.rows_of(data), loss_fn, loss_fn_config)
+            )
+        )
+
+    def forward_backward(
+        self, data: list[types.Datum], loss_fn: Any, loss_fn_config: LossConfig = None
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        """As forward, and adds the gradient of the summed loss to what is accumulated."""
+        return self._queue(
+            lambda trainer: convert.output_of(
+                trainer.forward_backward(convert.rows_of(data), loss_fn, loss_fn_config)
+            )
+        )
+
+    def forward_backward_custom(self, *args: Any, **kwargs: Any) -> APIFuture[Any]:
+        """Not there yet: fails with a clear error."""
+        return _failed(TrainingError("forward_backward_custom is not supported by this engine"))
+
+    def optim_step(
+        self,
+        optim_params: types.AdamParams | None = None,
+        *,
+        adam_params: types.AdamParams | None = None,
+    ) -> APIFuture[types.OptimStepResponse]:
+        """One AdamW step; metrics: grad_norm (before clipping)."""
+        params = optim_params or adam_params or types.AdamParams()
+        if not isinstance(params, types.AdamParams):
+            return _failed(TrainingError(f"optimizer {type(params).__name__}: only AdamParams"))
+        return self._queue(
+            lambda trainer: types.OptimStepResponse(
+                metrics=trainer.optim_step(convert.adam_of(params))
+            )
+        )
+
+    # -- checkpoints
+
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: dict[str, str] | None = None,
+    ) -> APIFuture[types.SaveWeightsResponse]:
+        """Weights and optimizer, to go on from. Accumulated gradients are not part of it."""
+
+        def save(trainer: Trainer) -> types.SaveWeightsResponse:
+            path = self._store.write_checkpoint(
+                self.model_id,
+                "weights",
+                name,
+                lambda directory: checkpoints.write_state(trainer, self._base_model, directory),
+                overwrite=overwrite,
+                ttl_seconds=ttl_seconds,
+                user_metadata=user_metadata,
+            )
+            return types.SaveWeightsResponse(path=path)
+
+        return self._queue(save)
+
+    def save_weights_for_sampler(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        user_metadata: dict[str, str] | None = None,
+    ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
+        """Weights alone, to sample from."""
+
+        def save(trainer: Trainer) -> types.SaveWeightsForSamplerResponse:
+            path = self._write_sampler_weights(trainer, name, ttl_seconds, user_metadata)
+            return types.SaveWeightsForSamplerResponse(path=path)
+
+        return self._queue(save)
+
+    def save_weights_and_get_sampling_client(
+        self, name: str | None = None, retry_config: Any = None, **kwargs: Any
+    ) -> ReadySamplingClient:
+        """A sampling client of the weights as they are now; kept on disk only under a name.
+
+        The SDK's retry_config has nothing to do in process; other keys are refused.
+        """
+        _refuse(kwargs, {"record_stability_info": False, "kind": "snapshot"})
+
+        def snapshot(trainer: Trainer) -> Adapter | None:
+            if name is not None:
+                self._write_sampler_weights(trainer, name, None, None)
+            return trainer.adapter.snapshot()
+
+        future = self._queue(snapshot).future()
+        return ReadySamplingClient(self._engine, self._base_model, future, None)
+
+    def create_sampling_client(
+        self, model_path: str, retry_config: Any = None, **kwargs: Any
+    ) -> ReadySamplingClient:
+        """A sampling client of a saved checkpoint."""
+        return self._service.create_sampling_client(model_path=model_path, **kwargs)
+
+    def load_state(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[types.LoadWeightsResponse]:
+        """Take over the weights of a checkpoint; the optimizer starts anew."""
+        return self._load(path, optimizer=False)
+
+    def load_state_with_optimizer(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[types.LoadWeightsResponse]:
+        """Take over weights and optimizer of a checkpoint."""
+        return self._load(path, optimizer=True)
+
+    # -- about
+
+    def get_info(self) -> types.GetInfoResponse:
+        trainer: Trainer = self._created.result()
+        return types.GetInfoResponse(
+            model_data=types.ModelData(
+                arch=trainer.base.config.model_type,
+                model_name=self._base_model,
+                tokenizer_id=models.load_path(self._base_model),
+            ),
+            model_id=self.model_id,
+            is_lora=True,
+            lora_rank=trainer.adapter.spec.rank,
+            model_name=self._base_model,
+        )
+
+    def get_tokenizer(self) -> Any:
+        return get_tokenizer(self._base_model)
+
+    # -- inside
+
+    def _queue(self, operation: Callable[[Trainer], T]) -> APIFuture[T]:
+        return AwaitableConcurrentFuture(
+            self._engine.submit(lambda: operation(self._created.result(0)))
+        )
+
+    def _write_sampler_weights(
+        self,
+        trainer: Trainer,
+        name: str,
+        ttl_seconds: int | None,
+        user_metadata: dict[str, str] | None,
+    ) -> str:
+        return self._store.write_checkpoint(
+            self.model_id,
+            "sampler_weights",
+            name,
+            lambda directory: checkpoints.write_adapter(
+                trainer.adapter, self._base_model, directory
+            ),
+            ttl_seconds=ttl_seconds,
+            user_metadata=user_metadata,
+        )
+
+    def _load(self, path: str, optimizer: bool) -> APIFuture[types.LoadWeightsResponse]:
+        def load(trainer: Trainer) -> types.LoadWeightsResponse:
+            with self._store.open_checkpoint(path) as info:
+                _check_base(info, self._base_model)
+                _fill(trainer, info, optimizer)
+            return types.LoadWeightsResponse(path=path, model_id=self.model_id)
+
+        return self._queue(load)
+
+
+class LocalServiceClient:
+    """Makes the clients of one session; the counterpart of `tinker.ServiceClient`."""
+
+    def __init__(
+        self, engine: Engine, store: Store, user_metadata: dict[str, str] | None = None
+    ) -> None:
+        self.engine = engine
+        self.store = store
+        self._user_metadata = user_metadata or {}
+        self._session = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        self._models = 0
+        self._runs: list[RunHandle] = []
+
+    def create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+        user_metadata: dict[str, str] | None = None,
+        optimizer: Any = None,
+    ) -> LocalTrainingClient:
+        """A fresh adapter. Without a seed its start is random."""
+        _check_optimizer(optimizer)
+        model_id = self._next_model_id()
+
+        def start() -> Trainer:
+            spec = LoraSpec(
+                rank=rank,
+                seed=secrets.randbits(31) if seed is None else seed,
+                train_attn=train_attn,
+                train_mlp=train_mlp,
+                train_unembed=train_unembed,
+            )
+            return self._start(model_id, base_model, spec, user_metadata)
+
+        return LocalTrainingClient(self, model_id, base_model, start)
+
+    def create_training_client_from_state(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+        optimizer: Any = None,
+    ) -> LocalTrainingClient:
+        """A new run that starts with the weights of a checkpoint and a fresh optimizer."""
+        _check_optimizer(optimizer)
+        return self._from_state(path, base_model, user_metadata, optimizer=False)
+
+    def create_training_client_from_state_with_optimizer(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+    ) -> LocalTrainingClient:
+        """A new run that goes on exactly where a checkpoint was saved."""
+        return self._from_state(path, base_model, user_metadata, optimizer=True)
+
+    def create_sampling_client(
+        self,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        retry_config: Any = None,
+        **kwargs: Any,
+    ) -> ReadySamplingClient:
+        """A sampling client of a checkpoint (tinker://...), or of a base model alone."""
+        _refuse(kwargs, {"record_stability_info": False})
+        if model_path is None:
+            if base_model is None:
+                raise ConfigurationError("create_sampling_client needs model_path or base_model")
+            name = base_model
+
+            def load() -> Adapter | None:
+                self.engine.base_model(models.load_path(name))
+                return None
+
+            return ReadySamplingClient(self.engine, name, self.engine.submit(load), None)
+        info = self.store.resolve(model_path)
+        if base_model is not None:
+            _check_base(info, base_model)
+
+        def read() -> Adapter | None:
+            with self.store.open_checkpoint(model_path) as opened:
+                base = self.engine.base_model(models.load_path(_base_of(opened)))
+                adapter = base.new_adapter(checkpoints.read_spec(opened.directory))
+                checkpoints.read_adapter(adapter, opened.directory)
+                return adapter
+
+        future = self.engine.submit(read)
+        return ReadySamplingClient(self.engine, _base_of(info), future, model_path)
+
+    def create_rest_client(self) -> LocalRestClient:
+        return LocalRestClient(self.store)
+
+    def get_server_capabilities(self) -> types.GetServerCapabilitiesResponse:
+        """The models of the table; any other supported family works by hub name or path too."""
+        return types.GetServerCapabilitiesResponse(
+            supported_models=[
+                types.SupportedModel(model_name=name, trainable=True, sampleable=True)
+                for name in models.TABLE
+            ]
+        )
+
+    async def get_server_capabilities_async(self) -> types.GetServerCapabilitiesResponse:
+        return self.get_server_capabilities()
+
+    def close(self, status: str = "success", detail: str | None = None) -> APIFuture[None]:
+        """Ends the session: its runs take no more checkpoints and may be written by others."""
+        for handle in self._runs:
+            handle.close()
+        done: Future[None] = Future()
+        done.set_result(None)
+        return AwaitableConcurrentFuture(done)
+
+    # -- inside
+
+    def _next_model_id(self) -> str:
+        number, self._models = self._models, self._models + 1
+        return f"{self._session}:train:{number}"
+
+    def _start(
+        self,
+        model_id: str,
+        base_model: str,
+        spec: LoraSpec,
+        user_metadata: dict[str, str] | None,
+    ) -> Trainer:
+        base = self.engine.base_model(models.load_path(base_model))
+        run = self.store.create_run(
+            model_id,
+            base_model,
+            spec.rank,
+            spec.train_mlp,
+            spec.train_attn,
+            spec.train_unembed,
+            {**self._user_metadata, **(user_metadata or {})},
+        )
+        self._runs.append(run)
+        return Trainer(base, spec, self.engine.config.tokens_per_pass)
+
+    def _from_state(
+        self,
+        path: str,
+        base_model: str | None,
+        user_metadata: dict[str, str] | None,
+        optimizer: bool,
+    ) -> LocalTrainingClient:
+        info = self.store.resolve(path)
+        if base_model is not None:
+            _check_base(info, base_model)
+        model_id = self._next_model_id()
+
+        def start() -> Trainer:
+            with self.store.open_checkpoint(path) as opened:
+                spec = checkpoints.read_spec(opened.directory)
+                trainer = self._start(model_id, _base_of(opened), spec, user_metadata)
+                _fill(trainer, opened, optimizer)
+                return trainer
+
+        return LocalTrainingClient(self, model_id, _base_of(info), start)
+
+
+def _fill(trainer: Trainer, info: CheckpointInfo, optimizer: bool) -> None:
+    checkpoints.read_adapter(trainer.adapter, info.directory)
+    if optimizer:
+        checkpoints.read_optimizer(trainer, info.directory)
+    else:
+        trainer.reset()
+
+
+def _base_of(info: CheckpointInfo) -> str:
+    return info.manifest["base_model"]
+
+
+def _check_base(info: CheckpointInfo, base_model: str) -> None:
+    if _base_of(info) != base_model:
+        raise CheckpointError(
+            f"{info.path} was trained on {_base_of(info)!r}, not on {base_model!r}"
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if optimizer is not None and not isinstance(optimizer, tinker.AdamOptimizerConfig):
+        raise ConfigurationError(f"optimizer {optimizer!r} is not supported; only AdamW is")
+
+
+def _refuse(given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
+    """Keys of the SDK that change results and are not implemented: only their defaults pass."""
+    for key, value in given.items():
+        if key not in allowed:
+            raise TypeError(f"unexpected keyword argument {key!r}")
+        if value != allowed[key]:
+            raise ConfigurationError(f"{key}={value!r} is not supported; use {allowed[key]!r}")
+
+
+def _then(future: Future[Any], convert: Callable[[Any], T]) -> AwaitableConcurrentFuture[T]:
+    """A future of the converted result."""
+    out: Future[T] = Future()
+
+    def finish(done: Future[Any]) -> None:
+        if not out.set_running_or_notify_cancel():
+            return
+        try:
+            out.set_result(convert(done.result()))
+        except BaseException as error:
+            out.set_exception(error)
+
+    future.add_done_callback(finish)
+    return AwaitableConcurrentFuture(out)
+
+
+def _failed(error: Exception) -> AwaitableConcurrentFuture[Any]:
+    out: Future[Any] = Future()
+    out.set_exception(error)
+    return AwaitableConcurrentFuture(out)
+
+
+def _submitting_twin(name: str) -> Callable[..., Any]:
+    """`x_async(...)`: calls x and gives its future back, as the SDK's deprecated names do."""
+
+    async def twin(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, name)(*args, **kwargs)
+
+    twin.__name__ = f"{name}_async"
+    return twin
+
+
+def _awaiting_twin(name: str) -> Callable[..., Any]:
+    """`create_x_async(...)`: the client itself, once it exists."""
+
+    async def twin(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await getattr(self, name)(*args, **kwargs)
+
+    twin.__name__ = f"{name}_async"
+    return twin
+
+
+async def _get_info_async(self: LocalTrainingClient) -> types.GetInfoResponse:
+    await self
+    return self.get_info()
+
+
+for _name in (
+    "forward",
+    "forward_backward",
+    "forward_backward_custom",
+    "optim_step",
+    "save_state",
+    "save_weights_for_sampler",
+    "load_state",
+    "load_state_with_optimizer",
+):
+    setattr(LocalTrainingClient, f"{_name}_async", _submitting_twin(_name))
+for _name in ("save_weights_and_get_sampling_client", "create_sampling_client"):
+    setattr(LocalTrainingClient, f"{_name}_async", _awaiting_twin(_name))
+LocalTrainingClient.get_info_async = _get_info_async  # type: ignore[attr-defined]
+for _name in (
+    "create_lora_training_client",
+    "create_training_client_from_state",
+    "create_training_client_from_state_with_optimizer",
+    "create_sampling_client",
+):
+    setattr(LocalServiceClient, f"{_name}_async", _awaiting_twin(_name))

@@ -1,0 +1,261 @@
+"""The in-process service: the SDK's interface, its order of operations, its futures and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinker
+from tinker import types
+from tinker.lib.public_interfaces.api_future import APIFuture
+
+from tinker_cookbook.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    DataValidationError,
+    TrainingError,
+)
+from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.service.local import (
+    LocalSamplingClient,
+    LocalServiceClient,
+    LocalTrainingClient,
+)
+
+ADAM = types.AdamParams(learning_rate=1e-2)
+
+
+def datum(tokens: list[int], **inputs: np.ndarray) -> types.Datum:
+    values = {"weights": np.ones(len(tokens) - 1, np.float32), **inputs}
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": np.array(tokens[1:], np.int64), **values},
+    )
+
+
+DATA = [datum([5, 6, 7, 8, 9]), datum([11, 12, 13])]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> LocalServiceClient:
+    service = connect(engine=EngineConfig(device="cpu"), store_dir=tmp_path / "store")
+    assert isinstance(service, LocalServiceClient)
+    return service
+
+
+def weights_of(client: LocalTrainingClient) -> dict[str, np.ndarray]:
+    trainer = client._created.result()
+    return {k: v.detach().numpy().copy() for k, v in trainer.adapter.master.items()}
+
+
+def test_the_first_program(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    """What every tutorial of the API begins with, synchronously."""
+    training_client = service.create_lora_training_client(base_model=tiny_qwen3, rank=8)
+    before = training_client.forward(DATA, "cross_entropy").result().metrics["loss:sum"]
+    for _ in range(20):
+        forward_backward = training_client.forward_backward(DATA, "cross_entropy")
+        optim_step = training_client.optim_step(ADAM)
+        assert isinstance(forward_backward, APIFuture)
+        output = forward_backward.result()
+        assert optim_step.result().metrics["grad_norm"] > 0
+    assert output.metrics["loss:sum"] < before / 4
+    assert [len(each["logprobs"].tolist()) for each in output.loss_fn_outputs] == [4, 2]
+    path = training_client.save_weights_for_sampler(name="first").result().path
+    assert path == f"tinker://{training_client.model_id}/sampler_weights/first"
+    sampling_client = service.create_sampling_client(model_path=path)
+    params = types.SamplingParams(max_tokens=4, temperature=0.0)
+    reply = sampling_client.sample(types.ModelInput.from_ints([5]), 1, params).result()
+    assert list(reply.sequences[0].tokens) == [6, 7, 8, 9]
+    assert reply.sequences[0].stop_reason == "length"
+    assert reply.sequences[0].logprobs is not None
+
+
+async def test_the_first_program_async(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    client = await service.create_lora_training_client_async(base_model=tiny_qwen3, seed=1)
+    future = await client.forward_backward_async(DATA, "cross_entropy")
+    step = await client.optim_step_async(ADAM)
+    assert (await future).metrics["loss:sum"] > 0
+    await step.result_async()
+    sampler = await client.save_weights_and_get_sampling_client_async()
+    prompt = types.ModelInput.from_ints([5, 6, 7])
+    replies = await asyncio.gather(
+        *(sampler.sample_async(prompt, 2, types.SamplingParams(max_tokens=3)) for _ in range(8))
+    )
+    ids = {s.sequence_id for r in replies for s in r.sequences}
+    assert len(ids) == 16
+    logprobs = await sampler.compute_logprobs_async(prompt)
+    assert logprobs[0] is None and all(isinstance(each, float) for each in logprobs[1:])
+    assert (await client.get_info_async()).lora_rank == 32
+
+
+def test_the_client_is_a_future_of_itself(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    client = service.create_lora_training_client(tiny_qwen3)
+    assert client.result(60) is client and client.future().result(60) is client
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    assert sampler.result(60) is sampler
+
+    async def awaits() -> bool:
+        return await client is client
+
+    assert asyncio.run(awaits())
+
+
+def test_snapshots_do_not_move(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    client = service.create_lora_training_client(tiny_qwen3, seed=0)
+    prompt = types.ModelInput.from_ints([5, 6, 7, 8, 9])
+    base = service.create_sampling_client(base_model=tiny_qwen3).compute_logprobs(prompt).result()
+    # all submitted at once: each snapshot is of the weights as they were at its place in the queue
+    first = client.save_weights_and_get_sampling_client()
+    client.forward_backward(DATA, "cross_entropy")
+    client.optim_step(ADAM)
+    second = client.save_weights_and_get_sampling_client()
+    client.forward_backward(DATA, "cross_entropy")
+    client.optim_step(ADAM)
+    now = client.forward([datum([5, 6, 7, 8, 9])], "cross_entropy").result()
+    assert first.compute_logprobs(prompt).result()[1:] == pytest.approx(base[1:], abs=1e-6)
+    moved = second.compute_logprobs(prompt).result()
+    assert sum(moved[1:]) > sum(base[1:])
+    assert now.loss_fn_outputs[0]["logprobs"].tolist() != pytest.approx(moved[1:], abs=1e-4)
+
+
+def test_resume_is_exact(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    client = service.create_lora_training_client(tiny_qwen3, seed=3, user_metadata={"a": "b"})
+    for _ in range(2):
+        client.forward_backward(DATA, "cross_entropy")
+        client.optim_step(ADAM)
+    path = client.save_state("two").result().path
+    again = service.create_training_client_from_state_with_optimizer(path)
+    fresh = service.create_training_client_from_state(path)
+    for each in (client, again, fresh):
+        each.forward_backward(DATA, "cross_entropy")
+        each.optim_step(ADAM).result()
+    expected, got, other = map(weights_of, (client, again, fresh))
+    assert all(np.array_equal(expected[k], got[k]) for k in expected)
+    assert any(not np.array_equal(expected[k], other[k]) for k in expected)  # its Adam is new
+    client.load_state_with_optimizer(path)
+    client.forward_backward(DATA, "cross_entropy")
+    client.optim_step(ADAM).result()
+    assert all(np.array_equal(expected[k], v) for k, v in weights_of(client).items())
+    run = service.create_rest_client().get_training_run_by_tinker_path(path).result()
+    assert run.base_model == tiny_qwen3 and run.user_metadata == {"a": "b"}
+
+
+def test_seed_decides_the_start(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    clients = [service.create_lora_training_client(tiny_qwen3, seed=s) for s in (1, 1, 2, None)]
+    name = "model.layers.0.self_attn.q_proj.lora_A"
+    a, b, c, d = (weights_of(client)[name] for client in clients)
+    assert np.array_equal(a, b) and not np.array_equal(a, c) and not np.array_equal(c, d)
+
+
+def test_an_error_is_that_requests_alone(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    client = service.create_lora_training_client(tiny_qwen3)
+    bad = client.forward_backward([datum([5, 999_999])], "cross_entropy")
+    unknown = client.forward_backward(DATA, "cross_entopy")
+    good = client.forward_backward(DATA, "cross_entropy")
+    with pytest.raises(DataValidationError, match="datum 0: target_tokens holds token id 999999"):
+        bad.result()
+    with pytest.raises(ConfigurationError, match="unknown loss_fn 'cross_entopy'"):
+        unknown.result()
+    assert good.result().metrics["loss:sum"] > 0
+    with pytest.raises(CheckpointError, match="overwrite=True"):
+        client.save_state("x").result()
+        client.save_state("x").result()
+    client.save_state("x", overwrite=True).result()
+    with pytest.raises(TrainingError, match="forward_backward_custom"):
+        client.forward_backward_custom(DATA, lambda *_: None).result()
+    missing = types.Datum(model_input=types.ModelInput.from_ints([5]), loss_fn_inputs={})
+    with pytest.raises(DataValidationError, match="has no target_tokens"):
+        client.forward([missing], "cross_entropy").result()
+    with pytest.raises(ConfigurationError, match="kind='inflight' is not supported"):
+        client.save_weights_and_get_sampling_client(kind="inflight")
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    topk = sampler.sample(
+        types.ModelInput.from_ints([5]), 1, types.SamplingParams(), topk_prompt_logprobs=3
+    )
+    with pytest.raises(TrainingError, match="topk_prompt_logprobs=3 is not supported"):
+        topk.result()
+
+
+def test_a_model_that_is_not_there(service: LocalServiceClient, tmp_path: Path) -> None:
+    client = service.create_lora_training_client(str(tmp_path / "nowhere"))
+    step = client.forward_backward(DATA, "cross_entropy")
+    for future in (client, step):
+        with pytest.raises(ConfigurationError, match="nowhere"):
+            future.result()
+    assert service.create_rest_client().list_training_runs().result().training_runs == []
+
+
+def test_a_checkpoint_of_another_base(
+    service: LocalServiceClient, tiny_qwen3: str, tiny_llama: str
+) -> None:
+    path = service.create_lora_training_client(tiny_qwen3).save_state("x").result().path
+    with pytest.raises(CheckpointError, match="was trained on"):
+        service.create_training_client_from_state(path, base_model=tiny_llama)
+    with pytest.raises(CheckpointError, match="was trained on"):
+        service.create_lora_training_client(tiny_llama).load_state(path).result()
+
+
+def test_stop_and_max_tokens(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    prompt = types.ModelInput.from_ints([5, 6])
+
+    def tokens(**keys: object) -> list[int]:
+        params = types.SamplingParams(seed=1, **keys)  # type: ignore[arg-type]
+        return list(sampler.sample(prompt, 1, params).result().sequences[0].tokens)
+
+    free = tokens(max_tokens=40, stop=[])
+    assert len(free) == 40
+    assert tokens(max_tokens=40, stop=[free[7]]) == free[: free.index(free[7]) + 1]
+    assert len(tokens(stop=[])) == 254  # to the end of the context of 256
+    with pytest.raises(DataValidationError, match="empty string"):
+        tokens(max_tokens=4, stop=[""])
+
+
+def test_deadlines(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    sampler = service.create_sampling_client(base_model=tiny_qwen3).result()
+    slow = sampler.sample(
+        types.ModelInput.from_ints([5]), 64, types.SamplingParams(max_tokens=200, stop=[])
+    )
+    with pytest.raises(TimeoutError):
+        slow.result(timeout=0.001)
+    assert len(slow.result(timeout=120).sequences) == 64
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (LocalServiceClient, tinker.ServiceClient),
+        (LocalTrainingClient, tinker.TrainingClient),
+        (LocalSamplingClient, tinker.SamplingClient),
+    ],
+)
+def test_interface_of_the_sdk(ours: type, theirs: type) -> None:
+    """Every public method of the SDK's client is here, with the same parameters in the same order,
+    but for those that make no sense in process or are not there yet."""
+    left_out = {
+        "get_console_url", "get_telemetry", "copy_weights", "create_custom_loss", "create",
+        "create_custom_loss_async", "save_weights_external", "save_weights_external_async",
+        "from_sampler_handle", "get_sampler_handle", "on_queue_state_change",
+    }  # fmt: skip
+    for name, method in inspect.getmembers(theirs, callable):
+        if name.startswith("_") or name in left_out:
+            continue
+        mine = inspect.signature(getattr(ours, name)).parameters
+        kinds = {p.kind for p in mine.values()}
+        if inspect.Parameter.VAR_KEYWORD in kinds:
+            mine = {k: p for k, p in mine.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+            known = list(inspect.signature(method).parameters)[: len(mine)]
+            assert list(mine) == known or name.endswith(("_async", "_custom")), name
+        else:
+            assert list(mine) == list(inspect.signature(method).parameters), name
+
+
+def test_connect_refuses_what_would_be_ignored() -> None:
+    with pytest.raises(ConfigurationError, match=r"engine\.\* keys have no effect with base_url"):
+        connect("http://127.0.0.1:1", EngineConfig(dtype="float32"))
+    with pytest.raises(ConfigurationError, match="store_dir=/x has no effect"):
+        connect("http://127.0.0.1:1", store_dir="/x")
+    assert isinstance(connect("http://127.0.0.1:1"), tinker.ServiceClient)  # lazy: no request
