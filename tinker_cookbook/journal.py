@@ -110,9 +110,13 @@ class Journal:
         total_steps: int | None = None,
         progress: Literal["sl", "rl"] = "sl",
         also_free: Collection[str] = (),
+        headlines: Mapping[str, str] | None = None,
         rest_client: Any = None,
     ) -> None:
-        """rest_client: deletes rolling checkpoints that were replaced (else they expire)."""
+        """headlines: metric name -> label, more figures for the display.
+
+        rest_client: deletes rolling checkpoints that were replaced (else they expire).
+        """
         self._keys = _Keys(config)
         fields = {key: value for key, value in plain(config).items() if key != "class"}
         self._config = {"recipe": recipe, **fields}
@@ -120,6 +124,7 @@ class Journal:
         self._total_steps = total_steps
         self._progress = progress
         self._free = (*FREE_KEYS, *also_free)
+        self._headlines = headlines
         self._rest_client = rest_client
         self._finished = False
         self._timings: dict[str, float] = {}
@@ -153,7 +158,8 @@ class Journal:
                 show_metrics=False,
             )
             stack.callback(self._metrics.close)
-            self._display = Display(self._total_steps, self._keys.get("display", "auto"))
+            mode = self._keys.get("display", None) or "auto"
+            self._display = Display(self._total_steps, mode, headlines=self._headlines)
             stack.callback(self._display.close)
             for line in place.remarks:
                 self.say(line)
@@ -170,7 +176,8 @@ class Journal:
     ) -> None:
         self._display.close()
         seconds = duration(time.perf_counter() - self._started)
-        done = self._next_step - self.start_step
+        last = min(self._next_step, self._total_steps or self._next_step)
+        done = last - self.start_step
         if error is None and self._finished:
             self.say(f"finished: {done} steps in {seconds}; everything is in {self.log_path}")
         elif error is not None:
@@ -258,6 +265,7 @@ class Journal:
             lock = RunLock(path)
             release = stack.callback(lock.release)
             if not holds_run(path):
+                self._refuse_foreign_files(path)
                 return _Place(path, None, [*remarks, f"run directory: {path}"])
             last = get_last_checkpoint(path)
             finished = bool(last and last.final) and not self._goes_on_after(last)
@@ -312,6 +320,14 @@ class Journal:
             raise ConfigurationError(
                 f"{path} holds a run of another config: {'; '.join(found[:4])}{more}; set another "
                 "log_path, or behavior_if_log_dir_exists=delete"
+            )
+
+    def _refuse_foreign_files(self, path: Path) -> None:
+        """A directory without a run may hold anything, but nothing that a run would overwrite."""
+        file = path / ml_log.CONFIG_FILE
+        if file.exists() and b'"recipe"' not in file.read_bytes():
+            raise ConfigurationError(
+                f"{file} belongs to something else and would be overwritten; set another log_path"
             )
 
     def _refuse_past_the_end(self, path: Path, last: CheckpointRecord | None) -> None:

@@ -9,14 +9,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chz.blueprint import ConstructionException, InvalidBlueprintArg
-
-from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.command_line import (
     Parameter,
-    build_blueprint,
-    explain,
+    errors_in_one_line,
     parameters,
+    read_request,
     refuse_unknown_keys,
     type_text,
 )
@@ -33,12 +30,10 @@ def help_text(
 
     Words in `argv` are taken into account: `data=JsonlChats --help` lists that class's keys.
     """
-    blueprint, sources = build_blueprint(config_class, argv, aliases or {})
-    try:
-        refuse_unknown_keys(blueprint, sources)
-        known = parameters(blueprint)
-    except (ConstructionException, InvalidBlueprintArg) as e:
-        raise ConfigurationError(explain(e, blueprint, sources)) from None
+    request = read_request(config_class, argv, aliases)
+    with errors_in_one_line(request):
+        known = parameters(request.blueprint())
+    refuse_unknown_keys(request, known)
     width = min(width or shutil.get_terminal_size((100, 24)).columns, 140)
     groups = _groups(config_class, known)
     lines = [f"usage: {_program()} [config=FILE.yaml] [key=value ...]"]

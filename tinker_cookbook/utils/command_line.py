@@ -10,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -39,35 +40,47 @@ def parse(
     config_class: type[C], argv: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> C:
     """The config that these words describe. Raises ConfigurationError, in one line, if none."""
-    blueprint, sources = build_blueprint(config_class, argv, aliases or {})
-    try:
-        refuse_unknown_keys(blueprint, sources)
+    request = read_request(config_class, argv, aliases)
+    with errors_in_one_line(request):
+        blueprint = request.blueprint()
+        refuse_unknown_keys(request, parameters(blueprint))
         return blueprint.make()
-    except CHZ_ERRORS as e:
-        raise ConfigurationError(explain(e, blueprint, sources)) from None
-    except TinkerCookbookError:
-        raise
-    except ValueError as e:  # a validator's verdict on a value
-        raise ConfigurationError(one_line(e)) from e
-    except TypeError as e:
-        if not _raised_by_chz(e):
-            raise
-        raise ConfigurationError(one_line(e)) from e
 
 
-class _Source(NamedTuple):
-    """Where a group of keys came from: "" for the command line, else the file's name."""
+class Source(NamedTuple):
+    """A group of keys with the text of their values; file: where they came from, "" for argv."""
 
-    name: str
+    file: str
     keys: dict[str, str]
 
     def where(self) -> str:
-        return f" in {self.name}" if self.name else ""
+        return f" in {self.file}" if self.file else ""
 
 
-def build_blueprint(
-    config_class: type, argv: Sequence[str], aliases: Mapping[str, str]
-) -> tuple[chz.Blueprint, list[_Source]]:
+class Request(NamedTuple):
+    """What the user asked for: keys and values, in the order in which they apply."""
+
+    config_class: type
+    sources: list[Source]
+
+    def blueprint(self, without: str | None = None) -> chz.Blueprint:
+        """All words, or all but those that give a value to the key `without`."""
+        blueprint = chz.Blueprint(self.config_class)
+        for source in self.sources:
+            layer = {
+                key.removesuffix("@"): Reference(value) if key.endswith("@") else Castable(value)
+                for key, value in source.keys.items()
+                if without is None or not _matches(key, without)
+            }
+            blueprint.apply(layer, layer_name=source.file or "command line")
+        return blueprint
+
+
+def read_request(
+    config_class: type, argv: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> Request:
+    """Splits the words and reads the file of `config=`; no key is checked against the config yet."""
+    aliases = aliases or {}
     words: dict[str, str] = {}
     files: list[str] = []
     for word in argv:
@@ -84,16 +97,15 @@ def build_blueprint(
             words[_canonical(key, aliases)] = value
     if len(files) > 1:
         raise ConfigurationError(f"config= is given twice ({', '.join(files)}); give one")
-    sources = [_Source(name, _read_yaml(name, aliases)) for name in files]
-    sources.append(_Source("", words))
-    blueprint = chz.Blueprint(config_class)
-    for source in sources:
-        layer = {
-            key.removesuffix("@"): Reference(value) if key.endswith("@") else Castable(value)
-            for key, value in source.keys.items()
-        }
-        blueprint.apply(layer, layer_name=source.name or "command line")
-    return blueprint, sources
+    sources = [Source(name, _read_yaml(name, aliases)) for name in files]
+    return Request(config_class, [*sources, Source("", words)])
+
+
+def _matches(key: str, path: str) -> bool:
+    """Whether the key of a word, perhaps with `...` for any levels, means the field at `path`."""
+    parts = [re.escape(part) for part in key.removesuffix("@").split("...")]
+    start = "" if parts[0] else r"(.*\.)?"
+    return re.fullmatch(start + r"\.(.*\.)?".join(p for p in parts if p), path) is not None
 
 
 def _canonical(key: str, aliases: Mapping[str, str]) -> str:
@@ -148,15 +160,13 @@ def _read_yaml(name: str, aliases: Mapping[str, str]) -> dict[str, str]:
         key = _canonical(key, aliases)
         if key in keys:
             raise ConfigurationError(f"{name} gives {key!r} twice")
-        if key == "config":
-            raise ConfigurationError(f"{name} has the key 'config': a file cannot name another")
         keys[key] = value
     return keys
 
 
 def _dotted(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """Leaves of nested mappings and lists as (dotted key, text as on the command line)."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
             yield from _dotted(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and value:
@@ -168,18 +178,13 @@ def _dotted(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, "None" if value is None else str(value)
 
 
-def refuse_unknown_keys(blueprint: chz.Blueprint, sources: Sequence[_Source]) -> None:
-    known = parameters(blueprint)
-    for source in sources:
+def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> None:
+    """Raises ConfigurationError for the first key that no field answers to."""
+    for source in request.sources:
         for key in source.keys:
-            key = key.removesuffix("@")
-            if "..." in key:
-                last = key.rpartition(".")[2]
-                if any(path.rpartition(".")[2] == last for path in known):
-                    continue
-            elif key in known:
+            if any(_matches(key, path) for path in known):
                 continue
-            nearest = _nearest(key, known)
+            nearest = _nearest(key.strip(".").removesuffix("@"), known)
             hint = f"did you mean {nearest!r}?" if nearest else "--help lists the keys"
             raise ConfigurationError(f"unknown key {key!r}{source.where()}; {hint}")
 
@@ -226,37 +231,41 @@ def _default(param: Any, chosen: Any) -> str:
     return text.rpartition(":")[2] if text.endswith("()") else text.strip("'")
 
 
-def explain(error: Exception, blueprint: chz.Blueprint, sources: Sequence[_Source]) -> str:
-    text = str(error)
-    if isinstance(error, MissingBlueprintArg):
-        keys = text.rpartition(": ")[2]
-        return f"missing {keys}; give it as key=value (--help says what it is)"
-    match = re.match(r"Could not interpret argument (.+) provided for param '([^']*)'", text)
-    if not isinstance(error, InvalidBlueprintArg) or match is None:
-        return one_line(text)
-    value, key = match.group(1), match.group(2)
-    where = next((s.where() for s in reversed(sources) if key in s.keys), "")
-    field_type = _field_type(blueprint, key)
-    if choices := subclasses(field_type):
-        expected = f"one of {', '.join(choices)}"
-    else:
-        expected = type_text(field_type)
-        expected = f"one of {expected.replace(' | ', ', ')}" if "|" in expected else f"a {expected}"
-    return f"{key}={value}{where} is not {expected}"
-
-
-def _field_type(blueprint: chz.Blueprint, key: str) -> Any:
-    """Type of the field at a dotted key, which chz could not fill; Any if it cannot be found."""
+@contextmanager
+def errors_in_one_line(request: Request) -> Iterator[None]:
+    """Turns what chz and the config's validators raise into a ConfigurationError of one line."""
     try:
-        return parameters(blueprint)[key].type
-    except (*CHZ_ERRORS, KeyError):
-        pass
-    current: Any = blueprint.target
-    for part in key.split("."):
-        if not chz.is_chz(current) or part not in chz.chz_fields(current):
-            return Any
-        current = chz.chz_fields(current)[part].x_type
-    return current
+        yield
+    except TinkerCookbookError:
+        raise
+    except MissingBlueprintArg as e:
+        keys = str(e).rpartition(": ")[2]
+        raise ConfigurationError(f"missing {keys}; --help says what to give") from None
+    except InvalidBlueprintArg as e:
+        raise ConfigurationError(_explain_value(str(e), request)) from None
+    except (ConstructionException, ExtraneousBlueprintArg) as e:
+        raise ConfigurationError(one_line(e)) from None
+    except ValueError as e:  # a validator's verdict on a value
+        raise ConfigurationError(one_line(e)) from e
+    except TypeError as e:
+        if not _raised_by_chz(e):
+            raise
+        raise ConfigurationError(one_line(e)) from e
+
+
+def _explain_value(text: str, request: Request) -> str:
+    match = re.match(r"Could not interpret argument (.+) provided for param '([^']*)'", text)
+    if match is None:
+        return one_line(text)
+    value, key = match.groups()
+    sources = [s for s in request.sources if any(_matches(k, key) for k in s.keys)]
+    where = sources[-1].where() if sources else ""
+    try:
+        expected_type = parameters(request.blueprint(without=key))[key].type
+    except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
+        return f"{key}={value}{where} has the wrong type; --help lists the types"
+    choices = subclasses(expected_type) or type_text(expected_type).split(" | ")
+    return f"{key}={value}{where}: expected {' or '.join(choices)}"
 
 
 def one_line(error: object) -> str:
@@ -297,5 +306,5 @@ def subclasses(t: Any) -> list[str]:
         cls = bases.pop(0)
         if not inspect.isabstract(cls):
             found[cls.__name__] = None
-        bases += cls._subclasses__()
+        bases += cls.__subclasses__()
     return list(found)

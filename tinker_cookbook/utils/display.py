@@ -40,7 +40,11 @@ class Display:
     """
 
     def __init__(
-        self, total_steps: int | None = None, mode: str = "auto", stream: IO[str] | None = None
+        self,
+        total_steps: int | None = None,
+        mode: str = "auto",
+        stream: IO[str] | None = None,
+        headlines: Mapping[str, str] | None = None,
     ) -> None:
         if mode not in get_args(DisplayMode):
             choices = ", ".join(get_args(DisplayMode))
@@ -51,6 +55,7 @@ class Display:
         self._mode = mode
         self._console = Console(file=self._stream, highlight=False)
         self._total = total_steps
+        self._headlines = HEADLINES | dict(headlines or {})
         self._ends: deque[float] = deque(maxlen=_WINDOW + 1)  # when the last steps ended
         self._tokens: deque[float] = deque(maxlen=_WINDOW)
         self._progress: Progress | None = None
@@ -114,7 +119,9 @@ class Display:
         return "" if self._total is None else f"/{self._total}"
 
     def _figures(self, done: int, row: Mapping[str, Any]) -> list[str]:
-        figures = [f"{label} {short(row[key])}" for key, label in HEADLINES.items() if key in row]
+        figures = [
+            f"{label} {short(row[key])}" for key, label in self._headlines.items() if key in row
+        ]
         figures += [f"{key} {short(value)}" for key, value in evaluations(row).items()]
         seconds = self._ends[-1] - self._ends[0]
         steps = len(self._ends) - 1

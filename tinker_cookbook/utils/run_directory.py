@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 LogDirBehavior = Literal["resume", "delete", "raise", "ask"]
 
 LOCK_FILE = ".lock"
-# a directory with one of these holds a run; any other directory is never deleted
-RUN_FILES = ("config.json", "metrics.jsonl", "checkpoints.jsonl")
+# a directory with one of these holds a run; any other directory is never deleted (config.json
+# would not do: a directory with a model has one, too)
+RUN_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
 
 
 class RunLock:
@@ -106,16 +107,12 @@ def decide(directory: Path, behavior: str | None, contents: str) -> Literal["res
 
 
 def empty(directory: Path) -> None:
-    """Deletes everything in a directory that holds a run, except its lock.
-
-    Raises ConfigurationError if there are files but no run: it may be anything.
-    """
-    entries = [entry for entry in directory.iterdir() if entry.name != LOCK_FILE]
-    if entries and not holds_run(directory):
-        raise ConfigurationError(
-            f"{directory} holds files but no run, so it is not deleted; set another log_path"
-        )
-    for entry in entries:
+    """Deletes everything in a directory that holds a run, except its lock."""
+    if not holds_run(directory):
+        raise ValueError(f"{directory} holds no run")
+    for entry in directory.iterdir():
+        if entry.name == LOCK_FILE:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

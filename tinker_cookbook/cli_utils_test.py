@@ -1,0 +1,177 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = '''
+"""Does what a test wants it to do.
+
+Not shown.
+"""
+import asyncio, sys, threading, time
+import chz
+from tinker_cookbook import cli_utils
+from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+
+@chz.chz
+class CLI:
+    mode: str = chz.field(default="return", doc="What main does.")
+    rate: float = 0.5
+
+def ready():
+    print("ready", flush=True)
+
+async def amain(config):
+    try:
+        if config.mode == "sleep":
+            ready()
+            await asyncio.sleep(30)
+        if config.mode == "thread":
+            ready()
+            await asyncio.to_thread(time.sleep, 30)
+        if config.mode == "group":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+        print("mode", config.mode, "rate", config.rate)
+    finally:
+        print("unwound", flush=True)
+
+async def fail():
+    raise TrainingError("the step\\nfailed")
+
+def main(config):
+    if config.mode == "error":
+        raise TrainingError("two\\nlines")
+    if config.mode == "bug":
+        raise RuntimeError("a bug")
+    if config.mode == "event":
+        ready()
+        threading.Event().wait(30)
+    print("mode", config.mode)
+
+if __name__ == "__main__":
+    if "grace" in sys.argv:
+        sys.argv.remove("grace")
+        cli_utils._GRACE_SECONDS = 0.5
+    if "sync" in sys.argv:
+        sys.argv.remove("sync")
+        cli_utils.cli(main, CLI)
+    else:
+        cli_utils.cli(amain, CLI)
+'''
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    file = tmp_path / "prog.py"
+    file.write_text(PROGRAM)
+    return file
+
+
+def run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(program), *words], capture_output=True, text=True, timeout=60
+    )
+
+
+def interrupt(program: Path, *words: str, times: int = 1) -> tuple[int, str, str, float]:
+    child = subprocess.Popen(
+        [sys.executable, str(program), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    for _ in range(times):
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.3)
+    out, err = child.communicate(timeout=30)
+    return child.returncode, out, err, time.monotonic() - started
+
+
+@pytest.mark.parametrize("words", [["mode=a"], ["sync", "mode=a"]])
+def test_a_program_runs_with_its_config(program: Path, words: list[str]):
+    done = run(program, *words)
+    assert done.returncode == 0 and done.stdout.startswith("mode a") and done.stderr == ""
+
+
+def test_config_file(program: Path, tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("mode: from-file\nrate: 1e-3\n")
+    done = run(program, f"config={tmp_path / 'c.yaml'}")
+    assert done.stdout == "mode from-file rate 0.001\nunwound\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["rat=1"], "error: unknown key 'rat'; did you mean 'rate'?\n"),
+        (["rate=fast"], "error: rate='fast': expected float\n"),
+        (
+            ["config=none.yaml"],
+            "error: config=none.yaml cannot be read: No such file or directory\n",
+        ),
+        (["sync", "mode=error"], "error: two lines\n"),
+        (["mode=group"], "error: the step failed\n"),
+        (["--help", "rat=1"], "error: unknown key 'rat'; did you mean 'rate'?\n"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_code_2(program: Path, words: list[str], line: str):
+    done = run(program, *words)
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_what_is_a_bug_keeps_its_traceback(program: Path):
+    done = run(program, "sync", "mode=bug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and done.stderr.endswith("RuntimeError: a bug\n")
+
+
+def test_help_is_quick_and_complete(program: Path):
+    started = time.monotonic()
+    done = run(program, "--help")
+    assert time.monotonic() - started < 3
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout == textwrap.dedent(
+        f"""\
+        usage: python {program} [config=FILE.yaml] [key=value ...]
+
+        Does what a test wants it to do.
+
+        keys of this program
+          mode                        str                 return          What main does.
+          rate                        float               0.5
+        """
+    )
+
+
+def test_ctrl_c_unwinds_and_says_one_line(program: Path):
+    code, out, err, seconds = interrupt(program, "mode=sleep")
+    assert (code, out, err) == (130, "unwound\n", "interrupted; the same command resumes\n")
+    assert seconds < 3
+
+
+def test_ctrl_c_in_a_program_that_waits_without_asyncio(program: Path):
+    code, _, err, seconds = interrupt(program, "sync", "mode=event")
+    assert (code, err) == (130, "interrupted; the same command resumes\n")
+    assert seconds < 3
+
+
+def test_a_second_ctrl_c_does_not_wait_for_threads(program: Path):
+    code, _, err, seconds = interrupt(program, "mode=thread", times=2)
+    assert (code, err) == (130, "interrupted; the same command resumes\n")
+    assert seconds < 3
+
+
+def test_without_a_second_ctrl_c_the_grace_time_ends_it(program: Path):
+    code, out, err, seconds = interrupt(program, "grace", "mode=thread")
+    assert (code, err) == (130, "interrupted; the same command resumes\n")
+    assert out == "unwound\n" and 0.4 < seconds < 5

@@ -1,0 +1,298 @@
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import chz
+import pytest
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.command_help import help_text
+from tinker_cookbook.utils.command_line import (
+    Request,
+    Source,
+    parameters,
+    parse,
+    read_request,
+    type_text,
+)
+
+
+class Mode(enum.StrEnum):
+    FAST = "fast"
+    EXACT = "exact"
+
+
+@chz.chz
+class Data:
+    """Base of the data sets."""
+
+
+@chz.chz
+class Jsonl(Data):
+    path: str = chz.field(doc="File of conversations.")
+    batch_size: int = chz.field(default=8, doc="Sequences in a step.")
+    model_name: str = chz.field(default="nano")
+
+
+@chz.chz
+class Hub(Data):
+    name: str = "no_robots"
+    batch_size: int = 16
+
+
+@chz.chz
+class LoopConfig:
+    learning_rate: float | None = chz.field(default=None, doc="Peak rate; None: by the model.")
+    lr_schedule: Literal["linear", "cosine"] = chz.field(default="linear", doc="Shape of the rate.")
+    data: Data = chz.field(
+        default_factory=Hub, blueprint_unspecified=Hub, doc="Where conversations come from."
+    )
+    tags: list[str] = chz.field(default_factory=list)
+    weights: dict[str, float] = chz.field(default_factory=dict)
+    shuffle: bool = True
+    model_name: str = "nano"
+
+
+def _positive(config: object, name: str) -> None:
+    if getattr(config, name) < 1:
+        raise ConfigurationError(f"steps={getattr(config, name)} must be at least 1")
+
+
+def _even(config: object, name: str) -> None:
+    if getattr(config, name) % 2:
+        raise ValueError(f"size={getattr(config, name)} is odd")
+
+
+@chz.chz
+class Config(LoopConfig):
+    steps: int = chz.field(default=3, validator=_positive, doc="Optimizer steps.")
+    size: int = chz.field(default=2, validator=_even)
+    mode: Mode = Mode.FAST
+
+
+@chz.chz
+class Strict:
+    needed: int = chz.field(doc="A key without a default.")
+    reward: Callable[[str], float] | None = None
+
+
+def error(*argv: str, cls: type = Config, aliases: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(cls, argv, aliases)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def yaml_file(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+# ---- words
+
+
+def test_values_are_read_by_type():
+    config = parse(
+        Config,
+        ["learning_rate=1e-4", "steps=7", "shuffle=False", "tags=a,b", "mode=exact", "weights.x=2"],
+    )
+    assert config.learning_rate == 1e-4 and config.steps == 7 and config.shuffle is False
+    assert config.tags == ["a", "b"] and config.mode is Mode.EXACT and config.weights == {"x": 2.0}
+    assert parse(Config, ["learning_rate=None"]).learning_rate is None
+
+
+def test_a_class_is_chosen_by_name_and_keys_of_the_default_one_need_no_name():
+    assert parse(Config, ["data=Jsonl", "data.path=a=b"]).data == Jsonl(path="a=b")
+    assert parse(Config, ["data.batch_size=4"]).data == Hub(batch_size=4)
+
+
+def test_three_dots_reach_every_level():
+    config = parse(Config, ["data=Jsonl", "data.path=x", "...model_name=m"])
+    assert config.model_name == "m" and config.data.model_name == "m"
+
+
+def test_the_last_of_two_equal_words_counts():
+    assert parse(Config, ["steps=1", "steps=5"]).steps == 5
+
+
+def test_aliases_stand_for_longer_keys():
+    aliases = {"d": "data"}
+    assert parse(Config, ["d=Jsonl", "d.path=x"], aliases).data == Jsonl(path="x")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["learning_rate=abc"], "learning_rate='abc': expected float or None"),
+        (["steps=1.5"], "steps='1.5': expected int"),
+        (["lr_schedule=x"], "lr_schedule='x': expected linear or cosine"),
+        (["mode=x"], "mode='x': expected fast or exact"),
+        (["data=X"], "data='X': expected Data or Jsonl or Hub"),
+        (
+            ["data=Jsonl", "data.path=x", "data.batch_size=many"],
+            "data.batch_size='many': expected int",
+        ),
+        (["...batch_size=many"], "data.batch_size='many': expected int"),
+        (["learning_rat=1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        (["data.nme=x"], "unknown key 'data.nme'; did you mean 'data.name'?"),
+        (["batch_size=4"], "unknown key 'batch_size'; did you mean 'data.batch_size'?"),
+        (["...zzz=4"], "unknown key '...zzz'; --help lists the keys"),
+        (["data=Jsonl", "data.path=x", "data.name=y"], "unknown key 'data.name'; did you mean"),
+        (["data=Jsonl"], "missing data.path; --help says what to give"),
+        (["steps=0"], "steps=0 must be at least 1"),
+        (["size=3"], "size=3 is odd"),
+        (["words"], "'words' is not key=value; --help lists the keys"),
+        (["=3"], "'=3' is not key=value; --help lists the keys"),
+        (["--steps=3"], "'--steps=3': write steps=3 without hyphens"),
+        (["tags.x=3"], "invalid literal for int"),
+        (["config=a", "config=b"], "config= is given twice (a, b); give one"),
+    ],
+)
+def test_errors_are_one_line_that_names_key_value_and_fix(argv: list[str], message: str):
+    assert error(*argv).startswith(message)
+
+
+def test_a_bug_in_a_constructor_keeps_its_type():
+    def broken(config: object, name: str) -> None:
+        raise TypeError("a bug")
+
+    @chz.chz
+    class Broken:
+        x: int = chz.field(default=1, validator=broken)
+
+    with pytest.raises(TypeError, match="a bug"):
+        parse(Broken, [])
+
+
+# ---- config=FILE
+
+
+def test_a_file_may_be_nested_or_dotted_and_words_come_after_it(tmp_path: Path):
+    name = yaml_file(
+        tmp_path,
+        """
+        learning_rate: 1e-4      # a string to YAML 1.1
+        steps: 5
+        data: Jsonl
+        data.path: a.jsonl
+        tags: [x, "y, z"]
+        weights: {a: 0.5, b: 2}
+        shuffle: false
+        """,
+    )
+    config = parse(Config, ["steps=6", f"config={name}"])
+    assert config == Config(
+        learning_rate=1e-4,
+        steps=6,
+        data=Jsonl(path="a.jsonl"),
+        tags=["x", "y, z"],
+        weights={"a": 0.5, "b": 2.0},
+        shuffle=False,
+    )
+
+
+def test_nested_mappings_nulls_empty_lists_and_aliases(tmp_path: Path):
+    name = yaml_file(tmp_path, "d: {batch_size: 4, name: no}\nlearning_rate: null\ntags: []\n")
+    config = parse(Config, [f"config={name}", "tags=q"], {"d": "data"})
+    assert config.data == Hub(batch_size=4, name="no") and config.learning_rate is None
+    assert parse(Config, [f"config={name}"], {"d": "data"}).tags == []
+
+
+def test_a_word_with_dots_overrides_the_file(tmp_path: Path):
+    name = yaml_file(tmp_path, "model_name: a\n")
+    assert parse(Config, [f"config={name}", "...model_name=b"]).model_name == "b"
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path):
+    assert parse(Config, [f"config={yaml_file(tmp_path, '# nothing')}"]) == Config()
+
+
+def test_a_file_is_relative_to_the_working_directory(tmp_path: Path, monkeypatch):
+    yaml_file(tmp_path, "steps: 9")
+    monkeypatch.chdir(tmp_path)
+    assert parse(Config, ["config=c.yaml"]).steps == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "unknown key 'stepz' in {file}; did you mean 'steps'?"),
+        ("data: {nam: x}", "unknown key 'data.nam' in {file}; did you mean 'data.name'?"),
+        ("config: other.yaml", "unknown key 'config' in {file}"),
+        ("steps: many", "steps='many' in {file}: expected int"),
+        ("steps: 0", "steps=0 must be at least 1"),
+        ("- a\n- b", "{file} must hold keys and values, but it holds a list"),
+        ("just text", "{file} must hold keys and values, but it holds a str"),
+        ("steps: 1\nsteps: 2", "{file}:2 is not YAML: key 'steps' twice"),
+        ("data: {name: x}\ndata.name: y", "{file} gives 'data.name' twice"),
+        ("steps: [1", "{file}:1 is not YAML: "),
+        ("a: 1\n\tb: 2", "{file}:2 is not YAML: "),
+    ],
+)
+def test_errors_in_a_file_name_the_file_and_the_key(tmp_path: Path, text: str, message: str):
+    name = yaml_file(tmp_path, text)
+    assert error(f"config={name}").startswith(message.format(file=name))
+
+
+def test_unreadable_files(tmp_path: Path):
+    assert error(f"config={tmp_path}/no.yaml") == (
+        f"config={tmp_path}/no.yaml cannot be read: No such file or directory"
+    )
+    assert error(f"config={tmp_path}").endswith("cannot be read: Is a directory")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    assert error(f"config={tmp_path}/c.yaml").endswith("cannot be read: not UTF-8 text")
+
+
+# ---- help
+
+
+def test_help_lists_every_key_with_type_default_and_meaning():
+    lines = help_text(Config, about="Trains something.", width=120).splitlines()
+    assert lines[2] == "Trains something."
+    assert sum(line.split()[:4] == ["learning_rate", "float", "|", "None"] for line in lines) == 1
+    row = next(line for line in lines if line.startswith("  learning_rate"))
+    assert row.endswith("None            Peak rate; None: by the model.")
+    row = next(line for line in lines if line.startswith("  mode "))
+    assert row.split() == ["mode", "fast", "|", "exact", "fast"]
+    assert all(len(line) <= 120 for line in lines)
+
+
+def test_help_follows_the_class_that_was_chosen_and_marks_required_keys():
+    text = help_text(Config, ["data=Jsonl"], width=100)
+    assert "keys of data" in text and "data.name" not in text
+    row = next(line for line in text.splitlines() if "data.path" in line)
+    assert row.split()[:3] == ["data.path", "str", "(required)"]
+    row = next(line for line in help_text(Strict).splitlines() if "needed" in line)
+    assert "(required)" in row
+
+
+def test_help_refuses_what_parse_refuses():
+    with pytest.raises(ConfigurationError, match="unknown key 'stepz'"):
+        help_text(Config, ["stepz=1"])
+    with pytest.raises(ConfigurationError, match="data='X': expected"):
+        help_text(Config, ["data=X"])
+
+
+def test_help_wraps_to_the_width():
+    lines = help_text(Config, width=80).splitlines()
+    assert max(len(line) for line in lines) <= 96  # a column of at least 30 for the meaning
+
+
+def test_our_list_of_keys_is_the_one_of_chz():
+    request = Request(Config, [Source("", {"data": "Jsonl"})])
+    blueprint = request.blueprint()
+    rows = blueprint.get_help().partition("Arguments:")[2].splitlines()
+    assert list(parameters(blueprint)) == [row.split()[0] for row in rows if row.strip()]
+
+
+def test_type_text():
+    assert type_text(list[str] | None) == "list[str] | None"
+    assert type_text(tuple[int, ...]) == "tuple[int, ...]"
+    assert type_text(Callable[[str], float]) == "module:function"
+
+
+def test_help_words_are_no_keys():
+    assert read_request(Config, ["--help", "-h"]).sources == [Source("", {})]

@@ -1,0 +1,112 @@
+import io
+import re
+
+import pytest
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils import display
+from tinker_cookbook.utils.display import Display, duration, short
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_hold_all_figures_and_no_control_characters(monkeypatch):
+    now = iter([10.0, 12.0, 14.0])
+    monkeypatch.setattr(display.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(display, "memory", lambda: "1.50 GiB")
+    stream = io.StringIO()
+    shown = Display(4, stream=stream)
+    shown.start()
+    shown.update(0, {"train_mean_nll": 2.5, "num_tokens": 1000, "time/total": 1.9})
+    shown.say("saved [x]")
+    shown.update(1, {"train_mean_nll": 1.25, "num_tokens": 3000, "test/nll": 3.0})
+    shown.close()
+    assert stream.getvalue() == (
+        "step 1/4  loss 2.5  500 tok/s  ETA 0:06  1.50 GiB\n"
+        "saved [x]\n"
+        "step 2/4  loss 1.25  test/nll 3  1000 tok/s  ETA 0:04  1.50 GiB\n"
+    )
+
+
+def test_a_run_without_a_known_end_has_no_eta():
+    stream = io.StringIO()
+    shown = Display(None, stream=stream)
+    shown.start(7)
+    shown.update(7, {"env/all/reward/total": 0.5})
+    assert re.fullmatch(r"step 8  reward 0\.5  [\d.]+ GiB\n", stream.getvalue())
+
+
+def test_the_row_after_the_last_step_does_not_count_as_a_step():
+    stream = io.StringIO()
+    shown = Display(3, stream=stream)
+    shown.start()
+    shown.update(3, {"test/nll": 0.5})
+    assert stream.getvalue().startswith("step 3/3  test/nll 0.5")
+
+
+def test_extra_headlines():
+    stream = io.StringIO()
+    shown = Display(3, stream=stream, headlines={"exact_match/seen": "seen"})
+    shown.start()
+    shown.update(0, {"exact_match/seen": 0.25})
+    assert "  seen 0.25  " in stream.getvalue()
+
+
+def test_on_a_terminal_the_line_is_redrawn_and_evaluations_stay(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    shown = Display(3, stream=stream)
+    shown.start()
+    shown.update(0, {"loss": 1.0})
+    shown.say("a remark")
+    shown.update(1, {"loss": 0.5, "test/nll": 0.75})
+    shown.close()
+    shown.close()
+    text = stream.getvalue()
+    assert "\x1b[2K" in text  # redrawn
+    assert "a remark\n" in text
+    assert re.search(r"step 2/3  loss 0.5  test/nll 0.75 .*GiB\n", text)
+    # the cursor is visible while the run lives, so that a killed one leaves it visible
+    assert text.index("\x1b[?25h") < text.index("a remark")
+
+
+def test_table_and_none():
+    stream = io.StringIO()
+    shown = Display(3, "table", stream)
+    shown.start()
+    shown.update(0, {"some/metric": 0.12345})
+    assert "some/metric" in stream.getvalue() and "0.1235" in stream.getvalue()
+    stream = io.StringIO()
+    shown = Display(3, "none", stream)
+    shown.start()
+    shown.update(0, {"loss": 1.0})
+    assert stream.getvalue() == ""
+
+
+def test_an_unknown_mode_names_the_choices():
+    with pytest.raises(ConfigurationError, match="display='fancy'.*auto, live, plain"):
+        Display(3, "fancy")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456, "0.1235"),
+        (4.2e-5, "4.2e-05"),
+        (9999, "9999"),
+        (12345, "12.3k"),
+        (4560000, "4.56M"),
+        (float("nan"), "nan"),
+        (True, "True"),
+        ("x", "x"),
+    ],
+)
+def test_short(value, text: str):
+    assert short(value) == text
+
+
+def test_duration():
+    assert [duration(s) for s in (7, 754.4, 12301)] == ["0:07", "12:34", "3:25:01"]

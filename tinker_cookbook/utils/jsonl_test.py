@@ -1,0 +1,79 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils import jsonl
+
+
+def values(path: Path) -> list[dict]:
+    return [line.value for line in jsonl.read_lines(path)]
+
+
+def strict(text: str) -> dict:
+    def refuse(name: str):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_what_is_appended_reads_back_exactly(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    rows = [{"step": 0, "loss": 0.1 + 0.2, "text": "é\n"}, {"step": 1, "nested": {"a": [1, None]}}]
+    for row in rows:
+        jsonl.append_line(file, row)
+    assert values(file) == rows
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_non_finite_floats_are_valid_json_and_come_back(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    jsonl.append_line(file, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": [math.nan]})
+    strict(file.read_text())
+    back = jsonl.restore_floats(values(file)[0])
+    assert math.isnan(back["a"]) and back["b"] == math.inf and back["c"] == -math.inf
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_a_torn_last_line_is_left_out_then_cut_off(tmp_path: Path, caplog, cut: int):
+    file = tmp_path / "x.jsonl"
+    jsonl.append_line(file, {"step": 0})
+    jsonl.append_line(file, {"step": 12345})
+    file.write_bytes(file.read_bytes()[: -1 - cut])
+    assert values(file) == [{"step": 0}]
+    assert "half-written" in caplog.text
+    jsonl.append_line(file, {"step": 2})
+    assert file.read_bytes() == b'{"step": 0}\n{"step": 2}\n'
+
+
+def test_a_last_line_that_only_lacks_its_newline_counts(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"step": 0}\n{"step": 1}')
+    assert values(file) == [{"step": 0}, {"step": 1}]
+    jsonl.append_line(file, {"step": 2})
+    assert file.read_bytes() == b'{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("bad", ["{oops}", "[1]", "{'a': 1}"])
+def test_a_broken_line_before_the_last_names_file_and_line(tmp_path: Path, bad: str):
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"a": 1}\n' + bad + '\n{"a": 2}\n')
+    with pytest.raises(DataFormatError) as e:
+        jsonl.read_lines(file)
+    assert f"{file}:2" in str(e.value) and bad in str(e.value)
+
+
+def test_keep_lines_keeps_the_bytes_of_what_stays(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"step":0,  "x": 1.10}\n{"step": 1}\n{"step": 2}\n{"st')
+    assert jsonl.keep_lines(file, lambda row: row["step"] < 1) == 2
+    assert file.read_bytes() == b'{"step":0,  "x": 1.10}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_missing_file_is_an_empty_one(tmp_path: Path):
+    assert jsonl.read_lines(tmp_path / "none.jsonl") == []
+    assert jsonl.keep_lines(tmp_path / "none.jsonl", lambda row: True) == 0
+    assert not (tmp_path / "none.jsonl").exists()

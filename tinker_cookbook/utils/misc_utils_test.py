@@ -1,0 +1,62 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from tinker_cookbook.utils.misc_utils import (
+    all_same,
+    dict_mean,
+    runs_path,
+    safezip,
+    split_list,
+    timed,
+)
+
+
+def test_safezip_pairs_and_refuses_other_lengths_before_the_first_item():
+    assert list(safezip([1, 2], "ab")) == [(1, "a"), (2, "b")]
+    with pytest.raises(ValueError, match=r"\[2, 1\]"):
+        safezip([1, 2], [3])
+
+
+def test_timed_adds_up_and_survives_an_exception():
+    metrics: dict[str, float] = {}
+    with timed("work", metrics):
+        time.sleep(0.01)
+    with pytest.raises(KeyError), timed("work", metrics):
+        time.sleep(0.01)
+        raise KeyError
+    assert 0.02 <= metrics["time/work"] < 1
+
+
+def test_dict_mean_takes_each_key_over_the_dicts_that_have_it():
+    assert dict_mean([{"a": 1.0, "b": 4.0}, {"a": 3.0}]) == {"a": 2.0, "b": 4.0}
+    assert dict_mean([]) == {}
+
+
+def test_all_same():
+    assert all_same([]) and all_same([1]) and all_same([2, 2, 2])
+    assert not all_same([2, 2, 3])
+
+
+@pytest.mark.parametrize(("n", "k"), [(10, 3), (3, 3), (7, 1), (128, 5)])
+def test_split_list_keeps_order_and_balances(n: int, k: int):
+    parts = split_list(range(n), k)
+    assert [x for part in parts for x in part] == list(range(n))
+    assert len(parts) == k
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_split_list_refuses_empty_parts(k: int):
+    with pytest.raises(ValueError, match="3 items"):
+        split_list([1, 2, 3], k)
+
+
+def test_runs_path_comes_from_the_environment_or_the_home(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", "/data/runs")
+    assert runs_path("a", "b") == Path("/data/runs/a/b")
+    monkeypatch.delenv("TINKER_COOKBOOK_RUNS_DIR")
+    monkeypatch.setenv("HOME", "/home/u")
+    assert runs_path("a") == Path("/home/u/tinker-runs/a")

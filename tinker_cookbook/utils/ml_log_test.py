@@ -1,0 +1,107 @@
+import json
+import logging
+import math
+import sys
+import types
+from pathlib import Path
+
+import chz
+import numpy as np
+import pytest
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils import code_state, ml_log
+
+
+@chz.chz
+class Config:
+    rate: float = 0.1
+    name: str = "x"
+
+
+def test_metrics_lines_have_the_step_first_and_read_back(tmp_path: Path, capsys):
+    with ml_log.setup_logging(tmp_path, config=Config()) as logger:
+        logger.log_metrics({"loss": np.float32(0.5), "step_time": 1, "bad": math.nan}, step=0)
+        # on disk before close
+        line = (tmp_path / "metrics.jsonl").read_text()
+        assert line == '{"step": 0, "loss": 0.5, "step_time": 1, "bad": "NaN"}\n'
+        logger.log_metrics({"loss": 0.25}, step=1)
+    rows = ml_log.read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [0, 1]
+    assert math.isnan(rows[0]["bad"])
+    assert capsys.readouterr().out == "step 0  loss 0.5  step_time 1  bad nan\nstep 1  loss 0.25\n"
+
+
+def test_config_and_code_are_written(tmp_path: Path):
+    ml_log.setup_logging(tmp_path, config=Config()).close()
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "class": "Config",
+        "rate": 0.1,
+        "name": "x",
+    }
+    assert (tmp_path / "code.diff").read_text().startswith("# ")
+
+
+def test_code_of_another_state_goes_beside_the_first(tmp_path: Path, monkeypatch):
+    for state in ("one", "one", "two", "two"):
+        monkeypatch.setattr(ml_log, "code_state", lambda state=state: state)
+        ml_log.write_code_state(tmp_path)
+    found = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert found == {"code.diff": "one", "code-2.diff": "two"}
+
+
+def test_python_logging_goes_to_the_file_until_close(tmp_path: Path, capsys):
+    before = list(logging.getLogger().handlers)
+    logger = ml_log.setup_logging(tmp_path, show_metrics=False)
+    logging.getLogger("some.module").info("an info")
+    logging.getLogger("some.module").warning("a warning")
+    logger.close()
+    logging.getLogger("some.module").warning("too late")
+    text = (tmp_path / "logs.log").read_text()
+    assert "INFO some.module: an info" in text and "a warning" in text and "too late" not in text
+    assert "WARNING: a warning" in capsys.readouterr().err
+    assert logging.getLogger().handlers == before
+
+
+def test_wandb_missing_names_its_install_line(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigurationError, match=r"wandb_project='p'.*pip install.*\[wandb\]"):
+        ml_log.setup_logging(tmp_path, wandb_project="p")
+
+
+def test_wandb_gets_every_row_and_a_resumed_run_the_same_id(tmp_path: Path, monkeypatch):
+    calls: list[tuple] = []
+
+    class Run:
+        def log(self, row, step):
+            calls.append((row, step))
+
+        def finish(self):
+            calls.append(("finish",))
+
+    def init(**arguments):
+        calls.append((arguments["project"], arguments["name"], arguments["config"]))
+        ids.append(arguments["id"])
+        return Run()
+
+    ids: list[str] = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for step in (0, 1):
+        with ml_log.setup_logging(tmp_path, "p", "n", config={"a": 1}) as logger:
+            logger.log_metrics({"loss": 0.5}, step=step)
+    start, end = ("p", "n", {"a": 1}), ("finish",)
+    assert calls == [start, ({"loss": 0.5}, 0), end, start, ({"loss": 0.5}, 1), end]
+    assert ids[0] == ids[1] and len(ids[0]) >= 8
+
+
+def test_code_state_of_a_checkout_and_of_none(tmp_path: Path):
+    assert "no git checkout" in code_state.code_state(tmp_path)
+    for command in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "x"]):
+        (tmp_path / "a.py").write_text("one\n")
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        assert code_state._git(tmp_path, *identity, *command) is not None
+    (tmp_path / "a.py").write_text("two\n")
+    (tmp_path / "new.py").write_text("three\n")
+    state = code_state.code_state(tmp_path)
+    assert state.startswith("# commit ") and "# untracked: new.py\n" in state
+    assert "-one\n+two\n" in state

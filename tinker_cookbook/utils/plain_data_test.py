@@ -1,0 +1,92 @@
+import dataclasses
+import enum
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import chz
+import numpy as np
+
+from tinker_cookbook.utils.plain_data import plain
+
+
+class Color(enum.StrEnum):
+    RED = "red"
+
+
+@chz.chz
+class Inner:
+    size: int = 3
+
+
+@chz.chz
+class OtherInner:
+    size: int = 3
+
+
+@chz.chz
+class Outer:
+    inner: Any = chz.field(default_factory=Inner)
+    rate: float = 1e-4
+    color: Color = Color.RED
+    path: Path = Path("a/b")
+    builders: tuple[Any, ...] = (len, Inner)
+    table: dict[str, Any] = chz.field(default_factory=lambda: {"k": np.float32(0.5)})
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+class Opaque:
+    pass
+
+
+def test_a_config_becomes_plain_data_in_the_order_of_its_fields():
+    assert plain(Outer()) == {
+        "class": "Outer",
+        "inner": {"class": "Inner", "size": 3},
+        "rate": 0.0001,
+        "color": "red",
+        "path": "a/b",
+        "builders": ["builtins:len", f"{__name__}:Inner"],
+        "table": {"k": 0.5},
+    }
+    assert list(plain(Outer()))[:3] == ["class", "inner", "rate"]
+
+
+def test_classes_of_equal_fields_stay_apart():
+    assert plain(Outer(inner=Inner())) != plain(Outer(inner=OtherInner()))
+
+
+def test_other_values():
+    assert plain(Point(x=1)) == {"class": "Point", "x": 1}
+    assert plain({"b", "a"}) == ["a", "b"]
+    assert plain(functools.partial(int, base=2)) == {
+        "partial": "builtins:int",
+        "args": [],
+        "keywords": {"base": 2},
+    }
+    assert plain(Opaque()) == "Opaque"
+    assert plain(lambda: 0) == f"{__name__}:test_other_values.<locals>.<lambda>"
+    assert plain([np.int64(3), True, None]) == [3, True, None]
+    json.dumps(plain(Outer()), allow_nan=False)
+
+
+def test_a_program_and_its_module_give_the_same_text(tmp_path: Path):
+    package = tmp_path / "recipes"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "thing.py").write_text(
+        "from tinker_cookbook.utils.plain_data import plain\n"
+        "def f(): pass\n"
+        "if __name__ == '__main__': print(plain(f))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.thing"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "recipes.thing:f\n", done.stderr
