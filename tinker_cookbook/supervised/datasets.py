@@ -277,7 +277,7 @@ class RenderedChats(_Shuffled):
             self._sequences += [from_datum(datum) for datum in rendered.datums]
         if not self._sequences:
             raise DataValidationError(
-                f"{name}: none of {len(chats):,} conversations has a token to train on: "
+                f"{name}: of {len(chats):,} conversations none has a token to train on: "
                 + "; ".join(self.report.skipped)
             )
         super().__init__(len(self._sequences), batch_size, shuffle_seed)

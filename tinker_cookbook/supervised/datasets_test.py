@@ -158,7 +158,7 @@ def test_the_report_is_final_before_the_first_batch():
     ]
     assert report.lines() == [
         "chats.jsonl: 5 conversations, 3 examples, 27 tokens, of them 9 trained",
-        "chats.jsonl: 1 conversations are longer than max_length=20 and lost their end",
+        "chats.jsonl: 1 conversation longer than max_length=20, cut at the end",
         "chats.jsonl: 2 examples skipped: " + "; ".join(report.skipped),
         "chats.jsonl: batches of 2: each epoch leaves out 1 of 3 examples, other ones each time",
     ]
@@ -174,7 +174,7 @@ def test_the_report_names_the_first_few_only():
 def test_a_data_set_in_which_nothing_is_trained_is_refused():
     with pytest.raises(DataValidationError) as error:
         dataset([Chat(talk("hi"), "chats.jsonl:1")])
-    assert "chats.jsonl: none of 1 conversations has a token to train on" in str(error.value)
+    assert "chats.jsonl: of 1 conversations none has a token to train on" in str(error.value)
     assert "chats.jsonl:1: no token" in str(error.value)
 
 

@@ -30,7 +30,7 @@ def load(path: str, name: str | None = None, split: str = "train", streaming: bo
                     f"expected one of {', '.join(_FILE_FORMATS)}"
                 )
             return datasets.load_dataset(
-                kind, data_files={split: str(local)}, split=split, streaming=streaming
+                kind, data_files={"train": str(local)}, split=split, streaming=streaming
             )
         if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
             return _saved(datasets.load_from_disk(str(local)), path, split, streaming)

@@ -45,20 +45,24 @@ class DataReport:
         """One line of totals, then one for each thing that was changed or left out."""
         so_far = "" if self.complete else " so far"
         lines = [
-            f"{self.name}: {self.num_conversations:,} conversations{so_far}, "
-            f"{self.num_examples:,} examples, {self.num_tokens:,} tokens, "
+            f"{self.name}: {_count(self.num_conversations, 'conversation')}{so_far}, "
+            f"{_count(self.num_examples, 'example')}, {_count(self.num_tokens, 'token')}, "
             f"of them {self.num_loss_tokens:,} trained"
         ]
         if self.num_truncated:
             lines.append(
-                f"{self.name}: {self.num_truncated:,} conversations are longer than "
-                f"max_length={self.max_length} and lost their end"
+                f"{self.name}: {_count(self.num_truncated, 'conversation')} longer than "
+                f"max_length={self.max_length}, cut at the end"
             )
         if self.num_skipped:
             more = self.num_skipped - len(self.skipped)
             named = "; ".join(self.skipped) + (f"; and {more:,} more" if more else "")
-            lines.append(f"{self.name}: {self.num_skipped:,} examples skipped: {named}")
+            lines.append(f"{self.name}: {_count(self.num_skipped, 'example')} skipped: {named}")
         return lines + [f"{self.name}: {note}" for note in self.notes]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 class SupervisedDataset(ABC):
