@@ -43,6 +43,10 @@ class Sampler(Protocol):
         """Do a bounded piece of work: at most one prefill pass and one token per sequence."""
         ...
 
+    def abort(self, error: Exception) -> None:
+        """Answer every request that is waiting or running with this error."""
+        ...
+
     @property
     def busy(self) -> bool:
         """Whether a request is waiting or running."""
@@ -111,11 +115,19 @@ class TorchSampler:
                 self._decode()
         except Exception as error:
             # the cache can no longer be trusted: every running request fails, the waiting ones stay
-            self.batch.rows.clear()
-            self.cache.clear()
             self.waiting = deque(job for job in self.waiting if id(job) not in running)
-            for job in running.values():
-                job.done(error)
+            self._fail(running, error)
+
+    def abort(self, error: Exception) -> None:
+        jobs = {id(job): job for job in [*(row.job for row in self.batch.rows), *self.waiting]}
+        self.waiting.clear()
+        self._fail(jobs, error)
+
+    def _fail(self, jobs: dict[int, _Job], error: Exception) -> None:
+        self.batch.rows.clear()
+        self.cache.clear()
+        for job in jobs.values():
+            job.done(error)
 
     def _check(self, request: SampleRequest) -> None:
         try:

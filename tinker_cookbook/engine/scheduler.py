@@ -24,6 +24,7 @@ from tinker_cookbook.engine.sampler import Sampler, TorchSampler
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
 
 T = TypeVar("T")
+CLOSED = "the engine is closed"
 
 
 class Engine:
@@ -50,6 +51,8 @@ class Engine:
             if not future.set_running_or_notify_cancel():
                 return
             try:
+                if self._closed:
+                    raise TrainingError(CLOSED)
                 future.set_result(function())
             except Exception as error:
                 future.set_exception(self._explain(error))
@@ -73,6 +76,8 @@ class Engine:
 
         def operation() -> None:
             try:
+                if self._closed:
+                    raise TrainingError(CLOSED)
                 adapter, request = build()
                 self._sampler(path).add(request, adapter, done)
             except Exception as error:
@@ -103,7 +108,7 @@ class Engine:
     def _enqueue(self, operation: Callable[[], None]) -> None:
         with self._wake:
             if self._closed:
-                raise TrainingError("the engine is closed")
+                raise TrainingError(CLOSED)
             self._queue.append(operation)
             self._wake.notify()
 
@@ -115,7 +120,7 @@ class Engine:
                 while not (self._queue or busy or self._closed):
                     self._wake.wait()
                 if self._closed:
-                    return
+                    break
                 operation = (
                     self._queue.popleft() if self._queue and (owed <= 0 or not busy) else None
                 )
@@ -127,6 +132,10 @@ class Engine:
             for sampler in busy:
                 sampler.step()
             owed -= time.perf_counter() - start
+        for sampler in self._samplers.values():
+            sampler.abort(TrainingError(CLOSED))
+        while self._queue:
+            self._queue.popleft()()  # which fails by itself now
 
     def _explain(self, error: Exception) -> Exception:
         """An out-of-memory error names the keys to lower; anything else stays as it is."""

@@ -1,0 +1,55 @@
+"""Supervised fine-tuning on chat data sets.
+
+    python -m recipes.chat_sl.train model_name=Qwen/Qwen3-8B dataset=no_robots
+    python -m recipes.chat_sl.train model_name=Qwen/Qwen3-8B dataset=tulu3
+    python -m recipes.chat_sl.train dataset=my.jsonl
+    python -m recipes.chat_sl.train data=HubChats data.path=org/name data.message_field=conversation
+    python -m recipes.chat_sl.train config=configs/chat_sl/qwen3-8b-1xh100.yaml
+
+Without keys: nano on the bundled conversations of sl_basic.
+"""
+
+from __future__ import annotations
+
+import chz
+
+from recipes.sl_basic import NumberWords
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.supervised import train
+from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
+from tinker_cookbook.supervised.data import JsonlChats, NoRobots, Tulu3
+from tinker_cookbook.supervised.types import ChatDatasetBuilder
+
+DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
+
+
+@chz.chz
+class CLI(ChatConfig):
+    dataset: str | None = chz.field(
+        default=None,
+        doc="no_robots, tulu3, number_words or a *.jsonl file"
+        " (None: number_words for nano, else no_robots)",
+    )
+    eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
+
+
+def data_of(config: CLI) -> ChatDatasetBuilder:
+    name = config.dataset or ("number_words" if config.model_name == "nano" else "no_robots")
+    if name.endswith(".jsonl"):
+        return JsonlChats(path=name)
+    if name not in DATASETS:
+        raise ConfigurationError(
+            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a *.jsonl file, or data="
+        )
+    return DATASETS[name]()
+
+
+async def main(config: CLI) -> None:
+    if config.dataset and (config.dataset_builder or config.dataset_path):
+        raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
+    await train.main(resolve(config, "chat_sl", data_of(config)), recipe="chat_sl")
+
+
+if __name__ == "__main__":
+    cli(main, CLI, ALIASES)

@@ -1,0 +1,103 @@
+"""Supervised fine-tuning as one flat file to copy and change: data, forward/backward, step, log.
+
+    python -m recipes.sl_loop
+    python -m recipes.sl_loop model_name=Qwen/Qwen3-8B dataset_path=my.jsonl learning_rate=4e-4
+
+sl_basic does the same through the library's loop, which adds evaluations, rolling checkpoints and
+steps submitted ahead.
+"""
+
+from __future__ import annotations
+
+import chz
+import tinker
+
+from recipes.sl_basic import number_words
+from tinker_cookbook import models
+from tinker_cookbook.checkpoint_utils import start_training_client
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.journal import Journal
+from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.supervised.common import compute_mean_nll
+from tinker_cookbook.supervised.data import JsonlChats
+from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.utils.run_directory import LogDirBehavior
+
+
+@chz.chz
+class Config:
+    model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
+    dataset_path: str | None = chz.field(
+        default=None, doc="JSONL file of conversations (None: the bundled numbers in words)"
+    )
+    renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
+    load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
+    learning_rate: float | None = chz.field(default=None, doc="at the first step (None: by model)")
+    batch_size: int | None = chz.field(default=None, doc="conversations a step (None: by model)")
+    max_length: int | None = chz.field(default=None, doc="tokens at most (None: by model)")
+    num_epochs: int | None = chz.field(
+        default=None, doc="passes over the data (None: 30 over the bundled numbers, else 1)"
+    )
+    max_steps: int | None = chz.field(default=None, doc="optimizer steps at most")
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
+    train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
+    train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
+    train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
+    seed: int = chz.field(default=0, doc="seed of the adapter's start")
+    save_every: int = chz.field(default=20, doc="steps between checkpoints")
+    log_path: str | None = chz.field(default=None, doc="directory of the run")
+    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see sl_basic")
+    base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
+    engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="engine in process")
+
+
+async def main(config: Config) -> None:
+    config, _ = models.fill_defaults(config, "sl")
+    assert config.renderer_name and config.batch_size and config.learning_rate
+    train, _ = JsonlChats(
+        path=config.dataset_path or number_words("train"),
+        common_config=ChatDatasetBuilderCommonConfig(
+            model_name_for_tokenizer=config.model_name,
+            renderer_name=config.renderer_name,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+        ),
+    )()
+    num_epochs = config.num_epochs or (1 if config.dataset_path else 30)
+    total_steps = len(train) * num_epochs
+    if config.max_steps is not None:
+        total_steps = min(total_steps, config.max_steps)
+
+    with Journal(config, recipe="sl_loop", total_steps=total_steps) as journal:
+        service = connect(config.base_url, config.engine)
+        client = await start_training_client(service, config, journal.resume)
+        for step in range(journal.start_step, total_steps):
+            with journal.step(step) as row:
+                # data
+                epoch, index = divmod(step, len(train))
+                train.set_epoch(seed=epoch)
+                batch = train.get_batch(index)
+
+                # forward and backward, optimizer: both are queued before either is awaited
+                learning_rate = config.learning_rate * (1 - step / total_steps)
+                forward_backward = client.forward_backward(batch, "cross_entropy")
+                optim_step = client.optim_step(tinker.AdamParams(learning_rate=learning_rate))
+                save = journal.submit_save(client, step + 1, epoch=epoch)
+                output = await forward_backward
+                await optim_step
+
+                # log
+                row["epoch"] = epoch
+                row["learning_rate"] = learning_rate
+                row["num_tokens"] = sum(datum.model_input.length for datum in batch)
+                row["train_mean_nll"] = compute_mean_nll(
+                    [each["logprobs"] for each in output.loss_fn_outputs],
+                    [datum.loss_fn_inputs["weights"] for datum in batch],
+                )
+            await journal.finish(save)
+        save = journal.submit_save(client, total_steps, final=True, epoch=num_epochs)
+        await journal.finish(save)
+
+
+if __name__ == "__main__":
+    cli(main, Config)
