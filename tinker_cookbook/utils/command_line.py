@@ -79,7 +79,7 @@ class Request(NamedTuple):
 def read_request(
     config_class: type, argv: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> Request:
-    """Splits the words and reads the file of `config=`; no key is checked against the config yet."""
+    """Splits the words and reads the file of `config=`; keys are not checked yet."""
     aliases = aliases or {}
     words: dict[str, str] = {}
     files: list[str] = []

@@ -87,7 +87,7 @@ def test_table_and_none():
 
 
 def test_an_unknown_mode_names_the_choices():
-    with pytest.raises(ConfigurationError, match="display='fancy'.*auto, live, plain"):
+    with pytest.raises(ConfigurationError, match=r"display='fancy'.*auto, live, plain"):
         Display(3, "fancy")
 
 

@@ -20,7 +20,7 @@ def test_a_step_past_the_end_never_gives_a_negative_rate():
 
 
 def test_an_unknown_schedule_names_the_choices():
-    with pytest.raises(ConfigurationError, match="'step'.*linear, cosine, constant"):
+    with pytest.raises(ConfigurationError, match=r"'step'.*linear, cosine, constant"):
         compute_schedule_lr_multiplier("step", 0, 10)
 
 

@@ -1,0 +1,522 @@
+"""A small pipelined loop in processes that get killed, and the rules for run directories."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import chz
+import pytest
+
+from tinker_cookbook.checkpoint_utils import load_checkpoints_file
+from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook.journal import Journal
+from tinker_cookbook.utils.ml_log import read_metrics
+
+# A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
+# checkpoint that holds one step too many, or a step done twice, changes every number after it.
+LOOP = """
+import asyncio, json, os, signal, uuid
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+import chz
+from tinker_cookbook import cli_utils
+from tinker_cookbook.journal import Journal
+
+STORE = Path(os.environ["STORE"])
+
+@chz.chz
+class CLI:
+    model_name: str = "org/tiny"
+    rate: float = 0.1
+    max_steps: int = 12
+    save_every: int = 5
+    rolling_save_every: int = 2
+    log_path: str | None = None
+    pause: float = 0.0
+    behavior_if_log_dir_exists: str = "resume"
+
+class FileFuture:
+    def __init__(self, path): self.path = path
+    def result(self): return SimpleNamespace(path=self.path)
+    def __await__(self):
+        yield from asyncio.sleep(0).__await__()
+        return self.result()
+
+class Client:
+    def __init__(self, rate):
+        self.rate, self.state, self.run = rate, [1.0, 0.0], uuid.uuid4().hex
+    def load(self, path): self.state = json.loads((STORE / path.replace("/", "_")).read_text())
+    def step(self, i):
+        weight, momentum = self.state
+        loss = weight * weight + 1.0 / (i + 3)
+        momentum = 0.9 * momentum + 2 * weight * (1 + i % 3)
+        self.state = [weight - self.rate * momentum, momentum]
+        return loss
+    def save_state(self, name, ttl_seconds=None):
+        path = f"tinker://{self.run}/weights/{name}"
+        (STORE / path.replace("/", "_")).write_text(json.dumps(self.state))
+        return FileFuture(path)
+    def save_weights_for_sampler(self, name, ttl_seconds=None):
+        return FileFuture(f"tinker://{self.run}/sampler_weights/{name}")
+
+def at(point):
+    if os.environ.get("KILL") == point:
+        for name in ("metrics", "checkpoints"):
+            if point.startswith("torn"):
+                with open(os.environ["LOG"] + f"/{name}.jsonl", "a") as file:
+                    file.write('{"step": 99, "na')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main(config):
+    n = config.max_steps
+    with Journal(config, recipe="loop", total_steps=n) as journal:
+        client = Client(config.rate)
+        if journal.resume:
+            client.load(journal.resume.state_path)
+        def submit(i):
+            loss = client.step(i)
+            return loss, journal.submit_save(client, i + 1, epoch=i // 4)
+        ahead = submit(journal.start_step) if journal.start_step < n else None
+        for i in range(journal.start_step, n):
+            (loss, pending), ahead = ahead, submit(i + 1) if i + 1 < n else None
+            with journal.step(i) as row:
+                await asyncio.sleep(config.pause)
+                row["train_mean_nll"] = loss
+                at(f"in-step:{i}")
+            at(f"after-row:{i}")
+            at(f"torn:{i}")
+            await journal.finish(pending)
+            at(f"after-finish:{i}")
+        pending = journal.submit_save(client, n, final=True)
+        at("before-final")
+        await journal.finish(pending)
+        at("after-final")
+
+if __name__ == "__main__":
+    cli_utils.cli(main, CLI)
+"""
+
+
+class Loop:
+    """Runs LOOP in processes of their own, in one log directory."""
+
+    def __init__(self, tmp_path: Path, name: str) -> None:
+        self.program = tmp_path / "loop.py"
+        self.program.write_text(LOOP)
+        self.store = tmp_path / "store"
+        self.store.mkdir(exist_ok=True)
+        self.log = tmp_path / name
+        self._env = {**os.environ, "STORE": str(self.store), "LOG": str(self.log)}
+
+    def start(self, *words: str, kill: str = "") -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, str(self.program), f"log_path={self.log}", *words],
+            env={**self._env, "KILL": kill},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, kill: str = "", code: int = 0) -> str:
+        """What it printed on stdout; on stderr if it was to fail with `code`."""
+        child = self.start(*words, kill=kill)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == code, err
+        return err if code == 2 else out
+
+    def numbers(self) -> list[dict]:
+        """The metrics that must not depend on the clock."""
+        rows = read_metrics(self.log)
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+    def final_state(self) -> list[float]:
+        last = load_checkpoints_file(self.log)[-1]
+        assert last.final and last.state_path
+        return json.loads((self.store / last.state_path.replace("/", "_")).read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    loop = Loop(tmp_path_factory.mktemp("whole"), "run")
+    loop.run()
+    return loop
+
+
+def test_an_uninterrupted_run(whole: Loop):
+    rows = read_metrics(whole.log)
+    assert [row["step"] for row in rows] == list(range(12))
+    assert next(iter(rows[0])) == "step" and rows[3]["progress"] == 3 / 12
+    assert all(row["time/total"] >= 0 for row in rows)
+    records = load_checkpoints_file(whole.log)
+    assert [(r.name, r.batch, r.final) for r in records] == [
+        ("000002", 2, None),
+        ("000004", 4, None),
+        ("000005", 5, None),
+        ("000006", 6, None),
+        ("000008", 8, None),
+        ("000010", 10, None),
+        ("final", 12, True),
+    ]
+
+
+def test_a_pipelined_save_holds_exactly_the_steps_it_is_named_after(whole: Loop):
+    weight, momentum = 1.0, 0.0
+    states = {}
+    for i in range(12):
+        momentum = 0.9 * momentum + 2 * weight * (1 + i % 3)
+        weight -= 0.1 * momentum
+        states[i + 1] = [weight, momentum]
+    for record in load_checkpoints_file(whole.log):
+        assert record.state_path and record.batch
+        saved = json.loads((whole.store / record.state_path.replace("/", "_")).read_text())
+        assert saved == states[record.batch]
+
+
+@pytest.mark.parametrize(
+    ("kill", "resumes_at"),
+    [
+        ("in-step:0", 0),
+        ("after-row:1", 0),  # the checkpoint of step 2 exists, but nothing says so
+        ("in-step:4", 4),
+        ("after-finish:4", 5),
+        ("after-row:9", 8),
+        ("torn:7", 6),
+        ("after-row:11", 10),
+        ("before-final", 10),
+    ],
+)
+def test_killed_and_started_again_equals_uninterrupted(
+    tmp_path: Path, whole: Loop, kill: str, resumes_at: int
+):
+    loop = Loop(tmp_path, "run")
+    loop.run(kill=kill, code=-signal.SIGKILL)
+    said = loop.run()
+    if resumes_at:
+        assert f"resuming {loop.log} at step {resumes_at} of 12" in said
+    else:
+        assert "without a checkpoint: starting it again at step 0" in said
+    assert loop.numbers() == whole.numbers()
+    assert loop.final_state() == whole.final_state()
+
+
+def test_killed_three_times(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    for kill in ("after-row:3", "after-finish:5", "in-step:6"):
+        loop.run(kill=kill, code=-signal.SIGKILL)
+    loop.run()
+    assert loop.numbers() == whole.numbers()
+    assert loop.final_state() == whole.final_state()
+
+
+def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    child = loop.start("pause=0.03")
+    while len(read_metrics(loop.log)) < 7:
+        time.sleep(0.01)
+        assert child.poll() is None
+    child.kill()
+    child.communicate()
+    assert len(read_metrics(loop.log)) < 12
+    loop.run("pause=0.03")
+    assert loop.numbers() == whole.numbers()
+
+
+def test_ctrl_c_then_the_same_command_resumes(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    child = loop.start("pause=0.05")
+    while len(read_metrics(loop.log)) < 6:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=20)
+    assert (child.returncode, err) == (130, "interrupted; the same command resumes\n")
+    loop.run("pause=0.05")
+    assert loop.numbers() == whole.numbers()
+    assert loop.final_state() == whole.final_state()
+
+
+def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path):
+    loop = Loop(tmp_path, "run")
+    loop.run(kill="after-final", code=-signal.SIGKILL)
+    said = loop.run()
+    assert f"{loop.log} holds a finished run of 12 steps" in said
+    assert f"run directory: {loop.log}-2" in said
+    assert len(read_metrics(f"{loop.log}-2")) == 12
+    loop.run(kill="in-step:6", code=-signal.SIGKILL)  # this one is number 3
+    assert f"resuming {loop.log}-3 at step 6 of 12" in loop.run()
+
+
+def test_a_longer_run_continues_a_finished_one(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    loop.run("max_steps=7")
+    assert f"resuming {loop.log} at step 7 of 12 from checkpoint final" in loop.run()
+    without_progress = [
+        [{k: v for k, v in row.items() if k != "progress"} for row in rows]
+        for rows in (loop.numbers(), whole.numbers())
+    ]
+    assert without_progress[0] == without_progress[1]
+    assert loop.final_state() == whole.final_state()
+
+
+def test_an_unfinished_run_past_the_end_is_refused(tmp_path: Path):
+    loop = Loop(tmp_path, "run")
+    loop.run(kill="after-finish:9", code=-signal.SIGKILL)
+    assert loop.run("max_steps=4", code=2) == (
+        f"error: {loop.log} holds a run that has done 10 steps, more than the 4 asked for; "
+        "raise max_steps or set another log_path\n"
+    )
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path):
+    loop = Loop(tmp_path, "run")
+    loop.run(kill="in-step:6", code=-signal.SIGKILL)
+    before = (loop.log / "config.json").read_bytes()
+    assert loop.run("rate=0.2", "model_name=x", "save_every=3", code=2) == (
+        f'error: {loop.log} holds a run of another config: model_name is "org/tiny" there and "x" '
+        "here; rate is 0.1 there and 0.2 here; set another log_path, or "
+        "behavior_if_log_dir_exists=delete\n"
+    )
+    assert (loop.log / "config.json").read_bytes() == before
+    said = loop.run("rate=0.2", "behavior_if_log_dir_exists=delete")
+    assert f"deleted an unfinished run of 6 steps from {loop.log}" in said
+    assert [row["step"] for row in read_metrics(loop.log)] == list(range(12))
+
+
+def test_two_processes_cannot_share_a_directory(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    first = loop.start("pause=0.1")
+    while not read_metrics(loop.log):
+        time.sleep(0.01)
+    error = loop.run(code=2)
+    assert error == (
+        f"error: {loop.log} is in use by process {first.pid} on {os.uname().nodename}; "
+        "wait for it or set another log_path\n"
+    )
+    first.communicate(timeout=30)
+    assert loop.numbers() == whole.numbers()
+
+
+# ---- in this process
+
+
+@chz.chz
+class Config:
+    model_name: str = "org/Tiny Model"
+    rate: float = 0.1
+    max_steps: int | None = None
+    eval_every: int = 3
+    wandb_name: str | None = None
+    log_path: str | None = None
+
+
+class Client:
+    def save_state(self, name: str, ttl_seconds: int | None = None):
+        return self._future(f"tinker://r/weights/{name}")
+
+    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None):
+        return self._future(f"tinker://r/sampler_weights/{name}")
+
+    def _future(self, path: str):
+        future: Future = Future()
+        future.set_result(SimpleNamespace(path=path))
+        return asyncio.wrap_future(future)
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+async def do(config: Any, steps: int, **arguments: Any) -> Journal:
+    """A finished run of `steps` steps."""
+    with Journal(config, recipe="r", total_steps=steps, **arguments) as journal:
+        for i in range(journal.start_step, steps):
+            with journal.step(i) as row:
+                row["loss"] = 1.0
+        await journal.finish(journal.submit_save(Client(), steps, final=True))
+    return journal
+
+
+async def test_the_directory_is_named_by_what_matters(runs: Path):
+    first = (await do(Config(), 1)).log_path
+    assert first.parent == runs
+    assert first.name.startswith("r-Tiny_Model-") and len(first.name) == len("r-Tiny_Model-") + 8
+    free = Config(max_steps=3, eval_every=9, wandb_name="w")
+    assert (await do(free, 2)).log_path == first  # continued: two steps are more than one
+    assert (await do(free, 2)).log_path.name == f"{first.name}-2"
+    other = (await do(Config(rate=0.2), 1)).log_path
+    assert other.name != first.name and not other.name.endswith("-2")
+
+
+async def test_also_free_keys(tmp_path: Path):
+    log = str(tmp_path / "x")
+    await do(Config(log_path=log), 1, also_free=["rate"])
+    journal = await do(Config(log_path=log, rate=0.5), 2, also_free=["rate"])
+    assert journal.start_step == 1
+    with pytest.raises(ConfigurationError, match=r"rate is 0\.5 there and 0\.1 here"):
+        await do(Config(log_path=log), 3)
+
+
+async def test_files_of_a_run(tmp_path: Path, capsys):
+    journal = await do(Config(log_path=str(tmp_path / "x")), 2)
+    names = {p.name for p in journal.log_path.iterdir()}
+    assert names == {
+        ".lock",
+        "config.json",
+        "code.diff",
+        "logs.log",
+        "metrics.jsonl",
+        "checkpoints.jsonl",
+    }
+    config = json.loads((journal.log_path / "config.json").read_text())
+    assert list(config)[:3] == ["recipe", "model_name", "rate"] and config["rate"] == 0.1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"run directory: {journal.log_path}"
+    assert out[1].startswith("step 1/2  loss 1  ") and out[2].startswith("step 2/2  loss 1  ")
+    assert out[3].startswith("finished: 2 steps in 0:0")
+    log = (journal.log_path / "logs.log").read_text()
+    assert "finished: 2 steps" in log and "saved checkpoint final" in log
+
+
+async def test_a_key_in_the_hash_of_a_mapping_config(runs: Path):
+    journal = await do({"model_name": "m", "rate": 1}, 1)
+    assert journal.log_path.name.startswith("r-m-")
+
+
+def test_rows_are_written_once_and_in_order(tmp_path: Path):
+    with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=3) as journal:
+        with pytest.raises(RuntimeError, match="row 1 out of order: row 0"), journal.step(1):
+            pass
+        with journal.step(0):
+            pass
+        with pytest.raises(RuntimeError, match="row 0 out of order: row 1"), journal.step(0):
+            pass
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_a_step_that_fails_writes_no_row_and_can_be_tried_again(tmp_path: Path):
+    with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=3) as journal:
+        with pytest.raises(KeyError), journal.step(0) as row:
+            row["loss"] = 1.0
+            raise KeyError
+        with journal.step(0) as row:
+            row["loss"] = 2.0
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [2.0]
+
+
+def test_timings_inside_and_between_steps(tmp_path: Path):
+    with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=3) as journal:
+        with journal.step(0):
+            with journal.timed("a"):
+                time.sleep(0.01)
+            with journal.timed("a"):
+                time.sleep(0.01)
+        with journal.timed("between"):
+            time.sleep(0.01)
+        with journal.step(1):
+            pass
+    first, second = read_metrics(tmp_path)
+    assert first["time/total"] >= first["time/a"] >= 0.02
+    assert set(second) == {"step", "progress", "time/between", "time/total"}
+
+
+def test_progress_fields_of_rl_and_of_the_loop_itself(tmp_path: Path):
+    config = Config(log_path=str(tmp_path))
+    with Journal(config, recipe="r", total_steps=4, progress="rl") as journal:
+        with journal.step(0):
+            pass
+        with journal.step(1) as row:
+            row["progress/done_frac"] = 0.9
+    first, second = read_metrics(tmp_path)
+    assert (first["progress/batch"], first["progress/done_frac"]) == (0, 0.25)
+    assert (second["progress/batch"], second["progress/done_frac"]) == (1, 0.9)
+
+
+async def test_a_save_cannot_be_recorded_before_its_rows(tmp_path: Path):
+    with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=1) as journal:
+        pending = journal.submit_save(Client(), 1, final=True)
+        with pytest.raises(RuntimeError, match=r"save after 1 steps .* before row 0 is written"):
+            await journal.finish(pending)
+        with journal.step(0):
+            pass
+        await journal.finish(pending)
+        assert await journal.finish(None) is None
+    assert len(load_checkpoints_file(tmp_path)) == 1
+
+
+async def test_a_row_for_the_final_weights_is_written_again_by_a_longer_run(tmp_path: Path):
+    config = Config(log_path=str(tmp_path))
+    for total in (2, 3):
+        with Journal(config, recipe="r", total_steps=total) as journal:
+            for i in range(journal.start_step, total + 1):
+                with journal.step(i) as row:
+                    row["test/nll"] = float(total)
+            await journal.finish(journal.submit_save(Client(), total, final=True))
+    rows = [(row["step"], row["test/nll"]) for row in read_metrics(tmp_path)]
+    assert rows == [(0, 2.0), (1, 2.0), (2, 3.0), (3, 3.0)]
+
+
+async def test_loop_state_comes_back(tmp_path: Path):
+    config = Config(log_path=str(tmp_path))
+    with Journal(config, recipe="r", total_steps=1) as journal:
+        assert journal.resume is None
+        with journal.step(0):
+            pass
+        await journal.finish(
+            journal.submit_save(Client(), 1, final=True, epoch=2, cursor={"file": 3})
+        )
+    with Journal(config, recipe="r", total_steps=2) as journal:
+        assert journal.resume is not None and journal.start_step == 1
+        assert (journal.resume.epoch, journal.resume.extra) == (2, {"cursor": {"file": 3}})
+
+
+def test_an_error_is_logged_passed_on_and_frees_the_directory(tmp_path: Path):
+    config = Config(log_path=str(tmp_path))
+    journal = Journal(config, recipe="r", total_steps=3)
+    with pytest.raises(TrainingError, match="no luck"), journal:
+        with journal.step(0):
+            pass
+        raise TrainingError("no luck")
+    log = (tmp_path / "logs.log").read_text()
+    assert "stopped after 1 steps in 0:00 by TrainingError" in log and "no luck" in log
+    assert "Traceback" in log and "finished" not in log
+    with Journal(config, recipe="r", total_steps=3) as journal:
+        assert journal.start_step == 0
+
+
+def test_a_start_that_fails_frees_the_directory(tmp_path: Path):
+    @chz.chz
+    class Bad:
+        log_path: str = str(tmp_path)
+        display: str = "fancy"
+
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="display='fancy'"):
+            Journal(Bad(), recipe="r").__enter__()
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"architectures": []}')
+    with pytest.raises(ConfigurationError, match=r"config\.json belongs to something else"):
+        Journal(Config(log_path=str(tmp_path)), recipe="r").__enter__()
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    with Journal(Config(log_path=str(tmp_path)), recipe="r"):
+        pass
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_whose_config_cannot_be_read_is_refused(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigurationError, match=r"config\.json cannot be read"):
+        Journal(Config(log_path=str(tmp_path)), recipe="r").__enter__()
