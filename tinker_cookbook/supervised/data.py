@@ -100,12 +100,24 @@ class JsonlChats(_ChatLists):
     """A JSONL file of conversations, one `{"messages": [...]}` a line."""
 
     path: str = chz.field(doc="JSONL file, one conversation a line")
+    test_path: str | None = chz.field(
+        default=None, doc="JSONL file to evaluate on (None: test_size conversations of path)"
+    )
     test_size: int = chz.field(
         default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
     )
 
     def __call__(self) -> Datasets:
-        return self._from_file(self.path, "path", self.test_size)
+        if self.test_path is None:
+            return self._from_file(self.path, "path", self.test_size)
+        if self.test_size:
+            raise ConfigurationError(
+                f"test_path={self.test_path} and test_size={self.test_size} both name the test "
+                "data: drop either"
+            )
+        train, _ = self._from_file(self.path, "path", 0)
+        test = read_chats(self.test_path, "test_path")
+        return train, self._rendered(test, self.test_path, test=True)
 
 
 @chz.chz

@@ -93,6 +93,19 @@ def test_a_test_split_larger_than_the_file_is_refused(cwd):
         JsonlChats(common_config=COMMON, path="chats.jsonl", test_size=3)()
 
 
+def test_a_file_of_its_own_for_the_test(cwd):
+    write(cwd / "chats.jsonl", rows(4))
+    write(cwd / "test.jsonl", rows(6, "t"))
+    builder = JsonlChats(common_config=COMMON, path="chats.jsonl", test_path="test.jsonl")
+    train, test = builder()
+    assert len(all_texts(train)) == 4
+    assert all_texts(test) == [f"u:t{i}|a:a{i}|" for i in range(6)]
+    with pytest.raises(ConfigurationError, match="drop either"):
+        chz.replace(builder, test_size=1)()
+    with pytest.raises(ConfigurationError, match=r"^test_path=no\.jsonl: no such file"):
+        chz.replace(builder, test_path="no.jsonl")()
+
+
 def test_the_key_of_a_missing_file_is_named(cwd):
     with pytest.raises(ConfigurationError, match=r"^file_path=no\.jsonl: no such file"):
         FromConversationFileBuilder(common_config=COMMON, file_path="no.jsonl")()
@@ -282,6 +295,7 @@ def test_a_stream_is_shuffled_by_epoch_and_holds_each_row_once(cwd):
     assert epochs[0] != epochs[1]
     assert epoch(streamed(cwd), 1) == epochs[1]
     assert data.report.num_conversations == 40 and not data.report.complete
+    assert data.report.lines()[0].startswith("s: 40 conversations of 40 so far, 40 examples")
 
 
 def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd):

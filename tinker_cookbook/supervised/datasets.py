@@ -319,7 +319,7 @@ class LazyChats(_Shuffled):
     ) -> None:
         super().__init__(len(rows), batch_size, shuffle_seed)
         self._rows, self._render = rows, render
-        self.report: DataReport = DataReport(name, max_length, complete=False)
+        self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=len(rows))
         self.report.notes += _batching_notes(self, "rows")
         self._seen = np.zeros(self.num_rows, dtype=bool)
 

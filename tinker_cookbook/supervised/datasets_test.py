@@ -275,6 +275,7 @@ def test_lazy_batches_are_those_of_the_rendered_data_set():
 def test_lazy_rows_are_counted_once():
     data = lazy([*rows(3), {"messages": talk("x" * 30, "y")}], shuffle_seed=None, name="d")
     assert data.report.num_conversations == 0 and not data.report.complete
+    assert data.report.lines() == ["d: 4 conversations, rendered as they are drawn"]
     for _ in range(2):
         assert len(data.get_batch(0)) == 3
     report = data.report

@@ -52,7 +52,7 @@ class StreamedRows(SupervisedDataset):
             )
         self._stream = stream.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
         self._render, self.batch_size, self.length = render, batch_size, length
-        self.report: DataReport = DataReport(name, max_length, complete=False)
+        self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=length)
         self._counted = 0  # rows of the first epoch that are in the report
         self.set_epoch(0)
 

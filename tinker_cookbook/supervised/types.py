@@ -32,6 +32,7 @@ class DataReport:
     name: str = "data"
     max_length: int | None = None
     complete: bool = True
+    num_rows: int = 0  # of a data set that renders on demand: conversations it holds
     num_conversations: int = 0
     num_examples: int = 0  # what is trained on; a conversation may give several
     num_truncated: int = 0  # conversations longer than max_length
@@ -43,7 +44,10 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """One line of totals, then one for each thing that was changed or left out."""
-        so_far = "" if self.complete else " so far"
+        if not self.complete and not self.num_conversations:
+            first = f"{_count(self.num_rows, 'conversation')}, rendered as they are drawn"
+            return [f"{self.name}: {first}", *(f"{self.name}: {note}" for note in self.notes)]
+        so_far = "" if self.complete else f" of {self.num_rows:,} so far"
         lines = [
             f"{self.name}: {_count(self.num_conversations, 'conversation')}{so_far}, "
             f"{_count(self.num_examples, 'example')}, {_count(self.num_tokens, 'token')}, "
