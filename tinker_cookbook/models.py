@@ -202,7 +202,7 @@ def resolve(model_name: str) -> ModelInfo:
         path = Path(model_name).expanduser()
         if not path.is_dir():
             raise ConfigurationError(f"model_name={model_name!r}: there is no such directory")
-        if path.resolve() == _NANO_DIRECTORY.resolve():
+        if _is_nano(model_name):
             return _NANO
         if not (path / "config.json").is_file():
             raise ConfigurationError(
@@ -229,6 +229,14 @@ def load_path(model_name: str) -> str:
 def is_local_path(model_name: str) -> bool:
     """Whether a name means a directory here, present or not, rather than a model on the hub."""
     return model_name.startswith(("/", "./", "../", "~")) or os.path.isdir(model_name)
+
+
+def _is_nano(model_name: str) -> bool:
+    if model_name == "nano":
+        return True
+    return is_local_path(model_name) and (
+        Path(model_name).expanduser().resolve() == _NANO_DIRECTORY.resolve()
+    )
 
 
 def access_hint(model_name: str) -> str:
@@ -297,9 +305,7 @@ def fill_defaults(config: Any, method: str) -> FilledConfig:
 def _rules(model_name: str, method: str) -> dict[str, Callable[[], Any]]:
     if method not in _METHODS:
         raise ConfigurationError(f"no defaults for method {method!r}; known: {', '.join(_METHODS)}")
-    if not is_local_path(model_name) and model_name != "nano":
-        return _formula_rules(model_name, _METHODS[method])
-    if resolve(model_name) is not _NANO:
+    if not _is_nano(model_name):
         return _formula_rules(model_name, _METHODS[method])
     # `value=value` binds now: a closure over a loop variable would see only the last one.
     return {key: lambda value=value: value for key, value in _NANO_DEFAULTS[method].items()}

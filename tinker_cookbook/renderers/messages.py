@@ -216,7 +216,7 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     if content is None and (calls or message.get("unparsed_tool_calls")):
         content = ""
     if content is None:
-        raise refuse(f"a {role} message without content")
+        raise refuse(f"this {role} message has no content")
     if not isinstance(content, str):
         if not isinstance(content, list):
             raise refuse(f"content must be text or a list of parts, found {content!r:.80}")

@@ -233,8 +233,12 @@ class TagParser:
         return True
 
     def _between_calls(self) -> bool:
-        if not self._buffer.strip():  # white space after a call belongs to no text
-            return False
+        assert self._tools is not None
+        text = self._buffer.lstrip()
+        if text.startswith(self._tools.opened):
+            self._buffer = text
+        elif not text or self._may_become(text, self._tools.opened):
+            return False  # white space between calls and after the last belongs to no text
         self._state = self._text
         return True
 

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.model_info import (
+    ModelAttributes,
+    get_model_attributes,
+    get_recommended_renderer_name,
+    get_recommended_renderer_names,
+    warn_if_renderer_not_recommended,
+)
+
+
+def test_attributes():
+    assert get_model_attributes("Qwen/Qwen3-30B-A3B") == ModelAttributes(
+        organization="Qwen",
+        version_str="3",
+        size_str="30B-A3B",
+        is_chat=True,
+        recommended_renderers=("qwen3", "qwen3_disable_thinking"),
+    )
+    assert get_model_attributes("meta-llama/Llama-3.2-1B").is_chat is False
+
+
+def test_recommended_renderers():
+    assert get_recommended_renderer_name("nano") == "qwen3_instruct"
+    assert get_recommended_renderer_names("Qwen/Qwen3-4B-Instruct-2507") == ["qwen3_instruct"]
+
+
+def test_a_local_path_is_not_split_into_organization_and_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "[INST]"}')
+    assert get_model_attributes(str(tmp_path)).organization == ""
+    assert get_recommended_renderer_names(str(tmp_path)) == []
+    with pytest.raises(ConfigurationError, match="renderer_name="):
+        get_recommended_renderer_name(str(tmp_path))
+
+
+def test_warning(caplog, tmp_path):
+    with caplog.at_level(logging.WARNING):
+        warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "qwen3_disable_thinking")
+        warn_if_renderer_not_recommended("Qwen/Qwen3-8B", None)
+        warn_if_renderer_not_recommended(str(tmp_path / "absent"), "qwen3")
+        assert caplog.records == []
+        warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "role_colon")
+    [record] = caplog.records
+    assert "role_colon" in record.getMessage() and "Qwen/Qwen3-8B" in record.getMessage()

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import chz
+import pytest
+
+from tinker_cookbook import models
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.models import defaults, fill_defaults, load_path, resolve
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "tokenizers"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No network, and an empty cache."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_rows():
+    qwen = resolve("Qwen/Qwen3-30B-A3B-Instruct-2507")
+    assert (qwen.family, qwen.size_str, qwen.is_moe, qwen.is_chat) == (
+        "qwen3_moe",
+        "30B-A3B",
+        True,
+        True,
+    )
+    assert qwen.renderers == ("qwen3_instruct",) and qwen.context_length == 262_144
+    assert resolve("Qwen/Qwen3-8B").renderers[0] == "qwen3"
+    base = resolve("Qwen/Qwen3-8B-Base")
+    assert (base.is_chat, base.renderers, base.hidden_size) == (False, ("role_colon",), 4096)
+    llama = resolve("meta-llama/Llama-3.3-70B-Instruct")
+    assert (llama.gated, llama.renderers, llama.version_str) == (True, ("llama3",), "3.3")
+    assert resolve("nano").renderers[0] == "qwen3_instruct"
+    assert resolve("openai/gpt-oss-20b").lr_exponent is None
+
+
+def test_every_row_is_named_by_its_key_and_has_a_renderer():
+    assert len(models.TABLE) == len(models._ROWS)
+    for name, row in models.TABLE.items():
+        assert name == row.name and row.renderers and row.hidden_size
+        assert row.is_chat == (row.renderers != ("role_colon",))
+        assert name == "nano" or row.organization == name.split("/")[0]
+
+
+@pytest.mark.parametrize(
+    "typo, meant",
+    [
+        ("Qwen/Qwen3-8b", "Qwen/Qwen3-8B"),
+        ("Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("meta-llama/Llama-3-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("nanoo", "nano"),
+        ("Nano", "nano"),
+    ],
+)
+def test_a_typo_gets_the_nearest_names(typo, meant):
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(typo)
+    message = str(caught.value)
+    assert repr(typo) in message and meant in message
+    assert "renderer_name=" in message and "learning_rate=" in message
+    assert "\n" not in message
+
+
+def model_directory(path: Path, template: str | None = "", **config) -> str:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"hidden_size": 64, **config}))
+    if template is not None:
+        (path / "tokenizer_config.json").write_text("{}")
+    if template:
+        (path / "chat_template.jinja").write_text(template)
+    return str(path)
+
+
+def test_a_local_directory_resolves_through_its_files(tmp_path):
+    hybrid = "<|im_start|>{% if enable_thinking %}<think>"
+    info = resolve(
+        model_directory(
+            tmp_path / "a", hybrid, model_type="qwen3", max_position_embeddings=4096, vocab_size=9
+        )
+    )
+    assert info == models.ModelInfo(
+        name=str(tmp_path / "a"),
+        family="qwen3",
+        organization="",
+        version_str="",
+        size_str="",
+        is_chat=True,
+        is_moe=False,
+        is_vl=False,
+        renderers=("qwen3", "qwen3_disable_thinking"),
+        hidden_size=64,
+        context_length=4096,
+        lr_exponent=models.QWEN_EXPONENT,
+        gated=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "config, template, family, renderers, exponent",
+    [
+        ({"model_type": "qwen3"}, "<|im_start|>", "qwen3", ("qwen3_instruct",), 0.0775),
+        ({"model_type": "qwen3"}, "<|im_start|><think>", "qwen3", ("qwen3",), 0.0775),
+        ({"model_type": "qwen3_moe", "num_experts": 8}, "", "qwen3_moe", ("role_colon",), 0.0775),
+        ({"model_type": "llama", "vocab_size": 128_256}, "", "llama3", ("role_colon",), 0.781),
+        (
+            {"model_type": "llama", "vocab_size": 128_256},
+            "<|start_header_id|>",
+            "llama3",
+            ("llama3",),
+            0.781,
+        ),
+        ({"model_type": "llama", "vocab_size": 32_000}, "[INST]", "llama", (), 0.781),
+        ({"model_type": "mistral"}, "[INST]", "mistral", (), None),
+        ({"model_type": "mistral"}, "", "mistral", ("role_colon",), None),
+        ({"model_type": "qwen3"}, None, "qwen3", (), 0.0775),  # no tokenizer there to ask
+        ({"model_type": "gpt_oss"}, "<|channel|>", "gpt_oss", models._GPT_OSS, None),
+        ({"text_config": {"model_type": "qwen3"}}, "", "qwen3", ("role_colon",), 0.0775),
+    ],
+)
+def test_renderers_are_told_from_the_chat_template(
+    tmp_path, config, template, family, renderers, exponent
+):
+    info = resolve(model_directory(tmp_path / "m", template, **config))
+    assert (info.family, info.renderers, info.lr_exponent) == (family, renderers, exponent)
+    assert info.is_moe == ("num_experts" in config)
+
+
+def test_template_in_the_tokenizer_config(tmp_path):
+    for i, found in enumerate(
+        [
+            "<|im_start|>",
+            [
+                {"name": "tool_use", "template": "x"},
+                {"name": "default", "template": "<|im_start|>"},
+            ],
+        ]
+    ):
+        name = model_directory(tmp_path / str(i), model_type="qwen3")
+        (Path(name) / "tokenizer_config.json").write_text(json.dumps({"chat_template": found}))
+        assert resolve(name).renderers == ("qwen3_instruct",)
+
+
+@pytest.mark.parametrize(
+    "name, renderer",
+    [("qwen3", "qwen3"), ("llama-3.1-instruct", "llama3"), ("kimi-k2", "kimi_k2")],
+)
+def test_real_templates_are_recognised(name, renderer):
+    if not (DATA / name).is_dir():
+        pytest.skip("no ../shared/data")
+    template = models._chat_template(DATA / name)
+    family = {"qwen3": "qwen3", "llama3": "llama3", "kimi_k2": "kimi_k2"}[renderer]
+    assert models._fitting_renderers(family, template)[0] == renderer
+
+
+def test_bad_directories_are_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="no such directory"):
+        resolve(str(tmp_path / "absent"))
+    with pytest.raises(ConfigurationError, match=r"no config\.json"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigurationError, match=r"config\.json cannot be read as JSON"):
+        resolve(str(tmp_path))
+
+
+def test_an_unknown_hub_name_resolves_from_the_cache(tmp_path):
+    repository = tmp_path / "hub" / "models--me--tuned"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots").mkdir()
+    model_directory(repository / "snapshots" / "abc", "<|im_start|>", model_type="qwen3")
+    info = resolve("me/tuned")
+    assert (info.name, info.organization, info.renderers) == ("me/tuned", "me", ("qwen3_instruct",))
+    with pytest.raises(ConfigurationError, match="me/other"):
+        resolve("me/other")
+
+
+def test_load_path():
+    assert Path(load_path("nano")) == Path(models.__file__).parent / "nano"
+    assert load_path("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    assert resolve(load_path("nano")).name == "nano"
+
+
+def test_defaults_of_nano():
+    expected = {
+        "learning_rate": 3e-3,
+        "renderer_name": "qwen3_instruct",
+        "batch_size": 32,
+        "max_length": 512,
+        "lora_rank": 32,
+    }
+    assert defaults("nano", "sl") == defaults("nano", "chat_sl") == expected
+    assert defaults(load_path("nano"), "sl") == expected
+
+
+def test_defaults_of_others(tmp_path):
+    sl = defaults("Qwen/Qwen3-8B", "sl")
+    assert sl.pop("learning_rate") == pytest.approx(4.73e-4, rel=1e-3)
+    assert sl == {
+        "renderer_name": "qwen3",
+        "batch_size": 128,
+        "max_length": 32_768,
+        "lora_rank": 32,
+    }
+    chat = defaults("meta-llama/Llama-3.1-8B", "chat_sl")
+    assert (chat["batch_size"], chat["max_length"], chat["renderer_name"]) == (
+        256,
+        16_384,
+        "role_colon",
+    )
+    short = model_directory(tmp_path / "m", model_type="qwen3", max_position_embeddings=1024)
+    assert defaults(short, "sl")["max_length"] == 1024
+
+
+def test_defaults_that_cannot_be_told_name_the_key(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
+        defaults("openai/gpt-oss-20b", "sl")
+    strange = model_directory(tmp_path / "m", "[INST]", model_type="llama")
+    with pytest.raises(ConfigurationError, match=r"renderer_name= .* must be given"):
+        defaults(strange, "sl")
+    with pytest.raises(ConfigurationError, match=r"method 'ppo'.*chat_sl"):
+        defaults("nano", "ppo")
+
+
+@chz.chz
+class Config:
+    model_name: str
+    learning_rate: float | None = None
+    renderer_name: str | None = None
+    max_length: int | None = None
+    save_every: int | None = None
+
+
+def test_fill_defaults_fills_what_is_none_and_known():
+    config, filled = fill_defaults(Config(model_name="nano", max_length=64), "sl")
+    assert filled == {"learning_rate": 3e-3, "renderer_name": "qwen3_instruct"}
+    assert config == Config(
+        model_name="nano", learning_rate=3e-3, renderer_name="qwen3_instruct", max_length=64
+    )
+
+
+def test_an_unknown_model_works_when_every_key_is_given():
+    given = Config(model_name="me/x", learning_rate=1e-4, renderer_name="qwen3", max_length=9)
+    assert fill_defaults(given, "sl") == (given, {})
+    with pytest.raises(ConfigurationError, match="me/x"):
+        fill_defaults(chz.replace(given, learning_rate=None), "sl")
+
+
+def test_zero_is_a_value():
+    config = Config(model_name="nano", learning_rate=0.0, renderer_name="qwen3", max_length=1)
+    assert fill_defaults(config, "sl").filled == {}
+
+
+def test_infos_are_frozen():
+    with pytest.raises(AttributeError):
+        resolve("nano").name = "x"
+    assert replace(resolve("nano"), name="x").name == "x"

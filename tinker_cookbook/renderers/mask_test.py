@@ -1,0 +1,296 @@
+"""Loss masks, marked by hand from the chat templates: «trained», the rest not.
+
+⏎ is a newline, so that a whole conversation is one line. `[` and `]` stand for <|im_start|> and
+<|im_end|> in the ChatML cases.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers.conftest import load
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, thinking=None, calls=(), **more):
+    content = text
+    if thinking is not None:
+        content = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": text}]
+    message = {"role": "assistant", "content": content, **more}
+    if calls:
+        message["tool_calls"] = [{"function": {"name": n, "arguments": a}} for n, a in calls]
+    return message
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def tool(text):
+    return {"role": "tool", "content": text}
+
+
+HI = [user("Hi"), assistant("Hello")]
+TWO = [system("S"), user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
+THOUGHT = [user("Hi"), assistant("Hello", "greet"), user("Bye"), assistant("See you", "part")]
+CALL = [
+    user("2+3?"),
+    assistant("", "add", [("add", '{"a": 2, "b": 3}')]),
+    tool("5"),
+    assistant("It is 5."),
+]
+PARALLEL = [
+    user("Both?"),
+    assistant("Let me see.", None, [("f", "{}"), ("g", '{"x":1}')]),
+    tool("1"),
+    tool("2"),
+    assistant("1 and 2"),
+]
+CUSTOM = [{**m, "trainable": i in (0, 2)} for i, m in enumerate(TWO)]
+
+CASES = [
+    # qwen3: the latest reply is framed by its reasoning, or by an empty block
+    ("qwen3", "last_assistant_message", HI, "[user⏎Hi]⏎[assistant⏎«<think>⏎⏎</think>⏎⏎Hello]»"),
+    (
+        "qwen3",
+        "last_assistant_message",
+        TWO,
+        "[system⏎S]⏎[user⏎Hi]⏎[assistant⏎Hello]⏎[user⏎Bye]⏎"
+        "[assistant⏎«<think>⏎⏎</think>⏎⏎See you]»",
+    ),
+    (
+        "qwen3",
+        "all_assistant_messages",
+        THOUGHT,
+        "[user⏎Hi]⏎[assistant⏎«Hello]»⏎[user⏎Bye]⏎[assistant⏎«<think>⏎part⏎</think>⏎⏎See you]»",
+    ),
+    (
+        "qwen3",
+        "last_assistant_turn",
+        CALL,
+        "[user⏎2+3?]⏎[assistant⏎«<think>⏎add⏎</think>⏎⏎<tool_call>⏎"
+        '{"name": "add", "arguments": {"a": 2, "b": 3}}⏎</tool_call>]»'
+        "⏎[user⏎<tool_response>⏎5⏎</tool_response>]⏎"
+        "[assistant⏎«<think>⏎⏎</think>⏎⏎It is 5.]»",
+    ),
+    (
+        "qwen3",
+        "all_messages",
+        TWO,
+        "[system⏎«S]»⏎[user⏎«Hi]»⏎[assistant⏎«Hello]»⏎[user⏎«Bye]»⏎"
+        "[assistant⏎«<think>⏎⏎</think>⏎⏎See you]»",
+    ),
+    ("qwen3", "all_tokens", HI, "«[user⏎Hi]⏎[assistant⏎<think>⏎⏎</think>⏎⏎Hello]»"),
+    (
+        "qwen3",
+        "all_user_and_system_messages",
+        TWO,
+        "[system⏎«S]»⏎[user⏎«Hi]»⏎[assistant⏎Hello]⏎[user⏎«Bye]»⏎"
+        "[assistant⏎<think>⏎⏎</think>⏎⏎See you]",
+    ),
+    (
+        "qwen3",
+        "customized",
+        CUSTOM,
+        "[system⏎«S]»⏎[user⏎Hi]⏎[assistant⏎«Hello]»⏎[user⏎Bye]⏎"
+        "[assistant⏎<think>⏎⏎</think>⏎⏎See you]",
+    ),
+    ("qwen3", "last_assistant_message", HI[:1], "[user⏎Hi]"),
+    # disable_thinking: the empty block belongs to the prompt
+    (
+        "qwen3_disable_thinking",
+        "last_assistant_message",
+        HI,
+        "[user⏎Hi]⏎[assistant⏎<think>⏎⏎</think>⏎⏎«Hello]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "all_assistant_messages",
+        TWO,
+        "[system⏎S]⏎[user⏎Hi]⏎[assistant⏎«Hello]»⏎[user⏎Bye]⏎"
+        "[assistant⏎<think>⏎⏎</think>⏎⏎«See you]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "last_assistant_turn",
+        TWO,
+        "[system⏎S]⏎[user⏎Hi]⏎[assistant⏎Hello]⏎[user⏎Bye]⏎"
+        "[assistant⏎<think>⏎⏎</think>⏎⏎«See you]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "all_assistant_messages",
+        [THOUGHT[0], THOUGHT[1], user("Bye"), assistant("See you")],
+        "[user⏎Hi]⏎[assistant⏎«Hello]»⏎[user⏎Bye]⏎[assistant⏎<think>⏎⏎</think>⏎⏎«See you]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "last_assistant_message",
+        PARALLEL,
+        "[user⏎Both?]⏎[assistant⏎Let me see.⏎<tool_call>⏎"
+        '{"name": "f", "arguments": {}}⏎</tool_call>⏎<tool_call>⏎'
+        '{"name": "g", "arguments": {"x":1}}⏎</tool_call>]⏎'
+        "[user⏎<tool_response>⏎1⏎</tool_response>⏎<tool_response>⏎2⏎</tool_response>]⏎"
+        "[assistant⏎<think>⏎⏎</think>⏎⏎«1 and 2]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "all_tokens",
+        HI,
+        "«[user⏎Hi]⏎[assistant⏎<think>⏎⏎</think>⏎⏎Hello]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "all_user_and_system_messages",
+        HI,
+        "[user⏎«Hi]»⏎[assistant⏎<think>⏎⏎</think>⏎⏎Hello]",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "last_assistant_message",
+        [*HI, user("Bye")],
+        "[user⏎Hi]⏎[assistant⏎Hello]⏎[user⏎Bye]",
+    ),
+    # instruct: every message alike
+    ("qwen3_instruct", "last_assistant_message", HI, "[user⏎Hi]⏎[assistant⏎«Hello]»"),
+    (
+        "qwen3_instruct",
+        "all_assistant_messages",
+        TWO,
+        "[system⏎S]⏎[user⏎Hi]⏎[assistant⏎«Hello]»⏎[user⏎Bye]⏎[assistant⏎«See you]»",
+    ),
+    (
+        "qwen3_instruct",
+        "all_assistant_messages",
+        THOUGHT,
+        "[user⏎Hi]⏎[assistant⏎«<think>greet</think>Hello]»⏎[user⏎Bye]⏎"
+        "[assistant⏎«<think>part</think>See you]»",
+    ),
+    (
+        "qwen3_instruct",
+        "last_assistant_turn",
+        PARALLEL,
+        "[user⏎Both?]⏎[assistant⏎«Let me see.⏎<tool_call>⏎"
+        '{"name": "f", "arguments": {}}⏎</tool_call>⏎<tool_call>⏎'
+        '{"name": "g", "arguments": {"x":1}}⏎</tool_call>]»⏎'
+        "[user⏎<tool_response>⏎1⏎</tool_response>⏎<tool_response>⏎2⏎</tool_response>]⏎"
+        "[assistant⏎«1 and 2]»",
+    ),
+    (
+        "qwen3_instruct",
+        "all_messages",
+        PARALLEL[:4],
+        "[user⏎«Both?]»⏎[assistant⏎«Let me see.⏎<tool_call>⏎"
+        '{"name": "f", "arguments": {}}⏎</tool_call>⏎<tool_call>⏎'
+        '{"name": "g", "arguments": {"x":1}}⏎</tool_call>]»⏎'
+        "[user⏎«<tool_response>⏎1⏎</tool_response>»⏎«<tool_response>⏎2⏎</tool_response>]»",
+    ),
+    (
+        "qwen3_instruct",
+        "customized",
+        CUSTOM,
+        "[system⏎«S]»⏎[user⏎Hi]⏎[assistant⏎«Hello]»⏎[user⏎Bye]⏎[assistant⏎See you]",
+    ),
+    ("qwen3_instruct", "all_tokens", HI, "«[user⏎Hi]⏎[assistant⏎Hello]»"),
+    ("qwen3_instruct", "last_assistant_message", [assistant("First")], "[assistant⏎«First]»"),
+    (
+        "qwen3_instruct",
+        "last_assistant_message",
+        [user("Hi"), assistant("")],
+        "[user⏎Hi]⏎[assistant⏎«]»",
+    ),
+    # role_colon: a final reply trains the stop string to its end
+    ("role_colon", "last_assistant_message", HI, "User: Hi⏎⏎Assistant:« Hello⏎⏎User:»"),
+    (
+        "role_colon",
+        "all_assistant_messages",
+        TWO,
+        "System: S⏎⏎User: Hi⏎⏎Assistant:« Hello⏎⏎»User: Bye⏎⏎Assistant:« See you⏎⏎User:»",
+    ),
+    (
+        "role_colon",
+        "last_assistant_turn",
+        TWO,
+        "System: S⏎⏎User: Hi⏎⏎Assistant: Hello⏎⏎User: Bye⏎⏎Assistant:« See you⏎⏎User:»",
+    ),
+    (
+        "role_colon",
+        "last_assistant_message",
+        [*HI, user("Bye")],
+        "User: Hi⏎⏎Assistant: Hello⏎⏎User: Bye⏎⏎",
+    ),
+    (
+        "role_colon",
+        "all_messages",
+        [*HI, user("Bye")],
+        "User:« Hi⏎⏎»Assistant:« Hello⏎⏎»User:« Bye⏎⏎»",
+    ),
+    ("role_colon", "all_tokens", HI, "«User: Hi⏎⏎Assistant: Hello⏎⏎User:»"),
+    (
+        "role_colon",
+        "all_user_and_system_messages",
+        HI,
+        "User:« Hi⏎⏎»Assistant: Hello⏎⏎User:",
+    ),
+    (
+        "role_colon",
+        "customized",
+        CUSTOM,
+        "System:« S⏎⏎»User: Hi⏎⏎Assistant:« Hello⏎⏎»User: Bye⏎⏎Assistant: See you⏎⏎User:",
+    ),
+]
+
+
+def marked(tokenizer, model_input, weights) -> str:
+    """Runs of tokens with weight 1 inside «», decoded run by run."""
+    tokens = model_input.to_ints()
+    assert len(tokens) == len(weights)
+    runs: list[tuple[float, list[int]]] = []
+    for token, weight in zip(tokens, weights.tolist()):
+        assert weight in (0.0, 1.0)
+        if not runs or runs[-1][0] != weight:
+            runs.append((weight, []))
+        runs[-1][1].append(token)
+    text = "".join(f"«{tokenizer.decode(t)}»" if w else tokenizer.decode(t) for w, t in runs)
+    return text.replace("<|im_start|>", "[").replace("<|im_end|>", "]").replace("\n", "⏎")
+
+
+@pytest.mark.parametrize("name, mode, messages, expected", CASES)
+def test_mask(name, mode, messages, expected, tokenizer):
+    example = get_renderer(name, tokenizer).build_supervised_example(messages, mode)
+    assert marked(tokenizer, *example) == expected
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.1-instruct"])
+def test_role_colon_mask_with_a_beginning_of_text_token(name):
+    tokenizer = load(name)
+    renderer = get_renderer("role_colon", tokenizer)
+    bos = tokenizer.bos_token
+    example = renderer.build_supervised_example(HI, "all_tokens")
+    assert marked(tokenizer, *example) == f"{bos}«User: Hi⏎⏎Assistant: Hello⏎⏎User:»"
+    assert renderer.build_generation_prompt(HI[:1]).to_ints()[0] == tokenizer.bos_token_id
+
+
+def test_a_newline_joined_to_the_header_counts_as_content(tokenizer):
+    """`user⏎` + `⏎x` is tokenized with the two newlines in one token: it is the user's."""
+    renderer = get_renderer("qwen3", tokenizer)
+    example = renderer.build_supervised_example([user("\n\nx")], "all_messages")
+    assert marked(tokenizer, *example) == "[user«⏎⏎⏎x]»"
+
+
+def test_long_masks_equal_prefix_differences(tokenizer):
+    """Where every message looks alike, the mask is what each reply adds to its prompt."""
+    renderer = get_renderer("qwen3_instruct", tokenizer)
+    messages = [*TWO, *PARALLEL]
+    tokens, weights = renderer.build_supervised_example(messages, "all_assistant_messages")
+    expected = [0.0] * tokens.length
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            start = renderer.build_generation_prompt(messages[:i]).length
+            end = renderer.build_supervised_example(messages[: i + 1]).model_input.length
+            expected[start:end] = [1.0] * (end - start)
+    assert weights.tolist() == expected

@@ -1,0 +1,397 @@
+"""render ∘ parse = identity; streaming = whole at every cut; how responses end."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers import (
+    FunctionBody,
+    ParseFailureKind,
+    ParseTermination,
+    TextDelta,
+    ThinkingDelta,
+    ToolCall,
+    ToolCallDelta,
+    UnparsedToolCall,
+    classify_parse_failure,
+    get_renderer,
+)
+from tinker_cookbook.renderers.conftest import load
+from tinker_cookbook.renderers.parsing import (
+    ParsedResponse,
+    StopStringParser,
+    TokenDecoder,
+    message_from_deltas,
+    read_json_tool_call,
+)
+
+NAMES = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|", "<tool_response>")
+
+# Letters that grow into tags, white space that formats pad with, and characters of 2 to 4 bytes
+pieces = st.sampled_from(
+    [
+        "<",
+        "</",
+        "think",
+        ">",
+        "<thin",
+        "tool_call",
+        "\n",
+        "\n\n",
+        " ",
+        "é",
+        "你",
+        "🙂",
+        "a",
+        "{",
+        '"',
+    ]
+)
+texts = (
+    st.one_of(st.text(max_size=12), st.lists(pieces, max_size=8).map("".join))
+    .map(lambda text: unicodedata.normalize("NFC", text))  # the tokenizer's own normal form
+    .filter(lambda text: not any(tag in text for tag in TAGS))
+)
+arguments = st.dictionaries(texts, st.one_of(texts, st.integers(), st.none()), max_size=3)
+calls = st.builds(
+    lambda name, value, indent, ascii: ToolCall(
+        function=FunctionBody(
+            name=name, arguments=json.dumps(value, indent=indent, ensure_ascii=ascii)
+        )
+    ),
+    texts,
+    arguments,
+    st.sampled_from([None, 1]),
+    st.booleans(),
+).filter(lambda call: not any(tag in call.function.arguments for tag in TAGS))
+
+
+@st.composite
+def assistant_messages(draw, thinking=True):
+    text = draw(texts)
+    message = {"role": "assistant", "content": text}
+    reasoning = draw(texts) if thinking else ""
+    if reasoning:
+        message["content"] = [{"type": "thinking", "thinking": reasoning}]
+        if text:
+            message["content"].append({"type": "text", "text": text})
+    if found := draw(st.lists(calls, max_size=2)):
+        message["tool_calls"] = found
+    if draw(st.booleans()):
+        raw = draw(st.sampled_from(['<tool_call>\n{"name": 1}\n</tool_call>', "<tool_call>{}x"]))
+        message["unparsed_tool_calls"] = [raw]
+    return message
+
+
+def render_reply(renderer, message) -> list[int]:
+    question = {"role": "user", "content": "q"}
+    prompt = renderer.build_generation_prompt([question]).to_ints()
+    whole = renderer.build_supervised_example([question, message]).model_input.to_ints()
+    assert whole[: len(prompt)] == prompt
+    return whole[len(prompt) :]
+
+
+def with_unparsed(message):
+    """Raw texts become UnparsedToolCall with the error that parsing gives them."""
+    if "unparsed_tool_calls" not in message:
+        return message
+    [raw] = message["unparsed_tool_calls"]
+    if raw.endswith("</tool_call>"):
+        error = 'a tool call needs a "name" that is a string'
+    else:
+        error = "no </tool_call> before the end of the response"
+    return message | {"unparsed_tool_calls": [UnparsedToolCall(raw_text=raw, error=error)]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_parsing_gives_back_what_was_rendered(name, data):
+    renderer = get_renderer(name, load_any())
+    message = with_unparsed(
+        data.draw(assistant_messages(thinking=name != "qwen3_disable_thinking"))
+    )
+    parsed, termination = renderer.parse_response(render_reply(renderer, message))
+    assert termination is ParseTermination.STOP_SEQUENCE
+    assert parsed == message
+    # and what was parsed renders to the same tokens
+    assert render_reply(renderer, parsed) == render_reply(renderer, message)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=texts, eos=st.booleans())
+def test_role_colon_parsing_gives_back_what_was_rendered(text, eos):
+    renderer = get_renderer("role_colon", load_any())
+    tokens = render_reply(renderer, {"role": "assistant", "content": text})
+    expected = ParseTermination.STOP_SEQUENCE
+    if eos:  # a model that ends the text instead of starting the next turn
+        overlap = renderer.encoder.encode("User:")
+        tokens = [*tokens[: -len(overlap)], renderer.tokenizer.eos_token_id]
+        expected = ParseTermination.EOS
+    message, termination = renderer.parse_response(tokens)
+    assert (message["content"], termination) == (text, expected)
+
+
+def load_any():
+    try:
+        return load("nano")
+    except pytest.skip.Exception:
+        return load("qwen3")
+
+
+def assert_streaming_equals_whole_at_every_cut(renderer, tokens):
+    given_out = ""
+    for cut in range(len(tokens) + 1):
+        whole = renderer.parse_response(tokens[:cut])
+        *deltas, last = renderer.parse_response_streaming(iter(tokens[:cut]))
+        assert isinstance(last, ParsedResponse)
+        assert last == whole
+        assert message_from_deltas(deltas) == whole.message
+        # what is given out before the end is known is never taken back
+        assert show(deltas).startswith(given_out)
+        given_out = show(early_deltas(renderer, tokens[:cut]))
+    assert show(deltas).startswith(given_out)
+
+
+def early_deltas(renderer, tokens):
+    """What a stream yields before it learns that the tokens are over."""
+    seen, consumed = [], []
+
+    def source():
+        yield from tokens
+        consumed.append(True)
+
+    for delta in renderer.parse_response_streaming(source()):
+        if consumed:
+            break
+        seen.append(delta)
+    return seen
+
+
+def show(deltas) -> str:
+    """Deltas as one string in which kinds cannot be confused."""
+    out = ""
+    for delta in deltas:
+        match delta:
+            case TextDelta(text):
+                out += "".join(f"t{c}" for c in text)
+            case ThinkingDelta(thinking):
+                out += "".join(f"r{c}" for c in thinking)
+            case ToolCallDelta(call):
+                out += f"c{call}"
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_streaming_equals_whole_parsing_at_every_cut(name, data):
+    renderer = get_renderer(name, load_any())
+    message = data.draw(assistant_messages(thinking=name != "qwen3_disable_thinking"))
+    tokens = render_reply(renderer, with_unparsed(message))
+    assert_streaming_equals_whole_at_every_cut(renderer, tokens)
+
+
+@settings(max_examples=20, deadline=None)
+@given(tokens=st.lists(st.integers(0, 1500), max_size=30))
+def test_streaming_equals_whole_parsing_on_random_tokens(tokens):
+    """Invalid UTF-8, cut characters, tags anywhere."""
+    renderer = get_renderer("qwen3", load_any())
+    ids = [renderer.encoder.id(tag) for tag in renderer.markup]
+    tokens = [ids[t % len(ids)] if t % 7 == 0 else t for t in tokens]
+    stops = set(renderer.get_stop_sequences())
+    tokens = [token for token in tokens if token not in stops]
+    assert_streaming_equals_whole_at_every_cut(renderer, tokens)
+    assert_streaming_equals_whole_at_every_cut(renderer, [*tokens, *stops])
+
+
+@settings(max_examples=20, deadline=None)
+@given(text=st.lists(st.sampled_from(["\n", "\n\n", "User", ":", " ", "a", "🙂"]), max_size=8))
+def test_role_colon_streaming_equals_whole_parsing_at_every_cut(text):
+    renderer = get_renderer("role_colon", load_any())
+    tokens = renderer.encoder.encode("".join(text))
+    assert_streaming_equals_whole_at_every_cut(renderer, tokens)
+
+
+def test_streaming_gives_text_out_as_it_comes():
+    renderer = get_renderer("qwen3", load_any())
+    tokens = render_reply(
+        renderer,
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "one two three four"},
+                {"type": "text", "text": "five six seven 🙂🙂 eight"},
+            ],
+        },
+    )
+    deltas = early_deltas(renderer, tokens)
+    assert sum(isinstance(delta, ThinkingDelta) for delta in deltas) >= 4
+    assert sum(isinstance(delta, TextDelta) for delta in deltas) >= 5
+    assert "\ufffd" not in show(deltas)
+
+
+def test_decoder_waits_for_whole_characters():
+    words = {0: b"a", 1: "🙂".encode()[:2], 2: "🙂".encode()[2:], 3: b"\xff", 4: "\ufffd".encode()}
+    decode = lambda tokens: b"".join(words[t] for t in tokens).decode(errors="replace")  # noqa: E731
+    decoder = TokenDecoder(decode)
+    assert [decoder.feed(t) for t in (0, 1, 2, 3, 0, 4)] == ["a", "", "🙂", "", "\ufffda", ""]
+    assert decoder.finish() == "\ufffd"
+
+
+# Terminations
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_terminations_by_token(name):
+    renderer = get_renderer(name, load_any())
+    [stop] = renderer.get_stop_sequences()
+    eos = renderer.encoder.id("<|endoftext|>")
+    text = renderer.encoder.encode("Hello there")
+
+    def termination(tokens):
+        message, result = renderer.parse_response(tokens)
+        assert message["content"] in ("Hello there", "")
+        return result
+
+    assert termination([*text, stop]) is ParseTermination.STOP_SEQUENCE
+    assert termination([stop]) is ParseTermination.STOP_SEQUENCE
+    assert termination([*text, eos]) is ParseTermination.EOS
+    assert termination(text) is ParseTermination.MALFORMED
+    assert termination([]) is ParseTermination.MALFORMED
+    assert termination([*text, stop, *text]) is ParseTermination.MALFORMED
+    assert termination([*text, stop, eos]) is ParseTermination.MALFORMED
+    assert termination([*text, eos, *text]) is ParseTermination.MALFORMED
+    with pytest.raises(RendererError, match="more than once"):
+        termination([*text, stop, *text, stop])
+    assert ParseTermination.EOS.is_clean and not ParseTermination.MALFORMED.is_clean
+    assert ParseTermination.STOP_SEQUENCE.is_stop_sequence
+    assert not ParseTermination.EOS.is_stop_sequence
+
+
+@pytest.mark.parametrize(
+    "text, eos, content, termination",
+    [
+        (" Hi\n\nUser:", False, "Hi", "stop_sequence"),
+        ("Hi\n\nUser: more", False, "Hi", "stop_sequence"),
+        (" Hi\n\n", True, "Hi", "eos"),
+        (" Hi", True, "Hi", "eos"),
+        (" Hi", False, "Hi", "malformed"),
+        (" Hi\n\n", False, "Hi", "malformed"),
+        (" Hi\n\nUser:", True, "Hi", "malformed"),
+        (" Hi\n\nUser: a\n\nUser:", False, "Hi", "malformed"),
+        ("  two\n\n\n", True, " two\n", "eos"),
+        ("", True, "", "eos"),
+    ],
+)
+def test_terminations_by_string(text, eos, content, termination):
+    renderer = get_renderer("role_colon", load_any())
+    tokens = renderer.encoder.encode(text) + [renderer.tokenizer.eos_token_id] * eos
+    message, found = renderer.parse_response(tokens)
+    assert (message["content"], found) == (content, termination)
+
+
+def test_stop_string_may_come_in_pieces():
+    parser = StopStringParser("\n\nUser:", padding="\n\n")
+    out = [parser.feed(c) for c in " a\n\nUs\n\nUser: b"]
+    assert "".join(d.text for deltas in out for d in deltas) == "a\n\nUs"
+    assert parser.finish() == [] and parser.stops == 1
+
+
+def test_classification():
+    def classify(text, *end):
+        renderer = get_renderer("qwen3", load_any())
+        tokens = renderer.encoder.encode(text, renderer.markup)
+        return classify_parse_failure(*renderer.parse_response([*tokens, *end]))
+
+    [stop] = get_renderer("qwen3", load_any()).get_stop_sequences()
+    good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert classify(good, stop) is None
+    assert classify(good) is ParseFailureKind.STRUCTURAL
+    assert classify("<tool_call>{", stop) is ParseFailureKind.CONTENT
+    assert classify("<tool_call>{") is ParseFailureKind.STRUCTURAL
+
+
+# Tool calls
+
+
+@pytest.mark.parametrize(
+    "body, error",
+    [
+        ("{", "Expecting property name"),
+        ("", "Expecting value"),
+        ('["name"]', "must be a JSON object"),
+        ('{"arguments": {}}', '"name" that is a string'),
+        ('{"name": 1, "arguments": {}}', '"name" that is a string'),
+        ('{"name": "f"}', '"arguments" that are a JSON object'),
+        ('{"name": "f", "arguments": "{}"}', '"arguments" that are a JSON object'),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_tool_calls_that_cannot_be_read_are_kept(body, error):
+    renderer = get_renderer("qwen3_instruct", load_any())
+    text = f"Well.\n<tool_call>{body}</tool_call>"
+    parser = renderer.content_parser()
+    message = message_from_deltas(parser.feed(text) + parser.finish())
+    assert message["content"] == "Well."
+    assert "tool_calls" not in message
+    [call] = message["unparsed_tool_calls"]
+    assert call.raw_text == f"<tool_call>{body}</tool_call>"
+    assert error in call.error
+
+
+def test_arguments_keep_their_spelling():
+    source = '{"b" :1,\n "a": "\\u00e9 \\"}{", "a": [ {"x":{}} ]}'
+    body = f'\n {{ "arguments" : {source} , "name":"f" }}\n'
+    call = read_json_tool_call(body)
+    assert call.function == FunctionBody(name="f", arguments=source)
+    assert read_json_tool_call('{"name": "f", "arguments": {}}').function.arguments == "{}"
+
+
+def test_reasoning_that_is_cut_off_is_reasoning():
+    renderer = get_renderer("qwen3", load_any())
+    tokens = renderer.encoder.encode("<think>\nI wonder", renderer.markup)
+    message, termination = renderer.parse_response(tokens)
+    assert message["content"] == [{"type": "thinking", "thinking": "I wonder"}]
+    assert termination is ParseTermination.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "text, thinking, reply",
+    [
+        ("<think>\nhm\n</think>\n\nyes", "hm", "yes"),
+        ("<think>hm</think>yes", "hm", "yes"),
+        ("<think>hm</think>\nyes", "hm", "yes"),
+        ("\n <think>\nhm\n</think>\n\nyes", "hm", "yes"),
+        ("<think>\n\n</think>\n\nyes", "", "yes"),
+        ("I say <think> aloud", "", "I say <think> aloud"),
+        ("yes</think>", "", "yes</think>"),
+        ("<think>\na\n</think>\n\nb<think>c</think>", "a", "b<think>c</think>"),
+    ],
+)
+def test_think_blocks_as_models_write_them(text, thinking, reply):
+    renderer = get_renderer("qwen3", load_any())
+    message, _ = renderer.parse_response(renderer.encoder.encode(text, renderer.markup))
+    if thinking:
+        assert message["content"] == [
+            {"type": "thinking", "thinking": thinking},
+            {"type": "text", "text": reply},
+        ]
+    else:
+        assert message["content"] == reply
+
+
+def test_text_around_tool_calls():
+    renderer = get_renderer("qwen3", load_any())
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    text = f"First.\n{call}\n\n{call}\n Then.\n"
+    message, _ = renderer.parse_response(renderer.encoder.encode(text, renderer.markup))
+    assert message["content"] == "First.\n Then.\n"
+    assert len(message["tool_calls"]) == 2

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.renderers import (
+    get_registered_renderer_names,
+    get_renderer,
+    is_renderer_registered,
+    register_renderer,
+    unregister_renderer,
+)
+from tinker_cookbook.renderers.role_colon import RoleColonRenderer
+
+
+def test_names():
+    names = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct", "role_colon"]
+    assert set(names) <= set(get_registered_renderer_names())
+    assert all(is_renderer_registered(name) for name in names)
+    assert not is_renderer_registered("qwen4")
+
+
+def test_unknown_name_lists_what_there_is(tokenizer):
+    with pytest.raises(ConfigurationError) as caught:
+        get_renderer("qwen3-instruct", tokenizer)
+    message = str(caught.value)
+    assert "did you mean 'qwen3_instruct'" in message
+    assert all(name in message for name in get_registered_renderer_names())
+    assert "\n" not in message
+
+
+def test_registering(tokenizer):
+    seen = []
+
+    def factory(tokenizer, image_processor):
+        seen.append(image_processor)
+        return RoleColonRenderer(tokenizer)
+
+    register_renderer("mine", factory)
+    try:
+        assert is_renderer_registered("mine")
+        renderer = get_renderer("mine", tokenizer, image_processor="p", model_name="m")
+        assert seen == ["p"]
+        assert renderer.origin == ("mine", "m")
+        register_renderer("mine", factory)  # again, as a notebook cell does
+    finally:
+        unregister_renderer("mine")
+    assert not is_renderer_registered("mine")
+    with pytest.raises(ConfigurationError, match="'mine'"):
+        unregister_renderer("mine")
+
+
+def test_built_in_names_are_taken():
+    with pytest.raises(ConfigurationError, match="built in"):
+        register_renderer("qwen3", lambda t, i: RoleColonRenderer(t))
+    with pytest.raises(ConfigurationError, match="built in"):
+        unregister_renderer("qwen3")
+
+
+def test_importing_is_light():
+    """Configs name TrainOnWhat, so `--help` imports this package."""
+    code = (
+        "import sys, tinker_cookbook.renderers, tinker_cookbook.models, "
+        "tinker_cookbook.hyperparam_utils, tinker_cookbook.model_info;"
+        "print(*({'torch', 'tinker', 'transformers', 'huggingface_hub', 'tokenizers'}"
+        " & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout.strip(), result.stderr) == ("", "")
