@@ -1,5 +1,7 @@
 import io
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,6 +108,18 @@ def test_an_unknown_mode_names_the_choices():
 )
 def test_short(value, text: str):
     assert short(value) == text
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_memory_of_a_gpu_in_use_or_of_the_process(monkeypatch, used: bool):
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: used,
+        max_memory_allocated=lambda: 3 * 2**30,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    text = display.memory()
+    assert text == "3.0 GiB GPU" if used else re.fullmatch(r"0\.\d\d GiB", text)
 
 
 def test_duration():

@@ -163,14 +163,20 @@ class WandbSink:
                 f"wandb_project={project!r} needs the package wandb; "
                 "install it with: pip install 'open-tinker-cookbook[wandb]'"
             ) from None
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            dir=str(log_dir),
-            config=config,
-            id=_wandb_id(log_dir),
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                dir=str(log_dir),
+                config=config,
+                id=_wandb_id(log_dir),
+                resume="allow",
+            )
+        except Exception as e:  # no key, no network, no such project: the user's to mend
+            raise ConfigurationError(
+                f"wandb_project={project!r}: wandb could not start ({e}); run `wandb login` "
+                "or set WANDB_MODE=offline"
+            ) from e
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
         self._run.log(dict(metrics), step=step)

@@ -94,6 +94,15 @@ def test_wandb_gets_every_row_and_a_resumed_run_the_same_id(tmp_path: Path, monk
     assert ids[0] == ids[1] and len(ids[0]) >= 8
 
 
+def test_wandb_that_cannot_start_says_what_to_do(tmp_path: Path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("no key")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(ConfigurationError, match=r"could not start \(no key\).*WANDB_MODE=offline"):
+        ml_log.setup_logging(tmp_path, wandb_project="p")
+
+
 def test_code_state_of_a_checkout_and_of_none(tmp_path: Path):
     assert "no git checkout" in code_state.code_state(tmp_path)
     for command in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "x"]):
