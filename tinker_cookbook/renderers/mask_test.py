@@ -275,8 +275,9 @@ def test_role_colon_mask_with_a_beginning_of_text_token(name):
     assert renderer.build_generation_prompt(HI[:1]).to_ints()[0] == tokenizer.bos_token_id
 
 
-def test_a_newline_joined_to_the_header_counts_as_content(tokenizer):
-    """`user⏎` + `⏎x` is tokenized with the two newlines in one token: it is the user's."""
+def test_a_newline_joined_to_the_header_counts_as_content():
+    """Qwen3 has one token for the newlines in `user⏎` + `⏎⏎x`: it is the user's."""
+    tokenizer = load("qwen3")
     renderer = get_renderer("qwen3", tokenizer)
     example = renderer.build_supervised_example([user("\n\nx")], "all_messages")
     assert marked(tokenizer, *example) == "[user«⏎⏎⏎x]»"

@@ -180,7 +180,8 @@ class _ChatMLRenderer(Renderer):
 
 class Qwen3Renderer(_ChatMLRenderer):
     """Thinking. The last reply is framed by its reasoning, or by an empty block; replies since the
-    last question keep their reasoning; earlier ones lose it.
+    last question keep their reasoning; earlier ones lose it. The model opens the block itself, also
+    the Thinking-2507 models, whose own template opens it in the prompt.
 
     Extension property: no, for history drops what was sampled. With
     strip_thinking_from_history=False every reply is framed, and it holds.
