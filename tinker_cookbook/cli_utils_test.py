@@ -147,8 +147,8 @@ def test_help_is_quick_and_complete(program: Path):
         Does what a test wants it to do.
 
         keys of this program
-          mode                        str                 return          What main does.
-          rate                        float               0.5
+          mode                           str         return      What main does.
+          rate                           float       0.5
         """
     )
 

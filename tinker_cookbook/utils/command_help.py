@@ -7,14 +7,15 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tinker_cookbook.utils.command_line import (
     Parameter,
+    Request,
     errors_in_one_line,
     parameters,
     read_request,
     refuse_unknown_keys,
+    subclasses,
     type_text,
 )
 
@@ -35,32 +36,39 @@ def help_text(
         known = parameters(request.blueprint())
     refuse_unknown_keys(request, known)
     width = min(width or shutil.get_terminal_size((100, 24)).columns, 140)
-    groups = _groups(config_class, known)
     lines = [f"usage: {_program()} [config=FILE.yaml] [key=value ...]"]
     if about:
         lines += ["", *textwrap.wrap(about, width)]
-    for alias, key in (aliases or {}).items():
-        lines += ["", f"{alias} is short for {key}"]
-    for title, names in groups.items():
+    for alias, key in request.aliases.items():
+        lines += ["", f"{alias} is short for {key}."]
+    for title, names in _groups(request, known).items():
         lines += ["", title]
         for name in names:
-            lines += _entry(name, known[name], width)
+            lines += _entry(request.spell(name), known[name], width)
     return "\n".join(lines)
 
 
-def _groups(config_class: type, known: Mapping[str, Any]) -> dict[str, list[str]]:
+def _groups(request: Request, known: Mapping[str, Parameter]) -> dict[str, list[str]]:
     """Keys by the class that defines them: own class, its bases, then nested objects."""
+    classes = request.config_class.__mro__
     owners: dict[str, str] = {}
-    for cls in reversed(config_class.__mro__):
+    for cls in reversed(classes):
         for name in inspect.get_annotations(cls):
             owners[name] = _class_title(cls)
-    titles = list(dict.fromkeys(_class_title(cls) for cls in config_class.__mro__))
+    titles = list(dict.fromkeys(_class_title(cls) for cls in classes))
     groups: dict[str, list[str]] = {title: [] for title in titles}
-    for name in known:
+    for name, parameter in known.items():
+        if any(key.startswith(f"{name}.") for key in known) and not subclasses(parameter.type):
+            continue  # an object of one class: its keys say it all
         head, dot, _ = name.rpartition(".")
-        title = f"keys of {head}" if dot else owners.get(name, titles[0])
+        title = _object_title(request.spell(head), known[head]) if dot else owners[name]
         groups.setdefault(title, []).append(name)
     return {title: names for title, names in groups.items() if names}
+
+
+def _object_title(key: str, parameter: Parameter) -> str:
+    chosen = f" ({parameter.default})" if subclasses(parameter.type) else ""
+    return f"keys of {key}{chosen}"
 
 
 def _class_title(cls: type) -> str:
@@ -70,22 +78,29 @@ def _class_title(cls: type) -> str:
     return f"keys of {module.removeprefix('tinker_cookbook.')}"
 
 
-_NAME, _TYPE, _DEFAULT = 26, 18, 14  # columns; what is longer pushes the rest to the next line
+_NAME, _TYPE, _DEFAULT = 29, 10, 10  # columns; what is longer pushes the rest to the next line
 
 
 def _entry(name: str, parameter: Parameter, width: int) -> list[str]:
-    line = "  "
-    for text, column in (
-        (name, _NAME),
-        (type_text(parameter.type), _TYPE),
-        (parameter.default or "(required)", _DEFAULT),
-    ):
-        line += f"{text:<{column}}  "
-    start = 2 + _NAME + _TYPE + _DEFAULT + 6
-    doc = textwrap.wrap(parameter.doc, max(width - start, 30)) or [""]
-    if len(line) > start:
-        return [line.rstrip(), *(" " * start + part for part in doc if part)]
-    return [(line + doc[0]).rstrip(), *(" " * start + part for part in doc[1:])]
+    start = 2 + _NAME + 2 + _TYPE + 2 + _DEFAULT + 2
+    kind, doc = _kind(parameter)
+    line = f"  {name:<{_NAME}}  {kind:<{_TYPE}}  {parameter.default or 'required':<{_DEFAULT}}  "
+    doc_lines = textwrap.wrap(doc, max(width - start, 30), break_on_hyphens=False)
+    first = doc_lines.pop(0) if doc_lines and len(line) <= start else ""
+    return [(line + first).rstrip(), *(" " * start + part for part in doc_lines)]
+
+
+def _kind(parameter: Parameter) -> tuple[str, str]:
+    """Type and meaning as shown: long lists of choices move from the type to the meaning."""
+    kind = type_text(parameter.type)
+    if parameter.default == "None":
+        kind = kind.removesuffix(" | None")
+    choices, word = subclasses(parameter.type), "class"
+    if not choices and " | " in kind and len(kind) > _TYPE:
+        choices, word = kind.split(" | "), "choice"
+    if not choices:
+        return kind, parameter.doc
+    return word, f"{parameter.doc} [{', '.join(choices)}]".strip()
 
 
 def _program() -> str:

@@ -62,6 +62,14 @@ class Request(NamedTuple):
 
     config_class: type
     sources: list[Source]
+    aliases: Mapping[str, str]
+
+    def spell(self, key: str) -> str:
+        """The key with its alias, which is what the user knows it by."""
+        for alias, long in self.aliases.items():
+            if key == long or key.startswith(f"{long}."):
+                return alias + key.removeprefix(long)
+        return key
 
     def blueprint(self, without: str | None = None) -> chz.Blueprint:
         """All words, or all but those that give a value to the key `without`."""
@@ -98,7 +106,7 @@ def read_request(
     if len(files) > 1:
         raise ConfigurationError(f"config= is given twice ({', '.join(files)}); give one")
     sources = [Source(name, _read_yaml(name, aliases)) for name in files]
-    return Request(config_class, [*sources, Source("", words)])
+    return Request(config_class, [*sources, Source("", words)], aliases)
 
 
 def _matches(key: str, path: str) -> bool:
@@ -185,8 +193,11 @@ def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> Non
             if any(_matches(key, path) for path in known):
                 continue
             nearest = _nearest(key.strip(".").removesuffix("@"), known)
-            hint = f"did you mean {nearest!r}?" if nearest else "--help lists the keys"
-            raise ConfigurationError(f"unknown key {key!r}{source.where()}; {hint}")
+            hint = "--help lists the keys"
+            if nearest:
+                hint = f"did you mean {request.spell(nearest)!r}?"
+            name = request.spell(key)
+            raise ConfigurationError(f"unknown key {name!r}{source.where()}; {hint}")
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str | None:
@@ -220,15 +231,20 @@ def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
     }
 
 
+_EMPTY: dict[Any, str] = {list: "[]", tuple: "()", dict: "{}"}
+
+
 def _default(param: Any, chosen: Any) -> str:
     if chosen is not None:
         return getattr(chosen, "__name__", str(chosen))
     if param.default is None:
         return ""
+    if param.default.factory in _EMPTY:
+        return _EMPTY[param.default.factory]
     text = param.default.to_help_str()
     if isinstance(param.default.value, enum.Enum):
         text = str(param.default.value.value)
-    return text.rpartition(":")[2] if text.endswith("()") else text.strip("'")
+    return text.rpartition(":")[2].removesuffix("()") if text.endswith("()") else text.strip("'")
 
 
 @contextmanager
@@ -239,8 +255,8 @@ def errors_in_one_line(request: Request) -> Iterator[None]:
     except TinkerCookbookError:
         raise
     except MissingBlueprintArg as e:
-        keys = str(e).rpartition(": ")[2]
-        raise ConfigurationError(f"missing {keys}; --help says what to give") from None
+        keys = [request.spell(key) for key in str(e).rpartition(": ")[2].split(", ")]
+        raise ConfigurationError(f"missing {', '.join(keys)}; --help says what to give") from None
     except InvalidBlueprintArg as e:
         raise ConfigurationError(_explain_value(str(e), request)) from None
     except (ConstructionException, ExtraneousBlueprintArg) as e:
@@ -263,9 +279,9 @@ def _explain_value(text: str, request: Request) -> str:
     try:
         expected_type = parameters(request.blueprint(without=key))[key].type
     except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
-        return f"{key}={value}{where} has the wrong type; --help lists the types"
+        return f"{request.spell(key)}={value}{where} has the wrong type; --help lists the types"
     choices = subclasses(expected_type) or type_text(expected_type).split(" | ")
-    return f"{key}={value}{where}: expected {' or '.join(choices)}"
+    return f"{request.spell(key)}={value}{where}: expected {' or '.join(choices)}"
 
 
 def one_line(error: object) -> str:
@@ -299,12 +315,13 @@ def type_text(t: Any) -> str:
 
 
 def subclasses(t: Any) -> list[str]:
-    """Names of the classes that a polymorphic field accepts; [] for any other type."""
+    """Names of the classes to choose from for a field of this type; [] if there is no choice."""
     bases = [a for a in (typing.get_args(t) or (t,)) if isinstance(a, type) and chz.is_chz(a)]
     found: dict[str, None] = {}
-    while bases:
-        cls = bases.pop(0)
-        if not inspect.isabstract(cls):
+    below = [cls for base in bases for cls in base.__subclasses__()]
+    while below:
+        cls = below.pop(0)
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
             found[cls.__name__] = None
-        bases += cls.__subclasses__()
+        below += cls.__subclasses__()
     return list(found)
