@@ -289,6 +289,27 @@ class ShoutRenderer(Renderer):
         return [0]
 
 
+class LateHeaderRenderer(ShoutRenderer):
+    """Its prompt ends with tokens 1 2, which a complete message has at the start of its output."""
+
+    def render_message(self, message, ctx):
+        if not message["content"]:
+            return RenderedMessage(output=[], header=text_chunk([1, 2]))
+        return RenderedMessage(output=[text_chunk([1, 2, 3, 4])])
+
+
+def test_no_weight_falls_on_the_prompt_of_the_target(tokenizer):
+    renderer = LateHeaderRenderer(tokenizer)
+    last, other = "last_assistant_turn", "all_assistant_messages"
+    messages = [USER, REPLY, REPLY]
+    assert renderer.build_supervised_example(messages, last).weights.tolist() == (
+        [0.0] * 6 + [1.0] * 6
+    )
+    assert renderer.build_supervised_example(messages, other).weights.tolist() == (
+        [0.0] * 4 + [1.0] * 8
+    )
+
+
 def test_a_renderer_of_ones_own(tokenizer):
     register_renderer("shout", lambda tokenizer, _: ShoutRenderer(tokenizer))
     try:

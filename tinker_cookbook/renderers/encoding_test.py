@@ -7,7 +7,7 @@ from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.encoding import TextEncoder
 
 ALL = ["nano", "qwen3", "llama-3.1-instruct", "deepseek-v3.1", "gpt-oss", "kimi-k2", "gpt2"]
-ORDINARY = "Hello  world\n\n ünï 12345 你好\t\tfoo 🙂 <b>x</b>\r\n\n\n  end "
+ORDINARY = "Hello  world\n\n ünï 12345 你好\t\tfoo 🙂 <b>x</b>\r\n\n\n  end e\u0301 "
 
 
 @pytest.mark.parametrize("name", ALL)
