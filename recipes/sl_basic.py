@@ -31,11 +31,11 @@ class NumberWords(ChatDatasetBuilder):
     """70 bundled conversations that write a number in words, and 30 others for the test."""
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        splits = [
-            JsonlChats(common_config=self.common_config, path=number_words(split))()[0]
-            for split in ("train", "held_out")
-        ]
-        return splits[0], splits[1]
+        return JsonlChats(
+            common_config=self.common_config,
+            path=number_words("train"),
+            test_path=number_words("held_out"),
+        )()
 
 
 def number_words(split: str) -> str:
@@ -47,6 +47,7 @@ class CLI(ChatConfig):
     num_epochs: int | None = chz.field(
         default=None, doc="passes over the data (None: 30 over the bundled numbers, else 1)"
     )
+    eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
 
 
 async def main(config: CLI) -> None:

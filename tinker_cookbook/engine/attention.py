@@ -127,21 +127,22 @@ def _packed(
 ) -> torch.Tensor:
     grouped = query.shape[1] != key.shape[1]
     outs = []
-    for segment in plan.segments:
-        own = slice(segment.start, segment.stop)
-        q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
+    for run in _runs(plan.segments):
+        count, first, last = len(run), run[0], run[-1]
+        rows = slice(first.start, last.stop)
+        q, k, v = (_split(x[:, :, rows], count) for x in (query, key, value))
         mask = None
-        if segment.parent is not None:
-            spans = ancestry(plan.segments, segment)
+        if first.parent is not None:
+            spans = ancestry(plan.segments, first)
             k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
             v = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
-            rows, columns = q.shape[2], k.shape[2]
-            ones = torch.ones(rows, columns, dtype=torch.bool, device=q.device)
-            mask = ones.tril(diagonal=columns - rows)
+            length, columns = q.shape[2], k.shape[2]
+            ones = torch.ones(length, columns, dtype=torch.bool, device=q.device)
+            mask = ones.tril(diagonal=columns - length)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
-        outs.append(out.transpose(1, 2))
+        outs.append(out.transpose(1, 2).reshape(1, last.stop - first.start, *out.shape[1::2]))
     if plan.cache is not None:
         keys, values = plan.cache.layer(layer, key)
         for segment, slots in zip(plan.segments, plan.slots, strict=True):
@@ -150,6 +151,29 @@ def _packed(
                 keys[slot, :, :length] = key[0, :, segment.start : segment.stop]
                 values[slot, :, :length] = value[0, :, segment.start : segment.stop]
     return torch.cat(outs, dim=1)
+
+
+def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Neighbours of equal length without a parent go into one call; others alone."""
+    runs: list[list[Segment]] = []
+    for segment in segments:
+        last = runs[-1][-1] if runs else None
+        if (
+            last is not None
+            and last.parent is None
+            and segment.parent is None
+            and segment.stop - segment.start == last.stop - last.start
+        ):
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return runs
+
+
+def _split(x: torch.Tensor, count: int) -> torch.Tensor:
+    """[1, H, count * L, D] -> [count, H, L, D]."""
+    _, heads, rows, size = x.shape
+    return x.view(heads, count, rows // count, size).transpose(0, 1)
 
 
 def ancestry(segments: Sequence[Segment], segment: Segment) -> list[tuple[int, int]]:

@@ -13,8 +13,8 @@ from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
-from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.sampler import TorchSampler, draw
+from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_trainer
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError

@@ -1,0 +1,155 @@
+"""The first recipe as a user runs it: learning, killing, resuming, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tinker_cookbook.nano import PATH as NANO
+
+pytestmark = pytest.mark.skipif(
+    not (NANO / "model.safetensors").exists(), reason="nano is being built"
+)
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "recipes.sl_basic", *words]
+
+
+def run(runs: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words), env=environment(runs), cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def environment(runs: Path) -> dict[str, str]:
+    return {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "2"}
+
+
+def rows(log_path: Path) -> list[dict]:
+    lines = (log_path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def without_time(log_path: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows(log_path)]
+
+
+def final_weights(runs: Path, log_path: Path) -> dict:
+    from tinker_cookbook.service.store import Store
+
+    last = json.loads((log_path / "checkpoints.jsonl").read_text().splitlines()[-1])
+    assert last["final"] is True
+    tensors = {}
+    with Store(runs / "store").open_checkpoint(last["state_path"]) as info:
+        for name in ("adapter_model", "optimizer"):
+            tensors.update(load_file(info.directory / f"{name}.safetensors"))
+    return tensors
+
+
+def test_nano_learns_number_words(tmp_path: Path) -> None:
+    """A third of the default run: the loss falls, and what was asked before is answered after."""
+    done = run(tmp_path, f"log_path={tmp_path}/log", "num_epochs=12", "eval_every=0")
+    assert done.returncode == 0, done.stderr
+    metrics = rows(tmp_path / "log")
+    assert [row["step"] for row in metrics] == list(range(25))
+    first, last = metrics[0], metrics[-1]
+    assert first["seen/exact_match"] < 0.1 and last["seen/exact_match"] > 0.9
+    assert first["held_out/exact_match"] < 0.1 and last["held_out/exact_match"] > 0.4
+    assert metrics[23]["train_mean_nll"] < first["train_mean_nll"] / 10
+    assert last["test/nll"] < first["test/nll"] / 2
+    assert "held_out: " in done.stdout and "Write 25 in words." in done.stdout
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    words = ("num_epochs=8", "save_every=4", "eval_every=5")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(tmp_path / "a", f"log_path={whole}", *words).returncode == 0
+    process = subprocess.Popen(
+        command(f"log_path={killed}", *words),
+        env=environment(tmp_path / "b"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not ((killed / "metrics.jsonl").exists() and len(rows_so_far(killed)) >= 7):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(rows_so_far(killed)) < 16
+    again = run(tmp_path / "b", f"log_path={killed}", *words)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stdout and "at step 4 of 16" in again.stdout or (
+        "at step 8 of 16" in again.stdout
+    )
+    assert without_time(killed) == without_time(whole)
+    expected, got = final_weights(tmp_path / "a", whole), final_weights(tmp_path / "b", killed)
+    assert expected.keys() == got.keys()
+    assert all((expected[name] == got[name]).all() for name in expected)
+
+
+def rows_so_far(log_path: Path) -> list[str]:
+    return (log_path / "metrics.jsonl").read_text().splitlines()
+
+
+def test_ctrl_c_and_a_second_run(tmp_path: Path) -> None:
+    log_path = tmp_path / "log"
+    words = (f"log_path={log_path}", "num_epochs=2000", "eval_every=0", "save_every=2")
+    process = subprocess.Popen(
+        command(*words), env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not ((log_path / "checkpoints.jsonl").exists() and len(rows_so_far(log_path)) >= 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    second = run(tmp_path, *words)  # while the first one is in it
+    assert second.returncode == 2
+    assert len(second.stderr.splitlines()) == 1 and str(process.pid) in second.stderr
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.decode().splitlines() == ["interrupted; the same command resumes"]
+    other = run(tmp_path, f"log_path={log_path}", "learning_rate=1e-4")
+    assert other.returncode == 2 and "learning_rate" in other.stderr
+    assert "another config" in other.stderr and len(other.stderr.splitlines()) == 1
+
+
+GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lerning_rate=1"], "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+        (["learning_rate=fast"], "learning_rate"),
+        (["model_name=nanno"], "nano"),
+        (["model_name=Qwen/Qwen3-8BB"], "Qwen/Qwen3-8B"),
+        (["dataset_path=missing.jsonl"], "missing.jsonl"),
+        (["dataset_path=bad.jsonl"], "bad.jsonl"),
+        (["dataset_path=empty.jsonl"], "empty.jsonl"),
+        (["dataset_path=untrained.jsonl"], "untrained.jsonl"),
+        (["data=NoRobots", "dataset_path=bad.jsonl"], "drop either"),
+        (["config=nowhere.yaml"], "nowhere.yaml"),
+        (["max_steps=0"], "max_steps=0"),
+        (["load_checkpoint_path=tinker://x/weights/y"], "tinker://x/weights/y"),
+        (["engine.tokens_per_pass=0"], "engine.tokens_per_pass=0"),
+        (["base_url=http://127.0.0.1:9", "engine.dtype=float32"], "have no effect with base_url"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(GOOD + "\n{not json\n")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "untrained.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    done = run(tmp_path / "runs", *words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
