@@ -31,7 +31,7 @@ def run(runs: Path, *words: str, cwd: Path | None = None) -> subprocess.Complete
 
 
 def environment(runs: Path) -> dict[str, str]:
-    return {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "2"}
+    return {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(runs)}
 
 
 def rows(log_path: Path) -> list[dict]:
@@ -56,15 +56,15 @@ def final_weights(runs: Path, log_path: Path) -> dict:
 
 
 def test_nano_learns_number_words(tmp_path: Path) -> None:
-    """A third of the default run: the loss falls, and what was asked before is answered after."""
-    done = run(tmp_path, f"log_path={tmp_path}/log", "num_epochs=12", "eval_every=0")
+    """The default run but for the evaluations on the way."""
+    done = run(tmp_path, f"log_path={tmp_path}/log", "eval_every=0")
     assert done.returncode == 0, done.stderr
     metrics = rows(tmp_path / "log")
-    assert [row["step"] for row in metrics] == list(range(25))
+    assert [row["step"] for row in metrics] == list(range(61))
     first, last = metrics[0], metrics[-1]
-    assert first["seen/exact_match"] < 0.1 and last["seen/exact_match"] > 0.9
-    assert first["held_out/exact_match"] < 0.1 and last["held_out/exact_match"] > 0.4
-    assert metrics[23]["train_mean_nll"] < first["train_mean_nll"] / 10
+    assert first["seen/exact_match"] == 0 and last["seen/exact_match"] >= 0.95
+    assert first["held_out/exact_match"] == 0 and last["held_out/exact_match"] >= 0.6
+    assert metrics[59]["train_mean_nll"] < first["train_mean_nll"] / 10
     assert last["test/nll"] < first["test/nll"] / 2
     assert "held_out: " in done.stdout and "Write 25 in words." in done.stdout
 
@@ -140,7 +140,7 @@ GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "c
         (["data=NoRobots", "dataset_path=bad.jsonl"], "drop either"),
         (["config=nowhere.yaml"], "nowhere.yaml"),
         (["max_steps=0"], "max_steps=0"),
-        (["load_checkpoint_path=tinker://x/weights/y"], "tinker://x/weights/y"),
+        (["load_checkpoint_path=tinker://x/weights/y"], "no run x in the store"),
         (["engine.tokens_per_pass=0"], "engine.tokens_per_pass=0"),
         (["base_url=http://127.0.0.1:9", "engine.dtype=float32"], "have no effect with base_url"),
     ],
