@@ -43,7 +43,7 @@ class Config:
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of the adapter's start")
+    seed: int = chz.field(default=0, doc="seed of adapter and data order")
     save_every: int = chz.field(default=20, doc="steps between checkpoints")
     log_path: str | None = chz.field(default=None, doc="directory of the run")
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see sl_basic")
@@ -75,7 +75,7 @@ async def main(config: Config) -> None:
             with journal.step(step) as row:
                 # data
                 epoch, index = divmod(step, len(train))
-                train.set_epoch(seed=epoch)
+                train.set_epoch(seed=config.seed + epoch)
                 batch = train.get_batch(index)
 
                 # forward and backward, optimizer: both are queued before either is awaited

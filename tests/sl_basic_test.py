@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,9 +89,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert len(rows_so_far(killed)) < 16
     again = run(tmp_path / "b", f"log_path={killed}", *words)
     assert again.returncode == 0, again.stderr
-    assert "resuming" in again.stdout and "at step 4 of 16" in again.stdout or (
-        "at step 8 of 16" in again.stdout
-    )
+    assert re.search("resuming .* at step (4|8|12) of 16", again.stdout)
     assert without_time(killed) == without_time(whole)
     expected, got = final_weights(tmp_path / "a", whole), final_weights(tmp_path / "b", killed)
     assert expected.keys() == got.keys()

@@ -6,7 +6,7 @@ class TinkerCookbookError(Exception):
 
 
 class ConfigurationError(TinkerCookbookError, ValueError):
-    """A key, a value or a combination of keys that cannot work; the command line prints it in one line."""
+    """A key or a combination of keys that cannot work; the command line prints one line."""
 
 
 class DataError(TinkerCookbookError):

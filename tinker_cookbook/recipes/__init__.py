@@ -1,4 +1,4 @@
-"""`python -m tinker_cookbook.recipes.X` runs `recipes.X`: this package's path is the top-level folder."""
+"""`python -m tinker_cookbook.recipes.X` runs `recipes.X`, the module in the top-level folder."""
 
 import importlib.util
 from pathlib import Path

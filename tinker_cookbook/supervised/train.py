@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 # they change how a run is computed, not what: a run may go on with others
 FREE_KEYS = ("engine", "submit_ahead")
+EPOCHS_APART = 1_000_003  # between the orders of two seeds: no run has that many epochs
 
 
 @chz.chz
@@ -71,7 +72,7 @@ class Config:
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of the adapter's start")
+    seed: int = chz.field(default=0, doc="seed of the adapter's start and of the data's order")
     adam_beta1: float = chz.field(default=0.9, doc="Adam: decay of the gradient's mean")
     adam_beta2: float = chz.field(default=0.95, doc="Adam: decay of its square")
     adam_eps: float = chz.field(default=1e-8, doc="Adam: added to the denominator")
@@ -229,7 +230,7 @@ class _Steps:
     def batch(self, step: int) -> tuple[int, list[tinker.Datum]]:
         epoch, index = divmod(step, len(self._train))
         if epoch != self._epoch:
-            self._train.set_epoch(seed=epoch)
+            self._train.set_epoch(seed=self._config.seed * EPOCHS_APART + epoch)
             self._epoch = epoch
         return epoch, self._train.get_batch(index)
 

@@ -1,0 +1,35 @@
+"""Every file under configs/ is a configuration of the recipe that its folder is named after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipes import sl_basic
+from recipes.chat_sl import train as chat_sl
+from tinker_cookbook import models
+from tinker_cookbook.cli_utils import parse
+from tinker_cookbook.supervised.chat_config import ALIASES
+from tinker_cookbook.supervised.types import ChatDatasetBuilder
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = {"sl_basic": sl_basic.CLI, "chat_sl": chat_sl.CLI}
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
+
+
+def test_every_recipe_has_one() -> None:
+    assert {file.parent.name for file in FILES} == set(RECIPES)
+    assert {file.parent for file in CONFIGS.rglob("*.yaml")} == {file.parent for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_it_parses(file: Path) -> None:
+    config = parse(RECIPES[file.parent.name], [f"config={file}", "save_every=7"], ALIASES)
+    assert config.save_every == 7
+    info = models.resolve(config.model_name)
+    assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
+    assert config.dataset_builder is None or isinstance(config.dataset_builder, ChatDatasetBuilder)
+    assert config.max_length <= info.context_length
+    filled, _ = models.fill_defaults(config, file.parent.name)
+    assert 1e-5 < filled.learning_rate < 1e-2

@@ -1,0 +1,87 @@
+"""Names that users' programs import, from the paths and with the parameters they know."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+NAMES = {
+    "tinker_cookbook": "TinkerCookbookError ConfigurationError DataError DataFormatError"
+    " DataValidationError RendererError TrainingError CheckpointError AllTrajectoriesFailedError"
+    " SandboxError WeightsError WeightsDownloadError WeightsMergeError WeightsAdapterError"
+    " EvalError",
+    "tinker_cookbook.renderers": "Role TextPart ThinkingPart ImagePart Content Message ToolCall"
+    " UnparsedToolCall ToolSpec TrainOnWhat ParseTermination ParseFailureKind RenderContext"
+    " RenderedMessage Renderer get_renderer register_renderer unregister_renderer"
+    " is_renderer_registered get_registered_renderer_names get_text_content ensure_text"
+    " format_content_as_string parse_content_blocks classify_parse_failure"
+    " tokens_weights_from_strings_weights",
+    "tinker_cookbook.supervised.common": "compute_mean_nll compute_bpb"
+    " create_rightshifted_model_input_and_leftshifted_targets datum_from_model_input_weights",
+    "tinker_cookbook.supervised.data": "conversation_to_datum SupervisedDatasetFromHFDataset"
+    " StreamingSupervisedDatasetFromHFDataset FromConversationFileBuilder HFDatasetSource"
+    " InterleavedChatDatasetBuilder",
+    "tinker_cookbook.supervised.types": "SupervisedDataset SupervisedDatasetBuilder"
+    " ChatDatasetBuilderCommonConfig ChatDatasetBuilder",
+    "tinker_cookbook.supervised.train": "Config main run_evals",
+    "tinker_cookbook.supervised.nll_evaluator": "SamplerNLLEvaluator NLLEvaluator",
+    "tinker_cookbook.checkpoint_utils": "CheckpointRecord get_last_checkpoint"
+    " load_checkpoints_file save_checkpoint save_checkpoint_async CheckpointManager"
+    " resolve_renderer_name_from_checkpoint_or_default"
+    " resolve_renderer_name_from_checkpoint_or_default_async",
+    "tinker_cookbook.hyperparam_utils": "get_lr get_lora_lr_over_full_finetune_lr"
+    " get_lora_param_count get_full_finetune_param_count",
+    "tinker_cookbook.model_info": "get_model_attributes ModelAttributes get_recommended_renderer_name"
+    " get_recommended_renderer_names warn_if_renderer_not_recommended",
+    "tinker_cookbook.tokenizer_utils": "get_tokenizer register_tokenizer",
+    "tinker_cookbook.cli_utils": "check_log_dir runs_path",
+    "tinker_cookbook.utils.ml_log": "setup_logging",
+    "tinker_cookbook.utils.lr_scheduling": "compute_schedule_lr_multiplier",
+    "tinker_cookbook.utils.misc_utils": "safezip timed dict_mean all_same split_list",
+    "tinker_cookbook.utils.code_state": "",
+}
+
+SIGNATURES = {
+    "renderers:get_renderer": "name tokenizer image_processor model_name",
+    "renderers:register_renderer": "name factory",
+    "supervised.common:compute_mean_nll": "logprobs_list weights_list",
+    "supervised.common:compute_bpb": "logprobs_list weights_list target_tokens_list tokenizer",
+    "supervised.common:create_rightshifted_model_input_and_leftshifted_targets": "chunks",
+    "supervised.common:datum_from_model_input_weights": "model_input weights max_length reduction",
+    "supervised.data:conversation_to_datum": "conversation renderer max_length train_on_what"
+    " reduction",
+    "supervised.data:SupervisedDatasetFromHFDataset": "hf_dataset batch_size map_fn flatmap_fn",
+    "supervised.types:ChatDatasetBuilderCommonConfig": "model_name_for_tokenizer renderer_name"
+    " max_length batch_size train_on_what",
+    "supervised.data:FromConversationFileBuilder": "common_config file_path test_size shuffle_seed",
+    "supervised.nll_evaluator:SamplerNLLEvaluator": "data name tokenizer",
+    "supervised.train:main": "config",
+    "checkpoint_utils:get_last_checkpoint": "log_dir required_key",
+    "checkpoint_utils:save_checkpoint": "training_client name log_path loop_state kind ttl_seconds",
+    "hyperparam_utils:get_lr": "model_name is_lora",
+    "tokenizer_utils:get_tokenizer": "model_name",
+    "cli_utils:check_log_dir": "log_dir behavior_if_exists",
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_names(module: str) -> None:
+    found = importlib.import_module(module)
+    missing = [name for name in NAMES[module].split() if not hasattr(found, name)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", SIGNATURES)
+def test_signatures(path: str) -> None:
+    """The known parameters come first, in their order; what follows has a default."""
+    module, name = path.split(":")
+    thing = getattr(importlib.import_module(f"tinker_cookbook.{module}"), name)
+    parameters = list(inspect.signature(thing).parameters.values())
+    known = SIGNATURES[path].split()
+    if all(p.kind is p.KEYWORD_ONLY for p in parameters):  # a configuration: order says nothing
+        assert set(known) <= {p.name for p in parameters}
+        return
+    assert [p.name for p in parameters][: len(known)] == known
+    assert all(p.default is not p.empty for p in parameters[len(known) :])
