@@ -14,7 +14,7 @@ from tinker_cookbook.supervised.chat_config import ALIASES
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-RECIPES = {"sl_basic": sl_basic.CLI, "chat_sl": chat_sl.CLI}
+RECIPES = {"sl_basic": (sl_basic.CLI, "sl"), "chat_sl": (chat_sl.CLI, "chat_sl")}
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
 
@@ -25,11 +25,12 @@ def test_every_recipe_has_one() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_it_parses(file: Path) -> None:
-    config = parse(RECIPES[file.parent.name], [f"config={file}", "save_every=7"], ALIASES)
+    config_class, method = RECIPES[file.parent.name]
+    config = parse(config_class, [f"config={file}", "save_every=7"], ALIASES)
     assert config.save_every == 7
     info = models.resolve(config.model_name)
     assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
     assert config.dataset_builder is None or isinstance(config.dataset_builder, ChatDatasetBuilder)
     assert config.max_length <= info.context_length
-    filled, _ = models.fill_defaults(config, file.parent.name)
+    filled, _ = models.fill_defaults(config, method)
     assert 1e-5 < filled.learning_rate < 1e-2
