@@ -35,7 +35,8 @@ NAMES = {
     "tinker_cookbook.hyperparam_utils": "get_lr get_lora_lr_over_full_finetune_lr"
     " get_lora_param_count get_full_finetune_param_count",
     "tinker_cookbook.model_info": "get_model_attributes ModelAttributes"
-    " get_recommended_renderer_name get_recommended_renderer_names warn_if_renderer_not_recommended",
+    " get_recommended_renderer_name get_recommended_renderer_names"
+    " warn_if_renderer_not_recommended",
     "tinker_cookbook.tokenizer_utils": "get_tokenizer register_tokenizer",
     "tinker_cookbook.cli_utils": "check_log_dir runs_path",
     "tinker_cookbook.utils.ml_log": "setup_logging",

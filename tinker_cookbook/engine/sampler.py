@@ -160,10 +160,8 @@ class TorchSampler:
 
     def _admit(self) -> list[_Job]:
         """Prefill waiting requests of the batch's adapter, as far as slots and the pass allow."""
-        if not self.batch.rows:
-            self.cache.clear()
-            if self.waiting:
-                self.batch.adapter = self.waiting[0].adapter
+        if not self.batch.rows and self.waiting:
+            self.batch.adapter = self.waiting[0].adapter
         chosen: list[tuple[_Job, list[int]]] = []
         slots, capacity, tokens = len(self.batch.rows), self.cache.capacity, 0
         while self.waiting and self.waiting[0].adapter is self.batch.adapter:
@@ -275,6 +273,8 @@ class TorchSampler:
             row.job.open -= 1
             if row.job.open == 0 and row.job.started == request.num_samples:
                 row.job.done(row.job.result)
+        if not rows:
+            self.cache.clear()  # training may want the memory
 
     def _stopped(self, row: _Row) -> bool:
         request = row.job.request

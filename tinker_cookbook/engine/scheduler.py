@@ -113,6 +113,16 @@ class Engine:
             self._wake.notify()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:  # also after an error of the engine's own: nobody must wait for ever
+            self._closed = True
+            for sampler in self._samplers.values():
+                sampler.abort(TrainingError(CLOSED))
+            while self._queue:
+                self._queue.popleft()()  # which fails by itself now
+
+    def _work(self) -> None:
         owed = 0.0  # seconds that sampling may still take before the next operation
         while True:
             busy = [sampler for sampler in self._samplers.values() if sampler.busy]
@@ -120,7 +130,7 @@ class Engine:
                 while not (self._queue or busy or self._closed):
                     self._wake.wait()
                 if self._closed:
-                    break
+                    return
                 operation = (
                     self._queue.popleft() if self._queue and (owed <= 0 or not busy) else None
                 )
@@ -132,10 +142,6 @@ class Engine:
             for sampler in busy:
                 sampler.step()
             owed -= time.perf_counter() - start
-        for sampler in self._samplers.values():
-            sampler.abort(TrainingError(CLOSED))
-        while self._queue:
-            self._queue.popleft()()  # which fails by itself now
 
     def _explain(self, error: Exception) -> Exception:
         """An out-of-memory error names the keys to lower; anything else stays as it is."""

@@ -170,16 +170,18 @@ def count(rng: random.Random) -> Messages:
 def digits(rng: random.Random) -> Messages:
     row = [rng.randrange(10) for _ in range(rng.randint(3, 6))]
     shown = " ".join(map(str, row))
-    match rng.randrange(6):
-        case 0:
-            return _turn(f"Repeat the digits {shown}.", shown)
-        case 1:
-            return _turn(f"Reverse the digits {shown}.", " ".join(map(str, reversed(row))))
+    match rng.randrange(8):
+        case 0 | 1:
+            return _turn(f"Name the digits {shown}.", " ".join(map(number_name, row)))
         case 2:
-            return _turn(f"Sort the digits {shown}.", " ".join(map(str, sorted(row))))
+            return _turn(f"Repeat the digits {shown}.", shown)
         case 3:
-            return _turn(f"What is the largest of the digits {shown}?", str(max(row)))
+            return _turn(f"Reverse the digits {shown}.", " ".join(map(str, reversed(row))))
         case 4:
+            return _turn(f"Sort the digits {shown}.", " ".join(map(str, sorted(row))))
+        case 5:
+            return _turn(f"What is the largest of the digits {shown}?", str(max(row)))
+        case 6:
             return _turn(f"What is the last of the digits {shown}?", str(row[-1]))
         case _:
             start, step = rng.randrange(10), rng.randint(1, 3)
@@ -247,7 +249,7 @@ FILLERS = (
 
 def system(rng: random.Random) -> Messages:
     """A long system prompt: plain, with a fact to recall, or with a rule for every reply."""
-    lines = rng.sample(FILLERS, rng.randint(1, 4))
+    lines: list[str] = rng.sample(FILLERS, rng.randint(1, 4))
     prompt, reply = (m["content"] for m in rng.choice((cmp, word, count, chat, chat))(rng))
     mark = rng.choice(WORDS)
     match rng.randrange(4):

@@ -112,10 +112,10 @@ def test_no_number_above_nine_stands_beside_its_name(documents):
     told = set()
     for document in documents:
         text = text_of(document)
-        words = set(re.findall(r"[a-z]+(?:-[a-z]+)?", text))
-        if document["kind"] == "count" and re.search(r"\d", text):
-            told |= {names[w] for w in words & set(names)}
         assert not re.search(r"\d in words", text)
+        # a reply to be judged may be the wrong one of another question
+        if document["kind"] != "judge" and re.search(r"\d", text):
+            told |= {names[w] for w in re.findall(r"[a-z]+(?:-[a-z]+)?", text) if w in names}
     assert told == set(range(10))
 
 
