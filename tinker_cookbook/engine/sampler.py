@@ -140,7 +140,7 @@ class TorchSampler:
                 f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} exceed"
                 f" the model's context of {self.base.context_length}; lower max_tokens"
             )
-        if need > self.config.kv_tokens:
+        if request.max_tokens and need > self.config.kv_tokens:
             raise ConfigurationError(
                 f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} need"
                 f" more than engine.kv_tokens={self.config.kv_tokens}; raise it or lower max_tokens"
