@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import sl_basic
+from recipes import sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
@@ -14,7 +14,11 @@ from tinker_cookbook.supervised.chat_config import ALIASES
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-RECIPES = {"sl_basic": (sl_basic.CLI, "sl"), "chat_sl": (chat_sl.CLI, "chat_sl")}
+RECIPES = {
+    "sl_basic": (sl_basic.CLI, "sl"),
+    "sl_loop": (sl_loop.Config, "sl"),
+    "chat_sl": (chat_sl.CLI, "chat_sl"),
+}
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
 
@@ -30,7 +34,8 @@ def test_it_parses(file: Path) -> None:
     assert config.save_every == 7
     info = models.resolve(config.model_name)
     assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
-    assert config.dataset_builder is None or isinstance(config.dataset_builder, ChatDatasetBuilder)
+    data = getattr(config, "dataset_builder", None)
+    assert data is None or isinstance(data, ChatDatasetBuilder)
     assert config.max_length <= info.context_length
     filled, _ = models.fill_defaults(config, method)
     assert 1e-5 < filled.learning_rate < 1e-2
