@@ -223,7 +223,9 @@ def resolve(model_name: str) -> ModelInfo:
 
 def load_path(model_name: str) -> str:
     """What to hand to `from_pretrained`: a directory in the package for nano, else the name."""
-    return str(_NANO_DIRECTORY) if model_name == "nano" else model_name
+    if model_name == "nano":
+        return str(_NANO_DIRECTORY)
+    return os.path.expanduser(model_name) if model_name.startswith("~") else model_name
 
 
 def is_local_path(model_name: str) -> bool:

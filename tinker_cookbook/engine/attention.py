@@ -43,16 +43,21 @@ class KVCache:
         self.capacity = 0  # tokens per slot
 
     def reserve(self, slots: int, capacity: int) -> None:
-        """Make room for at least `slots` sequences of `capacity` tokens; what is there stays."""
+        """Make room for `slots` sequences of `capacity` tokens; what lies in those slots stays.
+
+        Slots beyond are given up when the cache is made anew, so that slots x capacity stays within
+        what the caller has counted.
+        """
         if slots <= self.slots and capacity <= self.capacity:
             return
-        self.slots, self.capacity = max(slots, self.slots), max(capacity, self.capacity)
+        self.slots, self.capacity = slots, max(capacity, self.capacity)
         for store in (self._keys, self._values):
             for layer, old in enumerate(store):
                 if old is None:
                     continue  # made on first write, when head count, size and dtype are known
                 new = old.new_zeros(self.slots, old.shape[1], self.capacity, old.shape[3])
-                new[: old.shape[0], :, : old.shape[2]] = old
+                kept = min(slots, old.shape[0])
+                new[:kept, :, : old.shape[2]] = old[:kept]
                 store[layer] = new
 
     def clear(self) -> None:

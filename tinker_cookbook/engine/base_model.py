@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tinker_cookbook.engine import attention, lora
 from tinker_cookbook.engine.config import EngineConfig
@@ -123,20 +124,35 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
         dtype = "float32" if count < SMALL else "bfloat16"
     from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would say of missing weights is an error below
     if count < SMALL:
         logging.disable_progress_bar()  # nothing to wait for
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention.NAME,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except OSError as error:
+        model, info = loaded
+    except (OSError, SafetensorError) as error:
         raise ConfigurationError(
             f"the weights of model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+    absent = [*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])]
+    if absent:  # transformers would put random numbers there
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise ConfigurationError(
+            f"the weights of model {path!r} lack {sorted(absent)[0]!r}{more}, or have it in another"
+            " shape: the files do not fit its config.json"
+        )
+    return model
 
 
 def _eos_tokens(model: Any) -> frozenset[int]:

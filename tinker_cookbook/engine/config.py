@@ -30,7 +30,6 @@ class EngineConfig:
         default=65536, doc="tokens of key/value cache that sampling may hold at once"
     )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
-    sampler: Literal["torch"] = chz.field(default="torch", doc="which sampler generates")
 
     @chz.validate
     def _positive(self) -> None:

@@ -107,26 +107,24 @@ class TorchSampler:
 
     @torch.inference_mode()
     def step(self) -> None:
-        running = {id(row.job): row.job for row in self.batch.rows}
+        running = [row.job for row in self.batch.rows]
         try:
-            for job in self._admit():
-                running[id(job)] = job
+            self._admit(running)
             if self.batch.rows:
                 self._decode()
         except Exception as error:
             # the cache can no longer be trusted: every running request fails, the waiting ones stay
-            self.waiting = deque(job for job in self.waiting if id(job) not in running)
             self._fail(running, error)
 
     def abort(self, error: Exception) -> None:
-        jobs = {id(job): job for job in [*(row.job for row in self.batch.rows), *self.waiting]}
-        self.waiting.clear()
-        self._fail(jobs, error)
+        self._fail([*(row.job for row in self.batch.rows), *self.waiting], error)
 
-    def _fail(self, jobs: dict[int, _Job], error: Exception) -> None:
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        failed = {id(job): job for job in jobs}
         self.batch.rows.clear()
         self.cache.clear()
-        for job in jobs.values():
+        self.waiting = deque(job for job in self.waiting if id(job) not in failed)
+        for job in failed.values():
             job.done(error)
 
     def _check(self, request: SampleRequest) -> None:
@@ -151,6 +149,7 @@ class TorchSampler:
             "temperature": not (np.isfinite(request.temperature) and request.temperature >= 0),
             "top_k": request.top_k < -1,
             "top_p": not 0 < request.top_p <= 1,
+            "seed": request.seed is not None and request.seed < 0,
         }
         for key, wrong in problems.items():
             if wrong:
@@ -158,8 +157,11 @@ class TorchSampler:
                     f"sampling parameter {key}={getattr(request, key)} is out of range"
                 )
 
-    def _admit(self) -> list[_Job]:
-        """Prefill waiting requests of the batch's adapter, as far as slots and the pass allow."""
+    def _admit(self, running: list[_Job]) -> None:
+        """Prefill waiting requests of the batch's adapter, as far as slots and the pass allow.
+
+        `running` gets each of them as soon as it is chosen: whatever fails then, it is answered.
+        """
         if not self.batch.rows and self.waiting:
             self.batch.adapter = self.waiting[0].adapter
         chosen: list[tuple[_Job, list[int]]] = []
@@ -176,6 +178,7 @@ class TorchSampler:
             take = min(wanted, room)
             if wanted and take < 1:
                 break
+            running.append(job)
             chosen.append((job, list(range(slots, slots + take))))
             slots, tokens = slots + take, tokens + size
             capacity = capacity_then if take else capacity
@@ -188,7 +191,6 @@ class TorchSampler:
         if chosen:
             self.cache.reserve(slots, capacity)
             self._prefill(chosen)
-        return [job for job, _ in chosen]
 
     def _prefill(self, chosen: list[tuple[_Job, list[int]]]) -> None:
         prompts = [np.asarray(job.request.prompt, dtype=np.int64) for job, _ in chosen]

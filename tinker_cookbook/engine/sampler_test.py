@@ -28,6 +28,7 @@ def run(sampler: TorchSampler, requests: list[SampleRequest], adapter=None) -> l
         sampler.add(request, adapter, lambda out, i=index: results.__setitem__(i, out))
     while sampler.busy:
         sampler.step()
+        assert sampler.cache.slots * sampler.cache.capacity <= sampler.config.kv_tokens
     for result in results:
         if isinstance(result, Exception):
             raise result
@@ -198,6 +199,47 @@ def test_stop_strings(tiny_qwen3: str) -> None:
     assert stopped.stop_reason == "stop"
 
 
+def test_the_cache_stays_within_its_budget(tiny_qwen3: str) -> None:
+    """Many short rows, then a long one joins while some still run: fewer slots, each longer."""
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    short, longer = prompts(1)[0][:4], prompts(1)[0]
+    requests = [SampleRequest(short, 3 + i % 50, seed=i) for i in range(40)]
+    requests.append(SampleRequest(longer, 200, seed=99))
+    small = EngineConfig(kv_tokens=1024)
+    results = run(TorchSampler(base, small), requests)
+    roomy = run(TorchSampler(base, EngineConfig()), requests)
+    for one, other in zip(results, roomy):
+        assert one.sequences[0].tokens == other.sequences[0].tokens
+
+
+def test_an_error_in_a_step_answers_everybody_in_it(
+    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    hidden, calls = base.hidden, 0
+
+    def starving(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 6):  # a prefill, later a decoding step
+            raise MemoryError("no room")
+        return hidden(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base, "hidden", starving)
+    sampler = TorchSampler(base, EngineConfig(max_rows=4))
+    outcomes: list[list[object]] = [[] for _ in range(6)]
+    for index, outcome in enumerate(outcomes):
+        samples = 9 if index == 0 else 1  # the first needs several rounds of slots
+        sampler.add(SampleRequest(np.array([5, 6]), 10, samples, seed=index), None, outcome.append)
+    for _ in range(500):
+        if sampler.busy:
+            sampler.step()
+    assert not sampler.busy
+    assert [len(outcome) for outcome in outcomes] == [1] * 6  # each answered exactly once
+    failed = [isinstance(outcome[0], MemoryError) for outcome in outcomes]
+    assert failed[0] and any(failed[1:]) and not all(failed)
+
+
 def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
     engine = Engine(EngineConfig(device="cpu", kv_tokens=100))
     try:
@@ -208,6 +250,7 @@ def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
             "context of 256; lower max_tokens": SampleRequest(np.array([5]), 256),
             "temperature=-1": SampleRequest(np.array([5]), 4, temperature=-1),
             "top_p=0": SampleRequest(np.array([5]), 4, top_p=0),
+            "seed=-1": SampleRequest(np.array([5]), 4, seed=-1),
             "num_samples=0": SampleRequest(np.array([5]), 4, num_samples=0),
         }
         for message, request in cases.items():

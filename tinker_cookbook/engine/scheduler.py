@@ -54,7 +54,7 @@ class Engine:
                 if self._closed:
                     raise TrainingError(CLOSED)
                 future.set_result(function())
-            except Exception as error:
+            except BaseException as error:  # whatever it is, somebody waits for it
                 future.set_exception(self._explain(error))
 
         self._enqueue(operation)
@@ -66,10 +66,10 @@ class Engine:
         """Queue a request; `build` makes it on the engine thread, when its turn has come."""
         future: Future[SampleResult] = Future()
 
-        def done(outcome: SampleResult | Exception) -> None:
+        def done(outcome: SampleResult | BaseException) -> None:
             if future.done():
                 return  # cancelled, or already answered
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BaseException):
                 future.set_exception(self._explain(outcome))
             else:
                 future.set_result(outcome)
@@ -80,7 +80,7 @@ class Engine:
                     raise TrainingError(CLOSED)
                 adapter, request = build()
                 self._sampler(path).add(request, adapter, done)
-            except Exception as error:
+            except BaseException as error:
                 done(error)
 
         self._enqueue(operation)
@@ -143,7 +143,7 @@ class Engine:
                 sampler.step()
             owed -= time.perf_counter() - start
 
-    def _explain(self, error: Exception) -> Exception:
+    def _explain(self, error: BaseException) -> BaseException:
         """An out-of-memory error names the keys to lower; anything else stays as it is."""
         text = str(error)
         starved = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (

@@ -37,10 +37,16 @@ def test_operations_run_in_the_order_of_the_calls(engine: Engine) -> None:
 
 
 def test_an_error_stays_with_its_operation(engine: Engine) -> None:
+    def leave() -> None:
+        raise SystemExit("a library gave up")
+
     bad = engine.submit(lambda: 1 // 0)
+    worse = engine.submit(leave)
     good = engine.submit(lambda: 5)
     with pytest.raises(ZeroDivisionError):
         bad.result(10)
+    with pytest.raises(SystemExit):
+        worse.result(10)
     assert good.result(10) == 5
 
 

@@ -45,7 +45,8 @@ class AdamConfig:
 class Trainer:
     """One adapter in training: its weights, its gradient so far, its optimizer.
 
-    Every call either happens whole or leaves weights, gradient and optimizer as they were.
+    Every call either happens whole or leaves weights and optimizer as they were; a step that is
+    refused drops the gradient.
     """
 
     def __init__(self, base: BaseModel, spec: LoraSpec, tokens_per_pass: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import read_adapter, read_optimizer, write_state
@@ -299,6 +300,25 @@ def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
         BaseModel(tiny_qwen3, EngineConfig(device="gpu"))
     with pytest.raises(ConfigurationError, match=r"engine\.max_rows=0 must be at least 1"):
         EngineConfig(max_rows=0)
+
+
+def test_weights_that_do_not_fit_are_refused(tiny_qwen3: str, tmp_path: Path) -> None:
+    source = Path(tiny_qwen3)
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    weights = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def refused(tensors: dict[str, torch.Tensor], message: str) -> None:
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ConfigurationError, match=message):
+            BaseModel(str(tmp_path), EngineConfig(device="cpu"))
+
+    refused({k: v for k, v in weights.items() if k != name}, f"lack '{name}'")
+    refused({**weights, name: weights[name][:, :-1].contiguous()}, f"lack '{name}'")
+    whole = (source / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        BaseModel(str(tmp_path), EngineConfig(device="cpu"))
 
 
 def test_non_finite_gradient_is_refused(tiny_qwen3: str) -> None:

@@ -30,6 +30,7 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 T = TypeVar("T")
 LossConfig = Mapping[str, float | str] | None
+FAMILIES = ("nano", "qwen3", "llama3")  # of the model table, that the engine supports
 
 
 class LocalSamplingClient:
@@ -443,11 +444,12 @@ class LocalServiceClient:
         return LocalRestClient(self.store)
 
     def get_server_capabilities(self) -> types.GetServerCapabilitiesResponse:
-        """The models of the table; any other supported family works by hub name or path too."""
+        """The models of the table that the engine runs; others of their families work too."""
         return types.GetServerCapabilitiesResponse(
             supported_models=[
                 types.SupportedModel(model_name=name, trainable=True, sampleable=True)
-                for name in models.TABLE
+                for name, info in models.TABLE.items()
+                if info.family in FAMILIES
             ]
         )
 
@@ -461,6 +463,12 @@ class LocalServiceClient:
         done: Future[None] = Future()
         done.set_result(None)
         return AwaitableConcurrentFuture(done)
+
+    def __enter__(self) -> LocalServiceClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- inside
 

@@ -253,6 +253,17 @@ def test_interface_of_the_sdk(ours: type, theirs: type) -> None:
             assert list(mine) == list(inspect.signature(method).parameters), name
 
 
+def test_closing_a_session(tmp_path: Path, tiny_qwen3: str) -> None:
+    with connect(engine=EngineConfig(device="cpu"), store_dir=tmp_path) as service:
+        client = service.create_lora_training_client(tiny_qwen3).result()
+        client.save_state("a").result()
+    with pytest.raises(CheckpointError, match="not open for writing"):
+        client.save_state("b").result()
+    names = [m.model_name for m in service.get_server_capabilities().supported_models]
+    assert "nano" in names and "Qwen/Qwen3-8B" in names
+    assert not any("gpt-oss" in name or "-A" in name for name in names)
+
+
 def test_connect_refuses_what_would_be_ignored() -> None:
     with pytest.raises(ConfigurationError, match=r"engine\.\* keys have no effect with base_url"):
         connect("http://127.0.0.1:1", EngineConfig(dtype="float32"))
