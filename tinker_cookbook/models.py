@@ -258,7 +258,6 @@ class MethodDefaults(NamedTuple):
 
     batch_size: int
     max_length: int  # or the model's context length, if that is smaller
-    lora_rank: int = 32
 
 
 _METHODS = {
@@ -271,7 +270,6 @@ _NANO_SL = {
     "renderer_name": "qwen3_instruct",
     "batch_size": 32,
     "max_length": 512,
-    "lora_rank": 32,
 }
 _NANO_DEFAULTS: dict[str, dict[str, Any]] = {"sl": _NANO_SL, "chat_sl": _NANO_SL}
 
@@ -287,6 +285,12 @@ def defaults(model_name: str, method: str) -> dict[str, Any]:
 class FilledConfig(NamedTuple):
     config: Any
     filled: dict[str, Any]
+
+
+def filled_line(model_name: str, filled: Mapping[str, Any]) -> str:
+    """What `fill_defaults` chose, for the user: `nano: learning_rate=0.003 batch_size=32`."""
+    words = [f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in filled.items()]
+    return f"{model_name}: {' '.join(words)}"
 
 
 def fill_defaults(config: Any, method: str) -> FilledConfig:
@@ -323,7 +327,6 @@ def _formula_rules(model_name: str, method: MethodDefaults) -> dict[str, Callabl
         "max_length": lambda: min(
             method.max_length, resolve(model_name).context_length or method.max_length
         ),
-        "lora_rank": lambda: method.lora_rank,
     }
 
 

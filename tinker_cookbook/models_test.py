@@ -193,7 +193,6 @@ def test_defaults_of_nano():
         "renderer_name": "qwen3_instruct",
         "batch_size": 32,
         "max_length": 512,
-        "lora_rank": 32,
     }
     assert defaults("nano", "sl") == defaults("nano", "chat_sl") == expected
     assert defaults(load_path("nano"), "sl") == expected
@@ -202,12 +201,7 @@ def test_defaults_of_nano():
 def test_defaults_of_others(tmp_path):
     sl = defaults("Qwen/Qwen3-8B", "sl")
     assert sl.pop("learning_rate") == pytest.approx(4.73e-4, rel=1e-3)
-    assert sl == {
-        "renderer_name": "qwen3",
-        "batch_size": 128,
-        "max_length": 32_768,
-        "lora_rank": 32,
-    }
+    assert sl == {"renderer_name": "qwen3", "batch_size": 128, "max_length": 32_768}
     chat = defaults("meta-llama/Llama-3.1-8B", "chat_sl")
     assert (chat["batch_size"], chat["max_length"], chat["renderer_name"]) == (
         256,
@@ -242,6 +236,13 @@ def test_fill_defaults_fills_what_is_none_and_known():
     assert filled == {"learning_rate": 3e-3, "renderer_name": "qwen3_instruct"}
     assert config == Config(
         model_name="nano", learning_rate=3e-3, renderer_name="qwen3_instruct", max_length=64
+    )
+
+
+def test_what_was_filled_is_one_line():
+    filled = fill_defaults(Config(model_name="Qwen/Qwen3-8B"), "sl").filled
+    assert models.filled_line("Qwen/Qwen3-8B", filled) == (
+        "Qwen/Qwen3-8B: learning_rate=0.000473 renderer_name=qwen3 max_length=32768"
     )
 
 
