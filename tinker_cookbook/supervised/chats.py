@@ -31,9 +31,7 @@ def read_chats(path: str | Path, key: str = "path") -> list[Chat]:
     `key` is the configuration key that named the file. Raises ConfigurationError for a file that is
     not there, DataFormatError (with file and line number) for one that cannot be read.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ConfigurationError(_no_such_file(path, key))
+    path = existing_file(path, key)
     chats = []
     for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
         where = f"{path}:{number}"
@@ -54,6 +52,14 @@ def read_chats(path: str | Path, key: str = "path") -> list[Chat]:
     if not chats:
         raise DataFormatError(f"{path}: the file is empty; expected one object a line: {EXPECTED}")
     return chats
+
+
+def existing_file(path: str | Path, key: str) -> Path:
+    """The path of a file that is there; ConfigurationError, with names near it, if it is not."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigurationError(_no_such_file(path, key))
+    return path
 
 
 def row_messages(row: Any, where: str, field: str = "messages") -> list[Message]:

@@ -14,6 +14,7 @@ Files and lists are rendered at the start; hub data is rendered as it is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import chz
@@ -23,6 +24,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import hub
 from tinker_cookbook.supervised.chats import Chat, read_chats, row_messages
+from tinker_cookbook.supervised.data_identity import file_identity, path_identity
 from tinker_cookbook.supervised.datasets import (
     LazyChats,
     RenderedChats,
@@ -107,6 +109,11 @@ class JsonlChats(_ChatLists):
         default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
     )
 
+    def identity(self) -> Mapping[str, Any]:
+        """The content of the files, whatever their path."""
+        files = {"path": self.path, "test_path": self.test_path}
+        return {key: file_identity(path) for key, path in files.items() if path is not None}
+
     def __call__(self) -> Datasets:
         if self.test_path is None:
             return self._from_file(self.path, "path", self.test_size)
@@ -128,6 +135,10 @@ class FromConversationFileBuilder(_ChatLists):
     test_size: int = chz.field(
         default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
     )
+
+    def identity(self) -> Mapping[str, Any]:
+        """The content of the file, whatever its path."""
+        return {"file_path": file_identity(self.file_path)}
 
     def __call__(self) -> Datasets:
         return self._from_file(self.file_path, "file_path", self.test_size)
@@ -174,6 +185,10 @@ class HubChats(ChatDatasetBuilder):
     )
     message_field: str = chz.field(default="messages", doc="column with the list of messages")
     shuffle_seed: int = chz.field(default=0, doc="seed of the test rows and of each epoch's order")
+
+    def identity(self) -> Mapping[str, Any]:
+        """Of a local data set, what its files tell at a glance; a name on the hub is enough."""
+        return path_identity(self.path)
 
     def __call__(self) -> Datasets:
         train_rows = hub.load(self.path, self.name, self.split).shuffle(seed=self.shuffle_seed)

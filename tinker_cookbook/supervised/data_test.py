@@ -298,6 +298,17 @@ def test_a_stream_is_shuffled_by_epoch_and_holds_each_row_once(cwd):
     assert data.report.lines()[0].startswith("s: 40 conversations of 40 so far, 40 examples")
 
 
+def test_a_stream_counts_its_first_epoch_whatever_its_number(cwd):
+    data = streamed(cwd)
+    for number in (7_000_003, 7_000_004, 0):
+        epoch(data, number)
+        assert data.report.num_conversations == 40
+    resumed = streamed(cwd)
+    resumed.set_epoch(7_000_003)
+    resumed.get_batch(8)
+    assert resumed.report.num_conversations == 4
+
+
 def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd):
     data = streamed(cwd)
     data.set_epoch(1)

@@ -229,6 +229,14 @@ class _Shuffled(SupervisedDataset):
     def _examples(self, row: int) -> list[tinker.Datum]: ...
 
 
+EPOCHS_APART = 1_000_003  # between the orders of two seeds: no run has that many epochs
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What loops give to `set_epoch`, so that no two pairs of seed and epoch share an order."""
+    return seed * EPOCHS_APART + epoch
+
+
 def epoch_order(num_rows: int, shuffle_seed: int | None, epoch: int) -> np.ndarray:
     """A permutation of range(num_rows) that depends on its arguments alone; None: no shuffling."""
     if shuffle_seed is None:

@@ -22,6 +22,7 @@ from tinker_cookbook.supervised.datasets import (
     SupervisedDatasetFromHFDataset,
     conversation_to_datum,
     conversation_to_datums,
+    epoch_seed,
     render_conversation,
     render_rows,
 )
@@ -354,3 +355,9 @@ def test_every_trained_reply_stands_behind_its_own_generation_prompt(name, qwen3
         message, termination = renderer.parse_response(reply.tolist())
         assert termination.is_clean
         assert message["content"] == conversation[length]["content"]
+
+
+def test_no_two_seeds_share_the_order_of_an_epoch():
+    pairs = [(seed, number) for seed in range(20) for number in range(20)]
+    assert len({epoch_seed(*pair) for pair in pairs}) == len(pairs)
+    assert epoch_seed(2**32 - 1, 10**6) < 2**63  # generators take it as a signed 64-bit number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chz
@@ -11,6 +11,7 @@ import numpy as np
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import hub
+from tinker_cookbook.supervised.data_identity import path_identity
 from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 
@@ -26,6 +27,10 @@ class HFDatasetSource:
         default=1.0, doc="share of the mixture, relative to the other weights"
     )
     message_field: str = chz.field(default="messages", doc="column with the list of messages")
+
+    def identity(self) -> Mapping[str, Any]:
+        """Of a local data set, what its files tell at a glance."""
+        return path_identity(self.path)
 
 
 @chz.chz

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import chz
@@ -11,6 +11,7 @@ import chz
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import hub
+from tinker_cookbook.supervised.data_identity import path_identity
 from tinker_cookbook.supervised.datasets import (
     MAX_EMPTY_BATCHES,
     RenderRow,
@@ -53,7 +54,8 @@ class StreamedRows(SupervisedDataset):
         self._stream = stream.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
         self._render, self.batch_size, self.length = render, batch_size, length
         self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=length)
-        self._counted = 0  # rows of the first epoch that are in the report
+        self._counted_epoch: int | None = None  # the first one drawn: only its rows are counted
+        self._counted = 0  # rows of it that are in the report
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -98,7 +100,9 @@ class StreamedRows(SupervisedDataset):
 
     def _examples(self, row: Row, number: int) -> list[tinker.Datum]:
         rendered = self._render(row)
-        if self._epoch == 0 and number >= self._counted:
+        if self._counted_epoch is None:
+            self._counted_epoch = self._epoch
+        if self._epoch == self._counted_epoch and number >= self._counted:
             self._counted = number + 1
             count(self.report, rendered, f"row {number}")
         return rendered.datums
@@ -139,6 +143,10 @@ class StreamedHubChats(ChatDatasetBuilder):
     message_field: str = chz.field(default="messages", doc="column with the list of messages")
     buffer_size: int = chz.field(default=10_000, doc="rows that are shuffled among each other")
     shuffle_seed: int = chz.field(default=0, doc="seed of the order")
+
+    def identity(self) -> Mapping[str, Any]:
+        """Of a local data set, what its files tell at a glance."""
+        return path_identity(self.path)
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         config = self.config

@@ -94,6 +94,14 @@ class SupervisedDatasetBuilder:
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         raise NotImplementedError
 
+    def default_num_epochs(self) -> int:
+        """Passes over this data where a recipe's num_epochs is None."""
+        return 1
+
+    def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
+        """Evaluators that show what this data teaches, where a recipe is given none."""
+        return []
+
 
 @chz.chz
 class ChatDatasetBuilderCommonConfig:
@@ -108,6 +116,15 @@ class ChatDatasetBuilderCommonConfig:
     train_on_what: TrainOnWhat | None = chz.field(
         default=None, doc="which messages are trained (None: what the data set is meant for)"
     )
+
+    @chz.validate
+    def _sizes(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigurationError(f"batch_size={self.batch_size}: expected 1 or more")
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigurationError(
+                f"max_length={self.max_length}: expected 2 or more; one token predicts nothing"
+            )
 
 
 @chz.chz
