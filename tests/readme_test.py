@@ -14,6 +14,19 @@ ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
+def run(directory: Path, runs: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "my_recipe", *words],
+        cwd=directory,
+        env={**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / runs)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_examples_are_found() -> None:
     assert len(BLOCKS) == 2
     assert len([line for line in BLOCKS[1].splitlines() if line.strip()]) <= 40
@@ -22,16 +35,24 @@ def test_the_examples_are_found() -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_example_runs(tmp_path: Path, number: int) -> None:
     (tmp_path / "my_recipe.py").write_text(BLOCKS[number])
-    done = subprocess.run(
-        [sys.executable, "-m", "my_recipe"],
-        cwd=tmp_path,
-        env={**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(tmp_path / "runs")},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    out = run(tmp_path, "runs")
+    losses = [float(x) for x in re.findall(r"^(?:\d+ |step \d+/20  loss )([\d.]+)", out, re.M)]
+    assert len(losses) >= 10 and losses[-1] < losses[0] / 2, out
+
+
+def test_the_recipe_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
+    interrupted = BLOCKS[1].replace(
+        "            with journal.step(step) as row:",
+        "            assert step != 7 or journal.resume, 'killed'\n"
+        "            with journal.step(step) as row:",
     )
-    assert done.returncode == 0, done.stderr
-    losses = [
-        float(x) for x in re.findall(r"^(?:\d+ |step \d+/20  loss )([\d.]+)", done.stdout, re.M)
-    ]
-    assert len(losses) >= 10 and losses[-1] < losses[0] / 2, done.stdout
+    assert interrupted != BLOCKS[1]
+    (tmp_path / "my_recipe.py").write_text(interrupted)
+    with pytest.raises(AssertionError, match="killed"):
+        run(tmp_path, "a", "save_every=5", "max_steps=9")
+    out = run(tmp_path, "a", "save_every=5", "max_steps=9")
+    assert "at step 5 of 9" in out
+    (tmp_path / "my_recipe.py").write_text(BLOCKS[1])
+    whole = run(tmp_path, "b", "save_every=0", "max_steps=9")
+    shown = r"^step (\d)/9  loss ([\d.]+)"
+    assert re.findall(shown, out, re.M) == re.findall(shown, whole, re.M)[-4:]
