@@ -9,18 +9,25 @@ steps submitted ahead.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import chz
 import tinker
 
-from recipes.sl_basic import number_words
+from recipes import number_words
 from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.supervised import keys
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import JsonlChats
+from tinker_cookbook.supervised.data_identity import file_identity
+from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 
@@ -49,13 +56,24 @@ class Config:
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see sl_basic")
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
     engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="engine in process")
+    display: DisplayMode = chz.field(default="auto", doc="what is shown of each step")
+
+    def identity(self) -> Mapping[str, Any]:
+        """Another file of the same name is another run."""
+        return {"dataset_path": file_identity(data_path(self))}
+
+
+def data_path(config: Config) -> str:
+    return config.dataset_path or number_words.path("train")
 
 
 async def main(config: Config) -> None:
-    config, _ = models.fill_defaults(config, "sl")
-    assert config.renderer_name and config.batch_size and config.learning_rate
+    config, filled = keys.fill(config, "sl")
+    keys.check(config)
+    assert config.renderer_name is not None and config.batch_size is not None
+    assert config.learning_rate is not None
     train, _ = JsonlChats(
-        path=config.dataset_path or number_words("train"),
+        path=data_path(config),
         common_config=ChatDatasetBuilderCommonConfig(
             model_name_for_tokenizer=config.model_name,
             renderer_name=config.renderer_name,
@@ -63,19 +81,26 @@ async def main(config: Config) -> None:
             batch_size=config.batch_size,
         ),
     )()
-    num_epochs = config.num_epochs or (1 if config.dataset_path else 30)
+    num_epochs = config.num_epochs
+    if num_epochs is None:
+        num_epochs = 1 if config.dataset_path else number_words.NUM_EPOCHS
     total_steps = len(train) * num_epochs
     if config.max_steps is not None:
         total_steps = min(total_steps, config.max_steps)
 
-    with Journal(config, recipe="sl_loop", total_steps=total_steps) as journal:
-        service = connect(config.base_url, config.engine)
+    service = connect(config.base_url, config.engine)
+    rest_client = service.create_rest_client()  # looks after the run's checkpoints
+    with Journal(
+        config, recipe="sl_loop", total_steps=total_steps, rest_client=rest_client
+    ) as journal:
+        if filled:
+            journal.say(models.filled_line(config.model_name, filled))
         client = await start_training_client(service, config, journal.resume)
         for step in range(journal.start_step, total_steps):
             with journal.step(step) as row:
                 # data
                 epoch, index = divmod(step, len(train))
-                train.set_epoch(seed=config.seed + epoch)
+                train.set_epoch(epoch_seed(config.seed, epoch))
                 batch = train.get_batch(index)
 
                 # forward and backward, optimizer: both are queued before either is awaited

@@ -6,18 +6,19 @@
     python -m recipes.chat_sl.train data=HubChats data.path=org/name data.message_field=conversation
     python -m recipes.chat_sl.train config=configs/chat_sl/qwen3-8b-1xh100.yaml
 
-Without keys: nano on the bundled conversations of sl_basic.
+Without keys: nano on the bundled conversations, as in sl_basic.
 """
 
 from __future__ import annotations
 
 import chz
 
-from recipes.sl_basic import NumberWords
+from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
+from tinker_cookbook.supervised.chats import existing_file
 from tinker_cookbook.supervised.data import JsonlChats, NoRobots, Tulu3
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 
@@ -37,6 +38,7 @@ class CLI(ChatConfig):
 def data_of(config: CLI) -> ChatDatasetBuilder:
     name = config.dataset or ("number_words" if config.model_name == "nano" else "no_robots")
     if name.endswith(".jsonl"):
+        existing_file(name, "dataset")  # under the key that the user knows
         return JsonlChats(path=name)
     if name not in DATASETS:
         raise ConfigurationError(
@@ -48,7 +50,8 @@ def data_of(config: CLI) -> ChatDatasetBuilder:
 async def main(config: CLI) -> None:
     if config.dataset and (config.dataset_builder or config.dataset_path):
         raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
-    await train.main(resolve(config, "chat_sl", data_of(config)), recipe="chat_sl")
+    config, filled = resolve(config, "chat_sl", data_of(config))
+    await train.main(config, recipe="chat_sl", filled=filled)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@ command line instead of a nested `common_config`."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 import chz
 
-from tinker_cookbook import models
-from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised import train
+from tinker_cookbook.supervised import keys, train
 from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
@@ -33,6 +32,9 @@ class ChatConfig(train.Config):
     dataset_path: str | None = chz.field(
         default=None, doc="short for data=JsonlChats data.path=..., a JSONL file of conversations"
     )
+    num_epochs: int | None = chz.field(
+        default=None, doc="passes over the data (None: what suits the data, most often 1)"
+    )
     batch_size: int | None = chz.field(default=None, doc="examples a step (None: by the model)")
     max_length: int | None = chz.field(
         default=None, doc="tokens an example; longer ones lose their end (None: by the model)"
@@ -42,27 +44,29 @@ class ChatConfig(train.Config):
     )
 
 
-C = TypeVar("C", bound=ChatConfig)
+# keys that only data without a common_config of its own can follow
+_RENDERING_KEYS = ("batch_size", "max_length", "train_on_what")
 
 
-def resolve(config: C, method: str, default_data: ChatDatasetBuilder) -> C:
-    """The config with every key that depends on model, checkpoint or data filled in."""
+def resolve(
+    config: ChatConfig, method: str, default_data: SupervisedDatasetBuilder
+) -> FilledConfig:
+    """The checked config with every key that depends on model, checkpoint or data filled in, for
+    `train.main`; and what was filled.
+
+    Raises ConfigurationError for keys that cannot work, or that the data would not follow.
+    """
     if config.dataset_path is not None and config.dataset_builder is not None:
         raise ConfigurationError(
             f"dataset_path={config.dataset_path} and data= both name the data: drop either"
         )
-    if config.load_checkpoint_path is not None:
-        name = resolve_renderer_name_from_checkpoint_or_default(
-            model_name=config.model_name,
-            explicit_renderer_name=config.renderer_name,
-            load_checkpoint_path=config.load_checkpoint_path,
-            base_url=config.base_url,
-        )
-        config = chz.replace(config, renderer_name=name)
-    config, _ = models.fill_defaults(config, method)
+    asked = config
     data = config.dataset_builder or default_data
     if config.dataset_path is not None:
         data = JsonlChats(path=config.dataset_path)
+    config, filled = keys.fill(chz.replace(config, dataset_builder=data), method)
+    keys.check(config)
+    changes: dict[str, Any] = {"dataset_path": None}  # the builder says it; once is enough
     if isinstance(data, ChatDatasetBuilder) and data.common_config is None:
         assert config.renderer_name is not None and config.batch_size is not None
         common = ChatDatasetBuilderCommonConfig(
@@ -72,6 +76,25 @@ def resolve(config: C, method: str, default_data: ChatDatasetBuilder) -> C:
             batch_size=config.batch_size,
             train_on_what=config.train_on_what,
         )
-        data = chz.replace(data, common_config=common)
-    # dataset_path is said by the builder now; once is enough
-    return chz.replace(config, dataset_builder=data, dataset_path=None)
+        changes["dataset_builder"] = data = chz.replace(data, common_config=common)
+    else:
+        _refuse_unused(asked, data)
+        common = getattr(data, "common_config", None)
+        for key in _RENDERING_KEYS:  # config.json tells what holds, not what nano would like
+            filled.pop(key, None)
+            changes[key] = getattr(common, key, None)
+    if config.num_epochs is None:
+        changes["num_epochs"] = filled["num_epochs"] = data.default_num_epochs()
+    if not config.evaluator_builders:
+        changes["evaluator_builders"] = data.default_evaluator_builders()
+    return FilledConfig(chz.replace(config, **changes), filled)
+
+
+def _refuse_unused(config: ChatConfig, data: SupervisedDatasetBuilder) -> None:
+    for key in _RENDERING_KEYS:
+        value = getattr(config, key)
+        if value is not None:
+            raise ConfigurationError(
+                f"{key}={value} has no effect on {type(data).__name__}, which makes its batches "
+                f"by settings of its own: drop {key}, or set it there"
+            )

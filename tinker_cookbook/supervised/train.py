@@ -14,7 +14,7 @@ steps holds exactly N steps although the loop runs ahead of what it awaits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,15 @@ import chz
 import tinker
 
 from tinker_cookbook import checkpoint_utils, models
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.supervised import keys
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
+from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
 from tinker_cookbook.supervised.types import (
+    DataReport,
     Evaluator,
     EvaluatorBuilder,
     SamplingClientEvaluator,
@@ -35,7 +38,9 @@ from tinker_cookbook.supervised.types import (
     SupervisedDatasetBuilder,
 )
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
+from tinker_cookbook.utils.misc_utils import timed
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 if TYPE_CHECKING:
@@ -44,7 +49,6 @@ if TYPE_CHECKING:
 
 # they change how a run is computed, not what: a run may go on with others
 FREE_KEYS = ("engine", "submit_ahead")
-EPOCHS_APART = 1_000_003  # between the orders of two seeds: no run has that many epochs
 
 
 @chz.chz
@@ -106,6 +110,9 @@ class Config:
     engine: EngineConfig = chz.field(
         default_factory=EngineConfig, doc="settings of the engine in process"
     )
+    display: DisplayMode = chz.field(
+        default="auto", doc="what is shown of each step (auto: live on a terminal, else plain)"
+    )
     wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
     wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
 
@@ -124,22 +131,36 @@ class _Submitted:
     save: PendingSave | None
 
 
-async def main(config: Config, recipe: str = "supervised") -> None:
-    """Train. `recipe` names the run's directory where log_path does not."""
-    config, _ = models.fill_defaults(config, "sl")
+async def main(
+    config: Config, recipe: str = "supervised", filled: Mapping[str, Any] | None = None
+) -> None:
+    """Train. `recipe` names the run's directory where log_path does not.
+
+    filled: the keys that a recipe has filled in, checking the config, to be shown to the user
+    (`chat_config.resolve`); None: both is done here.
+    """
+    if filled is None:
+        config, filled = keys.fill(config, "sl")
+        keys.check(config)
     train, test = config.dataset_builder()
     total_steps = len(train) * config.num_epochs
     if config.max_steps is not None:
         total_steps = min(total_steps, config.max_steps)
     if total_steps < 1:
-        raise ConfigurationError(
-            f"num_epochs={config.num_epochs}, max_steps={config.max_steps}: nothing to train"
-        )
-    with Journal(config, recipe=recipe, total_steps=total_steps, also_free=FREE_KEYS) as journal:
-        for dataset in (train, test):
-            for line in dataset.report.lines() if dataset and dataset.report else []:
-                journal.say(line)
-        service = connect(config.base_url, config.engine)
+        raise DataValidationError("the training data has no batch")
+    service = connect(config.base_url, config.engine)
+    with Journal(
+        config,
+        recipe=recipe,
+        total_steps=total_steps,
+        also_free=FREE_KEYS,
+        rest_client=service.create_rest_client(),
+    ) as journal:
+        if filled:
+            journal.say(models.filled_line(config.model_name, filled))
+        reports = [data.report for data in (train, test) if data is not None and data.report]
+        _say(reports, journal)
+        open_reports = [report for report in reports if not report.complete]
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}
         )
@@ -172,7 +193,7 @@ async def main(config: Config, recipe: str = "supervised") -> None:
                 row.update(final)
         save = journal.submit_save(client, total_steps, final=True, epoch=config.num_epochs)
         await journal.finish(save)
-        _report(train, journal)
+        _say(open_reports, journal)
 
 
 async def _finish(done: _Submitted, journal: Journal, config: Config) -> None:
@@ -230,12 +251,12 @@ class _Steps:
     def batch(self, step: int) -> tuple[int, list[tinker.Datum]]:
         epoch, index = divmod(step, len(self._train))
         if epoch != self._epoch:
-            self._train.set_epoch(seed=self._config.seed * EPOCHS_APART + epoch)
+            self._train.set_epoch(epoch_seed(self._config.seed, epoch))
             self._epoch = epoch
         return epoch, self._train.get_batch(index)
 
     def learning_rate(self, step: int) -> float:
-        assert self._config.learning_rate is not None, "fill_defaults has filled it"
+        assert self._config.learning_rate is not None, "keys.fill has filled it"
         return self._config.learning_rate * compute_schedule_lr_multiplier(
             self._config.lr_schedule, step, self._total_steps
         )
@@ -254,7 +275,8 @@ class _Evaluations:
         self._journal = journal
 
     async def run(self, client: TrainingClient, step: int | None) -> dict[str, float]:
-        """Metrics of the evaluators due before `step`; None: after the last one, all are."""
+        """Metrics of the evaluators due before `step`, with the seconds it took as `time/evals`;
+        {} where none is. None: after the last step, all are."""
         due = [
             evaluator
             for every, evaluators in self._due
@@ -263,12 +285,14 @@ class _Evaluations:
         ]
         if not due:
             return {}
-        with self._journal.timed("evals"):
+        # not the journal's own clock: its present row may belong to an earlier step
+        seconds: dict[str, float] = {}
+        with timed("evals", seconds):
             metrics = await run_evals(due, client)
         for evaluator in due:
             for line in evaluator.lines():
                 self._journal.say(line)
-        return metrics
+        return {**metrics, **seconds}
 
 
 async def run_evals(evaluators: Sequence[Evaluator], client: Any) -> dict[str, float]:
@@ -288,8 +312,8 @@ async def run_evals(evaluators: Sequence[Evaluator], client: Any) -> dict[str, f
     return metrics
 
 
-def _report(train: SupervisedDataset, journal: Journal) -> None:
-    """Data that is rendered on demand has its account only now."""
-    if train.report is not None and not train.report.complete:
-        for line in train.report.lines():
+def _say(reports: Sequence[DataReport], journal: Journal) -> None:
+    """The accounts of data: at the start, and at the end of that which is rendered on demand."""
+    for report in reports:
+        for line in report.lines():
             journal.say(line)

@@ -1,0 +1,57 @@
+"""The bundled conversations: "Write 47 in words." -> "forty-seven", 70 numbers to train on and 30
+held out, and what comes with them wherever they are the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import chz
+
+from tinker_cookbook.supervised.data import JsonlChats
+from tinker_cookbook.supervised.exact_match import ExactMatch
+from tinker_cookbook.supervised.types import (
+    ChatDatasetBuilder,
+    EvaluatorBuilder,
+    SupervisedDataset,
+)
+
+NUM_EPOCHS = 30
+_DATA = Path(__file__).parent / "data"
+_METRICS = {"train": "seen", "held_out": "held_out"}  # split -> prefix of its exact match
+
+
+def path(split: str) -> str:
+    """split: "train" or "held_out"."""
+    return str(_DATA / f"number_words_{split}.jsonl")
+
+
+@chz.chz
+class NumberWords(ChatDatasetBuilder):
+    """70 bundled conversations that write a number in words, and 30 others for the test."""
+
+    def _files(self) -> JsonlChats:
+        return JsonlChats(
+            common_config=self.common_config, path=path("train"), test_path=path("held_out")
+        )
+
+    def identity(self) -> Mapping[str, Any]:
+        return self._files().identity()
+
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+        return self._files()()
+
+    def default_num_epochs(self) -> int:
+        return NUM_EPOCHS
+
+    def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
+        return [
+            ExactMatch(
+                path=path(split),
+                name=name,
+                model_name=self.config.model_name_for_tokenizer,
+                renderer_name=self.config.renderer_name,
+            )
+            for split, name in _METRICS.items()
+        ]

@@ -1,0 +1,113 @@
+"""The keys of a supervised run at its start: those left out are filled in, and those that cannot
+work are refused before any data is read or any step is paid for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chz
+
+from tinker_cookbook import models
+from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.models import FilledConfig
+from tinker_cookbook.supervised.chats import existing_file
+
+
+def fill(config: Any, method: str) -> FilledConfig:
+    """A copy of a chz config in which keys that are None have what suits the data, the checkpoint
+    it starts from and the model, in this order; and what was filled.
+
+    renderer_name: the one that the data's own common_config renders with; else the one that
+    load_checkpoint_path was trained with; else the model's.
+    """
+    common = getattr(getattr(config, "dataset_builder", None), "common_config", None)
+    name = config.renderer_name
+    if common is not None:
+        if name not in (None, common.renderer_name):
+            raise ConfigurationError(
+                f"renderer_name={name}, but the data's common_config renders with "
+                f"{common.renderer_name}: drop renderer_name"
+            )
+        name = common.renderer_name
+    if config.load_checkpoint_path is not None:
+        name = resolve_renderer_name_from_checkpoint_or_default(
+            model_name=config.model_name,
+            explicit_renderer_name=name,
+            load_checkpoint_path=config.load_checkpoint_path,
+            base_url=config.base_url,
+        )
+    filled = models.fill_defaults(chz.replace(config, renderer_name=name), method)
+    if config.renderer_name is None:
+        filled.filled.setdefault("renderer_name", filled.config.renderer_name)
+    return filled
+
+
+class _Range(NamedTuple):
+    holds: Callable[[float], bool]  # False for NaN in each of them
+    expected: str
+
+
+_COUNT = _Range(lambda value: 1 <= value < math.inf, "1 or more")
+_NOT_NEGATIVE = _Range(lambda value: 0 <= value < math.inf, "0 or more")
+_POSITIVE = _Range(lambda value: 0 < value < math.inf, "above 0")
+_DECAY = _Range(lambda value: 0 <= value < 1, "0 or more and below 1")
+# random generators of several libraries take it, and with an epoch number it stays below 2**63
+_SEED = _Range(lambda value: 0 <= value < 2**32, "0 to 4294967295")
+
+_RANGES = {
+    "learning_rate": _NOT_NEGATIVE,
+    "num_epochs": _COUNT,
+    "max_steps": _COUNT,
+    "lora_rank": _COUNT,
+    "seed": _SEED,
+    "adam_beta1": _DECAY,
+    "adam_beta2": _DECAY,
+    "adam_eps": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "grad_clip_norm": _NOT_NEGATIVE,
+    "eval_every": _NOT_NEGATIVE,
+    "infrequent_eval_every": _NOT_NEGATIVE,
+    "save_every": _NOT_NEGATIVE,
+    "rolling_save_every": _NOT_NEGATIVE,
+    "ttl_seconds": _COUNT,
+    "submit_ahead": _NOT_NEGATIVE,
+}
+
+
+def check(config: Any) -> None:
+    """Raises ConfigurationError for the first key whose value cannot work; None is left alone.
+
+    Keys that a config lacks are not asked for. `batch_size` and the least `max_length` are checked
+    where ChatDatasetBuilderCommonConfig is made.
+    """
+    for key, allowed in _RANGES.items():
+        _check_range(key, getattr(config, key, None), allowed)
+    data = getattr(config, "dataset_builder", None)
+    _check_range("shuffle_seed", getattr(data, "shuffle_seed", None), _SEED)
+    if getattr(config, "dataset_path", None) is not None:
+        existing_file(config.dataset_path, "dataset_path")
+    for holder in (config, getattr(data, "common_config", None)):
+        _check_length(getattr(holder, "max_length", None), config.model_name)
+
+
+def _check_range(key: str, value: float | None, allowed: _Range) -> None:
+    if value is not None and not allowed.holds(value):
+        raise ConfigurationError(f"{key}={value}: expected {allowed.expected}")
+
+
+def _check_length(max_length: int | None, model_name: str) -> None:
+    """A row above the model's context would fail only when its step comes, perhaps hours later."""
+    if max_length is None:
+        return
+    try:
+        context_length = models.resolve(model_name).context_length
+    except ConfigurationError:  # a server may have models that the table does not know
+        return
+    if context_length is not None and max_length > context_length:
+        raise ConfigurationError(
+            f"max_length={max_length}: {model_name} has a context of {context_length} tokens; "
+            f"set max_length={context_length} or less"
+        )

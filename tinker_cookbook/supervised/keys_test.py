@@ -1,0 +1,109 @@
+"""What is filled in, and each value that is refused before anything is read or trained."""
+
+import math
+
+import chz
+import pytest
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.service import connect
+from tinker_cookbook.supervised import keys, train
+from tinker_cookbook.supervised.data import InMemoryChats
+from tinker_cookbook.supervised.types import (
+    ChatDatasetBuilder,
+    ChatDatasetBuilderCommonConfig,
+    SupervisedDatasetBuilder,
+)
+
+OWN = ChatDatasetBuilderCommonConfig(
+    model_name_for_tokenizer="nano", renderer_name="qwen3", max_length=64, batch_size=2
+)
+
+
+def config(**changes):
+    return train.Config(**{"dataset_builder": SupervisedDatasetBuilder(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("learning_rate", -1.0, "0 or more"),
+        ("learning_rate", math.nan, "0 or more"),
+        ("learning_rate", math.inf, "0 or more"),
+        ("num_epochs", 0, "1 or more"),
+        ("max_steps", 0, "1 or more"),
+        ("lora_rank", 0, "1 or more"),
+        ("seed", -1, "0 to 4294967295"),
+        ("seed", 2**32, "0 to 4294967295"),
+        ("adam_beta1", 1.0, "0 or more and below 1"),
+        ("adam_beta2", -0.1, "0 or more and below 1"),
+        ("adam_eps", 0.0, "above 0"),
+        ("weight_decay", -1e-3, "0 or more"),
+        ("grad_clip_norm", -1.0, "0 or more"),
+        ("eval_every", -1, "0 or more"),
+        ("infrequent_eval_every", -1, "0 or more"),
+        ("save_every", -1, "0 or more"),
+        ("rolling_save_every", -1, "0 or more"),
+        ("ttl_seconds", 0, "1 or more"),
+        ("submit_ahead", -1, "0 or more"),
+    ],
+)
+async def test_a_value_that_cannot_work(key, value, expected):
+    with pytest.raises(ConfigurationError) as error:
+        await train.main(config(**{key: value}))
+    assert str(error.value) == f"{key}={value}: expected {expected}"
+
+
+def test_values_at_the_edge_work():
+    keys.check(
+        config(learning_rate=0.0, seed=2**32 - 1, submit_ahead=0, ttl_seconds=None, save_every=0)
+    )
+
+
+def test_lengths_above_the_context():
+    length = chz.replace(OWN, max_length=2049)
+    data = InMemoryChats(common_config=length, conversations=[])
+    with pytest.raises(ConfigurationError, match=r"^max_length=2049: nano has a context of 2048 "):
+        keys.check(config(dataset_builder=data))
+    keys.check(config(dataset_builder=chz.replace(data, common_config=OWN)))
+    # what no table knows, a server may
+    keys.check(config(dataset_builder=data, model_name="me/unheard-of"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("max_length", -5)])
+def test_sizes_of_batches(key, value):
+    with pytest.raises(ConfigurationError, match=f"^{key}={value}: expected"):
+        chz.replace(OWN, **{key: value})
+
+
+def test_the_seed_of_the_data():
+    data = InMemoryChats(common_config=OWN, conversations=[], shuffle_seed=-1)
+    with pytest.raises(ConfigurationError, match=r"^shuffle_seed=-1: "):
+        keys.check(config(dataset_builder=data))
+
+
+def test_fill_by_the_model():
+    filled = keys.fill(config(), "sl")
+    assert filled.filled == {"learning_rate": 3e-3, "renderer_name": "qwen3_instruct"}
+    assert filled.config.learning_rate == 3e-3
+
+
+def test_the_renderer_of_the_data_goes_first():
+    with_data = config(dataset_builder=ChatDatasetBuilder(common_config=OWN))
+    filled = keys.fill(with_data, "sl")
+    assert filled.config.renderer_name == filled.filled["renderer_name"] == "qwen3"
+    with pytest.raises(ConfigurationError, match=r"^renderer_name=role_colon, but the data's"):
+        keys.fill(chz.replace(with_data, renderer_name="role_colon"), "sl")
+
+
+def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model():
+    client = connect().create_lora_training_client(
+        base_model="nano", rank=1, user_metadata={"renderer_name": "qwen3_disable_thinking"}
+    )
+    path = client.save_state("x").result().path
+    from_checkpoint = config(load_checkpoint_path=path)
+    filled = keys.fill(from_checkpoint, "sl")
+    assert filled.config.renderer_name == "qwen3_disable_thinking"
+    assert filled.filled["renderer_name"] == "qwen3_disable_thinking"
+    asked = keys.fill(chz.replace(from_checkpoint, renderer_name="qwen3"), "sl")
+    assert asked.config.renderer_name == "qwen3" and "renderer_name" not in asked.filled
