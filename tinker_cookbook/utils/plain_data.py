@@ -1,4 +1,18 @@
-"""Any configuration object as plain JSON data, the same text for the same configuration."""
+"""Any configuration object as plain JSON data, the same text for the same configuration.
+
+A configuration that names things outside itself, such as local files, can say what they are: its
+class has a method `identity() -> Mapping[str, Any]` (plain data, the same for the same content;
+for a file say its rows and sha256). It is called whenever the object becomes plain data, and what
+it returns is put under "identity" there. A key of it that is also a field of the object stands for
+that field wherever configurations are compared (`comparable`):
+
+    JsonlChats(path="a.jsonl", batch_size=8)
+    -> {"class": "JsonlChats", "path": "a.jsonl", "batch_size": 8,
+        "identity": {"path": {"rows": 16, "sha256": "9f86..."}}}
+
+so a moved file is the same data, and another file of the same name is not. An empty mapping says
+that nothing outside matters.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +27,16 @@ from typing import Any
 
 import chz
 
+IDENTITY = "identity"
+
 
 def plain(value: Any) -> Any:
     """Plain data (dict, list, str, int, float, bool, None) that stands for `value`.
 
-    chz objects and dataclasses become {"class": name, **fields}, classes and functions become
-    "module:name", paths become strings, numpy and torch scalars become numbers. What has no
-    stable text of its own (its repr holds an address) is represented by the name of its class.
+    chz objects and dataclasses become {"class": name, **fields}, with "identity" if their class has
+    that method (see above), classes and functions become "module:name", paths become strings,
+    numpy and torch scalars become numbers. What has no stable text of its own (its repr holds an
+    address) is represented by the name of its class.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -60,6 +77,15 @@ def plain(value: Any) -> Any:
     return type(value).__qualname__ if " at 0x" in text or len(text) > 1000 else text
 
 
+def comparable(value: Any) -> Any:
+    """Plain data without the fields that an "identity" beside them stands for."""
+    if isinstance(value, Mapping):
+        identity = value.get(IDENTITY)
+        known = identity if isinstance(identity, Mapping) else {}
+        return {k: comparable(v) for k, v in value.items() if k not in known}
+    return [comparable(v) for v in value] if isinstance(value, list) else value
+
+
 def module_name(name: str) -> str:
     """The import name of a module, also of the one that `python -m X` runs as __main__."""
     if name == "__main__":
@@ -74,4 +100,7 @@ def _is_function(value: Any) -> bool:
 
 
 def _tagged(value: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {"class": type(value).__qualname__, **{k: plain(v) for k, v in fields.items()}}
+    tagged = {"class": type(value).__qualname__, **{k: plain(v) for k, v in fields.items()}}
+    if callable(getattr(type(value), IDENTITY, None)) and (known := plain(value.identity())):
+        tagged[IDENTITY] = known
+    return tagged

@@ -10,7 +10,7 @@ from typing import Any
 import chz
 import numpy as np
 
-from tinker_cookbook.utils.plain_data import plain
+from tinker_cookbook.utils.plain_data import comparable, plain
 
 
 class Color(enum.StrEnum):
@@ -90,3 +90,45 @@ def test_a_program_and_its_module_give_the_same_text(tmp_path: Path):
         [sys.executable, "-m", "recipes.thing"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout == "recipes.thing:f\n", done.stderr
+
+
+@chz.chz
+class File:
+    path: str
+    batch_size: int = 8
+
+    def identity(self) -> dict[str, Any]:
+        return {"path": {"bytes": Path(self.path).stat().st_size}}
+
+
+@chz.chz
+class NoFile:
+    path: str
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+
+def test_identity_stands_for_the_field_of_the_same_name(tmp_path: Path):
+    for name, text in (("a", "one"), ("moved", "one"), ("b", "three")):
+        (tmp_path / name).write_text(text)
+    a, moved, b = (plain([File(path=str(tmp_path / name))]) for name in ("a", "moved", "b"))
+    assert a == [
+        {
+            "class": "File",
+            "path": str(tmp_path / "a"),
+            "batch_size": 8,
+            "identity": {"path": {"bytes": 3}},
+        }
+    ]
+    assert a != moved and comparable({"data": a}) == comparable({"data": moved})
+    assert comparable(a) == [{"class": "File", "batch_size": 8, "identity": {"path": {"bytes": 3}}}]
+    assert comparable(a) != comparable(b)
+    (tmp_path / "a").write_text("grown")
+    assert plain([File(path=str(tmp_path / "a"))]) != a
+
+
+def test_without_an_identity_every_field_counts():
+    assert plain(NoFile(path="x")) == {"class": "NoFile", "path": "x"}
+    assert comparable(plain(NoFile(path="x"))) != comparable(plain(NoFile(path="y")))
+    assert plain(NoFile) == f"{__name__}:NoFile"
