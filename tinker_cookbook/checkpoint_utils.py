@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS_FILE = "checkpoints.jsonl"
 FINAL_NAME = "final"
 PERIODIC_TTL_SECONDS = 7 * 24 * 3600
-ROLLING_TTL_SECONDS = 2 * 3600
 RENDERER_NAME_KEY = "renderer_name"  # in the user_metadata of a training run
 
 CheckpointKind = Literal["state", "sampler", "both"]
@@ -81,6 +80,45 @@ def get_last_checkpoint(
         if record.to_dict().get(required_key) is not None:
             return record
     return None
+
+
+def get_last_resumable_checkpoint(
+    log_dir: str | os.PathLike[str], rest_client: Any = None
+) -> tuple[CheckpointRecord | None, list[str]]:
+    """The last record whose state the service still has, and a line for each newer one without.
+
+    Without a rest_client: the last record with a state, unseen. CheckpointError if the run has
+    records but none of their states is left: starting it over is for the user to decide. What says
+    nothing about the checkpoint, such as a broken connection, is passed on.
+    """
+    lost: list[str] = []
+    for record in reversed(load_checkpoints_file(log_dir)):
+        if record.state_path is None:
+            continue
+        if rest_client is None:
+            return record, []
+        try:
+            rest_client.get_weights_info_by_tinker_path(record.state_path).result()
+        except Exception as e:
+            if not _says_gone(e):
+                raise
+            lost.append(f"skipping checkpoint {record.name}: {e}")
+        else:
+            return record, lost
+    if lost:
+        raise CheckpointError(
+            f"{Path(log_dir).expanduser()}: no checkpoint of this run can be resumed, the newest "
+            f"not because: {lost[0].partition(': ')[2]}; bring the store back, or start over with "
+            "behavior_if_log_dir_exists=delete"
+        )
+    return None, []
+
+
+def _says_gone(error: Exception) -> bool:
+    """True if the answer is that the checkpoint is not there, has expired or is damaged."""
+    if isinstance(error, CheckpointError):  # the store of this process
+        return True
+    return getattr(error, "status_code", None) in (404, 410)  # tinker.APIStatusError
 
 
 def append_record(log_dir: str | os.PathLike[str], record: CheckpointRecord) -> None:
@@ -168,10 +206,13 @@ def _recorded(log_path: str | os.PathLike[str], record: CheckpointRecord) -> dic
 class CheckpointManager:
     """Decides after which steps to save what, and records it.
 
-    Periodic: every `save_every` steps, state and sampler weights, kept `ttl_seconds`.
-    Rolling: every `rolling_save_every` steps in between, state only, the one before is deleted
-    (through `rest_client` if given; in any case after `rolling_ttl_seconds`). Final: state and
-    sampler weights, kept for good, record with "final": true. 0 switches periodic or rolling off.
+    Periodic: every `save_every` steps, state and sampler weights. Rolling: every
+    `rolling_save_every` steps in between, state only. Final: state and sampler weights, kept for
+    good, record with "final": true. 0 switches periodic or rolling off.
+
+    Nothing is saved with an end: a run that was left alone can be resumed from its newest
+    checkpoint at any time. When the next one is recorded, `rest_client` deletes a rolling one, and
+    lets a periodic one expire after `ttl_seconds` (None: never). Without a rest_client all stay.
     """
 
     def __init__(
@@ -181,22 +222,24 @@ class CheckpointManager:
         save_every: int = 0,
         rolling_save_every: int = 0,
         ttl_seconds: int | None = PERIODIC_TTL_SECONDS,
-        rolling_ttl_seconds: int | None = ROLLING_TTL_SECONDS,
         total_steps: int | None = None,
         rest_client: Any = None,
     ) -> None:
         for key, every in (("save_every", save_every), ("rolling_save_every", rolling_save_every)):
             if every < 0:
                 raise ConfigurationError(f"{key}={every} must be 0 (never) or a number of steps")
+        if ttl_seconds is not None and ttl_seconds <= 0:
+            raise ConfigurationError(
+                f"ttl_seconds={ttl_seconds} must be above 0, or None to keep checkpoints for good"
+            )
         self._log_path = log_path
         self._save_every = save_every
         self._rolling_save_every = rolling_save_every
         self._ttl_seconds = ttl_seconds
-        self._rolling_ttl_seconds = rolling_ttl_seconds
         self._total_steps = total_steps
         self._rest_client = rest_client
-        last = get_last_checkpoint(log_path)
-        self._rolling_path = last.state_path if last and last.extra.get("rolling") else None
+        # two: a crash may have come between recording the last and retiring the one before
+        self._to_retire = load_checkpoints_file(log_path)[-2:]
 
     def submit(
         self, training_client: Any, step: int, *, final: bool = False, **loop_state: Any
@@ -215,27 +258,37 @@ class CheckpointManager:
             return None
         name = f"{step:06d}"
         if self._save_every and step % self._save_every == 0:
-            return submit_checkpoint(training_client, name, state, "both", self._ttl_seconds)
+            return submit_checkpoint(training_client, name, state, "both")
         if self._rolling_save_every and step % self._rolling_save_every == 0:
             state["rolling"] = True
-            return submit_checkpoint(
-                training_client, name, state, "state", self._rolling_ttl_seconds
-            )
+            return submit_checkpoint(training_client, name, state, "state")
         return None
 
     async def finish(self, pending: PendingSave) -> CheckpointRecord:
-        """Waits for the checkpoint, records it, then deletes the rolling one it replaces."""
+        """Waits for the checkpoint, records it, then retires the one that it replaces."""
         record = await pending
         append_record(self._log_path, record)
-        replaced, self._rolling_path = self._rolling_path, None
-        if record.extra.get("rolling"):
-            self._rolling_path = record.state_path
-        if replaced is not None and self._rest_client is not None:
-            try:
-                await self._rest_client.delete_checkpoint_from_tinker_path(replaced)
-            except Exception as e:  # it expires by itself; training matters more
-                logger.warning("rolling checkpoint %s could not be deleted: %s", replaced, e)
+        replaced, self._to_retire = self._to_retire, [record]
+        for old in replaced:
+            await self._retire(old)
         return record
+
+    async def _retire(self, old: CheckpointRecord) -> None:
+        rest, ttl = self._rest_client, self._ttl_seconds
+        rolling = old.extra.get("rolling")
+        if rest is None or old.final or (ttl is None and not rolling):
+            return
+        for path in (old.state_path, old.sampler_path):
+            if path is None:
+                continue
+            try:
+                if rolling:
+                    await rest.delete_checkpoint_from_tinker_path(path)
+                else:
+                    await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
+            except Exception as e:  # one checkpoint too many: training matters more
+                if not _says_gone(e):
+                    logger.warning("checkpoint %s stays where it is: %s", path, e)
 
 
 async def start_training_client(
@@ -247,8 +300,9 @@ async def start_training_client(
     """The training client of a run: where it was left, else from a checkpoint, else a new adapter.
 
     resume: go on exactly there, optimizer included. Otherwise `config.load_checkpoint_path` gives
-    the weights, with a fresh optimizer. Otherwise a new adapter by model_name, lora_rank, seed and
-    the train_* keys. The renderer's name is kept with the run for whoever loads it later.
+    the weights, with a fresh optimizer; ConfigurationError if its adapter is not the one that
+    lora_rank and the train_* keys describe. Otherwise a new adapter by model_name, lora_rank, seed
+    and the train_* keys. The renderer's name is kept with the run for whoever loads it later.
     """
     metadata = {RENDERER_NAME_KEY: config.renderer_name, **(user_metadata or {})}
     if resume is not None:
@@ -256,6 +310,7 @@ async def start_training_client(
             resume.state_path, base_model=config.model_name, user_metadata=metadata
         )
     if config.load_checkpoint_path is not None:
+        await _refuse_another_adapter(service, config)
         return await service.create_training_client_from_state(
             config.load_checkpoint_path, base_model=config.model_name, user_metadata=metadata
         )
@@ -268,6 +323,24 @@ async def start_training_client(
         train_unembed=config.train_unembed,
         user_metadata=metadata,
     )
+
+
+async def _refuse_another_adapter(service: Any, config: Any) -> None:
+    """What a checkpoint holds decides which layers are trained; no key can change that."""
+    path = config.load_checkpoint_path
+    found = await service.create_rest_client().get_weights_info_by_tinker_path(path)
+    wrong = {
+        key: (getattr(config, key), there)
+        for key in ("lora_rank", "train_attn", "train_mlp", "train_unembed")
+        if (there := getattr(found, key)) is not None and there != getattr(config, key)
+    }
+    if wrong:
+        given = " ".join(f"{key}={here}" for key, (here, _) in wrong.items())
+        needed = " ".join(f"{key}={there}" for key, (_, there) in wrong.items())
+        raise ConfigurationError(
+            f"{given} does not fit load_checkpoint_path={path}, which was trained with {needed}; "
+            f"set {needed}"
+        )
 
 
 def resolve_renderer_name_from_checkpoint_or_default(
@@ -328,4 +401,4 @@ def _choose_renderer(
         return stored
     from tinker_cookbook import models
 
-    return models.resolve(model_name).renderers[0]
+    return models.recommended_renderer(model_name)

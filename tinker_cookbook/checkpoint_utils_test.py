@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tinker
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinker_cookbook import checkpoint_utils
@@ -15,11 +16,13 @@ from tinker_cookbook.checkpoint_utils import (
     CheckpointRecord,
     append_record,
     get_last_checkpoint,
+    get_last_resumable_checkpoint,
     load_checkpoints_file,
     resolve_renderer_name_from_checkpoint_or_default,
     resolve_renderer_name_from_checkpoint_or_default_async,
     save_checkpoint,
     save_checkpoint_async,
+    start_training_client,
     submit_checkpoint,
 )
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
@@ -31,6 +34,7 @@ class FakeClient:
     def __init__(self, hold: bool = False) -> None:
         self.requests: list[tuple] = []
         self.deleted: list[str] = []
+        self.expiring: list[tuple[str, int | None]] = []
         self._hold = hold
         self._held: list[tuple[Future, str]] = []
 
@@ -42,6 +46,10 @@ class FakeClient:
 
     def delete_checkpoint_from_tinker_path(self, path: str):
         self.deleted.append(path)
+        return self._done(None)
+
+    def set_checkpoint_ttl_from_tinker_path(self, path: str, ttl_seconds: int | None):
+        self.expiring.append((path, ttl_seconds))
         return self._done(None)
 
     def release(self) -> None:
@@ -172,16 +180,19 @@ async def test_what_is_saved_when(tmp_path: Path):
     final = manager.submit(client, 8, final=True)
     assert final is not None
     await manager.finish(final)
-    hours, days = 3600, 24 * 3600
-    assert client.requests == [
-        ("weights", "000002", 2 * hours),
-        ("weights", "000004", 7 * days),
-        ("sampler_weights", "000004", 7 * days),
-        ("weights", "000006", 2 * hours),
+    assert client.requests == [  # none of them ends by itself
+        ("weights", "000002", None),
+        ("weights", "000004", None),
+        ("sampler_weights", "000004", None),
+        ("weights", "000006", None),
         ("weights", "final", None),
         ("sampler_weights", "final", None),
     ]
     assert client.deleted == ["tinker://run/weights/000002", "tinker://run/weights/000006"]
+    assert client.expiring == [
+        ("tinker://run/weights/000004", 7 * 24 * 3600),
+        ("tinker://run/sampler_weights/000004", 7 * 24 * 3600),
+    ]
     records = load_checkpoints_file(tmp_path)
     assert [(r.batch, r.final, r.extra) for r in records] == [
         (2, None, {"rolling": True}),
@@ -206,7 +217,7 @@ async def test_a_resumed_manager_deletes_the_rolling_checkpoint_of_its_predecess
 async def test_a_rolling_checkpoint_that_cannot_be_deleted_stops_nobody(tmp_path: Path, caplog):
     class Broken(FakeClient):
         def delete_checkpoint_from_tinker_path(self, path: str):
-            raise CheckpointError("gone")
+            raise ConnectionError("no route")
 
     client = Broken()
     manager = CheckpointManager(tmp_path, rolling_save_every=1, rest_client=client)
@@ -215,12 +226,185 @@ async def test_a_rolling_checkpoint_that_cannot_be_deleted_stops_nobody(tmp_path
         assert pending is not None
         await manager.finish(pending)
     assert len(load_checkpoints_file(tmp_path)) == 2
-    assert "tinker://run/weights/000001 could not be deleted: gone" in caplog.text
+    assert "tinker://run/weights/000001 stays where it is: no route" in caplog.text
 
 
-def test_negative_intervals_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigurationError, match="rolling_save_every=-1"):
-        CheckpointManager(tmp_path, rolling_save_every=-1)
+@pytest.mark.parametrize(
+    ("key", "value"), [("save_every", -1), ("rolling_save_every", -1), ("ttl_seconds", 0)]
+)
+def test_numbers_that_cannot_work_are_refused(tmp_path: Path, key: str, value: int):
+    with pytest.raises(ConfigurationError, match=f"{key}={value} must be"):
+        CheckpointManager(tmp_path, **{key: value})
+
+
+async def saved(manager: CheckpointManager, client: FakeClient, step: int, **state) -> None:
+    pending = manager.submit(client, step, **state)
+    assert pending is not None
+    await manager.finish(pending)
+
+
+async def test_without_a_rest_client_or_a_ttl_nothing_ends(tmp_path: Path):
+    client = FakeClient()
+    for directory, rest, ttl in (("a", None, 3600), ("b", client, None)):
+        (tmp_path / directory).mkdir()
+        manager = CheckpointManager(
+            tmp_path / directory, save_every=1, ttl_seconds=ttl, rest_client=rest
+        )
+        await saved(manager, client, 1)
+        await saved(manager, client, 2)
+    assert (client.deleted, client.expiring) == ([], [])
+    assert {ttl for _, _, ttl in client.requests} == {None}
+
+
+async def test_a_crash_between_record_and_replacement_leaves_nothing_behind(tmp_path: Path):
+    for step in (2, 4):  # 2 was to be deleted when 4 was recorded
+        append_record(
+            tmp_path,
+            CheckpointRecord(f"{step}", batch=step, state_path=f"{step}", extra={"rolling": True}),
+        )
+    client = FakeClient()
+    manager = CheckpointManager(tmp_path, rolling_save_every=2, rest_client=client)
+    await saved(manager, client, 6)
+    await saved(manager, client, 8)
+    assert client.deleted == ["2", "4", "tinker://run/weights/000006"]
+
+
+async def test_a_final_checkpoint_is_kept_when_its_run_goes_on(tmp_path: Path):
+    client = FakeClient()
+    await saved(CheckpointManager(tmp_path, rest_client=client), client, 2, final=True)
+    manager = CheckpointManager(tmp_path, save_every=1, rest_client=client)
+    await saved(manager, client, 3)
+    assert (client.deleted, client.expiring) == ([], [])
+
+
+# ---- which checkpoint a run can be resumed from
+
+
+class Answers:
+    """A RestClient with an answer, or an error, for each path."""
+
+    def __init__(self, **answers) -> None:
+        self.asked: list[str] = []
+        self._answers = answers
+
+    def get_weights_info_by_tinker_path(self, path: str):
+        self.asked.append(path)
+        future: Future = Future()
+        answer = self._answers[path]
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+        return AwaitableConcurrentFuture(future)
+
+
+def not_found() -> Exception:
+    import httpx
+
+    response = httpx.Response(404, request=httpx.Request("POST", "http://server"))
+    return tinker.NotFoundError("no such checkpoint", response=response, body=None)
+
+
+def no_connection() -> Exception:
+    import httpx
+
+    return tinker.APIConnectionError(request=httpx.Request("POST", "http://server"))
+
+
+def three_records(directory: Path) -> None:
+    for step in (1, 2, 3):
+        append_record(directory, CheckpointRecord(f"{step}", batch=step, state_path=f"s{step}"))
+    append_record(directory, CheckpointRecord("4", batch=4, sampler_path="only to sample"))
+
+
+@pytest.mark.parametrize("gone", [CheckpointError("it expired"), not_found()])
+def test_records_whose_state_is_gone_are_skipped(tmp_path: Path, gone: Exception):
+    three_records(tmp_path)
+    rest = Answers(s3=gone, s2=gone, s1="info")
+    record, lost = get_last_resumable_checkpoint(tmp_path, rest)
+    assert record and record.name == "1" and rest.asked == ["s3", "s2", "s1"]
+    assert lost == [f"skipping checkpoint 3: {gone}", f"skipping checkpoint 2: {gone}"]
+
+
+def test_a_broken_connection_skips_nothing(tmp_path: Path):
+    three_records(tmp_path)
+    rest = Answers(s3=no_connection(), s2="info")
+    with pytest.raises(tinker.APIConnectionError):
+        get_last_resumable_checkpoint(tmp_path, rest)
+    assert rest.asked == ["s3"]
+
+
+def test_a_run_that_lost_everything_is_not_started_over(tmp_path: Path):
+    three_records(tmp_path)
+    gone = CheckpointError("no run r in the store /s")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this run .* no run r in the st"):
+        get_last_resumable_checkpoint(tmp_path, Answers(s3=gone, s2=gone, s1=gone))
+
+
+def test_without_records_or_without_a_rest_client_nobody_is_asked(tmp_path: Path):
+    assert get_last_resumable_checkpoint(tmp_path, Answers()) == (None, [])
+    three_records(tmp_path)
+    record, lost = get_last_resumable_checkpoint(tmp_path)
+    assert record and record.name == "3" and lost == []
+
+
+# ---- where training starts
+
+
+class Service:
+    """Keeps what was asked for; every checkpoint is of rank 32, without the unembedding."""
+
+    def __init__(self, **info) -> None:
+        fields = {"lora_rank": 32, "train_attn": True, "train_mlp": True, "train_unembed": False}
+        self.rest = Answers(**{"tinker://r/weights/x": SimpleNamespace(**{**fields, **info})})
+        self.created: list[tuple] = []
+
+    def create_rest_client(self):
+        return self.rest
+
+    async def create_training_client_from_state(self, path: str, **keys):
+        self.created.append((path, keys["base_model"], keys["user_metadata"]))
+
+    async def create_lora_training_client(self, **keys):
+        self.created.append((keys["rank"], keys["train_unembed"]))
+
+
+def a_config(**keys) -> SimpleNamespace:
+    defaults = {"train_attn": True, "train_mlp": True, "train_unembed": False, "lora_rank": 32}
+    names = {"model_name": "m", "renderer_name": "r", "seed": 0}
+    return SimpleNamespace(
+        **{**defaults, **names, "load_checkpoint_path": "tinker://r/weights/x", **keys}
+    )
+
+
+async def test_a_checkpoint_of_the_same_adapter_is_loaded():
+    service = Service()
+    await start_training_client(service, a_config(), None)
+    assert service.created == [("tinker://r/weights/x", "m", {"renderer_name": "r"})]
+
+
+async def test_a_checkpoint_of_another_adapter_is_refused():
+    service = Service()
+    with pytest.raises(ConfigurationError) as e:
+        await start_training_client(service, a_config(lora_rank=4, train_unembed=True), None)
+    assert str(e.value) == (
+        "lora_rank=4 train_unembed=True does not fit load_checkpoint_path=tinker://r/weights/x, "
+        "which was trained with lora_rank=32 train_unembed=False; "
+        "set lora_rank=32 train_unembed=False"
+    )
+    assert service.created == []
+
+
+async def test_what_a_service_does_not_tell_is_not_compared():
+    service = Service(train_unembed=None, train_attn=None, train_mlp=None)
+    await start_training_client(service, a_config(train_unembed=True), None)
+    assert len(service.created) == 1
+
+
+async def test_without_a_checkpoint_nothing_is_compared():
+    service = Service()
+    await start_training_client(service, a_config(load_checkpoint_path=None, lora_rank=4), None)
+    assert service.created == [(4, False)] and service.rest.asked == []
 
 
 @pytest.fixture
@@ -236,7 +420,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict | None]:
 
     monkeypatch.setattr(checkpoint_utils, "_rest_client", lambda base_url: Rest())
     models = types.ModuleType("tinker_cookbook.models")
-    models.resolve = lambda name: SimpleNamespace(renderers=("recommended", "other"))  # type: ignore[attr-defined]
+    models.recommended_renderer = lambda name: "recommended"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tinker_cookbook.models", models)
     monkeypatch.setattr("tinker_cookbook.models", models, raising=False)
     return metadata

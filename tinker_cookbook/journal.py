@@ -18,28 +18,32 @@ from typing import Any, Literal, NamedTuple
 
 from tinker_cookbook.checkpoint_utils import (
     PERIODIC_TTL_SECONDS,
-    ROLLING_TTL_SECONDS,
     CheckpointManager,
     CheckpointRecord,
     PendingSave,
     get_last_checkpoint,
+    get_last_resumable_checkpoint,
 )
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl, ml_log
 from tinker_cookbook.utils.display import Display, duration
 from tinker_cookbook.utils.misc_utils import runs_path, timed
-from tinker_cookbook.utils.plain_data import plain
+from tinker_cookbook.utils.plain_data import comparable, plain
 from tinker_cookbook.utils.run_directory import RunLock, decide, differences, empty, holds_run
 
 logger = logging.getLogger(__name__)
 
+# these say how long a run is to be; a finished run is continued if one of them changed
+LENGTH_KEYS = ("max_steps", "num_epochs")
+
 # keys that do not change what was trained so far: they may differ when a run goes on, and they
 # are not in the hash that names its directory
 FREE_KEYS = (
-    "max_steps",
-    "num_epochs",
+    *LENGTH_KEYS,
     "*_every",
     "*ttl_seconds",
+    "*evaluator_builders",
+    "engine",
     "display",
     "wandb_*",
     "log_path",
@@ -67,6 +71,8 @@ class Journal:
     log_path: Path     the directory of the run
     start_step: int    the first step to do; 0 for a new run
     resume: CheckpointRecord | None   what to go on from: `.state_path` and `.extra`
+    continued: bool    the run had finished, with fewer steps. The row of its final weights, at
+                       i == start_step, is a row of a training step now: evaluate before that step
 
     `step(i)` yields the metrics row of step i, a dict. When the block ends without an exception
     the row gets `progress` (or, with progress="rl", `progress/batch` and `progress/done_frac`) and
@@ -88,19 +94,21 @@ class Journal:
 
     Keys of the config that the journal reads, all optional: model_name, log_path,
     behavior_if_log_dir_exists (resume, delete, raise, ask), save_every, rolling_save_every (steps,
-    0: never), ttl_seconds, rolling_ttl_seconds, wandb_project, wandb_name, display.
+    0: never), ttl_seconds, wandb_project, wandb_name, display.
 
     The directory is log_path, or else <runs directory>/<recipe>-<model>-<hash of the config>. An
-    unfinished run of the same config in it is resumed. A finished one is continued if total_steps
-    is larger than what it did; otherwise this run gets a new directory with a number behind it. A
+    unfinished run of the same config in it is resumed, from its newest checkpoint that the service
+    still has. A finished one is continued if max_steps or num_epochs changed and total_steps is
+    larger than what it did; otherwise this run gets a new directory with a number behind it. A
     run of another config is refused with the keys that differ (ConfigurationError), FREE_KEYS and
-    `also_free` (patterns of top-level keys) aside. A directory in use by another process is
-    refused as well.
+    `also_free` (patterns of top-level keys) aside. What local data holds is part of the config:
+    see `identity` in utils/plain_data.py. A directory in use by another process is refused as well.
     """
 
     log_path: Path
     start_step: int
     resume: CheckpointRecord | None
+    continued: bool
 
     def __init__(
         self,
@@ -115,7 +123,8 @@ class Journal:
     ) -> None:
         """headlines: metric name -> label, more figures for the display.
 
-        rest_client: deletes rolling checkpoints that were replaced (else they expire).
+        rest_client: `service.create_rest_client()`. Without it, a checkpoint that is gone is not
+        noticed before the loop loads it, and no checkpoint is ever deleted.
         """
         self._keys = _Keys(config)
         fields = {key: value for key, value in plain(config).items() if key != "class"}
@@ -135,6 +144,7 @@ class Journal:
         with ExitStack() as stack:
             place = self._take_directory(stack)
             self.log_path, self.resume = place.path, place.resume
+            self.continued = bool(place.resume and place.resume.final)
             self.start_step = self._next_step = (place.resume.batch or 0) if place.resume else 0
             # rows that were written after the last checkpoint: their steps are done again
             jsonl.keep_lines(
@@ -146,7 +156,6 @@ class Journal:
                 save_every=self._keys.get("save_every", 0),
                 rolling_save_every=self._keys.get("rolling_save_every", 0),
                 ttl_seconds=self._keys.get("ttl_seconds", PERIODIC_TTL_SECONDS),
-                rolling_ttl_seconds=self._keys.get("rolling_ttl_seconds", ROLLING_TTL_SECONDS),
                 total_steps=self._total_steps,
                 rest_client=self._rest_client,
             )
@@ -238,6 +247,8 @@ class Journal:
 
         loop_state: "epoch" and plain values of the loop's own, back in `resume.extra`.
         """
+        if final:  # what "finished" meant: see _goes_on_after
+            loop_state = {**self._length(), **loop_state}
         return self._checkpoints.submit(training_client, step, final=final, **loop_state)
 
     async def finish(self, pending: PendingSave | None) -> CheckpointRecord | None:
@@ -268,7 +279,7 @@ class Journal:
                 self._refuse_foreign_files(path)
                 return _Place(path, None, [*remarks, f"run directory: {path}"])
             last = get_last_checkpoint(path)
-            finished = bool(last and last.final) and not self._goes_on_after(last)
+            finished = bool(last and last.final and not self._goes_on_after(last))
             contents = _describe(last, finished)
             if decide(path, behavior, contents) == "delete":
                 empty(path)
@@ -279,7 +290,8 @@ class Journal:
                 remarks = [f"{path} holds {contents}; this run gets a directory of its own"]
                 continue
             self._refuse_past_the_end(path, last)
-            return _Place(path, last, [self._resume_remark(path, last)])
+            resume, skipped = get_last_resumable_checkpoint(path, self._rest_client)
+            return _Place(path, resume, [*skipped, self._resume_remark(path, resume)])
         raise AssertionError("unreachable")
 
     def _base_directory(self) -> Path:
@@ -296,13 +308,18 @@ class Journal:
         """The part of a config that must be the same for a run to go on."""
         return {
             key: value
-            for key, value in config.items()
+            for key, value in comparable(config).items()
             if not any(fnmatchcase(key, pattern) for pattern in self._free)
         }
 
-    def _goes_on_after(self, last: CheckpointRecord | None) -> bool:
-        done = last.batch if last else None
-        return done is not None and self._total_steps is not None and done < self._total_steps
+    def _length(self) -> dict[str, Any]:
+        return {key: self._config[key] for key in LENGTH_KEYS if key in self._config}
+
+    def _goes_on_after(self, last: CheckpointRecord) -> bool:
+        """A longer run was asked for. The data alone never makes a finished run go on."""
+        done = {key: last.extra[key] for key in LENGTH_KEYS if key in last.extra}
+        more = self._total_steps is not None and (last.batch or 0) < self._total_steps
+        return more and done != self._length()
 
     def _refuse_other_config(self, path: Path) -> None:
         file = path / ml_log.CONFIG_FILE

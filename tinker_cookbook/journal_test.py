@@ -16,7 +16,7 @@ import chz
 import pytest
 
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
-from tinker_cookbook.exceptions import ConfigurationError, TrainingError
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.utils.ml_log import read_metrics
 
@@ -312,6 +312,9 @@ class Config:
     model_name: str = "org/Tiny Model"
     rate: float = 0.1
     max_steps: int | None = None
+    num_epochs: int = 1
+    evaluator_builders: list[str] = chz.field(default_factory=list)
+    engine: str = "auto"
     eval_every: int = 3
     wandb_name: str | None = None
     log_path: str | None = None
@@ -350,7 +353,7 @@ async def test_the_directory_is_named_by_what_matters(runs: Path):
     first = (await do(Config(), 1)).log_path
     assert first.parent == runs
     assert first.name.startswith("r-Tiny_Model-") and len(first.name) == len("r-Tiny_Model-") + 8
-    free = Config(max_steps=3, eval_every=9, wandb_name="w")
+    free = Config(max_steps=3, eval_every=9, wandb_name="w", engine="cpu", evaluator_builders=["x"])
     assert (await do(free, 2)).log_path == first  # continued: two steps are more than one
     assert (await do(free, 2)).log_path.name == f"{first.name}-2"
     other = (await do(Config(rate=0.2), 1)).log_path
@@ -360,7 +363,7 @@ async def test_the_directory_is_named_by_what_matters(runs: Path):
 async def test_also_free_keys(tmp_path: Path):
     log = str(tmp_path / "x")
     await do(Config(log_path=log), 1, also_free=["rate"])
-    journal = await do(Config(log_path=log, rate=0.5), 2, also_free=["rate"])
+    journal = await do(Config(log_path=log, rate=0.5, max_steps=2), 2, also_free=["rate"])
     assert journal.start_step == 1
     with pytest.raises(ConfigurationError, match=r"rate is 0\.5 there and 0\.1 here"):
         await do(Config(log_path=log), 3)
@@ -454,8 +457,8 @@ async def test_a_save_cannot_be_recorded_before_its_rows(tmp_path: Path):
 
 
 async def test_a_row_for_the_final_weights_is_written_again_by_a_longer_run(tmp_path: Path):
-    config = Config(log_path=str(tmp_path))
     for total in (2, 3):
+        config = Config(log_path=str(tmp_path), num_epochs=total)
         with Journal(config, recipe="r", total_steps=total) as journal:
             for i in range(journal.start_step, total + 1):
                 with journal.step(i) as row:
@@ -474,9 +477,10 @@ async def test_loop_state_comes_back(tmp_path: Path):
         await journal.finish(
             journal.submit_save(Client(), 1, final=True, epoch=2, cursor={"file": 3})
         )
-    with Journal(config, recipe="r", total_steps=2) as journal:
+    longer = Config(log_path=str(tmp_path), num_epochs=2)
+    with Journal(longer, recipe="r", total_steps=2) as journal:
         assert journal.resume is not None and journal.start_step == 1
-        assert (journal.resume.epoch, journal.resume.extra) == (2, {"cursor": {"file": 3}})
+        assert (journal.resume.epoch, journal.resume.extra["cursor"]) == (2, {"file": 3})
 
 
 def test_an_error_is_logged_passed_on_and_frees_the_directory(tmp_path: Path):
@@ -520,3 +524,149 @@ def test_a_run_whose_config_cannot_be_read_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"config\.json cannot be read"):
         Journal(Config(log_path=str(tmp_path)), recipe="r").__enter__()
+
+
+# ---- data, and what the service still has
+
+
+@chz.chz
+class File:
+    path: str
+
+    def identity(self) -> dict[str, Any]:
+        return {"path": {"text": Path(self.path).read_text()}}
+
+
+@chz.chz
+class DataConfig(Config):
+    dataset_builder: File
+
+
+async def test_other_data_is_another_run_and_moved_data_is_not(tmp_path: Path, runs: Path):
+    (tmp_path / "a").write_text("one")
+    (tmp_path / "moved").write_text("one")
+    a = DataConfig(dataset_builder=File(path=str(tmp_path / "a")))
+    first = await do(a, 2)
+    config = json.loads((first.log_path / "config.json").read_text())
+    assert config["dataset_builder"] == {
+        "class": "File",
+        "path": str(tmp_path / "a"),
+        "identity": {"path": {"text": "one"}},
+    }
+    moved = chz.replace(a, dataset_builder=File(path=str(tmp_path / "moved")), max_steps=3)
+    again = await do(moved, 3)
+    assert (again.log_path, again.start_step) == (first.log_path, 2)
+    (tmp_path / "a").write_text("one and more")  # the same command after the file grew
+    grown = await do(a, 4)
+    assert grown.log_path.name[:-8] == first.log_path.name[:-8] != grown.log_path.name
+    assert grown.start_step == 0
+    with pytest.raises(
+        ConfigurationError,
+        match=r'dataset_builder\.identity\.path\.text is "one" there and "one and more" here',
+    ):
+        await do(chz.replace(a, log_path=str(first.log_path), max_steps=9), 9)
+
+
+async def test_more_steps_of_the_data_alone_continue_no_finished_run(tmp_path: Path):
+    config = Config(log_path=str(tmp_path / "x"), max_steps=5)
+    await do(config, 2)
+    assert (await do(config, 4)).log_path == tmp_path / "x-2"
+    journal = await do(chz.replace(config, max_steps=6), 6)
+    assert (journal.log_path, journal.start_step) == (tmp_path / "x", 2)
+
+
+async def test_a_continued_run_says_so_until_its_next_checkpoint(tmp_path: Path):
+    config = Config(log_path=str(tmp_path / "x"), max_steps=2)
+    assert (await do(config, 2)).continued is False
+    longer = chz.replace(config, max_steps=4)
+    for _ in range(2):  # the second time, after a crash in its first step
+        with pytest.raises(KeyError), Journal(longer, recipe="r", total_steps=4) as journal:
+            assert (journal.continued, journal.start_step) == (True, 2)
+            raise KeyError
+    with Journal(longer, recipe="r", total_steps=4) as journal:
+        with journal.step(2):
+            pass
+        journal._checkpoints._save_every = 3
+        await journal.finish(journal.submit_save(Client(), 3))
+    with Journal(longer, recipe="r", total_steps=4) as journal:
+        assert (journal.continued, journal.start_step) == (False, 3)
+
+
+@chz.chz
+class SavingConfig(Config):
+    save_every: int = 4
+    rolling_save_every: int = 2
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    from tinker_cookbook.service.store import Store
+
+    return Store(tmp_path / "store")
+
+
+class StoreClient(Client):
+    """Saves into a real store, without weights."""
+
+    def __init__(self, store: Any, run: str) -> None:
+        self._store, self._run = store, run
+        store.create_run(run, "m", 8)
+
+    def save_state(self, name: str, ttl_seconds: int | None = None):
+        return self._future(self._write("weights", name, ttl_seconds))
+
+    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None):
+        return self._future(self._write("sampler_weights", name, ttl_seconds))
+
+    def _write(self, kind: str, name: str, ttl_seconds: int | None) -> str:
+        return self._store.write_checkpoint(
+            self._run, kind, name, lambda path: None, ttl_seconds=ttl_seconds
+        )
+
+
+async def work(config: Any, rest: Any, client: Any, steps: int, total: int) -> Journal:
+    """`steps` steps of a run of `total`, then it is left as a crash would leave it."""
+    with Journal(config, recipe="r", total_steps=total, rest_client=rest) as journal:
+        for i in range(journal.start_step, steps):
+            with journal.step(i):
+                pending = journal.submit_save(client, i + 1)
+            await journal.finish(pending)
+    return journal
+
+
+async def test_a_checkpoint_that_is_gone_is_skipped(tmp_path: Path, store, capsys):
+    from tinker_cookbook.service.rest import LocalRestClient
+
+    rest = LocalRestClient(store)
+    config = SavingConfig(log_path=str(tmp_path / "x"))
+    await work(config, rest, StoreClient(store, "first"), 7, 12)
+    found = {str(info.path): info.expires_at for info in store.list_checkpoints("first")}
+    assert list(found) == [
+        "tinker://first/weights/000006",
+        "tinker://first/sampler_weights/000004",
+        "tinker://first/weights/000004",  # 000002 was replaced
+    ]
+    assert found["tinker://first/weights/000006"] is None
+    assert found["tinker://first/weights/000004"] is not None
+    store.delete("tinker://first/weights/000006")
+    capsys.readouterr()
+    resumed = await work(config, rest, StoreClient(store, "second"), 9, 12)
+    assert resumed.start_step == 4
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("skipping checkpoint 000006: run first has no weights/000006; ")
+    assert out[1].endswith("at step 4 of 12 from checkpoint 000004")
+    assert [row["step"] for row in read_metrics(tmp_path / "x")] == list(range(9))
+    left = {str(info.path) for info in store.list_checkpoints("second")}
+    assert "tinker://second/weights/000006" not in left and len(left) == 2
+
+
+async def test_a_store_that_is_not_there_does_not_start_a_run_over(tmp_path: Path, store):
+    from tinker_cookbook.service.rest import LocalRestClient
+    from tinker_cookbook.service.store import Store
+
+    config = SavingConfig(log_path=str(tmp_path / "x"))
+    await work(config, LocalRestClient(store), StoreClient(store, "first"), 7, 12)
+    elsewhere = LocalRestClient(Store(tmp_path / "elsewhere"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this run .*no run first"):
+        await work(config, elsewhere, Client(), 8, 12)
+    assert len(read_metrics(tmp_path / "x")) == 7
