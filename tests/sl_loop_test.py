@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes import sl_loop
+from recipes import number_words, sl_loop
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.supervised.datasets import epoch_order, epoch_seed
 from tinker_cookbook.utils.misc_utils import runs_path
 
@@ -66,6 +67,32 @@ async def test_the_renderer_of_the_checkpoint_is_used(tmp_path: Path) -> None:
     assert json.loads((second / "config.json").read_text())["renderer_name"] == (
         "qwen3_disable_thinking"
     )
+
+
+async def test_another_file_of_the_same_name_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Path(number_words.path("train")).read_text().splitlines(keepends=True)
+    for name, count in (("a", 8), ("b", 16), ("c", 8)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "chats.jsonl").write_text("".join(lines[:count]))
+    monkeypatch.chdir(tmp_path / "a")
+    await sl_loop.main(config(dataset_path="chats.jsonl", max_steps=None))
+    monkeypatch.chdir(tmp_path / "b")
+    await sl_loop.main(config(dataset_path="chats.jsonl", max_steps=None))
+    steps = [[row["step"] for row in read(path, "metrics.jsonl")] for path in run_directories()]
+    assert sorted(steps) == [[0, 1], [0, 1, 2, 3]]
+    monkeypatch.chdir(tmp_path / "c")  # the same data at another place goes on where it was
+    await sl_loop.main(config(dataset_path="chats.jsonl", num_epochs=2, max_steps=3))
+    steps = [[row["step"] for row in read(path, "metrics.jsonl")] for path in run_directories()]
+    assert sorted(steps) == [[0, 1, 2], [0, 1, 2, 3]]
+
+
+async def test_settings_of_the_engine_may_change(tmp_path: Path) -> None:
+    await sl_loop.main(config())
+    await sl_loop.main(config(max_steps=2, engine=EngineConfig(tokens_per_pass=4096)))
+    (directory,) = run_directories()
+    assert [row["step"] for row in read(directory, "metrics.jsonl")] == [0, 1]
 
 
 async def test_the_order_is_that_of_the_librarys_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from tinker_cookbook.checkpoint_utils import PendingSave
     from tinker_cookbook.service.api import TrainingClient
 
-# they change how a run is computed, not what: a run may go on with others
-FREE_KEYS = ("engine", "submit_ahead")
+# it changes how a run is computed, not what: a run may go on with another
+FREE_KEYS = ("submit_ahead",)
 
 
 @chz.chz
@@ -272,6 +272,8 @@ class _Evaluations:
             frequent.insert(0, NLLEvaluator.from_dataset(test, tokenizer=tokenizer))
         infrequent = [build() for build in config.infrequent_evaluator_builders]
         self._due = ((config.eval_every, frequent), (config.infrequent_eval_every, infrequent))
+        # a finished run that goes on has lost the results of its final weights: N was its last row
+        self._always = {0, journal.start_step} if journal.continued else {0}
         self._journal = journal
 
     async def run(self, client: TrainingClient, step: int | None) -> dict[str, float]:
@@ -281,7 +283,7 @@ class _Evaluations:
             evaluator
             for every, evaluators in self._due
             for evaluator in evaluators
-            if step is None or step == 0 or (every and step % every == 0)
+            if step is None or step in self._always or (every and step % every == 0)
         ]
         if not due:
             return {}

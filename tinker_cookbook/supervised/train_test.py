@@ -100,6 +100,17 @@ async def test_the_accounts_of_data_that_is_rendered_on_demand(tmp_path, capsys)
     assert "mine: 2 conversations of 4 so far" in capsys.readouterr().out
 
 
+async def test_a_finished_run_that_goes_on_keeps_the_results_of_its_weights(tmp_path):
+    await train.main(config(tmp_path, max_steps=2, num_epochs=5, lr_schedule="constant"))
+    before = metrics(tmp_path / "log")[2]
+    assert before["step"] == 2
+    await train.main(config(tmp_path, max_steps=4, num_epochs=5, lr_schedule="constant"))
+    rows = metrics(tmp_path / "log")
+    assert [r["step"] for r in rows if "test/nll" in r] == [0, 2, 4]
+    assert rows[2]["test/nll"] == before["test/nll"]
+    assert "train_mean_nll" in rows[2] and "train_mean_nll" not in before
+
+
 async def test_rolling_checkpoints_replace_each_other(tmp_path):
     await train.main(config(tmp_path, num_epochs=3, rolling_save_every=1))
     saved = (tmp_path / "log" / "checkpoints.jsonl").read_text().splitlines()
