@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.misc_utils import runs_path
 
 if TYPE_CHECKING:
     from tinker_cookbook.engine.scheduler import Engine
@@ -53,8 +54,7 @@ def default_store_dir() -> Path:
     """$TINKER_COOKBOOK_STORE_DIR, else `store` in the runs directory."""
     if configured := os.environ.get("TINKER_COOKBOOK_STORE_DIR"):
         return Path(configured).expanduser()
-    runs = os.environ.get("TINKER_COOKBOOK_RUNS_DIR") or "~/tinker-runs"
-    return Path(runs).expanduser() / "store"
+    return runs_path("store")
 
 
 def _engine(config: EngineConfig) -> Engine:

@@ -21,22 +21,21 @@ from __future__ import annotations
 
 import difflib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TinkerCookbookError
+from tinker_cookbook.utils.files import FileLock, replace_file, sync_directory
 
 Kind = Literal["weights", "sampler_weights", "external_weights"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -225,7 +224,7 @@ class Store:
                 run = {"run_id": run_id, **facts, "user_metadata": user_metadata}
                 _write_json(directory / "run.json", run)
                 for parent in (self._runs, self.root, self.root.parent):
-                    _fsync(parent)
+                    sync_directory(parent)
             except BaseException:
                 lock.close()
                 raise
@@ -307,14 +306,14 @@ class Store:
                     "extra": extra or {},
                 }
                 _write_json(directory / _MANIFEST, manifest)
-                _fsync(data)
+                sync_directory(data)
                 with self._changing(run_id):
                     if not overwrite:
                         self._refuse_taken(path)
                     fresh = link.with_name(f".{identity}")
                     fresh.symlink_to(Path("..", "data", identity))
                     os.replace(fresh, link)
-                    _fsync(link.parent)
+                    sync_directory(link.parent)
             handle.touch()
         finally:
             self.sweep(run_id)
@@ -367,7 +366,7 @@ class Store:
         with _disk_errors(f"delete {path}", directory):
             with self._changing(parsed.run_id):
                 link.unlink(missing_ok=True)
-                _fsync(link.parent)
+                sync_directory(link.parent)
             _touch(directory)
         self.sweep(parsed.run_id)
 
@@ -526,64 +525,6 @@ class Store:
 # Locks and files
 
 
-class FileLock:
-    """A held flock(2): until closed or forgotten, or until the process dies."""
-
-    _open: ClassVar[weakref.WeakSet[FileLock]] = weakref.WeakSet()
-
-    def __init__(self, descriptor: int):
-        self._descriptor = descriptor
-        self._open.add(self)
-
-    @classmethod
-    def take(cls, path: Path, *, shared: bool = False, wait: bool = True) -> FileLock | None:
-        """None: somebody holds it, and wait is False. A shared lock does not create the file."""
-        flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
-        mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-        while True:
-            lock = cls(os.open(path, flags, 0o666))
-            try:
-                fcntl.flock(lock._descriptor, mode)
-            except BlockingIOError:
-                lock.close()
-                return None
-            # Removed between open and flock? A lock on a removed file keeps nobody out.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock._descriptor), os.stat(path)):
-                    return lock
-            lock.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._descriptor < 0
-
-    def write(self, text: str) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text.encode(), 0)
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    __del__ = close
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @classmethod
-    def _after_fork(cls) -> None:
-        """A forked child would share the lock, and keep it when its parent is killed."""
-        for lock in list(cls._open):
-            lock.close()
-
-
-os.register_at_fork(after_in_child=FileLock._after_fork)
-
-
 def _held(path: Path) -> FileLock:
     return cast(FileLock, FileLock.take(path))
 
@@ -677,16 +618,8 @@ def _seal(directory: Path) -> dict[str, dict[str, Any]]:
                 )
             if file.is_file():
                 files[name] = _file_facts(file, flush=True)
-        _fsync(Path(folder))
+        sync_directory(Path(folder))
     return dict(sorted(files.items()))
-
-
-def _fsync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -695,15 +628,9 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    """Replace the file atomically. The caller's lock makes one temporary name enough."""
+    """Replace the file atomically, under the caller's lock."""
     content = json.loads(json.dumps(content))  # as it will be read: the digest is over that
-    fresh = file.with_name(f".{file.name}.new")
-    with fresh.open("w") as stream:
-        json.dump(content | {"digest": _digest(content)}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(fresh, file)
-    _fsync(file.parent)
+    replace_file(file, json.dumps(content | {"digest": _digest(content)}, indent=1))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

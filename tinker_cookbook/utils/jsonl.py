@@ -1,4 +1,4 @@
-"""Files of one JSON object a line that survive `kill -9`, and atomic replacement of whole files.
+"""Files of one JSON object a line that survive `kill -9`.
 
 A process that dies while it appends can leave a torn last line. Readers skip it with a warning;
 the next append cuts it off first, so that it can never end up in the middle of the file.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -115,26 +116,3 @@ def keep_lines(path: str | os.PathLike[str], keep: Callable[[dict[str, Any]], bo
     if Path(path).exists():
         replace_file(path, b"".join(line.raw for line in kept))
     return len(lines) - len(kept)
-
-
-def replace_file(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes the whole file so that a reader, or a crash, sees the old content or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Makes a rename or a new file in this directory survive a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as e:  # some network file systems cannot sync a directory
-        logger.debug("no fsync of directory %s: %s", path, e)
-    finally:
-        os.close(fd)

@@ -15,6 +15,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.display import is_terminal, metrics_table
+from tinker_cookbook.utils.files import replace_file
 from tinker_cookbook.utils.plain_data import plain
 
 METRICS_FILE = "metrics.jsonl"
@@ -98,7 +99,7 @@ def setup_logging(
 
 def write_config(log_dir: Path, config: Any) -> None:
     """config.json from plain data."""
-    jsonl.replace_file(log_dir / CONFIG_FILE, jsonl.encode(config, indent=2) + "\n")
+    replace_file(log_dir / CONFIG_FILE, jsonl.encode(config, indent=2) + "\n")
 
 
 def write_code_state(log_dir: Path) -> None:
@@ -107,7 +108,7 @@ def write_code_state(log_dir: Path) -> None:
     for number in itertools.count(1):
         file = log_dir / (CODE_FILE if number == 1 else f"code-{number}.diff")
         if not file.exists():
-            jsonl.replace_file(file, state)
+            replace_file(file, state)
             return
         if file.read_bytes() == state.encode():
             return
@@ -188,7 +189,7 @@ class WandbSink:
 def _wandb_id(log_dir: Path) -> str:
     file = log_dir / ".wandb-id"
     if not file.exists():
-        jsonl.replace_file(file, uuid.uuid4().hex[:12])
+        replace_file(file, uuid.uuid4().hex[:12])
     return file.read_text()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -11,15 +10,17 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.files import FileLock
 
 logger = logging.getLogger(__name__)
 
 LogDirBehavior = Literal["resume", "delete", "raise", "ask"]
 
 LOCK_FILE = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # a directory with one of these holds a run; any other directory is never deleted (config.json
 # would not do: a directory with a model has one, too)
 RUN_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
@@ -29,45 +30,43 @@ class RunLock:
     """Keeps a second process out of a run directory.
 
     The lock is the operating system's (flock): it ends with the process that holds it, however
-    that ends, so a file left behind by a killed process blocks nobody.
+    that ends, so a file left behind by a killed process blocks nobody, and its forked workers do
+    not hold it either.
     """
 
     def __init__(self, directory: Path) -> None:
         """Makes the directory and takes the lock. Raises ConfigurationError if another has it."""
+        file = directory / LOCK_FILE
+        self._lock: FileLock | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = open(directory / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
+            self._lock = FileLock.take(file, wait=False)
         except OSError as e:
+            if e.errno in _NO_LOCKS:
+                logger.warning("%s: this file system has no locks (%s)", directory, e)
+                return
             reason = os.strerror(e.errno) if e.errno else str(e)
             raise ConfigurationError(
                 f"log_path={directory} cannot be written to ({reason}); set another log_path"
             ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                logger.warning("%s: this file system has no locks (%s)", directory, e)
-                return
-            holder = self._holder()
-            self._file.close()
+        if self._lock is None:
             raise ConfigurationError(
-                f"{directory} is in use by {holder}; wait for it or set another log_path"
-            ) from None
-        self._file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self._file)
-        self._file.flush()
-
-    def _holder(self) -> str:
-        self._file.seek(0)
-        try:
-            holder = json.load(self._file)
-            return f"process {holder['pid']} on {holder['host']}"
-        except (ValueError, KeyError, TypeError):  # it is just starting
-            return "another process"
+                f"{directory} is in use by {_holder(file)}; wait for it or set another log_path"
+            )
+        self._lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
     def release(self) -> None:
         """May be called twice."""
-        self._file.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _holder(file: Path) -> str:
+    try:
+        holder = json.loads(file.read_bytes())
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just starting
+        return "another process"
 
 
 def holds_run(directory: Path) -> bool:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -56,6 +57,50 @@ def test_a_second_process_is_told_who_holds_the_directory_until_that_one_is_kill
         child.wait()
     assert json.loads((tmp_path / "run" / ".lock").read_text())["pid"] == child.pid
     RunLock(tmp_path / "run").release()
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from tinker_cookbook.utils.run_directory import RunLock
+lock = RunLock(Path(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_forked_worker_of_a_killed_process_does_not_keep_the_directory(tmp_path: Path):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORK, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    try:
+        with pytest.raises(ConfigurationError, match=f"in use by process {parent.pid} "):
+            RunLock(tmp_path)
+        parent.kill()
+        parent.wait()
+        os.kill(worker, 0)  # it lives on
+        RunLock(tmp_path).release()
+    finally:
+        parent.kill()
+        os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, code: int
+):
+    def no_locks(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    RunLock(tmp_path).release()
+    assert f"{tmp_path}: this file system has no locks" in caplog.text
 
 
 def test_one_process_cannot_lock_twice_but_again_after_release(tmp_path: Path):

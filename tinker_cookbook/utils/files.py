@@ -1,0 +1,113 @@
+"""Locks between processes, and files that a reader or a crash finds old or new but never half."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, Self
+
+logger = logging.getLogger(__name__)
+
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+class FileLock:
+    """A held flock(2): until closed or forgotten, or until the process dies.
+
+    A forked child does not hold the locks of its parent.
+    """
+
+    _open: ClassVar[weakref.WeakSet[FileLock]] = weakref.WeakSet()
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+        self._open.add(self)
+
+    @classmethod
+    def take(cls, path: Path, *, shared: bool = False, wait: bool = True) -> FileLock | None:
+        """None: somebody holds it, and wait is False. A shared lock does not create the file.
+
+        OSError: the file cannot be opened, or its file system has no locks.
+        """
+        flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
+        mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            lock = cls(os.open(path, flags, 0o666))
+            try:
+                fcntl.flock(lock._descriptor, mode)
+            except OSError as error:
+                lock.close()
+                # where flock is made of record locks, "held" is spelled EACCES
+                if not wait and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    return None
+                raise
+            # Removed between open and flock? A lock on a removed file keeps nobody out.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock._descriptor), os.stat(path)):
+                    return lock
+            lock.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._descriptor < 0
+
+    def write(self, text: str) -> None:
+        """Makes `text` the content of the locked file."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, text.encode(), 0)
+
+    def close(self) -> None:
+        """May be called twice."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @classmethod
+    def _after_fork(cls) -> None:
+        """A forked child would share the lock, and keep it when its parent is killed."""
+        for lock in list(cls._open):
+            lock.close()
+
+
+os.register_at_fork(after_in_child=FileLock._after_fork)
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Writes the whole file so that a reader, or a crash, sees the old content or the new one.
+
+    One writer at a time: the temporary name beside the file is always the same.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Makes a rename or a new file in this directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in _NOT_SUPPORTED:
+            raise
+        logger.debug("no fsync of directory %s: %s", path, e)  # some network file systems
+    finally:
+        os.close(descriptor)
