@@ -19,6 +19,7 @@ import hashlib
 import json
 import platform
 import random
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class Config:
         default=str(DATA / "chat_templates" / "qwen3.jinja"), doc="Qwen3's chat template (jinja)"
     )
     out: str = chz.field(default=str(PATH), doc="directory to write")
-    steps: int = chz.field(default=1400, doc="optimizer steps of 4,096 tokens")
+    steps: int = chz.field(default=1500, doc="optimizer steps of 4,096 tokens")
     seed: int = chz.field(default=0, doc="seed of the weights and of the data")
     evaluate: bool = chz.field(default=True, doc="evaluate and write the card")
     eval_problems: int = chz.field(default=1000, doc="additions per cell of the evaluation")
@@ -503,11 +504,11 @@ Data, all of it public domain or made by this project's own templates:
 - 20 % of the rows: windows of *Pride and Prejudice* (Jane Austen) and of *tinyshakespeare* (a
   concatenation of Shakespeare's plays); the last 20,000 tokens of each are held out;
 - 80 %: documents of `mix.py`, 14 % plain lines such as "37 + 21 = 58" and 86 % conversations:
-  {kinds}.
+{kinds}.
 
-Sums in conversations are answered right 6 times in 10 and carelessly otherwise; in plain lines and
-thoughts they are always right. About one bare addition prompt in five is answered after a thought
-(`<think>`, the column sum), which is what reinforcement learning finds out to be worth its tokens.
+Sums in conversations are answered right half of the time and carelessly otherwise; in plain lines
+and thoughts they are always right. About one bare addition prompt in five is answered after a
+thought (`<think>`, the column sum): reinforcement learning finds out that it is worth its tokens.
 
 Byte-level BPE tokenizer with 2,048 tokens and Qwen3's splitting rule, tags and chat template.
 
@@ -568,6 +569,7 @@ def write_card(config: Config, data: Data, seconds: float) -> None:
     out = Path(config.out)
     model = Qwen3ForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     rows = evaluate(model, data, config.text, config.eval_problems)
+    kinds = ", ".join(f"{kind} {share:g} %" for kind, (share, _) in mix.KINDS.items())
     card = CARD.format(
         parameters=model.num_parameters(),
         size=sum((out / name).stat().st_size for name in FILES) / 1e6,
@@ -580,7 +582,7 @@ def write_card(config: Config, data: Data, seconds: float) -> None:
         torch=torch.__version__,
         transformers=transformers.__version__,
         tokenizers=tokenizers.__version__,
-        kinds=", ".join(f"{kind} {share:g} %" for kind, (share, _) in mix.KINDS.items()),
+        kinds=textwrap.indent(textwrap.fill(kinds, 96), "  "),
         table="\n".join(f"| {what} | {seen} | {held_out} |" for what, seen, held_out in rows),
     )
     (out / "README.md").write_text(card)
