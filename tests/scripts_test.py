@@ -91,14 +91,14 @@ def base_install(checkout):
 
 
 def test_the_first_call_installs_and_the_second_does_not(checkout):
-    code, out, err = checkout.run("scripts/run", "recipes.x", "a=1", "b=two words")
-    assert (code, out) == (0, f"{checkout.elsewhere}|-m recipes.x a=1 b=two words\n")
+    code, out, err = checkout.run("scripts/run", "program.x", "a=1", "b=two words")
+    assert (code, out) == (0, f"{checkout.elsewhere}|-m program.x a=1 b=two words\n")
     assert checkout.calls() == ["venv", base_install(checkout)]
     assert len(err.splitlines()) == 2 and "a line of pip" not in err
     assert "a line of pip" in (checkout.root / ".venv/install.log").read_text()
 
-    code, out, err = checkout.run("scripts/run", "recipes.x")
-    assert (code, out, err) == (0, f"{checkout.elsewhere}|-m recipes.x\n", "")
+    code, out, err = checkout.run("scripts/run", "program.x")
+    assert (code, out, err) == (0, f"{checkout.elsewhere}|-m program.x\n", "")
     assert checkout.calls() == []
 
 
@@ -270,3 +270,10 @@ def test_ci_runs_all_parts_and_ends_with_the_closing_line_of_pytest(checkout):
         code, out, _ = checkout.run(".ci/run", **failure)
         assert code == 1 and out.splitlines()[-1] == "3 passed in 0.10s"
         assert len(re.findall(r"^\S.*? +FAILED, \d+ s$", out, re.MULTILINE)) == 1
+
+
+def test_run_knows_the_recipes(checkout):
+    code, _, err = checkout.run("scripts/run", "recipes.nothing")
+    assert code == 1 and "there is no recipes.nothing" in err and checkout.calls() == []
+    code, _, err = checkout.run("scripts/run", "--help")
+    assert code == 0 and "MODULE [key=value ...]" in err and checkout.calls() == []

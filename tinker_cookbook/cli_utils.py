@@ -71,6 +71,9 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except TinkerCookbookError as e:
         _fail(e)
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_INTERRUPTED)
     except BaseExceptionGroup as group:
         # a TaskGroup wraps what its tasks raised: the first of ours is the reason
         known, others = group.split(TinkerCookbookError)

@@ -264,6 +264,8 @@ class Journal:
             record = await self._checkpoints.finish(pending)
         self._finished = self._finished or bool(record.final)
         logger.info("saved checkpoint %s: %s", record.name, record.state_path)
+        if record.final:
+            self.say(f"final weights: {record.sampler_path} (to train on: {record.state_path})")
         return record
 
     # ---- the directory
@@ -291,11 +293,32 @@ class Journal:
                 continue
             self._refuse_past_the_end(path, last)
             resume, skipped = get_last_resumable_checkpoint(path, self._rest_client)
-            return _Place(path, resume, [*skipped, self._resume_remark(path, resume)])
+            remarks = [*skipped, self._resume_remark(path, resume), *self._other_length(path)]
+            return _Place(path, resume, remarks)
         raise AssertionError("unreachable")
+
+    def _other_length(self, path: Path) -> list[str]:
+        """What to know of a run that goes on with another end in sight than it began with."""
+        there = json.loads((path / ml_log.CONFIG_FILE).read_bytes())
+        changed = [
+            f"{key} was {there.get(key)} and is {value} now"
+            for key, value in self._length().items()
+            if there.get(key) != value
+        ]
+        if not changed:
+            return []
+        return [
+            f"{', '.join(changed)}: a learning-rate schedule spans {self._total_steps} steps from"
+            " here on; the steps before followed the old one (another log_path starts afresh)"
+        ]
 
     def _base_directory(self) -> Path:
         log_path = self._keys.get("log_path", None)
+        if log_path is not None and not str(log_path).strip():
+            raise ConfigurationError(
+                "log_path= is empty; give a directory, or leave the key out for one in the runs"
+                " directory"
+            )
         if log_path is not None:
             return Path(log_path).expanduser().absolute()
         model = str(self._keys.get("model_name", None) or "").rstrip("/").rpartition("/")[2]

@@ -19,7 +19,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
 from tinker_cookbook.supervised.chats import existing_file
-from tinker_cookbook.supervised.data import JsonlChats, NoRobots, Tulu3
+from tinker_cookbook.supervised.data import HubChats, JsonlChats, NoRobots, Tulu3
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 
 DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
@@ -29,8 +29,8 @@ DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
 class CLI(ChatConfig):
     dataset: str | None = chz.field(
         default=None,
-        doc="no_robots, tulu3, number_words or a *.jsonl file"
-        " (None: number_words for nano, else no_robots)",
+        doc="no_robots, tulu3, number_words, a *.jsonl file, or org/name of a hub data set with a"
+        " messages column (None: number_words for nano, else no_robots)",
     )
     eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
 
@@ -40,9 +40,12 @@ def data_of(config: CLI) -> ChatDatasetBuilder:
     if name.endswith(".jsonl"):
         existing_file(name, "dataset")  # under the key that the user knows
         return JsonlChats(path=name)
+    if name not in DATASETS and name.count("/") == 1:
+        return HubChats(path=name)
     if name not in DATASETS:
         raise ConfigurationError(
-            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a *.jsonl file, or data="
+            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a *.jsonl file, org/name of"
+            " a hub data set, or data="
         )
     return DATASETS[name]()
 

@@ -84,6 +84,12 @@ class Adapter:
 
         The random numbers are drawn on the CPU, so a seed means the same adapter on every device.
         """
+        full = max((min(shape) for path, shape in shapes.items() if spec.covers(path)), default=1)
+        if spec.rank > full:
+            raise ConfigurationError(
+                f"LoRA rank={spec.rank} is more than the full rank of every layer it covers;"
+                f" at most {full} makes sense for this model"
+            )
         generator = torch.Generator().manual_seed(spec.seed)
         master = {}
         for path, (fan_out, fan_in) in shapes.items():

@@ -42,7 +42,9 @@ def connect(
             raise ConfigurationError(
                 f"store_dir={store_dir} has no effect with base_url={base_url}: drop either"
             )
-        return _remote(base_url, user_metadata)
+        from tinker_cookbook.service.remote import RemoteServiceClient
+
+        return RemoteServiceClient(base_url, user_metadata)  # type: ignore[return-value]
     from tinker_cookbook.service.local import LocalServiceClient
     from tinker_cookbook.service.store import Store
 
@@ -68,13 +70,3 @@ def _engine(config: EngineConfig) -> Engine:
             # a thread that is inside torch while the interpreter goes away can crash it
             atexit.register(_ENGINES[config].close)
         return _ENGINES[config]
-
-
-def _remote(base_url: str, user_metadata: dict[str, str] | None) -> ServiceClient:
-    import tinker
-
-    given = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD")
-    stored = Path("~/.tinker/credentials.json").expanduser()
-    # the SDK wants a key even for a server that asks for none
-    key = None if any(map(os.environ.get, given)) or stored.exists() else "tml-local"
-    return tinker.ServiceClient(user_metadata=user_metadata, base_url=base_url, api_key=key)  # type: ignore[return-value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -269,4 +270,10 @@ def test_connect_refuses_what_would_be_ignored() -> None:
         connect("http://127.0.0.1:1", EngineConfig(dtype="float32"))
     with pytest.raises(ConfigurationError, match="store_dir=/x has no effect"):
         connect("http://127.0.0.1:1", store_dir="/x")
-    assert isinstance(connect("http://127.0.0.1:1"), tinker.ServiceClient)  # lazy: no request
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:1 cannot be reached"):
+        connect("http://127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="is not an http:// or https:// URL"):
+        connect("gpu-box:8000")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert isinstance(connect(url), tinker.ServiceClient)  # lazy: no request

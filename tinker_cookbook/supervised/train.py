@@ -158,6 +158,10 @@ async def main(
     ) as journal:
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
+        journal.say(
+            f"{total_steps} steps (batches per epoch: {len(train)}), learning_rate"
+            f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
+        )
         reports = [data.report for data in (train, test) if data is not None and data.report]
         _say(reports, journal)
         open_reports = [report for report in reports if not report.complete]

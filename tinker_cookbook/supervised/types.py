@@ -92,7 +92,10 @@ class SupervisedDatasetBuilder:
     """Configuration that builds (training data, test data or None)."""
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        raise NotImplementedError
+        raise ConfigurationError(
+            f"data={type(self).__name__} is only the base of data sets: name one, e.g."
+            " data=JsonlChats data.path=chats.jsonl"
+        )
 
     def default_num_epochs(self) -> int:
         """Passes over this data where a recipe's num_epochs is None."""

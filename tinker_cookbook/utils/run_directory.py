@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # a directory with one of these holds a run; any other directory is never deleted (config.json
 # would not do: a directory with a model has one, too)
 RUN_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
+# all that runs write
+_WRITTEN = (
+    *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
+    *("iteration_*", "timing_*", "trace_*", "wandb"),
+)
 
 
 class RunLock:
@@ -106,11 +112,12 @@ def decide(directory: Path, behavior: str | None, contents: str) -> Literal["res
 
 
 def empty(directory: Path) -> None:
-    """Deletes everything in a directory that holds a run, except its lock."""
+    """Deletes what a run writes into its directory, except the lock; anything else is the user's
+    and stays."""
     if not holds_run(directory):
         raise ValueError(f"{directory} holds no run")
     for entry in directory.iterdir():
-        if entry.name == LOCK_FILE:
+        if not any(fnmatchcase(entry.name, pattern) for pattern in _WRITTEN):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

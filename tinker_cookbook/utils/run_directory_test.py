@@ -14,6 +14,7 @@ from tinker_cookbook.utils.run_directory import (
     check_log_dir,
     decide,
     differences,
+    empty,
     holds_run,
 )
 
@@ -179,3 +180,14 @@ def test_differences_name_dotted_keys_with_both_values():
         "data.new is not set there and null here",
         "gone is true there and not set here",
     ]
+
+
+def test_deleting_a_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "config.json", "code-2.diff", "logs.log", "checkpoints.jsonl"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "iteration_000001").mkdir()
+    (tmp_path / "iteration_000001" / "train.html").write_text("x")
+    (tmp_path / "thesis.txt").write_text("x")
+    (tmp_path / "photos").mkdir()
+    empty(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "thesis.txt"]

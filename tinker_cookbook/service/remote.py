@@ -1,0 +1,44 @@
+"""The SDK's own client for a server, reached for at once and without its deprecated corners."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import tinker
+
+from tinker_cookbook.exceptions import ConfigurationError
+
+REACH_SECONDS = 10.0  # for the first connection to a server
+
+
+class RemoteServiceClient(tinker.ServiceClient):
+    """`tinker.ServiceClient` for a URL. A server that asks for no key gets a placeholder, because
+    the SDK wants to send one."""
+
+    def __init__(self, base_url: str, user_metadata: dict[str, str] | None = None) -> None:
+        _reach(base_url)
+        given = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD")
+        stored = Path("~/.tinker/credentials.json").expanduser()
+        self._key = None if any(map(os.environ.get, given)) or stored.exists() else "tml-local"
+        self._url = base_url
+        super().__init__(user_metadata=user_metadata, base_url=base_url, api_key=self._key)
+
+    def create_rest_client(self) -> tinker.RestClient:
+        return tinker.RestClient(base_url=self._url, api_key=self._key)
+
+
+def _reach(base_url: str) -> None:
+    """One connection, at once: the SDK itself would try for minutes without a word."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError(f"base_url={base_url!r} is not an http:// or https:// URL")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"base_url={base_url} cannot be reached ({error}); is the server running?"
+        ) from error
