@@ -34,7 +34,7 @@ def test_keys_reach_the_data():
             train_on_what=TrainOnWhat.ALL_TOKENS,
         )
     )
-    assert filled == {"learning_rate": 3e-3, "renderer_name": "qwen3_instruct", "num_epochs": 1}
+    assert filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct", "num_epochs": 1}
 
 
 @pytest.mark.parametrize(

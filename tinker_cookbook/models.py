@@ -266,7 +266,7 @@ _METHODS = {
 }
 # Measured on nano itself: what suits a model of 2 M parameters does not follow from the formula.
 _NANO_SL = {
-    "learning_rate": 3e-3,
+    "learning_rate": 6e-3,
     "renderer_name": "qwen3_instruct",
     "batch_size": 32,
     "max_length": 512,

@@ -189,7 +189,7 @@ def test_load_path():
 
 def test_defaults_of_nano():
     expected = {
-        "learning_rate": 3e-3,
+        "learning_rate": 6e-3,
         "renderer_name": "qwen3_instruct",
         "batch_size": 32,
         "max_length": 512,
@@ -233,9 +233,9 @@ class Config:
 
 def test_fill_defaults_fills_what_is_none_and_known():
     config, filled = fill_defaults(Config(model_name="nano", max_length=64), "sl")
-    assert filled == {"learning_rate": 3e-3, "renderer_name": "qwen3_instruct"}
+    assert filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
     assert config == Config(
-        model_name="nano", learning_rate=3e-3, renderer_name="qwen3_instruct", max_length=64
+        model_name="nano", learning_rate=6e-3, renderer_name="qwen3_instruct", max_length=64
     )
 
 
