@@ -7,7 +7,7 @@
     python -m recipes.chat_sl.train config=configs/chat_sl/qwen3-8b-1xh100.yaml
 
 Without keys: nano on the bundled conversations of sl_basic, with its curve: loss 8.2 -> 0.18 (step
-20) -> 0.002 (60), held-out numbers right 0 -> 8 -> 29 of 30, 13 s in all on 2 CPU cores (23 November
+20) -> 0.002 (60), held-out numbers right 0 -> 8 -> 29 of 30, 13 s in all on 2 CPU cores (November
 2026).
 """
 
