@@ -84,8 +84,8 @@ def test_the_seed_of_the_data():
 
 def test_fill_by_the_model():
     filled = keys.fill(config(), "sl")
-    assert filled.filled == {"learning_rate": 3e-3, "renderer_name": "qwen3_instruct"}
-    assert filled.config.learning_rate == 3e-3
+    assert filled.filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
+    assert filled.config.learning_rate == 6e-3
 
 
 def test_the_renderer_of_the_data_goes_first():

@@ -62,7 +62,7 @@ async def test_the_seconds_of_an_evaluation_stand_in_the_row_of_its_results(tmp_
 
 async def test_what_was_filled_in_is_said(tmp_path, capsys):
     await train.main(config(tmp_path))
-    expected = "nano: learning_rate=0.003 renderer_name=qwen3_instruct"
+    expected = "nano: learning_rate=0.006 renderer_name=qwen3_instruct"
     assert expected in capsys.readouterr().out.splitlines()
     given = {"learning_rate": 1e-3, "renderer_name": "qwen3_instruct"}
     await train.main(config(tmp_path, log_path=str(tmp_path / "b"), **given))
