@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tinker_cookbook.engine.attention import Segment
+from tinker_cookbook.engine.losses import ROW
 from tinker_cookbook.engine.rows import TrainRow
 
 
@@ -20,8 +21,8 @@ class PackedBatch:
     segments: list[Segment]
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T], counted from 0 in each row
-    targets: torch.Tensor  # int64 [T]
-    inputs: dict[str, torch.Tensor]  # float32 [T] per loss input
+    targets: torch.Tensor  # int64 [T] or [T, K]
+    inputs: dict[str, torch.Tensor]  # float32 per loss input, shaped like targets; and `losses.ROW`
 
 
 def lay_out(lengths: Sequence[int]) -> list[Segment]:
@@ -65,7 +66,10 @@ def pack(rows: Sequence[TrainRow], budget: int, device: torch.device) -> Iterato
             positions=tensor([positions_of(segments)]),
             targets=tensor([row.targets for row in chosen]),
             inputs={
-                key: tensor([row.inputs[key].astype(np.float32) for row in chosen])
-                for key in chosen[0].inputs
+                ROW: tensor([np.full(rows[i].length, i) for i in indices]),
+                **{
+                    key: tensor([row.inputs[key].astype(np.float32) for row in chosen])
+                    for key in chosen[0].inputs
+                },
             },
         )

@@ -16,8 +16,8 @@ class TrainRow:
     """One sequence of a training batch, already shifted: position i predicts `targets[i]`."""
 
     tokens: np.ndarray  # int64 [N], what the model reads
-    targets: np.ndarray  # int64 [N]
-    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [N] per loss input
+    targets: np.ndarray  # int64 [N], or [N, K] where each position has K targets
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32, shaped like targets
 
     @property
     def length(self) -> int:
@@ -28,7 +28,7 @@ class TrainRow:
 class TrainResult:
     """What forward and forward_backward return, in the order of the rows."""
 
-    logprobs: list[np.ndarray]  # float32 [N] per row, of the targets, before any update
+    logprobs: list[np.ndarray]  # float32 per row, shaped like its targets, before any update
     metrics: dict[str, float]  # "name:reduction"; always holds "loss:sum"
 
 
@@ -66,14 +66,14 @@ class SampleResult:
 
 
 def check_tokens(tokens: np.ndarray | Sequence[int], vocab_size: int, what: str) -> np.ndarray:
-    """Token ids as int64 [N]; a ValueError names the first id that is not in the vocabulary."""
+    """Token ids as int64 [N] or [N, K]; a ValueError names the first one outside the vocabulary."""
     array = np.asarray(tokens, dtype=np.int64)
-    if array.ndim != 1 or array.size == 0:
+    if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{what} must be a non-empty list of token ids, got shape {array.shape}")
-    bad = np.flatnonzero((array < 0) | (array >= vocab_size))
+    bad = np.argwhere((array < 0) | (array >= vocab_size))
     if bad.size:
         raise ValueError(
-            f"{what} holds token id {array[bad[0]]} at position {bad[0]};"
+            f"{what} holds token id {array[tuple(bad[0])]} at position {bad[0][0]};"
             f" this model's ids are 0 to {vocab_size - 1}"
         )
     return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,19 +68,45 @@ class Trainer:
         self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> TrainResult:
         """Logprobs of the targets and the loss, without any gradient."""
-        loss = self._check(rows, loss_fn, config)
-        result = _Collector(len(rows))
-        with torch.no_grad():
-            for batch in pack(rows, self.tokens_per_pass, self.base.device):
-                logprobs = self.base.head.logprobs(self._hidden(batch), batch.targets, self.adapter)
-                result.add(batch, logprobs, loss.function(logprobs, batch.inputs))
-        return result.finish()
+        return self._forward(rows, self._check(rows, loss_fn, config))
 
     def forward_backward(
         self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> TrainResult:
         """As forward, and the gradient of the summed loss is added to the adapter's."""
-        loss = self._check(rows, loss_fn, config)
+        return self._backward(rows, self._check(rows, loss_fn, config))
+
+    def forward_backward_custom(
+        self, rows: Sequence[TrainRow], function: losses.CustomLoss
+    ) -> TrainResult:
+        """Any differentiable function of the logprobs of all rows, each shaped like its targets.
+
+        Rows that fit into one pass go through the model once; more cost a second forward, because
+        the function needs all logprobs before any gradient is known.
+        """
+        rows = [dataclasses.replace(row, inputs={}) for row in rows]
+        custom = _Custom(function)
+        loss = losses.Loss("custom", custom, (), elementwise=False, several_targets=True)
+        self._check_rows(rows, loss)
+        if sum(row.length for row in rows) <= self.tokens_per_pass:
+            result = self._backward(rows, loss)
+        else:
+            zeros = [np.zeros(row.targets.shape, np.float32) for row in rows]
+            linear = _with_weights(rows, zeros)
+            logprobs = self._forward(linear, losses.LOSSES["cross_entropy"]).logprobs
+            linear = _with_weights(rows, custom.slopes(logprobs))
+            result = self._backward(linear, losses.LOSSES["cross_entropy"])
+        return TrainResult(result.logprobs, custom.metrics)
+
+    def _forward(self, rows: Sequence[TrainRow], loss: losses.Loss) -> TrainResult:
+        result = _Collector(len(rows))
+        with torch.no_grad():
+            for batch in pack(rows, self.tokens_per_pass, self.base.device):
+                logprobs = self.base.head.logprobs(self._hidden(batch), batch.targets, self.adapter)
+                result.add(batch, logprobs, loss.value(logprobs, batch.inputs))
+        return result.finish()
+
+    def _backward(self, rows: Sequence[TrainRow], loss: losses.Loss) -> TrainResult:
         result = _Collector(len(rows))
         grads: dict[str, torch.Tensor] = {}
         try:
@@ -136,7 +163,11 @@ class Trainer:
         self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> losses.Loss:
         loss = losses.get_loss(loss_fn, config)
-        losses.check_rows(rows, loss_fn, loss)
+        self._check_rows(rows, loss)
+        return loss
+
+    def _check_rows(self, rows: Sequence[TrainRow], loss: losses.Loss) -> None:
+        losses.check_rows(rows, loss)
         for index, row in enumerate(rows):
             try:
                 check_tokens(row.tokens, self.base.vocab_size, "model_input")
@@ -148,7 +179,6 @@ class Trainer:
                     f"datum {index} has {row.length} tokens, the model's context is"
                     f" {self.base.context_length}; lower max_length"
                 )
-        return loss
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         rows = AdapterRows(self.adapter, 0, batch.tokens.shape[0])
@@ -165,6 +195,52 @@ class Trainer:
                 grads[name] += grad
             else:
                 grads[name] = grad.float()
+
+
+def _with_weights(rows: Sequence[TrainRow], weights: list[np.ndarray]) -> list[TrainRow]:
+    return [
+        dataclasses.replace(row, inputs={"weights": array}) for row, array in zip(rows, weights)
+    ]
+
+
+class _Custom:
+    """A user's loss in the engine's form, where the rows of a pass lie one behind the other."""
+
+    def __init__(self, function: losses.CustomLoss) -> None:
+        self.function = function
+        self.metrics: dict[str, float] = {}
+
+    def __call__(
+        self, logprobs: torch.Tensor, inputs: losses.Inputs, config: losses.Config
+    ) -> torch.Tensor:
+        rows, counts = torch.unique_consecutive(inputs[losses.ROW], return_counts=True)
+        parts = dict(zip(rows.tolist(), logprobs.split(counts.tolist())))
+        return self.value([parts[index] for index in sorted(parts)])
+
+    def slopes(self, logprobs: list[np.ndarray]) -> list[np.ndarray]:
+        """Weights with which cross_entropy has this loss's gradient at these logprobs."""
+        leaves = [torch.from_numpy(array).requires_grad_() for array in logprobs]
+        grads = torch.autograd.grad(self.value(leaves), leaves, allow_unused=True)
+        return [
+            np.zeros_like(array) if grad is None else -grad.numpy()
+            for grad, array in zip(grads, logprobs)
+        ]
+
+    def value(self, logprobs: list[torch.Tensor]) -> torch.Tensor:
+        outcome = self.function(logprobs)
+        if not (isinstance(outcome, tuple) and len(outcome) == 2):
+            raise DataValidationError(
+                f"the custom loss returned {type(outcome).__name__}; it must return (loss, metrics)"
+            )
+        loss, self.metrics = outcome
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise DataValidationError(
+                f"the custom loss returned {loss!r}; it must be a scalar tensor that depends on"
+                " the logprobs"
+            )
+        if not torch.isfinite(loss):
+            raise DataValidationError(f"the custom loss is {loss.item()}")
+        return loss.reshape(())
 
 
 class _Collector:

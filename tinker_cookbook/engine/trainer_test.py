@@ -14,6 +14,7 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import read_adapter, read_optimizer, write_state
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
+from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
 from tinker_cookbook.engine.rows import TrainRow
 from tinker_cookbook.engine.trainer import AdamConfig, Trainer
 from tinker_cookbook.exceptions import (
@@ -283,9 +284,11 @@ def test_bad_rows_fail_alone(tiny_qwen3: str, change: dict, message: str) -> Non
 
 def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2))
-    with pytest.raises(ConfigurationError, match="unknown loss_fn 'nll'; known: cross_entropy"):
+    with pytest.raises(
+        ConfigurationError, match="unknown loss_fn 'nll'; known: cispo, cross_"
+    ):
         trainer.forward(make_rows(), "nll", None)
-    with pytest.raises(ConfigurationError, match="loss_fn_config key 'beta' is unknown"):
+    with pytest.raises(ConfigurationError, match="key 'beta': cross_entropy takes none"):
         trainer.forward(make_rows(), "cross_entropy", {"beta": 1.0})
     with pytest.raises(DataValidationError, match="no datum"):
         trainer.forward([], "cross_entropy", None)
@@ -331,3 +334,128 @@ def test_non_finite_gradient_is_refused(tiny_qwen3: str) -> None:
     with pytest.raises(TrainingError, match="this step was not made"):
         trainer.optim_step(AdamConfig())
     assert all(torch.equal(before[k], v) for k, v in trainer.adapter.master.items())
+
+
+def with_inputs(rows: list[TrainRow], name: str) -> list[TrainRow]:
+    """The rows with the inputs of a loss; ratios on both sides of every bound."""
+    rng = np.random.default_rng(8)
+    out = []
+    for row in rows:
+        inputs = {}
+        for key in LOSSES[name].inputs:
+            values = {
+                "logprobs": -rng.exponential(5.0, row.length),
+                "advantages": rng.normal(size=row.length) / 50,
+                "sequence_ratio_mask": rng.random(row.length) < 0.7,
+                "weights": rng.normal(size=row.length) / 50,
+            }
+            inputs[key] = values[key].astype(np.float32)
+        out.append(dataclasses.replace(row, inputs=inputs))
+    return out
+
+
+@pytest.mark.parametrize("unembed", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_equals_autograd_through_peft(
+    name: str, unembed: bool, tiny_qwen3: str, tmp_path: Path
+) -> None:
+    """The chunked head and the passes against plain autograd over full logits."""
+    spec = LoraSpec(rank=4, train_unembed=unembed)
+    trainer = make_trainer(tiny_qwen3, spec, tokens_per_pass=50, head_chunk=16)
+    reference = PeftReference(trainer, tmp_path)
+    rows = with_inputs(make_rows(), name)
+    # sampled under weights near these: the ratios stay in a range where fp32 has its digits
+    logprobs = trainer.forward(make_rows(), "cross_entropy", None).logprobs
+    if "logprobs" in LOSSES[name].inputs:
+        rng = np.random.default_rng(3)
+        for row, lp in zip(rows, logprobs):
+            row.inputs["logprobs"][:] = lp + rng.normal(0, 0.3, row.length)  # type: ignore[index]
+    result = trainer.forward_backward(rows, name, None)
+    loss = get_loss(name, None)
+    total = torch.zeros(())
+    for index, row in enumerate(rows):
+        inputs = {key: torch.from_numpy(array) for key, array in row.inputs.items()}
+        inputs[ROW] = torch.zeros(row.length, dtype=torch.int64)
+        lp = reference.logprobs(row)
+        assert np.abs(result.logprobs[index] - lp.detach().numpy()).max() <= TOLERANCE
+        total = total + loss.value(lp, inputs)
+    total.backward()
+    assert result.metrics["loss:sum"] == pytest.approx(total.item(), abs=TOLERANCE)
+    assert trainer.grads is not None
+    for key, parameter in reference.parameters.items():
+        assert (trainer.grads[key] - parameter.grad).abs().max() <= TOLERANCE, key
+
+
+@pytest.mark.parametrize("unembed", [True, False])
+def test_several_targets_per_token(tiny_llama: str, unembed: bool, tmp_path: Path) -> None:
+    spec = LoraSpec(rank=4, train_unembed=unembed)
+    trainer = make_trainer(tiny_llama, spec, tokens_per_pass=40, head_chunk=9)
+    reference = PeftReference(trainer, tmp_path)
+    rng = np.random.default_rng(1)
+    rows = []
+    for length in (12, 30, 5):
+        weights = rng.random((length, 3)).astype(np.float32) / 20
+        weights[: length // 2] = 0
+        targets = rng.integers(0, VOCAB, (length, 3))
+        rows.append(TrainRow(rng.integers(0, VOCAB, length), targets, {"weights": weights}))
+    result = trainer.forward_backward(rows, "cross_entropy", None)
+    total = torch.zeros(())
+    for row, ours in zip(rows, result.logprobs):
+        logits = reference.model(torch.from_numpy(row.tokens)[None]).logits[0].log_softmax(-1)
+        lp = logits.gather(1, torch.from_numpy(row.targets))
+        assert ours.shape == (row.length, 3)
+        assert np.abs(ours - lp.detach().numpy()).max() <= TOLERANCE
+        total = total - (torch.from_numpy(row.inputs["weights"]) * lp).sum()
+    total.backward()
+    assert trainer.grads is not None
+    for key, parameter in reference.parameters.items():
+        assert (trainer.grads[key] - parameter.grad).abs().max() <= TOLERANCE, key
+    with pytest.raises(DataValidationError, match=r"shape \[12, 3\]; ppo takes \[N\]"):
+        trainer.forward(rows, "ppo", None)
+    mixed = [rows[0], make_rows()[0]]
+    with pytest.raises(DataValidationError, match=r"datum 1: .* the number of targets per token"):
+        trainer.forward(mixed, "cross_entropy", None)
+
+
+@pytest.mark.parametrize("unembed", [True, False])
+@pytest.mark.parametrize("tokens_per_pass", [8192, 30])
+def test_custom_loss(tiny_qwen3: str, unembed: bool, tokens_per_pass: int, tmp_path: Path) -> None:
+    """A loss that ties all rows together, in one pass and in several, against plain autograd."""
+    spec = LoraSpec(rank=4, train_unembed=unembed)
+    trainer = make_trainer(tiny_qwen3, spec, tokens_per_pass=tokens_per_pass, head_chunk=16)
+    reference = PeftReference(trainer, tmp_path)
+    rows = make_rows()
+    forwards = 0
+    hidden = trainer._hidden
+
+    def counted(batch):  # type: ignore[no-untyped-def]
+        nonlocal forwards
+        forwards += 1
+        return hidden(batch)
+
+    trainer._hidden = counted  # type: ignore[method-assign]
+
+    def function(logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        assert [len(lp) for lp in logprobs] == [row.length for row in rows]
+        sums = torch.stack([lp.mean() for lp in logprobs])
+        loss = torch.nn.functional.softplus(sums[0] - sums[1]) + sums.std() * 0.1
+        return loss, {"margin": (sums[0] - sums[1]).item()}
+
+    result = trainer.forward_backward_custom(rows, function)
+    if tokens_per_pass == 8192:
+        assert forwards == 1
+    expected, metrics = function([reference.logprobs(row) for row in rows])
+    expected.backward()
+    assert result.metrics == pytest.approx(metrics, abs=TOLERANCE)
+    assert trainer.grads is not None
+    for key, parameter in reference.parameters.items():
+        assert (trainer.grads[key] - parameter.grad).abs().max() <= TOLERANCE, key
+    for wrong, message in (
+        (lambda lps: (torch.tensor(1.0), {}), "must be a scalar tensor that depends"),
+        (lambda lps: (lps[0], {}), "must be a scalar tensor that depends"),
+        (lambda lps: (lps[1].sum() * float("nan"), {}), "the custom loss is nan"),
+    ):
+        trainer.grads = None
+        with pytest.raises(DataValidationError, match=message):
+            trainer.forward_backward_custom(rows, wrong)
+        assert trainer.grads is None

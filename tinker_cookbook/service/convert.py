@@ -32,11 +32,6 @@ def rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
         targets = inputs.pop("target_tokens", None)
         if targets is None:
             raise DataValidationError(f"{where}: loss_fn_inputs has no target_tokens")
-        if targets.ndim != 1:
-            raise DataValidationError(
-                f"{where}: target_tokens has shape {list(targets.shape)}; only one target per"
-                " token is supported"
-            )
         rows.append(
             TrainRow(
                 tokens_of(datum.model_input, where),
@@ -44,6 +39,18 @@ def rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
                 {key: array.astype(np.float32) for key, array in inputs.items()},
             )
         )
+    return rows
+
+
+def custom_rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
+    """Datums for a custom loss, which reads everything but the targets by itself."""
+    rows = []
+    for index, datum in enumerate(data):
+        targets = datum.loss_fn_inputs.get("target_tokens")
+        if targets is None:
+            raise DataValidationError(f"datum {index}: loss_fn_inputs has no target_tokens")
+        tokens = tokens_of(datum.model_input, f"datum {index}")
+        rows.append(TrainRow(tokens, targets.to_numpy().astype(np.int64)))
     return rows
 
 

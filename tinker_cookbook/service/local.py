@@ -197,9 +197,23 @@ class LocalTrainingClient(_Ready):
             )
         )
 
-    def forward_backward_custom(self, *args: Any, **kwargs: Any) -> APIFuture[Any]:
-        """Not there yet: fails with a clear error."""
-        return _failed(TrainingError("forward_backward_custom is not supported by this engine"))
+    def forward_backward_custom(
+        self, data: list[types.Datum], loss_fn: Any, *, loss_type_input: str | None = None
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        """A loss of your own: `loss_fn(data, logprobs)` gets the logprobs of every datum as tensors
+        shaped like its target_tokens and returns (scalar tensor, metrics). It runs on the engine's
+        thread, so it must not wait for the engine.
+        """
+        if loss_type_input not in (None, "logprobs"):
+            error = ConfigurationError(f"loss_type_input={loss_type_input!r}: only 'logprobs'")
+            return _failed(error)
+        return self._queue(
+            lambda trainer: convert.output_of(
+                trainer.forward_backward_custom(
+                    convert.custom_rows_of(data), lambda logprobs: loss_fn(data, logprobs)
+                )
+            )
+        )
 
     def optim_step(
         self,

@@ -165,7 +165,7 @@ def test_an_error_is_that_requests_alone(service: LocalServiceClient, tiny_qwen3
         client.save_state("x").result()
         client.save_state("x").result()
     client.save_state("x", overwrite=True).result()
-    with pytest.raises(TrainingError, match="forward_backward_custom"):
+    with pytest.raises(DataValidationError, match=r"must return \(loss, metrics\)"):
         client.forward_backward_custom(DATA, lambda *_: None).result()
     missing = types.Datum(model_input=types.ModelInput.from_ints([5]), loss_fn_inputs={})
     with pytest.raises(DataValidationError, match="has no target_tokens"):
