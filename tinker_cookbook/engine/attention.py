@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
+
+from tinker_cookbook.engine.shared_prefix import ForestAttention, Part, blocks
 
 NAME = "tinker_cookbook_packed"  # as `attn_implementation`; without a mask function: none is built
 
@@ -89,6 +92,13 @@ class PackedPlan:
     cache: KVCache | None = None
     slots: Sequence[Sequence[int]] = ()  # per segment
 
+    @cached_property
+    def shared(self) -> list[Part] | None:
+        """The parts of the attention where segments have parents, once for all layers."""
+        if all(segment.parent is None for segment in self.segments):
+            return None
+        return parts_of(self.segments)
+
 
 @dataclass(frozen=True)
 class DecodePlan:
@@ -130,15 +140,37 @@ def _packed(
     value: torch.Tensor,
     scaling: float | None,
 ) -> torch.Tensor:
+    if plan.shared is not None and query.device.type == "cpu":
+        out = ForestAttention.apply(query, key, value, plan.shared, scaling)
+        out = out.transpose(1, 2)
+    else:
+        out = _by_segment(plan.segments, query, key, value, scaling)
+    if plan.cache is not None:
+        keys, values = plan.cache.layer(layer, key)
+        for segment, slots in zip(plan.segments, plan.slots, strict=True):
+            for slot in slots:
+                length = segment.stop - segment.start
+                keys[slot, :, :length] = key[0, :, segment.start : segment.stop]
+                values[slot, :, :length] = value[0, :, segment.start : segment.stop]
+    return out
+
+
+def _by_segment(
+    segments: Sequence[Segment],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Plain SDPA, on every device; a segment with ancestors gets their rows again, and a mask."""
     grouped = query.shape[1] != key.shape[1]
     outs = []
-    for run in _runs(plan.segments):
+    for run in _runs(segments):
         count, first, last = len(run), run[0], run[-1]
-        rows = slice(first.start, last.stop)
-        q, k, v = (_split(x[:, :, rows], count) for x in (query, key, value))
+        q, k, v = (blocks(x, first.start, last.stop, count) for x in (query, key, value))
         mask = None
         if first.parent is not None:
-            spans = ancestry(plan.segments, first)
+            spans = ancestry(segments, first)
             k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
             v = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
             length, columns = q.shape[2], k.shape[2]
@@ -148,37 +180,39 @@ def _packed(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
         outs.append(out.transpose(1, 2).reshape(1, last.stop - first.start, *out.shape[1::2]))
-    if plan.cache is not None:
-        keys, values = plan.cache.layer(layer, key)
-        for segment, slots in zip(plan.segments, plan.slots, strict=True):
-            for slot in slots:
-                length = segment.stop - segment.start
-                keys[slot, :, :length] = key[0, :, segment.start : segment.stop]
-                values[slot, :, :length] = value[0, :, segment.start : segment.stop]
     return torch.cat(outs, dim=1)
 
 
-def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Neighbours of equal length without a parent go into one call; others alone."""
+def parts_of(segments: Sequence[Segment]) -> list[Part]:
+    """Each segment to itself, and everything below it to it. Segments lie depth first, so what is
+    below one is the rows that follow it until the next that is not its descendant."""
+    parts = [
+        Part(run[0].start, run[-1].stop, run[0].start, run[-1].stop, True, len(run))
+        for run in _runs(segments, parents=True)
+    ]
+    ends = [segment.stop for segment in segments]  # of the subtree
+    for index in range(len(segments) - 1, -1, -1):
+        parent = segments[index].parent
+        if parent is not None:
+            ends[parent] = max(ends[parent], ends[index])
+    for segment, end in zip(segments, ends):
+        if end > segment.stop:
+            parts.append(Part(segment.stop, end, segment.start, segment.stop, False))
+    return parts
+
+
+def _runs(segments: Sequence[Segment], parents: bool = False) -> list[list[Segment]]:
+    """Neighbours of equal length go into one call; those with a parent only if `parents`."""
     runs: list[list[Segment]] = []
     for segment in segments:
         last = runs[-1][-1] if runs else None
-        if (
-            last is not None
-            and last.parent is None
-            and segment.parent is None
-            and segment.stop - segment.start == last.stop - last.start
-        ):
+        alike = last is not None and segment.stop - segment.start == last.stop - last.start
+        alone = last is not None and last.parent is None and segment.parent is None
+        if alike and (parents or alone):
             runs[-1].append(segment)
         else:
             runs.append([segment])
     return runs
-
-
-def _split(x: torch.Tensor, count: int) -> torch.Tensor:
-    """[1, H, count * L, D] -> [count, H, L, D]."""
-    _, heads, rows, size = x.shape
-    return x.view(heads, count, rows // count, size).transpose(0, 1)
 
 
 def ancestry(segments: Sequence[Segment], segment: Segment) -> list[tuple[int, int]]:

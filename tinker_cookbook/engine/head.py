@@ -2,10 +2,10 @@
 
 With z = h W^T + s (h A^T) B^T and lp_k = z[target_k] - logsumexp(z), a loss whose derivative by
 lp_k is g_k has dL/dz = sum_k g_k (onehot(target_k) - softmax(z)). An elementwise loss knows g as
-soon as the chunk's lp is there, so the chunk is differentiated while its logits still exist: one pass over
-the vocabulary, nothing recomputed, and the gradient of the unembedding's own adapter comes out of
-the same pass. Any other loss goes in two steps: `jacobian` keeps d lp / d h, which is all that a
-frozen head needs; with an adapter on the head the chunks are computed again.
+soon as the chunk's lp is there, so the chunk is differentiated while its logits still exist: one
+pass over the vocabulary, nothing recomputed, and the gradient of the unembedding's own adapter
+comes out of the same pass. Any other loss goes in two steps: `jacobian` keeps d lp / d h, which is
+all that a frozen head needs; with an adapter on the head the chunks are computed again.
 
 Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank. Targets and logprobs are
 [T] or [T, K].
@@ -61,30 +61,40 @@ class HeadLogprobs:
         inputs: Mapping[str, torch.Tensor],
         loss: Loss,
         adapter: Adapter | None,
+        uses: torch.Tensor | None = None,
     ) -> HeadGradients:
-        """A loss over all tokens, with its gradients."""
+        """A loss over N uses of the T rows, with its gradients.
+
+        `uses` [N], ascending: which row each loss token reads (None: every row once). `inputs` and
+        the logprobs that come back belong to the uses.
+        """
         if not loss.elementwise:
-            return self._backward_in_two(hidden, targets, inputs, loss, adapter)
+            return self._backward_in_two(hidden, targets, inputs, loss, adapter, uses)
+        if uses is None:
+            uses = torch.arange(hidden.shape[0], device=hidden.device)
         total = hidden.new_zeros((), dtype=torch.float32)
-        logprobs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        logprobs = torch.empty(
+            len(uses), *targets.shape[1:], dtype=torch.float32, device=hidden.device
+        )
         d_hidden = torch.zeros_like(hidden)
         pair = adapter.pair(UNEMBED) if adapter is not None else None
         d_pair = [torch.zeros_like(p, dtype=torch.float32) for p in pair] if pair else []
-        gate = inputs[loss.gate] if loss.gate is not None else None
-        for span in self._spans(hidden.shape[0]):
+        for span, used in self._spans_with_uses(uses, hidden.shape[0]):
             z = self.logits(hidden[span], adapter)
-            logprobs[span], lse = _pick(z, targets[span])
-            value, g = loss.value_and_grad(
-                logprobs[span], {key: array[span] for key, array in inputs.items()}
+            lp, lse = _pick(z, targets[span])
+            local = uses[used] - span.start
+            logprobs[used] = lp[local]
+            value, slope = loss.value_and_grad(
+                logprobs[used], {key: array[used] for key, array in inputs.items()}
             )
             total += value
-            rows = torch.arange(span.start, span.stop, device=hidden.device)
-            if gate is not None:
-                live = _any_target(gate[span] != 0).nonzero()[:, 0]
-                if len(live) == 0:
-                    continue
-                if len(live) < len(rows):  # masked tokens cost their logprob, no gradient
-                    z, lse, g, rows = z[live], lse[live], g[live], rows[live]
+            g = torch.zeros_like(lp).index_add_(0, local, slope)
+            live = (g if g.ndim == 1 else g.abs().sum(dim=1)).nonzero()[:, 0]
+            if len(live) == 0:
+                continue
+            rows = live + span.start
+            if len(live) < len(g):  # masked tokens cost their logprob, no gradient
+                z, lse, g = z[live], lse[live], g[live]
             h = hidden[rows]
             dz = _d_logits(z, lse, targets[rows], g).to(hidden.dtype)
             d_rows = dz @ self.weight
@@ -106,17 +116,25 @@ class HeadLogprobs:
         inputs: Mapping[str, torch.Tensor],
         loss: Loss,
         adapter: Adapter | None,
+        uses: torch.Tensor | None,
     ) -> HeadGradients:
         frozen = adapter is None or adapter.pair(UNEMBED) is None
+        jacobian = None
         if frozen and targets.ndim == 1:
             logprobs, jacobian = self.jacobian(hidden, targets, adapter)
-            value, g = loss.value_and_grad(logprobs, inputs)
-            d_hidden = jacobian.mul_(g[:, None].to(jacobian.dtype))
-            return HeadGradients(value, logprobs, d_hidden, {})
-        logprobs = self.logprobs(hidden, targets, adapter)
-        value, g = loss.value_and_grad(logprobs, inputs)
-        linear = self.backward(hidden, targets, {"weights": -g}, LOSSES["cross_entropy"], adapter)
-        return HeadGradients(value, logprobs, linear.hidden, linear.adapter)
+        else:
+            logprobs = self.logprobs(hidden, targets, adapter)
+        used = logprobs if uses is None else logprobs[uses]
+        value, slope = loss.value_and_grad(used, inputs)
+        if uses is not None:
+            slope = torch.zeros_like(logprobs).index_add_(0, uses, slope)
+        if jacobian is not None:
+            d_hidden = jacobian.mul_(slope[:, None].to(jacobian.dtype))
+            return HeadGradients(value, used, d_hidden, {})
+        linear = self.backward(
+            hidden, targets, {"weights": -slope}, LOSSES["cross_entropy"], adapter
+        )
+        return HeadGradients(value, used, linear.hidden, linear.adapter)
 
     @torch.no_grad()
     def jacobian(
@@ -131,6 +149,13 @@ class HeadLogprobs:
             dz = _d_logits(z, lse, targets[span], torch.ones_like(lse))
             out[span] = dz.to(hidden.dtype) @ self.weight
         return logprobs, out
+
+    def _spans_with_uses(self, uses: torch.Tensor, length: int) -> list[tuple[slice, slice]]:
+        """Chunks of the rows, each with the uses that read it."""
+        spans = self._spans(length)
+        starts = torch.tensor([s.start for s in spans] + [length], device=uses.device)
+        cuts = torch.searchsorted(uses, starts).tolist()
+        return [(span, slice(a, b)) for span, a, b in zip(spans, cuts, cuts[1:])]
 
     def _spans(self, length: int) -> list[slice]:
         return [slice(i, min(i + self.chunk, length)) for i in range(0, length, self.chunk)]
@@ -154,7 +179,3 @@ def _d_logits(
 
 def _columns(x: torch.Tensor) -> torch.Tensor:
     return x if x.ndim == 2 else x[:, None]
-
-
-def _any_target(x: torch.Tensor) -> torch.Tensor:
-    return x if x.ndim == 1 else x.any(dim=1)

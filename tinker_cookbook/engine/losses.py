@@ -97,7 +97,7 @@ class Loss:
     """A loss, what it needs, and what the engine may use of its structure.
 
     elementwise: a token's gradient depends on that token alone, so the head can be differentiated
-    chunk by chunk while its logits exist. gate: where this input is 0, the gradient is 0.
+    chunk by chunk while its logits exist.
     """
 
     name: str
@@ -106,7 +106,6 @@ class Loss:
     optional: tuple[str, ...] = ()
     config: Config = field(default_factory=dict)  # keys and defaults
     elementwise: bool = True
-    gate: str | None = None
     several_targets: bool = False  # also targets of shape [N, K]
 
     def value(self, logprobs: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -134,10 +133,10 @@ def _bounds(low: float, high: float) -> Config:
 LOSSES = {
     loss.name: loss
     for loss in (
-        Loss("cross_entropy", cross_entropy, ("weights",), gate="weights", several_targets=True),
-        Loss("importance_sampling", importance_sampling, _SAMPLED, gate="advantages"),
-        Loss("ppo", ppo, _SAMPLED, _CLIP, _bounds(0.8, 1.2), gate="advantages"),
-        Loss("cispo", cispo, _SAMPLED, _CLIP, _bounds(0.0, 4.0), gate="advantages"),
+        Loss("cross_entropy", cross_entropy, ("weights",), several_targets=True),
+        Loss("importance_sampling", importance_sampling, _SAMPLED),
+        Loss("ppo", ppo, _SAMPLED, _CLIP, _bounds(0.8, 1.2)),
+        Loss("cispo", cispo, _SAMPLED, _CLIP, _bounds(0.0, 4.0)),
         Loss("dro", dro, _SAMPLED, config={"beta": 0.05}),
         Loss(
             "gspo",
@@ -146,7 +145,6 @@ LOSSES = {
             _CLIP,
             _bounds(0.9997, 1.0004),  # the paper's 3e-4 and 4e-4
             elementwise=False,
-            gate="advantages",
         ),
     )
 }

@@ -1,9 +1,21 @@
-"""Rows -> passes: no padding, longest rows together, at most a budget of tokens in each pass."""
+"""Rows -> passes: nothing padded, what rows share at their beginning computed once, each pass
+within a budget of tokens.
+
+Rows are sorted by their tokens, so rows with a common beginning are neighbours, and the longest
+common prefixes of neighbours give the tree: a segment for each stretch of tokens that the same rows
+share, depth first. Sharing needs equal input tokens only. Targets may differ, and do at the last
+shared token: the head is computed once for each different (position in the tree, target), and what
+the rows ask of it (weights, advantages) stays each row's own.
+
+Shapes: T tokens of the tree, D head rows (different pairs of a tree token and its targets), N
+tokens of the pass's rows as they were given, K targets per token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,64 +24,183 @@ from tinker_cookbook.engine.attention import Segment
 from tinker_cookbook.engine.losses import ROW
 from tinker_cookbook.engine.rows import TrainRow
 
+# A shared stretch saves its tokens' passes through every layer and costs a few attention calls
+# more; below this many tokens it does not pay.
+SHORTEST_SHARED = 16
+
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One pass. `rows[i]` is the index in the request of the row at `segments[i]`."""
+    """One pass. `rows` are indices in the request."""
 
     rows: list[int]
     segments: list[Segment]
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T], counted from 0 in each row
-    targets: torch.Tensor  # int64 [T] or [T, K]
-    inputs: dict[str, torch.Tensor]  # float32 per loss input, shaped like targets; and `losses.ROW`
+    head_tokens: torch.Tensor | None  # int64 [D]: which of the T; None: all, in order
+    targets: torch.Tensor  # int64 [D] or [D, K]
+    uses: torch.Tensor | None  # int64 [N]: which of the D, ascending; None: each once, in order
+    inputs: dict[str, torch.Tensor]  # float32 [N] or [N, K] per loss input; and `losses.ROW`
+    places: np.ndarray  # int64 [N]: where each of the N stands in the rows laid end to end
+
+    def split(self, values: np.ndarray, request: Sequence[TrainRow]) -> Iterator[np.ndarray]:
+        """Values of the N, in the order of `inputs`, as one array for each of `rows`."""
+        flat = np.empty_like(values)
+        flat[self.places] = values
+        stops = np.cumsum([request[i].length for i in self.rows])
+        yield from (part.copy() for part in np.split(flat, stops[:-1]))
 
 
 def lay_out(lengths: Sequence[int]) -> list[Segment]:
-    """Segments of these lengths, one behind the other."""
+    """Segments of these lengths, one behind the other, that share nothing."""
     stops = np.cumsum(lengths).tolist()
     return [Segment(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]
 
 
 def positions_of(segments: Sequence[Segment]) -> np.ndarray:
-    """Position of every row within its sequence (parentless segments), int64 [T]."""
-    return np.concatenate([np.arange(s.stop - s.start) for s in segments])
+    """Position of every row within its sequence, int64 [T]."""
+    depth = []
+    for segment in segments:
+        parent = segment.parent
+        depth.append(
+            0 if parent is None else depth[parent] + segments[parent].stop - segments[parent].start
+        )
+    return np.concatenate([d + np.arange(s.stop - s.start) for d, s in zip(depth, segments)])
 
 
-def split_by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of rows per pass, longest first. A row above the budget gets a pass of its own."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+def pack(
+    rows: Sequence[TrainRow], budget: int, device: torch.device, share: bool = True
+) -> Iterator[PackedBatch]:
+    """The passes of a request, each made when it is needed."""
+    for indices in plan_passes([row.tokens for row in rows], budget, share):
+        yield _pack(rows, indices, device, share)
+
+
+def plan_passes(tokens: Sequence[np.ndarray], budget: int, share: bool = True) -> list[list[int]]:
+    """Rows of each pass: families that share a beginning together, large ones first. A row above
+    the budget gets a pass of its own; a family above it begins anew in the next pass."""
+    families: list[list[int]] = []
+    for index in _sorted(tokens):
+        before = families[-1][-1] if families else None
+        if share and before is not None and _common(tokens[before], tokens[index]):
+            families[-1].append(index)
+        else:
+            families.append([index])
+    families.sort(key=lambda f: (-sum(len(tokens[i]) for i in f), f))
     passes: list[list[int]] = []
     room = 0
-    for index in order:
-        if not passes or lengths[index] > room:
-            passes.append([])
-            room = budget
-        passes[-1].append(index)
-        room -= lengths[index]
+    for family in families:
+        before = None
+        for index in family:
+            size = len(tokens[index])
+            extra = size - (_common(tokens[before], tokens[index]) if before is not None else 0)
+            if not passes or extra > room:
+                passes.append([])
+                room, extra = budget, size
+            passes[-1].append(index)
+            room, before = room - extra, index
     return passes
 
 
-def pack(rows: Sequence[TrainRow], budget: int, device: torch.device) -> Iterator[PackedBatch]:
-    """The passes of a request, each made when it is needed."""
-    for indices in split_by_budget([row.length for row in rows], budget):
-        chosen = [rows[i] for i in indices]
+def _sorted(tokens: Sequence[np.ndarray]) -> list[int]:
+    """Row indices in the order of their tokens: big-endian bytes compare like the numbers."""
+    keys = [row.astype(">u4").tobytes() for row in tokens]
+    return sorted(range(len(tokens)), key=lambda i: (keys[i], i))
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens that two rows share at their beginning; 0 where sharing does not pay."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    common = int(differ[0]) if len(differ) else length
+    return common if common >= SHORTEST_SHARED else 0
+
+
+def _pack(
+    request: Sequence[TrainRow], indices: list[int], device: torch.device, share: bool
+) -> PackedBatch:
+    chosen = [request[i] for i in indices]
+    commons = [0]
+    for one, other in pairwise(chosen):
+        commons.append(_common(one.tokens, other.tokens) if share else 0)
+    if not any(commons):  # equal lengths side by side: the attention takes them in one call
+        order = sorted(range(len(chosen)), key=lambda i: (-chosen[i].length, indices[i]))
+        indices, chosen = [indices[i] for i in order], [chosen[i] for i in order]
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    flat_inputs = {
+        key: np.concatenate([row.inputs[key].astype(np.float32) for row in chosen])
+        for key in chosen[0].inputs
+    }
+    flat_inputs[ROW] = np.repeat(indices, [row.length for row in chosen])
+    targets = np.concatenate([row.targets for row in chosen])
+    if any(commons):
+        tree = _Tree([row.tokens for row in chosen], commons)
+        segments, tokens = tree.segments, tree.tokens
+        cells = np.concatenate(tree.cells)  # [N]: which of the T
+        keys = np.concatenate([cells[:, None], targets.reshape(len(targets), -1)], axis=1)
+        unique, uses = np.unique(keys, axis=0, return_inverse=True)
+        uses = uses.reshape(-1)
+        places = np.argsort(uses, kind="stable")
+        head_tokens = tensor(unique[:, 0].copy())
+        targets = unique[:, 1:].reshape(len(unique), *targets.shape[1:])
+        uses = tensor(uses[places])
+    else:
         segments = lay_out([row.length for row in chosen])
+        tokens = np.concatenate([row.tokens for row in chosen])
+        places, head_tokens, uses = np.arange(len(tokens)), None, None
+    return PackedBatch(
+        rows=indices,
+        segments=segments,
+        tokens=tensor(tokens),
+        positions=tensor(positions_of(segments)),
+        head_tokens=head_tokens,
+        targets=tensor(np.ascontiguousarray(targets)),
+        uses=uses,
+        inputs={key: tensor(array[places]) for key, array in flat_inputs.items()},
+        places=places,
+    )
 
-        def tensor(arrays: list[np.ndarray]) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
 
-        yield PackedBatch(
-            rows=indices,
-            segments=segments,
-            tokens=tensor([row.tokens for row in chosen]),
-            positions=tensor([positions_of(segments)]),
-            targets=tensor([row.targets for row in chosen]),
-            inputs={
-                ROW: tensor([np.full(rows[i].length, i) for i in indices]),
-                **{
-                    key: tensor([row.inputs[key].astype(np.float32) for row in chosen])
-                    for key in chosen[0].inputs
-                },
-            },
-        )
+class _Tree:
+    """Segments of sorted rows, depth first, and for each row its cells: which tree tokens it is."""
+
+    def __init__(self, rows: Sequence[np.ndarray], commons: Sequence[int]) -> None:
+        self.rows, self.commons = rows, commons
+        self.segments: list[Segment] = []
+        self.cells: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
+        self._pieces: list[np.ndarray] = []
+        self._length = 0
+        self._build(0, len(rows), 0, None)
+        self.tokens = np.concatenate(self._pieces)
+
+    def _build(self, low: int, high: int, depth: int, parent: int | None) -> None:
+        """Rows [low, high) share their first `depth` tokens, which are laid out already."""
+        start = low
+        for index in range(low + 1, high + 1):
+            if index < high and self.commons[index] - depth >= SHORTEST_SHARED:
+                continue
+            if index - start == 1:
+                self._segment(start, index, depth, len(self.rows[start]), parent)
+            else:
+                stop = min(self.commons[start + 1 : index])
+                node = self._segment(start, index, depth, stop, parent)
+                self._build(start, index, stop, node)
+            start = index
+
+    def _segment(
+        self, low: int, high: int, depth: int, stop: int, parent: int | None
+    ) -> int | None:
+        """Tokens [depth, stop) of rows [low, high) as a segment; none if a row ends at `depth`."""
+        if stop == depth:
+            return parent
+        start = self._length
+        self._length += stop - depth
+        self._pieces.append(self.rows[low][depth:stop])
+        self.segments.append(Segment(start, self._length, parent))
+        for index in range(low, high):
+            own = np.arange(start, self._length)
+            self.cells[index] = np.concatenate([self.cells[index], own])
+        return len(self.segments) - 1

@@ -99,21 +99,23 @@ class Trainer:
         return TrainResult(result.logprobs, custom.metrics)
 
     def _forward(self, rows: Sequence[TrainRow], loss: losses.Loss) -> TrainResult:
-        result = _Collector(len(rows))
+        result = _Collector(rows)
         with torch.no_grad():
             for batch in pack(rows, self.tokens_per_pass, self.base.device):
                 logprobs = self.base.head.logprobs(self._hidden(batch), batch.targets, self.adapter)
+                if batch.uses is not None:
+                    logprobs = logprobs[batch.uses]
                 result.add(batch, logprobs, loss.value(logprobs, batch.inputs))
         return result.finish()
 
     def _backward(self, rows: Sequence[TrainRow], loss: losses.Loss) -> TrainResult:
-        result = _Collector(len(rows))
+        result = _Collector(rows)
         grads: dict[str, torch.Tensor] = {}
         try:
             for batch in pack(rows, self.tokens_per_pass, self.base.device):
                 hidden = self._hidden(batch)
                 head = self.base.head.backward(
-                    hidden.detach(), batch.targets, batch.inputs, loss, self.adapter
+                    hidden.detach(), batch.targets, batch.inputs, loss, self.adapter, batch.uses
                 )
                 if hidden.requires_grad:  # not when only the unembedding is trained
                     hidden.backward(head.hidden)
@@ -182,7 +184,9 @@ class Trainer:
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         rows = AdapterRows(self.adapter, 0, batch.tokens.shape[0])
-        return self.base.hidden(batch.tokens, batch.positions, PackedPlan(batch.segments), rows)
+        plan = PackedPlan(batch.segments)
+        hidden = self.base.hidden(batch.tokens, batch.positions, plan, rows)
+        return hidden if batch.head_tokens is None else hidden[batch.head_tokens]
 
     def _collect(self, grads: dict[str, torch.Tensor], head: dict[str, torch.Tensor]) -> None:
         """Add the gradients of one pass, in fp32, and clear the copies'."""
@@ -204,7 +208,7 @@ def _with_weights(rows: Sequence[TrainRow], weights: list[np.ndarray]) -> list[T
 
 
 class _Custom:
-    """A user's loss in the engine's form, where the rows of a pass lie one behind the other."""
+    """A user's loss in the engine's form: one call with the tokens of all rows of the request."""
 
     def __init__(self, function: losses.CustomLoss) -> None:
         self.function = function
@@ -213,9 +217,10 @@ class _Custom:
     def __call__(
         self, logprobs: torch.Tensor, inputs: losses.Inputs, config: losses.Config
     ) -> torch.Tensor:
-        rows, counts = torch.unique_consecutive(inputs[losses.ROW], return_counts=True)
-        parts = dict(zip(rows.tolist(), logprobs.split(counts.tolist())))
-        return self.value([parts[index] for index in sorted(parts)])
+        # rows that share tokens lie interleaved; a stable sort brings each one's together, in order
+        order = torch.argsort(inputs[losses.ROW], stable=True)
+        counts = torch.bincount(inputs[losses.ROW])
+        return self.value(list(logprobs[order].split(counts.tolist())))
 
     def slopes(self, logprobs: list[np.ndarray]) -> list[np.ndarray]:
         """Weights with which cross_entropy has this loss's gradient at these logprobs."""
@@ -246,14 +251,15 @@ class _Custom:
 class _Collector:
     """Puts the passes' results back into the order of the request."""
 
-    def __init__(self, count: int) -> None:
-        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * count
+    def __init__(self, rows: Sequence[TrainRow]) -> None:
+        self.rows = rows
+        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
         self.loss = 0.0
 
     def add(self, batch: PackedBatch, logprobs: torch.Tensor, loss: torch.Tensor) -> None:
-        array = logprobs.cpu().numpy()
-        for index, segment in zip(batch.rows, batch.segments):
-            self.logprobs[index] = array[segment.start : segment.stop].copy()
+        parts = batch.split(logprobs.cpu().numpy(), self.rows)
+        for index, part in zip(batch.rows, parts):
+            self.logprobs[index] = part
         self.loss += loss.item()
 
     def finish(self) -> TrainResult:

@@ -284,9 +284,7 @@ def test_bad_rows_fail_alone(tiny_qwen3: str, change: dict, message: str) -> Non
 
 def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2))
-    with pytest.raises(
-        ConfigurationError, match="unknown loss_fn 'nll'; known: cispo, cross_"
-    ):
+    with pytest.raises(ConfigurationError, match="unknown loss_fn 'nll'; known: cispo, cross_"):
         trainer.forward(make_rows(), "nll", None)
     with pytest.raises(ConfigurationError, match="key 'beta': cross_entropy takes none"):
         trainer.forward(make_rows(), "cross_entropy", {"beta": 1.0})

@@ -1,0 +1,197 @@
+"""Shared beginnings: found, computed once, and without any effect on the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinker_cookbook.engine import packing
+from tinker_cookbook.engine.attention import ancestry, parts_of
+from tinker_cookbook.engine.lora import LoraSpec
+from tinker_cookbook.engine.losses import LOSSES
+from tinker_cookbook.engine.packing import pack, plan_passes
+from tinker_cookbook.engine.rows import TrainRow
+from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer_test import TOLERANCE, VOCAB, make_trainer, with_inputs
+
+CPU = torch.device("cpu")
+
+
+def row_of(tokens: np.ndarray) -> TrainRow:
+    return TrainRow(tokens[:-1], tokens[1:], {"weights": np.arange(len(tokens) - 1.0)})
+
+
+def group(rng: np.random.Generator, prompt: np.ndarray, lengths: tuple[int, ...]) -> list[TrainRow]:
+    return [row_of(np.concatenate([prompt, rng.integers(0, VOCAB, n)])) for n in lengths]
+
+
+def batch_with_everything() -> list[TrainRow]:
+    """Two groups, a conversation in growing steps with two endings, duplicates, loners."""
+    rng = np.random.default_rng(0)
+    one, two = rng.integers(0, VOCAB, 40), rng.integers(0, VOCAB, 25)
+    rows = group(rng, one, (9, 3, 14, 3)) + group(rng, two, (20, 20, 5))
+    talk = rng.integers(0, VOCAB, 90)
+    rows += [row_of(talk[:n]) for n in (30, 55, 90)]
+    rows += group(rng, talk[:60], (10, 12))
+    rows += [rows[0], row_of(rng.integers(0, VOCAB, 33)), row_of(rng.integers(0, VOCAB, 2))]
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def check_batch(rows: list[TrainRow], budget: int) -> int:
+    """Every row can be read back from the tree; returns the tokens that are computed."""
+    seen, computed = [], 0
+    for batch in pack(rows, budget, CPU):
+        seen += batch.rows
+        computed += len(batch.tokens)
+        head = batch.head_tokens
+        at = torch.arange(len(batch.tokens)) if head is None else head
+        used = at if batch.uses is None else at[batch.uses]
+        targets = batch.targets if batch.uses is None else batch.targets[batch.uses]
+        columns = {
+            "tokens": batch.tokens[used],
+            "positions": batch.positions[used],
+            "targets": targets,
+            "weights": batch.inputs["weights"],
+            "row": batch.inputs["row"],
+            "cell": used,
+        }
+        parts = {k: list(batch.split(v.numpy(), rows)) for k, v in columns.items()}
+        for number, index in enumerate(batch.rows):
+            row = rows[index]
+            assert np.array_equal(parts["tokens"][number], row.tokens)
+            assert np.array_equal(parts["positions"][number], np.arange(row.length))
+            assert np.array_equal(parts["targets"][number], row.targets)
+            assert np.array_equal(parts["weights"][number], row.inputs["weights"])
+            assert (parts["row"][number] == index).all()
+            last = next(s for s in batch.segments if s.start <= used_last(parts, number) < s.stop)
+            spans = ancestry(batch.segments, last)
+            path = np.concatenate([np.arange(a, b) for a, b in spans])
+            assert np.array_equal(parts["cell"][number], path[: row.length])
+    assert sorted(seen) == list(range(len(rows)))
+    return computed
+
+
+def used_last(parts: dict, number: int) -> int:
+    return int(parts["cell"][number][-1])
+
+
+@pytest.mark.parametrize("budget", [10_000, 200, 64, 1])
+def test_rows_can_be_read_back(budget: int) -> None:
+    rows = batch_with_everything()
+    computed = check_batch(rows, budget)
+    given_tokens = sum(row.length for row in rows)
+    assert computed < 0.6 * given_tokens if budget == 10_000 else computed <= given_tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_rows_can_be_read_back_whatever_they_share(data: st.DataObject) -> None:
+    stems = data.draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=50), max_size=4))
+    rows = []
+    for _ in range(data.draw(st.integers(1, 8))):
+        stem = data.draw(st.sampled_from(stems or [[1]]))
+        cut = data.draw(st.integers(0, len(stem)))
+        tail = data.draw(st.lists(st.integers(0, 2), min_size=2, max_size=40))
+        rows.append(row_of(np.array(stem[:cut] + tail)))
+    check_batch(rows, data.draw(st.sampled_from([10_000, 60])))
+
+
+def test_every_row_attends_to_its_path_and_nothing_else() -> None:
+    (batch,) = pack(batch_with_everything(), 10_000, CPU)
+    sees = np.zeros((len(batch.tokens), len(batch.tokens)), dtype=int)
+    for part in parts_of(batch.segments):
+        if not part.causal:
+            sees[part.q0 : part.q1, part.k0 : part.k1] += 1
+            continue
+        size = (part.q1 - part.q0) // part.count
+        for start in range(part.q0, part.q1, size):
+            sees[start : start + size, start : start + size] += np.tri(size, dtype=int)
+    for segment in batch.segments:
+        path = np.concatenate([np.arange(*span) for span in ancestry(batch.segments, segment)])
+        for cell in range(segment.start, segment.stop):
+            expected = np.zeros(len(batch.tokens), dtype=int)
+            expected[path[: np.flatnonzero(path == cell)[0] + 1]] = 1
+            assert np.array_equal(sees[cell], expected)
+
+
+def test_passes_keep_to_the_budget() -> None:
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, VOCAB, 100)
+    rows = group(rng, prompt, (20,) * 30)
+    passes = plan_passes([row.tokens for row in rows], 300)
+    assert sorted(i for each in passes for i in each) == list(range(30))
+    assert [len(each) for each in passes] == [10, 10, 10]  # 119 tokens, then 19 for each other
+    for batch in pack(rows, 300, CPU):
+        assert len(batch.tokens) <= 300 + packing.SHORTEST_SHARED * len(batch.rows)
+
+
+def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SHORTEST_SHARED", 1_000_000)
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    grads, trainer.grads = trainer.grads, None
+    assert grads is not None
+    return grads
+
+
+@pytest.mark.parametrize("unembed", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("family", ["tiny_qwen3", "tiny_llama"])
+def test_sharing_changes_no_number(
+    family: str,
+    name: str,
+    unembed: bool,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = LoraSpec(rank=4, train_unembed=unembed)
+    trainer = make_trainer(request.getfixturevalue(family), spec, head_chunk=16)
+    rows = with_inputs(batch_with_everything(), name)
+    if "logprobs" in LOSSES[name].inputs:
+        plain = [dataclasses.replace(r, inputs={"weights": np.ones(r.length)}) for r in rows]
+        rng = np.random.default_rng(3)
+        for row, lp in zip(rows, trainer.forward(plain, "cross_entropy", None).logprobs):
+            row.inputs["logprobs"][:] = lp + rng.normal(0, 0.3, row.length)  # type: ignore[index]
+    shared = trainer.forward_backward(rows, name, None)
+    shared_grads = gradients(trainer)
+    no_sharing(monkeypatch)
+    plain = trainer.forward_backward(rows, name, None)
+    plain_grads = gradients(trainer)
+    worst = max(np.abs(a - b).max() for a, b in zip(shared.logprobs, plain.logprobs))
+    for key, grad in plain_grads.items():
+        worst = max(worst, (grad - shared_grads[key]).abs().max().item())
+    assert worst <= TOLERANCE
+    assert shared.metrics["loss:sum"] == pytest.approx(plain.metrics["loss:sum"], abs=1e-4)
+
+
+def test_custom_loss_and_several_targets_over_shared_rows(
+    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4), head_chunk=16)
+    rows = batch_with_everything()
+    rng = np.random.default_rng(5)
+    wide = []
+    for row in rows:
+        targets = np.stack([row.targets, rng.integers(0, VOCAB, row.length)], axis=1)
+        weights = rng.normal(size=targets.shape).astype(np.float32) / 50
+        wide.append(TrainRow(row.tokens, targets, {"weights": weights}))
+
+    def function(logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        return torch.stack([lp.mean() * i for i, lp in enumerate(logprobs)]).logsumexp(0), {}
+
+    outcomes = []
+    for _ in range(2):
+        custom = trainer.forward_backward_custom(rows, function)
+        grads = gradients(trainer)
+        several = trainer.forward_backward(wide, "cross_entropy", None)
+        outcomes.append([*custom.logprobs, *several.logprobs])
+        outcomes[-1] += [grads[k].numpy() for k in grads]
+        outcomes[-1] += [g.numpy() for g in gradients(trainer).values()]
+        no_sharing(monkeypatch)
+    assert max(np.abs(a - b).max() for a, b in zip(*outcomes)) <= TOLERANCE
