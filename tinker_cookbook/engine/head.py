@@ -54,6 +54,19 @@ class HeadLogprobs:
         return out
 
     @torch.no_grad()
+    def top_k(
+        self, hidden: torch.Tensor, k: int, adapter: Adapter | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k most likely tokens and their logprobs at temperature 1, [T, k]."""
+        tokens, logprobs = [], []
+        for span in self._spans(hidden.shape[0]):
+            z = self.logits(hidden[span], adapter)
+            best = z.topk(k, dim=-1)
+            tokens.append(best.indices)
+            logprobs.append(best.values - torch.logsumexp(z, dim=-1, keepdim=True))
+        return torch.cat(tokens), torch.cat(logprobs)
+
+    @torch.no_grad()
     def backward(
         self,
         hidden: torch.Tensor,

@@ -50,6 +50,17 @@ class SampleRequest:
     stop_tokens: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     prompt_logprobs: bool = False
+    prompt_top_k: int = 0  # most likely tokens to report at each prompt position
+    sample_top_k: int = 0  # ... and at each sampled position
+    prompt_targets: np.ndarray | None = None  # int64 [P-1, K]: tokens to score at positions 1..P-1
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The most likely tokens of several positions, the likeliest first."""
+
+    tokens: np.ndarray  # int32 [positions, k]
+    logprobs: np.ndarray  # float32 [positions, k]
 
 
 @dataclass
@@ -57,12 +68,17 @@ class SampledTokens:
     tokens: list[int]
     logprobs: list[float]
     stop_reason: StopReason
+    top_k: list[TopK] = field(default_factory=list)  # one position each
 
 
 @dataclass
 class SampleResult:
+    """Everything about the prompt is at temperature 1."""
+
     sequences: list[SampledTokens]
-    prompt_logprobs: np.ndarray | None = None  # float32 [P], NaN at position 0, at temperature 1
+    prompt_logprobs: np.ndarray | None = None  # float32 [P], NaN at position 0
+    prompt_top_k: TopK | None = None  # of positions 1..P-1
+    prompt_target_logprobs: np.ndarray | None = None  # float32 [P-1, K]
 
 
 def check_tokens(tokens: np.ndarray | Sequence[int], vocab_size: int, what: str) -> np.ndarray:

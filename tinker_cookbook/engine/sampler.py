@@ -24,6 +24,7 @@ from tinker_cookbook.engine.rows import (
     SampledTokens,
     SampleRequest,
     SampleResult,
+    TopK,
     check_tokens,
 )
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
@@ -63,6 +64,7 @@ class _Job:
     result: SampleResult
     started: int = 0  # samples that were given a slot
     open: int = 0  # samples that are running
+    scored: bool = False  # the prompt's logprobs are there
 
     @property
     def need(self) -> int:
@@ -130,6 +132,13 @@ class TorchSampler:
     def _check(self, request: SampleRequest) -> None:
         try:
             check_tokens(request.prompt, self.base.vocab_size, "prompt")
+            if request.prompt_targets is not None:
+                check_tokens(request.prompt_targets, self.base.vocab_size, "target_prompt_logprobs")
+                if len(request.prompt_targets) != len(request.prompt) - 1:
+                    raise ValueError(
+                        f"target_prompt_logprobs has {len(request.prompt_targets)} rows, the prompt"
+                        f" of {len(request.prompt)} tokens needs {len(request.prompt) - 1}"
+                    )
         except ValueError as error:
             raise DataValidationError(str(error)) from error
         need = len(request.prompt) + request.max_tokens
@@ -150,6 +159,8 @@ class TorchSampler:
             "top_k": request.top_k < -1,
             "top_p": not 0 < request.top_p <= 1,
             "seed": request.seed is not None and request.seed < 0,
+            "prompt_top_k": not 0 <= request.prompt_top_k <= self.base.vocab_size,
+            "sample_top_k": not 0 <= request.sample_top_k <= self.base.vocab_size,
         }
         for key, wrong in problems.items():
             if wrong:
@@ -205,17 +216,9 @@ class TorchSampler:
         )
         ends = []
         for (job, slots), segment, prompt in zip(chosen, segments, prompts):
-            if job.request.prompt_logprobs and job.result.prompt_logprobs is None:
-                job.result.prompt_logprobs = np.full(len(prompt), np.nan, dtype=np.float32)
-                job.result.prompt_logprobs[1:] = (
-                    self.base.head.logprobs(
-                        hidden[segment.start : segment.stop - 1],
-                        tokens[segment.start + 1 : segment.stop],
-                        self.batch.adapter,
-                    )
-                    .cpu()
-                    .numpy()
-                )
+            if not job.scored:
+                self._score(job, hidden[segment.start : segment.stop], prompt)
+                job.scored = True
             if not job.request.max_tokens:
                 job.done(job.result)
             for slot in slots:
@@ -231,6 +234,22 @@ class TorchSampler:
             fresh = self.batch.rows[-len(ends) :]
             self._append(fresh, hidden[self._tensor(np.array(ends))])
             self._retire()
+
+    def _score(self, job: _Job, hidden: torch.Tensor, prompt: np.ndarray) -> None:
+        """What the request wants to know of its prompt, from its hidden states [P, H]."""
+        request, result, adapter = job.request, job.result, self.batch.adapter
+        if request.prompt_logprobs:
+            result.prompt_logprobs = np.full(len(prompt), np.nan, dtype=np.float32)
+            scores = self.base.head.logprobs(hidden[:-1], self._tensor(prompt[1:]), adapter)
+            result.prompt_logprobs[1:] = scores.cpu().numpy()
+        if request.prompt_top_k and len(prompt) > 1:
+            result.prompt_top_k = _top_k(
+                *self.base.head.top_k(hidden[:-1], request.prompt_top_k, adapter)
+            )
+        if request.prompt_targets is not None:
+            wanted = self._tensor(request.prompt_targets)
+            scores = self.base.head.logprobs(hidden[:-1], wanted, adapter)
+            result.prompt_target_logprobs = scores.cpu().numpy()
 
     def _decode(self) -> None:
         rows = self.batch.rows
@@ -252,11 +271,18 @@ class TorchSampler:
         logits = self.base.head.logits(hidden, self.batch.adapter)
         requests = [row.job.request for row in rows]
         uniform = np.array([row.rng.random() for row in rows], dtype=np.float32)
-        tokens, logprobs = draw(logits, requests, self._tensor(uniform))
+        tokens, logp = draw(logits, requests, self._tensor(uniform))
+        logprobs = logp.gather(1, tokens[:, None])[:, 0]
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
             row.out.tokens.append(token)
             row.out.logprobs.append(logprob)
             row.pending = token
+        for k in {request.sample_top_k for request in requests} - {0}:
+            best = logp.topk(k, dim=-1)
+            for index, row in enumerate(rows):
+                if row.job.request.sample_top_k == k:
+                    each = slice(index, index + 1)
+                    row.out.top_k.append(_top_k(best.indices[each], best.values[each]))
 
     def _retire(self) -> None:
         """Take finished rows out; the last row moves into the free slot, so slots stay dense."""
@@ -296,7 +322,8 @@ class TorchSampler:
 def draw(
     logits: torch.Tensor, requests: list[SampleRequest], uniform: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row: logits fp32 [n, V], uniform numbers [n] in [0, 1) -> tokens, logprobs [n].
+    """One token per row: logits fp32 [n, V], uniform numbers [n] in [0, 1) -> tokens [n] and the
+    logprobs of the temperature-scaled distribution [n, V].
 
     By inversion of the cumulative distribution: one random number per row.
     """
@@ -314,7 +341,11 @@ def draw(
     # rounding can point behind the last token that has any probability
     drawn = probs.gather(1, tokens[:, None])[:, 0] > 0
     tokens = torch.where(drawn & ~greedy, tokens, probs.argmax(dim=-1))
-    return tokens, logp.gather(1, tokens[:, None])[:, 0]
+    return tokens, logp
+
+
+def _top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:
+    return TopK(tokens.cpu().numpy().astype(np.int32), logprobs.float().cpu().numpy())
 
 
 def _truncate(probs: torch.Tensor, requests: list[SampleRequest]) -> torch.Tensor:

@@ -118,7 +118,7 @@ def test_draw_follows_the_distribution() -> None:
     uniform = torch.from_numpy(np.random.default_rng(0).random(count, dtype=np.float32))
     tokens, logprobs = draw(logits.expand(count, -1), [request] * count, uniform)
     expected = torch.log_softmax(logits[0].double() / temperature, -1)
-    assert (logprobs - expected[tokens]).abs().max() <= 1e-6  # of the scaled distribution
+    assert (logprobs - expected).abs().max() <= 1e-6  # of the scaled distribution
     seen = Counter(tokens.tolist())
     for token, logp in enumerate(expected.tolist()):
         p = np.exp(logp)
@@ -133,7 +133,7 @@ def test_draw_top_k_and_top_p() -> None:
         request = SampleRequest(np.array([0]), 1, **keys)  # type: ignore[arg-type]
         tokens, logprobs = draw(logits, [request] * 2000, uniform)
         # not renormalised: still the logprob under the full distribution
-        assert (logprobs - logits[0][tokens]).abs().max() < 1e-6
+        assert (logprobs - logits).abs().max() < 1e-6
         return set(tokens.tolist())
 
     assert support() == {0, 1, 2, 3, 4}
@@ -181,6 +181,36 @@ def test_segments_with_a_parent_see_it(tiny_llama: str) -> None:
         whole = torch.cat(path)
         plain = hidden(whole, torch.arange(len(whole)), [Segment(0, len(whole))])
         assert (plain[-len(path[-1]) :] - rows).abs().max() <= TOLERANCE
+
+
+def test_what_else_a_request_may_ask(tiny_qwen3: str) -> None:
+    """Top-k of prompt and samples and the logprobs of chosen tokens, against transformers."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu", head_chunk=7))
+    prompt = prompts(3)[2]
+    wanted = np.random.default_rng(0).integers(0, 307, (len(prompt) - 1, 4))
+    request = SampleRequest(
+        prompt, 6, 2, temperature=0.5, seed=0, prompt_top_k=5, sample_top_k=3, prompt_targets=wanted
+    )
+    crowd = [SampleRequest(p, 8, seed=i, sample_top_k=i) for i, p in enumerate(prompts(4, 1))]
+    result = run(TorchSampler(base, EngineConfig()), [*crowd, request])[-1]
+    logprobs = model(torch.from_numpy(prompt)[None]).logits[0, :-1].log_softmax(-1).detach()
+    best = logprobs.topk(5)
+    assert result.prompt_top_k is not None and result.prompt_target_logprobs is not None
+    assert np.array_equal(result.prompt_top_k.tokens, best.indices)
+    assert np.abs(result.prompt_top_k.logprobs - best.values.numpy()).max() <= TOLERANCE
+    scores = logprobs.gather(1, torch.from_numpy(wanted)).numpy()
+    assert np.abs(result.prompt_target_logprobs - scores).max() <= TOLERANCE
+    for sequence in result.sequences:
+        text = torch.from_numpy(np.concatenate([prompt, sequence.tokens]))
+        scaled = (model(text[None]).logits[0] / 0.5).log_softmax(-1).detach()
+        assert len(sequence.top_k) == 6
+        for position, top in enumerate(sequence.top_k):
+            best = scaled[len(prompt) - 1 + position].topk(3)
+            assert np.array_equal(top.tokens[0], best.indices)
+            assert np.abs(top.logprobs[0] - best.values.numpy()).max() <= TOLERANCE
 
 
 def test_stop_strings(tiny_qwen3: str) -> None:

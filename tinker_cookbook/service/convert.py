@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 from tinker import types
+from tinker.types.topk_logprobs import MASK_LOGPROB as EMPTY_LOGPROB
+from tinker.types.topk_logprobs import TopkLogprobs
 
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainResult, TrainRow
+from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TopK, TrainResult, TrainRow
 from tinker_cookbook.engine.trainer import AdamConfig
 from tinker_cookbook.exceptions import DataValidationError
 
@@ -79,12 +82,15 @@ def request_of(
     prompt: types.ModelInput,
     num_samples: int,
     params: types.SamplingParams,
-    prompt_logprobs: bool,
     eos_tokens: frozenset[int],
     context_length: int,
+    **wanted: Any,
 ) -> SampleRequest:
-    """A sampling request. `stop=None` means the model's own end tokens, `stop=[]` none at all;
-    `max_tokens=None` means as far as the context goes."""
+    """A sampling request; `wanted` are further fields of it.
+
+    `stop=None` means the model's own end tokens, `stop=[]` none at all; `max_tokens=None` means as
+    far as the context goes.
+    """
     tokens = tokens_of(prompt, "prompt")
     stop_tokens, stop_strings = eos_tokens, ()
     if params.stop is not None:
@@ -106,7 +112,7 @@ def request_of(
         seed=params.seed,
         stop_tokens=stop_tokens,
         stop_strings=stop_strings,
-        prompt_logprobs=prompt_logprobs,
+        **wanted,
     )
 
 
@@ -123,8 +129,28 @@ def response_of(result: SampleResult, last_n: int | None = None) -> types.Sample
                 sequence_id=uuid4().hex,
                 tokens_np=np.asarray(sequence.tokens, dtype=np.int32),
                 logprobs_np=np.asarray(sequence.logprobs, dtype=np.float32),
+                topk_logprobs_np=_top_k(sequence.top_k),
             )
             for sequence in result.sequences
         ],
         prompt_logprobs_np=prompt_logprobs,
+        topk_prompt_logprobs_np=_top_k([result.prompt_top_k], first=True)
+        if result.prompt_top_k is not None
+        else None,
+        target_prompt_logprobs=types.TensorData.from_numpy(result.prompt_target_logprobs)
+        if result.prompt_target_logprobs is not None
+        else None,
     )
+
+
+def _top_k(parts: Sequence[TopK], first: bool = False) -> TopkLogprobs | None:
+    """Positions one behind the other; `first`: behind one that nothing precedes, left empty."""
+    if not parts:
+        return None
+    tokens, logprobs = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "logprobs")
+    )
+    if first:
+        tokens = np.pad(tokens, ((1, 0), (0, 0)))
+        logprobs = np.pad(logprobs, ((1, 0), (0, 0)), constant_values=EMPTY_LOGPROB)
+    return TopkLogprobs(token_ids=tokens, logprobs=logprobs)

@@ -60,18 +60,18 @@ class LocalSamplingClient:
         prompt_logprobs_last_n: int | None = None,
     ) -> APIFuture[types.SampleResponse]:
         """Samples with their logprobs; see `engine.sampler` for what a logprob means."""
-        unsupported = {
-            "topk_prompt_logprobs": topk_prompt_logprobs,
-            "topk_sample_logprobs": topk_sample_logprobs,
-            "target_prompt_logprobs": target_prompt_logprobs,
-            "prompt_alt_tokens_k": prompt_alt_tokens_k,
-        }
-        for key, value in unsupported.items():
-            if value:
-                error = TrainingError(f"sample: {key}={value} is not supported by this engine")
-                return _failed(error)
+        if prompt_alt_tokens_k:
+            return _failed(TrainingError(f"sample: {prompt_alt_tokens_k=} is not supported"))
+        targets = None if target_prompt_logprobs is None else target_prompt_logprobs.to_numpy()
         return self._request(
-            prompt, num_samples, sampling_params, include_prompt_logprobs, prompt_logprobs_last_n
+            prompt,
+            num_samples,
+            sampling_params,
+            prompt_logprobs_last_n,
+            prompt_logprobs=include_prompt_logprobs,
+            prompt_top_k=topk_prompt_logprobs,
+            sample_top_k=topk_sample_logprobs,
+            prompt_targets=targets,
         )
 
     def compute_logprobs(
@@ -79,7 +79,7 @@ class LocalSamplingClient:
     ) -> APIFuture[list[float | None]]:
         """Logprob of every prompt token at temperature 1; None for the first."""
         params = types.SamplingParams(max_tokens=0)
-        future = self._request(prompt, 1, params, True, prompt_logprobs_last_n)
+        future = self._request(prompt, 1, params, prompt_logprobs_last_n, prompt_logprobs=True)
         return _then(future.future(), lambda response: response.prompt_logprobs)
 
     def get_base_model(self) -> str:
@@ -102,15 +102,15 @@ class LocalSamplingClient:
         prompt: types.ModelInput,
         num_samples: int,
         params: types.SamplingParams,
-        prompt_logprobs: bool,
         last_n: int | None,
+        **wanted: Any,
     ) -> APIFuture[types.SampleResponse]:
         engine, path = self._engine, models.load_path(self._base_model)
 
         def build() -> tuple[Adapter | None, Any]:
             base = engine.base_model(path)
             request = convert.request_of(
-                prompt, num_samples, params, prompt_logprobs, base.eos_tokens, base.context_length
+                prompt, num_samples, params, base.eos_tokens, base.context_length, **wanted
             )
             return self._adapter.result(0), request
 

@@ -173,11 +173,33 @@ def test_an_error_is_that_requests_alone(service: LocalServiceClient, tiny_qwen3
     with pytest.raises(ConfigurationError, match="kind='inflight' is not supported"):
         client.save_weights_and_get_sampling_client(kind="inflight")
     sampler = service.create_sampling_client(base_model=tiny_qwen3)
-    topk = sampler.sample(
-        types.ModelInput.from_ints([5]), 1, types.SamplingParams(), topk_prompt_logprobs=3
+    alternatives = sampler.sample(
+        types.ModelInput.from_ints([5]), 1, types.SamplingParams(), prompt_alt_tokens_k=3
     )
-    with pytest.raises(TrainingError, match="topk_prompt_logprobs=3 is not supported"):
-        topk.result()
+    with pytest.raises(TrainingError, match="prompt_alt_tokens_k=3 is not supported"):
+        alternatives.result()
+
+
+def test_top_k_and_target_logprobs(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    prompt = types.ModelInput.from_ints([5, 6, 7])
+    response = sampler.sample(
+        prompt,
+        1,
+        types.SamplingParams(max_tokens=4, temperature=0.0, stop=[]),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=2,
+        topk_sample_logprobs=3,
+        target_prompt_logprobs=types.TensorData.from_numpy(np.array([[6, 9], [7, 9]])),
+    ).result()
+    prompt_top = response.topk_prompt_logprobs
+    assert prompt_top is not None and prompt_top[0] is None
+    assert [len(each) for each in prompt_top[1:]] == [2, 2]
+    sequence = response.sequences[0]
+    assert [each[0][0] for each in sequence.topk_logprobs] == list(sequence.tokens)  # greedy
+    assert [each[0][1] for each in sequence.topk_logprobs] == pytest.approx(sequence.logprobs)
+    targets = response.target_prompt_logprobs.to_numpy()
+    assert targets[:, 0] == pytest.approx(response.prompt_logprobs[1:], abs=1e-6)
 
 
 def test_a_model_that_is_not_there(service: LocalServiceClient, tmp_path: Path) -> None:
