@@ -49,14 +49,14 @@ class BaseModel:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         plan: attention.PackedPlan | attention.DecodePlan,
-        *adapters: lora.AdapterRows,
+        adapters: lora.AdapterPlan,
     ) -> torch.Tensor:
         """Final hidden states [T, H] of tokens [T] at positions [T].
 
         A packed plan is one sequence of T rows, a decode plan T sequences of one row.
         """
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
-        with self.router.use(*adapters):
+        with self.router.use(adapters):
             out = self.decoder(
                 input_ids=tokens.view(shape),
                 position_ids=positions.view(shape),

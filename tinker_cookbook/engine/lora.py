@@ -8,7 +8,7 @@ the products use copies in the base model's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -128,14 +128,67 @@ class AdapterRows:
     stop: int
 
 
+class AdapterStack:
+    """Several adapters side by side, for rows in any order: decoding, where slots do not move.
+
+    The A of all adapters are stacked to [R, in] and the B to [out, R]; each row keeps only the
+    columns of its own adapter, times its scale. More products than needed, but two GEMMs in all.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters = list(adapters)
+        self._pairs: dict[str, _StackedPair | None] = {}
+
+    def pair(self, path: str) -> _StackedPair | None:
+        if path not in self._pairs:
+            found = [(i, a.pair(path), a.spec) for i, a in enumerate(self.adapters)]
+            owners, downs, ups, scales = [], [], [], []
+            for index, pair, spec in found:
+                if pair is not None:
+                    owners += [index] * spec.rank
+                    scales += [spec.scale] * spec.rank
+                    downs.append(pair[0].detach())
+                    ups.append(pair[1].detach())
+            self._pairs[path] = (
+                _StackedPair(
+                    torch.cat(downs),
+                    torch.cat(ups, dim=1),
+                    torch.tensor(owners, device=downs[0].device),
+                    torch.tensor(scales, device=downs[0].device, dtype=downs[0].dtype),
+                )
+                if downs
+                else None
+            )
+        return self._pairs[path]
+
+
+@dataclass(frozen=True)
+class _StackedPair:
+    down: torch.Tensor  # [R, in]
+    up: torch.Tensor  # [out, R]
+    owners: torch.Tensor  # int64 [R]
+    scales: torch.Tensor  # [R]
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """Row i of a pass goes through adapter `owners[i]` of the stack (-1: the base model alone)."""
+
+    stack: AdapterStack
+    owners: torch.Tensor  # int64 [T]
+
+
+AdapterPlan = Sequence[AdapterRows] | StackedRows
+
+
 class Router:
     """Tells every LoRA layer of a base model which rows of the current pass use which adapter."""
 
     def __init__(self) -> None:
-        self.plan: tuple[AdapterRows, ...] = ()
+        self.plan: AdapterPlan = ()
 
     @contextmanager
-    def use(self, *plan: AdapterRows) -> Iterator[None]:
+    def use(self, plan: AdapterPlan) -> Iterator[None]:
         self.plan = plan
         try:
             yield
@@ -158,10 +211,14 @@ class LoraLinear(torch.nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-def add_lora(
-    y: torch.Tensor, x: torch.Tensor, path: str, plan: tuple[AdapterRows, ...]
-) -> torch.Tensor:
+def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> torch.Tensor:
     """y [T, out] plus each adapter's product on its own rows of x [T, in]."""
+    if isinstance(plan, StackedRows):
+        stacked = plan.stack.pair(path)
+        if stacked is None:
+            return y
+        own = plan.owners[:, None] == stacked.owners[None, :]
+        return torch.addmm(y, F.linear(x, stacked.down) * (own * stacked.scales), stacked.up.t())
     parts = []
     for part in plan:
         pair = part.adapter.pair(path) if part.adapter is not None else None

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.attention import DecodePlan, KVCache, PackedPlan
+from tinker_cookbook.engine.attention import DecodePlan, KVCache, PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.lora import Adapter, AdapterRows
+from tinker_cookbook.engine.lora import (
+    Adapter,
+    AdapterPlan,
+    AdapterRows,
+    AdapterStack,
+    StackedRows,
+)
 from tinker_cookbook.engine.packing import lay_out, positions_of
 from tinker_cookbook.engine.rows import (
     SampledTokens,
@@ -83,25 +89,20 @@ class _Row:
     pending: int = 0  # sampled, not yet in the cache
 
 
-@dataclass
-class _Batch:
-    rows: list[_Row] = field(default_factory=list)
-    adapter: Adapter | None = None
-
-
 class TorchSampler:
-    """The engine's own sampler over a BaseModel. One adapter at a time, in order of arrival."""
+    """The engine's own sampler over a BaseModel: rows of any adapters in one batch."""
 
     def __init__(self, base: BaseModel, config: EngineConfig) -> None:
         self.base = base
         self.config = config
         self.cache = KVCache(base.num_layers)
         self.waiting: deque[_Job] = deque()
-        self.batch = _Batch()
+        self.rows: list[_Row] = []  # row i lies in slot i of the cache
+        self._stack = AdapterStack([])
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.batch.rows)
+        return bool(self.waiting or self.rows)
 
     def add(self, request: SampleRequest, adapter: Adapter | None, done: Done) -> None:
         self._check(request)
@@ -109,21 +110,21 @@ class TorchSampler:
 
     @torch.inference_mode()
     def step(self) -> None:
-        running = [row.job for row in self.batch.rows]
+        running = [row.job for row in self.rows]
         try:
             self._admit(running)
-            if self.batch.rows:
+            if self.rows:
                 self._decode()
         except Exception as error:
             # the cache can no longer be trusted: every running request fails, the waiting ones stay
             self._fail(running, error)
 
     def abort(self, error: Exception) -> None:
-        self._fail([*(row.job for row in self.batch.rows), *self.waiting], error)
+        self._fail([*(row.job for row in self.rows), *self.waiting], error)
 
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         failed = {id(job): job for job in jobs}
-        self.batch.rows.clear()
+        self.rows.clear()
         self.cache.clear()
         self.waiting = deque(job for job in self.waiting if id(job) not in failed)
         for job in failed.values():
@@ -169,15 +170,13 @@ class TorchSampler:
                 )
 
     def _admit(self, running: list[_Job]) -> None:
-        """Prefill waiting requests of the batch's adapter, as far as slots and the pass allow.
+        """Prefill waiting requests in their order, as far as slots and the pass allow.
 
         `running` gets each of them as soon as it is chosen: whatever fails then, it is answered.
         """
-        if not self.batch.rows and self.waiting:
-            self.batch.adapter = self.waiting[0].adapter
-        chosen: list[tuple[_Job, list[int]]] = []
-        slots, capacity, tokens = len(self.batch.rows), self.cache.capacity, 0
-        while self.waiting and self.waiting[0].adapter is self.batch.adapter:
+        chosen: list[tuple[_Job, int]] = []
+        slots, capacity, tokens = len(self.rows), self.cache.capacity, 0
+        while self.waiting:
             job = self.waiting[0]
             size = len(job.request.prompt)
             if chosen and tokens + size > self.config.tokens_per_pass:
@@ -190,7 +189,7 @@ class TorchSampler:
             if wanted and take < 1:
                 break
             running.append(job)
-            chosen.append((job, list(range(slots, slots + take))))
+            chosen.append((job, take))
             slots, tokens = slots + take, tokens + size
             capacity = capacity_then if take else capacity
             job.started += take
@@ -203,41 +202,43 @@ class TorchSampler:
             self.cache.reserve(slots, capacity)
             self._prefill(chosen)
 
-    def _prefill(self, chosen: list[tuple[_Job, list[int]]]) -> None:
+    def _prefill(self, chosen: list[tuple[_Job, int]]) -> None:
+        """Compute prompts and draw the first token of the samples that were given a slot."""
+        chosen.sort(key=lambda each: id(each[0].adapter))  # stable: an adapter's rows together
         prompts = [np.asarray(job.request.prompt, dtype=np.int64) for job, _ in chosen]
         segments = lay_out([len(prompt) for prompt in prompts])
+        stops = np.cumsum([take for _, take in chosen]) + len(self.rows)
+        slots = [range(stop - take, stop) for stop, (_, take) in zip(stops.tolist(), chosen)]
+        adapters = [
+            AdapterRows(adapter, group[0].start, group[-1].stop)
+            for adapter, group in _group(segments, [job.adapter for job, _ in chosen])
+        ]
         tokens = self._tensor(np.concatenate(prompts))
-        plan = PackedPlan(segments, self.cache, [slots for _, slots in chosen])
-        hidden = self.base.hidden(
-            tokens,
-            self._tensor(positions_of(segments)),
-            plan,
-            AdapterRows(self.batch.adapter, 0, len(tokens)),
-        )
+        plan = PackedPlan(segments, self.cache, slots)
+        hidden = self.base.hidden(tokens, self._tensor(positions_of(segments)), plan, adapters)
         ends = []
-        for (job, slots), segment, prompt in zip(chosen, segments, prompts):
+        for (job, take), segment, prompt in zip(chosen, segments, prompts):
             if not job.scored:
                 self._score(job, hidden[segment.start : segment.stop], prompt)
                 job.scored = True
             if not job.request.max_tokens:
                 job.done(job.result)
-            for slot in slots:
+            for _ in range(take):
                 index = len(job.result.sequences)
                 out = SampledTokens([], [], "length")
                 job.result.sequences.append(out)
                 seed = None if job.request.seed is None else [job.request.seed, index]
                 row = _Row(job, out, np.random.default_rng(seed), len(prompt))
-                assert slot == len(self.batch.rows)
-                self.batch.rows.append(row)
+                self.rows.append(row)
                 ends.append(segment.stop - 1)
         if ends:
-            fresh = self.batch.rows[-len(ends) :]
+            fresh = self.rows[-len(ends) :]
             self._append(fresh, hidden[self._tensor(np.array(ends))])
             self._retire()
 
     def _score(self, job: _Job, hidden: torch.Tensor, prompt: np.ndarray) -> None:
         """What the request wants to know of its prompt, from its hidden states [P, H]."""
-        request, result, adapter = job.request, job.result, self.batch.adapter
+        request, result, adapter = job.request, job.result, job.adapter
         if request.prompt_logprobs:
             result.prompt_logprobs = np.full(len(prompt), np.nan, dtype=np.float32)
             scores = self.base.head.logprobs(hidden[:-1], self._tensor(prompt[1:]), adapter)
@@ -252,23 +253,37 @@ class TorchSampler:
             result.prompt_target_logprobs = scores.cpu().numpy()
 
     def _decode(self) -> None:
-        rows = self.batch.rows
+        rows = self.rows
         lengths = np.array([row.length for row in rows])
         positions = self._tensor(lengths)
         hidden = self.base.hidden(
             self._tensor(np.array([row.pending for row in rows])),
             positions,
             DecodePlan(self.cache, positions, int(lengths.max()) + 1),
-            AdapterRows(self.batch.adapter, 0, len(rows)),
+            self._adapters(rows),
         )
         for row in rows:
             row.length += 1
         self._append(rows, hidden)
         self._retire()
 
+    def _adapters(self, rows: list[_Row]) -> AdapterPlan:
+        """Which row goes through which adapter: one for all of them, or a stack."""
+        given = [row.job.adapter for row in rows]
+        distinct = list({id(a): a for a in given if a is not None}.values())
+        if len(distinct) <= 1 and (None not in given or not distinct):
+            return [AdapterRows(given[0], 0, len(rows))]
+        if {*map(id, distinct)} - {*map(id, self._stack.adapters)}:
+            self._stack = AdapterStack(distinct)
+        index = {id(adapter): i for i, adapter in enumerate(self._stack.adapters)}
+        owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in given])
+        return StackedRows(self._stack, self._tensor(owners))
+
     def _append(self, rows: list[_Row], hidden: torch.Tensor) -> None:
         """Draw the next token of each row from its last hidden state [n, H]."""
-        logits = self.base.head.logits(hidden, self.batch.adapter)
+        plan = self._adapters(rows)
+        one = plan if isinstance(plan, StackedRows) else plan[0].adapter
+        logits = self.base.head.logits(hidden, one)
         requests = [row.job.request for row in rows]
         uniform = np.array([row.rng.random() for row in rows], dtype=np.float32)
         tokens, logp = draw(logits, requests, self._tensor(uniform))
@@ -286,7 +301,7 @@ class TorchSampler:
 
     def _retire(self) -> None:
         """Take finished rows out; the last row moves into the free slot, so slots stay dense."""
-        rows = self.batch.rows
+        rows = self.rows
         for index in range(len(rows) - 1, -1, -1):
             row = rows[index]
             request = row.job.request
@@ -301,8 +316,9 @@ class TorchSampler:
             row.job.open -= 1
             if row.job.open == 0 and row.job.started == request.num_samples:
                 row.job.done(row.job.result)
-        if not rows:
-            self.cache.clear()  # training may want the memory
+        if not rows:  # training may want the memory
+            self.cache.clear()
+            self._stack = AdapterStack([])
 
     def _stopped(self, row: _Row) -> bool:
         request = row.job.request
@@ -342,6 +358,19 @@ def draw(
     drawn = probs.gather(1, tokens[:, None])[:, 0] > 0
     tokens = torch.where(drawn & ~greedy, tokens, probs.argmax(dim=-1))
     return tokens, logp
+
+
+def _group(
+    segments: list[Segment], adapters: list[Adapter | None]
+) -> list[tuple[Adapter | None, list[Segment]]]:
+    """Neighbouring segments of the same adapter together."""
+    groups: list[tuple[Adapter | None, list[Segment]]] = []
+    for segment, adapter in zip(segments, adapters):
+        if groups and groups[-1][0] is adapter:
+            groups[-1][1].append(segment)
+        else:
+            groups.append((adapter, [segment]))
+    return groups
 
 
 def _top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:

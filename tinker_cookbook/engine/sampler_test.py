@@ -11,7 +11,7 @@ import torch
 from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
+from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
 from tinker_cookbook.engine.sampler import TorchSampler, draw
 from tinker_cookbook.engine.scheduler import Engine
@@ -173,7 +173,7 @@ def test_segments_with_a_parent_see_it(tiny_llama: str) -> None:
     def hidden(
         tokens: torch.Tensor, positions: torch.Tensor, segments: list[Segment]
     ) -> torch.Tensor:
-        rows = AdapterRows(trainer.adapter, 0, len(tokens))
+        rows = [AdapterRows(trainer.adapter, 0, len(tokens))]
         return trainer.base.hidden(tokens, positions, PackedPlan(segments), rows).detach()
 
     out = hidden(tokens, positions, tree)
@@ -211,6 +211,50 @@ def test_what_else_a_request_may_ask(tiny_qwen3: str) -> None:
             best = scaled[len(prompt) - 1 + position].topk(3)
             assert np.array_equal(top.tokens[0], best.indices)
             assert np.abs(top.logprobs[0] - best.values.numpy()).max() <= TOLERANCE
+
+
+def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str) -> None:
+    """Ranks, targets and none at all side by side; each request as if it were alone."""
+    base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
+    specs = [
+        LoraSpec(rank=4),
+        LoraSpec(rank=9, seed=1, train_unembed=False),
+        LoraSpec(rank=2, seed=2, train_attn=False, train_mlp=False),
+        LoraSpec(rank=3, seed=3, train_mlp=False),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    adapters: list[Adapter | None] = [None]
+    for spec in specs:
+        adapter = base.new_adapter(spec)
+        for name, tensor in adapter.master.items():
+            if name.endswith("lora_B"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+        adapter.refresh()
+        adapters.append(adapter)
+    requests = [
+        SampleRequest(p, 4 + i, 1 + i % 3, seed=i, prompt_logprobs=True)
+        for i, p in enumerate(prompts(15))
+    ]
+    owners = [adapters[i % 5] for i in range(15)]
+    together: list[SampleResult] = [None] * 15  # type: ignore[list-item]
+    sampler = TorchSampler(base, EngineConfig(max_rows=7, tokens_per_pass=80))
+    for i, (request, owner) in enumerate(zip(requests, owners)):
+        sampler.add(request, owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
+    while sampler.busy:
+        sampler.step()
+    different = set()
+    for request, owner, result in zip(requests, owners, together):
+        (alone,) = run(TorchSampler(base, EngineConfig()), [request], owner)
+        for one, other in zip(result.sequences, alone.sequences, strict=True):
+            assert one.tokens == other.tokens
+            assert np.abs(np.array(one.logprobs) - other.logprobs).max() <= TOLERANCE
+        assert result.prompt_logprobs is not None and alone.prompt_logprobs is not None
+        gap = np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:]
+        assert gap.size == 0 or gap.max() <= TOLERANCE
+        (bare,) = run(TorchSampler(base, EngineConfig()), [request], None)
+        if bare.sequences[0].tokens != alone.sequences[0].tokens:
+            different.add(id(owner))
+    assert len(different) == 4  # the adapters do change what is said
 
 
 def test_stop_strings(tiny_qwen3: str) -> None:

@@ -183,7 +183,7 @@ class Trainer:
                 )
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
-        rows = AdapterRows(self.adapter, 0, batch.tokens.shape[0])
+        rows = [AdapterRows(self.adapter, 0, batch.tokens.shape[0])]
         plan = PackedPlan(batch.segments)
         hidden = self.base.hidden(batch.tokens, batch.positions, plan, rows)
         return hidden if batch.head_tokens is None else hidden[batch.head_tokens]
