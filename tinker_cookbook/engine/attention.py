@@ -86,11 +86,13 @@ class KVCache:
 
 @dataclass(frozen=True)
 class PackedPlan:
-    """A pass over packed rows. With a cache, each segment's keys and values go to its slots."""
+    """A pass over packed rows. With a cache, the keys and values of `cells` [n] (rows of the pass,
+    the tokens of one sequence in order) go to each of `slots`, for every (cells, slots) in `keep`.
+    """
 
     segments: Sequence[Segment]
     cache: KVCache | None = None
-    slots: Sequence[Sequence[int]] = ()  # per segment
+    keep: Sequence[tuple[torch.Tensor, Sequence[int]]] = ()
 
     @cached_property
     def shared(self) -> list[Part] | None:
@@ -147,11 +149,10 @@ def _packed(
         out = _by_segment(plan.segments, query, key, value, scaling)
     if plan.cache is not None:
         keys, values = plan.cache.layer(layer, key)
-        for segment, slots in zip(plan.segments, plan.slots, strict=True):
+        for cells, slots in plan.keep:
+            k, v = key[0, :, cells], value[0, :, cells]
             for slot in slots:
-                length = segment.stop - segment.start
-                keys[slot, :, :length] = key[0, :, segment.start : segment.stop]
-                values[slot, :, :length] = value[0, :, segment.start : segment.stop]
+                keys[slot, :, : len(cells)], values[slot, :, : len(cells)] = k, v
     return out
 
 

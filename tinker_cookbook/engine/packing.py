@@ -164,6 +164,34 @@ def _pack(
     )
 
 
+class Forest:
+    """Rows laid out with what they share computed once; rows of different groups share nothing.
+
+    `cells[i]` are the tokens of row i among the T, `spans[g]` the rows [start, stop) of group g.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], groups: Sequence[int]) -> None:
+        self.segments: list[Segment] = []
+        self.cells: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
+        self.spans: list[tuple[int, int]] = []
+        pieces, length = [], 0
+        for group in range(max(groups) + 1):
+            members = [i for i, each in enumerate(groups) if each == group]
+            members = [members[i] for i in _sorted([rows[i] for i in members])]
+            own = [rows[i] for i in members]
+            tree = _Tree(own, [0, *(_common(a, b) for a, b in pairwise(own))])
+            first = len(self.segments)
+            for segment in tree.segments:
+                parent = None if segment.parent is None else segment.parent + first
+                self.segments.append(Segment(segment.start + length, segment.stop + length, parent))
+            for index, cells in zip(members, tree.cells):
+                self.cells[index] = cells + length
+            pieces.append(tree.tokens)
+            self.spans.append((length, length + len(tree.tokens)))
+            length += len(tree.tokens)
+        self.tokens = np.concatenate(pieces)
+
+
 class _Tree:
     """Segments of sorted rows, depth first, and for each row its cells: which tree tokens it is."""
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.attention import DecodePlan, KVCache, PackedPlan, Segment
+from tinker_cookbook.engine.attention import DecodePlan, KVCache, PackedPlan
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import (
@@ -25,7 +25,7 @@ from tinker_cookbook.engine.lora import (
     AdapterStack,
     StackedRows,
 )
-from tinker_cookbook.engine.packing import lay_out, positions_of
+from tinker_cookbook.engine.packing import Forest, positions_of
 from tinker_cookbook.engine.rows import (
     SampledTokens,
     SampleRequest,
@@ -203,23 +203,27 @@ class TorchSampler:
             self._prefill(chosen)
 
     def _prefill(self, chosen: list[tuple[_Job, int]]) -> None:
-        """Compute prompts and draw the first token of the samples that were given a slot."""
-        chosen.sort(key=lambda each: id(each[0].adapter))  # stable: an adapter's rows together
+        """Compute prompts and draw the first token of the samples that were given a slot.
+
+        What prompts of the same adapter share at their beginning is computed once.
+        """
         prompts = [np.asarray(job.request.prompt, dtype=np.int64) for job, _ in chosen]
-        segments = lay_out([len(prompt) for prompt in prompts])
+        adapters = list({id(job.adapter): job.adapter for job, _ in chosen}.values())
+        order = {id(adapter): i for i, adapter in enumerate(adapters)}
+        forest = Forest(prompts, [order[id(job.adapter)] for job, _ in chosen])
+        cells = [self._tensor(each) for each in forest.cells]
         stops = np.cumsum([take for _, take in chosen]) + len(self.rows)
         slots = [range(stop - take, stop) for stop, (_, take) in zip(stops.tolist(), chosen)]
-        adapters = [
-            AdapterRows(adapter, group[0].start, group[-1].stop)
-            for adapter, group in _group(segments, [job.adapter for job, _ in chosen])
-        ]
-        tokens = self._tensor(np.concatenate(prompts))
-        plan = PackedPlan(segments, self.cache, slots)
-        hidden = self.base.hidden(tokens, self._tensor(positions_of(segments)), plan, adapters)
+        hidden = self.base.hidden(
+            self._tensor(forest.tokens),
+            self._tensor(positions_of(forest.segments)),
+            PackedPlan(forest.segments, self.cache, list(zip(cells, slots))),
+            [AdapterRows(a, *span) for a, span in zip(adapters, forest.spans)],
+        )
         ends = []
-        for (job, take), segment, prompt in zip(chosen, segments, prompts):
+        for (job, take), own, prompt in zip(chosen, forest.cells, prompts):
             if not job.scored:
-                self._score(job, hidden[segment.start : segment.stop], prompt)
+                self._score(job, hidden[self._tensor(own)], prompt)
                 job.scored = True
             if not job.request.max_tokens:
                 job.done(job.result)
@@ -230,7 +234,7 @@ class TorchSampler:
                 seed = None if job.request.seed is None else [job.request.seed, index]
                 row = _Row(job, out, np.random.default_rng(seed), len(prompt))
                 self.rows.append(row)
-                ends.append(segment.stop - 1)
+                ends.append(int(own[-1]))
         if ends:
             fresh = self.rows[-len(ends) :]
             self._append(fresh, hidden[self._tensor(np.array(ends))])
@@ -358,19 +362,6 @@ def draw(
     drawn = probs.gather(1, tokens[:, None])[:, 0] > 0
     tokens = torch.where(drawn & ~greedy, tokens, probs.argmax(dim=-1))
     return tokens, logp
-
-
-def _group(
-    segments: list[Segment], adapters: list[Adapter | None]
-) -> list[tuple[Adapter | None, list[Segment]]]:
-    """Neighbouring segments of the same adapter together."""
-    groups: list[tuple[Adapter | None, list[Segment]]] = []
-    for segment, adapter in zip(segments, adapters):
-        if groups and groups[-1][0] is adapter:
-            groups[-1][1].append(segment)
-        else:
-            groups.append((adapter, [segment]))
-    return groups
 
 
 def _top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:

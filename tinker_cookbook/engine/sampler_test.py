@@ -213,6 +213,42 @@ def test_what_else_a_request_may_ask(tiny_qwen3: str) -> None:
             assert np.abs(top.logprobs[0] - best.values.numpy()).max() <= TOLERANCE
 
 
+def test_prompts_that_share_a_beginning(tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed once in a pass, and as if each were alone; an adapter's states are its own."""
+    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4))
+    rng = np.random.default_rng(0)
+    system, other = rng.integers(3, 307, 60), rng.integers(3, 307, 20)
+    texts = [np.concatenate([system, rng.integers(3, 307, n)]) for n in (5, 9, 1)]
+    texts += [system, np.concatenate([texts[0], other]), other, texts[1]]
+    requests = [SampleRequest(t, 6, 2, seed=i, prompt_logprobs=True) for i, t in enumerate(texts)]
+    computed = 0
+    hidden = trainer.base.hidden
+
+    def counted(tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        nonlocal computed
+        computed += len(tokens)
+        return hidden(tokens, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer.base, "hidden", counted)
+    sampler = TorchSampler(trainer.base, EngineConfig())
+    together: list[SampleResult] = [None] * 14  # type: ignore[list-item]
+    for i in range(14):
+        owner = trainer.adapter if i % 2 else None
+        sampler.add(requests[i // 2], owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
+    sampler.step()
+    # 60 + 5 + 9 + 1 + 20 + 20 for each of the two, and 5 + 9 that are too short to be shared; then
+    # one decoding step of 28 rows
+    assert computed == 2 * (115 + 14) + 28
+    while sampler.busy:
+        sampler.step()
+    for i, result in enumerate(together):
+        owner = trainer.adapter if i % 2 else None
+        (alone,) = run(TorchSampler(trainer.base, EngineConfig()), [requests[i // 2]], owner)
+        assert [s.tokens for s in result.sequences] == [s.tokens for s in alone.sequences]
+        assert result.prompt_logprobs is not None and alone.prompt_logprobs is not None
+        assert np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:].max() <= TOLERANCE
+
+
 def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str) -> None:
     """Ranks, targets and none at all side by side; each request as if it were alone."""
     base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
