@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import tinker
 
@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 DATUMS_PER_REQUEST = 128  # keeps one request over HTTP to some megabytes
 
 
-class NLLEvaluator(TrainingClientEvaluator):
-    """`{"<name>/nll", "<name>/bpb"}` of the weights in training, by `forward`: saves no snapshot.
-
-    nll: `compute_mean_nll` with the datums' own weights, as in the training metric. bpb needs a
-    tokenizer.
-    """
+class _OverDatums:
+    """Datums to measure, the prefix of the metrics, and a tokenizer where bpb is wanted."""
 
     def __init__(
         self,
@@ -44,8 +40,16 @@ class NLLEvaluator(TrainingClientEvaluator):
         dataset: SupervisedDataset,
         name: str = "test",
         tokenizer: Tokenizer | None = None,
-    ) -> NLLEvaluator:
+    ) -> Self:
         return cls(all_datums(dataset), name, tokenizer)
+
+
+class NLLEvaluator(_OverDatums, TrainingClientEvaluator):
+    """`{"<name>/nll", "<name>/bpb"}` of the weights in training, by `forward`: saves no snapshot.
+
+    nll: `compute_mean_nll` with the datums' own weights, as in the training metric. bpb needs a
+    tokenizer.
+    """
 
     async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]:
         # All requests are queued before the first answer is awaited.
@@ -59,25 +63,8 @@ class NLLEvaluator(TrainingClientEvaluator):
         return _metrics(self.name, self.data, logprobs, self.tokenizer)
 
 
-class SamplerNLLEvaluator(SamplingClientEvaluator):
+class SamplerNLLEvaluator(_OverDatums, SamplingClientEvaluator):
     """The same figures of a snapshot of the weights, by `compute_logprobs`."""
-
-    def __init__(
-        self,
-        data: Sequence[tinker.Datum],
-        name: str = "test",
-        tokenizer: Tokenizer | None = None,
-    ) -> None:
-        self.data, self.name, self.tokenizer = _some(data, name), name, tokenizer
-
-    @classmethod
-    def from_dataset(
-        cls,
-        dataset: SupervisedDataset,
-        name: str = "test",
-        tokenizer: Tokenizer | None = None,
-    ) -> SamplerNLLEvaluator:
-        return cls(all_datums(dataset), name, tokenizer)
 
     async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]:
         futures = [
