@@ -68,21 +68,19 @@ def positions_of(segments: Sequence[Segment]) -> np.ndarray:
     return np.concatenate([d + np.arange(s.stop - s.start) for d, s in zip(depth, segments)])
 
 
-def pack(
-    rows: Sequence[TrainRow], budget: int, device: torch.device, share: bool = True
-) -> Iterator[PackedBatch]:
+def pack(rows: Sequence[TrainRow], budget: int, device: torch.device) -> Iterator[PackedBatch]:
     """The passes of a request, each made when it is needed."""
-    for indices in plan_passes([row.tokens for row in rows], budget, share):
-        yield _pack(rows, indices, device, share)
+    for indices in plan_passes([row.tokens for row in rows], budget):
+        yield _pack(rows, indices, device)
 
 
-def plan_passes(tokens: Sequence[np.ndarray], budget: int, share: bool = True) -> list[list[int]]:
+def plan_passes(tokens: Sequence[np.ndarray], budget: int) -> list[list[int]]:
     """Rows of each pass: families that share a beginning together, large ones first. A row above
     the budget gets a pass of its own; a family above it begins anew in the next pass."""
     families: list[list[int]] = []
     for index in _sorted(tokens):
         before = families[-1][-1] if families else None
-        if share and before is not None and _common(tokens[before], tokens[index]):
+        if before is not None and _common(tokens[before], tokens[index]):
             families[-1].append(index)
         else:
             families.append([index])
@@ -116,13 +114,9 @@ def _common(one: np.ndarray, other: np.ndarray) -> int:
     return common if common >= SHORTEST_SHARED else 0
 
 
-def _pack(
-    request: Sequence[TrainRow], indices: list[int], device: torch.device, share: bool
-) -> PackedBatch:
+def _pack(request: Sequence[TrainRow], indices: list[int], device: torch.device) -> PackedBatch:
     chosen = [request[i] for i in indices]
-    commons = [0]
-    for one, other in pairwise(chosen):
-        commons.append(_common(one.tokens, other.tokens) if share else 0)
+    commons = [0, *(_common(a.tokens, b.tokens) for a, b in pairwise(chosen))]
     if not any(commons):  # equal lengths side by side: the attention takes them in one call
         order = sorted(range(len(chosen)), key=lambda i: (-chosen[i].length, indices[i]))
         indices, chosen = [indices[i] for i in order], [chosen[i] for i in order]

@@ -237,7 +237,7 @@ class TorchSampler:
                 ends.append(int(own[-1]))
         if ends:
             fresh = self.rows[-len(ends) :]
-            self._append(fresh, hidden[self._tensor(np.array(ends))])
+            self._append(fresh, hidden[self._tensor(np.array(ends))], self._adapters(fresh))
             self._retire()
 
     def _score(self, job: _Job, hidden: torch.Tensor, prompt: np.ndarray) -> None:
@@ -259,16 +259,16 @@ class TorchSampler:
     def _decode(self) -> None:
         rows = self.rows
         lengths = np.array([row.length for row in rows])
-        positions = self._tensor(lengths)
+        positions, adapters = self._tensor(lengths), self._adapters(rows)
         hidden = self.base.hidden(
             self._tensor(np.array([row.pending for row in rows])),
             positions,
             DecodePlan(self.cache, positions, int(lengths.max()) + 1),
-            self._adapters(rows),
+            adapters,
         )
         for row in rows:
             row.length += 1
-        self._append(rows, hidden)
+        self._append(rows, hidden, adapters)
         self._retire()
 
     def _adapters(self, rows: list[_Row]) -> AdapterPlan:
@@ -283,9 +283,8 @@ class TorchSampler:
         owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in given])
         return StackedRows(self._stack, self._tensor(owners))
 
-    def _append(self, rows: list[_Row], hidden: torch.Tensor) -> None:
+    def _append(self, rows: list[_Row], hidden: torch.Tensor, plan: AdapterPlan) -> None:
         """Draw the next token of each row from its last hidden state [n, H]."""
-        plan = self._adapters(rows)
         one = plan if isinstance(plan, StackedRows) else plan[0].adapter
         logits = self.base.head.logits(hidden, one)
         requests = [row.job.request for row in rows]
