@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -206,29 +207,74 @@ class LoraLinear(torch.nn.Module):
         self.router = router
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out = add_lora(self.base(rows), rows, self.path, self.router.plan)
+        rows, plan = x.reshape(-1, x.shape[-1]), self.router.plan
+        if isinstance(plan, StackedRows):
+            out = add_lora(self.base(rows), rows, self.path, plan)
+        else:
+            parts, pairs = [], []
+            for part in plan:
+                if part.adapter is not None and (pair := part.adapter.pair(self.path)):
+                    parts.append((part.start, part.stop, part.adapter.spec.scale))
+                    pairs += pair
+            out = _LoraLinear.apply(rows, self.base.weight, self.base.bias, parts, *pairs)
         return out.view(*x.shape[:-1], -1)
 
 
-def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> torch.Tensor:
-    """y [T, out] plus each adapter's product on its own rows of x [T, in]."""
+class _LoraLinear(torch.autograd.Function):
+    """x W^T + bias, and on the rows [start, stop) of each part + scale (x A^T) B^T.
+
+    One function for all parts: as slices of autograd's, each part would cost a copy of the whole.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        parts: Sequence[tuple[int, int, float]],
+        *pairs: torch.Tensor,
+    ) -> torch.Tensor:
+        y = F.linear(x, weight, bias)
+        lows = []
+        for (start, stop, scale), a, b in zip(parts, pairs[::2], pairs[1::2]):
+            lows.append(F.linear(x[start:stop], a))
+            y[start:stop].addmm_(lows[-1], b.t(), alpha=scale)
+        ctx.save_for_backward(x, weight, *pairs, *lows)
+        ctx.parts = parts
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        (dy,) = grads
+        x, weight, *rest = ctx.saved_tensors
+        count = len(ctx.parts)
+        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        d_pairs = []
+        for index, (start, stop, scale) in enumerate(ctx.parts):
+            a, b, low = rest[2 * index], rest[2 * index + 1], rest[2 * count + index]
+            own = dy[start:stop]
+            d_low = (own @ b).mul_(scale)
+            if dx is not None:
+                dx[start:stop].addmm_(d_low, a)
+            d_pairs += [d_low.t() @ x[start:stop], (own.t() @ low).mul_(scale)]
+        return dx, None, None, None, *d_pairs
+
+
+def add_lora(
+    y: torch.Tensor, x: torch.Tensor, path: str, plan: Adapter | StackedRows | None
+) -> torch.Tensor:
+    """y [T, out] plus the product of one adapter, or of each row's own; without gradients."""
     if isinstance(plan, StackedRows):
         stacked = plan.stack.pair(path)
         if stacked is None:
             return y
         own = plan.owners[:, None] == stacked.owners[None, :]
         return torch.addmm(y, F.linear(x, stacked.down) * (own * stacked.scales), stacked.up.t())
-    parts = []
-    for part in plan:
-        pair = part.adapter.pair(path) if part.adapter is not None else None
-        own, base = x[part.start : part.stop], y[part.start : part.stop]
-        if pair is None or part.adapter is None:
-            parts.append(base)
-            continue
-        a, b = pair
-        parts.append(torch.addmm(base, F.linear(own, a), b.t(), alpha=part.adapter.spec.scale))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    pair = None if plan is None else plan.pair(path)
+    if plan is None or pair is None:
+        return y
+    return torch.addmm(y, F.linear(x, pair[0]), pair[1].t(), alpha=plan.spec.scale)
 
 
 def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:

@@ -203,7 +203,7 @@ def test_runs_share_passes_and_nothing_else(
         assert result.metrics["loss:sum"] == pytest.approx(expected, abs=1e-4)
     assert worst <= TOLERANCE
     # the first request of every run, then the second; or two runs of 94 tokens at a time
-    assert len(passes) == 2 if budget == 8192 else 6
+    assert len(passes) == (2 if budget == 8192 else 6)
     assert max(passes) <= budget
     engine.close()
 

@@ -54,7 +54,9 @@ class Trainer:
         self.adapter = base.new_adapter(spec)
         self.grads: dict[str, torch.Tensor] | None = None  # fp32, since the last optimizer step
         self.optimizer = torch.optim.AdamW(
-            [tensor.requires_grad_() for tensor in self.adapter.master.values()], lr=0.0
+            [tensor.requires_grad_() for tensor in self.adapter.master.values()],
+            lr=0.0,
+            fused=True,  # one kernel for all tensors: half the time on a CPU
         )
 
     def reset(self) -> None:
