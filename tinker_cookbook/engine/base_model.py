@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from tinker_cookbook.engine import attention, lora
+from tinker_cookbook.engine import attention, experts, lora
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.exceptions import ConfigurationError
 
-FAMILIES = ("llama", "qwen3")  # config.model_type
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "gpt_oss")  # model_type
+QUANTISED = ("mxfp4", "fp8")  # quant_method of files that transformers can turn into plain weights
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the longest sequence
 SMALL = 50_000_000  # parameters; below, fp32 costs nothing worth saving
 
@@ -33,7 +34,7 @@ class BaseModel:
         model.eval()
         self.dtype = model.get_input_embeddings().weight.dtype
         self.router = lora.Router()
-        self.shapes = lora.install(model, self.router)
+        self.shapes = lora.install(model, self.router) | experts.install(model, self.router)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk)
@@ -91,28 +92,50 @@ def _device(name: str) -> torch.device:
 
 
 def _load_config(path: str) -> Any:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        raw, _ = PretrainedConfig.get_config_dict(path)
+        family = raw.get("model_type")
+        if family == "kimi_k2":  # DeepSeek-V3 by another name, which transformers does not know
+            raw = {k: v for k, v in raw.items() if k not in ("model_type", "auto_map")}
+            config = DeepseekV3Config.from_dict(raw)
+        else:
+            config = AutoConfig.from_pretrained(path) if family in FAMILIES else None
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    if config.model_type not in FAMILIES:
+    if config is None:
         raise ConfigurationError(
-            f"model {path!r} is of family {config.model_type!r}, which the engine does not support;"
+            f"model {path!r} is of family {family!r}, which the engine does not support;"
             f" supported: {', '.join(FAMILIES)}"
         )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ConfigurationError(f"model {path!r} uses sliding-window attention: not supported")
     rope = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
     if kind not in ROPE_TYPES:
         raise ConfigurationError(
             f"model {path!r} uses rope_type={kind!r}; supported: {', '.join(ROPE_TYPES)}"
         )
+    _ask_for_plain_weights(path, config)
     return config
+
+
+def _ask_for_plain_weights(path: str, config: Any) -> None:
+    """Have transformers expand quantised files while it reads them (gpt-oss, DeepSeek-V3).
+
+    It works on the configuration in memory. Never run on real quantised files.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None:
+        return
+    method = quantised.get("quant_method")
+    if method not in QUANTISED:
+        raise ConfigurationError(
+            f"model {path!r} has weights quantised by {method!r}, which the engine cannot read;"
+            f" supported: {', '.join(QUANTISED)}; or use a copy in bfloat16"
+        )
+    config.quantization_config = {**quantised, "dequantize": True}
 
 
 def _load_model(path: str, config: Any, dtype: str) -> Any:
@@ -131,6 +154,7 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             dtype=getattr(torch, dtype),
             attn_implementation=attention.NAME,
             output_loading_info=True,

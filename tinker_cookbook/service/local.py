@@ -30,7 +30,9 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 T = TypeVar("T")
 LossConfig = Mapping[str, float | str] | None
-FAMILIES = ("nano", "qwen3", "llama3")  # of the model table, that the engine supports
+# of the model table, that the engine supports
+FAMILIES = ("nano", "qwen3", "qwen3_moe", "llama3", "deepseek_v3", "gpt_oss", "kimi_k2")
+UNREADABLE = ("moonshotai/Kimi-K2-Thinking",)  # its weights are quantised to 4 bits
 
 
 class LocalSamplingClient:
@@ -463,7 +465,7 @@ class LocalServiceClient:
             supported_models=[
                 types.SupportedModel(model_name=name, trainable=True, sampleable=True)
                 for name, info in models.TABLE.items()
-                if info.family in FAMILIES
+                if info.family in FAMILIES and name not in UNREADABLE
             ]
         )
 

@@ -1,0 +1,133 @@
+"""LoRA on mixture-of-experts layers: one A and one B per expert and projection (gate, up, down).
+
+transformers keeps the experts of a layer in two parameters, gate and up fused:
+
+    gate_up_proj [E, 2I, H], down_proj [E, H, I]    Qwen3-MoE, DeepSeek-V3: gate rows, then up rows
+    gate_up_proj [E, H, 2I], down_proj [E, I, H]    gpt-oss: gate and up columns in turn, with biases
+
+Adapters name each expert's layers, `<path>.{e}.gate_proj`, as PEFT files for vLLM do. The router is
+the model's own and is not trained. Only experts that a token chose are computed.
+
+Legend of shapes: T rows of the pass, K experts per row, E experts, H hidden size, I expert size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from tinker_cookbook.engine.lora import AdapterPlan, AdapterRows, Router, StackedRows, add_lora
+
+
+class LoraExperts(torch.nn.Module):
+    """The frozen experts of one layer plus the adapters of the rows that pass through them."""
+
+    def __init__(self, base: torch.nn.Module, path: str, router: Router) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+        self.router = router
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """path -> (out, in) of every expert's layers."""
+        count, first, second = self.base.down_proj.shape
+        hidden, inner = (second, first) if self.base.is_transposed else (first, second)
+        sizes = {
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+        return {f"{self.path}.{e}.{name}": sizes[name] for e in range(count) for name in sizes}
+
+    def forward(
+        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """hidden [T, H], the chosen experts and their weights [T, K] -> [T, H]."""
+        experts, order = chosen.reshape(-1).sort(stable=True)  # by expert, then by row
+        rows = order // chosen.shape[1]
+        x = hidden[rows]
+        count = self.base.down_proj.shape[0]
+        out = torch.cat(
+            [
+                self._expert(expert, x[visit], plan)
+                for expert, visit, plan in _visits(self.router.plan, experts, rows, count)
+            ]
+        )
+        out = out * weights.reshape(-1)[order, None]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return out[back].view(*chosen.shape, -1).sum(dim=1).to(hidden.dtype)
+
+    def _expert(self, expert: int, x: torch.Tensor, plan: AdapterPlan) -> torch.Tensor:
+        path = f"{self.path}.{expert}"
+        both = self._product("gate_up_proj", expert, x)
+        if self.base.is_concatenated:
+            gate, up = both.chunk(2, dim=-1)
+        else:
+            gate, up = both[:, ::2], both[:, 1::2]
+        gate = add_lora(gate, x, f"{path}.gate_proj", plan)
+        up = add_lora(up, x, f"{path}.up_proj", plan)
+        inner = self._gated(gate, up)
+        return add_lora(
+            self._product("down_proj", expert, inner), inner, f"{path}.down_proj", plan
+        )
+
+    def _product(self, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+        weight = getattr(self.base, name)[expert]
+        bias = getattr(self.base, f"{name}_bias")[expert] if self.base.has_bias else None
+        return F.linear(x, weight.t() if self.base.is_transposed else weight, bias)
+
+    def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        limit = getattr(self.base, "limit", None)
+        if limit is None:
+            return self.base.act_fn(gate) * up  # type: ignore[operator]
+        # gpt-oss: both are clamped, swish has a slope of its own, and up is counted from -1
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return gate * torch.sigmoid(gate * self.base.alpha) * (up + 1)
+
+
+def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:
+    """Replace the model's expert layers; return path -> (out, in) of every expert's projections."""
+    shapes = {}
+    for path, module in list(model.named_modules()):
+        if isinstance(getattr(module, "gate_up_proj", None), torch.nn.Parameter):
+            parent, name = path.rsplit(".", 1)
+            experts = LoraExperts(module, path, router)
+            setattr(model.get_submodule(parent), name, experts)
+            shapes.update(experts.shapes)
+    return shapes
+
+
+def _visits(
+    plan: AdapterPlan, experts: torch.Tensor, rows: torch.Tensor, count: int
+) -> Iterator[tuple[int, slice, AdapterPlan]]:
+    """Each expert that is chosen, the visits [start, stop) to it, and which adapter they go through.
+
+    `experts` and `rows` (of the pass) of all visits, sorted by both: the rows of an adapter lie
+    together within an expert. One device synchronisation for the layer.
+    """
+    parts = 1 if isinstance(plan, StackedRows) else len(plan)
+    keys = experts
+    if not isinstance(plan, StackedRows) and parts > 1:
+        stops = torch.tensor([part.stop for part in plan], device=rows.device)
+        keys = experts * parts + torch.searchsorted(stops, rows, right=True)
+    table = torch.bincount(keys, minlength=count * parts).view(count, parts).tolist()
+    start = 0
+    for expert, counts in enumerate(table):
+        total = sum(counts)
+        if not total:
+            continue
+        visit = slice(start, start + total)
+        if isinstance(plan, StackedRows):
+            yield expert, visit, StackedRows(plan.stack, plan.owners[rows[visit]])
+        else:
+            own, at = [], 0
+            for part, length in zip(plan, counts):
+                if length:
+                    own.append(AdapterRows(part.adapter, at, at + length))
+                    at += length
+            yield expert, visit, own
+        start += total
