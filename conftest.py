@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,8 @@ def _save(config: object, directory: Path, sharpness: float = 3) -> str:
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or name.endswith("_bias"):  # norms at exactly one would hide a norm left out
+            # norms at exactly one, or biases at zero, would hide that they are left out
+            if parameter.ndim == 1 or name.endswith("_bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
                 parameter.mul_(sharpness)  # so that logprobs differ
@@ -44,7 +46,7 @@ def _save(config: object, directory: Path, sharpness: float = 3) -> str:
     return str(directory)
 
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 307,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -90,8 +92,7 @@ def tiny_qwen3_sliding(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Directory of a random Qwen3 whose second layer sees only the last 24 positions."""
     from transformers import Qwen3Config
 
-    window = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
-    config = Qwen3Config(**SIZES, **window)
+    config = Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=24, max_window_layers=1)
     return _save(config, tmp_path_factory.mktemp("tiny_qwen3_sliding"), sharpness=6)
 
 
@@ -100,8 +101,13 @@ def tiny_qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Directory of a random Qwen3-MoE: 4 experts, two for each token."""
     from transformers import Qwen3MoeConfig
 
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    config = Qwen3MoeConfig(**SIZES, **experts, norm_topk_prob=True)
+    config = Qwen3MoeConfig(
+        **SIZES,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+    )
     return _save(config, tmp_path_factory.mktemp("tiny_qwen3_moe"), sharpness=6)
 
 
@@ -113,7 +119,7 @@ YARN = {
     "beta_slow": 1.0,
     "original_max_position_embeddings": 64,
 }
-DEEPSEEK = {
+DEEPSEEK: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "kv_lora_rank": 16,

@@ -199,7 +199,7 @@ def _by_segment(
     So do windows and sinks: exact, but the work grows with the square of a segment's length.
     """
     grouped = query.shape[1] != key.shape[1]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     outs = []
     for run in _runs(segments):
         count, first, last = len(run), run[0], run[-1]
@@ -216,10 +216,10 @@ def _by_segment(
             if window is not None:
                 mask = mask.triu(diagonal=columns - length - window + 1)
         if sinks is not None and mask is not None:
-            q, k, v = _with_sink(q, k, v, sinks / scaling)
+            q, k, v = _with_sink(q, k, v, sinks / scale)
             mask = F.pad(mask, (1, 0), value=True)
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
         outs.append(out.transpose(1, 2).reshape(1, last.stop - first.start, *out.shape[1::2]))
     return torch.cat(outs, dim=1)[..., : value.shape[-1]]

@@ -161,9 +161,14 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
         model, info = loaded
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ImportError) as error:
         raise ConfigurationError(
             f"the weights of model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    except RuntimeError as error:  # the useful part of it is in the report silenced above
+        raise ConfigurationError(
+            f"the weights of model {path!r} cannot be put together, most likely because a part of"
+            " its experts is absent: the files do not fit its config.json"
         ) from error
     finally:
         logging.set_verbosity(verbosity)

@@ -2,8 +2,8 @@
 
 transformers keeps the experts of a layer in two parameters, gate and up fused:
 
-    gate_up_proj [E, 2I, H], down_proj [E, H, I]    Qwen3-MoE, DeepSeek-V3: gate rows, then up rows
-    gate_up_proj [E, H, 2I], down_proj [E, I, H]    gpt-oss: gate and up columns in turn, with biases
+    gate_up_proj [E, 2I, H], down_proj [E, H, I]    Qwen3-MoE, DeepSeek-V3: gate, then up
+    gate_up_proj [E, H, 2I], down_proj [E, I, H]    gpt-oss: gate and up in turn, with biases
 
 Adapters name each expert's layers, `<path>.{e}.gate_proj`, as PEFT files for vLLM do. The router is
 the model's own and is not trained. Only experts that a token chose are computed.
@@ -14,6 +14,7 @@ Legend of shapes: T rows of the pass, K experts per row, E experts, H hidden siz
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +27,16 @@ class LoraExperts(torch.nn.Module):
 
     def __init__(self, base: torch.nn.Module, path: str, router: Router) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
         self.path = path
         self.router = router
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """path -> (out, in) of every expert's layers."""
-        count, first, second = self.base.down_proj.shape
-        hidden, inner = (second, first) if self.base.is_transposed else (first, second)
+        count, hidden, inner = self.base.down_proj.shape
+        if self.base.is_transposed:
+            hidden, inner = inner, hidden
         sizes = {
             "gate_proj": (inner, hidden),
             "up_proj": (inner, hidden),
@@ -71,9 +73,7 @@ class LoraExperts(torch.nn.Module):
         gate = add_lora(gate, x, f"{path}.gate_proj", plan)
         up = add_lora(up, x, f"{path}.up_proj", plan)
         inner = self._gated(gate, up)
-        return add_lora(
-            self._product("down_proj", expert, inner), inner, f"{path}.down_proj", plan
-        )
+        return add_lora(self._product("down_proj", expert, inner), inner, f"{path}.down_proj", plan)
 
     def _product(self, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
         weight = getattr(self.base, name)[expert]
@@ -83,7 +83,7 @@ class LoraExperts(torch.nn.Module):
     def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         limit = getattr(self.base, "limit", None)
         if limit is None:
-            return self.base.act_fn(gate) * up  # type: ignore[operator]
+            return self.base.act_fn(gate) * up
         # gpt-oss: both are clamped, swish has a slope of its own, and up is counted from -1
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return gate * torch.sigmoid(gate * self.base.alpha) * (up + 1)
@@ -104,7 +104,7 @@ def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]
 def _visits(
     plan: AdapterPlan, experts: torch.Tensor, rows: torch.Tensor, count: int
 ) -> Iterator[tuple[int, slice, AdapterPlan]]:
-    """Each expert that is chosen, the visits [start, stop) to it, and which adapter they go through.
+    """Each expert that is chosen, the visits [start, stop) to it, and their adapters.
 
     `experts` and `rows` (of the pass) of all visits, sorted by both: the rows of an adapter lie
     together within an expert. One device synchronisation for the layer.

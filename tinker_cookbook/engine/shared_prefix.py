@@ -8,7 +8,7 @@ in one unmasked call. The partial results of a row are merged by their log-sum-e
 and the backward pass hands the merged `out` and `L` to each part's own flash backward, which is
 exact because a flash backward needs nothing but the softmax normaliser and out (the identity behind
 ring attention, Liu et al. 2023, https://arxiv.org/abs/2310.01889). An attention sink, a score that
-takes its share of the softmax and gives nothing, is what the merge begins with: lse = sink, out = 0.
+takes its share of the softmax and gives nothing, is where the merge begins: lse = sink, out = 0.
 
 Shapes: q [1, Hq, T, D], k and v [1, Hkv, T, D] (grouped heads are the kernel's work).
 """
