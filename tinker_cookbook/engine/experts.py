@@ -14,7 +14,8 @@ Legend of shapes: T rows of the pass, K experts per row, E experts, H hidden siz
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,26 +51,22 @@ class LoraExperts(torch.nn.Module):
         """hidden [T, H], the chosen experts and their weights [T, K] -> [T, H]."""
         experts, order = chosen.reshape(-1).sort(stable=True)  # by expert, then by row
         rows = order // chosen.shape[1]
-        x = hidden[rows]
-        count = self.base.down_proj.shape[0]
-        out = torch.cat(
-            [
-                self._expert(expert, x[visit], plan)
-                for expert, visit, plan in _visits(self.router.plan, experts, rows, count)
-            ]
-        )
+        visits = list(_visits(self.router.plan, experts, rows, self.base.down_proj.shape[0]))
+        # one split, not a slice for each: the backward of a slice fills a tensor of the whole size
+        parts = hidden.index_select(0, rows).split([visit.count for visit in visits])
+        out = torch.cat([self._expert(visit, x) for visit, x in zip(visits, parts)])
         out = out * weights.reshape(-1)[order, None]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        return out[back].view(*chosen.shape, -1).sum(dim=1).to(hidden.dtype)
+        return out.index_select(0, back).view(*chosen.shape, -1).sum(dim=1).to(hidden.dtype)
 
-    def _expert(self, expert: int, x: torch.Tensor, plan: AdapterPlan) -> torch.Tensor:
-        path = f"{self.path}.{expert}"
+    def _expert(self, visit: _Visit, x: torch.Tensor) -> torch.Tensor:
+        expert, plan, path = visit.expert, visit.plan, f"{self.path}.{visit.expert}"
         both = self._product("gate_up_proj", expert, x)
         if self.base.is_concatenated:
             gate, up = both.chunk(2, dim=-1)
         else:
-            gate, up = both[:, ::2], both[:, 1::2]
+            gate, up = both.unflatten(-1, (-1, 2)).unbind(-1)
         gate = add_lora(gate, x, f"{path}.gate_proj", plan)
         up = add_lora(up, x, f"{path}.up_proj", plan)
         inner = self._gated(gate, up)
@@ -101,33 +98,41 @@ def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]
     return shapes
 
 
+class _Visit(NamedTuple):
+    """The rows that chose one expert, as many as `count`; the plan counts them from 0."""
+
+    expert: int
+    count: int
+    plan: AdapterPlan
+
+
 def _visits(
     plan: AdapterPlan, experts: torch.Tensor, rows: torch.Tensor, count: int
-) -> Iterator[tuple[int, slice, AdapterPlan]]:
-    """Each expert that is chosen, the visits [start, stop) to it, and their adapters.
+) -> Iterator[_Visit]:
+    """The visits to each expert that is chosen. One device synchronisation for the layer.
 
     `experts` and `rows` (of the pass) of all visits, sorted by both: the rows of an adapter lie
-    together within an expert. One device synchronisation for the layer.
+    together within an expert.
     """
-    parts = 1 if isinstance(plan, StackedRows) else len(plan)
+    if isinstance(plan, StackedRows):
+        start = 0
+        for expert, total in enumerate(torch.bincount(experts, minlength=count).tolist()):
+            if total:
+                owners = plan.owners[rows[start : start + total]]
+                yield _Visit(expert, total, StackedRows(plan.stack, owners))
+                start += total
+        return
     keys = experts
-    if not isinstance(plan, StackedRows) and parts > 1:
+    if len(plan) > 1:
         stops = torch.tensor([part.stop for part in plan], device=rows.device)
-        keys = experts * parts + torch.searchsorted(stops, rows, right=True)
-    table = torch.bincount(keys, minlength=count * parts).view(count, parts).tolist()
-    start = 0
+        keys = experts * len(plan) + torch.searchsorted(stops, rows, right=True)
+    table = torch.bincount(keys, minlength=count * len(plan)).view(count, len(plan)).tolist()
     for expert, counts in enumerate(table):
-        total = sum(counts)
-        if not total:
-            continue
-        visit = slice(start, start + total)
-        if isinstance(plan, StackedRows):
-            yield expert, visit, StackedRows(plan.stack, plan.owners[rows[visit]])
-        else:
-            own, at = [], 0
-            for part, length in zip(plan, counts):
-                if length:
-                    own.append(AdapterRows(part.adapter, at, at + length))
-                    at += length
-            yield expert, visit, own
-        start += total
+        stops = [0, *accumulate(counts)]
+        if stops[-1]:
+            parts = [
+                AdapterRows(part.adapter, start, stop)
+                for part, start, stop in zip(plan, stops, stops[1:])
+                if start < stop
+            ]
+            yield _Visit(expert, stops[-1], parts)

@@ -230,9 +230,10 @@ def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> 
         own = plan.owners[:, None] == stacked.owners[None, :]
         return torch.addmm(y, F.linear(x, stacked.down) * (own * stacked.scales), stacked.up.t())
     parts = []
-    for part in plan:
+    # a split, not slices: the backward of a slice fills a tensor of the whole size
+    counts = [part.stop - part.start for part in plan]
+    for part, own, base in zip(plan, x.split(counts), y.split(counts), strict=True):
         pair = part.adapter.pair(path) if part.adapter is not None else None
-        own, base = x[part.start : part.stop], y[part.start : part.stop]
         if pair is None or part.adapter is None:
             parts.append(base)
             continue
