@@ -196,33 +196,55 @@ def _by_segment(
 ) -> torch.Tensor:
     """Plain SDPA, on every device; a segment with ancestors gets their rows again, and a mask.
 
-    So do windows and sinks: exact, but the work grows with the square of a segment's length.
+    So do sinks and windows. With a window, queries go in blocks of its length, each with the keys
+    that one of them sees.
     """
-    grouped = query.shape[1] != key.shape[1]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     outs = []
     for run in _runs(segments):
         count, first, last = len(run), run[0], run[-1]
         q, k, v = (blocks(x, first.start, last.stop, count) for x in (query, key, value))
-        mask = None
         if first.parent is not None:
             spans = ancestry(segments, first)
             k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
             v = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
-        if first.parent is not None or window is not None or sinks is not None:
-            length, columns = q.shape[2], k.shape[2]
-            ones = torch.ones(length, columns, dtype=torch.bool, device=q.device)
-            mask = ones.tril(diagonal=columns - length)
-            if window is not None:
-                mask = mask.triu(diagonal=columns - length - window + 1)
-        if sinks is not None and mask is not None:
-            q, k, v = _with_sink(q, k, v, sinks / scale)
-            mask = F.pad(mask, (1, 0), value=True)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-        )
+        length, columns = q.shape[2], k.shape[2]
+        step, reach = (length, columns) if window is None else (window, window)
+        parts = []
+        for start in range(0, length, step):
+            part = q[:, :, start : start + step]
+            end = columns - length + start + part.shape[2]
+            seen = slice(max(0, end - part.shape[2] - reach + 1), end)
+            parts.append(_sdpa(part, k[:, :, seen], v[:, :, seen], scaling, window, sinks))
+        out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
         outs.append(out.transpose(1, 2).reshape(1, last.stop - first.start, *out.shape[1::2]))
-    return torch.cat(outs, dim=1)[..., : value.shape[-1]]
+    return torch.cat(outs, dim=1)
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Causal attention of L queries to at least L keys; the last query sees the last key."""
+    length, columns = query.shape[2], key.shape[2]
+    size, grouped = query.shape[-1], query.shape[1] != key.shape[1]
+    scale = size**-0.5 if scaling is None else scaling
+    mask = None
+    if columns > length or window is not None or sinks is not None:
+        ones = torch.ones(length, columns, dtype=torch.bool, device=query.device)
+        mask = ones.tril(diagonal=columns - length)
+        if window is not None:
+            mask = mask.triu(diagonal=columns - length - window + 1)
+        if sinks is not None:
+            query, key, value = _with_sink(query, key, value, sinks / scale)
+            mask = F.pad(mask, (1, 0), value=True)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+    return out[..., :size]
 
 
 def _with_sink(
