@@ -98,8 +98,7 @@ def _load_config(path: str) -> Any:
         raw, _ = PretrainedConfig.get_config_dict(path)
         family = raw.get("model_type")
         if family == "kimi_k2":  # DeepSeek-V3 by another name, which transformers does not know
-            raw = {k: v for k, v in raw.items() if k not in ("model_type", "auto_map")}
-            config = DeepseekV3Config.from_dict(raw)
+            config = DeepseekV3Config.from_dict({**raw, "model_type": "deepseek_v3"})
         else:
             config = AutoConfig.from_pretrained(path) if family in FAMILIES else None
     except (OSError, ValueError) as error:
@@ -122,9 +121,10 @@ def _load_config(path: str) -> Any:
 
 
 def _ask_for_plain_weights(path: str, config: Any) -> None:
-    """Have transformers expand quantised files while it reads them (gpt-oss, DeepSeek-V3).
+    """Have transformers expand quantised weights while it reads them.
 
-    It works on the configuration in memory. Never run on real quantised files.
+    It works on the configuration in memory. Tested on small files made for it; never run on the
+    real ones.
     """
     quantised = getattr(config, "quantization_config", None)
     if quantised is None:
@@ -138,11 +138,35 @@ def _ask_for_plain_weights(path: str, config: Any) -> None:
     config.quantization_config = {**quantised, "dequantize": True}
 
 
+def _refuse_cut_blocks(path: str, quantised: dict[str, Any], model: torch.nn.Module) -> None:
+    """transformers tells the blocks of an fp8 weight from the number of its scales, which goes
+    wrong where the last block is cut off, as in the real DeepSeek-V3: [576, 7168] by 128."""
+    blocks = quantised.get("weight_block_size")
+    if quantised["quant_method"] != "fp8" or blocks is None:
+        return
+    for name, weight in model.named_parameters():
+        if "_proj" not in name or weight.ndim < 2:
+            continue
+        rows, columns = weight.shape[-2:]
+        if "gate_up_proj" in name:  # two in the files
+            rows //= 2
+        if any(size > block and size % block for size, block in zip((rows, columns), blocks)):
+            raise ConfigurationError(
+                f"model {path!r} has fp8 weights in blocks of {blocks}, which do not divide"
+                f" {name!r} of {[rows, columns]}: transformers cannot expand it; use a copy in"
+                " bfloat16"
+            )
+
+
 def _load_model(path: str, config: Any, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
+    quantised = getattr(config, "quantization_config", None)
     with torch.device("meta"):
-        count = AutoModelForCausalLM.from_config(config).num_parameters()
+        empty = AutoModelForCausalLM.from_config(config)
+    count = empty.num_parameters()
+    if quantised is not None:
+        _refuse_cut_blocks(path, quantised, empty)
     if dtype == "auto":
         dtype = "float32" if count < SMALL else "bfloat16"
     from transformers.utils import logging
@@ -181,6 +205,9 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
             f"the weights of model {path!r} lack {sorted(absent)[0]!r}{more}, or have it in another"
             " shape: the files do not fit its config.json"
         )
+    if quantised is not None:  # what was expanded is bfloat16, whatever was asked for
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
     return model
 
 

@@ -30,9 +30,9 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 T = TypeVar("T")
 LossConfig = Mapping[str, float | str] | None
-# of the model table, that the engine supports
-FAMILIES = ("nano", "qwen3", "qwen3_moe", "llama3", "deepseek_v3", "gpt_oss", "kimi_k2")
-UNREADABLE = ("moonshotai/Kimi-K2-Thinking",)  # its weights are quantised to 4 bits
+# Of the model table, what the engine can load by its name. It computes DeepSeek-V3 and Kimi-K2 too,
+# but cannot read the 8-bit and 4-bit weights that the table's names stand for.
+FAMILIES = ("nano", "qwen3", "qwen3_moe", "llama3", "gpt_oss")
 
 
 class LocalSamplingClient:
@@ -465,7 +465,7 @@ class LocalServiceClient:
             supported_models=[
                 types.SupportedModel(model_name=name, trainable=True, sampleable=True)
                 for name, info in models.TABLE.items()
-                if info.family in FAMILIES and name not in UNREADABLE
+                if info.family in FAMILIES
             ]
         )
 
