@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from tinker_cookbook.engine.lora import UNEMBED, Adapter, StackedRows, add_lora
+from tinker_cookbook.engine.lora import (
+    UNEMBED,
+    Adapter,
+    AdapterPlan,
+    AdapterRows,
+    StackedRows,
+    add_lora,
+)
 from tinker_cookbook.engine.losses import LOSSES, Loss
 
 
@@ -40,7 +47,12 @@ class HeadLogprobs:
 
     def logits(self, hidden: torch.Tensor, adapter: Adapter | StackedRows | None) -> torch.Tensor:
         """fp32 [T, V]: only for a few rows at a time. One adapter for all rows, or a stack."""
-        return add_lora(F.linear(hidden, self.weight), hidden, UNEMBED, adapter).float()
+        plan: AdapterPlan = (
+            adapter
+            if isinstance(adapter, StackedRows)
+            else [AdapterRows(adapter, 0, hidden.shape[0])]
+        )
+        return add_lora(F.linear(hidden, self.weight), hidden, UNEMBED, plan).float()
 
     @torch.no_grad()
     def logprobs(

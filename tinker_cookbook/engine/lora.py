@@ -19,8 +19,18 @@ import torch.nn.functional as F
 from tinker_cookbook.exceptions import ConfigurationError
 
 UNEMBED = "lm_head"
-ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
+ATTENTION_LAYERS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    # multi-head latent attention; its query is either q_proj or the first two
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
+)
+MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")  # of experts too
 
 
 @dataclass(frozen=True)
@@ -261,20 +271,25 @@ class _LoraLinear(torch.autograd.Function):
         return dx, None, None, None, *d_pairs
 
 
-def add_lora(
-    y: torch.Tensor, x: torch.Tensor, path: str, plan: Adapter | StackedRows | None
-) -> torch.Tensor:
-    """y [T, out] plus the product of one adapter, or of each row's own; without gradients."""
+def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> torch.Tensor:
+    """y [T, out] plus each adapter's product on its own rows of x [T, in], by autograd's means."""
     if isinstance(plan, StackedRows):
         stacked = plan.stack.pair(path)
         if stacked is None:
             return y
         own = plan.owners[:, None] == stacked.owners[None, :]
         return torch.addmm(y, F.linear(x, stacked.down) * (own * stacked.scales), stacked.up.t())
-    pair = None if plan is None else plan.pair(path)
-    if plan is None or pair is None:
-        return y
-    return torch.addmm(y, F.linear(x, pair[0]), pair[1].t(), alpha=plan.spec.scale)
+    parts = []
+    # a split, not slices: the backward of a slice fills a tensor of the whole size
+    counts = [part.stop - part.start for part in plan]
+    for part, own, base in zip(plan, x.split(counts), y.split(counts), strict=True):
+        pair = part.adapter.pair(path) if part.adapter is not None else None
+        if pair is None or part.adapter is None:
+            parts.append(base)
+            continue
+        a, b = pair
+        parts.append(torch.addmm(base, F.linear(own, a), b.t(), alpha=part.adapter.spec.scale))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:
