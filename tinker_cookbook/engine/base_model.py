@@ -6,14 +6,17 @@ The model code is transformers'. What the engine cannot compute exactly is refus
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
 
-from tinker_cookbook.engine import attention, experts, lora
+from tinker_cookbook.engine import attention, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.head import HeadLogprobs
+from tinker_cookbook.engine.residency import Residency
 from tinker_cookbook.exceptions import ConfigurationError
 
 FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "gpt_oss")  # model_type
@@ -38,13 +41,24 @@ class BaseModel:
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk)
-        self.decoder: torch.nn.Module = model.model
-        self.tokens_per_pass = config.tokens_per_pass
+        self.decoder: Any = model.model
+        self.parameters = [*model.parameters(), *model.buffers()]
         self.vocab_size = head.shape[0]
         self.context_length: int = self.config.max_position_embeddings
         self.num_layers: int = self.config.num_hidden_layers
         self.eos_tokens = _eos_tokens(model)
         self._decode: Callable[[list[int]], str] | None = None
+        self._recompute = False
+        self.memory: memory.TrainingMemory | None = None
+        for layer in self.decoder.layers:
+            layer.forward = partial(self._layer, layer.forward)
+        self.checkpointing = config.checkpointing
+        self.memory = memory.measure(self)
+        limit = self.memory.free * memory.ADAPTERS
+        if config.adapter_gib is not None:
+            limit = config.adapter_gib * memory.GIB
+        self.residency = Residency(self.device, int(limit))
+        self.tokens_per_pass = config.tokens_per_pass or self.memory.tokens_per_pass(self.device)
 
     def hidden(
         self,
@@ -55,8 +69,12 @@ class BaseModel:
     ) -> torch.Tensor:
         """Final hidden states [T, H] of tokens [T] at positions [T].
 
-        A packed plan is one sequence of T rows, a decode plan T sequences of one row.
+        A packed plan is one sequence of T rows, a decode plan T sequences of one row. Where a
+        gradient is wanted and the memory asks for it, layers are checkpointed.
         """
+        if torch.is_grad_enabled() and self.memory is not None:
+            asked = self.memory.needs_checkpointing(len(tokens))
+            self._recompute = {"auto": asked, "always": True, "never": False}[self.checkpointing]
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
         with self.router.use(adapters):
             out = self.decoder(
@@ -66,6 +84,18 @@ class BaseModel:
                 plan=plan,
             )
         return out.last_hidden_state.reshape(tokens.shape[0], -1)
+
+    def _layer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """One decoder layer, to be run again in the backward if the pass is checkpointed."""
+        if not (self._recompute and torch.is_grad_enabled()):
+            return forward(*args, **kwargs)
+        plan = self.router.plan  # which is another one when the backward comes
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.router.use(plan):
+                return forward(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     def new_adapter(self, spec: lora.LoraSpec) -> lora.Adapter:
         return lora.Adapter.new(spec, self.shapes, self.device, self.dtype)

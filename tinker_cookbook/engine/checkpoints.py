@@ -17,14 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinker_cookbook.engine.lora import ATTENTION_LAYERS, MLP_LAYERS, UNEMBED, Adapter, LoraSpec
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import MOMENTS, Trainer
 from tinker_cookbook.exceptions import CheckpointError
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "base_model.model."
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:

@@ -65,6 +65,10 @@ class LoraSpec:
             or (self.train_unembed and path == UNEMBED)
         )
 
+    def parameters(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """Numbers that an adapter on these layers (path -> (out, in)) holds."""
+        return sum(self.rank * sum(shape) for path, shape in shapes.items() if self.covers(path))
+
     def to_dict(self) -> dict[str, int | float | bool]:
         return asdict(self)
 
@@ -79,9 +83,8 @@ class Adapter:
     def __init__(self, spec: LoraSpec, master: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
         self.spec = spec
         self.master = master
-        self.copy = {
-            name: tensor.detach().to(dtype).requires_grad_() for name, tensor in master.items()
-        }
+        self.copy: dict[str, torch.Tensor] = {}
+        self.make_copies(dtype)
 
     @classmethod
     def new(
@@ -112,6 +115,12 @@ class Adapter:
             master[f"{path}.lora_B"] = torch.zeros(fan_out, spec.rank, device=device)
         return cls(spec, master, dtype)
 
+    def make_copies(self, dtype: torch.dtype) -> None:
+        """Make the copies anew."""
+        self.copy = {
+            name: tensor.detach().to(dtype).requires_grad_() for name, tensor in self.master.items()
+        }
+
     def refresh(self) -> None:
         """Bring the copies up to date with the masters (after an optimizer step or a load)."""
         with torch.no_grad():
@@ -120,9 +129,9 @@ class Adapter:
                     self.copy[name].copy_(tensor)
 
     def snapshot(self) -> Adapter:
-        """An independent adapter with today's weights."""
+        """An independent adapter with today's copies, for sampling: it has no fp32 masters."""
         dtype = next(iter(self.copy.values())).dtype
-        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.master.items()}, dtype)
+        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.copy.items()}, dtype)
 
     def pair(self, path: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The copies (A, B) for one layer, or None where this adapter does not cover it."""
@@ -200,11 +209,11 @@ class Router:
 
     @contextmanager
     def use(self, plan: AdapterPlan) -> Iterator[None]:
-        self.plan = plan
+        before, self.plan = self.plan, plan
         try:
             yield
         finally:
-            self.plan = ()
+            self.plan = before
 
 
 class LoraLinear(torch.nn.Module):

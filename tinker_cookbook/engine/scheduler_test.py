@@ -62,11 +62,12 @@ def test_an_error_stays_with_its_operation(engine: Engine) -> None:
         MemoryError(),
     ],
 )
-def test_out_of_memory_names_the_key(engine: Engine, error: Exception) -> None:
+def test_out_of_memory_names_the_key(engine: Engine, tiny_qwen3: str, error: Exception) -> None:
     def starve() -> None:
+        engine.base_model(tiny_qwen3)
         raise error
 
-    with pytest.raises(OutOfMemoryError, match=r"lower engine\.tokens_per_pass \(now 8192\)"):
+    with pytest.raises(OutOfMemoryError, match=r"lower engine\.tokens_per_pass \(now 4096\)"):
         engine.submit(starve).result(10)
 
 
