@@ -35,20 +35,10 @@ LOSS_TOLERANCE = {"float32": 2e-5, "bfloat16": 5e-3}
 
 
 @chz.chz
-class BenchConfig:
-    model: str = chz.field(
-        default="150m",
-        doc='"150m": a random Qwen3 of 150 M parameters, made once in the runs directory; or a'
-        " model's name or directory",
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = chz.field(
-        default="auto", doc='of the base model; "auto": bfloat16 from 50 M parameters on'
-    )
+class RunConfig:
     device: str = chz.field(default="cpu", doc="torch device of all contestants")
     threads: int = chz.field(default=2, doc="OpenMP threads of a contestant")
-    rounds: int = chz.field(default=3, doc="measurements per contestant, after a warm-up")
-    rank: int = chz.field(default=32, doc="LoRA rank, on all linear layers")
-    only: str = chz.field(default="", doc="words of the contestants to run, e.g. ours,peft; or all")
+    rounds: int = chz.field(default=3, doc="measurements, after a warm-up")
     save: str | None = chz.field(
         default=None, doc="JSON file that keeps the last line of each benchmark; None: none"
     )
@@ -60,11 +50,35 @@ class BenchConfig:
         default=1800, doc="a contestant that is silent for longer is given up"
     )
 
+    @property
+    def offline(self) -> bool:
+        """Whether nothing has to be fetched."""
+        return True
+
     @chz.validate
     def _positive(self) -> None:
-        for key in ("threads", "rounds", "rank", "answer_seconds"):
-            if getattr(self, key) < 1:
-                raise ConfigurationError(f"{key}={getattr(self, key)} must be at least 1")
+        for key, field in chz.chz_fields(self).items():
+            value = getattr(self, key)
+            if field.final_type is int and value < 1:
+                raise ConfigurationError(f"{key}={value} must be at least 1")
+
+
+@chz.chz
+class BenchConfig(RunConfig):
+    model: str = chz.field(
+        default="150m",
+        doc='"150m": a random Qwen3 of 150 M parameters, made once in the runs directory; or a'
+        " model's name or directory",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = chz.field(
+        default="auto", doc='of the base model; "auto": bfloat16 from 50 M parameters on'
+    )
+    rank: int = chz.field(default=32, doc="LoRA rank, on all linear layers")
+    only: str = chz.field(default="", doc="words of the contestants to run, e.g. ours,peft; or all")
+
+    @property
+    def offline(self) -> bool:
+        return self.model in ("150m", "nano") or models.is_local_path(self.model)
 
 
 _NOT_SETTINGS = ("save", "isolate", "answer_seconds", "vllm_python", "threads", "device")
@@ -73,17 +87,12 @@ _NOT_SETTINGS = ("save", "isolate", "answer_seconds", "vllm_python", "threads", 
 class Run:
     """One benchmark: its scratch directory, what was started in it, its rows."""
 
-    def __init__(self, name: str, config: BenchConfig, scratch: Path) -> None:
+    def __init__(self, name: str, config: RunConfig, scratch: Path) -> None:
         self.name = name
         self.config = config
         self.scratch = scratch
         self.store = str(scratch / "store")
-        self._place = Place(
-            config.isolate,
-            config.threads,
-            config.model in ("150m", "nano") or models.is_local_path(config.model),
-            config.answer_seconds,
-        )
+        self._place = Place(config.isolate, config.threads, config.offline, config.answer_seconds)
         self._started: list[Contestant] = []
         self._clock = time.perf_counter()
 
@@ -99,7 +108,8 @@ class Run:
 
     def start_chosen(self, contestants: Sequence[Contestant]) -> list[Contestant]:
         """Those that `only` names."""
-        words = [word.strip().lower() for word in self.config.only.split(",") if word.strip()]
+        only = getattr(self.config, "only", "")
+        words = [word.strip().lower() for word in only.split(",") if word.strip()]
         for word in words:
             if not any(word in contestant.name.lower() for contestant in contestants):
                 known = "; ".join(contestant.name for contestant in contestants)
@@ -123,6 +133,7 @@ class Run:
     def setup(self) -> dict[str, Any]:
         """The model of this run and the adapter that everybody begins with."""
         config = self.config
+        assert isinstance(config, BenchConfig)
         return self.prepare(
             "basis:Setup",
             model=config.model,
@@ -184,7 +195,7 @@ class Run:
 
 
 @contextmanager
-def run(name: str, config: BenchConfig) -> Iterator[Run]:
+def run(name: str, config: RunConfig) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         current = Run(name, config, Path(scratch))
         try:
@@ -293,7 +304,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(config: BenchConfig) -> dict[str, Any]:
+def machine(config: RunConfig) -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -25,6 +25,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "calls_per_s": ("calls/s", "{:,.0f}".format),
     "microseconds": ("µs per call", "{:.1f}".format),
     "median_seconds": ("seconds", "{:.3f}".format),
+    "times_one": ("times one tenant", "{:.2f}".format),
     "ratio": ("ratio", "{:.2f}".format),
     "peak_rss_gib": ("peak RSS, GiB", "{:.2f}".format),
     "peak_gpu_gib": ("peak GPU, GiB", "{:.2f}".format),

@@ -121,8 +121,7 @@ class _Generation:
 
     def _ask(self, prompts: list[list[int]], tokens: int) -> float:
         started = time.perf_counter()
-        with torch.inference_mode():
-            lengths = self._generate(prompts, tokens)
+        lengths = self._generate(prompts, tokens)
         synchronise(self.device)
         seconds = time.perf_counter() - started
         wanted = [tokens] * len(prompts) * self.samples
@@ -170,8 +169,8 @@ class GenerateBatch(_Generation):
             eos_token_id=None,
             pad_token_id=0,
         )
-        # Room for every sequence at once and for a whole prefill. By default it takes nine tenths of
-        # the memory, which on a CPU is also everybody else's.
+        # Room for every sequence at once and for a whole prefill. By default it takes nine tenths
+        # of the memory, which on a CPU is also everybody else's.
         rows = len(prompts) * self.samples
         pages = -(-(len(prompts[0]) + tokens) // PAGE) + 1
         room = ContinuousBatchingConfig(
