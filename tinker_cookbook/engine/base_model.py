@@ -38,6 +38,7 @@ class BaseModel:
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk)
         self.decoder: torch.nn.Module = model.model
+        self.tokens_per_pass = config.tokens_per_pass
         self.vocab_size = head.shape[0]
         self.context_length: int = self.config.max_position_embeddings
         self.num_layers: int = self.config.num_hidden_layers

@@ -1,5 +1,5 @@
 """Rows -> passes: nothing padded, what rows share at their beginning computed once, each pass
-within a budget of tokens.
+within a budget of tokens. Requests of several runs go into the same passes and share nothing.
 
 Rows are sorted by their tokens, so rows with a common beginning are neighbours, and the longest
 common prefixes of neighbours give the tree: a segment for each stretch of tokens that the same rows
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -31,8 +32,9 @@ SHORTEST_SHARED = 16
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One pass. `rows` are indices in the request."""
+    """The rows of one request that go into one pass: which request, which of its rows."""
 
+    request: int
     rows: list[int]
     segments: list[Segment]
     tokens: torch.Tensor  # int64 [T]
@@ -49,6 +51,46 @@ class PackedBatch:
         flat[self.places] = values
         stops = np.cumsum([request[i].length for i in self.rows])
         yield from (part.copy() for part in np.split(flat, stops[:-1]))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the model at once: parts of different requests, one behind the other."""
+
+    parts: list[PackedBatch]
+
+    @cached_property
+    def spans(self) -> list[slice]:
+        """The rows of each part among those of the pass."""
+        stops = np.cumsum([len(part.tokens) for part in self.parts]).tolist()
+        return [slice(b - len(part.tokens), b) for part, b in zip(self.parts, stops)]
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        return _joined([part.tokens for part in self.parts])
+
+    @property
+    def positions(self) -> torch.Tensor:
+        return _joined([part.positions for part in self.parts])
+
+    @property
+    def segments(self) -> list[Segment]:
+        joined: list[Segment] = []
+        for part, span in zip(self.parts, self.spans):
+            joined += moved(part.segments, span.start, len(joined))
+        return joined
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def moved(segments: Sequence[Segment], rows: int, first: int) -> list[Segment]:
+    """Segments that come to lie `rows` rows and `first` segments further on."""
+    return [
+        Segment(s.start + rows, s.stop + rows, None if s.parent is None else s.parent + first)
+        for s in segments
+    ]
 
 
 def lay_out(lengths: Sequence[int]) -> list[Segment]:
@@ -68,35 +110,49 @@ def positions_of(segments: Sequence[Segment]) -> np.ndarray:
     return np.concatenate([d + np.arange(s.stop - s.start) for d, s in zip(depth, segments)])
 
 
-def pack(rows: Sequence[TrainRow], budget: int, device: torch.device) -> Iterator[PackedBatch]:
-    """The passes of a request, each made when it is needed."""
-    for indices in plan_passes([row.tokens for row in rows], budget):
-        yield _pack(rows, indices, device)
+def pack(
+    requests: Sequence[Sequence[TrainRow]], budget: int, device: torch.device
+) -> Iterator[Pass]:
+    """The passes of several requests, each made when it is needed."""
+    for chosen in plan_passes([[row.tokens for row in rows] for rows in requests], budget):
+        by_request: dict[int, list[int]] = {}
+        for request, index in chosen:
+            by_request.setdefault(request, []).append(index)
+        yield Pass(
+            [
+                _pack(requests[request], request, indices, device)
+                for request, indices in sorted(by_request.items())
+            ]
+        )
 
 
-def plan_passes(tokens: Sequence[np.ndarray], budget: int) -> list[list[int]]:
-    """Rows of each pass: families that share a beginning together, large ones first. A row above
-    the budget gets a pass of its own; a family above it begins anew in the next pass."""
-    families: list[list[int]] = []
-    for index in _sorted(tokens):
-        before = families[-1][-1] if families else None
-        if before is not None and _common(tokens[before], tokens[index]):
-            families[-1].append(index)
-        else:
-            families.append([index])
-    families.sort(key=lambda f: (-sum(len(tokens[i]) for i in f), f))
-    passes: list[list[int]] = []
+def plan_passes(
+    requests: Sequence[Sequence[np.ndarray]], budget: int
+) -> list[list[tuple[int, int]]]:
+    """(request, row) of each pass: families that share a beginning together, large ones first. A
+    row above the budget gets a pass of its own; a family above it begins anew in the next pass."""
+    families: list[list[tuple[int, int]]] = []
+    for request, tokens in enumerate(requests):
+        before = None
+        for index in _sorted(tokens):
+            if before is not None and _common(tokens[before], tokens[index]):
+                families[-1].append((request, index))
+            else:
+                families.append([(request, index)])
+            before = index
+    families.sort(key=lambda f: (-sum(len(requests[r][i]) for r, i in f), f))
+    passes: list[list[tuple[int, int]]] = []
     room = 0
     for family in families:
         before = None
-        for index in family:
-            size = len(tokens[index])
-            extra = size - (_common(tokens[before], tokens[index]) if before is not None else 0)
+        for request, index in family:
+            row = requests[request][index]
+            extra = len(row) - (_common(before, row) if before is not None else 0)
             if not passes or extra > room:
                 passes.append([])
-                room, extra = budget, size
-            passes[-1].append(index)
-            room, before = room - extra, index
+                room, extra = budget, len(row)
+            passes[-1].append((request, index))
+            room, before = room - extra, row
     return passes
 
 
@@ -114,8 +170,10 @@ def _common(one: np.ndarray, other: np.ndarray) -> int:
     return common if common >= SHORTEST_SHARED else 0
 
 
-def _pack(request: Sequence[TrainRow], indices: list[int], device: torch.device) -> PackedBatch:
-    chosen = [request[i] for i in indices]
+def _pack(
+    rows: Sequence[TrainRow], request: int, indices: list[int], device: torch.device
+) -> PackedBatch:
+    chosen = [rows[i] for i in indices]
     commons = [0, *(_common(a.tokens, b.tokens) for a, b in pairwise(chosen))]
     if not any(commons):  # equal lengths side by side: the attention takes them in one call
         order = sorted(range(len(chosen)), key=lambda i: (-chosen[i].length, indices[i]))
@@ -146,6 +204,7 @@ def _pack(request: Sequence[TrainRow], indices: list[int], device: torch.device)
         tokens = np.concatenate([row.tokens for row in chosen])
         places, head_tokens, uses = np.arange(len(tokens)), None, None
     return PackedBatch(
+        request=request,
         rows=indices,
         segments=segments,
         tokens=tensor(tokens),
@@ -174,10 +233,7 @@ class Forest:
             members = [members[i] for i in _sorted([rows[i] for i in members])]
             own = [rows[i] for i in members]
             tree = _Tree(own, [0, *(_common(a, b) for a, b in pairwise(own))])
-            first = len(self.segments)
-            for segment in tree.segments:
-                parent = None if segment.parent is None else segment.parent + first
-                self.segments.append(Segment(segment.start + length, segment.stop + length, parent))
+            self.segments += moved(tree.segments, length, len(self.segments))
             for index, cells in zip(members, tree.cells):
                 self.cells[index] = cells + length
             pieces.append(tree.tokens)

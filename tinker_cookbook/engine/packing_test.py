@@ -45,7 +45,8 @@ def batch_with_everything() -> list[TrainRow]:
 def check_batch(rows: list[TrainRow], budget: int) -> int:
     """Every row can be read back from the tree; returns the tokens that are computed."""
     seen, computed = [], 0
-    for batch in pack(rows, budget, CPU):
+    for each in pack([rows], budget, CPU):
+        (batch,) = each.parts
         seen += batch.rows
         computed += len(batch.tokens)
         head = batch.head_tokens
@@ -102,7 +103,8 @@ def test_rows_can_be_read_back_whatever_they_share(data: st.DataObject) -> None:
 
 
 def test_every_row_attends_to_its_path_and_nothing_else() -> None:
-    (batch,) = pack(batch_with_everything(), 10_000, CPU)
+    (only,) = pack([batch_with_everything()], 10_000, CPU)
+    (batch,) = only.parts
     sees = np.zeros((len(batch.tokens), len(batch.tokens)), dtype=int)
     for part in parts_of(batch.segments):
         if not part.causal:
@@ -123,10 +125,11 @@ def test_passes_keep_to_the_budget() -> None:
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, VOCAB, 100)
     rows = group(rng, prompt, (20,) * 30)
-    passes = plan_passes([row.tokens for row in rows], 300)
-    assert sorted(i for each in passes for i in each) == list(range(30))
+    passes = plan_passes([[row.tokens for row in rows]], 300)
+    assert sorted(i for each in passes for _, i in each) == list(range(30))
     assert [len(each) for each in passes] == [10, 10, 10]  # 119 tokens, then 19 for each other
-    for batch in pack(rows, 300, CPU):
+    for each in pack([rows], 300, CPU):
+        (batch,) = each.parts
         assert len(batch.tokens) <= 300 + packing.SHORTEST_SHARED * len(batch.rows)
 
 

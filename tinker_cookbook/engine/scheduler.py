@@ -1,8 +1,9 @@
 """The engine thread: operations in the order they were given, training and sampling in turns.
 
-Callers never wait: every operation answers with a future. Operations of one adapter run in the
-order of the calls, because there is one queue. While both training operations and samples are
-waiting, each side gets about as much time as the other.
+Callers never wait: every operation answers with a future. Operations of one run happen in the order
+of the calls. Training requests of different runs that wait at the same time go through the base
+model together ("a clock cycle"), up to the token budget of a pass. While both training operations
+and samples are waiting, each side gets about as much time as the other.
 """
 
 from __future__ import annotations
@@ -10,81 +11,124 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import torch
 
+from tinker_cookbook.engine import passes
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import Adapter
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult
+from tinker_cookbook.engine.passes import Work
+from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainResult
 from tinker_cookbook.engine.sampler import Sampler, TorchSampler
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
 
 T = TypeVar("T")
+Kind = Literal["forward", "forward_backward"]
+COMPUTE: dict[Kind, Callable[[Sequence[Work]], list[TrainResult]]] = {
+    "forward": passes.forward,
+    "forward_backward": passes.forward_backward,
+}
 CLOSED = "the engine is closed"
+
+# Runs that trained a moment ago are about to send their next batch: a pass waits for them for this
+# share of the time that the last one took.
+PATIENCE = 0.05
+MOMENT = 3.0  # ... and "a moment" is this many times the time of the last pass
+
+
+@dataclass(eq=False)
+class _Operation:
+    """A function to call on the engine thread. Those of one `run` keep their order."""
+
+    run: str | None
+    function: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+    def start(self) -> bool:
+        """Whether the caller still wants it; from now on it cannot be cancelled."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
+
+    def answer(self, outcome: Any) -> None:
+        """Give the caller a result, or an error."""
+        if self.future.done():
+            return  # cancelled while it was waiting
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+@dataclass(eq=False)
+class _Training(_Operation):
+    """A forward or forward_backward; `function` makes the work, when its turn has come."""
+
+    kind: Kind = "forward"
+    work: Work | None = None
 
 
 class Engine:
     """Base models by path, each loaded once, and the one thread that computes on them.
 
-    Everything that touches a model runs on that thread: through `submit`, or `sample`.
+    Everything that touches a model runs on that thread: through `submit`, `train` or `sample`.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self._bases: dict[str, BaseModel] = {}
         self._samplers: dict[str, Sampler] = {}
-        self._queue: deque[Callable[[], None]] = deque()
+        self._queue: deque[_Operation] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self._trained: dict[str | None, float] = {}  # run -> when its last pass ended
+        self._last_pass = 0.0  # seconds
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, function: Callable[[], T]) -> Future[T]:
-        """Run a function on the engine thread, after everything submitted before."""
-        future: Future[T] = Future()
+    def submit(self, function: Callable[[], T], run: str | None = None) -> Future[T]:
+        """Run a function on the engine thread, after everything this run submitted before.
 
-        def operation() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                if self._closed:
-                    raise TrainingError(CLOSED)
-                future.set_result(function())
-            except BaseException as error:  # whatever it is, somebody waits for it
-                future.set_exception(self._explain(error))
+        Without a run: after everything that was submitted before.
+        """
+        return self._enqueue(_Operation(run, function))
 
-        self._enqueue(operation)
-        return future
+    def train(self, run: str, kind: Kind, build: Callable[[], Work]) -> Future[TrainResult]:
+        """Queue a training request; `build` makes it on the engine thread, when its turn has come.
+
+        It goes through the model together with requests of other runs that wait for the same.
+        """
+        return self._enqueue(_Training(run, build, kind=kind))
 
     def sample(
         self, path: str, build: Callable[[], tuple[Adapter | None, SampleRequest]]
     ) -> Future[SampleResult]:
         """Queue a request; `build` makes it on the engine thread, when its turn has come."""
-        future: Future[SampleResult] = Future()
+        answer: Future[SampleResult] = Future()
 
         def done(outcome: SampleResult | BaseException) -> None:
-            if future.done():
+            if answer.done():
                 return  # cancelled, or already answered
             if isinstance(outcome, BaseException):
-                future.set_exception(self._explain(outcome))
+                answer.set_exception(self._explain(outcome))
             else:
-                future.set_result(outcome)
+                answer.set_result(outcome)
 
-        def operation() -> None:
-            try:
-                if self._closed:
-                    raise TrainingError(CLOSED)
-                adapter, request = build()
-                self._sampler(path).add(request, adapter, done)
-            except BaseException as error:
+        def add() -> None:
+            if answer.cancelled():
+                return
+            adapter, request = build()
+            self._sampler(path).add(request, adapter, done)
+
+        def added(future: Future[None]) -> None:
+            if error := future.exception():
                 done(error)
 
-        self._enqueue(operation)
-        return future
+        self._enqueue(_Operation(None, add)).add_done_callback(added)
+        return answer
 
     def base_model(self, path: str) -> BaseModel:
         """The base model, loaded on first use. Only on the engine thread."""
@@ -105,24 +149,25 @@ class Engine:
             self._samplers[path] = TorchSampler(self.base_model(path), self.config)
         return self._samplers[path]
 
-    def _enqueue(self, operation: Callable[[], None]) -> None:
+    def _enqueue(self, operation: _Operation) -> Future[Any]:
         with self._wake:
             if self._closed:
                 raise TrainingError(CLOSED)
             self._queue.append(operation)
             self._wake.notify()
+        return operation.future
 
     def _run(self) -> None:
         try:
-            self._work()
+            self._loop()
         finally:  # also after an error of the engine's own: nobody must wait for ever
             self._closed = True
             for sampler in self._samplers.values():
                 sampler.abort(TrainingError(CLOSED))
             while self._queue:
-                self._queue.popleft()()  # which fails by itself now
+                self._queue.popleft().answer(TrainingError(CLOSED))
 
-    def _work(self) -> None:
+    def _loop(self) -> None:
         owed = 0.0  # seconds that sampling may still take before the next operation
         while True:
             busy = [sampler for sampler in self._samplers.values() if sampler.busy]
@@ -136,12 +181,97 @@ class Engine:
                 )
             start = time.perf_counter()
             if operation is not None:
-                operation()
+                self._do(operation)
                 owed = time.perf_counter() - start
                 continue
             for sampler in busy:
                 sampler.step()
             owed -= time.perf_counter() - start
+
+    def _do(self, operation: _Operation) -> None:
+        if not operation.start():
+            return
+        if isinstance(operation, _Training):
+            if self._build(operation):
+                self._train(self._gather(operation))
+            return
+        try:
+            operation.answer(operation.function())
+        except BaseException as error:  # whatever it is, somebody waits for it
+            operation.answer(self._explain(error))
+
+    def _build(self, request: _Training) -> bool:
+        """Make the work of a request; if that fails, the request is answered with the error."""
+        try:
+            request.work = request.work or request.function()
+            return True
+        except BaseException as error:
+            request.answer(self._explain(error))
+            return False
+
+    # -- one pass for several runs
+
+    def _gather(self, first: _Training) -> list[_Training]:
+        """This request and those of other runs that can share its passes.
+
+        A request can if it is of the same kind, on the same base model, the first that its run has
+        in the queue, and fits into what the passes of `first` leave free of the token budget.
+        """
+        assert first.work is not None
+        base = first.work.trainer.base
+        room = -first.work.tokens % base.tokens_per_pass
+        chosen, seen = [first], {first.run, None}
+        deadline = time.perf_counter() + PATIENCE * self._last_pass
+        while room:
+            with self._wake:
+                fresh = [each for each in self._queue if each.run not in seen]
+                if not fresh:
+                    patience = deadline - time.perf_counter()
+                    if self._closed or patience <= 0 or not self._expected(seen):
+                        break
+                    self._wake.wait(patience)
+                    continue
+            for each in fresh:
+                if each.run in seen:
+                    continue  # behind another one of its run
+                seen.add(each.run)
+                if not isinstance(each, _Training) or each.kind != first.kind:
+                    continue
+                if not (each.start() and self._build(each)):
+                    self._remove(each)
+                elif each.work and each.work.trainer.base is base and each.work.tokens <= room:
+                    self._remove(each)
+                    chosen.append(each)
+                    room -= each.work.tokens
+        return chosen
+
+    def _remove(self, operation: _Operation) -> None:
+        with self._wake:
+            self._queue.remove(operation)
+
+    def _expected(self, seen: set[str | None]) -> bool:
+        """Whether a run that trained a moment ago has not sent its next request yet."""
+        recent = time.perf_counter() - MOMENT * self._last_pass
+        return any(run not in seen and ended > recent for run, ended in self._trained.items())
+
+    def _train(self, requests: list[_Training]) -> None:
+        start = time.perf_counter()
+        works = [request.work for request in requests if request.work]
+        try:
+            outcome: list[Any] = COMPUTE[requests[0].kind](works)
+        except BaseException as error:
+            if len(requests) > 1:  # whose fault is it? Each alone, so that only that one fails
+                for request in requests:
+                    self._train([request])
+                return
+            outcome = [self._explain(error)]
+        end = time.perf_counter()
+        self._last_pass = end - start
+        horizon = end - MOMENT * self._last_pass
+        self._trained = {run: t for run, t in self._trained.items() if t > horizon}
+        self._trained |= {request.run: end for request in requests}
+        for request, each in zip(requests, outcome):
+            request.answer(each)
 
     def _explain(self, error: BaseException) -> BaseException:
         """An out-of-memory error names the keys to lower; anything else stays as it is."""

@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.engine.rows import SampleRequest
+from tinker_cookbook.engine.lora import LoraSpec
+from tinker_cookbook.engine.losses import LOSSES
+from tinker_cookbook.engine.rows import SampleRequest, TrainResult, TrainRow
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
+from tinker_cookbook.engine.trainer import AdamConfig, Trainer
+from tinker_cookbook.engine.trainer_test import TOLERANCE, make_rows, with_inputs
+from tinker_cookbook.exceptions import DataValidationError, OutOfMemoryError, TrainingError
 
 
 @pytest.fixture
@@ -113,3 +117,164 @@ def test_close(tiny_qwen3: str) -> None:
             future.result(1)
     with pytest.raises(TrainingError, match="engine is closed"):
         engine.submit(lambda: 9)
+
+
+class Tenant:
+    """A run as a client makes it: everything goes through the engine's queue."""
+
+    def __init__(self, engine: Engine, path: str, name: str, spec: LoraSpec, loss: str) -> None:
+        self.engine, self.name, self.loss = engine, name, loss
+        self.trainer: Trainer = engine.submit(
+            lambda: Trainer(engine.base_model(path), spec), name
+        ).result(60)
+        generator = torch.Generator().manual_seed(spec.seed)
+        with torch.no_grad():
+            for key, tensor in self.trainer.adapter.master.items():
+                if key.endswith("lora_B"):  # else nothing of the adapter shows
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
+        self.trainer.adapter.refresh()
+
+    def train(self, rows: list[TrainRow], kind="forward_backward"):  # type: ignore[no-untyped-def]
+        return self.engine.train(self.name, kind, lambda: self.trainer.work(rows, self.loss, None))
+
+
+def tenants_of(engine: Engine, path: str) -> list[Tenant]:
+    specs = [
+        LoraSpec(rank=4, seed=1),
+        LoraSpec(rank=8, seed=2, train_unembed=False),
+        LoraSpec(rank=2, seed=3, train_mlp=False, alpha=8),
+        LoraSpec(rank=3, seed=4, train_attn=False, train_mlp=False),
+        LoraSpec(rank=4, seed=5),
+        LoraSpec(rank=5, seed=6),
+    ]
+    return [
+        Tenant(engine, path, f"run {i}", spec, loss)
+        for i, (spec, loss) in enumerate(zip(specs, sorted(LOSSES)))
+    ]
+
+
+def count_passes(engine: Engine, path: str) -> list[int]:
+    """Grows by the number of tokens of every pass from now on."""
+    base = engine.base_model(path)
+    seen: list[int] = []
+    hidden = base.hidden
+
+    def counted(tokens, *args):  # type: ignore[no-untyped-def]
+        seen.append(len(tokens))
+        return hidden(tokens, *args)
+
+    base.hidden = counted  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("budget", [8192, 200])
+@pytest.mark.parametrize("family", ["tiny_qwen3", "tiny_llama"])
+def test_runs_share_passes_and_nothing_else(
+    family: str, budget: int, request: pytest.FixtureRequest
+) -> None:
+    """Different ranks, targets, seeds and losses in one pass: what each would get alone."""
+    path = request.getfixturevalue(family)
+    engine = Engine(EngineConfig(device="cpu", tokens_per_pass=budget, head_chunk=16))
+    tenants = tenants_of(engine, path)
+    rows = {each.name: with_inputs(make_rows(seed=i), each.loss) for i, each in enumerate(tenants)}
+    alone: dict[str, TrainResult] = {}
+    grads: dict[str, dict[str, torch.Tensor]] = {}
+    for each in tenants:  # twice: gradients accumulate over calls
+        each.train(rows[each.name]).result(60)
+        alone[each.name] = each.train(rows[each.name]).result(60)
+        assert each.trainer.grads is not None
+        grads[each.name], each.trainer.grads = each.trainer.grads, None
+    passes = count_passes(engine, path)
+    gate = threading.Event()
+    engine.submit(gate.wait)
+    futures = [each.train(rows[each.name]) for each in tenants for _ in range(2)]
+    gate.set()
+    together = [future.result(60) for future in futures][1::2]
+    worst = 0.0
+    for each, result in zip(tenants, together):
+        pairs = zip(result.logprobs, alone[each.name].logprobs)
+        worst = max(worst, *(np.abs(a - b).max() for a, b in pairs))
+        assert each.trainer.grads is not None
+        assert each.trainer.grads.keys() == grads[each.name].keys()
+        for key, grad in grads[each.name].items():
+            scale = max(1.0, grad.abs().max().item())
+            worst = max(worst, (each.trainer.grads[key] - grad).abs().max().item() / scale)
+        expected = alone[each.name].metrics["loss:sum"]
+        assert result.metrics["loss:sum"] == pytest.approx(expected, abs=1e-4)
+    assert worst <= TOLERANCE
+    # the first request of every run, then the second; or two runs of 94 tokens at a time
+    assert len(passes) == 2 if budget == 8192 else 6
+    assert max(passes) <= budget
+    engine.close()
+
+
+def test_a_run_keeps_its_order_while_others_join(engine: Engine, tiny_qwen3: str) -> None:
+    one, two = tenants_of(engine, tiny_qwen3)[4:]
+    passes = count_passes(engine, tiny_qwen3)
+    order: list[str] = []
+    gate = threading.Event()
+    engine.submit(gate.wait)
+    rows = {each.name: with_inputs(make_rows(), each.loss) for each in (one, two)}
+    for step in range(3):
+        for each in (one, two):
+            done = each.train(rows[each.name])
+            done.add_done_callback(lambda _, x=f"{each.name} fb {step}": order.append(x))
+            adam = AdamConfig(learning_rate=1e-3)
+            engine.submit(
+                lambda each=each, adam=adam: each.trainer.optim_step(adam), each.name
+            ).add_done_callback(lambda _, x=f"{each.name} step {step}": order.append(x))
+    last = engine.submit(lambda: None)
+    gate.set()
+    last.result(60)
+    for each in (one, two):
+        own = [x for x in order if x.startswith(each.name)]
+        assert own == [f"{each.name} {what} {i}" for i in range(3) for what in ("fb", "step")]
+    assert len(passes) == 3
+
+
+def test_a_bad_request_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
+    """In the data, in its making, and in the computation: the others get their results."""
+    tenants = tenants_of(engine, tiny_qwen3)[:4]
+    rows = [with_inputs(make_rows(), each.loss) for each in tenants]
+    rows[1] = []
+    broken = tenants[2].trainer.adapter.copy
+    key = next(iter(broken))
+    broken[key] = broken[key].detach()[:, :3].requires_grad_()  # a product with it must fail
+    gate = threading.Event()
+    engine.submit(gate.wait)
+    futures = [each.train(own) for each, own in zip(tenants, rows)]
+    gate.set()
+    assert futures[0].result(60).logprobs and futures[3].result(60).logprobs
+    with pytest.raises(DataValidationError, match="the batch holds no datum"):
+        futures[1].result(60)
+    with pytest.raises(RuntimeError):
+        futures[2].result(60)
+    assert [each.trainer.grads is not None for each in tenants] == [True, False, False, True]
+
+
+def test_forwards_of_runs_are_merged_with_forwards_only(engine: Engine, tiny_qwen3: str) -> None:
+    tenants = tenants_of(engine, tiny_qwen3)[:4]
+    passes = count_passes(engine, tiny_qwen3)
+    gate = threading.Event()
+    engine.submit(gate.wait)
+    kinds = ("forward", "forward_backward", "forward", "forward_backward")
+    futures = [
+        each.train(with_inputs(make_rows(), each.loss), kind) for each, kind in zip(tenants, kinds)
+    ]
+    gate.set()
+    for future in futures:
+        future.result(60)
+    assert len(passes) == 2
+    assert [each.trainer.grads is not None for each in tenants] == [False, True, False, True]
+
+
+def test_a_cancelled_request_is_not_trained_on(engine: Engine, tiny_qwen3: str) -> None:
+    tenants = tenants_of(engine, tiny_qwen3)[:3]
+    gate = threading.Event()
+    engine.submit(gate.wait)
+    futures = [each.train(with_inputs(make_rows(), each.loss)) for each in tenants]
+    assert futures[1].cancel()
+    gate.set()
+    futures[0].result(60)
+    futures[2].result(60)
+    assert [each.trainer.grads is not None for each in tenants] == [True, False, True]

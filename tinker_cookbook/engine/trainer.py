@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tinker_cookbook.engine import losses
-from tinker_cookbook.engine.attention import PackedPlan
+from tinker_cookbook.engine import losses, passes
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
-from tinker_cookbook.engine.packing import PackedBatch, pack
+from tinker_cookbook.engine.lora import LoraSpec
+from tinker_cookbook.engine.passes import Work
 from tinker_cookbook.engine.rows import TrainResult, TrainRow, check_tokens
 from tinker_cookbook.exceptions import DataValidationError, TrainingError
 
@@ -50,10 +49,9 @@ class Trainer:
     refused drops the gradient.
     """
 
-    def __init__(self, base: BaseModel, spec: LoraSpec, tokens_per_pass: int) -> None:
+    def __init__(self, base: BaseModel, spec: LoraSpec) -> None:
         self.base = base
         self.adapter = base.new_adapter(spec)
-        self.tokens_per_pass = tokens_per_pass
         self.grads: dict[str, torch.Tensor] | None = None  # fp32, since the last optimizer step
         self.optimizer = torch.optim.AdamW(
             [tensor.requires_grad_() for tensor in self.adapter.master.values()], lr=0.0
@@ -64,17 +62,25 @@ class Trainer:
         self.grads = None
         self.optimizer.state.clear()
 
+    def work(
+        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
+    ) -> Work:
+        """What `passes` computes, once everything about it has been checked."""
+        loss = losses.get_loss(loss_fn, config)
+        self._check_rows(rows, loss)
+        return Work(self, rows, loss)
+
     def forward(
         self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> TrainResult:
         """Logprobs of the targets and the loss, without any gradient."""
-        return self._forward(rows, self._check(rows, loss_fn, config))
+        return passes.forward([self.work(rows, loss_fn, config)])[0]
 
     def forward_backward(
         self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> TrainResult:
         """As forward, and the gradient of the summed loss is added to the adapter's."""
-        return self._backward(rows, self._check(rows, loss_fn, config))
+        return passes.forward_backward([self.work(rows, loss_fn, config)])[0]
 
     def forward_backward_custom(
         self, rows: Sequence[TrainRow], function: losses.CustomLoss
@@ -88,49 +94,22 @@ class Trainer:
         custom = _Custom(function)
         loss = losses.Loss("custom", custom, (), elementwise=False, several_targets=True)
         self._check_rows(rows, loss)
-        if sum(row.length for row in rows) <= self.tokens_per_pass:
-            result = self._backward(rows, loss)
-        else:
-            zeros = [np.zeros(row.targets.shape, np.float32) for row in rows]
-            linear = _with_weights(rows, zeros)
-            logprobs = self._forward(linear, losses.LOSSES["cross_entropy"]).logprobs
-            linear = _with_weights(rows, custom.slopes(logprobs))
-            result = self._backward(linear, losses.LOSSES["cross_entropy"])
+        work = Work(self, rows, loss)
+        if work.tokens > self.base.tokens_per_pass:
+            linear = losses.LOSSES["cross_entropy"]
+            zeros = _with_weights(rows, [np.zeros(row.targets.shape, np.float32) for row in rows])
+            logprobs = passes.forward([Work(self, zeros, linear)])[0].logprobs
+            work = Work(self, _with_weights(rows, custom.slopes(logprobs)), linear)
+        (result,) = passes.forward_backward([work])
         return TrainResult(result.logprobs, custom.metrics)
 
-    def _forward(self, rows: Sequence[TrainRow], loss: losses.Loss) -> TrainResult:
-        result = _Collector(rows)
-        with torch.no_grad():
-            for batch in pack(rows, self.tokens_per_pass, self.base.device):
-                logprobs = self.base.head.logprobs(self._hidden(batch), batch.targets, self.adapter)
-                if batch.uses is not None:
-                    logprobs = logprobs[batch.uses]
-                result.add(batch, logprobs, loss.value(logprobs, batch.inputs))
-        return result.finish()
-
-    def _backward(self, rows: Sequence[TrainRow], loss: losses.Loss) -> TrainResult:
-        result = _Collector(rows)
-        grads: dict[str, torch.Tensor] = {}
-        try:
-            for batch in pack(rows, self.tokens_per_pass, self.base.device):
-                hidden = self._hidden(batch)
-                head = self.base.head.backward(
-                    hidden.detach(), batch.targets, batch.inputs, loss, self.adapter, batch.uses
-                )
-                if hidden.requires_grad:  # not when only the unembedding is trained
-                    hidden.backward(head.hidden)
-                self._collect(grads, head.adapter)
-                result.add(batch, head.logprobs, head.loss)
-        finally:
-            for copy in self.adapter.copy.values():
-                copy.grad = None
-        out = result.finish()
+    def accumulate(self, grads: dict[str, torch.Tensor]) -> None:
+        """Add gradients (fp32, one for each of the adapter's tensors) to those of the step."""
         if self.grads is None:
             self.grads = grads
         else:
             for name, grad in grads.items():
                 self.grads[name] += grad
-        return out
 
     def optim_step(self, adam: AdamConfig) -> dict[str, float]:
         """One AdamW step with the accumulated gradient, which is then empty. Returns its norm."""
@@ -161,13 +140,6 @@ class Trainer:
         self.adapter.refresh()
         return {"grad_norm": norm}
 
-    def _check(
-        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
-    ) -> losses.Loss:
-        loss = losses.get_loss(loss_fn, config)
-        self._check_rows(rows, loss)
-        return loss
-
     def _check_rows(self, rows: Sequence[TrainRow], loss: losses.Loss) -> None:
         losses.check_rows(rows, loss)
         for index, row in enumerate(rows):
@@ -181,24 +153,6 @@ class Trainer:
                     f"datum {index} has {row.length} tokens, the model's context is"
                     f" {self.base.context_length}; lower max_length"
                 )
-
-    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
-        rows = [AdapterRows(self.adapter, 0, batch.tokens.shape[0])]
-        plan = PackedPlan(batch.segments)
-        hidden = self.base.hidden(batch.tokens, batch.positions, plan, rows)
-        return hidden if batch.head_tokens is None else hidden[batch.head_tokens]
-
-    def _collect(self, grads: dict[str, torch.Tensor], head: dict[str, torch.Tensor]) -> None:
-        """Add the gradients of one pass, in fp32, and clear the copies'."""
-        for name, copy in self.adapter.copy.items():
-            grad = head.get(name, copy.grad)
-            copy.grad = None
-            if grad is None:
-                grad = torch.zeros_like(copy)
-            if name in grads:
-                grads[name] += grad
-            else:
-                grads[name] = grad.float()
 
 
 def _with_weights(rows: Sequence[TrainRow], weights: list[np.ndarray]) -> list[TrainRow]:
@@ -246,21 +200,3 @@ class _Custom:
         if not torch.isfinite(loss):
             raise DataValidationError(f"the custom loss is {loss.item()}")
         return loss.reshape(())
-
-
-class _Collector:
-    """Puts the passes' results back into the order of the request."""
-
-    def __init__(self, rows: Sequence[TrainRow]) -> None:
-        self.rows = rows
-        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
-        self.loss = 0.0
-
-    def add(self, batch: PackedBatch, logprobs: torch.Tensor, loss: torch.Tensor) -> None:
-        parts = batch.split(logprobs.cpu().numpy(), self.rows)
-        for index, part in zip(batch.rows, parts):
-            self.logprobs[index] = part
-        self.loss += loss.item()
-
-    def finish(self) -> TrainResult:
-        return TrainResult(self.logprobs, {"loss:sum": self.loss})

@@ -41,7 +41,7 @@ def make_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 40, 1, 23, 23)) -> l
 
 def make_trainer(path: str, spec: LoraSpec, **keys: int) -> Trainer:
     config = EngineConfig(device="cpu", dtype="float32", **keys)
-    trainer = Trainer(BaseModel(path, config), spec, config.tokens_per_pass)
+    trainer = Trainer(BaseModel(path, config), spec)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():  # B is zero at birth; then A would have no gradient
         for name, tensor in trainer.adapter.master.items():
@@ -206,7 +206,7 @@ def test_only_the_covered_layers_train(tiny_qwen3: str) -> None:
 def test_fresh_adapter_is_the_base_model(tiny_llama: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    trainer = Trainer(BaseModel(tiny_llama, EngineConfig(device="cpu")), LoraSpec(rank=3), 4096)
+    trainer = Trainer(BaseModel(tiny_llama, EngineConfig(device="cpu")), LoraSpec(rank=3))
     for name, tensor in trainer.adapter.master.items():
         if name.endswith("lora_A"):
             bound = 1 / np.sqrt(tensor.shape[1])
@@ -225,7 +225,7 @@ def test_bf16_stays_near_fp32(tiny_llama: str) -> None:
     rows = make_rows()
     exact = make_trainer(tiny_llama, LoraSpec(rank=4)).forward(rows, "cross_entropy", None)
     config = EngineConfig(device="cpu", dtype="bfloat16")
-    trainer = Trainer(BaseModel(tiny_llama, config), LoraSpec(rank=4), 4096)
+    trainer = Trainer(BaseModel(tiny_llama, config), LoraSpec(rank=4))
     source = make_trainer(tiny_llama, LoraSpec(rank=4)).adapter.master
     with torch.no_grad():
         for name, tensor in trainer.adapter.master.items():
@@ -244,7 +244,7 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path) -> None:
     trainer.forward_backward(make_rows(1), "cross_entropy", None)
     trainer.optim_step(adam)
     write_state(trainer, "x", tmp_path)
-    again = Trainer(trainer.base, LoraSpec(rank=4, seed=99), 8192)
+    again = Trainer(trainer.base, LoraSpec(rank=4, seed=99))
     read_adapter(again.adapter, tmp_path)
     read_optimizer(again, tmp_path)
     for each in (trainer, again):
@@ -252,10 +252,10 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path) -> None:
         each.optim_step(adam)
     for name, tensor in trainer.adapter.master.items():
         assert torch.equal(tensor, again.adapter.master[name]), name
-    other = Trainer(trainer.base, LoraSpec(rank=8), 8192)
+    other = Trainer(trainer.base, LoraSpec(rank=8))
     with pytest.raises(CheckpointError, match="rank differ"):
         read_adapter(other.adapter, tmp_path)
-    narrow = Trainer(trainer.base, LoraSpec(rank=4, train_unembed=False), 8192)
+    narrow = Trainer(trainer.base, LoraSpec(rank=4, train_unembed=False))
     with pytest.raises(CheckpointError, match=r"lm_head\.lora_A"):
         read_adapter(narrow.adapter, tmp_path)
 
@@ -298,7 +298,7 @@ def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         BaseModel(str(tmp_path / "nowhere"), EngineConfig())
     with pytest.raises(ConfigurationError, match=r"rank=65 is more than .* at most 64"):
-        Trainer(trainer.base, LoraSpec(rank=65), 8192)
+        Trainer(trainer.base, LoraSpec(rank=65))
     with pytest.raises(ConfigurationError, match="not a torch device"):
         BaseModel(tiny_qwen3, EngineConfig(device="gpu"))
     with pytest.raises(ConfigurationError, match=r"engine\.max_rows=0 must be at least 1"):
@@ -424,14 +424,14 @@ def test_custom_loss(tiny_qwen3: str, unembed: bool, tokens_per_pass: int, tmp_p
     reference = PeftReference(trainer, tmp_path)
     rows = make_rows()
     forwards = 0
-    hidden = trainer._hidden
+    hidden = trainer.base.hidden
 
-    def counted(batch):  # type: ignore[no-untyped-def]
+    def counted(*args):  # type: ignore[no-untyped-def]
         nonlocal forwards
         forwards += 1
-        return hidden(batch)
+        return hidden(*args)
 
-    trainer._hidden = counted  # type: ignore[method-assign]
+    trainer.base.hidden = counted  # type: ignore[method-assign]
 
     def function(logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         assert [len(lp) for lp in logprobs] == [row.length for row in rows]

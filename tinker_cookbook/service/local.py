@@ -19,8 +19,9 @@ from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurre
 from tinker_cookbook import models
 from tinker_cookbook.engine import checkpoints
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
+from tinker_cookbook.engine.passes import Work
 from tinker_cookbook.engine.rows import SampleResult
-from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.scheduler import Engine, Kind
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
 from tinker_cookbook.service import convert
@@ -173,7 +174,7 @@ class LocalTrainingClient(_Ready):
         self._store = service.store
         self.model_id = model_id
         self._base_model = base_model
-        self._created: Future[Trainer] = self._engine.submit(start)
+        self._created: Future[Trainer] = self._engine.submit(start, model_id)
 
     # -- training
 
@@ -181,21 +182,13 @@ class LocalTrainingClient(_Ready):
         self, data: list[types.Datum], loss_fn: Any, loss_fn_config: LossConfig = None
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Logprobs and loss of the data, no gradient."""
-        return self._queue(
-            lambda trainer: convert.output_of(
-                trainer.forward(convert.rows_of(data), loss_fn, loss_fn_config)
-            )
-        )
+        return self._train("forward", data, loss_fn, loss_fn_config)
 
     def forward_backward(
         self, data: list[types.Datum], loss_fn: Any, loss_fn_config: LossConfig = None
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """As forward, and adds the gradient of the summed loss to what is accumulated."""
-        return self._queue(
-            lambda trainer: convert.output_of(
-                trainer.forward_backward(convert.rows_of(data), loss_fn, loss_fn_config)
-            )
-        )
+        return self._train("forward_backward", data, loss_fn, loss_fn_config)
 
     def forward_backward_custom(
         self, data: list[types.Datum], loss_fn: Any, *, loss_type_input: str | None = None
@@ -328,8 +321,16 @@ class LocalTrainingClient(_Ready):
 
     def _queue(self, operation: Callable[[Trainer], T]) -> APIFuture[T]:
         return AwaitableConcurrentFuture(
-            self._engine.submit(lambda: operation(self._created.result(0)))
+            self._engine.submit(lambda: operation(self._created.result(0)), self.model_id)
         )
+
+    def _train(
+        self, kind: Kind, data: list[types.Datum], loss_fn: Any, config: LossConfig
+    ) -> APIFuture[types.ForwardBackwardOutput]:
+        def build() -> Work:
+            return self._created.result(0).work(convert.rows_of(data), loss_fn, config)
+
+        return _then(self._engine.train(self.model_id, kind, build), convert.output_of)
 
     def _write_sampler_weights(
         self,
@@ -508,7 +509,7 @@ class LocalServiceClient:
             {**self._user_metadata, **(user_metadata or {})},
         )
         self._runs.append(run)
-        return Trainer(base, spec, self.engine.config.tokens_per_pass)
+        return Trainer(base, spec)
 
     def _from_state(
         self,
@@ -578,6 +579,7 @@ def _then(future: Future[Any], convert: Callable[[Any], T]) -> AwaitableConcurre
             out.set_exception(error)
 
     future.add_done_callback(finish)
+    out.add_done_callback(lambda done: done.cancelled() and future.cancel())
     return AwaitableConcurrentFuture(out)
 
 
