@@ -27,6 +27,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "median_seconds": ("seconds", "{:.3f}".format),
     "times_one": ("times one tenant", "{:.2f}".format),
     "ratio": ("ratio", "{:.2f}".format),
+    "memory_gib": ("memory of a step, GiB", "{:.2f}".format),
     "peak_rss_gib": ("peak RSS, GiB", "{:.2f}".format),
     "peak_gpu_gib": ("peak GPU, GiB", "{:.2f}".format),
     "gemm_share": ("share of GEMM peak", "{:.0%}".format),
