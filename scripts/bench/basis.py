@@ -173,7 +173,7 @@ def shape_of(path: str, rank: int) -> dict[str, int]:
 class MatrixProduct:
     """The fastest matrix product of the machine in the model's precision, in TFLOP/s."""
 
-    def __init__(self, dtype: str, device: str, size: int = 4096) -> None:
+    def __init__(self, dtype: str, device: str, size: int) -> None:
         import torch
 
         self.torch = torch

@@ -76,6 +76,10 @@ class BenchConfig(RunConfig):
     rank: int = chz.field(default=32, doc="LoRA rank, on all linear layers")
     only: str = chz.field(default="", doc="words of the contestants to run, e.g. ours,peft; or all")
 
+    gemm: int = chz.field(
+        default=4096, doc="rows and columns of the matrix product that is called the peak"
+    )
+
     @property
     def offline(self) -> bool:
         return self.model in ("150m", "nano") or models.is_local_path(self.model)
@@ -144,7 +148,9 @@ class Run:
         )
 
     def start_yardstick(self, dtype: str) -> Contestant:
-        words = {"dtype": dtype, "device": self.config.device}
+        config = self.config
+        assert isinstance(config, BenchConfig)
+        words = {"dtype": dtype, "device": config.device, "size": config.gemm}
         return self.start(Contestant("matrix product", "basis:MatrixProduct", words))
 
     def measure(self, contestant: Contestant, **words: Any) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tinker_cookbook.utils.files import replace_file
 
+DRAWING = "benchmarks-growth.svg"
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 REASON = 100  # characters of a reason in a table
 
@@ -95,7 +96,8 @@ def markdown(line: dict[str, Any] | None, name: str) -> str:
         "| " + " | ".join(text.replace("|", "\\|") for text in cells_of_line) + " |"
         for cells_of_line in [table[0], rule, *table[1:]]
     ]
-    return "\n".join([f"{place}; {packages}.", "", *lines])
+    drawing = ["", f"![Seconds and memory of a step]({DRAWING})"] if name == "growth" else []
+    return "\n".join([f"{place}; {packages}.", "", *lines, *drawing])
 
 
 def write_page(docs: Path) -> None:
@@ -113,7 +115,7 @@ def write_page(docs: Path) -> None:
     if "growth" in lines:
         from growth import draw
 
-        draw(lines["growth"], docs / "benchmarks-growth.svg")
+        draw(lines["growth"], docs / DRAWING)
 
 
 if __name__ == "__main__":
