@@ -1,6 +1,6 @@
 # Sourced by the other scripts: makes .venv on first use and says where it is.
 #
-#   ensure_environment base|dev    installs what is missing, sets $python (call it with `-m module`)
+#   ensure_environment base|dev|bench    installs what is missing, sets $python (call it with `-m module`)
 #
 # PYTHON=        interpreter to use (default: the first python3 that is new enough)
 # TORCH_INDEX=   index that torch is installed from, e.g. the one with PyTorch's CPU wheels
@@ -65,7 +65,7 @@ install() {
     fi
     # Stays behind when the installation is interrupted, and the next call starts afresh.
     : >"$venv/.unfinished"
-    rm -f -- "$venv"/.installed-*
+    forget_outdated
     if [[ -n ${TORCH_INDEX:-} ]]; then
         local torch
         torch=$(grep -E '^torch==' "$root/constraints.txt") || die "constraints.txt names no torch=="
@@ -77,6 +77,14 @@ install() {
     [[ $extra == base ]] || wanted >"$venv/.installed-base"
     rm -f -- "$venv/.unfinished"
     say "Installed in $((SECONDS - started)) s"
+}
+
+# What an extra brought stays when another is added, as long as all of them want the same versions.
+forget_outdated() {
+    local stamp
+    for stamp in "$venv"/.installed-*; do
+        [[ -f $stamp && $(<"$stamp") == "$(wanted)" ]] || rm -f -- "$stamp"
+    done
 }
 
 pip_install() {

@@ -117,6 +117,31 @@ def test_the_development_tools_are_added_by_test_and_kept_by_run(checkout):
     assert checkout.calls() == []
 
 
+def test_a_benchmark_adds_its_peers_and_keeps_the_development_tools(checkout):
+    checkout.run("scripts/test")
+    checkout.calls()
+    code, out, _ = checkout.run("scripts/bench/run", "train_sft", "rounds=1")
+    assert (code, out) == (
+        0,
+        f"{checkout.elsewhere}|{checkout.root}/scripts/bench/train_sft.py rounds=1\n",
+    )
+    assert checkout.calls() == [f"{base_install(checkout)}[bench]"]
+    checkout.run("scripts/test")
+    checkout.run("scripts/bench/run", "train_sft")
+    assert checkout.calls() == []
+
+
+def test_all_benchmarks_are_run_and_the_page_is_written_though_one_fails(checkout):
+    code, out, err = checkout.run("scripts/bench/run", "all", "threads=4", FAILS="train_rl")
+    scripts = [re.search(r"bench/(\w+)\.py", line) for line in out.splitlines()]
+    ran = [match[1] for match in scripts if match]
+    assert code == 1 and "without figures: train_rl" in err
+    assert ran == ["train_sft", "sample", "tenants", "client_overhead", "growth", "report"]
+    assert out.count("docs/benchmarks.json threads=4") == 5
+    code, _, err = checkout.run("scripts/bench/run", "nothing")
+    assert code == 1 and "there is no benchmark nothing" in err
+
+
 def test_other_constraints_are_installed_into_the_same_environment(checkout):
     checkout.run("scripts/run", "x")
     with (checkout.root / "constraints.txt").open("a") as file:

@@ -6,6 +6,7 @@ the SDK's own `APIFuture`. Errors come out of the future, as with the SDK.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -66,15 +67,17 @@ class LocalSamplingClient:
         if prompt_alt_tokens_k:
             return _failed(TrainingError(f"sample: {prompt_alt_tokens_k=} is not supported"))
         targets = None if target_prompt_logprobs is None else target_prompt_logprobs.to_numpy()
-        return self._request(
+        future = self._request(
             prompt,
             num_samples,
             sampling_params,
-            prompt_logprobs_last_n,
             prompt_logprobs=include_prompt_logprobs,
             prompt_top_k=topk_prompt_logprobs,
             sample_top_k=topk_sample_logprobs,
             prompt_targets=targets,
+        )
+        return _Converted(
+            future, lambda result: convert.response_of(result, prompt_logprobs_last_n)
         )
 
     def compute_logprobs(
@@ -82,8 +85,11 @@ class LocalSamplingClient:
     ) -> APIFuture[list[float | None]]:
         """Logprob of every prompt token at temperature 1; None for the first."""
         params = types.SamplingParams(max_tokens=0)
-        future = self._request(prompt, 1, params, prompt_logprobs_last_n, prompt_logprobs=True)
-        return _then(future.future(), lambda response: response.prompt_logprobs)
+
+        def answer(result: SampleResult) -> Any:
+            return convert.response_of(result, prompt_logprobs_last_n).prompt_logprobs
+
+        return _Converted(self._request(prompt, 1, params, prompt_logprobs=True), answer)
 
     def get_base_model(self) -> str:
         return self._base_model
@@ -105,9 +111,8 @@ class LocalSamplingClient:
         prompt: types.ModelInput,
         num_samples: int,
         params: types.SamplingParams,
-        last_n: int | None,
         **wanted: Any,
-    ) -> APIFuture[types.SampleResponse]:
+    ) -> Future[SampleResult]:
         engine, path = self._engine, models.load_path(self._base_model)
 
         def build() -> tuple[Adapter | None, Any]:
@@ -117,10 +122,7 @@ class LocalSamplingClient:
             )
             return self._adapter.result(0), request
 
-        def answer(result: SampleResult) -> types.SampleResponse:
-            return convert.response_of(result, last_n)
-
-        return _then(engine.sample(path, build), answer)
+        return engine.sample(path, build)
 
 
 class _Ready:
@@ -332,7 +334,7 @@ class LocalTrainingClient(_Ready):
         def build() -> Work:
             return self._created.result(0).work(convert.rows_of(data), loss_fn, config)
 
-        return _then(self._engine.train(self.model_id, kind, build), convert.output_of)
+        return _Converted(self._engine.train(self.model_id, kind, build), convert.output_of)
 
     def _write_sampler_weights(
         self,
@@ -566,6 +568,34 @@ def _refuse(given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
             raise TypeError(f"unexpected keyword argument {key!r}")
         if value != allowed[key]:
             raise ConfigurationError(f"{key}={value!r} is not supported; use {allowed[key]!r}")
+
+
+class _Converted(APIFuture[T]):
+    """The engine's answer in the SDK's types, which are made by whoever asks for the result: the
+    engine's thread has better things to do, and a call costs one future less.
+    """
+
+    def __init__(self, future: Future[Any], convert: Callable[[Any], T]) -> None:
+        self._future = future
+        self._convert = convert
+        self._values: list[T] = []  # the result, once it was asked for
+
+    def result(self, timeout: float | None = None) -> T:
+        return self._value(self._future.result(timeout))
+
+    async def result_async(self, timeout: float | None = None) -> T:
+        if timeout is None:
+            return self._value(await asyncio.wrap_future(self._future))
+        async with asyncio.timeout(timeout):
+            return await self.result_async()
+
+    def future(self) -> Future[T]:
+        return _then(self._future, self._value).future()
+
+    def _value(self, answer: Any) -> T:
+        if not self._values:
+            self._values.append(self._convert(answer))
+        return self._values[0]
 
 
 def _then(future: Future[Any], convert: Callable[[Any], T]) -> AwaitableConcurrentFuture[T]:

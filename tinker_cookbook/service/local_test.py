@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -102,6 +104,27 @@ def test_the_client_is_a_future_of_itself(service: LocalServiceClient, tiny_qwen
         return await client is client
 
     assert asyncio.run(awaits())
+
+
+async def test_an_answer_is_one_object_however_it_is_asked_for(
+    service: LocalServiceClient, tiny_qwen3: str
+) -> None:
+    client = service.create_lora_training_client(tiny_qwen3)
+    future = client.forward_backward(DATA, "cross_entropy")
+    blocker = Event()
+    stuck = service.engine.submit(blocker.wait)
+    behind = client.forward(DATA, "cross_entropy")
+    with pytest.raises(TimeoutError):
+        behind.result(timeout=0.01)
+    with pytest.raises(TimeoutError):  # which gives the operation up, as with the SDK's future
+        await behind.result_async(timeout=0.01)
+    first = future.result(60)
+    assert future.result() is first and await future is first
+    assert future.future().result(60) is first
+    blocker.set()
+    assert stuck.result(60)
+    with pytest.raises(CancelledError):
+        behind.result(60)
 
 
 def test_snapshots_do_not_move(service: LocalServiceClient, tiny_qwen3: str) -> None:

@@ -1,0 +1,219 @@
+"""What all contestants of a run start from, and what they are held against: the model, the batch,
+one adapter that is not at its start, the best matrix product of this machine, FLOPs of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinker_cookbook import models
+from tinker_cookbook.utils.misc_utils import runs_path
+
+MODEL_150M = {
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+ADAM = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}  # of every contestant
+
+
+# -- the batch
+
+
+@dataclass
+class Batch:
+    """Sequences of token ids. With a prompt length P: tokens from position P on were sampled, with
+    these logprobs, and each sequence has an advantage. Without: every token but the first counts.
+    """
+
+    sequences: list[list[int]]
+    prompt: int = 0
+    logprobs: list[list[float]] | None = None
+    advantages: list[float] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the sequences themselves, no padding; what tokens/s counts."""
+        return sum(map(len, self.sequences))
+
+    @property
+    def first(self) -> int:
+        """Position of the first token that has a loss."""
+        return max(self.prompt, 1)
+
+    @property
+    def loss_tokens(self) -> int:
+        return sum(len(sequence) - self.first for sequence in self.sequences)
+
+    def write(self, path: Path) -> str:
+        path.write_text(json.dumps(asdict(self)))
+        return str(path)
+
+    @classmethod
+    def read(cls, path: str) -> Batch:
+        return cls(**json.loads(Path(path).read_text()))
+
+
+def random_sequences(lengths: Sequence[int], vocab_size: int, seed: int) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
+
+
+def evenly(shortest: int, longest: int, count: int) -> list[int]:
+    """`count` lengths from the shortest to the longest."""
+    return np.linspace(shortest, longest, count).round().astype(int).tolist()
+
+
+# -- the model
+
+
+def model_path(model: str) -> str:
+    """What to hand to `from_pretrained`; the 150 M model is made if it is not there."""
+    if model != "150m":
+        return models.load_path(model)
+    path = runs_path("cache", "bench-150m")
+    if not (path / "config.json").exists():
+        make_model(MODEL_150M, path)
+    return str(path)
+
+
+def make_model(config: dict[str, Any], path: Path, dtype: str = "bfloat16") -> None:
+    """A Qwen3 with random weights, complete or not there at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        Qwen3Config(**config, pad_token_id=0), dtype=getattr(torch, dtype)
+    )
+    scratch = path.with_name(f".{path.name}.tmp")
+    model.save_pretrained(scratch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch.rename(path)
+
+
+class Setup:
+    """Makes the model and an adapter after one step, for a run's other processes to read."""
+
+    def __init__(
+        self,
+        model: str,
+        dtype: str,
+        device: str,
+        rank: int,
+        store: str,
+        step_tokens: int = 64,
+    ) -> None:
+        from engine_contestants import adam, connected, datums
+
+        path = model_path(model)
+        service = connected(dtype, device, store)
+        client = service.create_lora_training_client(path, rank=rank, seed=0, train_unembed=False)
+        base = service.engine.submit(lambda: service.engine.base_model(path)).result()
+        # B starts at zero: without a step the products of the adapter could be left out unseen
+        batch = Batch(random_sequences([step_tokens], base.vocab_size, seed=99))
+        client.forward_backward(datums(batch), "cross_entropy").result()
+        client.optim_step(adam(lr=1e-3)).result()
+        state = client.save_state("start").result().path
+        sampler_weights = client.save_weights_for_sampler("start").result().path
+        self.facts = {
+            "path": path,
+            "dtype": str(base.dtype).removeprefix("torch."),
+            **shape_of(path, rank),
+            "state": state,
+            "sampler_weights": sampler_weights,
+            "peft": str(service.store.resolve(state).directory),
+        }
+        service.close()
+
+
+def shape_of(path: str, rank: int) -> dict[str, int]:
+    """Sizes of a dense model and of an adapter on all its linear layers but the unembedding."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config: Any = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    adapted = [module for name, module in linear.items() if name != "lm_head"]
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return {
+        "parameters": model.num_parameters(),
+        "linear_parameters": sum(module.weight.numel() for module in linear.values()),
+        "lora_parameters": rank * sum(m.in_features + m.out_features for m in adapted),
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "layers": config.num_hidden_layers,
+        "attention_width": heads * head_size,
+    }
+
+
+# -- yardsticks
+
+
+class MatrixProduct:
+    """The fastest matrix product of the machine in the model's precision, in TFLOP/s."""
+
+    def __init__(self, dtype: str, device: str, size: int) -> None:
+        import torch
+
+        self.torch = torch
+        shape = (size, size)
+        self.a = torch.randn(shape, device=device).to(getattr(torch, dtype))
+        self.b = torch.randn(shape, device=device).to(getattr(torch, dtype))
+        self.measure()
+
+    def measure(self, repeats: int = 3) -> dict[str, float]:
+        best = float("inf")
+        for _ in range(repeats):
+            started = time.perf_counter()
+            _ = self.a @ self.b
+            if self.a.is_cuda:
+                self.torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+        return {"tflops": 2 * len(self.a) ** 3 / best / 1e12}
+
+
+def training_flops(facts: dict[str, Any], lengths: Sequence[int], prefix: int = 0) -> float:
+    """Model FLOPs of forward and backward over sequences that share `prefix` tokens, computed once.
+
+    Per token 4 per weight of the linear layers and the unembedding (2 forward, 2 for the gradient
+    of the activations; frozen weights have none) and 6 per weight of the adapter. Attention: each
+    query meets the keys up to its own position, 4 * heads * head size per pair forward (scores and
+    values) and twice that backward.
+    """
+    own = [length - prefix for length in lengths]
+    tokens = sum(own) + prefix
+    pairs = prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in own)
+    dense = 4 * facts["linear_parameters"] + 6 * facts["lora_parameters"]
+    return dense * tokens + 12 * facts["attention_width"] * facts["layers"] * pairs
+
+
+def sampling_flops(
+    facts: dict[str, Any], prompts: Sequence[int], samples: int, tokens: int
+) -> float:
+    """Model FLOPs of each prompt once and `samples` continuations of `tokens` tokens each."""
+    generated = len(prompts) * samples * tokens
+    dense = 2 * (facts["linear_parameters"] + facts["lora_parameters"])
+    pairs = sum(p**2 / 2 + samples * (p * tokens + tokens**2 / 2) for p in prompts)
+    attention = 4 * facts["attention_width"] * facts["layers"] * pairs
+    return dense * (sum(prompts) + generated) + attention

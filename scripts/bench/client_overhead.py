@@ -1,0 +1,218 @@
+"""What a call of the in-process client costs when the engine answers at once.
+
+    ./scripts/bench/run client_overhead
+    ./scripts/bench/run client_overhead calls=200 rounds=1      # a try
+
+Only the computation of samples is replaced; client, conversion of SDK types, engine thread, its
+queue and futures are those that a recipe uses. The goal is 5,000 `sample` calls per second.
+"forward_backward" is the real one, on a model of a few thousand parameters. The last rows are the
+part of it all that the SDK's own types cost, whoever fills them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import basis
+import chz
+import harness
+from contestant import Contestant
+
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.exceptions import TrainingError
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+
+
+@chz.chz
+class Config(harness.RunConfig):
+    threads: int = chz.field(default=1, doc="OpenMP threads; matrices this small gain nothing")
+    calls: int = chz.field(default=5000, doc="calls of a measurement")
+    in_flight: int = chz.field(default=256, doc="calls that wait for their answer at a time")
+    prompt: int = chz.field(default=64, doc="tokens of a prompt, and of a datum")
+    tokens: int = chz.field(default=32, doc="tokens of an answer")
+
+
+class Client:
+    """The client under test; `measure` says how many seconds one way of calling it takes."""
+
+    def __init__(self, store: str, prompt: int, tokens: int, in_flight: int) -> None:
+        import tinker
+        from engine_contestants import connected
+
+        path = Path(store).with_name("tiny")
+        basis.make_model(TINY, path, "float32")
+        replace_sampler()
+        service = connected("float32", "cpu", store)
+        self.client = service.create_sampling_client(base_model=str(path)).result()
+        self.training = service.create_lora_training_client(str(path), rank=1, seed=0).result()
+        self.in_flight = in_flight
+        [self.tokens] = basis.random_sequences([prompt], TINY["vocab_size"], seed=0)
+        self.answer = tokens
+        self.params = tinker.SamplingParams(max_tokens=tokens, temperature=1.0)
+        self.ways: dict[str, Callable[[int], None]] = {
+            "sample, one at a time": self._one_at_a_time,
+            f"sample, {in_flight} in flight": self._in_flight,
+            f"await sample_async, {in_flight} tasks": lambda calls: asyncio.run(self._tasks(calls)),
+            f"forward_backward, {in_flight} in flight": self._forward_backward,
+            "SDK: ModelInput and SamplingParams": self._sdk_request,
+            "SDK: SampleResponse": self._sdk_response,
+        }
+        self.facts = {"ways": list(self.ways)}
+        for way in self.ways:
+            self.measure(way, 2 * in_flight)
+
+    def measure(self, way: str, calls: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        self.ways[way](calls)
+        return {"seconds": time.perf_counter() - started, "way": way, "calls": calls}
+
+    def _sample(self) -> Any:
+        import tinker
+
+        return self.client.sample(tinker.ModelInput.from_ints(self.tokens), 1, self.params)
+
+    def _one_at_a_time(self, calls: int) -> None:
+        for _ in range(calls):
+            self._check(self._sample().result())
+
+    def _in_flight(self, calls: int) -> None:
+        waiting = deque()
+        for _ in range(calls):
+            waiting.append(self._sample())
+            if len(waiting) == self.in_flight:
+                self._check(waiting.popleft().result())
+        while waiting:
+            self._check(waiting.popleft().result())
+
+    async def _tasks(self, calls: int) -> None:
+        import tinker
+
+        async def task(count: int) -> None:
+            for _ in range(count):
+                prompt = tinker.ModelInput.from_ints(self.tokens)
+                self._check(await self.client.sample_async(prompt, 1, self.params))
+
+        counts = [len(range(first, calls, self.in_flight)) for first in range(self.in_flight)]
+        await asyncio.gather(*map(task, counts))
+
+    def _check(self, response: Any) -> None:
+        if len(response.sequences[0].tokens) != self.answer:
+            raise TrainingError(f"{len(response.sequences[0].tokens)} tokens, not {self.answer}")
+
+    def _forward_backward(self, calls: int) -> None:
+        from engine_contestants import datums
+
+        waiting = deque()
+        for _ in range(calls):
+            data = datums(basis.Batch([self.tokens]))
+            waiting.append(self.training.forward_backward(data, "cross_entropy"))
+            if len(waiting) == self.in_flight:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+
+    def _sdk_request(self, calls: int) -> None:
+        import tinker
+
+        for _ in range(calls):
+            tinker.ModelInput.from_ints(self.tokens).to_ints()
+            tinker.SamplingParams(max_tokens=self.answer, temperature=1.0)
+
+    def _sdk_response(self, calls: int) -> None:
+        import numpy as np
+        from tinker import types
+
+        tokens = np.arange(self.answer, dtype=np.int32)
+        logprobs = np.zeros(self.answer, dtype=np.float32)
+        for _ in range(calls):
+            types.SampleResponse(
+                sequences=[
+                    types.SampledSequence(
+                        stop_reason="length",
+                        sequence_id="0",
+                        tokens_np=tokens,
+                        logprobs_np=logprobs,
+                    )
+                ]
+            )
+
+
+def replace_sampler() -> None:
+    """Engines made from now on answer every sampling request with the same tokens."""
+    from tinker_cookbook.engine import scheduler
+    from tinker_cookbook.engine.rows import SampledTokens, SampleRequest, SampleResult
+
+    class AnswersAtOnce:
+        def __init__(self, *_: Any) -> None:
+            self.waiting: list[tuple[SampleRequest, Any]] = []
+
+        @property
+        def busy(self) -> bool:
+            return bool(self.waiting)
+
+        def add(self, request: SampleRequest, adapter: Any, done: Any) -> None:
+            self.waiting.append((request, done))
+
+        def step(self) -> None:
+            waiting, self.waiting = self.waiting, []
+            for request, done in waiting:
+                count = request.max_tokens
+                sequences = [
+                    SampledTokens(list(range(count)), [-1.0] * count, "length")
+                    for _ in range(request.num_samples)
+                ]
+                done(SampleResult(sequences))
+
+        def abort(self, error: Exception) -> None:
+            for _, done in self.waiting:
+                done(error)
+
+    if not hasattr(scheduler, "TorchSampler"):
+        raise TrainingError("client_overhead: the scheduler makes no TorchSampler to replace")
+    scheduler.TorchSampler = AnswersAtOnce
+
+
+def main(config: Config) -> dict[str, Any]:
+    with harness.run("client_overhead", config) as run:
+        words = {"prompt": config.prompt, "tokens": config.tokens, "in_flight": config.in_flight}
+        contestant = run.start(
+            Contestant("client", "client_overhead:Client", {"store": run.store, **words})
+        )
+        for _ in range(config.rounds):
+            for way in contestant.facts.get("ways", ()):
+                # an optimizer's worth of gradients takes longer than a sample that is given
+                calls = config.calls if "forward" not in way else max(config.calls // 5, 1)
+                run.measure(contestant, way=way, calls=calls)
+        if contestant.error is not None:
+            raise TrainingError(f"client_overhead: {contestant.error}")
+        rows = []
+        for way in contestant.facts["ways"]:
+            per_call = [
+                each["seconds"] / each["calls"]
+                for each in contestant.measured
+                if each["way"] == way
+            ]
+            middle = median(per_call)
+            rows.append({"name": way, "calls_per_s": 1 / middle, "microseconds": middle * 1e6})
+        return run.finish(rows)
+
+
+if __name__ == "__main__":
+    cli(main, Config)

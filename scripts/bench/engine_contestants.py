@@ -1,0 +1,165 @@
+"""This engine as a contestant, through the Tinker API as its users call it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tinker
+from basis import ADAM, Batch, random_sequences
+
+from tinker_cookbook.engine import EngineConfig
+from tinker_cookbook.service import connect
+from tinker_cookbook.service.local import LocalServiceClient
+
+
+def connected(dtype: str, device: str, store: str) -> LocalServiceClient:
+    service = connect(engine=EngineConfig(dtype=dtype, device=device), store_dir=store)
+    assert isinstance(service, LocalServiceClient)
+    return service
+
+
+def adam(lr: float = ADAM["lr"]) -> tinker.AdamParams:
+    return tinker.AdamParams(
+        learning_rate=lr, beta1=ADAM["betas"][0], beta2=ADAM["betas"][1], eps=ADAM["eps"]
+    )
+
+
+def datums(batch: Batch) -> list[tinker.Datum]:
+    """The loss of the batch is a mean over its loss tokens, so the share of each stands in its
+    weight or advantage."""
+    out, scale, first = [], 1 / batch.loss_tokens, batch.first - 1
+    for index, sequence in enumerate(batch.sequences):
+        length = len(sequence) - 1
+        inputs: dict[str, Any] = {"target_tokens": np.array(sequence[1:])}
+        if batch.logprobs is None or batch.advantages is None:
+            weights = np.zeros(length, np.float32)
+            weights[first:] = scale
+            inputs["weights"] = weights
+        else:
+            for key, values in (
+                ("logprobs", batch.logprobs[index]),
+                ("advantages", batch.advantages[index] * scale),
+            ):
+                inputs[key] = np.zeros(length, np.float32)
+                inputs[key][first:] = values
+        out.append(
+            tinker.Datum(
+                model_input=tinker.ModelInput.from_ints(sequence[:-1]), loss_fn_inputs=inputs
+            )
+        )
+    return out
+
+
+class Training:
+    """forward_backward and optim_step of one batch. `share`: the engine may compute what rows share
+    at their beginning once. `unembed`: the unembedding has an adapter too (a fresh one)."""
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        batch: str,
+        device: str,
+        rank: int,
+        store: str,
+        loss_fn: str,
+        share: bool = True,
+        unembed: bool = False,
+    ) -> None:
+        service = connected(facts["dtype"], device, store)
+        self.client = service.create_lora_training_client(
+            facts["path"], rank=rank, seed=0, train_unembed=unembed
+        )
+        if not unembed:
+            self.client.load_state(facts["state"]).result()
+        self.data = datums(Batch.read(batch))
+        self.loss_fn = loss_fn
+        self.share = share
+        self.facts = {"loss": self.measure()["loss"]}
+
+    def measure(self) -> dict[str, float]:
+        with shared_prefixes(self.share):
+            started = time.perf_counter()
+            output = self.client.forward_backward(self.data, self.loss_fn)
+            step = self.client.optim_step(adam())
+            loss = output.result().metrics["loss:sum"]
+            step.result()
+            return {"seconds": time.perf_counter() - started, "loss": loss}
+
+
+@contextmanager
+def shared_prefixes(share: bool) -> Iterator[None]:
+    """Whether rows with the same beginning share its computation, for the whole process."""
+    from tinker_cookbook.engine import packing
+
+    usual = packing.SHORTEST_SHARED
+    packing.SHORTEST_SHARED = usual if share else sys.maxsize
+    try:
+        yield
+    finally:
+        packing.SHORTEST_SHARED = usual
+
+
+class ScoreBatch:
+    """Logprobs of a batch's tokens under the adapter, for losses that compare with them."""
+
+    def __init__(self, facts: dict[str, Any], batch: str, device: str, store: str) -> None:
+        service = connected(facts["dtype"], device, store)
+        client = service.create_training_client_from_state(facts["state"])
+        given = Batch.read(batch)
+        plain = Batch(given.sequences, given.prompt)
+        output = client.forward(datums(plain), "cross_entropy").result()
+        first = given.first - 1
+        self.facts = {
+            "logprobs": [
+                each["logprobs"].to_numpy()[first:].tolist() for each in output.loss_fn_outputs
+            ]
+        }
+        service.close()
+
+
+class Sampling:
+    """Some prompts, several samples of each, nothing that ends them early."""
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        device: str,
+        store: str,
+        prompts: int,
+        prompt_tokens: int,
+        samples: int,
+        tokens: int,
+    ) -> None:
+        service = connected(facts["dtype"], device, store)
+        self.client = service.create_sampling_client(facts["sampler_weights"])
+        self.vocab_size = facts["vocab_size"]
+        self.shape = (prompts, prompt_tokens)
+        self.samples = samples
+        self.tokens = tokens
+        self._ask(random_sequences([prompt_tokens] * prompts, self.vocab_size, seed=0), tokens=8)
+
+    def measure(self, seed: int) -> dict[str, float]:
+        """Seconds with prompts never seen, and with the same ones again."""
+        count, length = self.shape
+        prompts = random_sequences([length] * count, self.vocab_size, seed)
+        first = self._ask(prompts, self.tokens)
+        return {"seconds": first, "seconds_again": self._ask(prompts, self.tokens)}
+
+    def _ask(self, prompts: list[list[int]], tokens: int) -> float:
+        params = tinker.SamplingParams(max_tokens=tokens, temperature=1.0, stop=[])
+        started = time.perf_counter()
+        futures = [
+            self.client.sample(tinker.ModelInput.from_ints(prompt), self.samples, params)
+            for prompt in prompts
+        ]
+        answers = [future.result() for future in futures]
+        seconds = time.perf_counter() - started
+        lengths = {len(sequence.tokens) for answer in answers for sequence in answer.sequences}
+        if lengths != {tokens}:
+            raise RuntimeError(f"sequences of {sorted(lengths)} tokens, asked for {tokens}")
+        return seconds

@@ -1,0 +1,154 @@
+"""Several tenants with small batches against one tenant with all of their data.
+
+    ./scripts/bench/run tenants                             # 8 tenants, 2 sequences each
+    ./scripts/bench/run tenants model=nano tenants=3 rounds=1   # a try
+
+Every tenant is a training client with an adapter and an optimizer of its own; a step is its
+forward_backward and its optim_step. "together": all tenants submit theirs and then wait, as
+independent users do. "one after the other": each waits for its answer before the next submits.
+"one tenant with all the data": one forward_backward and one optim_step; the others' time as a
+multiple of this one's is what several tenants cost. All three see the same tokens, and their mean
+losses at the first step must agree.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+import basis
+import chz
+import harness
+from contestant import Contestant
+
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.exceptions import TrainingError
+
+ONE, TOGETHER, IN_TURN = "one tenant with all the data", "together", "one after the other"
+
+
+@chz.chz
+class Config(harness.BenchConfig):
+    tenants: int = chz.field(default=8, doc="runs, each with an adapter of its own")
+    sequences: int = chz.field(default=2, doc="sequences of a tenant's batch")
+    shortest: int = chz.field(default=51, doc="tokens of the shortest sequence")
+    longest: int = chz.field(default=300, doc="tokens of the longest sequence")
+
+
+class Tenants:
+    """The three ways over the same batches, on one base model."""
+
+    def __init__(
+        self,
+        path: str,
+        dtype: str,
+        device: str,
+        rank: int,
+        store: str,
+        batches: list[list[list[int]]],
+    ) -> None:
+        from engine_contestants import adam, connected, datums
+
+        service = connected(dtype, device, store)
+        self.adam = adam()
+        self.data = [datums(basis.Batch(sequences)) for sequences in batches]
+        self.all = datums(basis.Batch([each for sequences in batches for each in sequences]))
+        self.tenants = [
+            service.create_lora_training_client(path, rank=rank, seed=seed)
+            for seed in range(len(batches))
+        ]
+        self.one = service.create_lora_training_client(path, rank=rank, seed=len(batches))
+        # the weights of a datum say its share of its own batch's mean, so the sums differ
+        tokens = [basis.Batch(sequences).loss_tokens for sequences in batches]
+        shares = [count / sum(tokens) for count in tokens]
+        first = {way: self._step(way) for way in (ONE, TOGETHER)}
+        together = sum(loss * share for loss, share in zip(first[TOGETHER], shares))
+        self.facts = {"loss": first[ONE][0], "loss_together": together}
+
+    def measure(self, way: str) -> dict[str, Any]:
+        started = time.perf_counter()
+        self._step(way)
+        return {"seconds": time.perf_counter() - started, "way": way}
+
+    def _step(self, way: str) -> list[float]:
+        """Losses, in the order of the tenants."""
+        if way == ONE:
+            return self._wait([self._submit(self.one, self.all)])
+        pairs = zip(self.tenants, self.data)
+        if way == IN_TURN:
+            return [loss for each in pairs for loss in self._wait([self._submit(*each)])]
+        return self._wait([self._submit(*each) for each in pairs])
+
+    def _submit(self, client: Any, data: list[Any]) -> tuple[Any, Any]:
+        return client.forward_backward(data, "cross_entropy"), client.optim_step(self.adam)
+
+    def _wait(self, futures: list[tuple[Any, Any]]) -> list[float]:
+        out = []
+        for backward, step in futures:
+            out.append(backward.result().metrics["loss:sum"])
+            step.result()
+        return out
+
+
+def main(config: Config) -> dict[str, Any]:
+    with harness.run("tenants", config) as run:
+        facts = run.setup()
+        count = config.tenants * config.sequences
+        lengths = basis.evenly(config.shortest, config.longest, count)
+        sequences = basis.random_sequences(lengths, facts["vocab_size"], seed=1)
+        # short and long ones for everybody, and for nobody the same
+        batches = [sequences[number :: config.tenants] for number in range(config.tenants)]
+        contestant = run.start(
+            Contestant(
+                "ours",
+                "tenants:Tenants",
+                {
+                    "path": facts["path"],
+                    "dtype": facts["dtype"],
+                    "device": config.device,
+                    "rank": config.rank,
+                    "store": run.store,
+                    "batches": batches,
+                },
+            )
+        )
+        yardstick = run.start_yardstick(facts["dtype"])
+        for _ in range(config.rounds):
+            for way in (ONE, TOGETHER, IN_TURN):
+                run.measure(contestant, way=way)
+            run.measure(yardstick)
+        if contestant.error is not None:
+            raise TrainingError(f"tenants: {contestant.error}")
+        losses = contestant.facts["loss"], contestant.facts["loss_together"]
+        if abs(losses[0] - losses[1]) > harness.LOSS_TOLERANCE[facts["dtype"]] * (1 + losses[0]):
+            raise TrainingError(
+                f"tenants: mean loss {losses[1]:.6g} together, {losses[0]:.6g} for one tenant:"
+                " they did not compute the same"
+            )
+        rows = rows_of(contestant, sum(lengths), config.tenants)
+        return run.finish(
+            rows, **harness.basis_of(facts, yardstick), tokens=sum(lengths), losses=losses
+        )
+
+
+def rows_of(contestant: Contestant, tokens: int, tenants: int) -> list[dict[str, Any]]:
+    seconds = {
+        way: [each["seconds"] for each in contestant.measured if each["way"] == way]
+        for way in (ONE, TOGETHER, IN_TURN)
+    }
+    return [
+        {
+            "name": way if way == ONE else f"{tenants} tenants {way}",
+            "tokens_per_s": tokens / median(seconds[way]),
+            "median_seconds": median(seconds[way]),
+            "times_one": harness.ratio(seconds[way], seconds[ONE]),
+            "seconds": seconds[way],
+            **contestant.memory,
+        }
+        for way in seconds
+    ]
+
+
+if __name__ == "__main__":
+    cli(main, Config)
