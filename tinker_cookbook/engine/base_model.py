@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
-from tinker_cookbook.engine import attention, experts, lora, memory
+from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.residency import Residency
@@ -38,6 +38,7 @@ class BaseModel:
         self.dtype = model.get_input_embeddings().weight.dtype
         self.router = lora.Router()
         self.shapes = lora.install(model, self.router) | experts.install(model, self.router)
+        elementwise.install(model)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk)
