@@ -29,7 +29,16 @@ class EngineConfig:
     kv_tokens: int = chz.field(
         default=65536, doc="tokens of key/value cache that sampling may hold at once"
     )
+    prefix_tokens: int = chz.field(
+        default=16384,
+        doc="of kv_tokens, those that may stay with prompts and samples that are finished, for"
+        " requests that begin with the same tokens; 0: none",
+    )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
+    deterministic: bool = chz.field(
+        default=False,
+        doc="a sampling request with a seed gets the same bits whatever runs beside it (slower)",
+    )
 
     @chz.validate
     def _positive(self) -> None:
@@ -37,3 +46,7 @@ class EngineConfig:
             value = getattr(self, key)
             if value < 1:
                 raise ConfigurationError(f"engine.{key}={value} must be at least 1")
+        if self.prefix_tokens < 0:
+            raise ConfigurationError(
+                f"engine.prefix_tokens={self.prefix_tokens} must be at least 0; 0 keeps nothing"
+            )
