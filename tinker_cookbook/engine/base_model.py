@@ -33,10 +33,10 @@ class BaseModel:
         model.eval()
         self.dtype = model.get_input_embeddings().weight.dtype
         self.router = lora.Router()
-        self.shapes = lora.install(model, self.router)
+        self.shapes = lora.install(model, self.router, config.packed_weights)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
-        self.head = HeadLogprobs(head, config.head_chunk)
+        self.head = HeadLogprobs(head, config.head_chunk, config.packed_weights)
         self.decoder: torch.nn.Module = model.model
         self.vocab_size = head.shape[0]
         self.context_length: int = self.config.max_position_embeddings

@@ -35,6 +35,11 @@ class EngineConfig:
         " requests that begin with the same tokens; 0: none",
     )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
+    packed_weights: bool = chz.field(
+        default=True,
+        doc="bfloat16 on a CPU: sampling keeps a second copy of the model's weights in the layout"
+        " of the kernels; the same bits, faster, twice the memory of the weights",
+    )
     deterministic: bool = chz.field(
         default=False,
         doc="a sampling request with a seed gets the same bits whatever runs beside it (slower)",

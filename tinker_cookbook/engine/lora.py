@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
+from tinker_cookbook.engine.frozen_linear import FrozenLinear
 from tinker_cookbook.exceptions import ConfigurationError
 
 UNEMBED = "lm_head"
@@ -199,15 +200,18 @@ class Router:
 class LoraLinear(torch.nn.Module):
     """A frozen linear layer plus the adapters of the rows that pass through it."""
 
-    def __init__(self, base: torch.nn.Linear, path: str, router: Router) -> None:
+    def __init__(
+        self, base: torch.nn.Linear, path: str, router: Router, pack: bool = False
+    ) -> None:
         super().__init__()
         self.base = base
+        self.product = FrozenLinear(base.weight, base.bias, pack)
         self.path = path
         self.router = router
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        out = add_lora(self.base(rows), rows, self.path, self.router.plan)
+        out = add_lora(self.product(rows), rows, self.path, self.router.plan)
         return out.view(*x.shape[:-1], -1)
 
 
@@ -231,13 +235,15 @@ def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> 
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:
+def install(
+    model: torch.nn.Module, router: Router, pack: bool = False
+) -> dict[str, tuple[int, int]]:
     """Replace the model's attention and MLP linear layers; return path -> (out, in) of each."""
     shapes = {}
     for path, module in list(model.named_modules()):
         name = path.rsplit(".", 1)[-1]
         if isinstance(module, torch.nn.Linear) and name in ATTENTION_LAYERS + MLP_LAYERS:
             parent = model.get_submodule(path.rsplit(".", 1)[0])
-            setattr(parent, name, LoraLinear(module, path, router))
+            setattr(parent, name, LoraLinear(module, path, router, pack))
             shapes[path] = (module.out_features, module.in_features)
     return shapes
