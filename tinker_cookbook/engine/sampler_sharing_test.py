@@ -88,6 +88,8 @@ def test_a_prompt_is_computed_once_however_many_samples(tiny_qwen3: str) -> None
         small = SampleRequest(text(12), 5, 10, seed=4)
         big, little = run(sampler, [request, small])
         assert (sampler.prompt_tokens_computed, sampler.prompt_tokens_reused) == (112, 0)
+        held = sampler.admission.tokens
+        assert (held == 0) if keep == 0 else (112 - 12 <= held <= 400)  # gone with the last row
         same(big, fresh(base, request))
         same(little, fresh(base, small))
 

@@ -127,6 +127,20 @@ def test_draw_follows_the_distribution() -> None:
         assert abs(seen[token] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
 
 
+@pytest.mark.parametrize("vocab", [5, 256, 700, 1024])
+def test_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(300, vocab) * 4
+    logits[:100, vocab // 2 :] -= 200  # half of it impossible
+    uniform = torch.rand(300)
+    drawn = draw(logits, [SampleRequest(np.array([0]), 1)] * 300, uniform)
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    after = cumulative.gather(1, drawn.tokens[:, None])[:, 0]
+    before = after - logits.double().softmax(-1).gather(1, drawn.tokens[:, None])[:, 0]
+    assert (before - 1e-6 <= uniform).all() and (uniform <= after + 1e-6).all()
+    assert (drawn.tokens[:100] < max(vocab // 2, 1)).all()
+
+
 def test_draw_top_k_and_top_p() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]])).expand(2000, -1)
     uniform = torch.linspace(0, 1, 2001)[:-1]
