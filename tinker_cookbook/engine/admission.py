@@ -73,6 +73,10 @@ class Admission:
         self.prefixes.unpin(job.path)
         job.path = []
 
+    def forget(self, job: Job) -> None:
+        """A waiting job does not go on."""
+        self.waiting.remove(job)
+
     def drop(self, failed: Sequence[Job]) -> None:
         """After an error in a pass: these jobs are answered, and nothing kept is trusted."""
         self.prefixes.clear()

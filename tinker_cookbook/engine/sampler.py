@@ -37,7 +37,7 @@ from tinker_cookbook.engine.lora import (
 from tinker_cookbook.engine.packing import Forest, positions_of
 from tinker_cookbook.engine.prefix_cache import length
 from tinker_cookbook.engine.rows import SampledTokens, SampleRequest
-from tinker_cookbook.engine.sampling_jobs import Done, Job, Row, check, top_k
+from tinker_cookbook.engine.sampling_jobs import Cancelled, Done, Job, Row, check, top_k
 
 FIXED_ROWS = 32  # of every decoding batch of a deterministic sampler
 
@@ -45,8 +45,11 @@ FIXED_ROWS = 32  # of every decoding batch of a deterministic sampler
 class Sampler(Protocol):
     """What the scheduler needs of a sampler."""
 
-    def add(self, request: SampleRequest, adapter: Adapter | None, done: Done) -> None:
-        """Take a request. `done` is called once, from `step`, with the result or the error."""
+    def add(
+        self, request: SampleRequest, adapter: Adapter | None, done: Done, cancelled: Cancelled
+    ) -> None:
+        """Take a request. `done` is called once, from `step`, with the result or the error; a
+        request that says it is `cancelled` may be answered with less."""
         ...
 
     def step(self) -> None:
@@ -55,6 +58,10 @@ class Sampler(Protocol):
 
     def abort(self, error: Exception) -> None:
         """Answer every request that is waiting or running with this error."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory that is kept for requests to come."""
         ...
 
     @property
@@ -81,10 +88,16 @@ class TorchSampler:
     def busy(self) -> bool:
         return bool(self.admission.waiting or self.rows)
 
-    def add(self, request: SampleRequest, adapter: Adapter | None, done: Done) -> None:
+    def add(
+        self,
+        request: SampleRequest,
+        adapter: Adapter | None,
+        done: Done,
+        cancelled: Cancelled = lambda: False,
+    ) -> None:
         check(request, self.base, self.limits)
         prompt = np.asarray(request.prompt, dtype=np.int64)
-        job = Job(request, adapter, done, adapter or self.base, prompt)
+        job = Job(request, adapter, done, adapter or self.base, prompt, cancelled)
         if self.limits.deterministic:
             job.owner = job  # what others computed, they computed in other passes
         self.admission.add(job)
@@ -93,6 +106,7 @@ class TorchSampler:
     def step(self) -> None:
         running = [row.job for row in self.rows]
         try:
+            self._give_up()
             starts = self.admission.choose(self.rows)
             running += [start.job for start in starts]
             if starts:
@@ -117,6 +131,14 @@ class TorchSampler:
         self.admission.drop(failed)
         for job in failed:
             job.done(error)
+
+    def _give_up(self) -> None:
+        """Cancelled requests do not go on; their rows leave at the end of the step."""
+        for job in [job for job in self.admission.waiting if job.cancelled()]:
+            self.admission.forget(job)
+            job.give_up()
+            if not job.open:
+                self._answer(job)
 
     def _start(self, starts: Sequence[Start]) -> None:
         """Compute what is new of the prompts; draw the first token of samples that got a slot."""
@@ -299,6 +321,8 @@ class TorchSampler:
             job = row.job
             if self._stopped(row):
                 row.out.stop_reason = "stop"
+            elif job.cancelled():
+                job.give_up()
             elif len(row.out.tokens) < job.request.max_tokens:
                 continue
             self.admission.remember(row, index)

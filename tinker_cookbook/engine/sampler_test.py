@@ -388,3 +388,36 @@ def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
         assert len(engine.sample(tiny_qwen3, lambda: (None, good)).result(30).sequences) == 1
     finally:
         engine.close()
+
+
+def test_a_cancelled_request_leaves_the_batch(tiny_qwen3: str) -> None:
+    """Running, waiting, or in part: it stops, and the others get what they would have got."""
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    prompts = [np.arange(5 + i, 40 + i) for i in range(4)]
+    requests = [
+        SampleRequest(prompt, 60, num_samples=3, seed=i) for i, prompt in enumerate(prompts)
+    ]
+    (alone,) = run(TorchSampler(base, EngineConfig()), [requests[3]], None)
+    sampler = TorchSampler(base, EngineConfig(device="cpu", max_rows=5))
+    done: list[int] = []
+    gone: set[int] = set()
+    results = {}
+    for i, request in enumerate(requests):
+        sampler.add(
+            request,
+            None,
+            lambda out, i=i: (done.append(i), results.update({i: out})),  # type: ignore[misc]
+            lambda i=i: i in gone,  # type: ignore[misc]
+        )
+    for _ in range(5):
+        sampler.step()
+    gone |= {0, 1, 2}  # running; partly running; waiting
+    steps = 5
+    while sampler.busy:
+        sampler.step()
+        steps += 1
+    assert sorted(done) == [0, 1, 2, 3]
+    assert steps <= 5 + 62
+    assert not sampler.cache.tokens and not sampler.admission.prefixes.pinned
+    for ours, expected in zip(results[3].sequences, alone.sequences, strict=True):
+        assert ours.tokens == expected.tokens

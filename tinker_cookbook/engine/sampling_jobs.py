@@ -22,6 +22,7 @@ from tinker_cookbook.engine.rows import (
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 Done = Callable[[SampleResult | Exception], None]
+Cancelled = Callable[[], bool]
 
 
 @dataclass(eq=False)
@@ -34,6 +35,7 @@ class Job:
     done: Done
     owner: object  # whose tree of the prefix cache it reads and fills
     prompt: np.ndarray  # int64 [P]
+    cancelled: Cancelled = lambda: False  # whether nobody waits for it any more
     result: SampleResult = field(default_factory=lambda: SampleResult([]))
     path: Path = field(default_factory=list)
     last: torch.Tensor | None = None  # [H], hidden state of the last prompt token, once computed
@@ -48,6 +50,10 @@ class Job:
         # equal where the same prompt goes through the same weights
         self.key = (id(self.owner), self.prompt.astype(np.int32).tobytes())
         self.restart()
+
+    def give_up(self) -> None:
+        """Begin no more samples."""
+        self.started = self.request.num_samples
 
     def restart(self) -> None:
         """As if nothing of the prompt had been computed; samples and finished scores stay."""

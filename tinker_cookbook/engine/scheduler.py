@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -110,18 +111,17 @@ class Engine:
         answer: Future[SampleResult] = Future()
 
         def done(outcome: SampleResult | BaseException) -> None:
-            if answer.done():
-                return  # cancelled, or already answered
-            if isinstance(outcome, BaseException):
-                answer.set_exception(self._explain(outcome))
-            else:
-                answer.set_result(outcome)
+            with suppress(InvalidStateError):  # cancelled
+                if isinstance(outcome, BaseException):
+                    answer.set_exception(self._explain(outcome))
+                else:
+                    answer.set_result(outcome)
 
         def add() -> None:
             if answer.cancelled():
                 return
             adapter, request = build()
-            self._sampler(path).add(request, adapter, done)
+            self._sampler(path).add(request, adapter, done, answer.cancelled)
 
         def added(future: Future[None]) -> None:
             if error := future.exception():
@@ -283,6 +283,8 @@ class Engine:
         )
         if not starved or isinstance(error, OutOfMemoryError):
             return error
+        for sampler in self._samplers.values():
+            sampler.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         found = [

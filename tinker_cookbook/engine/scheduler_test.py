@@ -279,3 +279,16 @@ def test_a_cancelled_request_is_not_trained_on(engine: Engine, tiny_qwen3: str) 
     futures[0].result(60)
     futures[2].result(60)
     assert [each.trainer.grads is not None for each in tenants] == [True, False, True]
+
+
+def test_a_cancelled_sample_stops(engine: Engine, tiny_qwen3: str) -> None:
+    endless = SampleRequest(np.array([5]), 250, num_samples=500)
+    sample = engine.sample(tiny_qwen3, lambda: (None, endless))
+    time.sleep(0.2)
+    assert sample.cancel()
+    start = time.perf_counter()
+    short = SampleRequest(np.array([5]), 2)
+    engine.sample(tiny_qwen3, lambda: (None, short)).result(60)
+    engine.submit(lambda: None).result(60)
+    assert not engine._sampler(tiny_qwen3).busy
+    assert time.perf_counter() - start < 20
