@@ -74,7 +74,10 @@ class BenchConfig(RunConfig):
         default="auto", doc='of the base model; "auto": bfloat16 from 50 M parameters on'
     )
     rank: int = chz.field(default=32, doc="LoRA rank, on all linear layers")
-    only: str = chz.field(default="", doc="words of the contestants to run, e.g. ours,peft; or all")
+    only: str | None = chz.field(
+        default=None,
+        doc="words from the names of the contestants to run, e.g. ours,peft; None: all",
+    )
 
     gemm: int = chz.field(
         default=4096, doc="rows and columns of the matrix product that is called the peak"
@@ -112,7 +115,7 @@ class Run:
 
     def start_chosen(self, contestants: Sequence[Contestant]) -> list[Contestant]:
         """Those that `only` names."""
-        only = getattr(self.config, "only", "")
+        only = getattr(self.config, "only", None) or ""
         words = [word.strip().lower() for word in only.split(",") if word.strip()]
         for word in words:
             if not any(word in contestant.name.lower() for contestant in contestants):
