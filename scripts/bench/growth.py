@@ -49,6 +49,7 @@ TINY = 16  # what `tiny` divides numbers of tokens by
 
 @chz.chz
 class Config(harness.RunConfig):
+    rounds: int = chz.field(default=2, doc="measurements of a step, after a warm-up")
     sweeps: str = chz.field(default=",".join(SWEEPS), doc="what grows, e.g. rank,adapters")
     tiny: bool = chz.field(default=False, doc="a 16th of the tokens and two values each: a try")
 
