@@ -31,6 +31,7 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "tinker")
 PATHS = ("path", "state", "sampler_weights", "peft")  # facts of a setup
 # How far apart the losses of contestants may be, absolute and relative. Differences of bf16 are
 # those of rounding; a target, a weight or a token that is not the same shows in the first digits.
+COMPARED_STEPS = 2  # before and after an update; later, differences of rounding have grown
 LOSS_TOLERANCE = {"float32": 2e-5, "bfloat16": 5e-3}
 
 
@@ -271,12 +272,13 @@ def losses(contestant: Contestant) -> list[float]:
 
 
 def check_losses(contestants: Sequence[Contestant], dtype: str) -> float:
-    """The largest difference from the first contestant's losses, step by step. Whoever is further
-    away than rounding did other work, and its times count for nothing."""
+    """The largest difference from the first contestant's losses at the first steps. Whoever is
+    further away than rounding did other work, and its times count for nothing."""
     tolerance, largest = LOSS_TOLERANCE[dtype], 0.0
     running = [contestant for contestant in contestants if contestant.error is None]
     for contestant in running[1:]:
-        for step, (own, first) in enumerate(zip(losses(contestant), losses(running[0]))):
+        pairs = zip(losses(contestant)[:COMPARED_STEPS], losses(running[0]))
+        for step, (own, first) in enumerate(pairs):
             if not abs(own - first) <= tolerance * (1 + abs(first)):
                 contestant.error = (
                     f"loss {own:.6g} at step {step + 1}, {running[0].name} has {first:.6g}"
