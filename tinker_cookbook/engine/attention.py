@@ -5,6 +5,11 @@ which. A `PackedPlan` is a forest of segments: each segment sees itself causally
 ancestors in full, so a prompt that several completions share is a parent computed once. A
 `DecodePlan` adds one token to each of n sequences whose keys and values lie in a `KVCache`.
 
+What a layer may have of its own: a sliding window (a row sees only the last `sliding_window`
+positions, its own included), sinks (a score per query head that takes part in the softmax and adds
+nothing, Xiao et al. 2023, https://arxiv.org/abs/2309.17453), and value heads smaller than the keys.
+The last are padded with zeros, in the cache too: the kernels want one size.
+
 Legend of shapes: T rows of the pass, n sequences, Hq query heads, Hkv key/value heads, D head size.
 """
 
@@ -101,6 +106,18 @@ class PackedPlan:
             return None
         return parts_of(self.segments)
 
+    @cached_property
+    def parts(self) -> list[Part]:
+        return self.shared or parts_of(self.segments)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, ancestors included."""
+        return max(
+            sum(stop - start for start, stop in ancestry(self.segments, segment))
+            for segment in self.segments
+        )
+
 
 @dataclass(frozen=True)
 class DecodePlan:
@@ -120,18 +137,25 @@ def attend(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     plan: PackedPlan | DecodePlan | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' signature: q [B, Hq, T, D], k and v [B, Hkv, T, D] -> [B, T, Hq, D]."""
+    """transformers' signature: q [B, Hq, T, D], k and v [B, Hkv, T, D] -> [B, T, Hq, D].
+
+    `s_aux` [Hq]: sinks. The values may be smaller than D; then the output is, too.
+    """
     if plan is None:
         raise RuntimeError("the engine's attention needs a plan: call BaseModel.hidden")
-    if sliding_window is not None:
-        raise RuntimeError("sliding windows are refused at load")
     layer: int = module.layer_idx  # type: ignore[assignment]
+    size = value.shape[-1]
+    if size < key.shape[-1]:
+        value = F.pad(value, (0, key.shape[-1] - size))
     if isinstance(plan, DecodePlan):
-        return _decode(plan, layer, query, key, value, scaling), None
-    return _packed(plan, layer, query, key, value, scaling), None
+        out = _decode(plan, layer, query, key, value, scaling, sliding_window, s_aux)
+    else:
+        out = _packed(plan, layer, query, key, value, scaling, sliding_window, s_aux)
+    return out[..., :size], None
 
 
 def _packed(
@@ -141,12 +165,17 @@ def _packed(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
+    window: int | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    if plan.shared is not None and query.device.type == "cpu":
-        out = ForestAttention.apply(query, key, value, plan.shared, scaling)
+    if window is not None and plan.longest <= window:
+        window = None
+    forest = (plan.shared is not None or sinks is not None) and window is None
+    if forest and query.device.type == "cpu":
+        out = ForestAttention.apply(query, key, value, plan.parts, scaling, sinks)
         out = out.transpose(1, 2)
     else:
-        out = _by_segment(plan.segments, query, key, value, scaling)
+        out = _by_segment(plan.segments, query, key, value, scaling, window, sinks)
     if plan.cache is not None:
         keys, values = plan.cache.layer(layer, key)
         for cells, slots in plan.keep:
@@ -162,26 +191,72 @@ def _by_segment(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Plain SDPA, on every device; a segment with ancestors gets their rows again, and a mask."""
-    grouped = query.shape[1] != key.shape[1]
+    """Plain SDPA, on every device; a segment with ancestors gets their rows again, and a mask.
+
+    So do sinks and windows. With a window, queries go in blocks of its length, each with the keys
+    that one of them sees.
+    """
     outs = []
     for run in _runs(segments):
         count, first, last = len(run), run[0], run[-1]
         q, k, v = (blocks(x, first.start, last.stop, count) for x in (query, key, value))
-        mask = None
         if first.parent is not None:
             spans = ancestry(segments, first)
             k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
             v = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
-            length, columns = q.shape[2], k.shape[2]
-            ones = torch.ones(length, columns, dtype=torch.bool, device=q.device)
-            mask = ones.tril(diagonal=columns - length)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-        )
+        length, columns = q.shape[2], k.shape[2]
+        step, reach = (length, columns) if window is None else (window, window)
+        parts = []
+        for start in range(0, length, step):
+            part = q[:, :, start : start + step]
+            end = columns - length + start + part.shape[2]
+            seen = slice(max(0, end - part.shape[2] - reach + 1), end)
+            parts.append(_sdpa(part, k[:, :, seen], v[:, :, seen], scaling, window, sinks))
+        out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
         outs.append(out.transpose(1, 2).reshape(1, last.stop - first.start, *out.shape[1::2]))
     return torch.cat(outs, dim=1)
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Causal attention of L queries to at least L keys; the last query sees the last key."""
+    length, columns = query.shape[2], key.shape[2]
+    size, grouped = query.shape[-1], query.shape[1] != key.shape[1]
+    scale = size**-0.5 if scaling is None else scaling
+    mask = None
+    if columns > length or window is not None or sinks is not None:
+        ones = torch.ones(length, columns, dtype=torch.bool, device=query.device)
+        mask = ones.tril(diagonal=columns - length)
+        if window is not None:
+            mask = mask.triu(diagonal=columns - length - window + 1)
+        if sinks is not None:
+            query, key, value = _with_sink(query, key, value, sinks / scale)
+            mask = F.pad(mask, (1, 0), value=True)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+    return out[..., :size]
+
+
+def _with_sink(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sinks [Hq] as one more key, in front, so that no mask per head is needed: the heads get
+    8 more dimensions (kernels like multiples of 8), the first of which holds the head's sink in
+    every query, one in the new key and zero in all others."""
+    query, key, value = F.pad(query, (0, 8)), F.pad(key, (0, 8, 1, 0)), F.pad(value, (0, 8, 1, 0))
+    query[..., -8] = sinks[:, None].to(query.dtype)
+    key[:, :, 0, -8] = 1
+    return query, key, value
 
 
 def parts_of(segments: Sequence[Segment]) -> list[Part]:
@@ -232,6 +307,8 @@ def _decode(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
+    window: int | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     n = query.shape[0]
     keys, values = plan.cache.layer(layer, key)
@@ -240,6 +317,11 @@ def _decode(
     values[rows, :, plan.lengths] = value[:, :, 0]
     columns = torch.arange(plan.longest, device=query.device)
     mask = columns[None, :] <= plan.lengths[:, None]  # [n, longest]: the new token sees itself
+    if window is not None and window < plan.longest:
+        mask &= columns[None, :] > plan.lengths[:, None] - window
+    if sinks is not None:
+        live = keys[:n, :, : plan.longest], values[:n, :, : plan.longest]
+        return _one_token_with_sinks(query, *live, mask, scaling, sinks)
     out = F.scaled_dot_product_attention(
         query,
         keys[:n, :, : plan.longest],
@@ -249,6 +331,25 @@ def _decode(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2)
+
+
+def _one_token_with_sinks(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    sinks: torch.Tensor,
+) -> torch.Tensor:
+    """Written out: one more key for the sink would mean a copy of the cache for every token."""
+    n, heads, _, size = query.shape
+    grouped = query.reshape(n, keys.shape[1], -1, size)
+    scale = size**-0.5 if scaling is None else scaling
+    scores = (grouped @ keys.transpose(2, 3)).float() * scale
+    scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+    sink = sinks.float().view(1, keys.shape[1], -1, 1).expand(n, -1, -1, 1)
+    shares = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+    return (shares.to(values.dtype) @ values).view(n, 1, heads, size)
 
 
 AttentionInterface.register(NAME, attend)

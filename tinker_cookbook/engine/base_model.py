@@ -6,17 +6,21 @@ The model code is transformers'. What the engine cannot compute exactly is refus
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
 
-from tinker_cookbook.engine import attention, lora
+from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.head import HeadLogprobs
+from tinker_cookbook.engine.residency import Residency
 from tinker_cookbook.exceptions import ConfigurationError
 
-FAMILIES = ("llama", "qwen3")  # config.model_type
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "gpt_oss")  # model_type
+QUANTISED = ("mxfp4", "fp8")  # quant_method of files that transformers can turn into plain weights
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the longest sequence
 SMALL = 50_000_000  # parameters; below, fp32 costs nothing worth saving
 
@@ -33,17 +37,29 @@ class BaseModel:
         model.eval()
         self.dtype = model.get_input_embeddings().weight.dtype
         self.router = lora.Router()
-        self.shapes = lora.install(model, self.router)
+        self.shapes = lora.install(model, self.router) | experts.install(model, self.router)
+        elementwise.install(model)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk)
-        self.decoder: torch.nn.Module = model.model
-        self.tokens_per_pass = config.tokens_per_pass
+        self.decoder: Any = model.model
+        self.parameters = [*model.parameters(), *model.buffers()]
         self.vocab_size = head.shape[0]
         self.context_length: int = self.config.max_position_embeddings
         self.num_layers: int = self.config.num_hidden_layers
         self.eos_tokens = _eos_tokens(model)
         self._decode: Callable[[list[int]], str] | None = None
+        self._recompute = False
+        self.memory: memory.TrainingMemory | None = None
+        for layer in self.decoder.layers:
+            layer.forward = partial(self._layer, layer.forward)
+        self.checkpointing = config.checkpointing
+        self.memory = memory.measure(self)
+        limit = self.memory.free * memory.ADAPTERS
+        if config.adapter_gib is not None:
+            limit = config.adapter_gib * memory.GIB
+        self.residency = Residency(self.device, int(limit))
+        self.tokens_per_pass = config.tokens_per_pass or self.memory.tokens_per_pass(self.device)
 
     def hidden(
         self,
@@ -54,8 +70,12 @@ class BaseModel:
     ) -> torch.Tensor:
         """Final hidden states [T, H] of tokens [T] at positions [T].
 
-        A packed plan is one sequence of T rows, a decode plan T sequences of one row.
+        A packed plan is one sequence of T rows, a decode plan T sequences of one row. Where a
+        gradient is wanted and the memory asks for it, layers are checkpointed.
         """
+        if torch.is_grad_enabled() and self.memory is not None:
+            asked = self.memory.needs_checkpointing(len(tokens))
+            self._recompute = {"auto": asked, "always": True, "never": False}[self.checkpointing]
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
         with self.router.use(adapters):
             out = self.decoder(
@@ -65,6 +85,18 @@ class BaseModel:
                 plan=plan,
             )
         return out.last_hidden_state.reshape(tokens.shape[0], -1)
+
+    def _layer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """One decoder layer, to be run again in the backward if the pass is checkpointed."""
+        if not (self._recompute and torch.is_grad_enabled()):
+            return forward(*args, **kwargs)
+        plan = self.router.plan  # which is another one when the backward comes
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.router.use(plan):
+                return forward(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     def new_adapter(self, spec: lora.LoraSpec) -> lora.Adapter:
         return lora.Adapter.new(spec, self.shapes, self.device, self.dtype)
@@ -92,35 +124,81 @@ def _device(name: str) -> torch.device:
 
 
 def _load_config(path: str) -> Any:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        raw, _ = PretrainedConfig.get_config_dict(path)
+        family = raw.get("model_type")
+        if family == "kimi_k2":  # DeepSeek-V3 by another name, which transformers does not know
+            config = DeepseekV3Config.from_dict({**raw, "model_type": "deepseek_v3"})
+        else:
+            config = AutoConfig.from_pretrained(path) if family in FAMILIES else None
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    if config.model_type not in FAMILIES:
+    if config is None:
         raise ConfigurationError(
-            f"model {path!r} is of family {config.model_type!r}, which the engine does not support;"
+            f"model {path!r} is of family {family!r}, which the engine does not support;"
             f" supported: {', '.join(FAMILIES)}"
         )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ConfigurationError(f"model {path!r} uses sliding-window attention: not supported")
     rope = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
     if kind not in ROPE_TYPES:
         raise ConfigurationError(
             f"model {path!r} uses rope_type={kind!r}; supported: {', '.join(ROPE_TYPES)}"
         )
+    _ask_for_plain_weights(path, config)
     return config
+
+
+def _ask_for_plain_weights(path: str, config: Any) -> None:
+    """Have transformers expand quantised weights while it reads them.
+
+    It works on the configuration in memory. Tested on small files made for it; never run on the
+    real ones.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None:
+        return
+    method = quantised.get("quant_method")
+    if method not in QUANTISED:
+        raise ConfigurationError(
+            f"model {path!r} has weights quantised by {method!r}, which the engine cannot read;"
+            f" supported: {', '.join(QUANTISED)}; or use a copy in bfloat16"
+        )
+    config.quantization_config = {**quantised, "dequantize": True}
+
+
+def _refuse_cut_blocks(path: str, quantised: dict[str, Any], model: torch.nn.Module) -> None:
+    """transformers tells the blocks of an fp8 weight from the number of its scales, which goes
+    wrong where the last block is cut off, as in the real DeepSeek-V3: [576, 7168] by 128."""
+    blocks = quantised.get("weight_block_size")
+    if quantised["quant_method"] != "fp8" or blocks is None:
+        return
+    for name, weight in model.named_parameters():
+        if "_proj" not in name or weight.ndim < 2:
+            continue
+        rows, columns = weight.shape[-2:]
+        if "gate_up_proj" in name:  # two in the files
+            rows //= 2
+        if any(size > block and size % block for size, block in zip((rows, columns), blocks)):
+            raise ConfigurationError(
+                f"model {path!r} has fp8 weights in blocks of {blocks}, which do not divide"
+                f" {name!r} of {[rows, columns]}: transformers cannot expand it; use a copy in"
+                " bfloat16"
+            )
 
 
 def _load_model(path: str, config: Any, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
+    quantised = getattr(config, "quantization_config", None)
     with torch.device("meta"):
-        count = AutoModelForCausalLM.from_config(config).num_parameters()
+        empty = AutoModelForCausalLM.from_config(config)
+    count = empty.num_parameters()
+    if quantised is not None:
+        _refuse_cut_blocks(path, quantised, empty)
     if dtype == "auto":
         dtype = "float32" if count < SMALL else "bfloat16"
     from transformers.utils import logging
@@ -132,15 +210,21 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             dtype=getattr(torch, dtype),
             attn_implementation=attention.NAME,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
         model, info = loaded
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ImportError) as error:
         raise ConfigurationError(
             f"the weights of model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    except RuntimeError as error:  # the useful part of it is in the report silenced above
+        raise ConfigurationError(
+            f"the weights of model {path!r} cannot be put together, most likely because a part of"
+            " its experts is absent: the files do not fit its config.json"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -153,6 +237,9 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
             f"the weights of model {path!r} lack {sorted(absent)[0]!r}{more}, or have it in another"
             " shape: the files do not fit its config.json"
         )
+    if quantised is not None:  # what was expanded is bfloat16, whatever was asked for
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
     return model
 
 

@@ -17,24 +17,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinker_cookbook.engine.lora import ATTENTION_LAYERS, MLP_LAYERS, UNEMBED, Adapter, LoraSpec
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import MOMENTS, Trainer
 from tinker_cookbook.exceptions import CheckpointError
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "base_model.model."
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
     """The adapter alone, loadable by peft."""
     spec = adapter.spec
-    targets = [
-        *(ATTENTION_LAYERS if spec.train_attn else ()),
-        *(MLP_LAYERS if spec.train_mlp else ()),
-        *((UNEMBED,) if spec.train_unembed else ()),
-    ]
+    covered = {name.split(".")[-2] for name in adapter.master}
+    targets = [name for name in (*ATTENTION_LAYERS, *MLP_LAYERS, UNEMBED) if name in covered]
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -76,8 +72,8 @@ def read_spec(directory: Path) -> LoraSpec:
         return LoraSpec(
             rank=config["r"],
             alpha=config["lora_alpha"],
-            train_attn=ATTENTION_LAYERS[0] in targets,
-            train_mlp=MLP_LAYERS[0] in targets,
+            train_attn=any(name in targets for name in ATTENTION_LAYERS),
+            train_mlp=any(name in targets for name in MLP_LAYERS),
             train_unembed=UNEMBED in targets,
         )
     except (OSError, ValueError, KeyError) as error:

@@ -19,9 +19,15 @@ class EngineConfig:
         default="auto",
         doc='precision of the base model; "auto": float32 below 50 M parameters, else bfloat16',
     )
-    tokens_per_pass: int = chz.field(
-        default=8192,
-        doc="tokens that pass through the model at once (training, prefill); memory grows with it",
+    tokens_per_pass: int | None = chz.field(
+        default=None,
+        doc="tokens that pass through the model at once (training, prefill); memory grows with it;"
+        " None: 4096 on a CPU, 16384 on a GPU, less where memory is short",
+    )
+    checkpointing: Literal["auto", "always", "never"] = chz.field(
+        default="auto",
+        doc="activation checkpointing: a third more time, much less memory; auto: pass by pass,"
+        " where memory would not suffice",
     )
     head_chunk: int = chz.field(
         default=256, doc="tokens whose logits over the vocabulary exist at once"
@@ -29,11 +35,18 @@ class EngineConfig:
     kv_tokens: int = chz.field(
         default=65536, doc="tokens of key/value cache that sampling may hold at once"
     )
+    adapter_gib: float | None = chz.field(
+        default=None,
+        doc="GiB for adapters in training with their gradients and optimizers; beyond it idle ones"
+        " are parked, a GPU's in CPU memory, a CPU's on disk; None: a quarter of what is free",
+    )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
 
     @chz.validate
     def _positive(self) -> None:
         for key in ("tokens_per_pass", "head_chunk", "kv_tokens", "max_rows"):
             value = getattr(self, key)
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigurationError(f"engine.{key}={value} must be at least 1")
+        if self.adapter_gib is not None and not self.adapter_gib > 0:
+            raise ConfigurationError(f"engine.adapter_gib={self.adapter_gib} must be above 0")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,18 @@ import torch.nn.functional as F
 from tinker_cookbook.exceptions import ConfigurationError
 
 UNEMBED = "lm_head"
-ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
+ATTENTION_LAYERS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    # multi-head latent attention; its query is either q_proj or the first two
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
+)
+MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")  # of experts too
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,10 @@ class LoraSpec:
             or (self.train_unembed and path == UNEMBED)
         )
 
+    def parameters(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """Numbers that an adapter on these layers (path -> (out, in)) holds."""
+        return sum(self.rank * sum(shape) for path, shape in shapes.items() if self.covers(path))
+
     def to_dict(self) -> dict[str, int | float | bool]:
         return asdict(self)
 
@@ -68,9 +83,8 @@ class Adapter:
     def __init__(self, spec: LoraSpec, master: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
         self.spec = spec
         self.master = master
-        self.copy = {
-            name: tensor.detach().to(dtype).requires_grad_() for name, tensor in master.items()
-        }
+        self.copy: dict[str, torch.Tensor] = {}
+        self.make_copies(dtype)
 
     @classmethod
     def new(
@@ -101,6 +115,12 @@ class Adapter:
             master[f"{path}.lora_B"] = torch.zeros(fan_out, spec.rank, device=device)
         return cls(spec, master, dtype)
 
+    def make_copies(self, dtype: torch.dtype) -> None:
+        """Make the copies anew."""
+        self.copy = {
+            name: tensor.detach().to(dtype).requires_grad_() for name, tensor in self.master.items()
+        }
+
     def refresh(self) -> None:
         """Bring the copies up to date with the masters (after an optimizer step or a load)."""
         with torch.no_grad():
@@ -109,9 +129,9 @@ class Adapter:
                     self.copy[name].copy_(tensor)
 
     def snapshot(self) -> Adapter:
-        """An independent adapter with today's weights."""
+        """An independent adapter with today's copies, for sampling: it has no fp32 masters."""
         dtype = next(iter(self.copy.values())).dtype
-        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.master.items()}, dtype)
+        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.copy.items()}, dtype)
 
     def pair(self, path: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The copies (A, B) for one layer, or None where this adapter does not cover it."""
@@ -189,11 +209,11 @@ class Router:
 
     @contextmanager
     def use(self, plan: AdapterPlan) -> Iterator[None]:
-        self.plan = plan
+        before, self.plan = self.plan, plan
         try:
             yield
         finally:
-            self.plan = ()
+            self.plan = before
 
 
 class LoraLinear(torch.nn.Module):
@@ -206,13 +226,62 @@ class LoraLinear(torch.nn.Module):
         self.router = router
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out = add_lora(self.base(rows), rows, self.path, self.router.plan)
+        rows, plan = x.reshape(-1, x.shape[-1]), self.router.plan
+        if isinstance(plan, StackedRows):
+            out = add_lora(self.base(rows), rows, self.path, plan)
+        else:
+            parts, pairs = [], []
+            for part in plan:
+                if part.adapter is not None and (pair := part.adapter.pair(self.path)):
+                    parts.append((part.start, part.stop, part.adapter.spec.scale))
+                    pairs += pair
+            out = _LoraLinear.apply(rows, self.base.weight, self.base.bias, parts, *pairs)
         return out.view(*x.shape[:-1], -1)
 
 
+class _LoraLinear(torch.autograd.Function):
+    """x W^T + bias, and on the rows [start, stop) of each part + scale (x A^T) B^T.
+
+    One function for all parts: as slices of autograd's, each part would cost a copy of the whole.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        parts: Sequence[tuple[int, int, float]],
+        *pairs: torch.Tensor,
+    ) -> torch.Tensor:
+        y = F.linear(x, weight, bias)
+        lows = []
+        for (start, stop, scale), a, b in zip(parts, pairs[::2], pairs[1::2]):
+            lows.append(F.linear(x[start:stop], a))
+            y[start:stop].addmm_(lows[-1], b.t(), alpha=scale)
+        ctx.save_for_backward(x, weight, *pairs, *lows)
+        ctx.parts = parts
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        (dy,) = grads
+        x, weight, *rest = ctx.saved_tensors
+        count = len(ctx.parts)
+        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        d_pairs = []
+        for index, (start, stop, scale) in enumerate(ctx.parts):
+            a, b, low = rest[2 * index], rest[2 * index + 1], rest[2 * count + index]
+            own = dy[start:stop]
+            d_low = (own @ b).mul_(scale)
+            if dx is not None:
+                dx[start:stop].addmm_(d_low, a)
+            d_pairs += [d_low.t() @ x[start:stop], (own.t() @ low).mul_(scale)]
+        return dx, None, None, None, *d_pairs
+
+
 def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> torch.Tensor:
-    """y [T, out] plus each adapter's product on its own rows of x [T, in]."""
+    """y [T, out] plus each adapter's product on its own rows of x [T, in], by autograd's means."""
     if isinstance(plan, StackedRows):
         stacked = plan.stack.pair(path)
         if stacked is None:
@@ -220,9 +289,10 @@ def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> 
         own = plan.owners[:, None] == stacked.owners[None, :]
         return torch.addmm(y, F.linear(x, stacked.down) * (own * stacked.scales), stacked.up.t())
     parts = []
-    for part in plan:
+    # a split, not slices: the backward of a slice fills a tensor of the whole size
+    counts = [part.stop - part.start for part in plan]
+    for part, own, base in zip(plan, x.split(counts), y.split(counts), strict=True):
         pair = part.adapter.pair(path) if part.adapter is not None else None
-        own, base = x[part.start : part.stop], y[part.start : part.stop]
         if pair is None or part.adapter is None:
             parts.append(base)
             continue

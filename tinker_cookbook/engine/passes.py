@@ -101,7 +101,7 @@ def _hidden(works: Sequence[Work], each: Pass) -> list[torch.Tensor]:
     ]
     base = works[0].trainer.base
     hidden = base.hidden(each.tokens, each.positions, PackedPlan(each.segments), rows)
-    parts = [hidden[span] for span in each.spans] if len(each.parts) > 1 else [hidden]
+    parts = hidden.split([len(part.tokens) for part in each.parts])
     return [
         own if part.head_tokens is None else own[part.head_tokens]
         for part, own in zip(each.parts, parts)

@@ -179,7 +179,9 @@ class TorchSampler:
         while self.waiting:
             job = self.waiting[0]
             size = len(job.request.prompt)
-            if chosen and tokens + size > self.config.tokens_per_pass:
+            if chosen and tokens + size > (
+                self.config.tokens_per_pass or self.base.tokens_per_pass
+            ):
                 break
             wanted = job.request.num_samples - job.started if job.request.max_tokens else 0
             capacity_then = max(capacity, -(-job.need // CAPACITY_STEP) * CAPACITY_STEP)

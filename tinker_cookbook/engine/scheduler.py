@@ -182,6 +182,8 @@ class Engine:
             start = time.perf_counter()
             if operation is not None:
                 self._do(operation)
+                for base in self._bases.values():
+                    base.residency.make_room()
                 owed = time.perf_counter() - start
                 continue
             for sampler in busy:
@@ -279,12 +281,14 @@ class Engine:
         starved = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
             isinstance(error, RuntimeError) and "allocate memory" in text
         )
-        if not starved:
+        if not starved or isinstance(error, OutOfMemoryError):
             return error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        tokens = min((base.tokens_per_pass for base in self._bases.values()), default=None)
         return OutOfMemoryError(
             f"out of memory on {self.config.device}: lower engine.tokens_per_pass"
-            f" (now {self.config.tokens_per_pass}) or max_length for training, engine.kv_tokens"
-            f" (now {self.config.kv_tokens}) for sampling; {text.splitlines()[0] if text else ''}"
+            f" (now {tokens or self.config.tokens_per_pass}) or max_length for training,"
+            f" engine.kv_tokens (now {self.config.kv_tokens}) for sampling;"
+            f" {text.splitlines()[0] if text else ''}"
         )

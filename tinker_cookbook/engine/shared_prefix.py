@@ -7,7 +7,8 @@ in one unmasked call. The partial results of a row are merged by their log-sum-e
 
 and the backward pass hands the merged `out` and `L` to each part's own flash backward, which is
 exact because a flash backward needs nothing but the softmax normaliser and out (the identity behind
-ring attention, Liu et al. 2023, https://arxiv.org/abs/2310.01889).
+ring attention, Liu et al. 2023, https://arxiv.org/abs/2310.01889). An attention sink, a score that
+takes its share of the softmax and gives nothing, is where the merge begins: lse = sink, out = 0.
 
 Shapes: q [1, Hq, T, D], k and v [1, Hkv, T, D] (grouped heads are the kernel's work).
 """
@@ -46,7 +47,7 @@ def rows(x: torch.Tensor) -> torch.Tensor:
 
 
 class ForestAttention(torch.autograd.Function):
-    """Parts in any order; every row must be in at least one."""
+    """Parts in any order; every row must be in at least one. Sinks [Hq] are frozen."""
 
     @staticmethod
     def forward(
@@ -56,10 +57,13 @@ class ForestAttention(torch.autograd.Function):
         value: torch.Tensor,
         parts: Sequence[Part],
         scale: float | None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         heads, length, size = query.shape[1:]
         out = query.new_zeros(heads, length, size, dtype=torch.float32)
         lse = query.new_full((heads, length), -torch.inf, dtype=torch.float32)
+        if sinks is not None:
+            lse[:] = sinks[:, None]
         for part in parts:
             own = slice(part.q0, part.q1)
             o, part_lse = _forward(
@@ -108,6 +112,7 @@ class ForestAttention(torch.autograd.Function):
             d_query.to(query.dtype),
             d_key.to(key.dtype),
             d_value.to(value.dtype),
+            None,
             None,
             None,
         )

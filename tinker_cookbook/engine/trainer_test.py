@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def make_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 40, 1, 23, 23)) -> l
     return rows
 
 
-def make_trainer(path: str, spec: LoraSpec, **keys: int) -> Trainer:
+def make_trainer(path: str, spec: LoraSpec, **keys: Any) -> Trainer:
     config = EngineConfig(device="cpu", dtype="float32", **keys)
     trainer = Trainer(BaseModel(path, config), spec)
     generator = torch.Generator().manual_seed(5)

@@ -1,0 +1,138 @@
+"""LoRA on mixture-of-experts layers: one A and one B per expert and projection (gate, up, down).
+
+transformers keeps the experts of a layer in two parameters, gate and up fused:
+
+    gate_up_proj [E, 2I, H], down_proj [E, H, I]    Qwen3-MoE, DeepSeek-V3: gate, then up
+    gate_up_proj [E, H, 2I], down_proj [E, I, H]    gpt-oss: gate and up in turn, with biases
+
+Adapters name each expert's layers, `<path>.{e}.gate_proj`, as PEFT files for vLLM do. The router is
+the model's own and is not trained. Only experts that a token chose are computed.
+
+Legend of shapes: T rows of the pass, K experts per row, E experts, H hidden size, I expert size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from tinker_cookbook.engine.lora import AdapterPlan, AdapterRows, Router, StackedRows, add_lora
+
+
+class LoraExperts(torch.nn.Module):
+    """The frozen experts of one layer plus the adapters of the rows that pass through them."""
+
+    def __init__(self, base: torch.nn.Module, path: str, router: Router) -> None:
+        super().__init__()
+        self.base: Any = base
+        self.path = path
+        self.router = router
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """path -> (out, in) of every expert's layers."""
+        count, hidden, inner = self.base.down_proj.shape
+        if self.base.is_transposed:
+            hidden, inner = inner, hidden
+        sizes = {
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+        return {f"{self.path}.{e}.{name}": sizes[name] for e in range(count) for name in sizes}
+
+    def forward(
+        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """hidden [T, H], the chosen experts and their weights [T, K] -> [T, H]."""
+        experts, order = chosen.reshape(-1).sort(stable=True)  # by expert, then by row
+        rows = order // chosen.shape[1]
+        visits = list(_visits(self.router.plan, experts, rows, self.base.down_proj.shape[0]))
+        # one split, not a slice for each: the backward of a slice fills a tensor of the whole size
+        parts = hidden.index_select(0, rows).split([visit.count for visit in visits])
+        out = torch.cat([self._expert(visit, x) for visit, x in zip(visits, parts)])
+        out = out * weights.reshape(-1)[order, None]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return out.index_select(0, back).view(*chosen.shape, -1).sum(dim=1).to(hidden.dtype)
+
+    def _expert(self, visit: _Visit, x: torch.Tensor) -> torch.Tensor:
+        expert, plan, path = visit.expert, visit.plan, f"{self.path}.{visit.expert}"
+        both = self._product("gate_up_proj", expert, x)
+        if self.base.is_concatenated:
+            gate, up = both.chunk(2, dim=-1)
+        else:
+            gate, up = both.unflatten(-1, (-1, 2)).unbind(-1)
+        gate = add_lora(gate, x, f"{path}.gate_proj", plan)
+        up = add_lora(up, x, f"{path}.up_proj", plan)
+        inner = self._gated(gate, up)
+        return add_lora(self._product("down_proj", expert, inner), inner, f"{path}.down_proj", plan)
+
+    def _product(self, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+        weight = getattr(self.base, name)[expert]
+        bias = getattr(self.base, f"{name}_bias")[expert] if self.base.has_bias else None
+        return F.linear(x, weight.t() if self.base.is_transposed else weight, bias)
+
+    def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        limit = getattr(self.base, "limit", None)
+        if limit is None:
+            return self.base.act_fn(gate) * up
+        # gpt-oss: both are clamped, swish has a slope of its own, and up is counted from -1
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return gate * torch.sigmoid(gate * self.base.alpha) * (up + 1)
+
+
+def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:
+    """Replace the model's expert layers; return path -> (out, in) of every expert's projections."""
+    shapes = {}
+    for path, module in list(model.named_modules()):
+        if isinstance(getattr(module, "gate_up_proj", None), torch.nn.Parameter):
+            parent, name = path.rsplit(".", 1)
+            experts = LoraExperts(module, path, router)
+            setattr(model.get_submodule(parent), name, experts)
+            shapes.update(experts.shapes)
+    return shapes
+
+
+class _Visit(NamedTuple):
+    """The rows that chose one expert, as many as `count`; the plan counts them from 0."""
+
+    expert: int
+    count: int
+    plan: AdapterPlan
+
+
+def _visits(
+    plan: AdapterPlan, experts: torch.Tensor, rows: torch.Tensor, count: int
+) -> Iterator[_Visit]:
+    """The visits to each expert that is chosen. One device synchronisation for the layer.
+
+    `experts` and `rows` (of the pass) of all visits, sorted by both: the rows of an adapter lie
+    together within an expert.
+    """
+    if isinstance(plan, StackedRows):
+        start = 0
+        for expert, total in enumerate(torch.bincount(experts, minlength=count).tolist()):
+            if total:
+                owners = plan.owners[rows[start : start + total]]
+                yield _Visit(expert, total, StackedRows(plan.stack, owners))
+                start += total
+        return
+    keys = experts
+    if len(plan) > 1:
+        stops = torch.tensor([part.stop for part in plan], device=rows.device)
+        keys = experts * len(plan) + torch.searchsorted(stops, rows, right=True)
+    table = torch.bincount(keys, minlength=count * len(plan)).view(count, len(plan)).tolist()
+    for expert, counts in enumerate(table):
+        stops = [0, *accumulate(counts)]
+        if stops[-1]:
+            parts = [
+                AdapterRows(part.adapter, start, stop)
+                for part, start, stop in zip(plan, stops, stops[1:])
+                if start < stop
+            ]
+            yield _Visit(expert, stops[-1], parts)

@@ -1,0 +1,79 @@
+"""Adapters in training that are idle make room: from a GPU to the CPU's memory, from there to disk.
+
+What is parked comes back by itself when its run goes on. Nothing about the numbers changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinker_cookbook.engine.memory import GIB
+from tinker_cookbook.exceptions import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from tinker_cookbook.engine.trainer import Trainer
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Residency:
+    """Which trainers of a base model are in its device's memory."""
+
+    def __init__(self, device: torch.device, limit: int) -> None:
+        self.device = device
+        self.limit = limit  # bytes of weights, gradients and optimizer state, of all trainers
+        self._trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
+        self._clock = itertools.count()
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+
+    def check(self, rank: int, size: int) -> None:
+        """Refuse a trainer of `size` bytes that would not fit even alone."""
+        if size > self.limit:
+            raise OutOfMemoryError(
+                f"LoRA rank={rank}: weights, gradient and optimizer need {size / GIB:.3f} GiB,"
+                f" adapters may take {self.limit / GIB:.3f} GiB:"
+                " lower the rank or raise engine.adapter_gib"
+            )
+
+    def add(self, trainer: Trainer) -> None:
+        self._trainers.add(trainer)
+
+    def tick(self) -> int:
+        """A number for each use of a trainer; the lowest was used longest ago."""
+        return next(self._clock)
+
+    def make_room(self) -> None:
+        """Park those idle for longest until the others fit. Between two operations only."""
+        awake = sorted((t for t in self._trainers if t.awake), key=lambda t: t.last_use)
+        total = sum(trainer.size for trainer in awake)
+        for trainer in awake[:-1]:  # the last one was used just now
+            if total <= self.limit:
+                return
+            trainer.park()
+            total -= trainer.size
+
+    def store(self, tensors: Tensors, owner: Trainer) -> Callable[[], Tensors]:
+        """Move tensors out of the way; the function that is returned brings them back, once."""
+        if self.device.type != "cpu":
+            parked = {name: tensor.to("cpu") for name, tensor in tensors.items()}
+            return lambda: {name: tensor.to(self.device) for name, tensor in parked.items()}
+        if self._directory is None:
+            self._directory = tempfile.TemporaryDirectory(prefix="adapters-")
+        file = Path(self._directory.name) / f"{next(self._clock)}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        forget = weakref.finalize(owner, file.unlink, missing_ok=True)
+
+        def load() -> Tensors:
+            loaded = load_file(file)
+            forget()
+            return loaded
+
+        return load

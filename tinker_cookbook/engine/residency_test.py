@@ -1,0 +1,91 @@
+"""Parked adapters come back as they were, and only those that must go are parked."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinker_cookbook.engine import EngineConfig, checkpoints
+from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.lora import LoraSpec
+from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.trainer import AdamConfig, Trainer
+from tinker_cookbook.engine.trainer_test import make_rows
+from tinker_cookbook.exceptions import OutOfMemoryError
+
+ADAM = AdamConfig(learning_rate=1e-2)
+
+
+def train(trainer: Trainer, steps: int) -> None:
+    for step in range(steps):
+        trainer.forward_backward(make_rows(seed=step), "cross_entropy", None)
+        trainer.optim_step(ADAM)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parking_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path) -> None:
+    base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
+    plain, parked = Trainer(base, LoraSpec(rank=4)), Trainer(base, LoraSpec(rank=4))
+    parked.park()  # before its first step: there are no moments yet
+    train(plain, 2)
+    train(parked, 1)
+    parked.park()
+    parked.forward_backward(make_rows(seed=1), "cross_entropy", None)
+    copies = 0 if dtype == "float32" else sum(t.nbytes for t in parked.adapter.copy.values())
+    assert sum(tensor.nbytes for tensor in parked._tensors().values()) + copies == parked.size
+    parked.park()  # with a gradient that waits for its step
+    assert not parked.awake
+    assert all(tensor.numel() == 0 for tensor in parked._tensors().values())
+    parked.optim_step(ADAM)
+    assert parked.awake and not list(Path(base.residency._directory.name).iterdir())  # type: ignore[union-attr]
+    for name, tensor in plain.adapter.master.items():
+        assert torch.equal(tensor, parked.adapter.master[name])
+    parked.park()
+    for name, trainer in (("plain", plain), ("parked", parked)):
+        (tmp_path / name).mkdir()
+        checkpoints.write_state(trainer, "base", tmp_path / name)
+    for file in ("adapter_model.safetensors", "optimizer.safetensors"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "parked" / file).read_bytes()
+
+
+def test_a_parked_run_can_be_restored_from_a_checkpoint(tiny_llama: str, tmp_path: Path) -> None:
+    base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
+    trainer = Trainer(base, LoraSpec(rank=4))
+    train(trainer, 1)
+    checkpoints.write_state(trainer, "base", tmp_path)
+    saved = {name: tensor.detach().clone() for name, tensor in trainer.adapter.master.items()}
+    train(trainer, 1)
+    trainer.park()
+    checkpoints.read_adapter(trainer.adapter, tmp_path)
+    checkpoints.read_optimizer(trainer, tmp_path)
+    assert all(torch.equal(saved[n], tensor) for n, tensor in trainer.adapter.master.items())
+    train(trainer, 1)
+
+
+def test_the_longest_idle_make_room(tiny_qwen3: str) -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    base = engine.submit(lambda: engine.base_model(tiny_qwen3)).result(60)
+    runs = [engine.submit(lambda: Trainer(base, LoraSpec(rank=4))).result(60) for _ in range(4)]
+    base.residency.limit = 2 * runs[0].size
+    for index in (0, 1, 2, 3, 1):
+        work = lambda run=runs[index]: run.work(make_rows(), "cross_entropy", None)  # noqa: E731
+        engine.train(str(index), "forward_backward", work).result(60)
+    engine.submit(lambda: None).result(60)
+    assert [run.awake for run in runs] == [False, True, False, True]
+    files = Path(base.residency._directory.name)  # type: ignore[union-attr]
+    assert len(list(files.iterdir())) == 2
+    runs.clear()
+    del work
+    gc.collect()
+    assert not list(files.iterdir())
+    engine.close()
+
+
+def test_an_adapter_that_never_fits_is_refused(tiny_qwen3: str) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu", adapter_gib=0.0005))
+    with pytest.raises(OutOfMemoryError, match=r"LoRA rank=32: .* raise engine.adapter_gib"):
+        Trainer(base, LoraSpec(rank=32))
+    assert Trainer(base, LoraSpec(rank=1)).awake
