@@ -2,15 +2,16 @@
 
 Nothing is padded: the rows of a pass lie one behind the other, and the plan says which rows see
 which. A `PackedPlan` is a forest of segments: each segment sees itself causally and all of its
-ancestors in full, so a prompt that several completions share is a parent computed once. A
-`DecodePlan` adds one token to each of n sequences whose keys and values lie in a `KVCache`.
+ancestors in full, so a prompt that several completions share is a parent computed once. A segment
+may also continue tokens of an earlier pass, whose keys and values were kept. A `DecodePlan` adds
+one token to each of n sequences (`decode_attention.py`).
 
 What a layer may have of its own: a sliding window (a row sees only the last `sliding_window`
 positions, its own included), sinks (a score per query head that takes part in the softmax and adds
 nothing, Xiao et al. 2023, https://arxiv.org/abs/2309.17453), and value heads smaller than the keys.
-The last are padded with zeros, in the cache too: the kernels want one size.
 
-Legend of shapes: T rows of the pass, n sequences, Hq query heads, Hkv key/value heads, D head size.
+Legend of shapes: T rows of the pass, C kept keys before them, n sequences, Hq query heads, Hkv
+key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from tinker_cookbook.engine.decode_attention import DecodePlan, decode
+from tinker_cookbook.engine.kv_cache import Sink, Slice
 from tinker_cookbook.engine.shared_prefix import ForestAttention, Part, blocks
 
 NAME = "tinker_cookbook_packed"  # as `attn_implementation`; without a mask function: none is built
@@ -31,101 +34,58 @@ NAME = "tinker_cookbook_packed"  # as `attn_implementation`; without a mask func
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows [start, stop) of the pass; `parent` is the index of the segment that they continue."""
+    """Rows [start, stop) of the pass; `parent` is the index of the segment that they continue.
+
+    One without a parent may continue the kept keys [a, b) of an earlier pass: `kept`.
+    """
 
     start: int
     stop: int
     parent: int | None = None
+    kept: tuple[int, int] | None = None
 
-
-class KVCache:
-    """Keys and values of the sequences being decoded, a slot each: [slots, Hkv, capacity, D].
-
-    Slots 0..n-1 are always the live ones, so decoding reads a plain slice.
-    """
-
-    def __init__(self, num_layers: int) -> None:
-        self._keys: list[torch.Tensor | None] = [None] * num_layers
-        self._values: list[torch.Tensor | None] = [None] * num_layers
-        self.slots = 0
-        self.capacity = 0  # tokens per slot
-
-    def reserve(self, slots: int, capacity: int) -> None:
-        """Make room for `slots` sequences of `capacity` tokens; what lies in those slots stays.
-
-        Slots beyond are given up when the cache is made anew, so that slots x capacity stays within
-        what the caller has counted.
-        """
-        if slots <= self.slots and capacity <= self.capacity:
-            return
-        self.slots, self.capacity = slots, max(capacity, self.capacity)
-        for store in (self._keys, self._values):
-            for layer, old in enumerate(store):
-                if old is None:
-                    continue  # made on first write, when head count, size and dtype are known
-                new = old.new_zeros(self.slots, old.shape[1], self.capacity, old.shape[3])
-                kept = min(slots, old.shape[0])
-                new[:kept, :, : old.shape[2]] = old[:kept]
-                store[layer] = new
-
-    def clear(self) -> None:
-        self.__init__(len(self._keys))
-
-    def layer(self, index: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer; `like` [.., Hkv, .., D] tells their shape on first use."""
-        keys, values = self._keys[index], self._values[index]
-        if keys is None or values is None:
-            shape = (self.slots, like.shape[1], self.capacity, like.shape[3])
-            # zeros, not empty: masked cells are multiplied by zero, and 0 * NaN is NaN
-            keys = self._keys[index] = like.new_zeros(shape)
-            values = self._values[index] = like.new_zeros(shape)
-        return keys, values
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of one slot to another."""
-        for store in (self._keys, self._values):
-            for tensor in store:
-                if tensor is not None:
-                    tensor[target, :, :length] = tensor[source, :, :length]
+    @property
+    def before(self) -> int:
+        """Kept tokens before the first."""
+        return 0 if self.kept is None else self.kept[1] - self.kept[0]
 
 
 @dataclass(frozen=True)
 class PackedPlan:
-    """A pass over packed rows. With a cache, the keys and values of `cells` [n] (rows of the pass,
-    the tokens of one sequence in order) go to each of `slots`, for every (cells, slots) in `keep`.
+    """A pass over packed rows.
+
+    `kept` are the keys and values of earlier passes that segments continue, laid end to end. The
+    keys and values of `cells` [n] (rows of the pass, tokens of one sequence in order) go to the
+    sink, for every (cells, sink) in `keep`.
     """
 
     segments: Sequence[Segment]
-    cache: KVCache | None = None
-    keep: Sequence[tuple[torch.Tensor, Sequence[int]]] = ()
+    kept: Sequence[Slice] = ()
+    keep: Sequence[tuple[torch.Tensor, Sink]] = ()
 
     @cached_property
     def shared(self) -> list[Part] | None:
-        """The parts of the attention where segments have parents, once for all layers."""
-        if all(segment.parent is None for segment in self.segments):
+        """The parts of the attention where segments see others, once for all layers."""
+        if all(segment.parent is None and segment.kept is None for segment in self.segments):
             return None
-        return parts_of(self.segments)
+        return parts_of(self.segments, self.shift)
 
     @cached_property
     def parts(self) -> list[Part]:
-        return self.shared or parts_of(self.segments)
+        return self.shared or parts_of(self.segments, self.shift)
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest sequence, ancestors included."""
+        """Tokens of the longest sequence, ancestors and kept tokens included."""
         return max(
-            sum(stop - start for start, stop in ancestry(self.segments, segment))
+            sum(stop - start for start, stop in ancestry(self.segments, segment, self.shift))
             for segment in self.segments
         )
 
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """One new token for each of the first n slots; `lengths` [n] are their tokens so far."""
-
-    cache: KVCache
-    lengths: torch.Tensor
-    longest: int  # max(lengths) + 1, known on the host: no device synchronisation
+    @cached_property
+    def shift(self) -> int:
+        """Kept keys, which lie before those of the pass."""
+        return sum(each.length for each in self.kept)
 
 
 def attend(
@@ -143,19 +103,14 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """transformers' signature: q [B, Hq, T, D], k and v [B, Hkv, T, D] -> [B, T, Hq, D].
 
-    `s_aux` [Hq]: sinks. The values may be smaller than D; then the output is, too.
+    `s_aux` [Hq]: sinks. Values may be smaller than D; then the output is, too.
     """
     if plan is None:
         raise RuntimeError("the engine's attention needs a plan: call BaseModel.hidden")
     layer: int = module.layer_idx  # type: ignore[assignment]
-    size = value.shape[-1]
-    if size < key.shape[-1]:
-        value = F.pad(value, (0, key.shape[-1] - size))
     if isinstance(plan, DecodePlan):
-        out = _decode(plan, layer, query, key, value, scaling, sliding_window, s_aux)
-    else:
-        out = _packed(plan, layer, query, key, value, scaling, sliding_window, s_aux)
-    return out[..., :size], None
+        return decode(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
+    return _packed(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
 
 
 def _packed(
@@ -168,6 +123,16 @@ def _packed(
     window: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
+    for cells, sink in plan.keep:
+        k, v = (x[0].transpose(0, 1).index_select(0, cells) for x in (key, value))
+        sink.put(layer, k, v)
+    if plan.kept:
+        layers = [each.layer(layer) for each in plan.kept]
+        key = torch.cat([*(k.transpose(0, 1)[None] for k, _ in layers), key], dim=2)
+        value = torch.cat([*(v.transpose(0, 1)[None] for _, v in layers), value], dim=2)
+    size = value.shape[-1]
+    if size < key.shape[-1]:  # the kernels want one size
+        value = F.pad(value, (0, key.shape[-1] - size))
     if window is not None and plan.longest <= window:
         window = None
     forest = (plan.shared is not None or sinks is not None) and window is None
@@ -175,14 +140,8 @@ def _packed(
         out = ForestAttention.apply(query, key, value, plan.parts, scaling, sinks)
         out = out.transpose(1, 2)
     else:
-        out = _by_segment(plan.segments, query, key, value, scaling, window, sinks)
-    if plan.cache is not None:
-        keys, values = plan.cache.layer(layer, key)
-        for cells, slots in plan.keep:
-            k, v = key[0, :, cells], value[0, :, cells]
-            for slot in slots:
-                keys[slot, :, : len(cells)], values[slot, :, : len(cells)] = k, v
-    return out
+        out = _by_segment(plan.segments, query, key, value, scaling, window, sinks, plan.shift)
+    return out[..., :size]
 
 
 def _by_segment(
@@ -193,6 +152,7 @@ def _by_segment(
     scaling: float | None,
     window: int | None = None,
     sinks: torch.Tensor | None = None,
+    shift: int = 0,
 ) -> torch.Tensor:
     """Plain SDPA, on every device; a segment with ancestors gets their rows again, and a mask.
 
@@ -202,9 +162,10 @@ def _by_segment(
     outs = []
     for run in _runs(segments):
         count, first, last = len(run), run[0], run[-1]
-        q, k, v = (blocks(x, first.start, last.stop, count) for x in (query, key, value))
-        if first.parent is not None:
-            spans = ancestry(segments, first)
+        q = blocks(query, first.start, last.stop, count)
+        k, v = (blocks(x, first.start + shift, last.stop + shift, count) for x in (key, value))
+        spans = ancestry(segments, first, shift)
+        if len(spans) > 1:
             k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
             v = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
         length, columns = q.shape[2], k.shape[2]
@@ -259,11 +220,12 @@ def _with_sink(
     return query, key, value
 
 
-def parts_of(segments: Sequence[Segment]) -> list[Part]:
+def parts_of(segments: Sequence[Segment], shift: int = 0) -> list[Part]:
     """Each segment to itself, and everything below it to it. Segments lie depth first, so what is
-    below one is the rows that follow it until the next that is not its descendant."""
+    below one is the rows that follow it until the next that is not its descendant. `shift` keys lie
+    before those of the pass: neighbours that continue the same of them attend to them together."""
     parts = [
-        Part(run[0].start, run[-1].stop, run[0].start, run[-1].stop, True, len(run))
+        Part(run[0].start, run[-1].stop, run[0].start + shift, run[-1].stop + shift, True, len(run))
         for run in _runs(segments, parents=True)
     ]
     ends = [segment.stop for segment in segments]  # of the subtree
@@ -273,17 +235,29 @@ def parts_of(segments: Sequence[Segment]) -> list[Part]:
             ends[parent] = max(ends[parent], ends[index])
     for segment, end in zip(segments, ends):
         if end > segment.stop:
-            parts.append(Part(segment.stop, end, segment.start, segment.stop, False))
-    return parts
+            span = (segment.start + shift, segment.stop + shift)
+            parts.append(Part(segment.stop, end, *span, False))
+    continued: list[Part] = []
+    for segment, end in zip(segments, ends):
+        if segment.kept is None:
+            continue
+        last = continued[-1] if continued else None
+        if last is not None and last.q1 == segment.start and (last.k0, last.k1) == segment.kept:
+            continued[-1] = last._replace(q1=end)
+        else:
+            continued.append(Part(segment.start, end, *segment.kept, False))
+    return parts + continued
 
 
 def _runs(segments: Sequence[Segment], parents: bool = False) -> list[list[Segment]]:
-    """Neighbours of equal length go into one call; those with a parent only if `parents`."""
+    """Neighbours of equal length go into one call; those that continue others only if `parents`."""
     runs: list[list[Segment]] = []
     for segment in segments:
         last = runs[-1][-1] if runs else None
         alike = last is not None and segment.stop - segment.start == last.stop - last.start
-        alone = last is not None and last.parent is None and segment.parent is None
+        alone = last is not None and all(
+            each.parent is None and each.kept is None for each in (last, segment)
+        )
         if alike and (parents or alone):
             runs[-1].append(segment)
         else:
@@ -291,65 +265,17 @@ def _runs(segments: Sequence[Segment], parents: bool = False) -> list[list[Segme
     return runs
 
 
-def ancestry(segments: Sequence[Segment], segment: Segment) -> list[tuple[int, int]]:
-    """Row spans that a segment sees, oldest ancestor first, itself last."""
-    spans = [(segment.start, segment.stop)]
+def ancestry(
+    segments: Sequence[Segment], segment: Segment, shift: int = 0
+) -> list[tuple[int, int]]:
+    """Spans of keys that a segment sees, what it continues first, itself last."""
+    spans = [(segment.start + shift, segment.stop + shift)]
     while segment.parent is not None:
         segment = segments[segment.parent]
-        spans.append((segment.start, segment.stop))
+        spans.append((segment.start + shift, segment.stop + shift))
+    if segment.kept is not None:
+        spans.append(segment.kept)
     return spans[::-1]
-
-
-def _decode(
-    plan: DecodePlan,
-    layer: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    n = query.shape[0]
-    keys, values = plan.cache.layer(layer, key)
-    rows = torch.arange(n, device=query.device)
-    keys[rows, :, plan.lengths] = key[:, :, 0]
-    values[rows, :, plan.lengths] = value[:, :, 0]
-    columns = torch.arange(plan.longest, device=query.device)
-    mask = columns[None, :] <= plan.lengths[:, None]  # [n, longest]: the new token sees itself
-    if window is not None and window < plan.longest:
-        mask &= columns[None, :] > plan.lengths[:, None] - window
-    if sinks is not None:
-        live = keys[:n, :, : plan.longest], values[:n, :, : plan.longest]
-        return _one_token_with_sinks(query, *live, mask, scaling, sinks)
-    out = F.scaled_dot_product_attention(
-        query,
-        keys[:n, :, : plan.longest],
-        values[:n, :, : plan.longest],
-        attn_mask=mask[:, None, None, :],
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out.transpose(1, 2)
-
-
-def _one_token_with_sinks(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    sinks: torch.Tensor,
-) -> torch.Tensor:
-    """Written out: one more key for the sink would mean a copy of the cache for every token."""
-    n, heads, _, size = query.shape
-    grouped = query.reshape(n, keys.shape[1], -1, size)
-    scale = size**-0.5 if scaling is None else scaling
-    scores = (grouped @ keys.transpose(2, 3)).float() * scale
-    scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
-    sink = sinks.float().view(1, keys.shape[1], -1, 1).expand(n, -1, -1, 1)
-    shares = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
-    return (shares.to(values.dtype) @ values).view(n, 1, heads, size)
 
 
 AttentionInterface.register(NAME, attend)

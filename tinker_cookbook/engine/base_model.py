@@ -37,11 +37,13 @@ class BaseModel:
         model.eval()
         self.dtype = model.get_input_embeddings().weight.dtype
         self.router = lora.Router()
-        self.shapes = lora.install(model, self.router) | experts.install(model, self.router)
+        weights = sum(tensor.nbytes for tensor in model.parameters())
+        pack = memory.free_bytes(self.device) > 3 * weights  # a second copy of them, for sampling
+        self.shapes = lora.install(model, self.router, pack) | experts.install(model, self.router)
         elementwise.install(model)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
-        self.head = HeadLogprobs(head, config.head_chunk)
+        self.head = HeadLogprobs(head, config.head_chunk, pack)
         self.decoder: Any = model.model
         self.parameters = [*model.parameters(), *model.buffers()]
         self.vocab_size = head.shape[0]
@@ -50,7 +52,7 @@ class BaseModel:
         self.eos_tokens = _eos_tokens(model)
         self._decode: Callable[[list[int]], str] | None = None
         self._recompute = False
-        self.memory: memory.TrainingMemory | None = None
+        self.memory: memory.Memory | None = None
         for layer in self.decoder.layers:
             layer.forward = partial(self._layer, layer.forward)
         self.checkpointing = config.checkpointing

@@ -32,8 +32,15 @@ class EngineConfig:
     head_chunk: int = chz.field(
         default=256, doc="tokens whose logits over the vocabulary exist at once"
     )
-    kv_tokens: int = chz.field(
-        default=65536, doc="tokens of key/value cache that sampling may hold at once"
+    kv_tokens: int | None = chz.field(
+        default=None,
+        doc="tokens of keys and values that sampling may hold at once; None: 65536 on a CPU,"
+        " 524288 on a GPU, less where memory is short",
+    )
+    prefix_tokens: int | None = chz.field(
+        default=None,
+        doc="of kv_tokens, those that may stay with prompts and samples that are finished, for"
+        " requests that begin with the same tokens; None: a quarter; 0: none",
     )
     adapter_gib: float | None = chz.field(
         default=None,
@@ -41,6 +48,10 @@ class EngineConfig:
         " are parked, a GPU's in CPU memory, a CPU's on disk; None: a quarter of what is free",
     )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
+    deterministic: bool = chz.field(
+        default=False,
+        doc="a sampling request with a seed gets the same bits whatever runs beside it (slower)",
+    )
 
     @chz.validate
     def _positive(self) -> None:
@@ -50,3 +61,7 @@ class EngineConfig:
                 raise ConfigurationError(f"engine.{key}={value} must be at least 1")
         if self.adapter_gib is not None and not self.adapter_gib > 0:
             raise ConfigurationError(f"engine.adapter_gib={self.adapter_gib} must be above 0")
+        if self.prefix_tokens is not None and self.prefix_tokens < 0:
+            raise ConfigurationError(
+                f"engine.prefix_tokens={self.prefix_tokens} must be at least 0; 0 keeps nothing"
+            )

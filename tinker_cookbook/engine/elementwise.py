@@ -29,8 +29,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        r = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(eps))
+        r = torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True).add_(eps))
         ctx.save_for_backward(x, r, weight)
         return torch.mul(x, r, out=torch.empty_like(x)).mul_(weight)
 

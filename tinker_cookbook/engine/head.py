@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from tinker_cookbook.engine.frozen_linear import FrozenLinear
 from tinker_cookbook.engine.lora import (
     UNEMBED,
     Adapter,
@@ -41,8 +42,9 @@ class HeadGradients:
 class HeadLogprobs:
     """Logprobs of chosen tokens from hidden states, and the gradient of a loss on them."""
 
-    def __init__(self, weight: torch.Tensor, chunk: int) -> None:
+    def __init__(self, weight: torch.Tensor, chunk: int, pack: bool = False) -> None:
         self.weight = weight  # [V, H], frozen
+        self.product = FrozenLinear(weight, pack=pack)
         self.chunk = chunk
 
     def logits(self, hidden: torch.Tensor, adapter: Adapter | StackedRows | None) -> torch.Tensor:
@@ -52,7 +54,7 @@ class HeadLogprobs:
             if isinstance(adapter, StackedRows)
             else [AdapterRows(adapter, 0, hidden.shape[0])]
         )
-        return add_lora(F.linear(hidden, self.weight), hidden, UNEMBED, plan).float()
+        return add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
 
     @torch.no_grad()
     def logprobs(

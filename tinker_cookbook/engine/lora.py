@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from tinker_cookbook.engine.frozen_linear import FrozenLinear
 from tinker_cookbook.exceptions import ConfigurationError
 
 UNEMBED = "lm_head"
@@ -219,16 +220,19 @@ class Router:
 class LoraLinear(torch.nn.Module):
     """A frozen linear layer plus the adapters of the rows that pass through it."""
 
-    def __init__(self, base: torch.nn.Linear, path: str, router: Router) -> None:
+    def __init__(
+        self, base: torch.nn.Linear, path: str, router: Router, pack: bool = False
+    ) -> None:
         super().__init__()
         self.base = base
+        self.product = FrozenLinear(base.weight, base.bias, pack)
         self.path = path
         self.router = router
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, plan = x.reshape(-1, x.shape[-1]), self.router.plan
-        if isinstance(plan, StackedRows):
-            out = add_lora(self.base(rows), rows, self.path, plan)
+        if isinstance(plan, StackedRows) or not torch.is_grad_enabled():
+            out = add_lora(self.product(rows), rows, self.path, plan)
         else:
             parts, pairs = [], []
             for part in plan:
@@ -301,13 +305,15 @@ def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> 
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:
+def install(
+    model: torch.nn.Module, router: Router, pack: bool = False
+) -> dict[str, tuple[int, int]]:
     """Replace the model's attention and MLP linear layers; return path -> (out, in) of each."""
     shapes = {}
     for path, module in list(model.named_modules()):
         name = path.rsplit(".", 1)[-1]
         if isinstance(module, torch.nn.Linear) and name in ATTENTION_LAYERS + MLP_LAYERS:
             parent = model.get_submodule(path.rsplit(".", 1)[0])
-            setattr(parent, name, LoraLinear(module, path, router))
+            setattr(parent, name, LoraLinear(module, path, router, pack))
             shapes[path] = (module.out_features, module.in_features)
     return shapes

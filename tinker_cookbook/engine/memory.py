@@ -1,4 +1,4 @@
-"""How much memory training takes, measured on the loaded model, and what follows from it.
+"""How much memory a token takes, measured on the loaded model, and what follows from it.
 
 What a pass keeps for its backward grows with its tokens. It is counted once per base model, by a
 forward of a few tokens (so it holds for every family), and compared with what was free then. A
@@ -18,17 +18,20 @@ import psutil
 import torch
 
 from tinker_cookbook.engine.attention import PackedPlan, Segment
+from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
 from tinker_cookbook.exceptions import OutOfMemoryError
 
 if TYPE_CHECKING:
     from tinker_cookbook.engine.base_model import BaseModel
 
+KV_USUAL = {"cpu": 65536, "cuda": 524288}  # tokens of keys and values; few ask for more
 USUAL = {"cpu": 4096, "cuda": 16384}  # tokens per pass; beyond, a pass gets larger, not faster
 PROBE = 64  # tokens of the counting forward
 BACKWARD = 1.3  # gradients that live beside what was kept, as a factor on it
 ACTIVATIONS = 0.5  # share of the free memory that a pass may take without checkpointing
 ADAPTERS = 0.25  # ... and that adapters in training may take
+KEYS = 0.25  # ... and the keys and values of what is being sampled
 GIB = 2**30
 
 
@@ -47,12 +50,36 @@ def free_bytes(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class TrainingMemory:
-    """Bytes that one token of a pass keeps for the backward, and what is there for them."""
+class SamplingLimits:
+    """`EngineConfig`'s limits on sampling, with what was found filled in; tokens."""
 
-    plain: float
-    checkpointed: float  # each layer's input, and one layer's share of `plain`
+    tokens_per_pass: int
+    kv_tokens: int
+    prefix_tokens: int
+    max_rows: int
+    deterministic: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one token takes, and what was free when the model had been loaded."""
+
+    plain: float  # what a pass keeps for the backward
+    checkpointed: float  # ... with checkpointing: each layer's input, and one layer's share
+    keys: float  # keys and values of all layers
     free: int
+
+    def sampling_limits(self, config: EngineConfig, device: torch.device) -> SamplingLimits:
+        fitting = max(int(self.free * KEYS / self.keys), 1)
+        kv_tokens = config.kv_tokens or min(KV_USUAL.get(device.type, 65536), fitting)
+        kept = kv_tokens // 4 if config.prefix_tokens is None else config.prefix_tokens
+        return SamplingLimits(
+            config.tokens_per_pass or self.tokens_per_pass(device),
+            kv_tokens,
+            kept,
+            config.max_rows,
+            config.deterministic,
+        )
 
     def tokens_per_pass(self, device: torch.device) -> int:
         """As many as pay on this device, or the power of two that fits with checkpointing."""
@@ -72,7 +99,17 @@ class TrainingMemory:
         return tokens * self.plain * BACKWARD > self.free * ACTIVATIONS
 
 
-def measure(base: BaseModel) -> TrainingMemory:
+class _KeySize:
+    """Where a pass puts keys and values to have them counted."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.bytes += keys.nbytes + values.nbytes
+
+
+def measure(base: BaseModel) -> Memory:
     """Count what a forward over a few tokens keeps, with an adapter on everything."""
     adapter = base.new_adapter(LoraSpec(rank=1))
     fixed = {id_of(t) for t in (*base.parameters, *adapter.copy.values())}
@@ -84,13 +121,17 @@ def measure(base: BaseModel) -> TrainingMemory:
 
     tokens = torch.zeros(PROBE, dtype=torch.int64, device=base.device)
     positions = torch.arange(PROBE, device=base.device)
-    plan, rows = PackedPlan([Segment(0, PROBE)]), [AdapterRows(adapter, 0, PROBE)]
+    size = _KeySize()
+    plan = PackedPlan([Segment(0, PROBE)], keep=[(positions, size)])
+    rows = [AdapterRows(adapter, 0, PROBE)]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         hidden = base.hidden(tokens, positions, plan, rows)
     sizes = [t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed]
     plain = sum(sizes) / PROBE
     inputs = base.num_layers * hidden.shape[-1] * hidden.element_size()
-    return TrainingMemory(plain, inputs + plain / base.num_layers, free_bytes(base.device))
+    return Memory(
+        plain, inputs + plain / base.num_layers, size.bytes / PROBE, free_bytes(base.device)
+    )
 
 
 def id_of(tensor: torch.Tensor) -> int:

@@ -10,7 +10,7 @@ import torch
 from tinker_cookbook.engine import EngineConfig, memory, passes
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.memory import TrainingMemory
+from tinker_cookbook.engine.memory import Memory
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import OutOfMemoryError
@@ -88,10 +88,10 @@ def test_a_pass_that_cannot_fit_is_refused(tiny_qwen3: str) -> None:
 def test_tokens_per_pass_follow_the_memory(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert TrainingMemory(1000, 100, 10**9).tokens_per_pass(CPU) == 4096
-    assert TrainingMemory(1000, 100, 10**9).tokens_per_pass(torch.device("cuda")) == 16384
-    assert TrainingMemory(1000, 100, 10**6).tokens_per_pass(CPU) == 2048
-    assert TrainingMemory(1000, 100, 0).tokens_per_pass(CPU) == 1
+    assert Memory(1000, 100, 10, 10**9).tokens_per_pass(CPU) == 4096
+    assert Memory(1000, 100, 10, 10**9).tokens_per_pass(torch.device("cuda")) == 16384
+    assert Memory(1000, 100, 10, 10**6).tokens_per_pass(CPU) == 2048
+    assert Memory(1000, 100, 10, 0).tokens_per_pass(CPU) == 1
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3_000_000)
     found = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     assert found.memory is not None
@@ -101,6 +101,25 @@ def test_tokens_per_pass_follow_the_memory(
     assert (
         BaseModel(tiny_qwen3, EngineConfig(device="cpu", tokens_per_pass=99)).tokens_per_pass == 99
     )
+
+
+def test_keys_and_values_follow_the_memory(tiny_llama: str, tiny_deepseek: str) -> None:
+    base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype="float32"))
+    assert (
+        base.memory is not None and base.memory.keys == 2 * 2 * 2 * 16 * 4
+    )  # layers, k and v, heads
+    mla = BaseModel(tiny_deepseek, EngineConfig(device="cpu", dtype="float32"))
+    sizes = mla.config
+    per_head = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim
+    assert mla.memory is not None
+    assert mla.memory.keys == 2 * sizes.num_attention_heads * per_head * 4
+    short = dataclasses.replace(base.memory, free=4_000_000)
+    found = short.sampling_limits(EngineConfig(), CPU)
+    assert found.kv_tokens == int(1_000_000 / base.memory.keys)
+    assert found.prefix_tokens == found.kv_tokens // 4
+    assert base.memory.sampling_limits(EngineConfig(), CPU).kv_tokens == 65536
+    given = short.sampling_limits(EngineConfig(kv_tokens=77, prefix_tokens=0), CPU)
+    assert (given.kv_tokens, given.prefix_tokens) == (77, 0)
 
 
 def test_free_memory_is_what_the_system_says() -> None:

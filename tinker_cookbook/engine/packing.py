@@ -105,7 +105,9 @@ def positions_of(segments: Sequence[Segment]) -> np.ndarray:
     for segment in segments:
         parent = segment.parent
         depth.append(
-            0 if parent is None else depth[parent] + segments[parent].stop - segments[parent].start
+            segment.before
+            if parent is None
+            else depth[parent] + segments[parent].stop - segments[parent].start
         )
     return np.concatenate([d + np.arange(s.stop - s.start) for d, s in zip(depth, segments)])
 

@@ -1,23 +1,32 @@
 """Sampling with continuous batching: requests join and leave a running batch.
 
-A prompt is computed once for all of its samples that find a slot at once. Logprobs are those of
-the temperature-scaled distribution; top-k and top-p cut what may be drawn and do not renormalise
-them. At temperature 0 the most likely token is taken and its logprob is that at temperature 1.
+A prompt is computed once for all of its samples, and not at all as far as an earlier request of the
+same adapter began with the same tokens. Who goes on when, and where keys and values lie:
+`admission.py`. What is drawn and which logprobs come back: `drawing.py`.
+
+A deterministic sampler gives a request with a seed the same bits in any company. The row results of
+a matrix product change with the number of rows; so decoding goes in batches of one size and one
+adapter, a prompt in passes of its own, attention and drawing row by row, and no request takes what
+another computed.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.attention import DecodePlan, KVCache, PackedPlan
+from tinker_cookbook.engine.admission import Admission, Start
+from tinker_cookbook.engine.attention import PackedPlan
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
+from tinker_cookbook.engine.decode_attention import Context, DecodePlan
+from tinker_cookbook.engine.drawing import draw
+from tinker_cookbook.engine.kv_cache import KVCache, Sink, Slice, SlotSink
 from tinker_cookbook.engine.lora import (
     Adapter,
     AdapterPlan,
@@ -26,17 +35,11 @@ from tinker_cookbook.engine.lora import (
     StackedRows,
 )
 from tinker_cookbook.engine.packing import Forest, positions_of
-from tinker_cookbook.engine.rows import (
-    SampledTokens,
-    SampleRequest,
-    SampleResult,
-    TopK,
-    check_tokens,
-)
-from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.engine.prefix_cache import length
+from tinker_cookbook.engine.rows import SampledTokens, SampleRequest
+from tinker_cookbook.engine.sampling_jobs import Done, Job, Row, check, top_k
 
-Done = Callable[[SampleResult | Exception], None]
-CAPACITY_STEP = 64  # the cache grows in steps of this many tokens, so it is seldom copied
+FIXED_ROWS = 32  # of every decoding batch of a deterministic sampler
 
 
 class Sampler(Protocol):
@@ -60,59 +63,40 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass
-class _Job:
-    """One request on its way."""
-
-    request: SampleRequest
-    adapter: Adapter | None
-    done: Done
-    result: SampleResult
-    started: int = 0  # samples that were given a slot
-    open: int = 0  # samples that are running
-    scored: bool = False  # the prompt's logprobs are there
-
-    @property
-    def need(self) -> int:
-        """Tokens of cache that one sample may come to hold."""
-        return len(self.request.prompt) + self.request.max_tokens
-
-
-@dataclass
-class _Row:
-    """One sample being generated, in the slot of its index."""
-
-    job: _Job
-    out: SampledTokens
-    rng: np.random.Generator
-    length: int  # tokens in the cache
-    pending: int = 0  # sampled, not yet in the cache
-
-
 class TorchSampler:
     """The engine's own sampler over a BaseModel: rows of any adapters in one batch."""
 
     def __init__(self, base: BaseModel, config: EngineConfig) -> None:
         self.base = base
-        self.config = config
+        assert base.memory is not None
+        self.limits = base.memory.sampling_limits(config, base.device)
         self.cache = KVCache(base.num_layers)
-        self.waiting: deque[_Job] = deque()
-        self.rows: list[_Row] = []  # row i lies in slot i of the cache
+        self.admission = Admission(self.limits, self.cache)
+        self.rows: list[Row] = []  # row i lies in slot i of the cache
+        self.prompt_tokens_computed = 0
+        self.prompt_tokens_reused = 0  # taken from what earlier requests computed
         self._stack = AdapterStack([])
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.rows)
+        return bool(self.admission.waiting or self.rows)
 
     def add(self, request: SampleRequest, adapter: Adapter | None, done: Done) -> None:
-        self._check(request)
-        self.waiting.append(_Job(request, adapter, done, SampleResult([])))
+        check(request, self.base, self.limits)
+        prompt = np.asarray(request.prompt, dtype=np.int64)
+        job = Job(request, adapter, done, adapter or self.base, prompt)
+        if self.limits.deterministic:
+            job.owner = job  # what others computed, they computed in other passes
+        self.admission.add(job)
 
     @torch.inference_mode()
     def step(self) -> None:
         running = [row.job for row in self.rows]
         try:
-            self._admit(running)
+            starts = self.admission.choose(self.rows)
+            running += [start.job for start in starts]
+            if starts:
+                self._start(starts)
             if self.rows:
                 self._decode()
         except Exception as error:
@@ -120,212 +104,222 @@ class TorchSampler:
             self._fail(running, error)
 
     def abort(self, error: Exception) -> None:
-        self._fail([*(row.job for row in self.rows), *self.waiting], error)
+        self._fail([*(row.job for row in self.rows), *self.admission.waiting], error)
 
-    def _fail(self, jobs: list[_Job], error: Exception) -> None:
-        failed = {id(job): job for job in jobs}
+    def release(self) -> None:
+        """Give back the memory that is kept for requests to come."""
+        self.admission.prefixes.evict(0)
+
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
+        failed = [job for job in dict.fromkeys(jobs) if not job.answered]
         self.rows.clear()
         self.cache.clear()
-        self.waiting = deque(job for job in self.waiting if id(job) not in failed)
-        for job in failed.values():
+        self.admission.drop(failed)
+        for job in failed:
             job.done(error)
 
-    def _check(self, request: SampleRequest) -> None:
-        try:
-            check_tokens(request.prompt, self.base.vocab_size, "prompt")
-            if request.prompt_targets is not None:
-                check_tokens(request.prompt_targets, self.base.vocab_size, "target_prompt_logprobs")
-                if len(request.prompt_targets) != len(request.prompt) - 1:
-                    raise ValueError(
-                        f"target_prompt_logprobs has {len(request.prompt_targets)} rows, the prompt"
-                        f" of {len(request.prompt)} tokens needs {len(request.prompt) - 1}"
-                    )
-        except ValueError as error:
-            raise DataValidationError(str(error)) from error
-        need = len(request.prompt) + request.max_tokens
-        if need > self.base.context_length:
-            raise DataValidationError(
-                f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} exceed"
-                f" the model's context of {self.base.context_length}; lower max_tokens"
-            )
-        if request.max_tokens and need > self.config.kv_tokens:
-            raise ConfigurationError(
-                f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} need"
-                f" more than engine.kv_tokens={self.config.kv_tokens}; raise it or lower max_tokens"
-            )
-        problems = {
-            "num_samples": request.num_samples < 1,
-            "max_tokens": request.max_tokens < 0,
-            "temperature": not (np.isfinite(request.temperature) and request.temperature >= 0),
-            "top_k": request.top_k < -1,
-            "top_p": not 0 < request.top_p <= 1,
-            "seed": request.seed is not None and request.seed < 0,
-            "prompt_top_k": not 0 <= request.prompt_top_k <= self.base.vocab_size,
-            "sample_top_k": not 0 <= request.sample_top_k <= self.base.vocab_size,
-        }
-        for key, wrong in problems.items():
-            if wrong:
-                raise DataValidationError(
-                    f"sampling parameter {key}={getattr(request, key)} is out of range"
-                )
-
-    def _admit(self, running: list[_Job]) -> None:
-        """Prefill waiting requests in their order, as far as slots and the pass allow.
-
-        `running` gets each of them as soon as it is chosen: whatever fails then, it is answered.
-        """
-        chosen: list[tuple[_Job, int]] = []
-        slots, capacity, tokens = len(self.rows), self.cache.capacity, 0
-        while self.waiting:
-            job = self.waiting[0]
-            size = len(job.request.prompt)
-            if chosen and tokens + size > (
-                self.config.tokens_per_pass or self.base.tokens_per_pass
-            ):
-                break
-            wanted = job.request.num_samples - job.started if job.request.max_tokens else 0
-            capacity_then = max(capacity, -(-job.need // CAPACITY_STEP) * CAPACITY_STEP)
-            capacity_then = min(capacity_then, self.config.kv_tokens)
-            room = min(self.config.max_rows, self.config.kv_tokens // capacity_then) - slots
-            take = min(wanted, room)
-            if wanted and take < 1:
-                break
-            running.append(job)
-            chosen.append((job, take))
-            slots, tokens = slots + take, tokens + size
-            capacity = capacity_then if take else capacity
-            job.started += take
-            job.open += take
-            if job.started == job.request.num_samples or not wanted:
-                self.waiting.popleft()
-            else:
-                break  # its other samples follow when slots are free
-        if chosen:
-            self.cache.reserve(slots, capacity)
-            self._prefill(chosen)
-
-    def _prefill(self, chosen: list[tuple[_Job, int]]) -> None:
-        """Compute prompts and draw the first token of the samples that were given a slot.
-
-        What prompts of the same adapter share at their beginning is computed once.
-        """
-        prompts = [np.asarray(job.request.prompt, dtype=np.int64) for job, _ in chosen]
-        adapters = list({id(job.adapter): job.adapter for job, _ in chosen}.values())
-        order = {id(adapter): i for i, adapter in enumerate(adapters)}
-        forest = Forest(prompts, [order[id(job.adapter)] for job, _ in chosen])
-        cells = [self._tensor(each) for each in forest.cells]
-        stops = np.cumsum([take for _, take in chosen]) + len(self.rows)
-        slots = [range(stop - take, stop) for stop, (_, take) in zip(stops.tolist(), chosen)]
-        hidden = self.base.hidden(
-            self._tensor(forest.tokens),
-            self._tensor(positions_of(forest.segments)),
-            PackedPlan(forest.segments, self.cache, list(zip(cells, slots))),
-            [AdapterRows(a, *span) for a, span in zip(adapters, forest.spans)],
-        )
-        ends = []
-        for (job, take), own, prompt in zip(chosen, forest.cells, prompts):
-            if not job.scored:
-                self._score(job, hidden[self._tensor(own)], prompt)
-                job.scored = True
-            if not job.request.max_tokens:
-                job.done(job.result)
-            for _ in range(take):
+    def _start(self, starts: Sequence[Start]) -> None:
+        """Compute what is new of the prompts; draw the first token of samples that got a slot."""
+        free = len(self.rows)
+        slots = []
+        for start in starts:
+            slots.append(range(free, free + start.rows))
+            free += start.rows
+        computing = [(s, own) for s, own in zip(starts, slots) if len(s.tokens)]
+        if computing:
+            self._prefill(computing)
+        fresh = []
+        for start in starts:
+            job = start.job
+            for _ in range(start.rows):
                 index = len(job.result.sequences)
                 out = SampledTokens([], [], "length")
                 job.result.sequences.append(out)
                 seed = None if job.request.seed is None else [job.request.seed, index]
-                row = _Row(job, out, np.random.default_rng(seed), len(prompt))
-                self.rows.append(row)
-                ends.append(int(own[-1]))
-        if ends:
-            fresh = self.rows[-len(ends) :]
-            self._append(fresh, hidden[self._tensor(np.array(ends))], self._adapters(fresh))
-            self._retire()
-
-    def _score(self, job: _Job, hidden: torch.Tensor, prompt: np.ndarray) -> None:
-        """What the request wants to know of its prompt, from its hidden states [P, H]."""
-        request, result, adapter = job.request, job.result, job.adapter
-        if request.prompt_logprobs:
-            result.prompt_logprobs = np.full(len(prompt), np.nan, dtype=np.float32)
-            scores = self.base.head.logprobs(hidden[:-1], self._tensor(prompt[1:]), adapter)
-            result.prompt_logprobs[1:] = scores.cpu().numpy()
-        if request.prompt_top_k and len(prompt) > 1:
-            result.prompt_top_k = _top_k(
-                *self.base.head.top_k(hidden[:-1], request.prompt_top_k, adapter)
-            )
-        if request.prompt_targets is not None:
-            wanted = self._tensor(request.prompt_targets)
-            scores = self.base.head.logprobs(hidden[:-1], wanted, adapter)
-            result.prompt_target_logprobs = scores.cpu().numpy()
-
-    def _decode(self) -> None:
-        rows = self.rows
-        lengths = np.array([row.length for row in rows])
-        positions, adapters = self._tensor(lengths), self._adapters(rows)
-        hidden = self.base.hidden(
-            self._tensor(np.array([row.pending for row in rows])),
-            positions,
-            DecodePlan(self.cache, positions, int(lengths.max()) + 1),
-            adapters,
-        )
-        for row in rows:
-            row.length += 1
-        self._append(rows, hidden, adapters)
+                whole = len(job.prompt)
+                base, filled = (whole, 0) if job.shared else (0, whole)
+                fresh.append(Row(job, out, np.random.default_rng(seed), base, filled))
+            if job.last is not None and not (job.shared and (job.wanted or job.open)):
+                self.admission.release(job)
+                if not job.request.max_tokens:
+                    self._answer(job)
+        self.rows += fresh
+        for batch in self._batches(fresh):
+            rows = [fresh[i] for i in batch]
+            last = [row.job.last for row in rows]
+            self._append(rows, torch.stack([h for h in last if h is not None]))
         self._retire()
 
-    def _adapters(self, rows: list[_Row]) -> AdapterPlan:
+    def _prefill(self, computing: Sequence[tuple[Start, range]]) -> None:
+        """One pass. What prompts of the same adapter share at their beginning is computed once."""
+        adapters = list(dict.fromkeys(start.job.adapter for start, _ in computing))
+        # rows that go on from the same kept tokens, those of an adapter side by side
+        keys = [
+            (adapters.index(start.job.adapter), *((id(k.block), k.stop) for k in start.kept))
+            for start, _ in computing
+        ]
+        groups = sorted(set(keys), key=lambda key: key[0])
+        firsts = [computing[keys.index(group)][0] for group in groups]
+        forest = Forest([s.tokens for s, _ in computing], [groups.index(key) for key in keys])
+        kept: list[Slice] = []
+        segments, position = list(forest.segments), 0
+        for first, (begin, end) in zip(firsts, forest.spans):
+            kept += first.kept
+            span = (position, position + length(first.kept))
+            position = span[1]
+            if first.kept:
+                for index, each in enumerate(segments):
+                    if each.parent is None and begin <= each.start < end:
+                        segments[index] = replace(each, kept=span)
+        keep: list[tuple[torch.Tensor, Sink]] = []
+        for (start, slots), own in zip(computing, forest.cells):
+            before, job = length(start.kept), start.job
+            if start.node is not None:
+                fresh = own[len(own) - len(start.node.tokens) :]
+                keep.append((self._tensor(fresh), start.node))
+            if slots and not job.shared:
+                keep.append((self._tensor(own), SlotSink(self.cache, slots, before)))
+                self.cache.write(slots, start.kept)
+        hidden = self.base.hidden(
+            self._tensor(forest.tokens),
+            self._tensor(positions_of(segments)),
+            PackedPlan(segments, kept, keep),
+            _adapter_rows([first.job.adapter for first in firsts], forest.spans),
+        )
+        self.prompt_tokens_computed += len(forest.tokens)
+        for (start, _), own in zip(computing, forest.cells):
+            job = start.job
+            self.prompt_tokens_reused += 0 if job.chunked else length(start.kept)
+            if job.scores is not None:
+                job.scores.add(self.base, job, hidden[self._tensor(own)], length(start.kept))
+            if start.stop == len(job.prompt):
+                job.last = hidden[int(own[-1])].clone()
+                if job.scores is not None:
+                    job.scores.finish(job)
+            else:
+                job.chunked = True
+
+    def _decode(self) -> None:
+        for batch in self._batches(self.rows):
+            rows = [self.rows[i] for i in batch]
+            plan = self._plan(rows, batch)
+            padding = FIXED_ROWS - len(rows) if plan.apart else 0
+            tokens = np.array([row.pending for row in rows] + [0] * padding)
+            positions = np.array([row.base + row.filled for row in rows] + [0] * padding)
+            adapters = self._adapters(rows, len(tokens))
+            hidden = self.base.hidden(self._tensor(tokens), self._tensor(positions), plan, adapters)
+            for row in rows:
+                row.filled += 1
+            self._append(rows, hidden)
+        self._retire()
+
+    def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Indices of rows that are decoded in one pass."""
+        if not self.limits.deterministic:
+            return [list(range(len(rows)))] if rows else []
+        of: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            of.setdefault(id(row.job.adapter), []).append(index)
+        return [
+            own[i : i + FIXED_ROWS] for own in of.values() for i in range(0, len(own), FIXED_ROWS)
+        ]
+
+    def _plan(self, rows: Sequence[Row], slots: Sequence[int]) -> DecodePlan:
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for index, row in enumerate(rows):
+            if row.job.shared:
+                key = tuple((id(each.block), each.stop) for each in row.job.path)
+                groups.setdefault(key, []).append(index)
+        members = sorted(groups.values(), key=lambda own: -len(rows[own[0]].job.path))
+        stops = np.cumsum([0, *map(len, members)]).tolist()
+        return DecodePlan(
+            self.cache,
+            slots,
+            [row.filled for row in rows],
+            [row.base for row in rows],
+            self.base.device,
+            [index for own in members for index in own],
+            [
+                Context(start, stop, rows[own[0]].job.path)
+                for (start, stop), own in zip(pairwise(stops), members)
+            ],
+            self.limits.deterministic,
+        )
+
+    def _adapters(self, rows: Sequence[Row], count: int) -> AdapterPlan:
         """Which row goes through which adapter: one for all of them, or a stack."""
         given = [row.job.adapter for row in rows]
         distinct = list({id(a): a for a in given if a is not None}.values())
         if len(distinct) <= 1 and (None not in given or not distinct):
-            return [AdapterRows(given[0], 0, len(rows))]
+            return [AdapterRows(given[0], 0, count)]
         if {*map(id, distinct)} - {*map(id, self._stack.adapters)}:
             self._stack = AdapterStack(distinct)
         index = {id(adapter): i for i, adapter in enumerate(self._stack.adapters)}
         owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in given])
         return StackedRows(self._stack, self._tensor(owners))
 
-    def _append(self, rows: list[_Row], hidden: torch.Tensor, plan: AdapterPlan) -> None:
+    def _append(self, rows: Sequence[Row], hidden: torch.Tensor) -> None:
         """Draw the next token of each row from its last hidden state [n, H]."""
+        alone = self.limits.deterministic
+        if alone and len(hidden) < FIXED_ROWS:
+            hidden = torch.cat(
+                [hidden, hidden.new_zeros(FIXED_ROWS - len(hidden), hidden.shape[1])]
+            )
+        plan = self._adapters(rows, len(hidden))
         one = plan if isinstance(plan, StackedRows) else plan[0].adapter
         logits = self.base.head.logits(hidden, one)
+        uniform = self._tensor(np.array([row.rng.random() for row in rows], dtype=np.float32))
+        if not alone:
+            self._take(rows, logits, uniform)
+            return
+        for index, row in enumerate(rows):  # a copy: the same alignment for every row
+            own = slice(index, index + 1)
+            self._take([row], logits[own].clone(), uniform[own])
+
+    def _take(self, rows: Sequence[Row], logits: torch.Tensor, uniform: torch.Tensor) -> None:
         requests = [row.job.request for row in rows]
-        uniform = np.array([row.rng.random() for row in rows], dtype=np.float32)
-        tokens, logp = draw(logits, requests, self._tensor(uniform))
-        logprobs = logp.gather(1, tokens[:, None])[:, 0]
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
+        drawn = draw(logits, requests, uniform)
+        for row, token, logprob in zip(rows, drawn.tokens.tolist(), drawn.logprobs.tolist()):
             row.out.tokens.append(token)
             row.out.logprobs.append(logprob)
             row.pending = token
         for k in {request.sample_top_k for request in requests} - {0}:
-            best = logp.topk(k, dim=-1)
+            best = drawn.scaled.topk(k, dim=-1)
+            logprobs = best.values - drawn.log_sum[:, None]
             for index, row in enumerate(rows):
                 if row.job.request.sample_top_k == k:
                     each = slice(index, index + 1)
-                    row.out.top_k.append(_top_k(best.indices[each], best.values[each]))
+                    row.out.top_k.append(top_k(best.indices[each], logprobs[each]))
 
     def _retire(self) -> None:
         """Take finished rows out; the last row moves into the free slot, so slots stay dense."""
         rows = self.rows
         for index in range(len(rows) - 1, -1, -1):
             row = rows[index]
-            request = row.job.request
+            job = row.job
             if self._stopped(row):
                 row.out.stop_reason = "stop"
-            elif len(row.out.tokens) < request.max_tokens:
+            elif len(row.out.tokens) < job.request.max_tokens:
                 continue
+            self.admission.remember(row, index)
             last = rows.pop()
             if index < len(rows):
-                self.cache.move(len(rows), index, last.length)
+                self.cache.move(len(rows), index, last.filled)
                 rows[index] = last
-            row.job.open -= 1
-            if row.job.open == 0 and row.job.started == request.num_samples:
-                row.job.done(row.job.result)
+            job.open -= 1
+            if job.open == 0 and not job.wanted:
+                self._answer(job)
         if not rows:  # training may want the memory
             self.cache.clear()
             self._stack = AdapterStack([])
+        self.admission.trim()
 
-    def _stopped(self, row: _Row) -> bool:
+    def _answer(self, job: Job) -> None:
+        self.admission.leave(job)
+        job.answered = True
+        job.done(job.result)
+
+    def _stopped(self, row: Row) -> bool:
         request = row.job.request
         if row.out.tokens[-1] in request.stop_tokens:
             return True
@@ -340,43 +334,14 @@ class TorchSampler:
         return torch.from_numpy(array).to(self.base.device)
 
 
-def draw(
-    logits: torch.Tensor, requests: list[SampleRequest], uniform: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row: logits fp32 [n, V], uniform numbers [n] in [0, 1) -> tokens [n] and the
-    logprobs of the temperature-scaled distribution [n, V].
-
-    By inversion of the cumulative distribution: one random number per row.
-    """
-    greedy = torch.tensor([r.temperature == 0 for r in requests], device=logits.device)
-    scale = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
-    logp = torch.log_softmax(logits / scale[:, None], dim=-1)
-    probs = logp.exp()
-    cut = [i for i, r in enumerate(requests) if r.top_k > 0 or r.top_p < 1]
-    if cut:
-        probs[cut] = _truncate(probs[cut], [requests[i] for i in cut])
-    cumulative = probs.cumsum(dim=-1)
-    point = uniform * cumulative[:, -1]
-    tokens = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
-    tokens = tokens.clamp_(max=logits.shape[1] - 1)
-    # rounding can point behind the last token that has any probability
-    drawn = probs.gather(1, tokens[:, None])[:, 0] > 0
-    tokens = torch.where(drawn & ~greedy, tokens, probs.argmax(dim=-1))
-    return tokens, logp
-
-
-def _top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:
-    return TopK(tokens.cpu().numpy().astype(np.int32), logprobs.float().cpu().numpy())
-
-
-def _truncate(probs: torch.Tensor, requests: list[SampleRequest]) -> torch.Tensor:
-    """Zero what top-k and top-p exclude. The most likely token always stays."""
-    ordered, order = probs.sort(dim=-1, descending=True)
-    vocab = probs.shape[1]
-    top_k = torch.tensor([r.top_k if r.top_k > 0 else vocab for r in requests], device=probs.device)
-    top_p = torch.tensor([r.top_p for r in requests], device=probs.device)
-    rank = torch.arange(vocab, device=probs.device)
-    before = ordered.cumsum(dim=-1) - ordered  # probability of everything more likely
-    keep = (rank[None, :] < top_k[:, None]) & ((before < top_p[:, None]) | (top_p[:, None] >= 1))
-    keep[:, 0] = True
-    return torch.zeros_like(probs).scatter(1, order, ordered * keep)
+def _adapter_rows(
+    adapters: Sequence[Adapter | None], spans: Sequence[tuple[int, int]]
+) -> list[AdapterRows]:
+    """Neighbours with the same adapter go through it together."""
+    merged: list[AdapterRows] = []
+    for adapter, (start, stop) in zip(adapters, spans, strict=True):
+        if merged and merged[-1].adapter is adapter:
+            merged[-1] = replace(merged[-1], stop=stop)
+        else:
+            merged.append(AdapterRows(adapter, start, stop))
+    return merged

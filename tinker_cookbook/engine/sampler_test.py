@@ -11,9 +11,10 @@ import torch
 from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.drawing import draw
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
-from tinker_cookbook.engine.sampler import TorchSampler, draw
+from tinker_cookbook.engine.sampler import TorchSampler
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_trainer
@@ -28,7 +29,7 @@ def run(sampler: TorchSampler, requests: list[SampleRequest], adapter=None) -> l
         sampler.add(request, adapter, lambda out, i=index: results.__setitem__(i, out))
     while sampler.busy:
         sampler.step()
-        assert sampler.cache.slots * sampler.cache.capacity <= sampler.config.kv_tokens
+        assert sampler.admission.tokens <= sampler.limits.kv_tokens
     for result in results:
         if isinstance(result, Exception):
             raise result
@@ -116,13 +117,28 @@ def test_draw_follows_the_distribution() -> None:
     count, temperature = 20000, 0.7
     request = SampleRequest(np.array([0]), 1, temperature=temperature)
     uniform = torch.from_numpy(np.random.default_rng(0).random(count, dtype=np.float32))
-    tokens, logprobs = draw(logits.expand(count, -1), [request] * count, uniform)
+    drawn = draw(logits.expand(count, -1), [request] * count, uniform)
     expected = torch.log_softmax(logits[0].double() / temperature, -1)
-    assert (logprobs - expected).abs().max() <= 1e-6  # of the scaled distribution
-    seen = Counter(tokens.tolist())
+    # of the scaled distribution
+    assert (drawn.logprobs - expected[drawn.tokens]).abs().max() <= 1e-6
+    seen = Counter(drawn.tokens.tolist())
     for token, logp in enumerate(expected.tolist()):
         p = np.exp(logp)
         assert abs(seen[token] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
+
+
+@pytest.mark.parametrize("vocab", [5, 256, 700, 1024])
+def test_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(300, vocab) * 4
+    logits[:100, vocab // 2 :] -= 200  # half of it impossible
+    uniform = torch.rand(300)
+    drawn = draw(logits, [SampleRequest(np.array([0]), 1)] * 300, uniform)
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    after = cumulative.gather(1, drawn.tokens[:, None])[:, 0]
+    before = after - logits.double().softmax(-1).gather(1, drawn.tokens[:, None])[:, 0]
+    assert (before - 1e-6 <= uniform).all() and (uniform <= after + 1e-6).all()
+    assert (drawn.tokens[:100] < max(vocab // 2, 1)).all()
 
 
 def test_draw_top_k_and_top_p() -> None:
@@ -131,10 +147,11 @@ def test_draw_top_k_and_top_p() -> None:
 
     def support(**keys: float) -> set[int]:
         request = SampleRequest(np.array([0]), 1, **keys)  # type: ignore[arg-type]
-        tokens, logprobs = draw(logits, [request] * 2000, uniform)
+        drawn = draw(logits, [request] * 2000, uniform)
         # not renormalised: still the logprob under the full distribution
-        assert (logprobs - logits).abs().max() < 1e-6
-        return set(tokens.tolist())
+        full = logits.gather(1, drawn.tokens[:, None])[:, 0]
+        assert (drawn.logprobs - full).abs().max() < 1e-6
+        return set(drawn.tokens.tolist())
 
     assert support() == {0, 1, 2, 3, 4}
     assert support(top_k=2) == {0, 1}
@@ -150,8 +167,8 @@ def test_largest_uniform_never_draws_an_impossible_token() -> None:
     logits[0, :3] = torch.tensor([1.0, 2.0, 3.0])
     request = SampleRequest(np.array([0]), 1)
     for value in (0.0, np.nextafter(np.float32(1), np.float32(0)), 1.0):
-        token, _ = draw(logits, [request], torch.tensor([value], dtype=torch.float32))
-        assert token.item() < 3
+        drawn = draw(logits, [request], torch.tensor([value], dtype=torch.float32))
+        assert drawn.tokens.item() < 3
 
 
 def test_segments_with_a_parent_see_it(tiny_llama: str) -> None:

@@ -285,10 +285,15 @@ class Engine:
             return error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        tokens = min((base.tokens_per_pass for base in self._bases.values()), default=None)
+        found = [
+            base.memory.sampling_limits(self.config, base.device)
+            for base in self._bases.values()
+            if base.memory
+        ]
+        limits = found[0] if found else self.config
         return OutOfMemoryError(
             f"out of memory on {self.config.device}: lower engine.tokens_per_pass"
-            f" (now {tokens or self.config.tokens_per_pass}) or max_length for training,"
-            f" engine.kv_tokens (now {self.config.kv_tokens}) for sampling;"
+            f" (now {limits.tokens_per_pass}) or max_length for training,"
+            f" engine.kv_tokens (now {limits.kv_tokens}) for sampling;"
             f" {text.splitlines()[0] if text else ''}"
         )

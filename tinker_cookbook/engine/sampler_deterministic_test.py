@@ -1,0 +1,121 @@
+"""A deterministic sampler: the same bits for a request with a seed, whatever runs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from tinker_cookbook.engine import EngineConfig
+from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.lora import Adapter, LoraSpec
+from tinker_cookbook.engine.rows import SampleRequest, SampleResult
+from tinker_cookbook.engine.sampler import TorchSampler
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def adapters(base: BaseModel) -> list[Adapter]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for rank in (4, 9):
+        adapter = base.new_adapter(LoraSpec(rank=rank))
+        for name, tensor in adapter.master.items():
+            if name.endswith("lora_B"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        adapter.refresh()
+        made.append(adapter)
+    return made
+
+
+def requests(count: int) -> list[SampleRequest]:
+    """Of many lengths and temperatures; every third begins like others."""
+    rng = np.random.default_rng(0)
+    common = rng.integers(3, 307, 30)
+    return [
+        SampleRequest(
+            np.concatenate(
+                [common[: 30 * (i % 3 == 0)], rng.integers(3, 307, rng.integers(1, 40))]
+            ),
+            int(rng.integers(1, 20)),
+            5 if i % 10 == 0 else int(rng.integers(1, 3)),
+            temperature=float(rng.choice([0, 0.5, 1.0, 1.3])),
+            top_p=0.9 if i % 7 == 0 else 1.0,
+            seed=i,
+            stop_tokens=frozenset({5, 6}),
+            prompt_logprobs=i % 4 == 0,
+            sample_top_k=2 * (i % 11 == 0),
+        )
+        for i in range(count)
+    ]
+
+
+def sample(
+    base: BaseModel,
+    owners: Sequence[Adapter | None],
+    asked: Sequence[SampleRequest],
+    order: Iterable[int],
+    alone: bool = False,
+    **config: int | bool,
+) -> list[tuple[object, ...]]:
+    """Everything that comes back, as bytes and numbers that compare exactly."""
+    sampler = TorchSampler(base, EngineConfig(**config))  # type: ignore[arg-type]
+    answers: list[SampleResult | Exception | None] = [None] * len(asked)
+    for i in order:
+        owner = owners[i % len(owners)]
+        sampler.add(asked[i], owner, lambda out, i=i: answers.__setitem__(i, out))  # type: ignore
+        while alone and sampler.busy:
+            sampler.step()
+    while sampler.busy:
+        sampler.step()
+        assert sampler.admission.tokens <= sampler.limits.kv_tokens
+    bits = []
+    for each in answers:
+        assert isinstance(each, SampleResult)
+        prompt = None if each.prompt_logprobs is None else each.prompt_logprobs.tobytes()
+        bits.append(
+            (
+                prompt,
+                *(
+                    (s.tokens, s.logprobs, [t.logprobs.tobytes() for t in s.top_k])
+                    for s in each.sequences
+                ),
+            )
+        )
+    return bits
+
+
+# the case of 200 is the evidence; the others vary what rounding may depend on
+@pytest.mark.parametrize(
+    ("dtype", "number", "count"),
+    [("float32", 1, 200), ("float32", 2, 12), ("bfloat16", 1, 20), ("bfloat16", 2, 12)],
+)
+def test_the_same_bits_in_any_company(
+    tiny_qwen3: str, threads: None, dtype: str, number: int, count: int
+) -> None:
+    torch.set_num_threads(number)
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
+    owners, asked = adapters(base), requests(count)
+    alone = sample(base, owners, asked, range(count), alone=True, deterministic=True)
+    assert sample(base, owners, asked, range(count), deterministic=True) == alone
+    order = np.random.default_rng(1).permutation(count).tolist()
+    crowded = {"max_rows": 45, "kv_tokens": 900}  # other slots, other lengths, prompts again
+    assert sample(base, owners, asked, order, deterministic=True, **crowded) == alone
+    if count == 200:  # without it there is something to see
+        usual = sample(base, owners, asked, range(count), alone=True)
+        assert sample(base, owners, asked, range(count)) != usual
+
+
+def test_long_prompts_and_the_base_model_too(tiny_llama: str) -> None:
+    base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
+    owners, asked = [None, *adapters(base)], requests(12)
+    config = {"deterministic": True, "tokens_per_pass": 25}
+    alone = sample(base, owners, asked, range(12), alone=True, **config)
+    assert sample(base, owners, asked, range(11, -1, -1), max_rows=9, **config) == alone

@@ -1,0 +1,171 @@
+"""A sampling request on its way: what is known of its prompt, and which samples of it run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.lora import Adapter
+from tinker_cookbook.engine.memory import SamplingLimits
+from tinker_cookbook.engine.prefix_cache import Path
+from tinker_cookbook.engine.rows import (
+    SampledTokens,
+    SampleRequest,
+    SampleResult,
+    TopK,
+    check_tokens,
+)
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+
+Done = Callable[[SampleResult | Exception], None]
+
+
+@dataclass(eq=False)
+class Job:
+    """One request. Its prompt's keys lie in nodes of the prefix cache, `path`, pinned while the
+    job may need them; `shared` rows read them there, others have a copy in their slot."""
+
+    request: SampleRequest
+    adapter: Adapter | None
+    done: Done
+    owner: object  # whose tree of the prefix cache it reads and fills
+    prompt: np.ndarray  # int64 [P]
+    result: SampleResult = field(default_factory=lambda: SampleResult([]))
+    path: Path = field(default_factory=list)
+    last: torch.Tensor | None = None  # [H], hidden state of the last prompt token, once computed
+    shared: bool = False
+    chunked: bool = False  # the prompt takes several passes
+    started: int = 0  # samples that were given a slot
+    open: int = 0  # samples that are running
+    answered: bool = False
+    scores: PromptScores | None = None  # as long as they are wanted and not complete
+
+    def __post_init__(self) -> None:
+        # equal where the same prompt goes through the same weights
+        self.key = (id(self.owner), self.prompt.astype(np.int32).tobytes())
+        self.restart()
+
+    def restart(self) -> None:
+        """As if nothing of the prompt had been computed; samples and finished scores stay."""
+        self.path, self.last = [], None
+        request, result = self.request, self.result
+        asked = request.prompt_logprobs or request.prompt_top_k
+        given = (result.prompt_logprobs, result.prompt_top_k, result.prompt_target_logprobs)
+        if (asked or request.prompt_targets is not None) and all(each is None for each in given):
+            self.scores = PromptScores()
+
+    @property
+    def wanted(self) -> int:
+        """Samples that have no slot yet."""
+        return self.request.num_samples - self.started if self.request.max_tokens else 0
+
+    @property
+    def slot_tokens(self) -> int:
+        """What a row may come to hold in its slot."""
+        return self.request.max_tokens + (0 if self.shared else len(self.prompt))
+
+
+@dataclass
+class Row:
+    """One sample being generated, in the slot of its index."""
+
+    job: Job
+    out: SampledTokens
+    rng: np.random.Generator
+    base: int  # tokens of its context that lie elsewhere
+    filled: int  # tokens in the slot
+    pending: int = 0  # sampled, not yet in the slot
+
+
+class PromptScores:
+    """What a request asks of its prompt, from hidden states that come in stretches."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[np.ndarray] = []
+        self.top_k: list[TopK] = []
+        self.targets: list[np.ndarray] = []
+
+    def add(self, base: BaseModel, job: Job, hidden: torch.Tensor, start: int) -> None:
+        """Hidden states [n, H] of the prompt's tokens from `start` on."""
+        request, adapter, prompt = job.request, job.adapter, job.prompt
+        stop = min(start + len(hidden), len(prompt) - 1)  # nothing follows the last token
+        hidden = hidden[: stop - start]
+        if stop <= start:
+            return
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(hidden.device)
+
+        if request.prompt_logprobs:
+            following = tensor(prompt[start + 1 : stop + 1])
+            self.logprobs.append(base.head.logprobs(hidden, following, adapter).cpu().numpy())
+        if request.prompt_top_k:
+            self.top_k.append(top_k(*base.head.top_k(hidden, request.prompt_top_k, adapter)))
+        if request.prompt_targets is not None:
+            chosen = tensor(np.asarray(request.prompt_targets)[start:stop])
+            self.targets.append(base.head.logprobs(hidden, chosen, adapter).cpu().numpy())
+
+    def finish(self, job: Job) -> None:
+        request, result = job.request, job.result
+        if request.prompt_logprobs:
+            none = np.full(1, np.nan, dtype=np.float32)  # nothing comes before the first token
+            result.prompt_logprobs = np.concatenate([none, *self.logprobs])
+        if self.top_k:
+            result.prompt_top_k = TopK(
+                np.concatenate([each.tokens for each in self.top_k]),
+                np.concatenate([each.logprobs for each in self.top_k]),
+            )
+        if request.prompt_targets is not None:
+            empty = np.empty((0, *np.shape(request.prompt_targets)[1:]), dtype=np.float32)
+            result.prompt_target_logprobs = np.concatenate([empty, *self.targets])
+        job.scores = None
+
+
+def top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:
+    return TopK(tokens.cpu().numpy().astype(np.int32), logprobs.float().cpu().numpy())
+
+
+def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> None:
+    """Raise DataValidationError or ConfigurationError for what can never be answered."""
+    try:
+        check_tokens(request.prompt, base.vocab_size, "prompt")
+        if request.prompt_targets is not None:
+            check_tokens(request.prompt_targets, base.vocab_size, "target_prompt_logprobs")
+            if len(request.prompt_targets) != len(request.prompt) - 1:
+                raise ValueError(
+                    f"target_prompt_logprobs has {len(request.prompt_targets)} rows, the prompt"
+                    f" of {len(request.prompt)} tokens needs {len(request.prompt) - 1}"
+                )
+    except ValueError as error:
+        raise DataValidationError(str(error)) from error
+    need = len(request.prompt) + request.max_tokens
+    if need > base.context_length:
+        raise DataValidationError(
+            f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} exceed"
+            f" the model's context of {base.context_length}; lower max_tokens"
+        )
+    keeps = request.max_tokens or len(request.prompt) > limits.tokens_per_pass
+    if keeps and need > limits.kv_tokens:
+        raise ConfigurationError(
+            f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} need"
+            f" more than engine.kv_tokens={limits.kv_tokens}; raise it or lower max_tokens"
+        )
+    problems = {
+        "num_samples": request.num_samples < 1,
+        "max_tokens": request.max_tokens < 0,
+        "temperature": not (np.isfinite(request.temperature) and request.temperature >= 0),
+        "top_k": request.top_k < -1,
+        "top_p": not 0 < request.top_p <= 1,
+        "seed": request.seed is not None and request.seed < 0,
+        "prompt_top_k": not 0 <= request.prompt_top_k <= base.vocab_size,
+        "sample_top_k": not 0 <= request.sample_top_k <= base.vocab_size,
+    }
+    for key, wrong in problems.items():
+        if wrong:
+            raise DataValidationError(
+                f"sampling parameter {key}={getattr(request, key)} is out of range"
+            )
