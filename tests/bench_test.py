@@ -240,6 +240,8 @@ def test_the_page_shows_what_was_saved(tmp_path: Path) -> None:
         "date": "2030-01-02",
         "machine": {"cpu": "a|b", "cores": 4, "threads": 2, "device": "cpu"},
         "versions": {"torch": "9"},
+        "settings": {"rounds": 3, "only": None},
+        "ratio_to_not_shared": 2.5,
         "rows": [
             {"name": "ours", "tokens_per_s": 1234.5, "ratio": 2.0},
             {"name": "theirs", "not_run": "x | y"},
@@ -251,6 +253,7 @@ def test_the_page_shows_what_was_saved(tmp_path: Path) -> None:
         write_page(tmp_path)
         text = page.read_text()
         assert "old" not in text and text.startswith("A\n<!-- one -->\n2030-01-02, a|b, 2 threads")
+        assert "torch 9; `rounds=3`. Sharing the prompt makes ours 2.50 times as fast.\n\n" in text
         assert "|  | tokens/s | ratio | note |\n| --- | ---: | ---: | --- |\n" in text
         assert (
             "| ours | 1,234 | 2.00 |  |\n| theirs |  |  | not run: x \\| y |\n<!-- end -->" in text

@@ -49,6 +49,7 @@ TINY = 16  # what `tiny` divides numbers of tokens by
 
 @chz.chz
 class Config(harness.RunConfig):
+    rounds: int = chz.field(default=2, doc="measurements of a step, after a warm-up")
     sweeps: str = chz.field(default=",".join(SWEEPS), doc="what grows, e.g. rank,adapters")
     tiny: bool = chz.field(default=False, doc="a 16th of the tokens and two values each: a try")
 
@@ -194,12 +195,12 @@ def draw(line: dict[str, Any], path: Path) -> None:
         panel.plot(values, [row["median_seconds"] for row in rows], "o-", color="C0")
         panel.set_xscale("log", base=2)
         panel.set_xticks(values, [f"{value:,}" for value in values], rotation=45)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.1 * max(row["median_seconds"] for row in rows))
         panel.set_xlabel(rows[0]["name"].replace(" (", "\n("))
         panel.set_ylabel("seconds per step", color="C0")
         memory = panel.twinx()
         memory.plot(values, [row["memory_gib"] for row in rows], "s--", color="C1")
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.1 * max(row["memory_gib"] for row in rows))
         memory.set_ylabel("GiB", color="C1")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

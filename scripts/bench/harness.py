@@ -31,6 +31,7 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "tinker")
 PATHS = ("path", "state", "sampler_weights", "peft")  # facts of a setup
 # How far apart the losses of contestants may be, absolute and relative. Differences of bf16 are
 # those of rounding; a target, a weight or a token that is not the same shows in the first digits.
+COMPARED_STEPS = 2  # before and after an update; later, differences of rounding have grown
 LOSS_TOLERANCE = {"float32": 2e-5, "bfloat16": 5e-3}
 
 
@@ -74,7 +75,10 @@ class BenchConfig(RunConfig):
         default="auto", doc='of the base model; "auto": bfloat16 from 50 M parameters on'
     )
     rank: int = chz.field(default=32, doc="LoRA rank, on all linear layers")
-    only: str = chz.field(default="", doc="words of the contestants to run, e.g. ours,peft; or all")
+    only: str | None = chz.field(
+        default=None,
+        doc="words from the names of the contestants to run, e.g. ours,peft; None: all",
+    )
 
     gemm: int = chz.field(
         default=4096, doc="rows and columns of the matrix product that is called the peak"
@@ -112,7 +116,7 @@ class Run:
 
     def start_chosen(self, contestants: Sequence[Contestant]) -> list[Contestant]:
         """Those that `only` names."""
-        only = getattr(self.config, "only", "")
+        only = getattr(self.config, "only", None) or ""
         words = [word.strip().lower() for word in only.split(",") if word.strip()]
         for word in words:
             if not any(word in contestant.name.lower() for contestant in contestants):
@@ -268,12 +272,13 @@ def losses(contestant: Contestant) -> list[float]:
 
 
 def check_losses(contestants: Sequence[Contestant], dtype: str) -> float:
-    """The largest difference from the first contestant's losses, step by step. Whoever is further
-    away than rounding did other work, and its times count for nothing."""
+    """The largest difference from the first contestant's losses at the first steps. Whoever is
+    further away than rounding did other work, and its times count for nothing."""
     tolerance, largest = LOSS_TOLERANCE[dtype], 0.0
     running = [contestant for contestant in contestants if contestant.error is None]
     for contestant in running[1:]:
-        for step, (own, first) in enumerate(zip(losses(contestant), losses(running[0]))):
+        pairs = zip(losses(contestant)[:COMPARED_STEPS], losses(running[0]))
+        for step, (own, first) in enumerate(pairs):
             if not abs(own - first) <= tolerance * (1 + abs(first)):
                 contestant.error = (
                     f"loss {own:.6g} at step {step + 1}, {running[0].name} has {first:.6g}"

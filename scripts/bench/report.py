@@ -34,6 +34,10 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gemm_share": ("share of GEMM peak", "{:.0%}".format),
     "note": ("note", str),
 }
+REMARKS: dict[str, Callable[[Any], str]] = {
+    "ratio_to_not_shared": "Sharing the prompt makes ours {:.2f} times as fast.".format,
+    "largest_loss_difference": "Losses differ by {:.1e} at most.".format,
+}
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -85,7 +89,7 @@ def markdown(line: dict[str, Any] | None, name: str) -> str:
         f"{line['date']}, {machine['cpu']}, {machine['threads']} threads of {machine['cores']}"
         f" cores, {machine['device']}"
     )
-    if "gemm_tflops" in line:
+    if line.get("gemm_tflops"):
         place += f", GEMM peak {line['gemm_tflops']:.2f} TFLOP/s in {line['model']['dtype']}"
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     table = cells(line["rows"])
@@ -97,7 +101,12 @@ def markdown(line: dict[str, Any] | None, name: str) -> str:
         for cells_of_line in [table[0], rule, *table[1:]]
     ]
     drawing = ["", f"![Seconds and memory of a step]({DRAWING})"] if name == "growth" else []
-    return "\n".join([f"{place}; {packages}.", "", *lines, *drawing])
+    settings = " ".join(f"{k}={v}" for k, v in line["settings"].items() if v is not None)
+    remarks = [
+        f"{place}; {packages}; `{settings}`.",
+        *(REMARKS[k](line[k]) for k in REMARKS if k in line),
+    ]
+    return "\n".join([" ".join(remarks), "", *lines, *drawing])
 
 
 def write_page(docs: Path) -> None:

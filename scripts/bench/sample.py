@@ -29,8 +29,8 @@ class Config(harness.BenchConfig):
     prompt_tokens: int = chz.field(default=400, doc="tokens of each prompt")
     samples: int = chz.field(default=16, doc="samples of each prompt")
     tokens: int = chz.field(default=128, doc="tokens of each sample")
-    vllm_python: str = chz.field(
-        default="", doc="Python that has vLLM, e.g. of a venv of its own; empty: without vLLM"
+    vllm_python: str | None = chz.field(
+        default=None, doc="Python that has vLLM, e.g. of a venv of its own; None: without vLLM"
     )
     vllm_base: bool = chz.field(default=False, doc="vLLM without the adapter, too")
 

@@ -6,8 +6,8 @@ step, in nominal tokens per second: the prompt counts once for each of its compl
 
 Ours, ours without sharing the prompt, transformers + peft padded (logits of the completions only),
 the training step of TRL's GRPOTrainer with the sampled group handed to it (extra `bench`). All
-begin with the same adapter and make the same optimizer steps, and their losses must agree at every
-step; whoever's differs has no figure.
+begin with the same adapter and make the same optimizer steps; their losses before and after the
+first must agree, and whoever's differs has no figure.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Ours, ours with the unembedding trained too, transformers + peft padded, TRL's SFTTrainer with
 packing (extra `bench`). All but the second begin with the same adapter and make the same optimizer
-steps, and their losses must agree at every step; whoever's differs has no figure. Tokens are those
-of the sequences, without padding.
+steps; their losses before and after the first must agree, and whoever's differs has no figure.
+Tokens are those of the sequences, without padding.
 """
 
 from __future__ import annotations
