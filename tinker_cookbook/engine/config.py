@@ -22,7 +22,8 @@ class EngineConfig:
     tokens_per_pass: int | None = chz.field(
         default=None,
         doc="tokens that pass through the model at once (training, prefill); memory grows with it;"
-        " None: 4096 on a CPU, 16384 on a GPU, less where memory is short",
+        " rows that share a beginning stay together up to twice as many; None: 2048 on a CPU,"
+        " 16384 on a GPU, less where memory is short",
     )
     checkpointing: Literal["auto", "always", "never"] = chz.field(
         default="auto",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.engine.base_model import BaseModel
 
 KV_USUAL = {"cpu": 65536, "cuda": 524288}  # tokens of keys and values; few ask for more
-USUAL = {"cpu": 4096, "cuda": 16384}  # tokens per pass; beyond, a pass gets larger, not faster
+USUAL = {"cpu": 2048, "cuda": 16384}  # tokens per pass; beyond, a pass gets larger, not faster
 PROBE = 64  # tokens of the counting forward
 BACKWARD = 1.3  # gradients that live beside what was kept, as a factor on it
 ACTIVATIONS = 0.5  # share of the free memory that a pass may take without checkpointing
@@ -83,7 +83,7 @@ class Memory:
 
     def tokens_per_pass(self, device: torch.device) -> int:
         """As many as pay on this device, or the power of two that fits with checkpointing."""
-        usual = USUAL.get(device.type, 4096)
+        usual = USUAL.get(device.type, 2048)
         fitting = int(self.free * ACTIVATIONS / (self.checkpointed * BACKWARD))
         return usual if fitting >= usual else 1 << max(fitting.bit_length() - 1, 0)
 

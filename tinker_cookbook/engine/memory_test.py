@@ -88,14 +88,14 @@ def test_a_pass_that_cannot_fit_is_refused(tiny_qwen3: str) -> None:
 def test_tokens_per_pass_follow_the_memory(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Memory(1000, 100, 10, 10**9).tokens_per_pass(CPU) == 4096
+    assert Memory(1000, 100, 10, 10**9).tokens_per_pass(CPU) == 2048
     assert Memory(1000, 100, 10, 10**9).tokens_per_pass(torch.device("cuda")) == 16384
-    assert Memory(1000, 100, 10, 10**6).tokens_per_pass(CPU) == 2048
+    assert Memory(1000, 100, 10, 5 * 10**5).tokens_per_pass(CPU) == 1024
     assert Memory(1000, 100, 10, 0).tokens_per_pass(CPU) == 1
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3_000_000)
     found = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     assert found.memory is not None
-    assert found.tokens_per_pass < 4096
+    assert found.tokens_per_pass < 2048
     fitting = found.tokens_per_pass * found.memory.checkpointed * memory.BACKWARD
     assert fitting <= 1_500_000 < 2 * fitting
     assert (

@@ -131,8 +131,11 @@ def pack(
 def plan_passes(
     requests: Sequence[Sequence[np.ndarray]], budget: int
 ) -> list[list[tuple[int, int]]]:
-    """(request, row) of each pass: families that share a beginning together, large ones first. A
-    row above the budget gets a pass of its own; a family above it begins anew in the next pass."""
+    """(request, row) of each pass: families that share a beginning together, large ones first.
+
+    A row above the budget gets a pass of its own, and so does a family up to twice the budget: two
+    passes would compute twice what it shares. A larger one begins anew in the next pass.
+    """
     families: list[list[tuple[int, int]]] = []
     for request, tokens in enumerate(requests):
         before = None
@@ -146,15 +149,18 @@ def plan_passes(
     passes: list[list[tuple[int, int]]] = []
     room = 0
     for family in families:
-        before = None
-        for request, index in family:
-            row = requests[request][index]
-            extra = len(row) - (_common(before, row) if before is not None else 0)
+        rows = [requests[request][index] for request, index in family]
+        extras = [len(b) - _common(a, b) for a, b in pairwise(rows)]
+        if len(rows) > 1 and budget < len(rows[0]) + sum(extras) <= 2 * budget:
+            passes.append(family)
+            room = 0
+            continue
+        for member, row, extra in zip(family, rows, [len(rows[0]), *extras]):
             if not passes or extra > room:
                 passes.append([])
                 room, extra = budget, len(row)
-            passes[-1].append((request, index))
-            room, before = room - extra, row
+            passes[-1].append(member)
+            room -= extra
     return passes
 
 

@@ -133,6 +133,17 @@ def test_passes_keep_to_the_budget() -> None:
         assert len(batch.tokens) <= 300 + packing.SHORTEST_SHARED * len(batch.rows)
 
 
+def test_a_family_stays_together_up_to_twice_the_budget() -> None:
+    rng = np.random.default_rng(0)
+    rows = group(rng, rng.integers(0, VOCAB, 100), (50,) * 6) + group(
+        rng, rng.integers(0, 9, 30), (9,)
+    )
+    tokens = [row.tokens for row in rows]  # a family of 149 + 5 x 49, and a row of 38
+    assert sorted(map(len, plan_passes([tokens], 394))) == [1, 6]
+    assert sorted(map(len, plan_passes([tokens], 200))) == [1, 6]
+    assert sorted(map(len, plan_passes([tokens], 196))) == [1, 1, 1, 1, 1, 2]  # 394 > 2 x 196
+
+
 def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "SHORTEST_SHARED", 1_000_000)
 

@@ -67,7 +67,7 @@ def test_out_of_memory_names_the_key(engine: Engine, tiny_qwen3: str, error: Exc
         engine.base_model(tiny_qwen3)
         raise error
 
-    with pytest.raises(OutOfMemoryError, match=r"lower engine\.tokens_per_pass \(now 4096\)"):
+    with pytest.raises(OutOfMemoryError, match=r"lower engine\.tokens_per_pass \(now 2048\)"):
         engine.submit(starve).result(10)
 
 
