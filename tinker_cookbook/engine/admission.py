@@ -111,8 +111,11 @@ class Admission:
             node.keys, node.values = block.keys, block.values
         self.prefixes.unpin(path)
 
-    def choose(self, rows: Sequence[Row]) -> list[Start]:
-        """What goes on beside these rows; slots are ready for all of them together."""
+    def choose(self, rows: Sequence[Row], running: list[Job]) -> list[Start]:
+        """What goes on beside these rows; slots are ready for all of them together.
+
+        `running` gets each job as soon as it is taken: whatever fails then, it is answered.
+        """
         starts: list[Start] = []
         count, need = len(rows), max((row.job.slot_tokens for row in rows), default=0)
         left = self.limits.tokens_per_pass
@@ -127,6 +130,7 @@ class Admission:
                 start = self._start(job, count, need, left, fresh=True)
             if start is None:
                 break
+            running.append(job)
             starts.append(start)
             job.started += start.rows
             job.open += start.rows

@@ -79,7 +79,8 @@ class BaseModel:
             asked = self.memory.needs_checkpointing(len(tokens))
             self._recompute = {"auto": asked, "always": True, "never": False}[self.checkpointing]
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
-        with self.router.use(adapters):
+        apart = isinstance(plan, attention.DecodePlan) and plan.apart
+        with self.router.use(adapters, apart):
             out = self.decoder(
                 input_ids=tokens.view(shape),
                 position_ids=positions.view(shape),

@@ -54,11 +54,19 @@ class LoraExperts(torch.nn.Module):
         visits = list(_visits(self.router.plan, experts, rows, self.base.down_proj.shape[0]))
         # one split, not a slice for each: the backward of a slice fills a tensor of the whole size
         parts = hidden.index_select(0, rows).split([visit.count for visit in visits])
-        out = torch.cat([self._expert(visit, x) for visit, x in zip(visits, parts)])
+        compute = self._of_fixed_size if self.router.apart else self._expert
+        out = torch.cat([compute(visit, x) for visit, x in zip(visits, parts)])
         out = out * weights.reshape(-1)[order, None]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return out.index_select(0, back).view(*chosen.shape, -1).sum(dim=1).to(hidden.dtype)
+
+    def _of_fixed_size(self, visit: _Visit, x: torch.Tensor) -> torch.Tensor:
+        """As many rows for every expert as the pass has, so that it does not matter who came."""
+        total = self.router.plan[-1].stop  # type: ignore[index]  # one adapter, no stack
+        padded = F.pad(x, (0, 0, 0, total - visit.count))
+        plan = [AdapterRows(part.adapter, 0, total) for part in visit.plan]  # type: ignore[union-attr]
+        return self._expert(visit._replace(plan=plan), padded)[: visit.count]
 
     def _expert(self, visit: _Visit, x: torch.Tensor) -> torch.Tensor:
         expert, plan, path = visit.expert, visit.plan, f"{self.path}.{visit.expert}"

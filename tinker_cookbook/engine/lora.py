@@ -74,6 +74,11 @@ class LoraSpec:
         return asdict(self)
 
 
+class Weights:
+    """Stands for what an adapter's weights are at a time: what was computed with them holds as
+    long as the adapter has the same object."""
+
+
 class Adapter:
     """The parameters of one LoRA: fp32 masters and the copies that the products use.
 
@@ -86,6 +91,7 @@ class Adapter:
         self.master = master
         self.copy: dict[str, torch.Tensor] = {}
         self.make_copies(dtype)
+        self.weights = Weights()
 
     @classmethod
     def new(
@@ -124,6 +130,7 @@ class Adapter:
 
     def refresh(self) -> None:
         """Bring the copies up to date with the masters (after an optimizer step or a load)."""
+        self.weights = Weights()
         with torch.no_grad():
             for name, tensor in self.master.items():
                 if self.copy[name].data_ptr() != tensor.data_ptr():
@@ -158,6 +165,7 @@ class AdapterStack:
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)
+        self.weights = [adapter.weights for adapter in adapters]
         self._pairs: dict[str, _StackedPair | None] = {}
 
     def pair(self, path: str) -> _StackedPair | None:
@@ -207,14 +215,15 @@ class Router:
 
     def __init__(self) -> None:
         self.plan: AdapterPlan = ()
+        self.apart = False  # whether no row's result may depend on the others
 
     @contextmanager
-    def use(self, plan: AdapterPlan) -> Iterator[None]:
-        before, self.plan = self.plan, plan
+    def use(self, plan: AdapterPlan, apart: bool = False) -> Iterator[None]:
+        before, self.plan, self.apart = (self.plan, self.apart), plan, apart
         try:
             yield
         finally:
-            self.plan = before
+            self.plan, self.apart = before
 
 
 class LoraLinear(torch.nn.Module):

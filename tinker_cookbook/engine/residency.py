@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,9 +19,17 @@ from tinker_cookbook.engine.memory import GIB
 from tinker_cookbook.exceptions import OutOfMemoryError
 
 if TYPE_CHECKING:
+    from tinker_cookbook.engine.lora import Adapter
     from tinker_cookbook.engine.trainer import Trainer
 
 Tensors = dict[str, torch.Tensor]
+
+
+class Parked(NamedTuple):
+    """Tensors that were moved out of the way: how to get them, and how to forget them."""
+
+    load: Callable[[], Tensors]
+    drop: Callable[[], object]
 
 
 class Residency:
@@ -31,6 +39,7 @@ class Residency:
         self.device = device
         self.limit = limit  # bytes of weights, gradients and optimizer state, of all trainers
         self._trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
+        self._sampled: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self._clock = itertools.count()
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
@@ -60,20 +69,31 @@ class Residency:
             trainer.park()
             total -= trainer.size
 
-    def store(self, tensors: Tensors, owner: Trainer) -> Callable[[], Tensors]:
-        """Move tensors out of the way; the function that is returned brings them back, once."""
+    def store(self, tensors: Tensors, owner: Trainer) -> Parked:
+        """Move tensors out of the way."""
         if self.device.type != "cpu":
             parked = {name: tensor.to("cpu") for name, tensor in tensors.items()}
-            return lambda: {name: tensor.to(self.device) for name, tensor in parked.items()}
+            return Parked(
+                lambda: {name: tensor.to(self.device) for name, tensor in parked.items()},
+                lambda: None,
+            )
         if self._directory is None:
             self._directory = tempfile.TemporaryDirectory(prefix="adapters-")
         file = Path(self._directory.name) / f"{next(self._clock)}.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         forget = weakref.finalize(owner, file.unlink, missing_ok=True)
+        return Parked(lambda: load_file(file), forget)
 
-        def load() -> Tensors:
-            loaded = load_file(file)
-            forget()
-            return loaded
-
-        return load
+    def admit(self, adapter: Adapter) -> Adapter:
+        """Take in an adapter to sample from; refused if those in use no longer fit."""
+        size = sum(tensor.nbytes for tensor in adapter.copy.values())
+        held = sum(t.nbytes for each in self._sampled for t in each.copy.values())
+        if held + size > self.limit:
+            raise OutOfMemoryError(
+                f"one more adapter to sample from needs {size / GIB:.3f} GiB, the"
+                f" {len(self._sampled)} in use hold {held / GIB:.3f} GiB and may hold"
+                f" {self.limit / GIB:.3f} GiB: let go of sampling clients or raise"
+                " engine.adapter_gib"
+            )
+        self._sampled.add(adapter)
+        return adapter

@@ -10,7 +10,7 @@ import torch
 
 from tinker_cookbook.engine import EngineConfig, checkpoints
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.lora import LoraSpec
+from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.trainer import AdamConfig, Trainer
 from tinker_cookbook.engine.trainer_test import make_rows
@@ -73,7 +73,7 @@ def test_the_longest_idle_make_room(tiny_qwen3: str) -> None:
     for index in (0, 1, 2, 3, 1):
         work = lambda run=runs[index]: run.work(make_rows(), "cross_entropy", None)  # noqa: E731
         engine.train(str(index), "forward_backward", work).result(60)
-    engine.submit(lambda: None).result(60)
+    engine.submit(lambda: None).result(60)  # room is made after an operation
     assert [run.awake for run in runs] == [False, True, False, True]
     files = Path(base.residency._directory.name)  # type: ignore[union-attr]
     assert len(list(files.iterdir())) == 2
@@ -89,3 +89,37 @@ def test_an_adapter_that_never_fits_is_refused(tiny_qwen3: str) -> None:
     with pytest.raises(OutOfMemoryError, match=r"LoRA rank=32: .* raise engine.adapter_gib"):
         Trainer(base, LoraSpec(rank=32))
     assert Trainer(base, LoraSpec(rank=1)).awake
+
+
+def test_an_adapter_that_cannot_wake_stays_parked(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype="bfloat16"))
+    trainer = Trainer(base, LoraSpec(rank=4))
+    train(trainer, 1)
+    before = trainer.forward(make_rows(), "cross_entropy", None)
+    trainer.park()
+
+    def starve(self: object, dtype: torch.dtype) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "make_copies", starve)
+        with pytest.raises(MemoryError):
+            trainer.forward(make_rows(), "cross_entropy", None)
+        assert not trainer.awake
+    after = trainer.forward(make_rows(), "cross_entropy", None)
+    assert after.metrics == before.metrics
+
+
+def test_more_adapters_to_sample_from_than_fit(tiny_qwen3: str) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    trainer = Trainer(base, LoraSpec(rank=4))
+    size = sum(tensor.nbytes for tensor in trainer.adapter.copy.values())
+    base.residency.limit = int(2.5 * size)
+    one = base.residency.admit(trainer.adapter.snapshot())
+    two = base.residency.admit(trainer.adapter.snapshot())
+    with pytest.raises(OutOfMemoryError, match=r"the 2 in use hold .* let go of sampling clients"):
+        base.residency.admit(trainer.adapter.snapshot())
+    del two
+    assert base.residency.admit(trainer.adapter.snapshot()) is not one

@@ -29,7 +29,7 @@ class TrainResult:
     """What forward and forward_backward return, in the order of the rows."""
 
     logprobs: list[np.ndarray]  # float32 per row, shaped like its targets, before any update
-    metrics: dict[str, float]  # "name:reduction"; always holds "loss:sum"
+    metrics: dict[str, float]  # "name:reduction"; "loss:sum", or a custom loss's own
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class SampleRequest:
     prompt_logprobs: bool = False
     prompt_top_k: int = 0  # most likely tokens to report at each prompt position
     sample_top_k: int = 0  # ... and at each sampled position
-    prompt_targets: np.ndarray | None = None  # int64 [P-1, K]: tokens to score at positions 1..P-1
+    prompt_targets: np.ndarray | None = None  # int64 [P-1, K]: tokens to score at positions
+    # 1..P-1; -1 asks for nothing and is answered with 0
 
 
 @dataclass(frozen=True)

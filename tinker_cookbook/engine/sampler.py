@@ -97,7 +97,8 @@ class TorchSampler:
     ) -> None:
         check(request, self.base, self.limits)
         prompt = np.asarray(request.prompt, dtype=np.int64)
-        job = Job(request, adapter, done, adapter or self.base, prompt, cancelled)
+        owner = adapter.weights if adapter else self.base
+        job = Job(request, adapter, done, owner, prompt, cancelled)
         if self.limits.deterministic:
             job.owner = job  # what others computed, they computed in other passes
         self.admission.add(job)
@@ -107,8 +108,7 @@ class TorchSampler:
         running = [row.job for row in self.rows]
         try:
             self._give_up()
-            starts = self.admission.choose(self.rows)
-            running += [start.job for start in starts]
+            starts = self.admission.choose(self.rows, running)
             if starts:
                 self._start(starts)
             if self.rows:
@@ -274,7 +274,7 @@ class TorchSampler:
         distinct = list({id(a): a for a in given if a is not None}.values())
         if len(distinct) <= 1 and (None not in given or not distinct):
             return [AdapterRows(given[0], 0, count)]
-        if {*map(id, distinct)} - {*map(id, self._stack.adapters)}:
+        if not {each.weights for each in distinct} <= set(self._stack.weights):
             self._stack = AdapterStack(distinct)
         index = {id(adapter): i for i, adapter in enumerate(self._stack.adapters)}
         owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in given])

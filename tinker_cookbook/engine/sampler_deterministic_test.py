@@ -94,14 +94,28 @@ def sample(
 
 # the case of 200 is the evidence; the others vary what rounding may depend on
 @pytest.mark.parametrize(
-    ("dtype", "number", "count"),
-    [("float32", 1, 200), ("float32", 2, 12), ("bfloat16", 1, 20), ("bfloat16", 2, 12)],
+    ("family", "dtype", "number", "count"),
+    [
+        ("tiny_qwen3", "float32", 1, 200),
+        ("tiny_qwen3", "float32", 2, 12),
+        ("tiny_qwen3", "bfloat16", 1, 20),
+        ("tiny_qwen3", "bfloat16", 2, 12),
+        ("tiny_qwen3_moe", "float32", 1, 24),
+        ("tiny_deepseek", "float32", 1, 24),
+        ("tiny_gpt_oss", "float32", 1, 24),
+    ],
 )
 def test_the_same_bits_in_any_company(
-    tiny_qwen3: str, threads: None, dtype: str, number: int, count: int
+    family: str,
+    dtype: str,
+    number: int,
+    count: int,
+    threads: None,
+    request: pytest.FixtureRequest,
 ) -> None:
     torch.set_num_threads(number)
-    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
+    path = request.getfixturevalue(family)
+    base = BaseModel(path, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
     owners, asked = adapters(base), requests(count)
     alone = sample(base, owners, asked, range(count), alone=True, deterministic=True)
     assert sample(base, owners, asked, range(count), deterministic=True) == alone

@@ -12,13 +12,18 @@ from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.drawing import draw
+from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
 from tinker_cookbook.engine.sampler import TorchSampler
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.engine.trainer import Trainer
-from tinker_cookbook.engine.trainer_test import make_trainer
-from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.engine.trainer import AdamConfig, Trainer
+from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
+from tinker_cookbook.exceptions import (
+    ConfigurationError,
+    DataValidationError,
+    OutOfMemoryError,
+)
 
 TOLERANCE = 1e-5
 
@@ -421,3 +426,53 @@ def test_a_cancelled_request_leaves_the_batch(tiny_qwen3: str) -> None:
     assert not sampler.cache.tokens and not sampler.admission.prefixes.pinned
     for ours, expected in zip(results[3].sequences, alone.sequences, strict=True):
         assert ours.tokens == expected.tokens
+
+
+def test_new_weights_of_an_adapter_are_not_mixed_with_old_keys(tiny_llama: str) -> None:
+    trainer = make_trainer(tiny_llama, LoraSpec(rank=4))
+    request = SampleRequest(np.arange(3, 60), 8, num_samples=2, seed=0)
+    sampler = TorchSampler(trainer.base, EngineConfig())
+    (before,) = run(sampler, [request], trainer.adapter)
+    trainer.forward_backward(make_rows(), "cross_entropy", None)
+    trainer.optim_step(AdamConfig(learning_rate=0.1))
+    (warm,) = run(sampler, [request], trainer.adapter)
+    (cold,) = run(TorchSampler(trainer.base, EngineConfig()), [request], trainer.adapter)
+    for ours, expected, old in zip(warm.sequences, cold.sequences, before.sequences):
+        assert ours.tokens == expected.tokens and ours.logprobs == expected.logprobs
+        assert ours.logprobs != old.logprobs
+
+
+def test_memory_that_runs_out_while_slots_grow_is_told(
+    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    failures = [MemoryError("no slots")]
+    reserve = KVCache.reserve
+
+    def starve(self: KVCache, *args: int) -> None:
+        if failures:
+            raise failures.pop()
+        reserve(self, *args)
+
+    monkeypatch.setattr(KVCache, "reserve", starve)
+    request = SampleRequest(np.arange(5, 40), 5, seed=0)
+    with pytest.raises(OutOfMemoryError, match="no slots"):
+        engine.sample(tiny_qwen3, lambda: (None, request)).result(60)
+    assert len(engine.sample(tiny_qwen3, lambda: (None, request)).result(60).sequences) == 1
+    engine.close()
+
+
+def test_cells_of_prompt_targets_that_ask_for_nothing(tiny_qwen3: str) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    prompt = np.arange(5, 12)
+    full = np.stack([prompt[1:], prompt[:-1]], axis=1)
+    some = full.copy()
+    some[2, 0] = some[5, 1] = -1
+    sampler = TorchSampler(base, EngineConfig())
+    asked = [SampleRequest(prompt, 0, prompt_targets=targets) for targets in (full, some)]
+    whole, sparse = (each.prompt_target_logprobs for each in run(sampler, asked))
+    assert whole is not None and sparse is not None
+    assert (sparse[some == -1] == 0).all()
+    assert np.abs(sparse - whole)[some != -1].max() <= TOLERANCE
+    with pytest.raises(DataValidationError, match="holds token id -2"):
+        sampler.add(SampleRequest(prompt, 0, prompt_targets=full * 0 - 2), None, print)

@@ -23,6 +23,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 Done = Callable[[SampleResult | Exception], None]
 Cancelled = Callable[[], bool]
+NOTHING = -1  # in prompt_targets: a cell that asks for nothing; it is answered with 0
 
 
 @dataclass(eq=False)
@@ -112,8 +113,10 @@ class PromptScores:
         if request.prompt_top_k:
             self.top_k.append(top_k(*base.head.top_k(hidden, request.prompt_top_k, adapter)))
         if request.prompt_targets is not None:
-            chosen = tensor(np.asarray(request.prompt_targets)[start:stop])
-            self.targets.append(base.head.logprobs(hidden, chosen, adapter).cpu().numpy())
+            asked = np.asarray(request.prompt_targets)[start:stop]
+            chosen = tensor(np.maximum(asked, 0))
+            scores = base.head.logprobs(hidden, chosen, adapter).cpu().numpy()
+            self.targets.append(np.where(asked == NOTHING, np.float32(0), scores))
 
     def finish(self, job: Job) -> None:
         request, result = job.request, job.result
@@ -140,7 +143,9 @@ def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> No
     try:
         check_tokens(request.prompt, base.vocab_size, "prompt")
         if request.prompt_targets is not None:
-            check_tokens(request.prompt_targets, base.vocab_size, "target_prompt_logprobs")
+            asked = np.asarray(request.prompt_targets)
+            checked = np.where(asked == NOTHING, 0, asked)
+            check_tokens(checked, base.vocab_size, "target_prompt_logprobs")
             if len(request.prompt_targets) != len(request.prompt) - 1:
                 raise ValueError(
                     f"target_prompt_logprobs has {len(request.prompt_targets)} rows, the prompt"

@@ -8,6 +8,7 @@ and samples are waiting, each side gets about as much time as the other.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -29,6 +30,7 @@ from tinker_cookbook.engine.sampler import Sampler, TorchSampler
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 Kind = Literal["forward", "forward_backward"]
 COMPUTE: dict[Kind, Callable[[Sequence[Work]], list[TrainResult]]] = {
     "forward": passes.forward,
@@ -56,12 +58,7 @@ class _Operation:
 
     def answer(self, outcome: Any) -> None:
         """Give the caller a result, or an error."""
-        if self.future.done():
-            return  # cancelled while it was waiting
-        if isinstance(outcome, BaseException):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
+        _answer(self.future, outcome)
 
 
 @dataclass(eq=False)
@@ -70,6 +67,14 @@ class _Training(_Operation):
 
     kind: Kind = "forward"
     work: Work | None = None
+
+
+def _answer(future: Future[Any], outcome: Any) -> None:
+    with suppress(InvalidStateError):  # cancelled while it was waiting
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 class Engine:
@@ -111,11 +116,8 @@ class Engine:
         answer: Future[SampleResult] = Future()
 
         def done(outcome: SampleResult | BaseException) -> None:
-            with suppress(InvalidStateError):  # cancelled
-                if isinstance(outcome, BaseException):
-                    answer.set_exception(self._explain(outcome))
-                else:
-                    answer.set_result(outcome)
+            failed = isinstance(outcome, BaseException)
+            _answer(answer, self._explain(outcome) if failed else outcome)
 
         def add() -> None:
             if answer.cancelled():
@@ -158,14 +160,19 @@ class Engine:
         return operation.future
 
     def _run(self) -> None:
+        why = TrainingError(CLOSED)
         try:
             self._loop()
-        finally:  # also after an error of the engine's own: nobody must wait for ever
-            self._closed = True
+        except BaseException as error:  # of the engine's own: nobody must wait for ever
+            why = TrainingError(f"{CLOSED} after an error of its own: {error!r}")
+            raise
+        finally:
+            with self._wake:  # from here on nothing is added
+                self._closed = True
+            for operation in self._queue:
+                operation.answer(why)
             for sampler in self._samplers.values():
-                sampler.abort(TrainingError(CLOSED))
-            while self._queue:
-                self._queue.popleft().answer(TrainingError(CLOSED))
+                sampler.abort(why)
 
     def _loop(self) -> None:
         owed = 0.0  # seconds that sampling may still take before the next operation
@@ -176,19 +183,26 @@ class Engine:
                     self._wake.wait()
                 if self._closed:
                     return
-                operation = (
-                    self._queue.popleft() if self._queue and (owed <= 0 or not busy) else None
-                )
+                waiting = bool(self._queue)
+                operation = self._queue.popleft() if waiting and (owed <= 0 or not busy) else None
             start = time.perf_counter()
             if operation is not None:
                 self._do(operation)
-                for base in self._bases.values():
-                    base.residency.make_room()
-                owed = time.perf_counter() - start
+                operation = None  # its trainer may be gone before the next one comes
+                self._make_room()
+                owed = owed + time.perf_counter() - start if busy else 0.0
                 continue
             for sampler in busy:
                 sampler.step()
-            owed -= time.perf_counter() - start
+            # what sampling takes while nothing waits, it owes to nobody; but for the last step
+            owed = (owed if waiting else 0.0) - (time.perf_counter() - start)
+
+    def _make_room(self) -> None:
+        for base in self._bases.values():
+            try:
+                base.residency.make_room()
+            except Exception as error:  # a full disk, say: they stay where they are
+                logger.warning("idle adapters cannot be parked: %s", error)
 
     def _do(self, operation: _Operation) -> None:
         if not operation.start():
@@ -222,6 +236,7 @@ class Engine:
         assert first.work is not None
         base = first.work.trainer.base
         room = -first.work.tokens % base.tokens_per_pass
+        memory = base.residency.limit - first.work.trainer.size
         chosen, seen = [first], {first.run, None}
         deadline = time.perf_counter() + PATIENCE * self._last_pass
         while room:
@@ -241,10 +256,16 @@ class Engine:
                     continue
                 if not (each.start() and self._build(each)):
                     self._remove(each)
-                elif each.work and each.work.trainer.base is base and each.work.tokens <= room:
+                elif (
+                    each.work
+                    and each.work.trainer.base is base
+                    and each.work.tokens <= room
+                    and each.work.trainer.size <= memory
+                ):
                     self._remove(each)
                     chosen.append(each)
                     room -= each.work.tokens
+                    memory -= each.work.trainer.size
         return chosen
 
     def _remove(self, operation: _Operation) -> None:
@@ -259,14 +280,16 @@ class Engine:
     def _train(self, requests: list[_Training]) -> None:
         start = time.perf_counter()
         works = [request.work for request in requests if request.work]
+        outcome: list[Any]
         try:
-            outcome: list[Any] = COMPUTE[requests[0].kind](works)
+            outcome = list(COMPUTE[requests[0].kind](works))
         except BaseException as error:
-            if len(requests) > 1:  # whose fault is it? Each alone, so that only that one fails
-                for request in requests:
-                    self._train([request])
-                return
             outcome = [self._explain(error)]
+            error.__traceback__ = None if len(requests) > 1 else error.__traceback__
+        if len(outcome) < len(requests):  # whose fault was it? Each alone, so that only that fails
+            for request in requests:
+                self._train([request])
+            return
         end = time.perf_counter()
         self._last_pass = end - start
         horizon = end - MOMENT * self._last_pass
@@ -287,15 +310,20 @@ class Engine:
             sampler.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        found = [
-            base.memory.sampling_limits(self.config, base.device)
-            for base in self._bases.values()
-            if base.memory
+        detail = text.splitlines()[0] if text else ""
+        bases = list(self._bases.values())
+        limits = [
+            base.memory.sampling_limits(self.config, base.device) for base in bases if base.memory
         ]
-        limits = found[0] if found else self.config
+        if not limits:
+            return OutOfMemoryError(
+                f"out of memory while the model was loaded on {self.config.device}: take a smaller"
+                f" one or engine.dtype=bfloat16; {detail}"
+            )
+        tokens = min(each.tokens_per_pass for each in limits)
+        keys = min(each.kv_tokens for each in limits)
         return OutOfMemoryError(
-            f"out of memory on {self.config.device}: lower engine.tokens_per_pass"
-            f" (now {limits.tokens_per_pass}) or max_length for training,"
-            f" engine.kv_tokens (now {limits.kv_tokens}) for sampling;"
-            f" {text.splitlines()[0] if text else ''}"
+            f"out of memory on {bases[0].device}: set engine.tokens_per_pass={tokens // 2} (now"
+            f" {tokens}) or lower max_length for training, engine.kv_tokens={keys // 2} (now"
+            f" {keys}) for sampling; {detail}"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_out_of_memory_names_the_key(engine: Engine, tiny_qwen3: str, error: Exc
         engine.base_model(tiny_qwen3)
         raise error
 
-    with pytest.raises(OutOfMemoryError, match=r"lower engine\.tokens_per_pass \(now 2048\)"):
+    with pytest.raises(OutOfMemoryError, match=r"set engine\.tokens_per_pass=1024 \(now 2048\)"):
         engine.submit(starve).result(10)
 
 
@@ -292,3 +294,54 @@ def test_a_cancelled_sample_stops(engine: Engine, tiny_qwen3: str) -> None:
     engine.submit(lambda: None).result(60)
     assert not engine._sampler(tiny_qwen3).busy
     assert time.perf_counter() - start < 20
+
+
+def test_requests_sent_together_enter_the_batch_together(engine: Engine, tiny_qwen3: str) -> None:
+    passes = count_passes(engine, tiny_qwen3)
+    gate = threading.Event()
+    engine.submit(gate.wait)
+    prompt = np.arange(3, 43)
+    futures = [
+        engine.sample(tiny_qwen3, lambda i=i: (None, SampleRequest(prompt, 30, seed=i)))
+        for i in range(64)
+    ]
+    gate.set()
+    for future in futures:
+        future.result(60)
+    assert len(passes) <= 45  # 30 tokens, and few steps until all had come
+
+
+def test_a_full_disk_ends_nothing(
+    engine: Engine, tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tinker_cookbook.engine.residency.save_file", full)
+    tenants = tenants_of(engine, tiny_qwen3)[:3]
+    tenants[0].trainer.base.residency.limit = 1
+    for each in tenants:
+        assert each.train(with_inputs(make_rows(), each.loss)).result(60).logprobs
+    assert all(each.trainer.awake for each in tenants)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_the_engine_itself_is_told_to_all() -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    gate = threading.Event()
+    running, queued = engine.submit(gate.wait), engine.submit(lambda: 8)
+    engine._make_room = lambda: 1 // 0  # type: ignore[method-assign]
+    gate.set()
+    running.result(10)
+    with pytest.raises(TrainingError, match=r"after an error of its own: ZeroDivisionError"):
+        queued.result(10)
+
+
+def test_an_idle_engine_keeps_nothing_alive(engine: Engine, tiny_qwen3: str) -> None:
+    tenant = tenants_of(engine, tiny_qwen3)[0]
+    tenant.train(with_inputs(make_rows(), tenant.loss)).result(60)
+    trainer = weakref.ref(tenant.trainer)
+    del tenant
+    time.sleep(0.1)
+    gc.collect()
+    assert trainer() is None

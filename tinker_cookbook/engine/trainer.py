@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from tinker_cookbook.engine import losses, passes
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.passes import Work
+from tinker_cookbook.engine.residency import Parked
 from tinker_cookbook.engine.rows import TrainResult, TrainRow, check_tokens
 from tinker_cookbook.exceptions import DataValidationError, TrainingError
 
@@ -66,7 +67,7 @@ class Trainer:
             lr=0.0,
             fused=True,  # one kernel for all tensors: half the time on a CPU
         )
-        self._fetch: Callable[[], Tensors] | None = None  # brings back what is parked
+        self._fetch: Parked | None = None  # brings back what is parked
         self.last_use = base.residency.tick()
         base.residency.add(self)
 
@@ -96,10 +97,10 @@ class Trainer:
         """Have everything in the device's memory; note that the trainer was used."""
         self.last_use = self.base.residency.tick()
         if self._fetch is not None:
-            tensors = self._fetch()
-            self._replace(tensors)
+            self._replace(self._fetch.load())
+            self._adapter.make_copies(self.base.dtype)  # may fail, too: then nothing is lost
+            self._fetch.drop()
             self._fetch = None
-            self._adapter.make_copies(self.base.dtype)
 
     def _tensors(self) -> Tensors:
         """Weights, gradient and the optimizer's moments by name."""

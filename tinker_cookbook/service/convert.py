@@ -89,7 +89,7 @@ def request_of(
     """A sampling request; `wanted` are further fields of it.
 
     `stop=None` means the model's own end tokens, `stop=[]` none at all; `max_tokens=None` means as
-    far as the context goes.
+    far as the context goes, and what the memory for keys and values holds.
     """
     tokens = tokens_of(prompt, "prompt")
     stop_tokens, stop_strings = eos_tokens, ()
@@ -121,7 +121,7 @@ def response_of(result: SampleResult, last_n: int | None = None) -> types.Sample
     prompt_logprobs = result.prompt_logprobs
     if prompt_logprobs is not None and last_n is not None:
         prompt_logprobs = prompt_logprobs.copy()
-        prompt_logprobs[: len(prompt_logprobs) - last_n] = np.nan
+        prompt_logprobs[: max(len(prompt_logprobs) - last_n, 0)] = np.nan
     return types.SampleResponse(
         sequences=[
             types.SampledSequence(

@@ -279,7 +279,7 @@ class LocalTrainingClient(_Ready):
         def snapshot(trainer: Trainer) -> Adapter | None:
             if name is not None:
                 self._write_sampler_weights(trainer, name, None, None)
-            return trainer.adapter.snapshot()
+            return trainer.base.residency.admit(trainer.adapter.snapshot())
 
         future = self._queue(snapshot).future()
         return ReadySamplingClient(self._engine, self._base_model, future, None)
@@ -314,7 +314,7 @@ class LocalTrainingClient(_Ready):
             ),
             model_id=self.model_id,
             is_lora=True,
-            lora_rank=trainer.adapter.spec.rank,
+            lora_rank=trainer.spec.rank,
             model_name=self._base_model,
         )
 
@@ -454,7 +454,7 @@ class LocalServiceClient:
                 base = self.engine.base_model(models.load_path(_base_of(opened)))
                 adapter = base.new_adapter(checkpoints.read_spec(opened.directory))
                 checkpoints.read_adapter(adapter, opened.directory)
-                return adapter
+                return base.residency.admit(adapter.snapshot())
 
         future = self.engine.submit(read)
         return ReadySamplingClient(self.engine, _base_of(info), future, model_path)
