@@ -167,7 +167,7 @@ def replace_sampler() -> None:
         def busy(self) -> bool:
             return bool(self.waiting)
 
-        def add(self, request: SampleRequest, adapter: Any, done: Any) -> None:
+        def add(self, request: SampleRequest, adapter: Any, done: Any, cancelled: Any) -> None:
             self.waiting.append((request, done))
 
         def step(self) -> None:
@@ -179,6 +179,8 @@ def replace_sampler() -> None:
                     for _ in range(request.num_samples)
                 ]
                 done(SampleResult(sequences))
+
+        def release(self) -> None: ...
 
         def abort(self, error: Exception) -> None:
             for _, done in self.waiting:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from tinker_cookbook.engine.decode_attention import DecodePlan, decode
+from tinker_cookbook.engine.decode_attention import DecodePlan, decode, has_flash
 from tinker_cookbook.engine.kv_cache import Sink, Slice
 from tinker_cookbook.engine.shared_prefix import ForestAttention, Part, blocks
 
@@ -136,7 +136,7 @@ def _packed(
     if window is not None and plan.longest <= window:
         window = None
     forest = (plan.shared is not None or sinks is not None) and window is None
-    if forest and query.device.type == "cpu":
+    if forest and has_flash(query):
         out = ForestAttention.apply(query, key, value, plan.parts, scaling, sinks)
         out = out.transpose(1, 2)
     else:

@@ -114,7 +114,7 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
         _check(trainer.adapter, file, found)
         for name, master in trainer.adapter.master.items():
             state[master][moment] = found[name].to(master.device)
-            state[master]["step"] = step.clone()
+            state[master]["step"] = step.to(master.device, copy=True)
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:

@@ -207,6 +207,11 @@ def _over(
     return out.view(m, g, kv_heads, -1), lse.view(m, g, kv_heads)
 
 
+def has_flash(tensor: torch.Tensor) -> bool:
+    """Whether the flash kernel that takes masks and returns the log-sum-exp runs on its device."""
+    return tensor.device.type == "cpu"
+
+
 def partial(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -216,7 +221,7 @@ def partial(
 ) -> Partial:
     """q [b, Hkv, R, D] over k [b, L, Hkv, D], v [b, L, Hkv, Dv] -> [b, R, Hkv, Dv], [b, R, Hkv]."""
     keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-    if query.device.type == "cpu" and keys.shape[3] == values.shape[3]:
+    if has_flash(query) and keys.shape[3] == values.shape[3]:
         out, lse = _flash(query, keys, values, 0.0, False, attn_mask=mask, scale=scale)
         return out.transpose(1, 2), lse.transpose(1, 2)
     return plain(query, keys, values, scale, mask)

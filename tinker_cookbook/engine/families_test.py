@@ -35,7 +35,7 @@ from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
 from tinker_cookbook.engine.sampler import TorchSampler
 from tinker_cookbook.engine.sampler_test import run, trainer_logprobs
 from tinker_cookbook.engine.trainer import AdamConfig, Trainer
-from tinker_cookbook.engine.trainer_test import PeftReference, make_rows, make_trainer
+from tinker_cookbook.engine.trainer_test import PeftReference, make_rows, make_trainer, on_cpu
 from tinker_cookbook.exceptions import ConfigurationError
 
 TOLERANCE = 1e-5
@@ -70,8 +70,8 @@ class MergedReference:
         self.model = transformers_model(trainer.base.path)
         self.scale = trainer.adapter.spec.scale
         self.parameters = {
-            name: tensor.detach().clone().requires_grad_()
-            for name, tensor in trainer.adapter.master.items()
+            name: tensor.clone().requires_grad_()
+            for name, tensor in on_cpu(trainer.adapter.master).items()
         }
 
     def merged(self) -> dict[str, torch.Tensor]:
@@ -110,14 +110,15 @@ class MergedReference:
 
 
 def plain_logprobs(base: BaseModel, rows: list[TrainRow]) -> list[torch.Tensor]:
-    """All rows in one pass through the base model alone."""
-    tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]))
+    """All rows in one pass through the base model alone; the result is on the CPU."""
+    tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows])).to(base.device)
     segments = lay_out([row.length for row in rows])
-    positions = torch.from_numpy(positions_of(segments))
+    positions = torch.from_numpy(positions_of(segments)).to(base.device)
     adapters = [AdapterRows(None, 0, len(tokens))]
     hidden = base.hidden(tokens, positions, PackedPlan(segments), adapters)
-    targets = torch.from_numpy(np.concatenate([row.targets for row in rows]))
-    return list(base.head.logprobs(hidden, targets, None).split([row.length for row in rows]))
+    targets = torch.from_numpy(np.concatenate([row.targets for row in rows])).to(base.device)
+    logprobs = base.head.logprobs(hidden, targets, None).cpu()
+    return list(logprobs.split([row.length for row in rows]))
 
 
 def largest(gaps: dict[str, torch.Tensor], scale: dict[str, torch.Tensor]) -> float:
@@ -127,8 +128,8 @@ def largest(gaps: dict[str, torch.Tensor], scale: dict[str, torch.Tensor]) -> fl
 
 
 @families
-def test_forward_equals_transformers(family: str, path: str) -> None:
-    base = BaseModel(path, EngineConfig(device="cpu", dtype="float32"))
+def test_forward_equals_transformers(family: str, path: str, device: str) -> None:
+    base = BaseModel(path, EngineConfig(device=device, dtype="float32"))
     model = transformers_model(path)
     rows = make_rows(lengths=LENGTHS)
     worst = 0.0
@@ -143,8 +144,10 @@ def test_forward_equals_transformers(family: str, path: str) -> None:
 
 @pytest.mark.parametrize("spec", [LoraSpec(rank=4), LoraSpec(rank=3, train_unembed=False)])
 @families
-def test_training_equals_merged_weights(family: str, path: str, spec: LoraSpec) -> None:
-    trainer = make_trainer(path, spec, tokens_per_pass=110, head_chunk=16)
+def test_training_equals_merged_weights(
+    family: str, path: str, spec: LoraSpec, device: str
+) -> None:
+    trainer = make_trainer(path, spec, device, tokens_per_pass=110, head_chunk=16)
     reference = MergedReference(trainer)
     rows = make_rows(lengths=LENGTHS)
     result = trainer.forward_backward(rows, "cross_entropy", None)
@@ -156,18 +159,18 @@ def test_training_equals_merged_weights(family: str, path: str, spec: LoraSpec) 
     worst = max(
         np.abs(ours - lp.detach().numpy()).max() for ours, lp in zip(result.logprobs, expected)
     )
-    assert trainer.grads is not None
+    grads = on_cpu(trainer.grads)
     wanted = {name: p.grad for name, p in reference.parameters.items() if p.grad is not None}
-    assert set(wanted) == set(trainer.grads)
+    assert set(wanted) == set(grads)
     assert all(grad.abs().max() > 0 for grad in wanted.values())  # every expert is visited
-    gap = largest({name: trainer.grads[name] - grad for name, grad in wanted.items()}, wanted)
+    gap = largest({name: grads[name] - grad for name, grad in wanted.items()}, wanted)
     lost = abs(result.metrics["loss:sum"] - loss.item())
     print(f"{family}: logprobs {worst:.1e}, loss {lost:.1e}, gradients {gap:.1e}")
     assert worst <= TOLERANCE and lost <= TOLERANCE and gap <= TOLERANCE
 
 
-def test_sliding_window_equals_peft(tiny_qwen3_sliding: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_qwen3_sliding, LoraSpec(rank=4), tokens_per_pass=110)
+def test_sliding_window_equals_peft(tiny_qwen3_sliding: str, tmp_path: Path, device: str) -> None:
+    trainer = make_trainer(tiny_qwen3_sliding, LoraSpec(rank=4), device, tokens_per_pass=110)
     reference = PeftReference(trainer, tmp_path)
     rows = make_rows(lengths=LENGTHS)
     expected, loss = reference.loss(rows)
@@ -175,10 +178,10 @@ def test_sliding_window_equals_peft(tiny_qwen3_sliding: str, tmp_path: Path) -> 
     loss.backward()
     assert max(np.abs(a - b).max() for a, b in zip(result.logprobs, expected)) <= TOLERANCE
     assert result.metrics["loss:sum"] == pytest.approx(loss.item(), abs=TOLERANCE)
-    assert trainer.grads is not None
+    grads = on_cpu(trainer.grads)
     wanted = {name: p.grad for name, p in reference.parameters.items() if p.grad is not None}
-    assert set(wanted) == set(trainer.grads)
-    assert largest({k: trainer.grads[k] - g for k, g in wanted.items()}, wanted) <= TOLERANCE
+    assert set(wanted) == set(grads)
+    assert largest({k: grads[k] - g for k, g in wanted.items()}, wanted) <= TOLERANCE
 
 
 def related_rows(shared: int, tails: tuple[int, ...]) -> list[TrainRow]:
@@ -206,8 +209,9 @@ def test_shared_prefixes_change_nothing(
     shared: int,
     tails: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
+    device: str,
 ) -> None:
-    trainer = make_trainer(path, LoraSpec(rank=4))
+    trainer = make_trainer(path, LoraSpec(rank=4), device)
     rows = related_rows(shared, tails)
     passes: list[int] = []
     hidden = trainer.base.hidden
@@ -250,14 +254,14 @@ def some_adapters(base: BaseModel) -> list[Adapter | None]:
 
 
 @families
-def test_several_adapters_in_a_pass(family: str, path: str) -> None:
+def test_several_adapters_in_a_pass(family: str, path: str, device: str) -> None:
     """Outputs and gradients of each as if it were alone."""
-    base = BaseModel(path, EngineConfig(device="cpu", dtype="float32"))
+    base = BaseModel(path, EngineConfig(device=device, dtype="float32"))
     adapters = some_adapters(base)
     rows = make_rows(lengths=(13, 60, 5, 1, 30))  # one for each
     segments = lay_out([row.length for row in rows])
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]))
-    slope = torch.randn(len(tokens), base.config.hidden_size)
+    slope = torch.randn(len(tokens), base.config.hidden_size).to(device)
 
     def backward(picked: list[int]) -> tuple[torch.Tensor, dict[int, dict[str, torch.Tensor]]]:
         spans = [segments[i] for i in picked]
@@ -265,7 +269,8 @@ def test_several_adapters_in_a_pass(family: str, path: str) -> None:
         laid = lay_out([s.stop - s.start for s in spans])
         plan = [AdapterRows(adapters[i], s.start, s.stop) for i, s in zip(picked, laid)]
         positions = torch.from_numpy(positions_of(laid))
-        hidden = base.hidden(tokens[own], positions, PackedPlan(laid), plan)
+        placed = tokens[own].to(device), positions.to(device)
+        hidden = base.hidden(*placed, PackedPlan(laid), plan)
         if hidden.requires_grad:
             hidden.backward(slope[own])
         grads = {}
@@ -292,9 +297,9 @@ def test_several_adapters_in_a_pass(family: str, path: str) -> None:
 
 
 @families
-def test_several_runs_in_a_pass(family: str, path: str) -> None:
+def test_several_runs_in_a_pass(family: str, path: str, device: str) -> None:
     """The trainer's way: runs with their own adapter and loss, each as if it were alone."""
-    base = BaseModel(path, EngineConfig(device="cpu", dtype="float32"))
+    base = BaseModel(path, EngineConfig(device=device, dtype="float32"))
     trainers = []
     for adapter in some_adapters(base):
         if adapter is not None:
@@ -318,11 +323,11 @@ def test_several_runs_in_a_pass(family: str, path: str) -> None:
 
 
 @families
-def test_bf16_stays_near_fp32(family: str, path: str) -> None:
-    exact = make_trainer(path, LoraSpec(rank=4))
+def test_bf16_stays_near_fp32(family: str, path: str, device: str) -> None:
+    exact = make_trainer(path, LoraSpec(rank=4), device)
     rows = make_rows(lengths=LENGTHS)
     expected = exact.forward(rows, "cross_entropy", None).logprobs
-    trainer = Trainer(BaseModel(path, EngineConfig(device="cpu", dtype="bfloat16")), LoraSpec(4))
+    trainer = Trainer(BaseModel(path, EngineConfig(device=device, dtype="bfloat16")), LoraSpec(4))
     for name, tensor in trainer.adapter.master.items():
         tensor.detach().copy_(exact.adapter.master[name])
     trainer.adapter.refresh()
@@ -338,9 +343,11 @@ def test_bf16_stays_near_fp32(family: str, path: str) -> None:
 
 
 @families
-def test_sampler_agrees_with_forward_and_prompt_logprobs(family: str, path: str) -> None:
-    trainer = make_trainer(path, LoraSpec(rank=4))
-    config = EngineConfig(device="cpu", max_rows=5, kv_tokens=700, tokens_per_pass=90)
+def test_sampler_agrees_with_forward_and_prompt_logprobs(
+    family: str, path: str, device: str
+) -> None:
+    trainer = make_trainer(path, LoraSpec(rank=4), device)
+    config = EngineConfig(device=device, max_rows=5, kv_tokens=700, tokens_per_pass=90)
     sampler = TorchSampler(trainer.base, config)
     rng = np.random.default_rng(0)
     requests = [
@@ -370,9 +377,9 @@ def test_sampler_agrees_with_forward_and_prompt_logprobs(family: str, path: str)
 
 
 @families
-def test_greedy_equals_transformers_generate(family: str, path: str) -> None:
+def test_greedy_equals_transformers_generate(family: str, path: str, device: str) -> None:
     model = transformers_model(path)
-    sampler = TorchSampler(BaseModel(path, EngineConfig(device="cpu")), EngineConfig())
+    sampler = TorchSampler(BaseModel(path, EngineConfig(device=device)), EngineConfig())
     rng = np.random.default_rng(1)
     for length in (3, 30):
         prompt = rng.integers(3, 307, length)
@@ -384,8 +391,8 @@ def test_greedy_equals_transformers_generate(family: str, path: str) -> None:
 
 
 @families
-def test_adapters_side_by_side_in_a_decoding_batch(family: str, path: str) -> None:
-    base = BaseModel(path, EngineConfig(device="cpu"))
+def test_adapters_side_by_side_in_a_decoding_batch(family: str, path: str, device: str) -> None:
+    base = BaseModel(path, EngineConfig(device=device))
     adapters = some_adapters(base)
     rng = np.random.default_rng(2)
     requests = [SampleRequest(rng.integers(3, 307, 4 + 5 * i), 20, seed=i) for i in range(10)]
@@ -411,8 +418,8 @@ def test_adapters_side_by_side_in_a_decoding_batch(family: str, path: str) -> No
 
 
 @families
-def test_resume_from_disk_is_exact(family: str, path: str, tmp_path: Path) -> None:
-    trainer = make_trainer(path, LoraSpec(rank=4))
+def test_resume_from_disk_is_exact(family: str, path: str, tmp_path: Path, device: str) -> None:
+    trainer = make_trainer(path, LoraSpec(rank=4), device)
     trainer.forward_backward(make_rows(1), "cross_entropy", None)
     trainer.optim_step(AdamConfig(1e-2))
     write_state(trainer, "x", tmp_path)
@@ -450,14 +457,14 @@ def test_names_on_disk(family: str, path: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", MOE)
-def test_only_the_adapter_gets_a_gradient(family: str, path: str) -> None:
-    trainer = make_trainer(path, LoraSpec(rank=4))
+def test_only_the_adapter_gets_a_gradient(family: str, path: str, device: str) -> None:
+    trainer = make_trainer(path, LoraSpec(rank=4), device)
     trainer.forward_backward(make_rows(), "cross_entropy", None)
     for name, parameter in trainer.base.decoder.named_parameters():
         assert not parameter.requires_grad and parameter.grad is None, name
 
 
-def test_queries_without_a_low_rank(tiny_deepseek: str, tmp_path: Path) -> None:
+def test_queries_without_a_low_rank(tiny_deepseek: str, tmp_path: Path, device: str) -> None:
     """DeepSeek-V3's smaller relatives have a plain q_proj; no grouping of experts either."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -469,7 +476,7 @@ def test_queries_without_a_low_rank(tiny_deepseek: str, tmp_path: Path) -> None:
         for parameter in model.parameters():
             parameter.mul_(6 if parameter.ndim > 1 else 1)
     model.save_pretrained(tmp_path)
-    trainer = make_trainer(str(tmp_path), LoraSpec(rank=2))
+    trainer = make_trainer(str(tmp_path), LoraSpec(rank=2), device)
     assert "model.layers.0.self_attn.q_proj.lora_A" in trainer.adapter.master
     reference = MergedReference(trainer)
     rows = make_rows()

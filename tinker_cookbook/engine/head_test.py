@@ -8,11 +8,12 @@ import torch
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
 from tinker_cookbook.engine.losses import get_loss
+from tinker_cookbook.engine.trainer_test import on_cpu
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize("with_adapter", [True, False])
-def test_head_against_float64(chunk: int, with_adapter: bool) -> None:
+def test_head_against_float64(chunk: int, with_adapter: bool, device: str) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens, hidden_size, vocab = 20, 16, 50
     weight = torch.randn(vocab, hidden_size, generator=generator)
@@ -20,14 +21,17 @@ def test_head_against_float64(chunk: int, with_adapter: bool) -> None:
     targets = torch.randint(0, vocab, (tokens,), generator=generator)
     weights = torch.randn(tokens, generator=generator)
     spec = LoraSpec(rank=3, train_attn=False, train_mlp=False)
-    adapter = Adapter.new(spec, {UNEMBED: (vocab, hidden_size)}, weight.device, torch.float32)
+    shapes = {UNEMBED: (vocab, hidden_size)}
+    adapter = Adapter.new(spec, shapes, torch.device(device), torch.float32)
     with torch.no_grad():
-        adapter.master[f"{UNEMBED}.lora_B"].normal_(std=0.1, generator=generator)
+        noise = torch.randn(vocab, spec.rank, generator=generator) * 0.1
+        adapter.master[f"{UNEMBED}.lora_B"].copy_(noise)
     adapter.refresh()
     used = adapter if with_adapter else None
 
     h = hidden.double().requires_grad_()
-    a, b = (adapter.master[f"{UNEMBED}.lora_{x}"].detach().double().requires_grad_() for x in "AB")
+    master = on_cpu(adapter.master)
+    a, b = (master[f"{UNEMBED}.lora_{x}"].double().requires_grad_() for x in "AB")
     logits = h @ weight.double().T
     if with_adapter:
         logits = logits + spec.scale * (h @ a.T) @ b.T
@@ -35,15 +39,19 @@ def test_head_against_float64(chunk: int, with_adapter: bool) -> None:
     loss = -(weights.double() * logprobs).sum()
     loss.backward()
 
+    weight, hidden, targets, weights = (
+        each.to(device) for each in (weight, hidden, targets, weights)
+    )
     head = HeadLogprobs(weight, chunk)
     inputs = {"weights": weights}
     out = head.backward(hidden, targets, inputs, get_loss("cross_entropy", None), used)
     assert out.loss.item() == pytest.approx(loss.item(), abs=1e-4)
-    assert (out.logprobs - logprobs).abs().max() <= 1e-5
-    assert (head.logprobs(hidden, targets, used) - logprobs).abs().max() <= 1e-5
-    assert (out.hidden - h.grad).abs().max() <= 1e-5
+    assert (out.logprobs.cpu() - logprobs).abs().max() <= 1e-5
+    assert (head.logprobs(hidden, targets, used).cpu() - logprobs).abs().max() <= 1e-5
+    assert (out.hidden.cpu() - h.grad).abs().max() <= 1e-5
+    own = on_cpu(out.adapter)
     if with_adapter:
-        assert (out.adapter[f"{UNEMBED}.lora_A"] - a.grad).abs().max() <= 1e-5
-        assert (out.adapter[f"{UNEMBED}.lora_B"] - b.grad).abs().max() <= 1e-5
+        assert (own[f"{UNEMBED}.lora_A"] - a.grad).abs().max() <= 1e-5
+        assert (own[f"{UNEMBED}.lora_B"] - b.grad).abs().max() <= 1e-5
     else:
-        assert out.adapter == {}
+        assert own == {}

@@ -70,16 +70,17 @@ def by_hand(
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", LOSSES)
-def test_value_and_gradient(name: str, seed: int) -> None:
+def test_value_and_gradient(name: str, seed: int, device: str) -> None:
     lp, inputs = make_inputs(seed)
     loss = get_loss(name, None)
     expected, slope = by_hand(name, lp, inputs, **loss.config)
-    row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))
+    row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS)).to(device)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        tensors = {k: torch.from_numpy(inputs[k]).to(dtype) for k in loss.inputs}
-        value, grad = loss.value_and_grad(torch.from_numpy(lp).to(dtype), {**tensors, ROW: row})
+        tensors = {k: torch.from_numpy(inputs[k]).to(device, dtype) for k in loss.inputs}
+        logprobs = torch.from_numpy(lp).to(device, dtype)
+        value, grad = loss.value_and_grad(logprobs, {**tensors, ROW: row})
         assert value.item() == pytest.approx(expected, rel=1e-5, abs=tolerance)
-        assert np.abs(grad.double().numpy() - slope).max() <= tolerance
+        assert np.abs(grad.double().cpu().numpy() - slope).max() <= tolerance
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "dro"])

@@ -48,12 +48,12 @@ def test_the_estimate_is_what_a_pass_keeps(family: str, request: pytest.FixtureR
     "family", ["tiny_qwen3", "tiny_llama", "tiny_qwen3_moe", "tiny_deepseek", "tiny_gpt_oss"]
 )
 def test_checkpointing_changes_no_bit_and_keeps_less(
-    family: str, request: pytest.FixtureRequest
+    family: str, request: pytest.FixtureRequest, device: str
 ) -> None:
     path = request.getfixturevalue(family)
     rows = make_rows()
-    plain = make_trainer(path, LoraSpec(rank=4), checkpointing="never")
-    saving = make_trainer(path, LoraSpec(rank=4), checkpointing="always")
+    plain = make_trainer(path, LoraSpec(rank=4), device, checkpointing="never")
+    saving = make_trainer(path, LoraSpec(rank=4), device, checkpointing="always")
     results = [each.forward_backward(rows, "cross_entropy", None) for each in (plain, saving)]
     assert all((a == b).all() for a, b in zip(results[0].logprobs, results[1].logprobs))
     assert plain.grads is not None and saving.grads is not None

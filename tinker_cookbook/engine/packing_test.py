@@ -17,7 +17,7 @@ from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.packing import pack, plan_passes
 from tinker_cookbook.engine.rows import TrainRow
 from tinker_cookbook.engine.trainer import Trainer
-from tinker_cookbook.engine.trainer_test import TOLERANCE, VOCAB, make_trainer, with_inputs
+from tinker_cookbook.engine.trainer_test import TOLERANCE, VOCAB, make_trainer, on_cpu, with_inputs
 
 CPU = torch.device("cpu")
 
@@ -150,8 +150,7 @@ def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     grads, trainer.grads = trainer.grads, None
-    assert grads is not None
-    return grads
+    return on_cpu(grads)
 
 
 @pytest.mark.parametrize("unembed", [True, False])
@@ -163,9 +162,10 @@ def test_sharing_changes_no_number(
     unembed: bool,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
+    device: str,
 ) -> None:
     spec = LoraSpec(rank=4, train_unembed=unembed)
-    trainer = make_trainer(request.getfixturevalue(family), spec, head_chunk=16)
+    trainer = make_trainer(request.getfixturevalue(family), spec, device, head_chunk=16)
     rows = with_inputs(batch_with_everything(), name)
     if "logprobs" in LOSSES[name].inputs:
         plain = [dataclasses.replace(r, inputs={"weights": np.ones(r.length)}) for r in rows]
@@ -185,9 +185,9 @@ def test_sharing_changes_no_number(
 
 
 def test_custom_loss_and_several_targets_over_shared_rows(
-    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
+    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4), head_chunk=16)
+    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4), device, head_chunk=16)
     rows = batch_with_everything()
     rng = np.random.default_rng(5)
     wide = []
@@ -205,7 +205,7 @@ def test_custom_loss_and_several_targets_over_shared_rows(
         grads = gradients(trainer)
         several = trainer.forward_backward(wide, "cross_entropy", None)
         outcomes.append([*custom.logprobs, *several.logprobs])
-        outcomes[-1] += [grads[k].numpy() for k in grads]
+        outcomes[-1] += [g.numpy() for g in grads.values()]
         outcomes[-1] += [g.numpy() for g in gradients(trainer).values()]
         no_sharing(monkeypatch)
     assert max(np.abs(a - b).max() for a, b in zip(*outcomes)) <= TOLERANCE

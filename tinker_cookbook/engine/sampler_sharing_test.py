@@ -49,10 +49,10 @@ def fresh(base: BaseModel, request: SampleRequest, adapter: Adapter | None = Non
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen3"])
 def test_rows_that_read_one_prompt(
-    family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """Large groups, small ones and rows without a block in one batch; groups come and go."""
-    trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4))
+    trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4), device)
     monkeypatch.setattr(admission, "WORTH_SHARING", 100)
     sampler = TorchSampler(trainer.base, EngineConfig(max_rows=20))
     beginning = text(40)
@@ -81,8 +81,8 @@ def test_rows_that_read_one_prompt(
                 assert np.abs(expected - sequence.logprobs).max() <= TOLERANCE
 
 
-def test_a_prompt_is_computed_once_however_many_samples(tiny_qwen3: str) -> None:
-    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+def test_a_prompt_is_computed_once_however_many_samples(tiny_qwen3: str, device: str) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     for keep in (0, 1000):
         sampler = TorchSampler(base, EngineConfig(max_rows=4, kv_tokens=400, prefix_tokens=keep))
         request = SampleRequest(text(100), 9, 30, seed=3)
@@ -96,8 +96,8 @@ def test_a_prompt_is_computed_once_however_many_samples(tiny_qwen3: str) -> None
 
 
 @pytest.mark.parametrize("samples", [1, 8])
-def test_the_next_turn_of_a_conversation(tiny_qwen3: str, samples: int) -> None:
-    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4))
+def test_the_next_turn_of_a_conversation(tiny_qwen3: str, samples: int, device: str) -> None:
+    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4), device)
     sampler = TorchSampler(trainer.base, EngineConfig())
     prompt = text(70)
     for turn in range(3):
@@ -115,8 +115,8 @@ def test_the_next_turn_of_a_conversation(tiny_qwen3: str, samples: int) -> None:
         prompt = np.concatenate([prompt, answer, text(5, turn)])
 
 
-def test_a_beginning_that_ends_within_what_is_kept(tiny_llama: str) -> None:
-    base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
+def test_a_beginning_that_ends_within_what_is_kept(tiny_llama: str, device: str) -> None:
+    base = BaseModel(tiny_llama, EngineConfig(device=device))
     sampler = TorchSampler(base, EngineConfig())
     first = text(90)
     cases = [  # prompt, tokens that must be taken
@@ -148,8 +148,8 @@ def test_a_beginning_that_ends_within_what_is_kept(tiny_llama: str) -> None:
     assert sampler.prompt_tokens_computed - computed == 5 + (40 + 5 + 5) + 40
 
 
-def test_adapters_never_see_what_others_computed(tiny_qwen3: str) -> None:
-    one, two = (make_trainer(tiny_qwen3, LoraSpec(rank=4, seed=s)) for s in (0, 1))
+def test_adapters_never_see_what_others_computed(tiny_qwen3: str, device: str) -> None:
+    one, two = (make_trainer(tiny_qwen3, LoraSpec(rank=4, seed=s), device) for s in (0, 1))
     sampler = TorchSampler(one.base, EngineConfig())
     request = SampleRequest(text(60), 10, 2, seed=0)
     owners = [one.adapter, two.adapter, None]
@@ -170,9 +170,11 @@ def test_adapters_never_see_what_others_computed(tiny_qwen3: str) -> None:
     assert sampler.admission.tokens == 0
 
 
-def test_a_tiny_budget_is_kept_and_used(tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_budget_is_kept_and_used(
+    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     """`run` asserts the budget after every step; here little fits, and all must be answered."""
-    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     rng = np.random.default_rng(0)
     monkeypatch.setattr(admission, "WORTH_SHARING", 60)
     begin = text(80)
@@ -216,8 +218,8 @@ def test_what_is_kept_gives_way_to_rows(tiny_qwen3: str) -> None:
     assert sampler.admission.tokens == 0
 
 
-def test_a_prompt_in_several_passes(tiny_llama: str) -> None:
-    base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
+def test_a_prompt_in_several_passes(tiny_llama: str, device: str) -> None:
+    base = BaseModel(tiny_llama, EngineConfig(device=device))
     prompt = text(200)
     targets = np.random.default_rng(0).integers(0, 307, (199, 3))
     requests = [

@@ -11,7 +11,7 @@ import torch
 from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.drawing import draw
+from tinker_cookbook.engine.drawing import Drawn, draw
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
@@ -54,10 +54,12 @@ def trainer_logprobs(trainer: Trainer, prompt: np.ndarray, tokens: list[int]) ->
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen3"])
-def test_sampler_agrees_with_forward(family: str, request: pytest.FixtureRequest) -> None:
-    trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4))
+def test_sampler_agrees_with_forward(
+    family: str, request: pytest.FixtureRequest, device: str
+) -> None:
+    trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4), device)
     # few slots and a small cache: requests wait, join, leave, and slots are moved
-    config = EngineConfig(device="cpu", max_rows=5, kv_tokens=500, tokens_per_pass=60)
+    config = EngineConfig(device=device, max_rows=5, kv_tokens=500, tokens_per_pass=60)
     sampler = TorchSampler(trainer.base, config)
     requests = [
         SampleRequest(
@@ -88,11 +90,11 @@ def test_sampler_agrees_with_forward(family: str, request: pytest.FixtureRequest
     print(f"{family}: sampler against forward and prompt logprobs, max difference {worst:.1e}")
 
 
-def test_greedy_equals_transformers_generate(tiny_qwen3: str) -> None:
+def test_greedy_equals_transformers_generate(tiny_qwen3: str, device: str) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
-    sampler = TorchSampler(BaseModel(tiny_qwen3, EngineConfig(device="cpu")), EngineConfig())
+    sampler = TorchSampler(BaseModel(tiny_qwen3, EngineConfig(device=device)), EngineConfig())
     for prompt in prompts(4):
         result = run(sampler, [SampleRequest(prompt, 12, temperature=0)])[0]
         expected = model.generate(
@@ -101,8 +103,8 @@ def test_greedy_equals_transformers_generate(tiny_qwen3: str) -> None:
         assert result.sequences[0].tokens == expected.tolist()
 
 
-def test_seed_fixes_a_request(tiny_qwen3: str) -> None:
-    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+def test_seed_fixes_a_request(tiny_qwen3: str, device: str) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     prompt = prompts(1)[0]
     one = SampleRequest(prompt, 10, 3, seed=7)
     alone = run(TorchSampler(base, EngineConfig()), [one])[0]
@@ -116,13 +118,21 @@ def test_seed_fixes_a_request(tiny_qwen3: str) -> None:
     assert unseeded[0].sequences[0].tokens != unseeded[1].sequences[0].tokens
 
 
-def test_draw_follows_the_distribution() -> None:
+def drawn_on(
+    device: str, logits: torch.Tensor, requests: list[SampleRequest], uniform: torch.Tensor
+) -> Drawn:
+    """Drawn there, and brought to the CPU."""
+    drawn = draw(logits.to(device), requests, uniform.to(device))
+    return Drawn(drawn.tokens.cpu(), drawn.scaled.cpu(), drawn.log_sum.cpu())
+
+
+def test_draw_follows_the_distribution(device: str) -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 11)
     count, temperature = 20000, 0.7
     request = SampleRequest(np.array([0]), 1, temperature=temperature)
     uniform = torch.from_numpy(np.random.default_rng(0).random(count, dtype=np.float32))
-    drawn = draw(logits.expand(count, -1), [request] * count, uniform)
+    drawn = drawn_on(device, logits.expand(count, -1), [request] * count, uniform)
     expected = torch.log_softmax(logits[0].double() / temperature, -1)
     # of the scaled distribution
     assert (drawn.logprobs - expected[drawn.tokens]).abs().max() <= 1e-6
@@ -133,12 +143,12 @@ def test_draw_follows_the_distribution() -> None:
 
 
 @pytest.mark.parametrize("vocab", [5, 256, 700, 1024])
-def test_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
+def test_draw_inverts_the_cumulative_distribution(vocab: int, device: str) -> None:
     torch.manual_seed(0)
     logits = torch.randn(300, vocab) * 4
     logits[:100, vocab // 2 :] -= 200  # half of it impossible
     uniform = torch.rand(300)
-    drawn = draw(logits, [SampleRequest(np.array([0]), 1)] * 300, uniform)
+    drawn = drawn_on(device, logits, [SampleRequest(np.array([0]), 1)] * 300, uniform)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     after = cumulative.gather(1, drawn.tokens[:, None])[:, 0]
     before = after - logits.double().softmax(-1).gather(1, drawn.tokens[:, None])[:, 0]
@@ -146,13 +156,13 @@ def test_draw_inverts_the_cumulative_distribution(vocab: int) -> None:
     assert (drawn.tokens[:100] < max(vocab // 2, 1)).all()
 
 
-def test_draw_top_k_and_top_p() -> None:
+def test_draw_top_k_and_top_p(device: str) -> None:
     logits = torch.log(torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]])).expand(2000, -1)
     uniform = torch.linspace(0, 1, 2001)[:-1]
 
     def support(**keys: float) -> set[int]:
         request = SampleRequest(np.array([0]), 1, **keys)  # type: ignore[arg-type]
-        drawn = draw(logits, [request] * 2000, uniform)
+        drawn = drawn_on(device, logits, [request] * 2000, uniform)
         # not renormalised: still the logprob under the full distribution
         full = logits.gather(1, drawn.tokens[:, None])[:, 0]
         assert (drawn.logprobs - full).abs().max() < 1e-6
@@ -167,17 +177,17 @@ def test_draw_top_k_and_top_p() -> None:
     assert support(temperature=0.0) == {0}
 
 
-def test_largest_uniform_never_draws_an_impossible_token() -> None:
+def test_largest_uniform_never_draws_an_impossible_token(device: str) -> None:
     logits = torch.full((1, 4096), -1e9)
     logits[0, :3] = torch.tensor([1.0, 2.0, 3.0])
     request = SampleRequest(np.array([0]), 1)
     for value in (0.0, np.nextafter(np.float32(1), np.float32(0)), 1.0):
-        drawn = draw(logits, [request], torch.tensor([value], dtype=torch.float32))
+        drawn = drawn_on(device, logits, [request], torch.tensor([value], dtype=torch.float32))
         assert drawn.tokens.item() < 3
 
 
-def test_segments_with_a_parent_see_it(tiny_llama: str) -> None:
-    trainer = make_trainer(tiny_llama, LoraSpec(rank=4))
+def test_segments_with_a_parent_see_it(tiny_llama: str, device: str) -> None:
+    trainer = make_trainer(tiny_llama, LoraSpec(rank=4), device)
     rng = np.random.default_rng(0)
     root, left, right = (torch.from_numpy(rng.integers(0, 307, n)) for n in (9, 4, 6))
     leaf = torch.from_numpy(rng.integers(0, 307, 3))
@@ -196,7 +206,8 @@ def test_segments_with_a_parent_see_it(tiny_llama: str) -> None:
         tokens: torch.Tensor, positions: torch.Tensor, segments: list[Segment]
     ) -> torch.Tensor:
         rows = [AdapterRows(trainer.adapter, 0, len(tokens))]
-        return trainer.base.hidden(tokens, positions, PackedPlan(segments), rows).detach()
+        placed = tokens.to(device), positions.to(device)
+        return trainer.base.hidden(*placed, PackedPlan(segments), rows).detach()
 
     out = hidden(tokens, positions, tree)
     for path, rows in (((root, left), out[9:13]), ((root, right, leaf), out[19:22])):
@@ -205,12 +216,12 @@ def test_segments_with_a_parent_see_it(tiny_llama: str) -> None:
         assert (plain[-len(path[-1]) :] - rows).abs().max() <= TOLERANCE
 
 
-def test_what_else_a_request_may_ask(tiny_qwen3: str) -> None:
+def test_what_else_a_request_may_ask(tiny_qwen3: str, device: str) -> None:
     """Top-k of prompt and samples and the logprobs of chosen tokens, against transformers."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
-    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu", head_chunk=7))
+    base = BaseModel(tiny_qwen3, EngineConfig(device=device, head_chunk=7))
     prompt = prompts(3)[2]
     wanted = np.random.default_rng(0).integers(0, 307, (len(prompt) - 1, 4))
     request = SampleRequest(
@@ -235,9 +246,11 @@ def test_what_else_a_request_may_ask(tiny_qwen3: str) -> None:
             assert np.abs(top.logprobs[0] - best.values.numpy()).max() <= TOLERANCE
 
 
-def test_prompts_that_share_a_beginning(tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_that_share_a_beginning(
+    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     """Computed once in a pass, and as if each were alone; an adapter's states are its own."""
-    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4))
+    trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4), device)
     rng = np.random.default_rng(0)
     system, other = rng.integers(3, 307, 60), rng.integers(3, 307, 20)
     texts = [np.concatenate([system, rng.integers(3, 307, n)]) for n in (5, 9, 1)]
@@ -271,9 +284,9 @@ def test_prompts_that_share_a_beginning(tiny_qwen3: str, monkeypatch: pytest.Mon
         assert np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:].max() <= TOLERANCE
 
 
-def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str) -> None:
+def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str, device: str) -> None:
     """Ranks, targets and none at all side by side; each request as if it were alone."""
-    base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
+    base = BaseModel(tiny_llama, EngineConfig(device=device))
     specs = [
         LoraSpec(rank=4),
         LoraSpec(rank=9, seed=1, train_unembed=False),
@@ -331,9 +344,9 @@ def test_stop_strings(tiny_qwen3: str) -> None:
     assert stopped.stop_reason == "stop"
 
 
-def test_the_cache_stays_within_its_budget(tiny_qwen3: str) -> None:
+def test_the_cache_stays_within_its_budget(tiny_qwen3: str, device: str) -> None:
     """Many short rows, then a long one joins while some still run: fewer slots, each longer."""
-    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     short, longer = prompts(1)[0][:4], prompts(1)[0]
     requests = [SampleRequest(short, 3 + i % 50, seed=i) for i in range(40)]
     requests.append(SampleRequest(longer, 200, seed=99))

@@ -173,11 +173,11 @@ def count_passes(engine: Engine, path: str) -> list[int]:
 @pytest.mark.parametrize("budget", [8192, 200])
 @pytest.mark.parametrize("family", ["tiny_qwen3", "tiny_llama"])
 def test_runs_share_passes_and_nothing_else(
-    family: str, budget: int, request: pytest.FixtureRequest
+    family: str, budget: int, request: pytest.FixtureRequest, device: str
 ) -> None:
     """Different ranks, targets, seeds and losses in one pass: what each would get alone."""
     path = request.getfixturevalue(family)
-    engine = Engine(EngineConfig(device="cpu", tokens_per_pass=budget, head_chunk=16))
+    engine = Engine(EngineConfig(device=device, tokens_per_pass=budget, head_chunk=16))
     tenants = tenants_of(engine, path)
     rows = {each.name: with_inputs(make_rows(seed=i), each.loss) for i, each in enumerate(tenants)}
     alone: dict[str, TrainResult] = {}
