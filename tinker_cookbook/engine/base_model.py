@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
+from tinker_cookbook.engine.frozen_linear import packs
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.residency import Residency
 from tinker_cookbook.exceptions import ConfigurationError
@@ -39,11 +40,14 @@ class BaseModel:
         self.router = lora.Router()
         weights = sum(tensor.nbytes for tensor in model.parameters())
         pack = memory.free_bytes(self.device) > 3 * weights  # a second copy of them, for sampling
-        self.shapes = lora.install(model, self.router, pack) | experts.install(model, self.router)
+        linear = lora.install(model, self.router, pack)
+        self.shapes = linear | experts.install(model, self.router)
         elementwise.install(model)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk, pack)
+        packed = head.numel() + sum(rows * columns for rows, columns in linear.values())
+        packed *= head.itemsize if pack and packs(head) else 0
         self.decoder: Any = model.model
         self.parameters = [*model.parameters(), *model.buffers()]
         self.vocab_size = head.shape[0]
@@ -56,12 +60,12 @@ class BaseModel:
         for layer in self.decoder.layers:
             layer.forward = partial(self._layer, layer.forward)
         self.checkpointing = config.checkpointing
-        self.memory = memory.measure(self)
+        self.memory = memory.measure(self, packed)
         limit = self.memory.free * memory.ADAPTERS
         if config.adapter_gib is not None:
             limit = config.adapter_gib * memory.GIB
         self.residency = Residency(self.device, int(limit))
-        self.tokens_per_pass = config.tokens_per_pass or self.memory.tokens_per_pass(self.device)
+        self.tokens_per_pass = self.memory.sampling_limits(config, self.device).tokens_per_pass
 
     def hidden(
         self,
@@ -76,7 +80,7 @@ class BaseModel:
         gradient is wanted and the memory asks for it, layers are checkpointed.
         """
         if torch.is_grad_enabled() and self.memory is not None:
-            asked = self.memory.needs_checkpointing(len(tokens))
+            asked = self.memory.needs_checkpointing(len(tokens), self.device)
             self._recompute = {"auto": asked, "always": True, "never": False}[self.checkpointing]
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
         apart = isinstance(plan, attention.DecodePlan) and plan.apart

@@ -1,11 +1,12 @@
 """How much memory a token takes, measured on the loaded model, and what follows from it.
 
 What a pass keeps for its backward grows with its tokens. It is counted once per base model, by a
-forward of a few tokens (so it holds for every family), and compared with what was free then. A
-pass above its share is computed with activation checkpointing: every layer keeps its input alone
+forward of a few tokens (so it holds for every family), and compared with what was free then: half
+of it is for passes, the rest for adapters and for the keys and values of samples. A pass above its
+share is computed with activation checkpointing: every layer keeps its input alone
 and runs again in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174): about a third
-more time, the same numbers. A pass that would not fit even so is refused before it starts, because
-an operating system that runs out of memory ends the process without a word.
+more time, the same numbers. A pass that would not fit even so, then or now, is refused before it
+starts, because an operating system that runs out of memory ends the process without a word.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
+from tinker_cookbook.engine.packing import FAMILY
 from tinker_cookbook.exceptions import OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -27,26 +29,66 @@ if TYPE_CHECKING:
 
 KV_USUAL = {"cpu": 65536, "cuda": 524288}  # tokens of keys and values; few ask for more
 USUAL = {"cpu": 2048, "cuda": 16384}  # tokens per pass; beyond, a pass gets larger, not faster
-PROBE = 64  # tokens of the counting forward
-BACKWARD = 1.3  # gradients that live beside what was kept, as a factor on it
-ACTIVATIONS = 0.5  # share of the free memory that a pass may take without checkpointing
-ADAPTERS = 0.25  # ... and that adapters in training may take
+PROBE = 64  # tokens of the counting forward, unless a sliding window asks for more
+WIDEST = 512  # sliding window that the counting forward is made longer for
+RANK = 32  # of the adapter that is counted, the SDK's default
+# Gradients that live beside what was kept, as a factor on it; and what is not counted: higher
+# ranks, and on a GPU the keys of what segments share, which each of them copies.
+BACKWARD = 1.3
+ADAPTERS = 0.25  # share of the free memory that adapters in training may take
 KEYS = 0.25  # ... and the keys and values of what is being sampled
+PASS = 1 - ADAPTERS - KEYS  # ... and a pass, checkpointed or not
 GIB = 2**30
 
 
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+# By the controller's name in OWN_GROUPS (version 2 has none): the files with the limit and the use,
+# and what `memory.stat` calls the files that are only kept in memory while nobody else wants it.
+GROUP_FILES = {
+    "": ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    "memory": (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+}
+
+
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take on a device."""
+    """Memory that this process can still take on a device, what torch keeps unused included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")  # a container may have less than its machine
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    # psutil, because what can be had without swapping differs by operating system
+    return max(min([psutil.virtual_memory().available, *_group_free()]), 0)
+
+
+def _group_free() -> list[int]:
+    """What the process's control groups and those above them leave; none where there is no limit.
+
+    A container sees its own group at the root of the file system, under whatever name.
+    """
     try:
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no limit ("max"), or no control groups
-    return max(free, 0)
+        lines = OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controller, path = line.split(":", 2)
+        if controller not in GROUP_FILES:
+            continue
+        limit, use, cache = GROUP_FILES[controller]
+        root = GROUPS / controller
+        own = root / path.strip("/")
+        for group in (own, *own.parents[: len(own.parts) - len(root.parts)]):
+            try:
+                free = int((group / limit).read_text()) - int((group / use).read_text())
+                stat = dict(each.split() for each in (group / "memory.stat").open())
+                found.append(free + sum(int(stat[key]) for key in cache))
+            except (OSError, ValueError, KeyError):
+                continue  # no limit ("max"), or no such group here
+    return found
 
 
 @dataclass(frozen=True)
@@ -68,6 +110,7 @@ class Memory:
     checkpointed: float  # ... with checkpointing: each layer's input, and one layer's share
     keys: float  # keys and values of all layers
     free: int
+    packed: int = 0  # already taken from `free`: the second copy of weights that sampling makes
 
     def sampling_limits(self, config: EngineConfig, device: torch.device) -> SamplingLimits:
         fitting = max(int(self.free * KEYS / self.keys), 1)
@@ -82,21 +125,25 @@ class Memory:
         )
 
     def tokens_per_pass(self, device: torch.device) -> int:
-        """As many as pay on this device, or the power of two that fits with checkpointing."""
+        """As many as pay on this device, or the power of two of which families fit, too."""
         usual = USUAL.get(device.type, 2048)
-        fitting = int(self.free * ACTIVATIONS / (self.checkpointed * BACKWARD))
-        return usual if fitting >= usual else 1 << max(fitting.bit_length() - 1, 0)
+        fitting = int(self.free * PASS / (self.checkpointed * BACKWARD))
+        if fitting >= FAMILY * usual:
+            return usual
+        return 1 << max((fitting // FAMILY).bit_length() - 1, 0)
 
-    def needs_checkpointing(self, tokens: int) -> bool:
+    def needs_checkpointing(self, tokens: int, device: torch.device) -> bool:
         """Whether a pass of so many tokens is above its share; refused if it fits in no case."""
-        if tokens * self.checkpointed * BACKWARD > self.free:
+        need, share = tokens * self.checkpointed * BACKWARD, self.free * PASS
+        if need > share:  # the model may have been loaded at a busy moment
+            share = max(share, (free_bytes(device) - self.packed) * PASS)
+        if need > share:
             raise OutOfMemoryError(
-                f"a pass of {tokens} tokens needs about"
-                f" {tokens * self.checkpointed * BACKWARD / GIB:.1f} GiB even with activation"
-                f" checkpointing, {self.free / GIB:.1f} GiB were free after the model was loaded:"
+                f"a pass of {tokens} tokens needs about {need / GIB:.1f} GiB even with activation"
+                f" checkpointing, passes may take {share / GIB:.1f} GiB (half of what is free):"
                 " lower max_length (a row is never cut) or engine.tokens_per_pass"
             )
-        return tokens * self.plain * BACKWARD > self.free * ACTIVATIONS
+        return tokens * self.plain * BACKWARD > share
 
 
 class _KeySize:
@@ -109,9 +156,30 @@ class _KeySize:
         self.bytes += keys.nbytes + values.nbytes
 
 
-def measure(base: BaseModel) -> Memory:
-    """Count what a forward over a few tokens keeps, with an adapter on everything."""
-    adapter = base.new_adapter(LoraSpec(rank=1))
+def measure(base: BaseModel, packed: int = 0) -> Memory:
+    """Count what a forward over a few tokens keeps, with an adapter on everything.
+
+    It grows evenly with the rank, so two small ranks tell of RANK: an adapter of that rank on all
+    of a large model's experts might not fit. A window's part is known only beyond the window.
+    """
+    window = getattr(base.config, "sliding_window", None) or 0
+    tokens = max(PROBE, 2 * window) if window <= WIDEST else PROBE
+    keys = _KeySize()
+    one, two = (_kept(base, rank, tokens, keys) for rank in (1, 2))
+    plain = (one + (RANK - 1) * (two - one)) / tokens
+    inputs = base.num_layers * base.config.hidden_size * base.dtype.itemsize
+    return Memory(
+        plain,
+        inputs + plain / base.num_layers,
+        keys.bytes / (2 * tokens),
+        max(free_bytes(base.device) - packed, 0),
+        packed,
+    )
+
+
+def _kept(base: BaseModel, rank: int, length: int, keys: _KeySize) -> int:
+    """Bytes that autograd holds at the end of a forward, without what is there anyway."""
+    adapter = base.new_adapter(LoraSpec(rank=rank))
     fixed = {id_of(t) for t in (*base.parameters, *adapter.copy.values())}
     kept: dict[int, Any] = {}  # holds the tensors, or their memory would be used again
 
@@ -119,19 +187,13 @@ def measure(base: BaseModel) -> Memory:
         kept.setdefault(id_of(tensor), tensor)
         return tensor
 
-    tokens = torch.zeros(PROBE, dtype=torch.int64, device=base.device)
-    positions = torch.arange(PROBE, device=base.device)
-    size = _KeySize()
-    plan = PackedPlan([Segment(0, PROBE)], keep=[(positions, size)])
-    rows = [AdapterRows(adapter, 0, PROBE)]
+    tokens = torch.zeros(length, dtype=torch.int64, device=base.device)
+    positions = torch.arange(length, device=base.device)
+    plan = PackedPlan([Segment(0, length)], keep=[(positions, keys)])
+    rows = [AdapterRows(adapter, 0, length)]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        hidden = base.hidden(tokens, positions, plan, rows)
-    sizes = [t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed]
-    plain = sum(sizes) / PROBE
-    inputs = base.num_layers * hidden.shape[-1] * hidden.element_size()
-    return Memory(
-        plain, inputs + plain / base.num_layers, size.bytes / PROBE, free_bytes(base.device)
-    )
+        base.hidden(tokens, positions, plan, rows)
+    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed)
 
 
 def id_of(tensor: torch.Tensor) -> int:

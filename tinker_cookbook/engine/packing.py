@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from tinker_cookbook.engine.rows import TrainRow
 # A shared stretch saves its tokens' passes through every layer and costs a few attention calls
 # more; below this many tokens it does not pay.
 SHORTEST_SHARED = 16
+FAMILY = 2  # budgets that a family may take to stay in one pass
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,9 @@ def plan_passes(
 ) -> list[list[tuple[int, int]]]:
     """(request, row) of each pass: families that share a beginning together, large ones first.
 
-    A row above the budget gets a pass of its own, and so does a family up to twice the budget: two
-    passes would compute twice what it shares. A larger one begins anew in the next pass.
+    A row above the budget gets a pass of its own, and so does a family up to FAMILY times the
+    budget: two passes would compute twice what it shares. A larger one begins anew in the next
+    pass. Every other pass keeps to the budget, counted in tokens of the tree that is laid out.
     """
     families: list[list[tuple[int, int]]] = []
     for request, tokens in enumerate(requests):
@@ -150,18 +153,33 @@ def plan_passes(
     room = 0
     for family in families:
         rows = [requests[request][index] for request, index in family]
-        extras = [len(b) - _common(a, b) for a, b in pairwise(rows)]
-        if len(rows) > 1 and budget < len(rows[0]) + sum(extras) <= 2 * budget:
+        lengths = [len(row) for row in rows]
+        commons = [0, *(_common(a, b) for a, b in pairwise(rows))]
+        if len(rows) > 1 and budget < _size(lengths, commons) <= FAMILY * budget:
             passes.append(family)
             room = 0
             continue
-        for member, row, extra in zip(family, rows, [len(rows[0]), *extras]):
-            if not passes or extra > room:
+        start = 0
+        while start < len(rows):
+            count = _fitting(lengths[start:], commons[start:], room)
+            if not count:
                 passes.append([])
-                room, extra = budget, len(row)
-            passes[-1].append(member)
-            room -= extra
+                room = budget
+                count = max(_fitting(lengths[start:], commons[start:], room), 1)
+            stop = start + count
+            passes[-1] += family[start:stop]
+            room -= _size(lengths[start:stop], commons[start:stop])
+            start = stop
     return passes
+
+
+def _fitting(lengths: Sequence[int], commons: Sequence[int], room: int) -> int:
+    """How many of the first rows can be laid out in `room` tokens; at times one or two less."""
+    fewest = np.cumsum(lengths) - np.cumsum([0, *commons[1:]])  # if all that is common were shared
+    count = int(np.searchsorted(fewest, room, side="right"))
+    while count > 1 and (size := _size(lengths[:count], commons[:count])) > room:
+        count = max(min(count - 1, count * room // size), 1)
+    return count
 
 
 def _sorted(tokens: Sequence[np.ndarray]) -> list[int]:
@@ -250,43 +268,61 @@ class Forest:
         self.tokens = np.concatenate(pieces)
 
 
+class _Stretch(NamedTuple):
+    """Tokens [depth, stop) of rows [low, high), which follow those of the stretch `parent`."""
+
+    low: int
+    high: int
+    depth: int
+    stop: int
+    parent: int | None
+
+
+def _stretches(lengths: Sequence[int], commons: Sequence[int]) -> list[_Stretch]:
+    """The tree of sorted rows, depth first; `commons[i]` tokens are common to rows i - 1 and i.
+
+    A stretch is shared if it is long enough below the branch it starts from: what two rows share in
+    the tree may be up to SHORTEST_SHARED - 1 tokens less than what is common to them.
+    """
+    found: list[_Stretch] = []
+    groups = _groups(0, len(lengths), 0, None, commons)  # a stack: talks may be nested deeply
+    while groups:
+        low, high, depth, parent = groups.pop()
+        stop = lengths[low] if high - low == 1 else min(commons[low + 1 : high])
+        if stop > depth:  # or a row ends where the others branch
+            found.append(_Stretch(low, high, depth, stop, parent))
+        if high - low > 1:
+            groups += _groups(low, high, stop, len(found) - 1, commons)
+    return found
+
+
+def _groups(
+    low: int, high: int, depth: int, parent: int | None, commons: Sequence[int]
+) -> list[tuple[int, int, int, int | None]]:
+    """Rows [low, high) share their first `depth` tokens: those that share more, the last first."""
+    cuts = [i for i in range(low + 1, high) if commons[i] - depth < SHORTEST_SHARED]
+    return [(a, b, depth, parent) for a, b in pairwise([low, *cuts, high])][::-1]
+
+
+def _size(lengths: Sequence[int], commons: Sequence[int]) -> int:
+    """Tokens of the tree of sorted rows."""
+    return sum(each.stop - each.depth for each in _stretches(lengths, commons))
+
+
 class _Tree:
     """Segments of sorted rows, depth first, and for each row its cells: which tree tokens it is."""
 
     def __init__(self, rows: Sequence[np.ndarray], commons: Sequence[int]) -> None:
-        self.rows, self.commons = rows, commons
         self.segments: list[Segment] = []
-        self.cells: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
-        self._pieces: list[np.ndarray] = []
-        self._length = 0
-        self._build(0, len(rows), 0, None)
-        self.tokens = np.concatenate(self._pieces)
-
-    def _build(self, low: int, high: int, depth: int, parent: int | None) -> None:
-        """Rows [low, high) share their first `depth` tokens, which are laid out already."""
-        start = low
-        for index in range(low + 1, high + 1):
-            if index < high and self.commons[index] - depth >= SHORTEST_SHARED:
-                continue
-            if index - start == 1:
-                self._segment(start, index, depth, len(self.rows[start]), parent)
-            else:
-                stop = min(self.commons[start + 1 : index])
-                node = self._segment(start, index, depth, stop, parent)
-                self._build(start, index, stop, node)
-            start = index
-
-    def _segment(
-        self, low: int, high: int, depth: int, stop: int, parent: int | None
-    ) -> int | None:
-        """Tokens [depth, stop) of rows [low, high) as a segment; none if a row ends at `depth`."""
-        if stop == depth:
-            return parent
-        start = self._length
-        self._length += stop - depth
-        self._pieces.append(self.rows[low][depth:stop])
-        self.segments.append(Segment(start, self._length, parent))
-        for index in range(low, high):
-            own = np.arange(start, self._length)
-            self.cells[index] = np.concatenate([self.cells[index], own])
-        return len(self.segments) - 1
+        parts: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in rows]
+        pieces, start = [], 0
+        for each in _stretches([len(row) for row in rows], commons):
+            stop = start + each.stop - each.depth
+            self.segments.append(Segment(start, stop, each.parent))
+            pieces.append(rows[each.low][each.depth : each.stop])
+            own = np.arange(start, stop)
+            for index in range(each.low, each.high):
+                parts[index].append(own)
+            start = stop
+        self.tokens = np.concatenate(pieces)
+        self.cells = [np.concatenate(part) for part in parts]

@@ -130,7 +130,7 @@ def test_passes_keep_to_the_budget() -> None:
     assert [len(each) for each in passes] == [10, 10, 10]  # 119 tokens, then 19 for each other
     for each in pack([rows], 300, CPU):
         (batch,) = each.parts
-        assert len(batch.tokens) <= 300 + packing.SHORTEST_SHARED * len(batch.rows)
+        assert len(batch.tokens) <= 300
 
 
 def test_a_family_stays_together_up_to_twice_the_budget() -> None:
@@ -142,6 +142,45 @@ def test_a_family_stays_together_up_to_twice_the_budget() -> None:
     assert sorted(map(len, plan_passes([tokens], 394))) == [1, 6]
     assert sorted(map(len, plan_passes([tokens], 200))) == [1, 6]
     assert sorted(map(len, plan_passes([tokens], 196))) == [1, 1, 1, 1, 1, 2]  # 394 > 2 x 196
+
+
+def keeps_to_the_budget(tokens: list[list[int]], budget: int) -> list[int]:
+    """Tokens of each pass, which may be more than the budget for one row or one whole family."""
+    rows = [row_of(np.array([*row, 0])) for row in tokens]
+    families: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(tokens):
+        if len(row) >= packing.SHORTEST_SHARED:
+            families.setdefault(tuple(row[: packing.SHORTEST_SHARED]), []).append(index)
+    found, seen = [], []
+    for each in pack([rows], budget, CPU):
+        chosen = sorted(index for part in each.parts for index in part.rows)
+        found.append(len(each.tokens))
+        seen += chosen
+        if found[-1] > budget and len(chosen) > 1:
+            assert found[-1] <= 2 * budget
+            assert chosen in families.values()
+    assert sorted(seen) == list(range(len(tokens)))
+    return found
+
+
+def test_what_is_too_short_to_be_shared_counts_for_every_row() -> None:
+    rng = np.random.default_rng(0)
+    stem = rng.integers(0, VOCAB, 55).tolist()
+    rows = [[*stem, own] for own in range(200)] + [[*stem[:40], VOCAB]]
+    found = keeps_to_the_budget(rows, 512)
+    assert max(found) <= 512 and len(found) <= 8  # 16 tokens for each row of the pass with the last
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_pass_of_several_rows_is_above_the_budget(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    rows: list[list[int]] = []
+    for _ in range(data.draw(st.integers(1, 40))):
+        stem = rows[rng.integers(len(rows))] if rows and rng.random() < 0.9 else []
+        cut = int(rng.integers(len(stem) + 1)) if rng.random() < 0.5 else len(stem)
+        rows.append(stem[:cut] + rng.integers(0, 3, rng.integers(1, 30)).tolist())
+    keeps_to_the_budget(rows, data.draw(st.sampled_from([20, 60, 150, 400])))
 
 
 def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
