@@ -65,7 +65,8 @@ class BaseModel:
         if config.adapter_gib is not None:
             limit = config.adapter_gib * memory.GIB
         self.residency = Residency(self.device, int(limit))
-        self.tokens_per_pass = self.memory.sampling_limits(config, self.device).tokens_per_pass
+        self.limits = self.memory.sampling_limits(config, self.device)
+        self.tokens_per_pass = self.limits.tokens_per_pass
 
     def hidden(
         self,

@@ -312,9 +312,7 @@ class Engine:
             torch.cuda.empty_cache()
         detail = text.splitlines()[0] if text else ""
         bases = list(self._bases.values())
-        limits = [
-            base.memory.sampling_limits(self.config, base.device) for base in bases if base.memory
-        ]
+        limits = [base.limits for base in bases]
         if not limits:
             return OutOfMemoryError(
                 f"out of memory while the model was loaded on {self.config.device}: take a smaller"

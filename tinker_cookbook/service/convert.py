@@ -83,7 +83,7 @@ def request_of(
     num_samples: int,
     params: types.SamplingParams,
     eos_tokens: frozenset[int],
-    context_length: int,
+    room: int,
     **wanted: Any,
 ) -> SampleRequest:
     """A sampling request; `wanted` are further fields of it.
@@ -101,7 +101,7 @@ def request_of(
             raise DataValidationError("stop holds an empty string, which would stop at once")
     max_tokens = params.max_tokens
     if max_tokens is None:
-        max_tokens = max(context_length - len(tokens), 1)
+        max_tokens = max(room - len(tokens), 1)
     return SampleRequest(
         prompt=tokens,
         max_tokens=max_tokens,

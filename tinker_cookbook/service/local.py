@@ -117,8 +117,9 @@ class LocalSamplingClient:
 
         def build() -> tuple[Adapter | None, Any]:
             base = engine.base_model(path)
+            room = min(base.context_length, base.limits.kv_tokens)
             request = convert.request_of(
-                prompt, num_samples, params, base.eos_tokens, base.context_length, **wanted
+                prompt, num_samples, params, base.eos_tokens, room, **wanted
             )
             return self._adapter.result(0), request
 

@@ -322,3 +322,16 @@ def test_connect_refuses_what_would_be_ignored() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert isinstance(connect(url), tinker.ServiceClient)  # lazy: no request
+
+
+def test_max_tokens_none_is_what_the_memory_holds(tmp_path: Path, tiny_qwen3: str) -> None:
+    engine = Engine(EngineConfig(device="cpu", kv_tokens=60))
+    service = LocalServiceClient(engine, Store(tmp_path))
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    prompt = types.ModelInput.from_ints(list(range(5, 15)))
+    answer = sampler.sample(prompt, 1, types.SamplingParams(stop=[])).result()
+    assert len(answer.sequences[0].tokens) == 50
+    assert answer.sequences[0].stop_reason == "length"
+    some = sampler.compute_logprobs(prompt, prompt_logprobs_last_n=40).result()
+    assert some[0] is None and None not in some[1:]
+    engine.close()
