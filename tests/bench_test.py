@@ -58,7 +58,7 @@ def test_fine_tuning_is_the_same_work_for_all(capsys: pytest.CaptureFixture[str]
     assert line["tokens"] == 5 + 12 + 20  # evenly from 5 to 20: 12.5 is rounded to even
     assert ours["tokens_per_s"] == pytest.approx(line["tokens"] / ours["seconds"][0], rel=1e-4)
     assert ours["ratio"] == pytest.approx(peft["seconds"][0] / ours["seconds"][0], rel=1e-4)
-    assert peft["ratio"] == 1 and 0 < ours["gemm_share"] < 1
+    assert peft["ratio"] == 1 and ours["gemm_share"] > 0
 
 
 def test_a_group_is_the_same_work_with_and_without_sharing(

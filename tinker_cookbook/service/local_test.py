@@ -325,8 +325,7 @@ def test_connect_refuses_what_would_be_ignored() -> None:
 
 
 def test_max_tokens_none_is_what_the_memory_holds(tmp_path: Path, tiny_qwen3: str) -> None:
-    engine = Engine(EngineConfig(device="cpu", kv_tokens=60))
-    service = LocalServiceClient(engine, Store(tmp_path))
+    service = connect(engine=EngineConfig(device="cpu", kv_tokens=60), store_dir=tmp_path)
     sampler = service.create_sampling_client(base_model=tiny_qwen3)
     prompt = types.ModelInput.from_ints(list(range(5, 15)))
     answer = sampler.sample(prompt, 1, types.SamplingParams(stop=[])).result()
@@ -334,4 +333,3 @@ def test_max_tokens_none_is_what_the_memory_holds(tmp_path: Path, tiny_qwen3: st
     assert answer.sequences[0].stop_reason == "length"
     some = sampler.compute_logprobs(prompt, prompt_logprobs_last_n=40).result()
     assert some[0] is None and None not in some[1:]
-    engine.close()
