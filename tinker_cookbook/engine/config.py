@@ -46,7 +46,8 @@ class EngineConfig:
     adapter_gib: float | None = chz.field(
         default=None,
         doc="GiB for adapters in training with their gradients and optimizers; beyond it idle ones"
-        " are parked, a GPU's in CPU memory, a CPU's on disk; None: a quarter of what is free",
+        " are parked, a GPU's in CPU memory, a CPU's on disk; as many for adapters being sampled"
+        " from, which are not parked but refused; None: a quarter of what is free",
     )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
     deterministic: bool = chz.field(

@@ -3,10 +3,10 @@
 What a pass keeps for its backward grows with its tokens. It is counted once per base model, by a
 forward of a few tokens (so it holds for every family), and compared with what was free then: half
 of it is for passes, the rest for adapters and for the keys and values of samples. A pass above its
-share is computed with activation checkpointing: every layer keeps its input alone
-and runs again in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174): about a third
-more time, the same numbers. A pass that would not fit even so, then or now, is refused before it
-starts, because an operating system that runs out of memory ends the process without a word.
+share is computed with activation checkpointing: every layer keeps its input alone and runs again in
+the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174): about a third more time, the same
+numbers. A pass that would not fit even so, then or now, is refused before it starts, because an
+operating system that runs out of memory ends the process without a word.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ ADAPTERS = 0.25  # share of the free memory that adapters in training may take
 KEYS = 0.25  # ... and the keys and values of what is being sampled
 PASS = 1 - ADAPTERS - KEYS  # ... and a pass, checkpointed or not
 GIB = 2**30
-
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")

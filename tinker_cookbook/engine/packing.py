@@ -188,11 +188,16 @@ def _sorted(tokens: Sequence[np.ndarray]) -> list[int]:
     return sorted(range(len(tokens)), key=lambda i: (keys[i], i))
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that two rows share at their beginning; 0 where sharing does not pay."""
+def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens that two rows share at their beginning."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
-    common = int(differ[0]) if len(differ) else length
+    return int(differ[0]) if len(differ) else length
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens that two rows share at their beginning; 0 where sharing does not pay."""
+    common = common_beginning(one, other)
     return common if common >= SHORTEST_SHARED else 0
 
 

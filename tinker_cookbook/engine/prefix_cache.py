@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from tinker_cookbook.engine.kv_cache import Block, Slice
+from tinker_cookbook.engine.packing import common_beginning
 
 
 @dataclass(eq=False)
@@ -56,7 +57,7 @@ class PrefixCache:
             child = node.children.get((offset, int(tokens[depth])))
             if child is None or (ready and not child.ready):
                 break
-            length = _common(child.tokens, tokens[depth:])
+            length = common_beginning(child.tokens, tokens[depth:])
             path.append(Slice(child, 0, length, depth))
             child.used = self._clock
             node, offset, depth = child, length, depth + length
@@ -111,9 +112,3 @@ def _nodes_of(path: Path) -> Iterator[Node]:
     for each in path:
         assert isinstance(each.block, Node)
         yield each.block
-
-
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    count = min(len(one), len(other))
-    differ = np.flatnonzero(one[:count] != other[:count])
-    return int(differ[0]) if len(differ) else count

@@ -33,11 +33,14 @@ class Parked(NamedTuple):
 
 
 class Residency:
-    """Which trainers of a base model are in its device's memory."""
+    """Which trainers and which adapters to sample from a device's memory holds, for a base model.
+
+    `limit` bytes are for the trainers (weights, gradients, optimizers), as many for the others.
+    """
 
     def __init__(self, device: torch.device, limit: int) -> None:
         self.device = device
-        self.limit = limit  # bytes of weights, gradients and optimizer state, of all trainers
+        self.limit = limit
         self._trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
         self._sampled: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self._clock = itertools.count()
