@@ -19,17 +19,16 @@ import chz
 import tinker
 
 from recipes import number_words
-from tinker_cookbook import models
+from tinker_cookbook import keys, models
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.service import EngineConfig, connect
-from tinker_cookbook.supervised import keys
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import JsonlChats
-from tinker_cookbook.supervised.data_identity import file_identity
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 

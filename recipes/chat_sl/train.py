@@ -20,9 +20,9 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
-from tinker_cookbook.supervised.chats import existing_file
 from tinker_cookbook.supervised.data import HubChats, JsonlChats, NoRobots, Tulu3
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
+from tinker_cookbook.utils.files import existing_file
 
 DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
 

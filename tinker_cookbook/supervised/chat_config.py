@@ -7,10 +7,11 @@ from typing import Any
 
 import chz
 
+from tinker_cookbook import keys
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised import keys, train
+from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,

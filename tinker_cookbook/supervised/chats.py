@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils.files import existing_file
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Message
@@ -54,14 +54,6 @@ def read_chats(path: str | Path, key: str = "path") -> list[Chat]:
     return chats
 
 
-def existing_file(path: str | Path, key: str) -> Path:
-    """The path of a file that is there; ConfigurationError, with names near it, if it is not."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ConfigurationError(_no_such_file(path, key))
-    return path
-
-
 def row_messages(row: Any, where: str, field: str = "messages") -> list[Message]:
     """The checked messages of one row, for a renderer, which checks roles, parts and tool calls.
 
@@ -104,18 +96,3 @@ def _found(value: Any) -> str:
 
 def _short(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)[:80]
-
-
-def _no_such_file(path: Path, key: str) -> str:
-    if path.is_dir():
-        return f"{key}={path} is a directory; expected a JSONL file"
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{key}={path}: no such file, and no directory {folder}"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    near = (
-        difflib.get_close_matches(path.name, names, n=3)
-        or [name for name in names if name.endswith(".jsonl")][:3]
-    )
-    hint = f"; there is {', '.join(near)}" if near else ""
-    return f"{key}={path}: no such file{hint}"

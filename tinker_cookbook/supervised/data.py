@@ -22,9 +22,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised import hub
 from tinker_cookbook.supervised.chats import Chat, read_chats, row_messages
-from tinker_cookbook.supervised.data_identity import file_identity, path_identity
 from tinker_cookbook.supervised.datasets import (
     LazyChats,
     RenderedChats,
@@ -40,6 +38,8 @@ from tinker_cookbook.supervised.streaming import (
     StreamingSupervisedDatasetFromHFDataset,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.data_identity import file_identity, path_identity
 
 __all__ = [
     "FromConversationFileBuilder",

@@ -10,10 +10,10 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised import hub
-from tinker_cookbook.supervised.data_identity import path_identity
 from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.data_identity import path_identity
 
 
 @chz.chz

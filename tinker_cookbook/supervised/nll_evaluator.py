@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Self
 
 import tinker
 
+from tinker_cookbook.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.supervised.common import as_numpy, compute_bpb, compute_mean_nll
-from tinker_cookbook.supervised.types import (
-    SamplingClientEvaluator,
-    SupervisedDataset,
-    TrainingClientEvaluator,
-)
+from tinker_cookbook.supervised.types import SupervisedDataset
 
 if TYPE_CHECKING:
     from tinker_cookbook.supervised.common import Values

@@ -10,8 +10,6 @@ import chz
 
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised import hub
-from tinker_cookbook.supervised.data_identity import path_identity
 from tinker_cookbook.supervised.datasets import (
     MAX_EMPTY_BATCHES,
     RenderRow,
@@ -22,6 +20,8 @@ from tinker_cookbook.supervised.datasets import (
     render_rows,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, DataReport, SupervisedDataset
+from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.data_identity import path_identity
 
 if TYPE_CHECKING:
     import tinker

@@ -1,14 +1,14 @@
-"""What the supervised loop asks of data and of evaluators."""
+"""What the supervised loop asks of data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import chz
 
+from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 
@@ -168,30 +168,3 @@ class ChatDatasetBuilder(SupervisedDatasetBuilder):
             self.tokenizer,
             model_name=self.config.model_name_for_tokenizer,
         )
-
-
-class _Evaluator:
-    def lines(self) -> list[str]:
-        """What a person should see of the last evaluation, e.g. a few replies. Here: nothing."""
-        return []
-
-
-class TrainingClientEvaluator(_Evaluator, ABC):
-    """Measures the weights that are being trained, e.g. by `forward`.
-
-    A base class and not a protocol: the loop tells the two kinds of evaluator apart by it.
-    """
-
-    @abstractmethod
-    async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]: ...
-
-
-class SamplingClientEvaluator(_Evaluator, ABC):
-    """Measures a snapshot of the weights, e.g. by sampling from it."""
-
-    @abstractmethod
-    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]: ...
-
-
-Evaluator = TrainingClientEvaluator | SamplingClientEvaluator
-EvaluatorBuilder = Callable[[], Evaluator]

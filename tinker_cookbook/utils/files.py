@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import fcntl
 import logging
@@ -10,6 +11,8 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
+
+from tinker_cookbook.exceptions import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -111,3 +114,26 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         logger.debug("no fsync of directory %s: %s", path, e)  # some network file systems
     finally:
         os.close(descriptor)
+
+
+def existing_file(path: str | Path, key: str) -> Path:
+    """The path of a file that is there; ConfigurationError, with names near it, if it is not."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigurationError(_no_such_file(path, key))
+    return path
+
+
+def _no_such_file(path: Path, key: str) -> str:
+    if path.is_dir():
+        return f"{key}={path} is a directory; expected a JSONL file"
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{key}={path}: no such file, and no directory {folder}"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    near = (
+        difflib.get_close_matches(path.name, names, n=3)
+        or [name for name in names if name.endswith(".jsonl")][:3]
+    )
+    hint = f"; there is {', '.join(near)}" if near else ""
+    return f"{key}={path}: no such file{hint}"

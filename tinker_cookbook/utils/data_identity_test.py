@@ -6,7 +6,6 @@ import os
 import chz
 import pytest
 
-from tinker_cookbook.supervised import data_identity
 from tinker_cookbook.supervised.data import (
     FromConversationFileBuilder,
     HFDatasetSource,
@@ -15,7 +14,8 @@ from tinker_cookbook.supervised.data import (
     JsonlChats,
     StreamedHubChats,
 )
-from tinker_cookbook.supervised.data_identity import data_set_identity, file_identity
+from tinker_cookbook.utils import data_identity
+from tinker_cookbook.utils.data_identity import data_set_identity, file_identity
 from tinker_cookbook.utils.plain_data import plain
 
 

@@ -1,4 +1,4 @@
-"""The keys of a supervised run at its start: those left out are filled in, and those that cannot
+"""The keys of a run at its start: those left out are filled in, and those that cannot
 work are refused before any data is read or any step is paid for."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
-from tinker_cookbook.supervised.chats import existing_file
+from tinker_cookbook.utils.files import existing_file
 
 
 def fill(config: Any, method: str) -> FilledConfig:

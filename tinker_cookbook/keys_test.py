@@ -5,9 +5,10 @@ import math
 import chz
 import pytest
 
+from tinker_cookbook import keys
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.service import connect
-from tinker_cookbook.supervised import keys, train
+from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import InMemoryChats
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,

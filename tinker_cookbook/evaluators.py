@@ -1,0 +1,99 @@
+"""Evaluators: programs that measure a model now and then while it is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tinker_cookbook.journal import Journal
+from tinker_cookbook.utils.misc_utils import timed
+
+if TYPE_CHECKING:
+    import tinker
+
+
+class _Evaluator:
+    def lines(self) -> list[str]:
+        """What a person should see of the last evaluation, e.g. a few replies. Here: nothing."""
+        return []
+
+
+class TrainingClientEvaluator(_Evaluator, ABC):
+    """Measures the weights that are being trained, e.g. by `forward`.
+
+    A base class and not a protocol: the loop tells the two kinds of evaluator apart by it.
+    """
+
+    @abstractmethod
+    async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]: ...
+
+
+class SamplingClientEvaluator(_Evaluator, ABC):
+    """Measures a snapshot of the weights, e.g. by sampling from it."""
+
+    @abstractmethod
+    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]: ...
+
+
+Evaluator = TrainingClientEvaluator | SamplingClientEvaluator
+EvaluatorBuilder = Callable[[], Evaluator]
+
+
+class Evaluations:
+    """The evaluators of a run and when each is due.
+
+    All are before the first step and after the last one.
+    """
+
+    def __init__(self, due: Sequence[tuple[int, Sequence[Evaluator]]], journal: Journal) -> None:
+        """due: (steps between evaluations, 0 for none in between; the evaluators it holds for)."""
+        self._due = due
+        # a finished run that goes on has lost the results of its final weights: N was its last row
+        self._always = {0, journal.start_step} if journal.continued else {0}
+        self._journal = journal
+
+    def due(self, step: int | None) -> list[Evaluator]:
+        """The evaluators due before `step`. None: after the last step, all are."""
+        return [
+            evaluator
+            for every, evaluators in self._due
+            for evaluator in evaluators
+            if step is None or step in self._always or (every and step % every == 0)
+        ]
+
+    async def run(
+        self, client: Any, step: int | None, sampling_client: Any = None
+    ) -> dict[str, float]:
+        """Metrics of the evaluators due before `step`, with the seconds it took as `time/evals`;
+        {} where none is. The clients: see `run_evals`."""
+        due = self.due(step)
+        if not due:
+            return {}
+        # not the journal's own clock: its present row may belong to an earlier step
+        seconds: dict[str, float] = {}
+        with timed("evals", seconds):
+            metrics = await run_evals(due, client, sampling_client)
+        for evaluator in due:
+            for line in evaluator.lines():
+                self._journal.say(line)
+        return {**metrics, **seconds}
+
+
+async def run_evals(
+    evaluators: Sequence[Evaluator], client: Any, sampling_client: Any = None
+) -> dict[str, float]:
+    """All metrics of the evaluators on the client's weights as they are after the calls so far.
+
+    sampling_client: a snapshot of these weights. None: one is made where an evaluator asks for it,
+    and serves all of them.
+    """
+    metrics: dict[str, float] = {}
+    for evaluator in evaluators:
+        if isinstance(evaluator, SamplingClientEvaluator):
+            if sampling_client is None:
+                sampling_client = await client.save_weights_and_get_sampling_client()
+            metrics.update(await evaluator(sampling_client))
+        else:
+            metrics.update(await evaluator(client))
+    return metrics

@@ -1,0 +1,87 @@
+"""The keys that every training loop has: model, adapter, optimizer, evaluations, run."""
+
+from __future__ import annotations
+
+import chz
+import tinker
+
+from tinker_cookbook.evaluators import EvaluatorBuilder
+from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.utils.display import DisplayMode
+from tinker_cookbook.utils.lr_scheduling import LRSchedule
+from tinker_cookbook.utils.run_directory import LogDirBehavior
+
+
+@chz.chz
+class LoopConfig:
+    """What a loop's own Config inherits. None: the value that suits the model, see
+    `models.defaults`."""
+
+    model_name: str = chz.field(
+        default="nano", doc="base model: nano (bundled), a hub name, or a directory"
+    )
+    renderer_name: str | None = chz.field(
+        default=None, doc="how messages become tokens (None: what suits model or checkpoint)"
+    )
+    load_checkpoint_path: str | None = chz.field(
+        default=None, doc="tinker://... to start from its weights, with a fresh optimizer"
+    )
+
+    learning_rate: float | None = chz.field(default=None, doc="peak rate (None: by the model)")
+    lr_schedule: LRSchedule = chz.field(default="constant", doc="how the rate falls")
+    max_steps: int | None = chz.field(
+        default=None, doc="steps at most (None: all the data); the schedule ends with them"
+    )
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
+    train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
+    train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
+    train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
+    seed: int = chz.field(default=0, doc="seed of the adapter's start and of all that is drawn")
+    adam_beta1: float = chz.field(default=0.9, doc="Adam: decay of the gradient's mean")
+    adam_beta2: float = chz.field(default=0.95, doc="Adam: decay of its square")
+    adam_eps: float = chz.field(default=1e-8, doc="Adam: added to the denominator")
+    weight_decay: float = chz.field(default=0.0, doc="AdamW: decoupled decay")
+    grad_clip_norm: float = chz.field(default=0.0, doc="bound on the gradient's norm (0: none)")
+
+    evaluator_builders: list[EvaluatorBuilder] = chz.field(
+        default_factory=list, doc="evaluations every eval_every steps"
+    )
+    infrequent_evaluator_builders: list[EvaluatorBuilder] = chz.field(
+        default_factory=list, doc="evaluations every infrequent_eval_every steps"
+    )
+    eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
+    infrequent_eval_every: int = chz.field(default=100, doc="steps (0: as above)")
+    save_every: int = chz.field(default=20, doc="steps between checkpoints (0: only the final one)")
+    rolling_save_every: int = chz.field(
+        default=0, doc="steps between checkpoints that replace each other (0: none)"
+    )
+    ttl_seconds: int | None = chz.field(
+        default=604_800, doc="seconds that periodic checkpoints are kept (None: for good)"
+    )
+
+    log_path: str | None = chz.field(
+        default=None, doc="directory of the run (None: one in the runs directory)"
+    )
+    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
+        default=None, doc="for a directory that holds a run (None: resume it if it is this run)"
+    )
+    base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
+    engine: EngineConfig = chz.field(
+        default_factory=EngineConfig, doc="settings of the engine in process"
+    )
+    display: DisplayMode = chz.field(
+        default="auto", doc="what is shown of each step (auto: live on a terminal, else plain)"
+    )
+    wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
+    wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
+
+
+def adam_params(config: LoopConfig, learning_rate: float) -> tinker.AdamParams:
+    return tinker.AdamParams(
+        learning_rate=learning_rate,
+        beta1=config.adam_beta1,
+        beta2=config.adam_beta2,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+        grad_clip_norm=config.grad_clip_norm,
+    )

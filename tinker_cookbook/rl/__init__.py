@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments, rollouts, advantages and the one loop. See train.py."""
