@@ -12,9 +12,11 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from tinker_cookbook.rl.types import EnvGroupBuilder, TrajectoryGroup
+from tinker_cookbook.rl.types import EnvGroupBuilder
+
+G = TypeVar("G")
 
 CLOSE_SECONDS = 30  # for environments to give back what they hold when a run ends early
 
@@ -31,16 +33,15 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class PlayedGroup:
+class PlayedGroup(Generic[G]):
+    """`group` is what `play` made of the ticket, in `seconds`."""
+
     ticket: Ticket
-    group: TrajectoryGroup
+    group: G
     seconds: float
 
 
-Play = Callable[[Ticket], Awaitable[TrajectoryGroup]]
-
-
-class GroupSource:
+class GroupSource(Generic[G]):
     """An asynchronous source of played groups, as an async context manager.
 
         async with GroupSource(dataset.get_batch, play, steps=range(start, total), ...) as source:
@@ -57,7 +58,7 @@ class GroupSource:
     def __init__(
         self,
         get_batch: Callable[[int], Sequence[EnvGroupBuilder]],
-        play: Play,
+        play: Callable[[Ticket], Awaitable[G]],
         *,
         steps: range,
         max_lag: int = 0,
@@ -72,12 +73,12 @@ class GroupSource:
         self._begun = steps.start  # batches before it are in _to_play or beyond
         self._to_play: list[tuple[int, int, EnvGroupBuilder]] = []
         self._sizes: dict[int, int] = {}
-        self._played: dict[int, list[PlayedGroup]] = defaultdict(list)
+        self._played: dict[int, list[PlayedGroup[G]]] = defaultdict(list)
         self._failure: BaseException | None = None
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> GroupSource:
+    async def __aenter__(self) -> GroupSource[G]:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -105,7 +106,7 @@ class GroupSource:
         """Groups of a batch that has been begun."""
         return self._sizes[batch]
 
-    async def arrivals(self, batch: int) -> AsyncIterator[PlayedGroup]:
+    async def arrivals(self, batch: int) -> AsyncIterator[PlayedGroup[G]]:
         """The groups of a batch, each as soon as it was played."""
         size = self._sizes[batch]
         last = time.monotonic()
