@@ -1,0 +1,36 @@
+"""Reinforcement learning, the first recipe: nano learns to add by learning to think first.
+
+    ./scripts/run recipes.rl_basic                                    nano, no key needed
+    ./scripts/run recipes.rl_basic model_name=Qwen/Qwen3-8B           GSM8K from the hub
+    ./scripts/run recipes.rl_basic max_lag=2 num_minibatches=4        playing while it trains
+    ./scripts/run recipes.rl_basic config=configs/rl_basic/qwen3-8b-1xh100.yaml
+"""
+
+from __future__ import annotations
+
+import chz
+
+from recipes.math_rl.arithmetic import Arithmetic
+from recipes.math_rl.gsm8k import Gsm8k
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.rl import train
+from tinker_cookbook.rl.problem_config import ALIASES, ProblemConfig, resolve
+
+
+@chz.chz
+class CLI(ProblemConfig):
+    eval_every: int = chz.field(default=12, doc="steps (0: only before and after training)")
+    eval_greedy: bool = chz.field(
+        default=True, doc="evaluate the most likely replies, too: test_greedy/..."
+    )
+
+
+async def main(config: CLI) -> None:
+    bundled = config.model_name == "nano"
+    data = Arithmetic(num_batches=24) if bundled else Gsm8k()
+    config, filled = resolve(config, "rl", data)
+    await train.main(config, recipe="rl_basic", filled=filled)
+
+
+if __name__ == "__main__":
+    cli(main, CLI, ALIASES)
