@@ -54,6 +54,7 @@ _COUNT = _Range(lambda value: 1 <= value < math.inf, "1 or more")
 _NOT_NEGATIVE = _Range(lambda value: 0 <= value < math.inf, "0 or more")
 _POSITIVE = _Range(lambda value: 0 < value < math.inf, "above 0")
 _DECAY = _Range(lambda value: 0 <= value < 1, "0 or more and below 1")
+_SHARE = _Range(lambda value: 0 <= value <= 1, "0 to 1")
 # random generators of several libraries take it, and with an epoch number it stays below 2**63
 _SEED = _Range(lambda value: 0 <= value < 2**32, "0 to 4294967295")
 
@@ -74,6 +75,17 @@ _RANGES = {
     "rolling_save_every": _NOT_NEGATIVE,
     "ttl_seconds": _COUNT,
     "submit_ahead": _NOT_NEGATIVE,
+    "max_tokens": _COUNT,
+    "temperature": _POSITIVE,
+    "group_size": _COUNT,
+    "groups_per_batch": _COUNT,
+    "num_substeps": _COUNT,
+    "num_minibatches": _COUNT,
+    "max_lag": _NOT_NEGATIVE,
+    "max_logprob_gap": _POSITIVE,
+    "kl_penalty_coef": _NOT_NEGATIVE,
+    "kl_discount_factor": _SHARE,
+    "transcripts_every": _NOT_NEGATIVE,
 }
 
 

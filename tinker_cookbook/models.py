@@ -253,16 +253,15 @@ def access_hint(model_name: str) -> str:
     return f"; known names near it: {', '.join(near)}" if near else ""
 
 
-class MethodDefaults(NamedTuple):
-    """What a training method takes for models other than nano. Sizes in sequences and tokens."""
-
-    batch_size: int
-    max_length: int  # or the model's context length, if that is smaller
-
-
-_METHODS = {
-    "sl": MethodDefaults(batch_size=128, max_length=32_768),
-    "chat_sl": MethodDefaults(batch_size=256, max_length=16_384),
+# What a training method takes for models other than nano. Sizes in sequences, groups and tokens;
+# max_length is at most the model's context. SL's learning rate follows from the model (get_lr).
+# RL's is what the recipes of the Tinker cookbook have in common, well below it: its gradients are
+# noisier, and a policy that changes fast no longer fits what it has sampled.
+_METHODS: dict[str, dict[str, Any]] = {
+    "sl": {"batch_size": 128, "max_length": 32_768},
+    "chat_sl": {"batch_size": 256, "max_length": 16_384},
+    "rl": {"learning_rate": 4e-5, "groups_per_batch": 128, "group_size": 16, "max_tokens": 256},
+    "math_rl": {"learning_rate": 4e-5, "groups_per_batch": 100, "group_size": 4},
 }
 # Measured on nano itself: what suits a model of 2 M parameters does not follow from the formula.
 _NANO_SL = {
@@ -271,7 +270,18 @@ _NANO_SL = {
     "batch_size": 32,
     "max_length": 512,
 }
-_NANO_DEFAULTS: dict[str, dict[str, Any]] = {"sl": _NANO_SL, "chat_sl": _NANO_SL}
+_NANO_RL = {
+    "learning_rate": 1e-3,
+    "renderer_name": "qwen3_instruct",
+    "groups_per_batch": 32,
+    "group_size": 8,
+}
+_NANO_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sl": _NANO_SL,
+    "chat_sl": _NANO_SL,
+    "rl": {**_NANO_RL, "max_tokens": 40},
+    "math_rl": _NANO_RL,
+}
 
 
 def defaults(model_name: str, method: str) -> dict[str, Any]:
@@ -313,21 +323,23 @@ def _rules(model_name: str, method: str) -> dict[str, Callable[[], Any]]:
         raise ConfigurationError(f"no defaults for method {method!r}; known: {', '.join(_METHODS)}")
     if not _is_nano(model_name):
         return _formula_rules(model_name, _METHODS[method])
-    # `value=value` binds now: a closure over a loop variable would see only the last one.
     return {key: lambda value=value: value for key, value in _NANO_DEFAULTS[method].items()}
 
 
-def _formula_rules(model_name: str, method: MethodDefaults) -> dict[str, Callable[[], Any]]:
+def _formula_rules(model_name: str, method: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     from tinker_cookbook.hyperparam_utils import get_lr
 
-    return {
+    rules: dict[str, Callable[[], Any]] = {
         "learning_rate": lambda: get_lr(model_name),
         "renderer_name": lambda: recommended_renderer(model_name),
-        "batch_size": lambda: method.batch_size,
-        "max_length": lambda: min(
-            method.max_length, resolve(model_name).context_length or method.max_length
-        ),
+        # `value=value` binds now: a closure over a loop variable would see only the last one
+        **{key: lambda value=value: value for key, value in method.items()},
     }
+    if "max_length" in method:
+        rules["max_length"] = lambda: min(
+            method["max_length"], resolve(model_name).context_length or method["max_length"]
+        )
+    return rules
 
 
 def recommended_renderer(model_name: str) -> str:

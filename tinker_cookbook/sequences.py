@@ -7,8 +7,9 @@ and everything that belongs to the last N-1 tokens as targets. `to_datum` alone 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,25 @@ import tinker
 
 from tinker_cookbook.exceptions import DataValidationError
 
+if TYPE_CHECKING:
+    import torch
+
+    Values = tinker.TensorData | torch.Tensor | np.ndarray | AbstractSequence[float | None]
+
 Reduction = Literal["none", "mean"]
 
 
 @dataclass(frozen=True, eq=False, init=False)
 class Sequence:
-    """N tokens with their N loss weights, unshifted: `weights[i]` belongs to `tokens[i]`.
+    """N tokens with one value per token in each further field, unshifted: `weights[i]` belongs to
+    `tokens[i]`.
 
     Lists and tensors are accepted and stored as arrays: tokens int32 [N] (a vocabulary is far below
-    2**31, and a data set is held in memory), weights float32 [N]. A token is trained where its
-    weight is not 0.
+    2**31, and a data set is held in memory), the rest float32 [N].
+
+    weights: of the loss; a token is trained where its weight is not 0.
+    logprobs: in nats, of the tokens that a model has sampled; 0 elsewhere.
+    advantages: of the tokens that are trained by a policy loss; 0 elsewhere.
 
     A further per-token field is added here with a default of None and, in `to_datum`, to the dict
     of fields that are shifted.
@@ -33,17 +43,27 @@ class Sequence:
 
     tokens: np.ndarray
     weights: np.ndarray
+    logprobs: np.ndarray | None = None
+    advantages: np.ndarray | None = None
 
-    def __init__(self, tokens: npt.ArrayLike, weights: npt.ArrayLike) -> None:
+    def __init__(
+        self,
+        tokens: npt.ArrayLike,
+        weights: npt.ArrayLike,
+        logprobs: npt.ArrayLike | None = None,
+        advantages: npt.ArrayLike | None = None,
+    ) -> None:
         tokens = np.asarray(tokens, dtype=np.int32)
-        weights = np.asarray(weights, dtype=np.float32)
-        if tokens.ndim != 1 or tokens.shape != weights.shape:
-            raise DataValidationError(
-                f"a sequence needs one weight per token: found tokens of shape {tokens.shape} "
-                f"and weights of shape {weights.shape}"
-            )
+        values = {"weights": weights, "logprobs": logprobs, "advantages": advantages}
         object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "weights", weights)
+        for name, given in values.items():
+            array = None if given is None else np.asarray(given, dtype=np.float32)
+            if array is not None and (tokens.ndim != 1 or tokens.shape != array.shape):
+                raise DataValidationError(
+                    f"a sequence needs one {name.removesuffix('s')} per token: found tokens of"
+                    f" shape {tokens.shape} and {name} of shape {array.shape}"
+                )
+            object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,22 +72,35 @@ class Sequence:
         """The first `max_length` tokens (None: all): a sequence is cut at its end."""
         if max_length is None or len(self) <= max_length:
             return self
-        return Sequence(self.tokens[:max_length], self.weights[:max_length])
+        given = {name: values for name, values in vars(self).items() if values is not None}
+        return Sequence(**{name: values[:max_length] for name, values in given.items()})
+
+    @property
+    def loss_mask(self) -> np.ndarray:
+        """Whether a token is trained, bool [N]. The first never is: nothing predicts it."""
+        mask = self.weights != 0
+        mask[:1] = False
+        return mask
 
     @property
     def num_loss_tokens(self) -> int:
-        """Tokens that are trained. The first never is: there is nothing to predict it from."""
-        return int(np.count_nonzero(self.weights[1:]))
+        """Tokens that are trained."""
+        return int(np.count_nonzero(self.loss_mask))
 
 
 def to_datum(
     sequence: Sequence, max_length: int | None = None, reduction: Reduction = "none"
 ) -> tinker.Datum:
-    """Shift a sequence of N tokens into a datum of N-1 positions, for `cross_entropy`.
+    """Shift a sequence of N tokens into a datum of N-1 positions.
 
-    Cuts to `max_length` tokens from the right first. `loss_fn_inputs`: `target_tokens` int64 [N-1]
-    and `weights` float32 [N-1]. reduction "none" keeps the weights, "mean" divides them so that the
-    example's weights sum to 1, and a long answer counts as much as a short one.
+    Cuts to `max_length` tokens from the right first. `loss_fn_inputs`: `target_tokens` int64 [N-1],
+    and float32 [N-1] each
+
+    - without advantages, for `cross_entropy`: `weights`. reduction "none" keeps them, "mean"
+      divides them so that the example's weights sum to 1, and a long answer counts as much as a
+      short one;
+    - with advantages, for a policy loss: `logprobs`, `advantages`, and `mask`, 1 where a token is
+      trained. Losses do not take the mask: see `remove_mask`.
 
     Raises DataValidationError where fewer than two tokens or no trained token are left.
     """
@@ -83,7 +116,9 @@ def to_datum(
 
     tokens = sequence.tokens.astype(np.int64)
     shifted = {"weights": sequence.weights[1:]}
-    if reduction == "mean":
+    if sequence.advantages is not None:
+        shifted = _policy_inputs(sequence, sequence.advantages, reduction)
+    elif reduction == "mean":
         shifted["weights"] = _normalised(shifted["weights"])
     elif reduction != "none":
         raise DataValidationError(f'reduction={reduction!r}: expected "none" or "mean"')
@@ -97,17 +132,33 @@ def to_datum(
     )
 
 
+def remove_mask(datum: tinker.Datum) -> tinker.Datum:
+    """The datum without `mask`, which tells readers what is trained and is no input of a loss."""
+    return tinker.Datum(
+        model_input=datum.model_input,
+        loss_fn_inputs={k: v for k, v in datum.loss_fn_inputs.items() if k != "mask"},
+    )
+
+
 def from_datum(datum: tinker.Datum) -> Sequence:
     """The sequence of N tokens behind a datum of N-1 positions: `to_datum(from_datum(d))` equals d.
 
-    The first token's weight is not in a datum and comes back as 0, which is what it trains.
+    The first token's values are not in a datum and come back as 0, which is what it trains. Weights
+    are those of `weights` or `mask`.
     """
-    targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
-    weights = datum.loss_fn_inputs["weights"].to_numpy()
-    inputs = model_input_tokens(datum.model_input)
-    return Sequence(
-        np.concatenate([inputs, targets[-1:]]), np.concatenate([np.zeros(1, np.float32), weights])
-    )
+    values = {name: tensor.to_numpy() for name, tensor in datum.loss_fn_inputs.items()}
+    weights = "mask" if "mask" in values else "weights"
+    if not {"target_tokens", weights} <= values.keys():
+        raise DataValidationError(
+            f"a datum needs target_tokens and weights (or mask), found {sorted(values)}"
+        )
+    unshifted = {
+        name: np.pad(values[key], (1, 0))
+        for name, key in (("weights", weights), *((k, k) for k in ("logprobs", "advantages")))
+        if key in values
+    }
+    tokens = [*model_input_tokens(datum.model_input), values["target_tokens"][-1]]
+    return Sequence(tokens, **unshifted)
 
 
 def model_input_tokens(model_input: tinker.ModelInput) -> list[int]:
@@ -118,6 +169,33 @@ def model_input_tokens(model_input: tinker.ModelInput) -> list[int]:
                 f"only text can be trained on: found a chunk of type {type(chunk).__name__}"
             )
     return model_input.to_ints()
+
+
+def as_numpy(values: Values) -> np.ndarray:
+    """float64 array of a TensorData, tensor, array or list; None becomes NaN."""
+    if isinstance(values, tinker.TensorData):
+        values = values.to_numpy()
+    elif hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()  # type: ignore[union-attr] (torch)
+    return np.asarray(values, dtype=np.float64)
+
+
+def _policy_inputs(
+    sequence: Sequence, advantages: np.ndarray, reduction: Reduction
+) -> dict[str, np.ndarray]:
+    """The inputs of a policy loss, shifted."""
+    if sequence.logprobs is None:
+        raise DataValidationError("a sequence with advantages needs the sampled logprobs, too")
+    if reduction != "none":
+        raise DataValidationError(
+            f'reduction={reduction!r} divides weights, a policy loss has none: use "none", and'
+            " scale the advantages"
+        )
+    return {
+        "logprobs": sequence.logprobs[1:],
+        "advantages": advantages[1:],
+        "mask": sequence.loss_mask[1:].astype(np.float32),
+    }
 
 
 def _normalised(weights: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.sequences import Sequence, from_datum, to_datum
+from tinker_cookbook.sequences import Sequence, from_datum, remove_mask, to_datum
 
 
 def parts(datum):
@@ -80,3 +80,58 @@ def test_from_datum_is_the_inverse():
 
 def test_num_loss_tokens_leaves_out_the_first_token():
     assert Sequence([1, 2, 3, 4], [1, 0.1, 0, 0.2]).num_loss_tokens == 2
+
+
+POLICY = Sequence([10, 11, 12, 13], [0, 1, 0, 2], [0, -0.5, 0, -0.25], [0, 2.0, 0, -3.0])
+
+
+def inputs(datum):
+    return {name: (t.dtype, t.tolist()) for name, t in datum.loss_fn_inputs.items()}
+
+
+def test_a_sequence_with_advantages_becomes_a_datum_for_policy_losses():
+    datum = to_datum(POLICY)
+    assert datum.model_input.to_ints() == [10, 11, 12]
+    assert inputs(datum) == {
+        "target_tokens": ("int64", [11, 12, 13]),
+        "logprobs": ("float32", [-0.5, 0, -0.25]),
+        "advantages": ("float32", [2.0, 0, -3.0]),
+        "mask": ("float32", [1.0, 0, 1.0]),
+    }
+    sent = remove_mask(datum)
+    assert sorted(sent.loss_fn_inputs) == ["advantages", "logprobs", "target_tokens"]
+    assert "mask" in datum.loss_fn_inputs
+
+
+def test_truncation_cuts_every_field():
+    cut = POLICY.truncate(2)
+    assert [v.tolist() for v in (cut.tokens, cut.weights, cut.logprobs, cut.advantages)] == [
+        [10, 11],
+        [0, 1],
+        [0, -0.5],
+        [0, 2.0],
+    ]
+    assert Sequence([1, 2, 3], [0, 1, 1]).truncate(2).logprobs is None
+
+
+def test_from_datum_gives_back_a_policy_sequence():
+    back = from_datum(to_datum(POLICY))
+    assert back.weights.tolist() == [0, 1, 0, 1]  # a mask tells trained from not trained
+    assert back.logprobs.tolist() == POLICY.logprobs.tolist()
+    assert back.advantages.tolist() == POLICY.advantages.tolist()
+    assert inputs(to_datum(back)) == inputs(to_datum(POLICY))
+    with pytest.raises(DataValidationError, match=r"target_tokens and weights \(or mask\), found"):
+        from_datum(remove_mask(to_datum(POLICY)))
+
+
+def test_policy_sequences_that_cannot_be_trained_are_refused():
+    with pytest.raises(DataValidationError, match="one logprob per token"):
+        Sequence([1, 2, 3], [0, 1, 1], [0.0, -1.0])
+    with pytest.raises(DataValidationError, match="needs the sampled logprobs"):
+        to_datum(Sequence([1, 2], [0, 1], advantages=[0, 1]))
+    with pytest.raises(DataValidationError, match="a policy loss has none"):
+        to_datum(POLICY, reduction="mean")
+    nothing = Sequence([1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 0, 0])  # the first is never trained
+    with pytest.raises(DataValidationError, match="no trained token"):
+        to_datum(nothing)
+    assert nothing.loss_mask.tolist() == [False, False, False]

@@ -6,7 +6,8 @@
     r    the ratio exp(lp - q)
 
 Gradients accumulate over forward_backward calls until optim_step, so a mean is written into weights
-or advantages by the caller. A token whose advantage is 0 is masked, in every loss but `dro`.
+or advantages by the caller. A token whose advantage is 0 is masked, in every loss but `dro`, which
+has a `mask` for it.
 """
 
 from __future__ import annotations
@@ -57,8 +58,14 @@ def cispo(logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tenso
 
 def dro(logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
     """-sum(lp * A - beta / 2 * (lp - q)^2): a quadratic pull towards the sampling weights
-    (Richemond et al. 2024, arXiv 2405.19107)."""
+    (Richemond et al. 2024, arXiv 2405.19107).
+
+    The drift lp - q counts where `mask` is not 0 (without a mask: everywhere). A prompt token was
+    not sampled and has no q: unmasked, it would be pulled towards whatever stands in its place.
+    """
     drift = logprobs - inputs["logprobs"]
+    if "mask" in inputs:
+        drift = drift * (inputs["mask"] != 0)
     return -(logprobs * inputs["advantages"] - 0.5 * config["beta"] * drift**2).sum()
 
 
@@ -137,7 +144,7 @@ LOSSES = {
         Loss("importance_sampling", importance_sampling, _SAMPLED),
         Loss("ppo", ppo, _SAMPLED, _CLIP, _bounds(0.8, 1.2)),
         Loss("cispo", cispo, _SAMPLED, _CLIP, _bounds(0.0, 4.0)),
-        Loss("dro", dro, _SAMPLED, config={"beta": 0.05}),
+        Loss("dro", dro, _SAMPLED, ("mask",), config={"beta": 0.05}),
         Loss(
             "gspo",
             gspo,

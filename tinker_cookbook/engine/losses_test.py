@@ -109,6 +109,31 @@ def test_bounds_per_token_replace_the_configuration(name: str) -> None:
     assert not torch.allclose(given[0], default[0])
 
 
+def test_dro_with_a_mask_pulls_only_what_was_sampled() -> None:
+    """As by hand over the masked-in tokens alone; elsewhere only lp * A is left."""
+    lp, inputs = make_inputs(3)
+    mask = inputs["sequence_ratio_mask"] * 3  # any value but 0 counts as one
+    loss = get_loss("dro", {"beta": 0.2})
+    tensors = {k: torch.from_numpy(inputs[k]) for k in loss.inputs}
+    row = torch.zeros(TOKENS, dtype=torch.int64)
+    value, grad = loss.value_and_grad(
+        torch.from_numpy(lp), {**tensors, "mask": torch.from_numpy(mask), ROW: row}
+    )
+    expected = 0.0
+    for t in range(TOKENS):
+        a, drift = inputs["advantages"][t], lp[t] - inputs["logprobs"][t]
+        pull = 0.2 if mask[t] else 0.0
+        expected -= lp[t] * a - 0.5 * pull * drift**2
+        assert grad[t].item() == pytest.approx(-(a - pull * drift), abs=1e-12)
+    assert value.item() == pytest.approx(expected, abs=1e-12)
+
+    ones = {"mask": torch.ones(TOKENS, dtype=torch.float64)}
+    whole = loss.value_and_grad(torch.from_numpy(lp), {**tensors, **ones, ROW: row})
+    plain = loss.value_and_grad(torch.from_numpy(lp), {**tensors, ROW: row})
+    assert torch.equal(whole[0], plain[0]) and torch.equal(whole[1], plain[1])
+    assert not torch.allclose(grad, plain[1])
+
+
 def test_on_policy_all_ratios_are_one() -> None:
     """At lp = q every policy loss has the gradient -A: all methods begin with the same step."""
     lp, inputs = make_inputs(2)

@@ -11,14 +11,11 @@ import tinker
 
 from tinker_cookbook import sequences
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.sequences import Reduction
+from tinker_cookbook.sequences import Reduction, as_numpy
 
 if TYPE_CHECKING:
-    import torch
-
+    from tinker_cookbook.sequences import Values
     from tinker_cookbook.tokenizer_utils import Tokenizer
-
-    Values = tinker.TensorData | torch.Tensor | np.ndarray | Sequence[float | None]
 
 
 def create_rightshifted_model_input_and_leftshifted_targets(
@@ -83,15 +80,6 @@ def compute_bpb(
             for start, end in _runs(counted)
         )
     return nats / (math.log(2) * num_bytes) if num_bytes else math.nan
-
-
-def as_numpy(values: Values) -> np.ndarray:
-    """float64 array of a TensorData, tensor, array or list; None becomes NaN."""
-    if isinstance(values, tinker.TensorData):
-        values = values.to_numpy()
-    elif hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()  # type: ignore[union-attr] (torch)
-    return np.asarray(values, dtype=np.float64)
 
 
 def _pairs(

@@ -9,12 +9,12 @@ import tinker
 
 from tinker_cookbook.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.sequences import from_datum
-from tinker_cookbook.supervised.common import as_numpy, compute_bpb, compute_mean_nll
+from tinker_cookbook.sequences import as_numpy, from_datum
+from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.types import SupervisedDataset
 
 if TYPE_CHECKING:
-    from tinker_cookbook.supervised.common import Values
+    from tinker_cookbook.sequences import Values
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 DATUMS_PER_REQUEST = 128  # keeps one request over HTTP to some megabytes
