@@ -8,9 +8,10 @@ import fcntl
 import logging
 import os
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import IO, ClassVar, Self
 
 from tinker_cookbook.exceptions import ConfigurationError
 
@@ -89,17 +90,29 @@ os.register_at_fork(after_in_child=FileLock._after_fork)
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes the whole file so that a reader, or a crash, sees the old content or the new one.
+    """Writes the whole file so that a reader, or a crash, sees the old content or the new one."""
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """An open file that takes the place of `path` when the block ends; not if the block raises.
 
     One writer at a time: the temporary name beside the file is always the same.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()  # on a full disk it is in the way
+        raise
     sync_directory(path.parent)
 
 

@@ -12,15 +12,17 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import DataFormatError
-from tinker_cookbook.utils.files import replace_file
+from tinker_cookbook.utils.files import replace_file, replacing
 
 logger = logging.getLogger(__name__)
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -29,9 +31,20 @@ class Line(NamedTuple):
     value: dict[str, Any]
 
 
-def encode(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON text of plain data; floats round-trip exactly."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+def encode(value: Any, *, indent: int | None = None, compact: bool = False) -> str:
+    """Strict JSON text of plain data; floats round-trip exactly. compact: without spaces."""
+    text = json.dumps(
+        _finite(value),
+        ensure_ascii=False,
+        allow_nan=False,
+        indent=indent,
+        separators=(",", ":") if compact else None,
+    )
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair has no bytes, but it has an escape
+        text = _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return text
 
 
 def _finite(value: Any) -> Any:
@@ -89,6 +102,13 @@ def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
+    """Makes the records the content of the file, at once; they are not all held in memory."""
+    with replacing(path) as file:
+        for record in records:
+            file.write(encode(record, compact=True).encode() + b"\n")
 
 
 def _repair_tail(file: Any, path: str | os.PathLike[str]) -> None:

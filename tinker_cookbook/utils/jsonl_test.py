@@ -77,3 +77,26 @@ def test_a_missing_file_is_an_empty_one(tmp_path: Path):
     assert jsonl.read_lines(tmp_path / "none.jsonl") == []
     assert jsonl.keep_lines(tmp_path / "none.jsonl", lambda row: True) == 0
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_half_a_surrogate_pair_is_written_and_comes_back(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    rows = [{"a\udfff": "\ud800 é 🙂 \\ud800"}, {"b": 1}]
+    jsonl.append_line(file, rows[0])
+    jsonl.append_line(file, rows[1])
+    assert values(file) == rows
+
+
+def test_written_lines_replace_the_file_at_once_or_not_at_all(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    jsonl.write_lines(file, [{"a": 1}, {"a": [1, math.nan]}])
+    assert file.read_bytes() == b'{"a":1}\n{"a":[1,"NaN"]}\n'
+
+    def failing():
+        yield {"a": 2}
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        jsonl.write_lines(file, failing())
+    assert values(file) == [{"a": 1}, {"a": [1, "NaN"]}]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]

@@ -1,0 +1,332 @@
+"""Every rollout of a step, to be read afterwards: JSON lines for programs, a page for people.
+
+`write_step` leaves two files in `<log_path>/iteration_NNNNNN/`:
+
+`<split>_rollout_summaries.jsonl`, one object for each trajectory:
+
+    schema_version, split, iteration, group_idx, traj_idx, tags, sampling_client_step
+    total_reward, final_reward     of the episode; of that, what compute_group_rewards gave
+    trajectory_metrics             of compute_group_rewards
+    steps                          its turns, see below
+    final_ob_len, final_ob_start, final_ob_tokens, final_ob_text     what followed the last reply
+    stop_reason                    types.StopReason
+    errors                         of the whole group (types.RolloutError), in its first line only
+
+a step, where N is `ac_len`:
+
+    step_idx, reward, episode_done, trainable, metrics, logs
+    ob_len, ob_start, ob_tokens, ob_text     the prompt of `ob_len` tokens is the first `ob_start`
+                                             tokens of the turn before (prompt and reply), then
+                                             `ob_tokens`; `observations` puts it together
+    ac_len, ac_tokens, ac_text               the reply as it was sampled
+    stop_reason                              "stop" or "length"
+    logprobs           [N] sampled, nats; null: whoever replied has none
+    advantages         [N] as trained; null: not trained
+    trained_logprobs   [N] of the trainer before the step's update; null: not known
+
+A group that nobody survived has one line without turns, whose traj_idx and rewards are null. Per
+token numbers have 6 significant digits.
+
+`<split>.html`, one page that needs no network: metrics, groups, and each rollout with its tokens
+coloured by logprob or by advantage. See transcript_page.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinker_cookbook.rl.transcript_page import PAGE_TOKENS, RolloutPage
+from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
+from tinker_cookbook.sequences import Sequence as TokenSequence
+from tinker_cookbook.sequences import model_input_tokens
+from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.files import replace_file
+from tinker_cookbook.utils.misc_utils import safezip
+from tinker_cookbook.utils.plain_data import plain
+
+if TYPE_CHECKING:
+    from tinker_cookbook.rl.trajectories import TrainingGroup
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+_DIGITS = 6
+
+Record = dict[str, Any]
+
+
+def write_step(
+    directory: Path,
+    split: str,
+    iteration: int,
+    groups: Sequence[TrajectoryGroup],
+    tags: Sequence[Sequence[str]],
+    training: Sequence[TrainingGroup] | None,
+    tokenizer: Any,
+    metrics: Mapping[str, Any],
+    *,
+    sampling_client_steps: Sequence[int | None] | None = None,
+    trained_logprobs_D: Sequence[npt.ArrayLike] | None = None,
+    page_tokens: int = PAGE_TOKENS,
+) -> None:
+    """Writes both files of a step, or of an evaluation, each atomically.
+
+    split: "train" or "eval_<name>". tags, sampling_client_steps (steps the weights had been trained
+    for when the group was played): one entry for each group. training: of those groups that were
+    trained, in any order. trained_logprobs_D: what `forward_backward` returned, [N-1] for each
+    sequence of `training` that has a trained token, in order. page_tokens: tokens of rollouts that
+    the page holds; the JSON lines always hold all.
+
+    Whatever goes wrong here is a warning: the step it tells of is done and counts.
+    """
+    folder = Path(directory) / f"iteration_{iteration:06d}"
+    try:
+        steps = sampling_client_steps or [None] * len(groups)
+        turns_by_group = _trained_turns(training or (), trained_logprobs_D)
+        page = RolloutPage(tokenizer, page_tokens)
+
+        def records() -> Iterator[Record]:
+            for index, (group, names, step) in enumerate(safezip(groups, tags, steps)):
+                head = {
+                    "schema_version": SCHEMA_VERSION,
+                    "split": split,
+                    "iteration": iteration,
+                    "group_idx": index,
+                    "tags": list(names),
+                    "sampling_client_step": step,
+                }
+                for rest in _group_records(group, turns_by_group.get(id(group)), tokenizer):
+                    record = head | rest
+                    page.add(record)
+                    yield record
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^\w.-]+", "_", split)
+        lines = folder / f"{name}_rollout_summaries.jsonl"
+        jsonl.write_lines(lines, records())
+        title = f"{split}, iteration {iteration}"
+        replace_file(folder / f"{name}.html", page.html(title, plain(metrics), lines.name))
+    except Exception as error:
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        logger.warning(
+            "%s: the rollouts of %s could not be written (%s: %s); the run goes on without them",
+            *(folder, split, type(error).__name__, reason),
+        )
+        logger.info("where writing rollouts failed", exc_info=True)
+
+
+def read_rollouts(path: str | Path) -> list[Record]:
+    """The records of a `<split>_rollout_summaries.jsonl`."""
+    return [line.value for line in jsonl.read_lines(path)]
+
+
+def observations(record: Record) -> list[list[int]]:
+    """The whole prompt of each turn of a record, and last the tokens after the last reply."""
+    before: list[int] = []
+    found = []
+    for step in record["steps"]:
+        found.append(before[: step["ob_start"]] + step["ob_tokens"])
+        before = found[-1] + step["ac_tokens"]
+    return [*found, before[: record["final_ob_start"]] + record["final_ob_tokens"]]
+
+
+# ------------------------------------------------------------------------------- records
+
+
+def _group_records(
+    group: TrajectoryGroup, turns: _TrainedTurns | None, tokenizer: Any
+) -> Iterator[Record]:
+    errors = [dataclasses.asdict(error) for error in group.rollout_errors]
+    if not group.trajectories_G:
+        yield _NOBODY | {"errors": errors}
+    rewards_G = group.get_total_rewards()
+    for member, trajectory in enumerate(group.trajectories_G):
+        yield {
+            "traj_idx": member,
+            "total_reward": plain(rewards_G[member]),
+            "final_reward": plain(group.final_rewards_G[member]),
+            "trajectory_metrics": plain(group.metrics_G[member]),
+            **_trajectory_record(trajectory, turns[member] if turns else None, tokenizer),
+            "errors": [] if member else errors,
+        }
+
+
+_NOBODY: Record = {
+    "traj_idx": None,
+    "total_reward": None,
+    "final_reward": None,
+    "trajectory_metrics": {},
+    "steps": [],
+    "final_ob_len": 0,
+    "final_ob_start": 0,
+    "final_ob_tokens": [],
+    "final_ob_text": "",
+    "stop_reason": None,
+}
+
+
+def _trajectory_record(
+    trajectory: Trajectory, turns: list[_TrainedTurn | None] | None, tokenizer: Any
+) -> Record:
+    before: list[int] = []
+    steps = []
+    for index, transition in enumerate(trajectory.transitions):
+        trained = (turns[index] if turns else None) or _UNTRAINED
+        observation = model_input_tokens(transition.ob)
+        logprobs = transition.ac.maybe_logprobs
+        steps.append(
+            {
+                "step_idx": index,
+                **_prompt("ob", before, observation, tokenizer),
+                "ac_len": len(transition.ac.tokens),
+                "ac_tokens": list(transition.ac.tokens),
+                "ac_text": _text(tokenizer, transition.ac.tokens),
+                "stop_reason": transition.ac.stop_reason,
+                "logprobs": None if logprobs is None else _rounded(logprobs),
+                "advantages": trained.advantages,
+                "trained_logprobs": trained.logprobs,
+                "reward": plain(transition.reward),
+                "episode_done": transition.episode_done,
+                "trainable": transition.trainable,
+                "metrics": plain(transition.metrics),
+                "logs": plain(transition.logs),
+            }
+        )
+        before = observation + transition.ac.tokens
+    final = model_input_tokens(trajectory.final_ob)
+    return {
+        "steps": steps,
+        **_prompt("final_ob", before, final, tokenizer),
+        "stop_reason": str(trajectory.stop_reason),
+    }
+
+
+def _prompt(name: str, before: list[int], tokens: list[int], tokenizer: Any) -> Record:
+    """A prompt as what it shares with the turn before, and what is new."""
+    start = _shared(before, tokens)
+    return {
+        f"{name}_len": len(tokens),
+        f"{name}_start": start,
+        f"{name}_tokens": tokens[start:],
+        f"{name}_text": _text(tokenizer, tokens[start:]),
+    }
+
+
+def _shared(a: list[int], b: list[int]) -> int:
+    """Length of the longest common prefix."""
+    length = min(len(a), len(b))
+    if a[:length] == b[:length]:
+        return length
+    return int(np.flatnonzero(np.array(a[:length]) != np.array(b[:length]))[0])
+
+
+def _text(tokenizer: Any, tokens: list[int]) -> str:
+    return tokenizer.decode(tokens, clean_up_tokenization_spaces=False) if tokens else ""
+
+
+def _rounded(values: npt.ArrayLike) -> list[float]:
+    """To _DIGITS significant digits: half the file, and more than anyone reads."""
+    values = np.asarray(values, np.float64)
+    fine = np.isfinite(values) & (values != 0)
+    exponents = np.floor(np.log10(np.abs(values), where=fine, out=np.zeros_like(values)))
+    scales = 10.0 ** (_DIGITS - 1 - exponents)
+    return np.where(fine, np.round(values * scales) / scales, values).tolist()
+
+
+# ------------------------------------------------------------------ what training knows
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainedTurn:
+    """Of the N tokens of a reply."""
+
+    advantages: list[float] | None
+    logprobs: list[float] | None
+
+
+_UNTRAINED = _TrainedTurn(None, None)
+_TrainedTurns = list[list[_TrainedTurn | None]]  # of a group: by member and turn
+
+
+def _trained_turns(
+    training: Sequence[TrainingGroup], trained_logprobs_D: Sequence[npt.ArrayLike] | None
+) -> dict[int, _TrainedTurns]:
+    """By the id of the TrajectoryGroup."""
+    members = [
+        (id(group.group), *member)
+        for group in training
+        for member in safezip(group.group.trajectories_G, group.sequences_G, group.advantages_G)
+    ]
+    every = [sequence for _, _, sequences, _ in members for sequence in sequences]
+    logprobs = _by_sequence(every, trained_logprobs_D)
+    found: dict[int, _TrainedTurns] = {}
+    for group, trajectory, sequences, advantages in members:
+        turns: list[_TrainedTurn | None] = []
+        for place in _places(trajectory.transitions, sequences):
+            if place is None:
+                turns.append(None)
+                continue
+            tokens = slice(place.start, place.end)
+            known = logprobs.get(id(sequences[place.sequence]))
+            turns.append(
+                _TrainedTurn(
+                    _rounded(advantages[place.sequence][tokens]),
+                    None if known is None else _rounded(known[tokens]),
+                )
+            )
+        found.setdefault(group, []).append(turns)
+    return found
+
+
+def _by_sequence(
+    sequences: Sequence[TokenSequence], trained_logprobs_D: Sequence[npt.ArrayLike] | None
+) -> dict[int, np.ndarray]:
+    """By the id of a sequence: a value for each of its N tokens, NaN for the first."""
+    if trained_logprobs_D is None:
+        return {}
+    trained = [sequence for sequence in sequences if sequence.num_loss_tokens]
+    found = {}
+    for sequence, predicted in safezip(trained, trained_logprobs_D):
+        predicted = np.asarray(predicted, np.float32)
+        if predicted.shape != (len(sequence) - 1,):
+            raise ValueError(
+                f"trained_logprobs_D has shape {predicted.shape} for {len(sequence)} tokens"
+            )
+        found[id(sequence)] = np.concatenate([np.full(1, np.nan, np.float32), predicted])
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a reply stands among a member's sequences: tokens `start` to `end` of one of them."""
+
+    sequence: int
+    start: int
+    end: int
+
+
+def _places(
+    transitions: Sequence[Transition], sequences: Sequence[TokenSequence]
+) -> Iterator[_Place | None]:
+    """Of each turn, by its tokens, however turns were merged; None: it is in no sequence."""
+    at, taken = 0, 0  # the sequence that is filled, and how many of its tokens
+    for transition in transitions:
+        prompt = model_input_tokens(transition.ob)
+        tokens = np.array(prompt + transition.ac.tokens, np.int32)
+        place = None
+        for index in range(at, len(sequences)):
+            if index == at and len(prompt) < taken:
+                continue  # that part of it belongs to an earlier turn
+            if np.array_equal(sequences[index].tokens[: len(tokens)], tokens):
+                place = _Place(index, len(prompt), len(tokens))
+                at, taken = index, len(tokens)
+                break
+        yield place

@@ -1,0 +1,117 @@
+"""Parts of HTML pages that stand alone: one file, no network, light and dark, safe with any text.
+
+    body = [element("h1", "Rollouts"), table(rows, header=("metric", "value"))]
+    replace_file(path, page("Rollouts", body, script=SCRIPT, data=rollouts))
+
+Markup has the type `Html`; whatever else is put into a page is text and is escaped, so that nothing
+a model or an environment wrote can become markup. The page carries a content security policy: the
+browser itself refuses other scripts than the page's own, and every request to a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.display import short
+
+DATA_ID = "data"  # of the element that holds a page's data
+
+_STYLE = Path(__file__).with_suffix(".css")
+_VOID = frozenset({"br", "input", "meta"})  # elements that have no content and no end tag
+_NO_CHARACTER = re.compile("[\x00\ud800-\udfff]")  # neither HTML nor UTF-8 has them
+
+
+class Html(str):
+    """Markup that may stand in a page as it is."""
+
+
+def escape(text: object) -> Html:
+    """The markup that shows a text, also inside an attribute's quotes; `Html` stays as it is."""
+    if isinstance(text, Html):
+        return text
+    return Html(html.escape(_NO_CHARACTER.sub("\ufffd", str(text))))
+
+
+def element(tag: str, *children: object, **attributes: object) -> Html:
+    """`<tag name="value">children</tag>`.
+
+    children: markup, text, numbers, or lists of them; None is left out. attributes: `class_` is
+    class and `data_x` is data-x; True has no value, False and None are left out.
+    """
+    names = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+    head = "".join(
+        f" {name}" if value is True else f' {name}="{escape(value)}"'
+        for name, value in names.items()
+        if value is not None and value is not False
+    )
+    if tag in _VOID:
+        return Html(f"<{tag}{head}>")
+    return Html(f"<{tag}{head}>{_joined(children)}</{tag}>")
+
+
+def _joined(children: Iterable[object]) -> Html:
+    return Html(
+        "".join(
+            _joined(child) if isinstance(child, list | tuple) else escape(child)
+            for child in children
+            if child is not None
+        )
+    )
+
+
+def table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> Html:
+    """Rows of cells; numbers are shortened and stand to the right."""
+    head = [element("tr", [element("th", name) for name in header])] if header else []
+    return element("table", head, [element("tr", [_cell(cell) for cell in row]) for row in rows])
+
+
+def _cell(value: object) -> Html:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return element("td", short(value), class_="number", title=repr(value))
+    return element("td", value)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Html:
+    """Names and values, in the order of the mapping and in as many columns as there is room for."""
+    return element("div", table(metrics.items()), class_="columns")
+
+
+def fold(summary: object, *children: object, **attributes: object) -> Html:
+    """Children that are shown once a reader clicks on the summary."""
+    return element("details", element("summary", summary), *children, **attributes)
+
+
+def page(
+    title: str, body: Sequence[object], *, style: str = "", script: str = "", data: Any = None
+) -> str:
+    """A whole page. `style`, `script`: source text of the program's own, never of its data.
+
+    data: plain data; the script reads it with
+    `JSON.parse(document.getElementById("data").textContent)`.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Html(_STYLE.read_text(encoding="utf-8") + style)),
+    )
+    scripts = [data_element(data), element("script", Html(script))] if script else []
+    return f'<!doctype html>\n<html lang="en">{head}{element("body", list(body), scripts)}</html>\n'
+
+
+def data_element(value: Any) -> Html:
+    """Plain data for the page's script. NaN and infinity become strings, see `jsonl`."""
+    # "<" would let a text end the element, or open a comment that swallows its end
+    text = jsonl.encode(value, compact=True).replace("<", "\\u003c")
+    return element("script", Html(text), id=DATA_ID, type="application/json")
