@@ -1,9 +1,9 @@
 """Reinforcement learning, the first recipe: nano learns to add by learning to think first.
 
-    ./scripts/run recipes.rl_basic                                    nano, no key needed
-    ./scripts/run recipes.rl_basic model_name=Qwen/Qwen3-8B           GSM8K from the hub
-    ./scripts/run recipes.rl_basic max_lag=2 num_minibatches=4        playing while it trains
-    ./scripts/run recipes.rl_basic config=configs/rl_basic/qwen3-8b-1xh100.yaml
+./scripts/run recipes.rl_basic                                    nano, no key needed
+./scripts/run recipes.rl_basic model_name=Qwen/Qwen3-8B           GSM8K from the hub
+./scripts/run recipes.rl_basic max_lag=2 num_minibatches=4        playing while it trains
+./scripts/run recipes.rl_basic config=configs/rl_basic/qwen3-8b-1xh100.yaml
 """
 
 from __future__ import annotations

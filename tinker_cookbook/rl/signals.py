@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -101,7 +101,10 @@ class GroupReward:
 
     kind: AdvantageKind = "centered"
     max_tokens: int | None = None
-    needs_batch: ClassVar[bool] = False
+
+    @property
+    def needs_batch(self) -> bool:
+        return False
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:

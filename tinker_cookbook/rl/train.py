@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import chz
 
 from tinker_cookbook import checkpoint_utils, keys, models
-from tinker_cookbook.completers import TinkerTokenCompleter
+from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.evaluators import Evaluations
 from tinker_cookbook.exceptions import (
     AllTrajectoriesFailedError,
@@ -38,13 +38,15 @@ from tinker_cookbook.loop_config import LoopConfig, adam_params
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.data_processing import is_constant
 from tinker_cookbook.rl.group_source import GroupSource, PlayedGroup, Ticket
+from tinker_cookbook.rl.limits import RolloutLimits
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator, compute_trajectory_metrics
 from tinker_cookbook.rl.metrics import SampleTrainGap, compute_post_kl
+from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
-from tinker_cookbook.rl.rollouts import RolloutLimits, RolloutProgress, do_group_rollout
+from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.signals import AdvantageKind, GroupReward, ReferenceKL, Signal
-from tinker_cookbook.rl.trajectories import TrainingGroup
-from tinker_cookbook.rl.types import RLDataset, RLDatasetBuilder
+from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
+from tinker_cookbook.rl.types import RLDataset, RLDatasetBuilder, TrajectoryGroup
 from tinker_cookbook.service import connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
@@ -196,7 +198,7 @@ async def main(
         )
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
-            evaluators = [*_test_evaluators(config, test, journal), *evaluators]
+            evaluators = [*_test_evaluators(config, test), *evaluators]
         infrequent = [build() for build in config.infrequent_evaluator_builders]
         evaluations = Evaluations(
             [(config.eval_every, evaluators), (config.infrequent_eval_every, infrequent)], journal
@@ -214,12 +216,12 @@ async def main(
             for step in range(journal.start_step, total_steps):
                 source.publish(sampling_client, step)
                 with journal.step(step) as row:
-                    row.update(await evaluations.run(client, step, sampling_client))
+                    row.update(await trainer.evaluate(evaluations, sampling_client, step))
                     done = await trainer.step(source, step, row)
                 sampling_client = done.sampling_client
                 trainer.check_gap(done.own_gap, step)
                 await journal.finish(done.save)
-        final = await evaluations.run(client, None, sampling_client)
+        final = await trainer.evaluate(evaluations, sampling_client, None)
         if final:
             with journal.step(total_steps) as row:
                 row.update(final)
@@ -282,6 +284,7 @@ class _Trainer:
     async def play(self, ticket: Ticket) -> TrainingGroup:
         """Plays a group and fetches what the signals need of it."""
         config = self._config
+        assert config.max_tokens is not None, "keys.fill has filled it"
         policy = TinkerTokenCompleter(
             ticket.sampling_client,
             max_tokens=config.max_tokens,
@@ -294,7 +297,7 @@ class _Trainer:
                 policy,
                 config.rollout_strategy,
                 config.limits,
-                seed=derived_seed(config.seed, ticket.batch, ticket.index),
+                seed=derive_seed(config.seed, ticket.batch, ticket.index),
                 progress=self._progress,
             )
         )
@@ -311,6 +314,7 @@ class _Trainer:
     async def step(self, source: GroupSource[TrainingGroup], step: int, row: dict) -> _Done:
         """Trains on batch `step` and fills in its row."""
         config, client = self._config, self._client
+        assert config.learning_rate is not None, "keys.fill has filled it"
         learning_rate = config.learning_rate * compute_schedule_lr_multiplier(
             config.lr_schedule, step, self._total_steps
         )
@@ -337,10 +341,12 @@ class _Trainer:
 
         gap, own_gap = SampleTrainGap(), SampleTrainGap()
         outputs: list[Mapping[str, float]] = []
+        trained_logprobs_D: list[Any] = []
         with self._journal.timed("train"):
             for part in submitted:
                 output = await part.result
-                logprobs = [each["logprobs"] for each in output.loss_fn_outputs]
+                logprobs = [each["logprobs"].to_numpy() for each in output.loss_fn_outputs]
+                trained_logprobs_D += logprobs
                 gap.add(part.datums, logprobs)
                 own_gap.add(
                     [datum for datum, own in zip(part.datums, part.own) if own],
@@ -352,7 +358,7 @@ class _Trainer:
             sampling_client = await next_client
         row.update(_summed(outputs))
         row["optim/lr"] = learning_rate
-        row.update(gap.metrics())
+        row.update(gap.metrics(sum(each.group.num_sampled_tokens for each in played)))
         row.update(dict_mean(signal_metrics))
         groups_P = [each.group.group for each in played]
         tags_P = [each.ticket.builder.logging_tags() for each in played]
@@ -363,7 +369,17 @@ class _Trainer:
             with self._journal.timed("compute_post_kl"):
                 row.update(await compute_post_kl(datums, sampling_client))
         self._say_failures(played, step)
-        await self._write_transcript(played, tags_P, step, row)
+        if config.transcripts_every and step % config.transcripts_every == 0:
+            await self.write_transcript(
+                "train",
+                step,
+                groups_P,
+                tags_P,
+                row,
+                training=[group for part in submitted for group in part.groups],
+                sampling_client_steps=[each.ticket.version for each in played],
+                trained_logprobs_D=trained_logprobs_D,
+            )
         return _Done(sampling_client, save, own_gap)
 
     async def _chunks(self, source: GroupSource[TrainingGroup], step: int) -> AsyncIterator[_Chunk]:
@@ -459,28 +475,48 @@ class _Trainer:
                 " service that agrees, or raise max_logprob_gap"
             )
 
-    async def _write_transcript(
+    async def write_transcript(
         self,
-        played: Sequence[PlayedGroup[TrainingGroup]],
-        tags_P: Sequence[list[str]],
+        split: str,
         step: int,
-        row: Mapping[str, Any],
+        groups_P: Sequence[TrajectoryGroup],
+        tags_P: Sequence[Sequence[str]],
+        metrics: Mapping[str, Any],
+        training: Sequence[TrainingGroup] | None = None,
+        **further: Any,
     ) -> None:
-        every = self._config.transcripts_every
-        if not every or step % every:
-            return
-        with self._journal.timed("transcript"):
+        """Of a step or an evaluation, for people; see rl/transcripts.py."""
+        tokenizer = get_tokenizer(self._config.model_name)
+        with self._journal.timed("transcripts"):
             await asyncio.to_thread(
                 transcripts.write_step,
                 self._journal.log_path,
-                "train",
+                split,
                 step,
-                [each.group.group for each in played],
+                groups_P,
                 tags_P,
-                [each.group for each in played],
-                get_tokenizer(self._config.model_name),
-                dict(row),
+                training,
+                tokenizer,
+                dict(metrics),
+                **further,
             )
+
+    async def evaluate(
+        self, evaluations: Evaluations, sampling_client: Any, step: int | None
+    ) -> dict[str, float]:
+        """Metrics of the evaluators due before `step` (None: after the last), with transcripts."""
+        metrics = await evaluations.run(self._client, step, sampling_client)
+        if self._config.transcripts_every:
+            for each in evaluations.due(step):
+                if isinstance(each, RLTestSetEvaluator):
+                    await self.write_transcript(
+                        f"eval_{each.name}",
+                        self._total_steps if step is None else step,
+                        each.groups_P,
+                        each.taglist_P,
+                        metrics,
+                    )
+        return metrics
 
 
 def with_known_keys(config: Config) -> Config:
@@ -562,8 +598,9 @@ async def _signals(config: Config, service: Any) -> list[Signal]:
     return [*signals, *config.signals]
 
 
-def _test_evaluators(config: Config, test: RLDataset, journal: Journal) -> list[Any]:
+def _test_evaluators(config: Config, test: RLDataset) -> list[Any]:
     """Of the held-out problems: as trained, and greedily where asked for."""
+    assert config.max_tokens is not None, "keys.fill has filled it"
     temperatures = {"test": config.temperature} | (
         {"test_greedy": 0.0} if config.eval_greedy else {}
     )
