@@ -40,8 +40,8 @@ class _Group:
     @property
     def kind(self) -> str:
         """ "constant": all rewards are equal, so a group-centred reward teaches nothing."""
-        if not self.rewards:
-            return "lost"
+        if len(self.rewards) < 2:
+            return "single" if self.rewards else "lost"
         return "constant" if min(self.rewards) == max(self.rewards) else "mixed"
 
 

@@ -43,17 +43,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.transcript_page import PAGE_TOKENS, RolloutPage
 from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.sequences import Sequence as TokenSequence
-from tinker_cookbook.sequences import model_input_tokens
+from tinker_cookbook.sequences import as_numpy, model_input_tokens
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.files import replace_file
 from tinker_cookbook.utils.misc_utils import safezip
 from tinker_cookbook.utils.plain_data import plain
 
 if TYPE_CHECKING:
-    from tinker_cookbook.rl.trajectories import TrainingGroup
+    from tinker_cookbook.sequences import Values
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def write_step(
     metrics: Mapping[str, Any],
     *,
     sampling_client_steps: Sequence[int | None] | None = None,
-    trained_logprobs_D: Sequence[npt.ArrayLike] | None = None,
+    trained_logprobs_D: Sequence[Values] | None = None,
     page_tokens: int = PAGE_TOKENS,
 ) -> None:
     """Writes both files of a step, or of an evaluation, each atomically.
@@ -90,7 +91,7 @@ def write_step(
     folder = Path(directory) / f"iteration_{iteration:06d}"
     try:
         steps = sampling_client_steps or [None] * len(groups)
-        turns_by_group = _trained_turns(training or (), trained_logprobs_D)
+        known = _Training(training or (), trained_logprobs_D)
         page = RolloutPage(tokenizer, page_tokens)
 
         def records() -> Iterator[Record]:
@@ -103,7 +104,7 @@ def write_step(
                     "tags": list(names),
                     "sampling_client_step": step,
                 }
-                for rest in _group_records(group, turns_by_group.get(id(group)), tokenizer):
+                for rest in _group_records(group, known, tokenizer):
                     record = head | rest
                     page.add(record)
                     yield record
@@ -141,9 +142,7 @@ def observations(record: Record) -> list[list[int]]:
 # ------------------------------------------------------------------------------- records
 
 
-def _group_records(
-    group: TrajectoryGroup, turns: _TrainedTurns | None, tokenizer: Any
-) -> Iterator[Record]:
+def _group_records(group: TrajectoryGroup, known: _Training, tokenizer: Any) -> Iterator[Record]:
     errors = [dataclasses.asdict(error) for error in group.rollout_errors]
     if not group.trajectories_G:
         yield _NOBODY | {"errors": errors}
@@ -154,7 +153,7 @@ def _group_records(
             "total_reward": plain(rewards_G[member]),
             "final_reward": plain(group.final_rewards_G[member]),
             "trajectory_metrics": plain(group.metrics_G[member]),
-            **_trajectory_record(trajectory, turns[member] if turns else None, tokenizer),
+            **_trajectory_record(trajectory, known.turns(group, member), tokenizer),
             "errors": [] if member else errors,
         }
 
@@ -174,12 +173,11 @@ _NOBODY: Record = {
 
 
 def _trajectory_record(
-    trajectory: Trajectory, turns: list[_TrainedTurn | None] | None, tokenizer: Any
+    trajectory: Trajectory, turns: Sequence[_TrainedTurn], tokenizer: Any
 ) -> Record:
     before: list[int] = []
     steps = []
-    for index, transition in enumerate(trajectory.transitions):
-        trained = (turns[index] if turns else None) or _UNTRAINED
+    for index, (transition, trained) in enumerate(safezip(trajectory.transitions, turns)):
         observation = model_input_tokens(transition.ob)
         logprobs = transition.ac.maybe_logprobs
         steps.append(
@@ -246,62 +244,57 @@ def _rounded(values: npt.ArrayLike) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainedTurn:
-    """Of the N tokens of a reply."""
+    """Of the N tokens of a reply; None where it was not trained, or what came out is not known."""
 
-    advantages: list[float] | None
-    logprobs: list[float] | None
-
-
-_UNTRAINED = _TrainedTurn(None, None)
-_TrainedTurns = list[list[_TrainedTurn | None]]  # of a group: by member and turn
+    advantages: list[float] | None = None
+    logprobs: list[float] | None = None
 
 
-def _trained_turns(
-    training: Sequence[TrainingGroup], trained_logprobs_D: Sequence[npt.ArrayLike] | None
-) -> dict[int, _TrainedTurns]:
-    """By the id of the TrajectoryGroup."""
-    members = [
-        (id(group.group), *member)
-        for group in training
-        for member in safezip(group.group.trajectories_G, group.sequences_G, group.advantages_G)
-    ]
-    every = [sequence for _, _, sequences, _ in members for sequence in sequences]
-    logprobs = _by_sequence(every, trained_logprobs_D)
-    found: dict[int, _TrainedTurns] = {}
-    for group, trajectory, sequences, advantages in members:
-        turns: list[_TrainedTurn | None] = []
-        for place in _places(trajectory.transitions, sequences):
+class _Training:
+    """What training knows of the replies of a group."""
+
+    def __init__(
+        self,
+        training: Sequence[TrainingGroup],
+        trained_logprobs_D: Sequence[Values] | None,
+    ) -> None:
+        self._groups = {id(group.group): group for group in training}
+        self._logprobs = {}  # by the id of a sequence: of each of its N tokens
+        if trained_logprobs_D is not None:
+            trained = [group.sequences_G[i][j] for group in training for i, j in group.trained()]
+            self._logprobs = {
+                id(sequence): _unshifted(logprobs, len(sequence))
+                for sequence, logprobs in safezip(trained, trained_logprobs_D)
+            }
+
+    def turns(self, played: TrajectoryGroup, member: int) -> list[_TrainedTurn]:
+        transitions = played.trajectories_G[member].transitions
+        group = self._groups.get(id(played))
+        if group is None:
+            return [_TrainedTurn()] * len(transitions)
+        sequences, advantages = group.sequences_G[member], group.advantages_G[member]
+        found = []
+        for place in _places(transitions, sequences):
             if place is None:
-                turns.append(None)
+                found.append(_TrainedTurn())
                 continue
             tokens = slice(place.start, place.end)
-            known = logprobs.get(id(sequences[place.sequence]))
-            turns.append(
+            logprobs = self._logprobs.get(id(sequences[place.sequence]))
+            found.append(
                 _TrainedTurn(
                     _rounded(advantages[place.sequence][tokens]),
-                    None if known is None else _rounded(known[tokens]),
+                    None if logprobs is None else _rounded(logprobs[tokens]),
                 )
             )
-        found.setdefault(group, []).append(turns)
-    return found
+        return found
 
 
-def _by_sequence(
-    sequences: Sequence[TokenSequence], trained_logprobs_D: Sequence[npt.ArrayLike] | None
-) -> dict[int, np.ndarray]:
-    """By the id of a sequence: a value for each of its N tokens, NaN for the first."""
-    if trained_logprobs_D is None:
-        return {}
-    trained = [sequence for sequence in sequences if sequence.num_loss_tokens]
-    found = {}
-    for sequence, predicted in safezip(trained, trained_logprobs_D):
-        predicted = np.asarray(predicted, np.float32)
-        if predicted.shape != (len(sequence) - 1,):
-            raise ValueError(
-                f"trained_logprobs_D has shape {predicted.shape} for {len(sequence)} tokens"
-            )
-        found[id(sequence)] = np.concatenate([np.full(1, np.nan, np.float32), predicted])
-    return found
+def _unshifted(logprobs: Values, length: int) -> np.ndarray:
+    """For each of N tokens, from those of the N-1 that are predicted; NaN for the first."""
+    logprobs = as_numpy(logprobs)
+    if logprobs.shape != (length - 1,):
+        raise ValueError(f"trained_logprobs_D has shape {logprobs.shape} for {length} tokens")
+    return np.concatenate([[np.nan], logprobs]).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

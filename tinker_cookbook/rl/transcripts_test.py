@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import tinker
 
 from tinker_cookbook.completers import TokensWithLogprobs
+from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.transcript_page import _Vocabulary
 from tinker_cookbook.rl.transcripts import observations, read_rollouts, write_step
 from tinker_cookbook.rl.types import (
@@ -41,13 +41,12 @@ def codes(text: str) -> list[int]:
     return list(text.encode())
 
 
-@dataclass(eq=False)
-class Trained:
-    """What transcripts read of a TrainingGroup."""
-
-    group: TrajectoryGroup
-    sequences_G: list[list[Sequence]]
-    advantages_G: list[list[np.ndarray]]
+def trained(played: TrajectoryGroup, *advantages: list[float]) -> TrainingGroup:
+    """A group of one member as it is trained, with the advantages of each of its sequences."""
+    training = TrainingGroup.from_group(played)
+    training.advantages_G = [[np.array(each, np.float32) for each in advantages]]
+    assert [len(each) for each in training.sequences_G[0]] == [len(each) for each in advantages]
+    return training
 
 
 def turn(prompt: str, reply: str, reward: float = 0.0, **known: Any) -> Transition:
@@ -182,21 +181,9 @@ def test_advantages_and_trained_logprobs_stand_at_their_tokens(tmp_path: Path):
     """Two turns merged into one sequence, a third that began another, and a group left out."""
     turns = [turn("ab", "CD"), turn("abCDe", "F"), turn("xy", "Z", trainable=False), turn("k", "L")]
     untrained, played = group(trajectory(turn("ab", "CD"))), group(trajectory(*turns))
-    merged, alone, last = (
-        Sequence(codes(text), weights)
-        for text, weights in (
-            ("abCDeF", [0, 0, 1, 1, 0, 1]),
-            ("xyZ", [0, 0, 0]),
-            ("kL", [0, 1]),
-        )
-    )
-    training = Trained(
-        played,
-        [[merged, alone, last]],
-        [[np.array([0, 0, 0.5, 0.25, 0, -1], np.float32), np.zeros(3), np.array([0, 2.0])]],
-    )
-    trained = [np.array([-9, -1, -2, -9, -3], np.float32), [-4.0]]  # alone trains nothing
-    records, html = write(tmp_path, [untrained, played], [training], trained_logprobs_D=trained)
+    training = trained(played, [0, 0, 0.5, 0.25, 0, -1], [0, 0, 0], [0, 2])
+    logprobs = [np.array([-9, -1, -2, -9, -3], np.float32), [-4.0]]  # "xyZ" trains nothing
+    records, html = write(tmp_path, [untrained, played], [training], trained_logprobs_D=logprobs)
     assert records[0]["steps"][0]["advantages"] is None
     steps = records[1]["steps"]
     assert [step["advantages"] for step in steps] == [[0.5, 0.25], [-1], [0], [2]]
@@ -210,14 +197,14 @@ def test_a_turn_seen_twice_is_found_twice(tmp_path: Path):
     """The same prompt and reply again is not merged: the second has a sequence of its own."""
     played = group(trajectory(turn("ab", "C"), turn("ab", "C"), turn("qq", "r"), turn("abC", "D")))
     sequences = [Sequence(codes(text), [1] * len(text)) for text in ("abC", "abCD")]
-    training = Trained(played, [sequences], [[np.full(3, 1.0), np.full(4, 2.0)]])
+    training = TrainingGroup(played, [sequences], [[np.full(3, 1.0), np.full(4, 2.0)]])
     ((record,), _) = write(tmp_path, [played], [training])
     assert [step["advantages"] for step in record["steps"]] == [[1], [2], None, [2]]
 
 
 def test_an_empty_prompt_has_no_trained_logprob_for_its_first_token(tmp_path: Path):
     played = group(trajectory(turn("", "ab")))
-    training = Trained(played, [[Sequence(codes("ab"), [1, 1])]], [[np.ones(2)]])
+    training = trained(played, [1, 1])
     ((record,), _) = write(tmp_path, [played], [training], trained_logprobs_D=[[-3.0]])
     assert record["steps"][0]["trained_logprobs"] == ["NaN", -3]
 
@@ -284,7 +271,7 @@ def test_a_failure_half_way_through_the_records_leaves_no_half_file(tmp_path: Pa
 )
 def test_what_does_not_fit_together_is_a_warning(tmp_path: Path, caplog, wrong: dict):
     played = group(trajectory(turn("a", "b")))
-    training = [Trained(played, [[Sequence(codes("ab"), [0, 1])]], [[np.ones(2)]])]
+    training = [trained(played, [0, 1])]
     assert write(tmp_path, [played], training, **wrong) is None
     assert "could not be written" in caplog.text
 
@@ -326,8 +313,10 @@ def test_the_page_marks_groups_and_links_its_lines(tmp_path: Path):
     _, html = write(tmp_path, [rewarded(1, 1), rewarded(0, 1), rewarded(1)])
     found = Elements(html)
     chips = [each["class"] for each in found.attributes("span") if each["class"]]
-    kinds = [each.split()[1] for each in chips if each in ("chip constant", "chip mixed")]
-    assert kinds == ["constant", "mixed", "constant"]
+    kinds = [
+        each.split()[1] for each in chips if each.split()[1:] not in (["better"], ["worse"], [])
+    ]
+    assert kinds == ["constant", "mixed", "single"]
     assert chips.count("chip better") == 1 and chips.count("chip worse") == 1
     assert [each["href"] for each in found.attributes("a")] == ["train_rollout_summaries.jsonl"]
     assert "env/all/reward/total" in found.texts["td"]
@@ -451,16 +440,14 @@ def test_the_script_shows_what_is_opened(tmp_path: Path):
         trajectory(
             turn("<b>p</b>", "ab", 0.5, logprobs=[0.0, -0.7], logs={"<i>": "</i>"}),
             turn("<b>p</b>abc", "d", logprobs=[math.nan], trainable=False, stop_reason="length"),
-            turn("<b>q", "e", logprobs=None),
+            turn("<b>q", "e", logprobs=None, trainable=False),
             final="<b>qe!",
             stop_reason=StopReason.MAX_TURNS,
         )
     )
-    sequences = [Sequence(codes("<b>p</b>abcd"), [0] * 8 + [1, 1, 0, 0])]
-    advantages = [np.array([0] * 8 + [-1, 0.5, 0, 0], np.float32)]
-    trained = np.array([-9] * 7 + [-0.5, -0.7, -9, -9], np.float32)
-    training = [Trained(played, [sequences], [advantages])]
-    _, html = write(tmp_path, [played, group()], training, trained_logprobs_D=[trained])
+    training = [trained(played, [0] * 8 + [-1, 0.5, 0, 0], [0] * 5)]
+    logprobs = [tinker.TensorData.from_numpy(np.array([-9] * 7 + [-0.5, -0.7, -9, -9], np.float32))]
+    _, html = write(tmp_path, [played, group()], training, trained_logprobs_D=logprobs)
     page = Elements(html)
     data, script = page.texts["script"]
     groups = [each["data-group"] for each in page.attributes("details") if "data-group" in each]
