@@ -98,8 +98,10 @@ class GroupSource(Generic[G]):
             self._sizes[self._begun] = len(builders)
             self._to_play += [(self._begun, i, builder) for i, builder in enumerate(builders)]
             self._begun += 1
-        limit = self._workers or max(self._sizes.get(self._steps.start, 1), 1)
-        while len(self._tasks) < limit and len(self._tasks) < len(self._to_play):
+        if self._workers is None:
+            self._workers = max(self._sizes.get(self._steps.start, 1), 1)
+        working = sum(not task.done() for task in self._tasks)
+        for _ in range(min(self._workers - working, len(self._to_play))):
             self._start_worker()
 
     def size(self, batch: int) -> int:

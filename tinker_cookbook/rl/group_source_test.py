@@ -66,6 +66,21 @@ async def test_every_group_once_and_never_too_old(max_lag: int, workers: int | N
     assert most <= (workers or 4)
 
 
+async def test_every_batch_is_played_by_all_workers() -> None:
+    running = 0
+    most: dict[int, int] = {}
+
+    async def play(ticket: Ticket) -> None:
+        nonlocal running
+        running += 1
+        await asyncio.sleep(0.001)
+        most[ticket.batch] = max(most.get(ticket.batch, 0), running)
+        running -= 1
+
+    await collect(GroupSource(batches([3, 5, 3]), play, steps=range(3)), range(3))
+    assert most == {0: 3, 1: 3, 2: 3}
+
+
 async def test_a_resumed_run_begins_where_it_was() -> None:
     asked = []
 
