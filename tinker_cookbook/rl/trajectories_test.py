@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tinker
@@ -119,7 +121,7 @@ def test_every_sampled_token_is_trained_once_behind_the_prompt_it_was_sampled_fr
     trained = sum(len(each.ac.tokens) for each in turns if each.trainable)
     assert sum(sequence.num_loss_tokens for sequence in sequences) == trained
     # as few as possible: no sequence is the beginning of the prompt after it
-    for before, after in zip(turns, turns[1:]):
+    for before, after in itertools.pairwise(turns):
         extended = before.ob.to_ints() + before.ac.tokens
         if after.ob.to_ints()[: len(extended)] == extended and before.ac.tokens and after.ac.tokens:
             a, b = (
