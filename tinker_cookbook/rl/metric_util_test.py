@@ -98,6 +98,8 @@ def test_a_tag_of_all_groups_is_not_repeated_and_lists_must_match():
     found = compute_trajectory_metrics(GROUPS[:2], [["a", "a"], ["a"]])
     assert {key.split("/")[1] for key in found} == {"all"}
     assert not [key for key in found if key.startswith("rollout_errors")]
+    found = compute_trajectory_metrics(GROUPS[:2], [["a", "a"], []])
+    assert found["env/a/total_episodes"] == 2  # a tag named twice counts once
     with pytest.raises(ValueError, match="different lengths"):
         compute_trajectory_metrics(GROUPS, [["a"]])
 
@@ -231,9 +233,13 @@ async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environm
         async def cleanup(self):
             cleaned.append(self.tokens[0])
 
+        async def compute_group_rewards(self, trajectories_G, env_group):
+            await asyncio.Event().wait()  # the others would wait for ever
+
     dataset = Problems([Tidy(-1), Tidy(1), Tidy(2)])
     with pytest.raises(RolloutFailedError, match="broken"):
-        await RLTestSetEvaluator(dataset, max_tokens=7, strategy=FailFast())(Model())
+        async with asyncio.timeout(10):
+            await RLTestSetEvaluator(dataset, max_tokens=7, strategy=FailFast())(Model())
     assert sorted(cleaned) == [-1, 1, 2]
 
 
