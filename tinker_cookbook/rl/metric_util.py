@@ -7,13 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.evaluators import SamplingClientEvaluator
 from tinker_cookbook.rl.data_processing import is_constant
-from tinker_cookbook.rl.rollout_strategy import MinViableGroup
-from tinker_cookbook.rl.rollouts import do_group_rollout
+from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
+from tinker_cookbook.rl.rollouts import RolloutLimits, RolloutProgress, do_group_rollout
 from tinker_cookbook.rl.types import (
     EnvGroupBuilder,
     RLDataset,
@@ -23,11 +23,6 @@ from tinker_cookbook.rl.types import (
 )
 from tinker_cookbook.sequences import model_input_tokens
 from tinker_cookbook.utils.misc_utils import dict_mean, safezip
-
-if TYPE_CHECKING:
-    from tinker_cookbook.rl.limits import RolloutLimits
-    from tinker_cookbook.rl.rollout_progress import RolloutProgress
-    from tinker_cookbook.rl.rollout_strategy import RolloutStrategy
 
 GOOD_REWARD = 0.5  # of every member of a group that counts as all good
 SHOWN = 3  # replies that a person gets to see

@@ -1,0 +1,282 @@
+"""Metrics of groups worked out by hand, and the evaluator over scripted and real models."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tinker
+
+from tinker_cookbook.completers import TokensWithLogprobs
+from tinker_cookbook.rl.metric_util import (
+    RLTestSetEvaluator,
+    compute_trajectory_metrics,
+    dataset_to_env_group_builders,
+)
+from tinker_cookbook.rl.metrics import SampleTrainGap
+from tinker_cookbook.rl.rollout_strategy import FailFast, RolloutFailedError
+from tinker_cookbook.rl.signals import GroupReward, ReferenceKL
+from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
+from tinker_cookbook.rl.trajectories_test import trajectory, turn
+from tinker_cookbook.rl.types import (
+    Env,
+    EnvGroupBuilder,
+    RLDataset,
+    RolloutError,
+    StepResult,
+    StopReason,
+    TrajectoryGroup,
+)
+from tinker_cookbook.service import EngineConfig, connect
+
+
+def member(*rewards, metrics=(), cut=False, stop=StopReason.DONE):
+    """An episode with prompts of 3, 6, ... tokens and replies of 2 tokens."""
+    turns = [turn(range(3 * (i + 1)), [1, 2], reward=reward) for i, reward in enumerate(rewards)]
+    for each, values in zip(turns, metrics):
+        each.metrics = values
+    if cut:
+        turns[-1].ac = TokensWithLogprobs([1, 2], [-1.0, -1.0], "length")
+    episode = trajectory(*turns)
+    episode.stop_reason = stop
+    return episode
+
+
+def group_of(*members, finals=None, metrics=None, errors=()):
+    finals = finals or [0.0] * len(members)
+    return TrajectoryGroup(
+        list(members), list(finals), metrics or [{} for _ in members], list(errors)
+    )
+
+
+GROUPS = [
+    group_of(  # mixed: total rewards 1.5 and 0
+        member(0.5, 1.0, metrics=[{"correct": 0}, {"correct": 1, "format": True}]),
+        member(0.0, cut=True, stop=StopReason.MAX_TURNS, metrics=[{"correct": 0}]),
+        metrics=[{"rank": 1}, {"rank": 2}],
+    ),
+    group_of(member(0.25), member(0.0), finals=[0.25, 0.5]),  # all good
+    group_of(member(0.0, cut=True), member(0.0)),  # all bad
+    group_of(  # lost
+        errors=[RolloutError("env_error", "x", 0), RolloutError("env_error", "x", 1)]
+    ),
+]
+
+
+def test_metrics_by_hand():
+    found = compute_trajectory_metrics(GROUPS, [["a"], ["a", "b"], [], ["c"]])
+    everything = {k.removeprefix("env/all/"): v for k, v in found.items() if "env/all/" in k}
+    assert everything == {
+        "ac_tokens_per_turn": 2,
+        "ob_tokens_per_turn": (3 + 6 + 5 * 3) / 7,
+        "frac_cut": 2 / 7,
+        "turns_per_episode": 7 / 6,
+        "total_episodes": 6,
+        "total_turns": 7,
+        "total_ac_tokens": 14,
+        "total_ob_tokens": 24,
+        "reward/total": (1.5 + 0 + 0.5 + 0.5 + 0 + 0) / 6,
+        "by_group/frac_mixed": 1 / 3,
+        "by_group/frac_all_good": 1 / 3,
+        "by_group/frac_all_bad": 1 / 3,
+        "stopped/max_turns": 1 / 6,
+        "correct": 1 / 3,
+        "format": 1.0,
+        "rank": 1.5,
+    }
+    assert found["env/a/total_episodes"] == 4 and found["env/b/total_episodes"] == 2
+    assert found["env/a/reward/total"] == 2.5 / 4 and found["env/b/reward/total"] == 0.5
+    assert found["env/c/total_episodes"] == 0 and "env/c/reward/total" not in found
+    assert found["rollout_errors/env_error"] == 2 and found["rollout_errors/groups_lost"] == 1
+    assert not [key for key in found if key.startswith("env/d")]
+
+
+def test_a_tag_of_all_groups_is_not_repeated_and_lists_must_match():
+    found = compute_trajectory_metrics(GROUPS[:2], [["a", "a"], ["a"]])
+    assert {key.split("/")[1] for key in found} == {"all"}
+    assert not [key for key in found if key.startswith("rollout_errors")]
+    found = compute_trajectory_metrics(GROUPS[:2], [["a", "a"], []])
+    assert found["env/a/total_episodes"] == 2  # a tag named twice counts once
+    with pytest.raises(ValueError, match="different lengths"):
+        compute_trajectory_metrics(GROUPS, [["a"]])
+
+
+def test_a_batch_of_nothing_has_counts_and_no_ratio():
+    found = compute_trajectory_metrics(GROUPS[3:], [[]])
+    assert found["env/all/total_episodes"] == 0 and "env/all/reward/total" not in found
+    assert found["rollout_errors/groups_lost"] == 1
+    empty = group_of(member())  # an episode without a turn
+    found = compute_trajectory_metrics([empty], [[]])
+    assert found["env/all/turns_per_episode"] == 0 and found["env/all/reward/total"] == 0
+
+
+def test_metrics_that_are_no_numbers_cost_no_step_and_are_counted():
+    values = {"a": None, "b": math.nan, "c": "x", "d": np.float32(0.5), "reward/total": 99}
+    found = compute_trajectory_metrics([group_of(member(1.0, metrics=[values]))], [[]])
+    assert found["env/all/metrics_not_numbers"] == 3
+    assert found["env/all/d"] == 0.5 and type(found["env/all/d"]) is float
+    assert found["env/all/reward/total"] == 1.0  # ours stays ours
+    assert not {"env/all/a", "env/all/b", "env/all/c"} & found.keys()
+
+
+class Sum(Env):
+    """The reward is the sum of the reply's tokens; a negative prompt token makes it fail."""
+
+    def __init__(self, token):
+        self.token = token
+
+    async def initial_observation(self):
+        return tinker.ModelInput.from_ints([5, abs(self.token)]), [2]
+
+    async def step(self, action):
+        if self.token < 0:
+            raise RuntimeError("broken")
+        return StepResult(
+            float(sum(action)), True, tinker.ModelInput.from_ints([]), [2], {"length": len(action)}
+        )
+
+
+class Sums(EnvGroupBuilder):
+    def __init__(self, *tokens):
+        self.tokens = tokens
+
+    async def make_envs(self):
+        return [Sum(token) for token in self.tokens]
+
+    def logging_tags(self):
+        return ["even" if self.tokens[0] % 2 == 0 else "odd"]
+
+
+class Problems(RLDataset):
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def get_batch(self, index):
+        return self.batches[index]
+
+    def __len__(self):
+        return len(self.batches)
+
+
+class Model:
+    """Replies with the prompt's last token and the stop token; keeps what it was asked."""
+
+    def __init__(self):
+        self.params, self.running, self.most = [], 0, 0
+
+    def sample(self, prompt, num_samples, params):
+        self.params.append(params)
+
+        async def answer():
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.001)
+            self.running -= 1
+            sequence = SimpleNamespace(
+                tokens=[prompt.to_ints()[-1], 2], logprobs=[-1.0, -0.5], stop_reason="stop"
+            )
+            return SimpleNamespace(sequences=[sequence])
+
+        return answer()
+
+    def get_tokenizer(self):
+        return SimpleNamespace(decode=lambda tokens: " ".join(f"<{t}>" for t in tokens))
+
+
+DATASET = Problems([Sums(10, 10), Sums(11, 11)], [Sums(20, 20), Sums(31, -1)])
+
+
+async def test_the_evaluator_plays_every_group_once():
+    model = Model()
+    evaluator = RLTestSetEvaluator(DATASET, max_tokens=7, name="held", temperature=0.5)
+    found = await evaluator(model)
+    assert [builder.tokens[0] for builder in dataset_to_env_group_builders(DATASET)] == [
+        10,
+        11,
+        20,
+        31,
+    ]
+    assert found["held/env/all/reward/total"] == (12 * 2 + 13 * 2 + 22 * 2 + 33) / 7
+    assert found["held/env/even/reward/total"] == (12 * 2 + 22 * 2) / 4
+    assert found["held/env/all/length"] == 2
+    assert found["held/rollout_errors/env_error"] == 1
+    assert "held/rollout_errors/groups_lost" not in found
+    assert all(p.max_tokens == 7 and p.temperature == 0.5 for p in model.params)
+    assert evaluator.lines() == [
+        "held: 4 of 4 groups played, e.g.",
+        "  '<5> <10>' -> '<10> <2>' (reward 12)",
+        "  '<5> <11>' -> '<11> <2>' (reward 13)",
+        "  '<5> <20>' -> '<20> <2>' (reward 22)",
+    ]
+    assert [len(group.trajectories_G) for group in evaluator.groups_P] == [2, 2, 2, 1]
+    assert evaluator.taglist_P == [["even"], ["odd"], ["even"], ["odd"]]
+
+
+async def test_evaluations_sample_with_the_same_seeds():
+    first, second, other = Model(), Model(), Model()
+    evaluator = RLTestSetEvaluator(DATASET, max_tokens=7, groups_at_a_time=1)
+    await evaluator(first)
+    await evaluator(second)
+    await RLTestSetEvaluator(DATASET, max_tokens=7, seed=1)(other)
+    seeds = [[p.seed for p in model.params] for model in (first, second, other)]
+    assert seeds[0] == seeds[1] and len(set(seeds[0] + seeds[2])) == 16
+    assert first.most == 2 and other.most == 8  # members of one group, members of all
+
+
+async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environment():
+    cleaned = []
+
+    class Tidy(Sums):
+        async def cleanup(self):
+            cleaned.append(self.tokens[0])
+
+        async def compute_group_rewards(self, trajectories_G, env_group):
+            await asyncio.Event().wait()  # the others would wait for ever
+
+    dataset = Problems([Tidy(-1), Tidy(1), Tidy(2)])
+    with pytest.raises(RolloutFailedError, match="broken"):
+        async with asyncio.timeout(10):
+            await RLTestSetEvaluator(dataset, max_tokens=7, strategy=FailFast())(Model())
+    assert sorted(cleaned) == [-1, 1, 2]
+
+
+async def test_nano_from_sampling_to_a_step(tmp_path):
+    """Sampled, weighed and trained in process: sampler, trainer and reference agree, and a step
+    moves the sampled tokens the way their advantages point."""
+    service = connect(engine=EngineConfig(device="cpu"), store_dir=tmp_path / "store")
+    client = await service.create_lora_training_client(base_model="nano", rank=8, seed=0)
+    sampler = await client.save_weights_and_get_sampling_client()
+    dataset = Problems([Sums(*[20 + i] * 4) for i in range(3)])
+    evaluator = RLTestSetEvaluator(dataset, max_tokens=12)
+    metrics = await evaluator(sampler)
+    assert metrics["test/env/all/total_episodes"] == 12
+    assert metrics["test/env/all/by_group/frac_mixed"] > 0
+
+    groups = [TrainingGroup.from_group(group) for group in evaluator.groups_P]
+    reference = ReferenceKL(sampler, coef=1.0, discount=0.9)
+    for group in groups:
+        await reference.prepare(group)
+    assert abs(reference.add(groups)["kl_policy_base"]) < 1e-5
+    assert max(abs(r).max() for g in groups for m in g.advantages_G for r in m) < 1e-3
+    GroupReward("grpo").add(groups)
+
+    datums = [datum for group in groups for datum in group.datums()]
+    output = await client.forward_backward([remove_mask(d) for d in datums], "importance_sampling")
+    logprobs = [each["logprobs"] for each in output.loss_fn_outputs]
+    gap = SampleTrainGap()
+    gap.add(datums, logprobs)
+    found = gap.metrics(sum(group.num_sampled_tokens for group in groups))
+    assert found["optim/logprob_gap_max"] < 1e-5 and found["optim/frac_masked"] == 0
+    assert found["optim/entropy"] > 0
+    await client.optim_step(tinker.AdamParams(learning_rate=1e-3))
+    for loss_fn in ("dro", "gspo"):  # the engine takes what these losses are sent
+        sent = [remove_mask(datum, loss_fn) for group in groups for datum in group.datums(loss_fn)]
+        output = await client.forward(sent, loss_fn)
+    moved = sum(
+        float(datum.loss_fn_inputs["advantages"].to_numpy() @ (b.to_numpy() - a.to_numpy()))
+        for datum, a, b in zip(datums, logprobs, [o["logprobs"] for o in output.loss_fn_outputs])
+    )
+    assert moved > 0
