@@ -1,0 +1,182 @@
+"""Keys of the reinforcement-learning loop, and what is refused before anything is played."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import chz
+
+from tinker_cookbook import models
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.loop_config import LoopConfig
+from tinker_cookbook.rl.limits import RolloutLimits
+from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
+from tinker_cookbook.rl.signals import AdvantageKind, Signal
+from tinker_cookbook.rl.types import RLDatasetBuilder
+
+LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
+
+# what a run may go on with, changed: how it is computed and shown, not what is learned
+FREE_KEYS = ("max_logprob_gap", "compute_post_kl", "eval_greedy", "groups_at_a_time")
+
+
+@chz.chz
+class KLReferenceConfig:
+    """The model that kl_penalty_coef holds the policy near to."""
+
+    base_model: str = chz.field(doc="name or directory; its tokenizer must be the policy's")
+    load_checkpoint_path: str | None = chz.field(
+        default=None, doc="sampler weights of a checkpoint of it (None: the base model itself)"
+    )
+
+
+@chz.chz
+class AsyncConfig:
+    """The Tinker cookbook's spelling of max_lag."""
+
+    max_steps_off_policy: int = chz.field(doc="the same as max_lag")
+    groups_per_batch: int = chz.field(doc="groups in a batch; must be what the data set has")
+
+
+@chz.chz
+class StreamMinibatchConfig:
+    """The Tinker cookbook's spelling of num_minibatches."""
+
+    groups_per_batch: int = chz.field(doc="groups in a batch; must be what the data set has")
+    num_minibatches: int = chz.field(doc="the same as num_minibatches")
+
+
+@chz.chz
+class Config(LoopConfig):
+    """Keys of the reinforcement-learning loop. None: what suits the model, see
+    `models.defaults`."""
+
+    dataset_builder: RLDatasetBuilder = chz.field(doc="what to play")
+    max_tokens: int | None = chz.field(default=None, doc="tokens of a reply (None: by the model)")
+    temperature: float = chz.field(default=1.0, doc="of sampling")
+    limits: RolloutLimits = chz.field(
+        default_factory=RolloutLimits, doc="bounds on turns, tokens and waiting of an episode"
+    )
+    rollout_strategy: RolloutStrategy = chz.field(
+        default_factory=MinViableGroup, doc="what becomes of a group in which an environment fails"
+    )
+
+    advantage: AdvantageKind = chz.field(
+        default="centered", doc="how rewards of a group become advantages, see rl/signals.py"
+    )
+    remove_constant_reward_groups: bool = chz.field(
+        default=False, doc="do not train on groups whose rewards are all equal"
+    )
+    kl_penalty_coef: float = chz.field(default=0.0, doc="weight of the KL to a reference (0: none)")
+    kl_discount_factor: float = chz.field(
+        default=0.0, doc="discount of the KL of later tokens (0: each token answers for its own)"
+    )
+    kl_reference_config: KLReferenceConfig | None = chz.field(
+        default=None, doc="that reference (None: the model before training)"
+    )
+    loss_fn: LossName = chz.field(default="importance_sampling", doc="loss of the engine")
+    loss_fn_config: dict[str, float] | None = chz.field(
+        default=None, doc="its settings, e.g. loss_fn_config.clip_high_threshold=1.28"
+    )
+    num_substeps: int = chz.field(default=1, doc="optimizer steps a batch is divided into")
+    max_lag: int = chz.field(
+        default=0, doc="steps by which the weights that play may be behind (0: synchronous)"
+    )
+    num_minibatches: int = chz.field(
+        default=1,
+        doc="parts of an optimizer step's batch, each trained on as soon as it was played",
+    )
+    async_config: AsyncConfig | None = chz.field(
+        default=None, doc="async_config.max_steps_off_policy: another name of max_lag"
+    )
+    stream_minibatch_config: StreamMinibatchConfig | None = chz.field(
+        default=None, doc="stream_minibatch_config.num_minibatches: a name of num_minibatches"
+    )
+    groups_at_a_time: int | None = chz.field(
+        default=None, doc="groups that are played at a time (None: as many as a batch has)"
+    )
+
+    max_logprob_gap: float | None = chz.field(
+        default=0.1,
+        doc="stop when sampler and trainer differ by more on their own samples; mean |difference|"
+        " of logprobs in nats (None: never)",
+    )
+    compute_post_kl: bool = chz.field(
+        default=False, doc="measure how far each step moved the policy on its own samples"
+    )
+    eval_greedy: bool = chz.field(
+        default=False, doc="evaluate the most likely replies, too: test_greedy/..."
+    )
+    transcripts_every: int = chz.field(
+        default=1, doc="steps between transcripts of all rollouts (0: none)"
+    )
+    signals: list[Signal] = chz.field(
+        default_factory=list, doc="further signals that write advantages (in Python only)"
+    )
+
+
+def with_known_keys(config: Config) -> Config:
+    """The config with `async_config` and `stream_minibatch_config` put into the keys they mean."""
+    spellings = {
+        "max_lag": (config.async_config, "async_config", "max_steps_off_policy", 0),
+        "num_minibatches": (
+            config.stream_minibatch_config,
+            "stream_minibatch_config",
+            "num_minibatches",
+            1,
+        ),
+    }
+    changes: dict[str, Any] = {}
+    for key, (holder, holder_name, name, default) in spellings.items():
+        if holder is None:
+            continue
+        here, there = getattr(config, key), getattr(holder, name)
+        if here not in (default, there):
+            raise ConfigurationError(
+                f"{key}={here} and {holder_name}.{name}={there} are two names of one thing: drop"
+                " either"
+            )
+        changes |= {key: there, holder_name: None}
+    return chz.replace(config, **changes)
+
+
+def check_batch(config: Config, num_groups: int, asked: Config) -> None:
+    """Raises ConfigurationError for keys that do not fit the data's batches."""
+    for name in ("async_config", "stream_minibatch_config"):
+        holder = getattr(asked, name)
+        if holder is not None and holder.groups_per_batch != num_groups:
+            raise ConfigurationError(
+                f"{name}.groups_per_batch={holder.groups_per_batch}, but a batch of the data has"
+                f" {num_groups} groups: set groups_per_batch of the data and here to the same"
+            )
+    if config.num_substeps > num_groups:
+        raise ConfigurationError(
+            f"num_substeps={config.num_substeps}: a batch has only {num_groups} groups to divide"
+        )
+
+
+def about(config: Config, total_steps: int, num_groups: int) -> list[str]:
+    """What a person should know of the run before it starts."""
+    how = "synchronous" if not config.max_lag else f"at most {config.max_lag} steps off-policy"
+    lines = [
+        f"{total_steps} steps of {num_groups} groups, {how}, {config.loss_fn}, learning_rate"
+        f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
+    ]
+    if config.temperature != 1.0 and config.max_logprob_gap is not None:
+        lines.append(
+            f"temperature={config.temperature:g}: sampled logprobs are those of another"
+            " distribution than the trained one, so max_logprob_gap cannot be checked"
+        )
+    if config.kl_penalty_coef and config.num_minibatches > 1:
+        lines.append(
+            "kl_penalty_coef is centred over the whole optimizer step: groups are played and"
+            " measured as they come, but trained on together (num_minibatches has no effect)"
+        )
+    return lines
+
+
+def context_length(model_name: str) -> int | None:
+    try:
+        return models.resolve(model_name).context_length
+    except ConfigurationError:  # a server may have models that the table does not know
+        return None
