@@ -1,0 +1,95 @@
+"""An environment as the README shows it, in under 60 lines: a script, nano and a person play it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinker_cookbook.completers import TinkerTokenCompleter, TokensWithLogprobs
+from tinker_cookbook.rl.rollouts import do_group_rollout
+from tinker_cookbook.service import EngineConfig, connect
+
+ROOT = Path(__file__).parent.parent
+SOURCE = (ROOT / "tests" / "custom_env.py").read_text()
+
+
+@pytest.fixture
+def my_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    (tmp_path / "my_env.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("my_env")
+    del sys.modules["my_env"]
+
+
+def test_it_is_short() -> None:
+    assert len(SOURCE.splitlines()) < 60
+
+
+async def test_bisection_wins_every_game(my_env: Any) -> None:
+    games, test = await my_env.GuessNumber(group_size=2, groups_per_batch=40)()
+    assert test is None
+    assert games.get_batch(3)[5].logging_tags() == ["guess"]
+    renderer = games.renderer
+    (end,) = renderer.get_stop_sequences()
+
+    async def bisects(model_input: Any, stop: Any) -> TokensWithLogprobs:
+        """Reads the whole prompt anew each time."""
+        low, high = 0, 15
+        for hint in renderer.tokenizer.decode(model_input.to_ints()).split("assistant\n")[1:-1]:
+            guess = (low + high) // 2
+            low, high = (guess + 1, high) if "Higher." in hint else (low, guess - 1)
+        tokens = renderer.encoder.encode(str((low + high) // 2))
+        return TokensWithLogprobs([*tokens, end], None)
+
+    won_at = set()
+    for builder in games.get_batch(0):
+        group = await do_group_rollout(builder, bisects)
+        assert group.get_total_rewards() == [1.0, 1.0]
+        for trajectory in group.trajectories_G:
+            won = [turn.metrics.get("won") for turn in trajectory.transitions]
+            assert won == [None] * (len(won) - 1) + [1.0]
+            won_at.add(len(won))
+    assert won_at == {1, 2, 3, 4, 5}
+
+
+async def test_nano_plays_it(my_env: Any) -> None:
+    """Well enough to be trained: some games are won and some lost, and batches can be had again."""
+    games, _ = await my_env.GuessNumber(group_size=4, groups_per_batch=6)()
+    client = await connect(engine=EngineConfig(device="cpu")).create_sampling_client(
+        base_model="nano"
+    )
+    policy = TinkerTokenCompleter(client, 8)
+    rewards = []
+    for _ in range(2):
+        groups = [
+            await do_group_rollout(builder, policy, seed=i)
+            for i, builder in enumerate(games.get_batch(7))
+        ]
+        assert [group.rollout_errors for group in groups] == [[]] * 6
+        rewards.append([reward for group in groups for reward in group.get_total_rewards()])
+    assert rewards[0] == rewards[1]
+    assert {0.0, 1.0} <= set(rewards[0])
+
+
+def test_a_person_plays_it(my_env: Any, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tinker_cookbook.rl.play", "env=my_env:GuessNumber", "batch=2"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        input="".join(f"{guess}\n" for guess in range(5)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Guess it.<|im_end|>" in done.stdout
+    assert done.stdout.count("Guess it.") == 1  # what was shown once is not shown again
+    assert "total reward: " in done.stdout

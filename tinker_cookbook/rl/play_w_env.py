@@ -1,0 +1,9 @@
+"""`tinker_cookbook.rl.play` under the name that programs know."""
+
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.rl.play import Config, ManualPolicy, main, play_env
+
+__all__ = ["Config", "ManualPolicy", "main", "play_env"]
+
+if __name__ == "__main__":
+    cli(main, Config)
