@@ -1,0 +1,1 @@
+"""Reinforcement learning on problems whose answers can be checked: sums, GSM8K, MATH and more."""
