@@ -140,6 +140,21 @@ def with_known_keys(config: Config) -> Config:
     return chz.replace(config, **changes)
 
 
+def refuse_unclear_reference(config: Config) -> None:
+    """The weights that a run starts from are a training state, which nothing can be sampled from;
+    and the base model is not what the user would compare with."""
+    if (
+        config.kl_penalty_coef
+        and config.kl_reference_config is None
+        and config.load_checkpoint_path is not None
+    ):
+        raise ConfigurationError(
+            "kl_penalty_coef with load_checkpoint_path needs a reference: set"
+            " kl_reference_config.base_model, and kl_reference_config.load_checkpoint_path to the"
+            " sampler weights (tinker://.../sampler_weights/...) of that checkpoint"
+        )
+
+
 def check_batch(config: Config, num_groups: int, asked: Config) -> None:
     """Raises ConfigurationError for keys that do not fit the data's batches."""
     for name in ("async_config", "stream_minibatch_config"):

@@ -33,6 +33,7 @@ from tinker_cookbook.rl.config import (
     about,
     check_batch,
     context_length,
+    refuse_unclear_reference,
     with_known_keys,
 )
 from tinker_cookbook.rl.group_source import GroupSource
@@ -69,9 +70,10 @@ async def main(
             f"rollout_executor={rollout_executor!r} is not supported: episodes are played by the"
             " event loop of this process; leave it out"
         )
+    asked, config = config, with_known_keys(config)
+    refuse_unclear_reference(config)
     if filled is None:
         config, filled = keys.fill(config, "rl")
-    asked, config = config, with_known_keys(config)
     keys.check(config)
     train, test = await config.dataset_builder()
     total_steps = len(train) if config.max_steps is None else min(len(train), config.max_steps)
@@ -133,14 +135,7 @@ async def _signals(config: Config, service: Any) -> list[Signal]:
     assert config.max_tokens is not None
     signals: list[Signal] = [GroupReward(config.advantage, config.max_tokens)]
     if config.kl_penalty_coef:
-        reference = config.kl_reference_config
-        if reference is None and config.load_checkpoint_path is not None:
-            raise ConfigurationError(
-                "kl_penalty_coef with load_checkpoint_path needs a reference: set"
-                " kl_reference_config.base_model, and kl_reference_config.load_checkpoint_path to"
-                " the sampler weights (tinker://.../sampler_weights/...) of that checkpoint"
-            )
-        reference = reference or KLReferenceConfig(base_model=config.model_name)
+        reference = config.kl_reference_config or KLReferenceConfig(base_model=config.model_name)
         client = await service.create_sampling_client(
             model_path=reference.load_checkpoint_path, base_model=reference.base_model
         )
