@@ -11,12 +11,18 @@ _FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv
 _WAY_OUT = "dataset_path=FILE.jsonl trains on a file of your own"
 
 
-def load(path: str, name: str | None = None, split: str = "train", streaming: bool = False) -> Any:
+def load(
+    path: str,
+    name: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    way_out: str = _WAY_OUT,
+) -> Any:
     """A `datasets.Dataset` (streaming: `IterableDataset`) of one split.
 
     `path`: a data file, a directory of data files, a directory written by `save_to_disk`, or a name
-    on the hub. Raises ConfigurationError for an unknown split or configuration, DataError where the
-    data cannot be had.
+    on the hub. `way_out`: what errors advise besides. Raises ConfigurationError for an unknown
+    split or configuration, DataError where the data cannot be had.
     """
     import datasets
 
@@ -38,9 +44,9 @@ def load(path: str, name: str | None = None, split: str = "train", streaming: bo
     except ConfigurationError:
         raise
     except (ValueError, FileNotFoundError) as error:  # unknown split, unknown configuration
-        raise ConfigurationError(f"data set {path}: {_one_line(error)}; {_WAY_OUT}") from error
+        raise ConfigurationError(f"data set {path}: {_one_line(error)}; {way_out}") from error
     except Exception as error:  # the library raises its own types for each way a hub can fail
-        raise DataError(f"data set {path} cannot be had: {_why(error)}; {_WAY_OUT}") from error
+        raise DataError(f"data set {path} cannot be had: {_why(error)}; {way_out}") from error
 
 
 def require_column(dataset: Any, column: str, path: str) -> None:

@@ -1,0 +1,132 @@
+"""Sums of two numbers: the task on which a small model shows within a minute that it learns.
+
+nano gets the sums of `nano.tasks`, 0 to 99, of which it has never seen a tenth: these are the test.
+Other models get 0 to 100, with one solved sum before the question; here, too, a tenth of the pairs
+is the test, and is never trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import chz
+
+from recipes.math_rl.math_datasets import MathDatasetBuilder
+from tinker_cookbook.nano import tasks
+from tinker_cookbook.renderers import Message, Renderer
+from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
+from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset
+
+TEST_SIZE = 500
+LARGEST = 100
+ONE_SHOT = [
+    Message(role="user", content="What is 4 + 5?"),
+    Message(role="assistant", content="9"),
+]
+
+
+class Sum(NamedTuple):
+    a: int
+    b: int
+
+
+class SumEnv(ProblemEnv):
+    """correct: the last integer that the reply gives, after its thought, is the sum. format: the
+    reply ended by itself."""
+
+    def __init__(
+        self,
+        numbers: Sum,
+        renderer: Renderer,
+        convo_prefix: list[Message] | None = None,
+        format_coef: float = 0.1,
+    ) -> None:
+        super().__init__(renderer, convo_prefix, format_coef)
+        self.numbers = numbers
+
+    def get_question(self) -> str:
+        return tasks.ADD_PHRASINGS[0].format(a=self.numbers.a, b=self.numbers.b)
+
+    def check_answer(self, sample_str: str) -> bool:
+        return tasks.last_integer(sample_str) == sum(self.numbers)
+
+    def check_format(self, sample_str: str) -> bool:
+        return True
+
+    def get_reference_answer(self) -> str:
+        return str(sum(self.numbers))
+
+
+def draw(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
+    """A sum of two numbers from 0 to `largest` that belongs to `split`."""
+    while True:
+        numbers = Sum(rng.randint(0, largest), rng.randint(0, largest))
+        if tasks.held_out_pair(*numbers) == (split == "held_out"):
+            return numbers
+
+
+@dataclass(frozen=True)
+class SumDataset(RLDataset):
+    """Sums drawn anew for each batch, by (seed, index)."""
+
+    make_env: functools.partial[SumEnv]
+    split: tasks.Split
+    seed: int
+    largest: int
+    group_size: int
+    batch_sizes: Sequence[int]  # groups of each batch
+
+    def __len__(self) -> int:
+        return len(self.batch_sizes)
+
+    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        rng = random.Random(f"sums {self.split} {self.seed} {index}")
+        return [
+            ProblemGroupBuilder(
+                functools.partial(self.make_env, draw(rng, self.split, self.largest)),
+                self.group_size,
+                "arithmetic",
+            )
+            for _ in range(self.batch_sizes[index])
+        ]
+
+
+@chz.chz
+class Arithmetic(MathDatasetBuilder):
+    """Sums of two numbers below 100 (nano) or up to 100."""
+
+    num_batches: int = chz.field(default=100, doc="batches of an epoch")
+    test_size: int | None = chz.field(default=TEST_SIZE, doc="sums of the test (0: no test)")
+    one_shot: bool | None = chz.field(  # type: ignore[assignment]
+        default=None, doc="show one solved sum before each question (None: not to nano)"
+    )
+
+    async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
+        nano = self.model_name_for_tokenizer == "nano"
+        one_shot = not nano if self.one_shot is None else self.one_shot
+        groups = self.needed("groups_per_batch", self.groups_per_batch)
+        train = SumDataset(
+            functools.partial(
+                SumEnv,
+                renderer=self.renderer,
+                convo_prefix=ONE_SHOT if one_shot else [],
+                format_coef=self.format_coef,
+            ),
+            "train",
+            self.needed("seed", self.seed),
+            99 if nano else LARGEST,
+            self.needed("group_size", self.group_size),
+            [groups] * (self.num_batches * self.num_epochs),
+        )
+        size = TEST_SIZE if self.test_size is None else self.test_size
+        if size == 0:
+            return train, None
+        # one test for all runs, whatever their seed
+        test = SumDataset(train.make_env, "held_out", 0, train.largest, 1, [size])
+        return train, test

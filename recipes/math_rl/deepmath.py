@@ -1,0 +1,22 @@
+"""DeepMath (He et al. 2025): 103,000 problems with answers that can be checked; no test of its own.
+
+On the hub: zwhe99/DeepMath-103K, split train, columns `question`, `final_answer`, `difficulty`,
+`topic`, `r1_solution_1` to `_3` (its data card, as far as remembered: not fetched here).
+"""
+
+from __future__ import annotations
+
+import chz
+
+from recipes.math_rl.math_datasets import BoxedAnswers
+from recipes.math_rl.problems import Columns
+
+
+@chz.chz
+class DeepMath(BoxedAnswers):
+    """DeepMath-103K; `test_size` problems are held out, unless there is a `test_path`."""
+
+    path: str = chz.field(default="zwhe99/DeepMath-103K", doc="name on the hub, or local copy")
+
+    def columns(self) -> Columns:
+        return Columns("question", "final_answer")

@@ -1,0 +1,78 @@
+r"""MATH (Hendrycks et al. 2021): 12,500 problems of competitions, of which MATH-500 is the test.
+
+MATH-500 (Lightman et al. 2023) took its 500 problems from MATH's own test, so the 12,000 others
+may be trained on. On the hub:
+
+- EleutherAI/hendrycks_math: seven configurations, one for each subject, splits train and test,
+  columns `problem`, `level`, `type`, `solution`; the answer stands in the solution's `\boxed{}`;
+- HuggingFaceH4/MATH-500: split test, columns `problem`, `solution`, `answer`, `subject`, `level`,
+  `unique_id`.
+
+(Their data cards, as far as remembered: not fetched here. Columns are checked when they are read.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import chz
+
+from recipes.math_rl.math_datasets import BoxedAnswers
+from recipes.math_rl.math_grading import extract_boxed
+from recipes.math_rl.problems import Columns, Problem, read_problems
+from tinker_cookbook.exceptions import ConfigurationError
+
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+TEST = "HuggingFaceH4/MATH-500"
+TEST_FILES = ("math500.jsonl", "math500.parquet")  # in a local directory, beside the problems
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+
+
+@chz.chz
+class Math(BoxedAnswers):
+    """MATH without MATH-500. A local directory holds math500.jsonl and files with the problems to
+    train on; whatever stands in the test is taken out of them."""
+
+    path: str = chz.field(
+        default="EleutherAI/hendrycks_math", doc="name on the hub, local copy, or a file"
+    )
+    test_path: str | None = chz.field(
+        default=None, doc="the test (None: math500.jsonl in path, else HuggingFaceH4/MATH-500)"
+    )
+
+    def columns(self) -> Columns:
+        return Columns("problem", "solution", extract_boxed)
+
+    def train_problems(self) -> list[Problem]:
+        local = Path(self.path).expanduser()
+        if local.is_file():
+            return read_problems(self.path, self.columns())
+        if not local.is_dir():
+            return [
+                problem
+                for subject in SUBJECTS
+                for split in ("train", "test")
+                for problem in read_problems(self.path, self.columns(), split, subject)
+            ]
+        files = [f for f in sorted(local.iterdir()) if f.suffix in _SUFFIXES]
+        files = [f for f in files if f.name not in TEST_FILES]
+        if not files:
+            raise ConfigurationError(
+                f"path={self.path}: holds no problems to train on; expected files in one of "
+                f"{', '.join(_SUFFIXES)}"
+            )
+        return [p for file in files for p in read_problems(str(file), self.columns())]
+
+    def test_problems(self) -> list[Problem]:
+        beside = [Path(self.path).expanduser() / name for name in TEST_FILES]
+        found = [str(file) for file in beside if file.is_file()]
+        path = self.test_path or (found[0] if found else TEST)
+        return read_problems(path, Columns("problem", "answer"), "test")

@@ -1,0 +1,132 @@
+"""What the data sets of problems share: their keys, and how problems become batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import chz
+
+from recipes.math_rl.math_env import ONE_SHOT, MathEnv
+from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_problems, some, without
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.renderers import Renderer, get_renderer
+from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils.data_identity import path_identity
+
+T = TypeVar("T")
+
+
+@chz.chz
+class MathDatasetBuilder(RLDatasetBuilder):
+    """Base of the data sets of problems. Keys that are None are filled from the recipe's own keys
+    with `chz.replace`, so that on the command line the data's own keys are enough."""
+
+    model_name_for_tokenizer: str | None = chz.field(
+        default=None, doc="model whose tokenizer is used (None: from the recipe's own keys)"
+    )
+    renderer_name: str | None = chz.field(
+        default=None, doc="how messages become tokens (None: from the recipe's own keys)"
+    )
+    group_size: int | None = chz.field(
+        default=None, doc="attempts at each problem (None: from the recipe's own keys)"
+    )
+    groups_per_batch: int | None = chz.field(
+        default=None, doc="problems of a batch (None: from the recipe's own keys)"
+    )
+    seed: int | None = chz.field(
+        default=None, doc="seed of what is drawn and in which order (None: from the recipe's keys)"
+    )
+    num_epochs: int = chz.field(default=1, doc="passes over the training problems")
+    test_size: int | None = chz.field(
+        default=None, doc="problems of the test at most (None: all that there are)"
+    )
+    one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
+    format_coef: float = chz.field(
+        default=0.1, doc="taken from the reward of a reply that is not in the asked form"
+    )
+
+    @chz.validate
+    def _sizes(self) -> None:
+        least = {"group_size": 1, "groups_per_batch": 1, "num_epochs": 1, "test_size": 0}
+        for key, minimum in least.items():
+            value = getattr(self, key)
+            if value is not None and value < minimum:
+                raise ConfigurationError(f"{key}={value}: expected {minimum} or more")
+
+    @property
+    def renderer(self) -> Renderer:
+        model = self.needed("model_name_for_tokenizer", self.model_name_for_tokenizer)
+        name = self.needed("renderer_name", self.renderer_name)
+        return get_renderer(name, get_tokenizer(model), model_name=model)
+
+    def needed(self, key: str, value: T | None) -> T:
+        """`value` of `key`, or ConfigurationError where nobody has filled it."""
+        if value is None:
+            raise ConfigurationError(f"{type(self).__name__} was called without {key}: set {key}=")
+        return value
+
+    def batches(
+        self,
+        problems: Sequence[Problem],
+        make_env: Any,
+        name: str,
+        test: bool = False,
+    ) -> ProblemDataset:
+        """Training batches by `seed`; of a test, each problem once, tried once, in its order."""
+        return ProblemDataset(
+            problems,
+            make_env,
+            group_size=1 if test else self.needed("group_size", self.group_size),
+            groups_per_batch=self.needed("groups_per_batch", self.groups_per_batch),
+            name=name,
+            seed=None if test else self.needed("seed", self.seed),
+            num_epochs=self.num_epochs,
+        )
+
+
+@chz.chz
+class BoxedAnswers(MathDatasetBuilder):
+    r"""Base of the data sets whose answers are asked for in `\boxed{}`."""
+
+    path: str = chz.field(doc="data set: name on the hub, directory or file")
+    test_path: str | None = chz.field(
+        default=None, doc="file or data set of the test (None: what belongs to path)"
+    )
+
+    def identity(self) -> Mapping[str, Any]:
+        """Of local data, what its files tell at a glance; a name on the hub is enough."""
+        test = {} if self.test_path is None else path_identity(self.test_path)
+        return {**path_identity(self.path), **({"test_path": test["path"]} if test else {})}
+
+    def name(self) -> str:
+        """How metrics and reports call the data set."""
+        return type(self).__name__.lower()
+
+    def columns(self) -> Columns:
+        raise ConfigurationError(f"{type(self).__name__} is only the base of data sets: name one")
+
+    def train_problems(self) -> list[Problem]:
+        return read_problems(self.path, self.columns())
+
+    def test_problems(self) -> list[Problem] | None:
+        """None: the data set has no test of its own, and `test_size` of its problems make one."""
+        return None if self.test_path is None else read_problems(self.test_path, self.columns())
+
+    async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
+        train, test = self.train_problems(), self.test_problems()
+        test = some(train, self.test_size or 0) if test is None else some(test, self.test_size)
+        train = without(train, test)
+        return (
+            self.batches(train, self.env_maker(), self.name()),
+            self.batches(test, self.env_maker(), self.name(), test=True) if test else None,
+        )
+
+    def env_maker(self) -> functools.partial[Env]:
+        """Makes the env of a Problem."""
+        prefix = ONE_SHOT if self.one_shot else []
+        return functools.partial(
+            MathEnv, renderer=self.renderer, convo_prefix=prefix, format_coef=self.format_coef
+        )

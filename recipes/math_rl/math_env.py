@@ -1,0 +1,53 @@
+r"""One mathematical problem, asked once: the reply's last `\boxed{}` against the known answer."""
+
+from __future__ import annotations
+
+from recipes.math_rl.math_grading import extract_boxed, grade_answer
+from recipes.math_rl.problems import Problem
+from tinker_cookbook.renderers import Message, Renderer
+from tinker_cookbook.rl.problem_env import ProblemEnv
+
+REQUEST = " Put the answer in \\boxed{}."
+"""Ends every question; nano knows these words from its pre-training."""
+
+ONE_SHOT = [
+    Message(role="user", content="A box holds 24 pens and a third of them are red. How many pens"
+    " are not red?" + REQUEST),
+    Message(role="assistant", content="A third of 24 is 24 / 3 = 8, so 24 - 8 = 16 pens are not"
+    " red. \\boxed{16}"),
+]  # fmt: skip
+"""An example of the form, for models that have not learnt to follow a request."""
+
+
+class MathEnv(ProblemEnv):
+    r"""correct: the answer in the last `\boxed{}` is the known one by `grade_answer`. format: there
+    is such an answer, and the reply ended by itself."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        renderer: Renderer,
+        convo_prefix: list[Message] | None = None,
+        format_coef: float = 0.1,
+    ) -> None:
+        super().__init__(renderer, convo_prefix, format_coef)
+        self.problem = problem
+
+    def get_question(self) -> str:
+        return self.problem.question + REQUEST
+
+    def check_format(self, sample_str: str) -> bool:
+        try:
+            extract_boxed(sample_str)
+        except ValueError:
+            return False
+        return True
+
+    def check_answer(self, sample_str: str) -> bool:
+        try:
+            return grade_answer(extract_boxed(sample_str), self.problem.answer)
+        except ValueError:  # no box: an answer that nobody can find is none
+            return False
+
+    def get_reference_answer(self) -> str:
+        return self.problem.answer

@@ -1,0 +1,21 @@
+"""Problems of your own: `data=OwnProblems data.path=problems.jsonl`, one problem and its answer a
+line."""
+
+from __future__ import annotations
+
+import chz
+
+from recipes.math_rl.math_datasets import BoxedAnswers
+from recipes.math_rl.problems import Columns
+
+
+@chz.chz
+class OwnProblems(BoxedAnswers):
+    """A file, directory or hub data set with a column of problems and one of answers; `test_size`
+    problems are held out, unless there is a `test_path`."""
+
+    question_field: str = chz.field(default="problem", doc="column with the problem")
+    answer_field: str = chz.field(default="answer", doc="column with the answer, and nothing else")
+
+    def columns(self) -> Columns:
+        return Columns(self.question_field, self.answer_field)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recipes.math_rl.math_env import MathEnv
+from recipes.math_rl.pass_at_k import PassAtKEvaluator, ks_up_to, pass_at_k
+from recipes.math_rl.problems import Problem, ProblemDataset
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 5), (7, 7)])
+def test_against_all_subsets(n: int, c: int) -> None:
+    """The definition: of all choices of k replies, the share that holds a right one."""
+    replies = [True] * c + [False] * (n - c)
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations(replies, k))
+        expected = sum(any(subset) for subset in subsets) / len(subsets)
+        assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_is_unbiased() -> None:
+    """Its mean over the binomial number of right replies is 1 - (1 - p)^k, for any n."""
+    n, k, p = 9, 4, 0.3
+    mean = sum(
+        math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1)
+    )
+    assert mean == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(4, 2, 5), (4, 5, 1), (4, -1, 1), (4, 2, 0)])
+def test_impossible_counts(n: int, c: int, k: int) -> None:
+    with pytest.raises(ValueError, match="expected 1 <= k"):
+        pass_at_k(n, c, k)
+
+
+def test_ks() -> None:
+    assert [ks_up_to(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+class Scripted:
+    """A sampling client whose n-th reply to a prompt is the n-th of `replies`."""
+
+    def __init__(self, replies: list[str]) -> None:
+        self.replies, self.seen = replies, {}
+        self.tokenizer: Any = get_tokenizer("nano")
+
+    async def sample(self, prompt: Any, num_samples: int, params: Any) -> Any:
+        key = tuple(prompt.to_ints())
+        n = self.seen[key] = self.seen.get(key, -1) + 1
+        tokens = self.tokenizer.encode(self.replies[n] + "<|im_end|>", add_special_tokens=False)
+        one = SimpleNamespace(tokens=tokens, logprobs=[0.0] * len(tokens), stop_reason="stop")
+        return SimpleNamespace(sequences=[one])
+
+
+def dataset(group_size: int) -> ProblemDataset:
+    renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"))
+    return ProblemDataset(
+        [Problem("1 + 1?", "2"), Problem("2 + 2?", "4")],
+        lambda problem: MathEnv(problem, renderer),
+        group_size=group_size,
+        groups_per_batch=2,
+        name="sums",
+    )
+
+
+async def test_evaluator() -> None:
+    """Of four replies to each problem, two are right for the first and one for the second."""
+    evaluator = PassAtKEvaluator(dataset(4), 32)
+    client: Any = Scripted(["\\boxed{2}", "\\boxed{4}", "nothing", "\\boxed{ 2.0 }"])
+    metrics = await evaluator(client)
+    assert metrics["sums/pass@1"] == metrics["sums/correct"] == pytest.approx(3 / 8)
+    assert metrics["sums/pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert metrics["sums/pass@4"] == 1.0
+    assert metrics["sums/format"] == pytest.approx(6 / 8)
+    assert metrics["sums/failed"] == 0
+    assert "pass@2 0.667" in evaluator.lines()[0]
+
+
+def test_k_above_the_replies() -> None:
+    with pytest.raises(ConfigurationError, match="k=4: expected 1 to num_samples=2"):
+        PassAtKEvaluator(dataset(2), 32, ks=[1, 4])
+
+
+@pytest.mark.slow
+def test_the_program(shared_data: Path) -> None:
+    import subprocess
+    import sys
+
+    words = [f"path={shared_data / 'datasets' / 'aime'}", "num_samples=2", "max_tokens=16"]
+    program = [sys.executable, "-m", "recipes.math_rl.aime", *words]
+    run = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert "30 problems, 2 replies each: pass@1 0." in run.stdout

@@ -1,0 +1,24 @@
+"""Polaris: 53,000 problems chosen to be hard for reasoning models; it has no test of its own.
+
+On the hub: POLARIS-Project/Polaris-Dataset-53K, split train, columns `problem`, `answer`,
+`difficulty` (its data card, as far as remembered: not fetched here).
+"""
+
+from __future__ import annotations
+
+import chz
+
+from recipes.math_rl.math_datasets import BoxedAnswers
+from recipes.math_rl.problems import Columns
+
+
+@chz.chz
+class Polaris(BoxedAnswers):
+    """Polaris-53K; `test_size` problems are held out, unless there is a `test_path`."""
+
+    path: str = chz.field(
+        default="POLARIS-Project/Polaris-Dataset-53K", doc="name on the hub, or local copy"
+    )
+
+    def columns(self) -> Columns:
+        return Columns("problem", "answer")

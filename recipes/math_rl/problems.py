@@ -1,0 +1,151 @@
+"""Problems with known answers: read from files or the hub, and put into batches of groups."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinker_cookbook import models
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
+from tinker_cookbook.rl.problem_env import ProblemGroupBuilder
+from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset
+from tinker_cookbook.utils import hub
+
+logger = logging.getLogger(__name__)
+
+_WAY_OUT = "its path= may name a local file or directory"
+
+
+class Problem(NamedTuple):
+    question: str
+    answer: str
+
+
+class Columns(NamedTuple):
+    """Where a data set keeps its problems. `answer_in`: takes the answer out of its column, and
+    raises ValueError where there is none."""
+
+    question: str
+    answer: str
+    answer_in: Callable[[str], str] = str.strip
+
+
+def read_problems(
+    path: str, columns: Columns, split: str = "train", name: str | None = None
+) -> list[Problem]:
+    """The problems of one split. `path`: a data file (all of it), a directory, or a name on the hub
+    (`name`: its configuration there).
+
+    Raises ConfigurationError or DataError where the data cannot be had (`utils.hub.load`),
+    DataFormatError where a column is missing or no row holds an answer. Rows without an answer are
+    left out, and a warning says how many.
+    """
+    local = Path(path).expanduser()
+    if models.is_local_path(path) and not local.exists():
+        raise ConfigurationError(f"path={path}: there is no such file or directory")
+    if local.is_file():
+        split = "train"  # what a single file is to the reader of files
+    table = hub.load(path, None if local.exists() else name, split, way_out=_WAY_OUT)
+    missing = [c for c in (columns.question, columns.answer) if c not in table.column_names]
+    if missing:
+        raise DataFormatError(
+            f"data set {path}: no column {missing[0]!r}; found "
+            f"{', '.join(map(repr, table.column_names))}; expected {columns.question!r} "
+            f"(the problem) and {columns.answer!r} (its answer). data=OwnProblems reads any columns"
+        )
+    found: list[Problem] = []
+    reason = "there are no rows"
+    for question, answer in zip(table[columns.question], table[columns.answer]):
+        try:
+            found.append(Problem(_text(question), columns.answer_in(_text(answer))))
+        except ValueError as error:
+            reason = str(error)
+    if not found:
+        raise DataFormatError(f"data set {path}: no row holds a problem and an answer ({reason})")
+    if len(found) < len(table):
+        logger.warning(
+            "%s: %d of %d rows left out: %s", path, len(table) - len(found), len(table), reason
+        )
+    return found
+
+
+def _text(value: Any) -> str:
+    text = "" if value is None else str(value)
+    if not text.strip():
+        raise ValueError("an empty problem or answer")
+    return text
+
+
+def without(problems: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:
+    """The problems whose question, spaces aside, is none of `held_out`."""
+    known = {"".join(problem.question.split()) for problem in held_out}
+    return [problem for problem in problems if "".join(problem.question.split()) not in known]
+
+
+def some(problems: Sequence[Problem], count: int | None) -> list[Problem]:
+    """At most `count` of them, in their order, the same ones each time (None: all). Drawn at
+    random, for files are often sorted by subject."""
+    if count is None or count >= len(problems):
+        return list(problems)
+    drawn = np.random.default_rng(0).permutation(len(problems))[:count]
+    return [problems[i] for i in sorted(drawn.tolist())]
+
+
+class ProblemDataset(RLDataset):
+    """Batches of groups, each of which tries one problem.
+
+    seed: each epoch goes through the problems in an order of its own; batches run on from one
+    epoch into the next, so that every batch is full and no problem is left out. None: one epoch in
+    the given order, the last batch may be smaller.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        make_env: Callable[[Problem], Env],
+        *,
+        group_size: int,
+        groups_per_batch: int,
+        name: str,
+        seed: int | None = None,
+        num_epochs: int = 1,
+    ) -> None:
+        if not problems:
+            raise DataValidationError(f"{name}: there are no problems left to draw from")
+        self.problems, self.name = list(problems), name
+        self._make_env, self.group_size = make_env, group_size
+        self._seed, self._size = seed, groups_per_batch
+        self._total = len(problems) * (1 if seed is None else num_epochs)
+
+    def __len__(self) -> int:
+        if self._seed is None:
+            return -(-self._total // self._size)
+        return max(1, self._total // self._size)
+
+    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        positions = range(index * self._size, min((index + 1) * self._size, self._total))
+        return [self.group(self.problems[self._at(position)]) for position in positions]
+
+    def group(self, problem: Problem) -> ProblemGroupBuilder:
+        return ProblemGroupBuilder(
+            functools.partial(self._make_env, problem), self.group_size, self.name
+        )
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.problems))
+        return place if self._seed is None else self._order(epoch)[place]
+
+    def _order(self, epoch: int) -> list[int]:
+        return _permutation(self._seed or 0, epoch, len(self.problems))
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, length: int) -> list[int]:
+    return np.random.default_rng((seed, epoch)).permutation(length).tolist()
