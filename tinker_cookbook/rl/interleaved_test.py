@@ -62,6 +62,13 @@ def test_without_weights_all_is_used_once() -> None:
         assert abs(counts["b"] - 12.5) < 1 and abs(counts["c"] - 2.5) < 1
 
 
+def test_each_is_spread_evenly() -> None:
+    """a in the middle of the line, b at 1/8, 3/8, 5/8 and 7/8 of it."""
+    mix = InterleavedRLDataset([Numbered("a", 1, 1), Numbered("b", 4, 1)])
+    names = [name for batch in everything(mix) for name in batch]
+    assert names == ["b0", "b1", "a0", "b2", "b3"]
+
+
 @pytest.mark.parametrize("weights", [[0.3, 0.7], [1e6, 1e-3], [1, 3.3]])
 def test_nothing_twice_and_nothing_that_is_not_there(weights: list[float]) -> None:
     mix = InterleavedRLDataset([Numbered("a", 11, 3), Numbered("b", 13, 4)], weights, 1)

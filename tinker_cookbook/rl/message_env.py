@@ -1,8 +1,8 @@
 """Environments that speak in messages, and the adapter that plays them in tokens.
 
-What was sampled is never tokenised again: where the chat format allows it, the next prompt is the
-last prompt, the sampled tokens, and the tokens of the messages that are new. Then the turns of an
-episode are one sequence to train on, and the model sees what it wrote as it wrote it.
+What was sampled is never tokenised again: where the chat format keeps what was said, the next
+prompt is the last prompt, the sampled tokens, and the tokens of the messages that are new. Then the
+turns of an episode are one sequence to train on, and the model sees what it wrote as it wrote it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import tinker
 
 from tinker_cookbook.completers import StopCondition
-from tinker_cookbook.renderers import Message, ParseTermination, Renderer
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat
 from tinker_cookbook.rl.types import (
     Action,
     ActionExtra,
@@ -113,7 +114,7 @@ class EnvFromMessageEnv(Env):
         metrics: Metrics = {"parse_error": 0.0, **result.metrics}
         reward, done = result.reward, result.episode_done
         if not done:
-            self._prompt = self._next_prompt(action, message, termination, result.next_messages)
+            self._prompt = self._next_prompt(action, message, result.next_messages)
             self._messages = _copied(result.next_messages)
             self._stop = result.next_stop_condition
             if self._overflows():
@@ -141,27 +142,25 @@ class EnvFromMessageEnv(Env):
         )
 
     def _next_prompt(
-        self,
-        action: Action,
-        reply: Message,
-        termination: ParseTermination,
-        messages: Sequence[Message],
+        self, action: Action, reply: Message, messages: Sequence[Message]
     ) -> list[int]:
         whole = self._rendered(messages)
-        so_far = [*self._messages, reply]
-        if (
-            not self.renderer.has_extension_property
-            or termination is not ParseTermination.STOP_SEQUENCE
-            or not self._ends_with_its_stop(action)
-            or list(messages[: len(so_far)]) != so_far
-        ):
+        if not self._ends_with_its_stop(action):
             return whole
-        # what the model wrote ends where this rendering ends: at the end of the turn or, for a stop
-        # string, behind the part of the next message's header that belongs to it
-        written = model_input_tokens(self.renderer.build_supervised_example(so_far).model_input)
-        if whole[: len(written)] != written:
+        # The conversation as it was, and the reply, rendered up to where the model stopped: to the
+        # end of the turn or, for a stop string, behind that part of the next message's header which
+        # belongs to it. Where this is how the next prompt begins, the rest of that is what is new.
+        # It is not where the env has rewritten the past, or the format does, by dropping reasoning.
+        try:
+            written = self.renderer.build_supervised_example(
+                [*self._messages, reply], TrainOnWhat.ALL_MESSAGES
+            )
+        except RendererError:  # a reply that the format would not have in its last place
             return whole
-        return [*self._prompt, *action, *whole[len(written) :]]
+        so_far = model_input_tokens(written.model_input)
+        if whole[: len(so_far)] != so_far:
+            return whole
+        return [*self._prompt, *action, *whole[len(so_far) :]]
 
     def _ends_with_its_stop(self, action: Action) -> bool:
         """A token may reach beyond the stop string that it completes."""
@@ -191,5 +190,9 @@ class EnvFromMessageEnv(Env):
 
 
 def _copied(messages: Sequence[Message]) -> list[Message]:
-    """So that an env which edits its own history is found out by comparing."""
-    return [Message(**message) for message in messages]
+    """So that an env which edits its own history is found out by comparing. Marks for supervised
+    training have no meaning here."""
+    copies = [Message(**message) for message in messages]
+    for copy in copies:
+        copy.pop("trainable", None)
+    return copies

@@ -141,6 +141,45 @@ async def test_reasoning_that_history_drops(renderer_class: Any, strip: bool) ->
         assert trajectory.transitions[-1].ob.to_ints() == expected.to_ints()
 
 
+async def test_reasoning_that_history_keeps_for_a_while() -> None:
+    """Until the next question: then the turns of a tool's use are one sequence."""
+
+    class Tools(Guess):
+        def answer(self) -> Message:
+            role = "user" if len(self.replies) == 2 else "tool"
+            return {"role": role, "content": "95"}
+
+    renderer = get_renderer("qwen3", get_tokenizer("nano"))
+    (stop,) = renderer.get_stop_sequences()
+    text = "<think>\nHm\n</think>\n\n7"
+    action = [*renderer.encoder.encode(text, renderer.markup), stop]
+    env = EnvFromMessageEnv(renderer, Tools(4))
+    trajectory = await do_single_rollout(Writer([action] * 4), env)
+    assert extends(trajectory) == [True, False, True]
+
+
+async def test_reasoning_where_the_format_has_none() -> None:
+    """qwen3_disable_thinking would refuse to train on it; the game goes on."""
+    renderer = get_renderer("qwen3_disable_thinking", get_tokenizer("nano"))
+    (stop,) = renderer.get_stop_sequences()
+    action = [*renderer.encoder.encode("<think>\nHm\n</think>\n\n7", renderer.markup), stop]
+    trajectory = await do_single_rollout(
+        Writer([action] * 3), EnvFromMessageEnv(renderer, Guess(3))
+    )
+    assert len(trajectory.transitions) == 3
+
+
+async def test_marks_for_supervised_training_do_not_matter() -> None:
+    class Marked(Guess):
+        def answer(self) -> Message:
+            return {"role": "user", "content": "Higher.", "trainable": False}
+
+    renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"))
+    actions = [written(renderer, "12 or 13")] * 3
+    trajectory = await do_single_rollout(Writer(actions), EnvFromMessageEnv(renderer, Marked(3)))
+    assert extends(trajectory) == [True, True]
+
+
 @pytest.mark.parametrize("name", ["qwen3_instruct", "role_colon"])
 async def test_an_env_that_rewrites_its_history(name: str) -> None:
     class Forgetful(Guess):
