@@ -48,11 +48,11 @@ class Games(RLDataset):  # batches of groups; the members of a group play for th
 
 
 @chz.chz
-class GuessNumber(RLDatasetBuilder):  # what the command line sets: data.group_size=4
-    model_name_for_tokenizer: str = "nano"
-    renderer_name: str = "qwen3_instruct"
-    group_size: int = 8
-    groups_per_batch: int = 16
+class GuessNumber(RLDatasetBuilder):  # what is None follows from the recipe's own keys
+    model_name_for_tokenizer: str | None = None
+    renderer_name: str | None = None
+    group_size: int | None = None
+    groups_per_batch: int | None = None
 
     async def __call__(self):
         renderer = get_renderer(self.renderer_name, get_tokenizer(self.model_name_for_tokenizer))

@@ -1,0 +1,74 @@
+"""Reinforcement learning on problems whose answers can be checked.
+
+    ./scripts/run recipes.math_rl.train                                        nano adds
+    ./scripts/run recipes.math_rl.train env=gsm8k data.path=DIRECTORY          a local copy
+    ./scripts/run recipes.math_rl.train model_name=Qwen/Qwen3-8B env=math      from the hub
+    ./scripts/run recipes.math_rl.train env=OwnProblems data.path=problems.jsonl
+    ./scripts/run recipes.math_rl.train config=configs/math_rl/qwen3-8b-gsm8k-1xh100.yaml
+
+`env` (or `data`, the same): arithmetic, gsm8k, math (trained without MATH-500, tested on it),
+polaris, deepmath, or OwnProblems. AIME is for evaluation: recipes.math_rl.aime.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chz
+
+from recipes.math_rl.arithmetic import Arithmetic
+from recipes.math_rl.deepmath import DeepMath
+from recipes.math_rl.gsm8k import Gsm8k
+from recipes.math_rl.hendrycks_math import Math
+from recipes.math_rl.math_datasets import MathDatasetBuilder
+from recipes.math_rl.own_problems import OwnProblems
+from recipes.math_rl.polaris import Polaris
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.rl import problem_config, train
+from tinker_cookbook.rl.problem_config import ProblemConfig, resolve
+from tinker_cookbook.rl.types import RLDatasetBuilder
+
+ENVS: dict[str, type[MathDatasetBuilder]] = {
+    "arithmetic": Arithmetic,
+    "gsm8k": Gsm8k,
+    "math": Math,
+    "polaris": Polaris,
+    "deepmath": DeepMath,
+    "own": OwnProblems,
+}
+ALIASES = {"env": "dataset_builder", **problem_config.ALIASES}
+# tokens that a reply takes, for models other than nano; with the example before the question
+MAX_TOKENS = {Arithmetic: 16, Gsm8k: 512, Math: 1024, Polaris: 4096, DeepMath: 4096}
+NANO_MAX_TOKENS, NANO_TEST_SIZE = 40, 100
+
+
+class _ByName(chz.factories.standard):
+    """The class of a name of ENVS, or of any other data set by its own name."""
+
+    def from_string(self, factory: str) -> Any:
+        return super().from_string(ENVS[factory].__name__ if factory in ENVS else factory)
+
+
+@chz.chz
+class CLI(ProblemConfig):
+    dataset_builder: RLDatasetBuilder | None = chz.field(
+        default=None,
+        meta_factory=_ByName(annotation=RLDatasetBuilder | None),
+        doc=f"the problems: {', '.join(ENVS)}, or a class (None: arithmetic)",
+    )
+
+
+async def main(config: CLI) -> None:
+    data = config.dataset_builder or Arithmetic()
+    bundled = config.model_name == "nano"
+    if config.max_tokens is None:
+        tokens = NANO_MAX_TOKENS if bundled else MAX_TOKENS.get(type(data), 1024)
+        config = chz.replace(config, max_tokens=tokens)
+    if bundled and getattr(data, "test_size", 0) is None:  # all would take nano minutes
+        data = chz.replace(data, test_size=NANO_TEST_SIZE)
+    config, filled = resolve(chz.replace(config, dataset_builder=data), "math_rl", data)
+    await train.main(config, recipe="math_rl", filled=filled)
+
+
+if __name__ == "__main__":
+    cli(main, CLI, ALIASES)

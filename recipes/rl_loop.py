@@ -1,0 +1,192 @@
+"""Reinforcement learning as one flat file to copy and change: play, grade, train, log.
+
+    python -m recipes.rl_loop
+    python -m recipes.rl_loop model_name=Qwen/Qwen3-8B data_path=gsm8k/train.jsonl
+
+nano adds; any other model solves GSM8K. rl_basic does the same through the library's loop, which
+adds evaluations, transcripts, failing environments, several turns, and playing while it trains.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import chz
+import tinker
+
+from recipes.math_rl.gsm8k import Gsm8k
+from recipes.math_rl.math_env import REQUEST
+from recipes.math_rl.math_grading import extract_boxed, grade_answer
+from tinker_cookbook import keys, models
+from tinker_cookbook.checkpoint_utils import start_training_client
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.completers import derive_seed
+from tinker_cookbook.journal import Journal
+from tinker_cookbook.nano import tasks
+from tinker_cookbook.renderers import get_renderer, get_text_content
+from tinker_cookbook.sequences import Sequence as TokenSequence
+from tinker_cookbook.sequences import remove_mask, to_datum
+from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils.data_identity import data_set_identity
+from tinker_cookbook.utils.display import DisplayMode
+from tinker_cookbook.utils.run_directory import LogDirBehavior
+
+
+@chz.chz
+class Config:
+    model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
+    data_path: str = chz.field(default="openai/gsm8k", doc="problems for models other than nano")
+    renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
+    load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
+    learning_rate: float | None = chz.field(default=None, doc="constant (None: by model)")
+    groups_per_batch: int | None = chz.field(default=None, doc="problems a step (None: by model)")
+    group_size: int | None = chz.field(default=None, doc="replies to each (None: by model)")
+    max_tokens: int | None = chz.field(default=None, doc="tokens of a reply (None: by model)")
+    max_steps: int = chz.field(default=24, doc="optimizer steps")
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
+    train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
+    train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
+    train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
+    seed: int = chz.field(default=0, doc="seed of adapter, problems and samples")
+    save_every: int = chz.field(default=20, doc="steps between checkpoints")
+    log_path: str | None = chz.field(default=None, doc="directory of the run")
+    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see rl_basic")
+    base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
+    engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="engine in process")
+    display: DisplayMode = chz.field(default="auto", doc="what is shown of each step")
+
+    def identity(self) -> Mapping[str, Any]:
+        """Another file of the same name is another run."""
+        found = data_set_identity(self.data_path)
+        return {"data_path": found} if found else {}
+
+
+class Sums:
+    """The problems of nano: each a question and its answer."""
+
+    def draw(self, rng: random.Random, count: int) -> list[tuple[str, Any]]:
+        problems = [tasks.add_problem(rng) for _ in range(count)]
+        return [(each["messages"][0]["content"], each["answer"]) for each in problems]
+
+    def is_right(self, reply: str, answer: Any) -> bool:
+        return tasks.last_integer(reply) == answer
+
+
+class WordProblems:
+    """GSM8K, answers in a box."""
+
+    def __init__(self, path: str) -> None:
+        self.problems = Gsm8k(path=path).train_problems()
+
+    def draw(self, rng: random.Random, count: int) -> list[tuple[str, Any]]:
+        drawn = rng.sample(self.problems, count)
+        return [(each.question + REQUEST, each.answer) for each in drawn]
+
+    def is_right(self, reply: str, answer: Any) -> bool:
+        try:
+            return grade_answer(extract_boxed(reply), answer)
+        except ValueError:  # nothing in a box
+            return False
+
+
+def datums(
+    prompt: list[int], replies: Sequence[tinker.SampledSequence], rewards: Sequence[float]
+) -> list[tinker.Datum]:
+    """A group as training data: what a reply is worth more than its group's mean, on its tokens."""
+    mean = sum(rewards) / len(rewards)
+    zeros = [0.0] * len(prompt)
+    return [
+        remove_mask(
+            to_datum(
+                TokenSequence(
+                    tokens=prompt + list(reply.tokens),
+                    weights=zeros + [1.0] * len(reply.tokens),
+                    logprobs=zeros + list(reply.logprobs or []),
+                    advantages=zeros + [reward - mean] * len(reply.tokens),
+                )
+            )
+        )
+        for reply, reward in zip(replies, rewards)
+    ]
+
+
+async def main(config: Config) -> None:
+    config, filled = keys.fill(config, "rl")
+    keys.check(config)
+    assert config.renderer_name is not None and config.learning_rate is not None
+    assert config.groups_per_batch is not None and config.group_size is not None
+    renderer = get_renderer(config.renderer_name, get_tokenizer(config.model_name))
+    task = Sums() if config.model_name == "nano" else WordProblems(config.data_path)
+
+    service = connect(config.base_url, config.engine)
+    rest_client = service.create_rest_client()  # looks after the run's checkpoints
+    with Journal(
+        config,
+        recipe="rl_loop",
+        total_steps=config.max_steps,
+        progress="rl",
+        headlines={"reward/total": "reward", "reply_tokens": "reply tokens"},
+        rest_client=rest_client,
+    ) as journal:
+        if filled:
+            journal.say(models.filled_line(config.model_name, filled))
+        client = await start_training_client(service, config, journal.resume)
+        sampler = await client.save_weights_and_get_sampling_client()
+        for step in range(journal.start_step, config.max_steps):
+            with journal.step(step) as row:
+                # play: all replies of all problems are asked for before the first is awaited
+                rng = random.Random(f"{config.seed} {step}")
+                problems = task.draw(rng, config.groups_per_batch)
+                prompts = [
+                    renderer.build_generation_prompt([{"role": "user", "content": question}])
+                    for question, _ in problems
+                ]
+                futures = [
+                    sampler.sample(
+                        prompt,
+                        config.group_size,
+                        tinker.SamplingParams(
+                            max_tokens=config.max_tokens,
+                            stop=renderer.get_stop_sequences(),
+                            seed=derive_seed(config.seed, step, number),
+                        ),
+                    )
+                    for number, prompt in enumerate(prompts)
+                ]
+
+                # grade: a group whose replies are all as good teaches nothing
+                batch, rewards, lengths = [], [], []
+                for (_, answer), prompt, future in zip(problems, prompts, futures):
+                    replies = (await future).sequences
+                    graded = []
+                    for reply in replies:
+                        message, termination = renderer.parse_response(reply.tokens)
+                        right = task.is_right(get_text_content(message), answer)
+                        graded.append(float(right and termination.is_clean))
+                    rewards += graded
+                    lengths += [len(reply.tokens) for reply in replies]
+                    if len(set(graded)) > 1:
+                        batch += datums(prompt.to_ints(), replies, graded)
+
+                # train: both are queued before either is awaited
+                if batch:
+                    output = client.forward_backward(batch, "importance_sampling")
+                    await client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
+                    row.update((await output).metrics)
+                save = journal.submit_save(client, step + 1)
+                sampler = await client.save_weights_and_get_sampling_client()
+
+                # log
+                row["reward/total"] = sum(rewards) / len(rewards)
+                row["reply_tokens"] = sum(lengths) / len(lengths)
+                row["num_sequences"] = len(batch)
+                row["optim/lr"] = config.learning_rate
+            await journal.finish(save)
+        await journal.finish(journal.submit_save(client, config.max_steps, final=True))
+
+
+if __name__ == "__main__":
+    cli(main, Config)
