@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes import sl_basic, sl_loop
+from recipes import rl_basic, rl_loop, sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
+from recipes.math_rl import train as math_rl
+from recipes.math_rl.math_datasets import MathDatasetBuilder
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.supervised.chat_config import ALIASES
@@ -18,6 +20,9 @@ RECIPES = {
     "sl_basic": (sl_basic.CLI, "sl"),
     "sl_loop": (sl_loop.Config, "sl"),
     "chat_sl": (chat_sl.CLI, "chat_sl"),
+    "rl_basic": (rl_basic.CLI, "rl"),
+    "rl_loop": (rl_loop.Config, "rl"),
+    "math_rl": (math_rl.CLI, "math_rl"),
 }
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
@@ -30,12 +35,15 @@ def test_every_recipe_has_one() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_it_parses(file: Path) -> None:
     config_class, method = RECIPES[file.parent.name]
-    config = parse(config_class, [f"config={file}", "save_every=7"], ALIASES)
+    config = parse(config_class, [f"config={file}", "save_every=7"], ALIASES | math_rl.ALIASES)
     assert config.save_every == 7
     info = models.resolve(config.model_name)
     assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
     data = getattr(config, "dataset_builder", None)
-    assert data is None or isinstance(data, ChatDatasetBuilder)
-    assert config.max_length <= info.context_length
+    assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder)
+    if method in ("sl", "chat_sl"):
+        assert config.max_length <= info.context_length
+    else:
+        assert config.max_tokens < info.context_length
     filled, _ = models.fill_defaults(config, method)
     assert 1e-5 < filled.learning_rate < 1e-2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,9 @@ from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.service import EngineConfig, connect
 
 ROOT = Path(__file__).parent.parent
-SOURCE = (ROOT / "tests" / "custom_env.py").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+(SOURCE,) = (block for block in BLOCKS if "(MessageEnv)" in block)
+KEYS = {"model_name_for_tokenizer": "nano", "renderer_name": "qwen3_instruct"}
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def test_it_is_short() -> None:
 
 
 async def test_bisection_wins_every_game(my_env: Any) -> None:
-    games, test = await my_env.GuessNumber(group_size=2, groups_per_batch=40)()
+    games, test = await my_env.GuessNumber(**KEYS, group_size=2, groups_per_batch=40)()
     assert test is None
     assert games.get_batch(3)[5].logging_tags() == ["guess"]
     renderer = games.renderer
@@ -62,7 +66,7 @@ async def test_bisection_wins_every_game(my_env: Any) -> None:
 
 async def test_nano_plays_it(my_env: Any) -> None:
     """Well enough to be trained: some games are won and some lost, and batches can be had again."""
-    games, _ = await my_env.GuessNumber(group_size=4, groups_per_batch=6)()
+    games, _ = await my_env.GuessNumber(**KEYS, group_size=4, groups_per_batch=6)()
     client = await connect(engine=EngineConfig(device="cpu")).create_sampling_client(
         base_model="nano"
     )
@@ -79,16 +83,37 @@ async def test_nano_plays_it(my_env: Any) -> None:
     assert {0.0, 1.0} <= set(rewards[0])
 
 
-def test_a_person_plays_it(my_env: Any, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tinker_cookbook.rl.play", "env=my_env:GuessNumber", "batch=2"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
-        input="".join(f"{guess}\n" for guess in range(5)),
+def run(directory: Path, words: list[str], typed: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=directory,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{directory}",
+            "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs"),
+        },
+        input=typed,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_the_recipe_trains_on_it(my_env: Any, tmp_path: Path) -> None:
+    words = ["recipes.rl_basic", "data=my_env:GuessNumber", "groups_per_batch=4", "group_size=4"]
+    done = run(tmp_path, [*words, "max_steps=2", "log_path=run"])
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [
+        json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["env/all/total_episodes"] for row in rows] == [16, 16]
+    assert 0 < rows[0]["env/all/won"] < 1
+    assert rows[0]["env/all/turns_per_episode"] > 1
+
+
+def test_a_person_plays_it(my_env: Any, tmp_path: Path) -> None:
+    words = ["tinker_cookbook.rl.play", "env=my_env:GuessNumber", "batch=2"]
+    done = run(tmp_path, words, "".join(f"{guess}\n" for guess in range(5)))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Guess it.<|im_end|>" in done.stdout
     assert done.stdout.count("Guess it.") == 1  # what was shown once is not shown again

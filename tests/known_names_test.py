@@ -39,6 +39,24 @@ NAMES = {
     " warn_if_renderer_not_recommended",
     "tinker_cookbook.tokenizer_utils": "get_tokenizer register_tokenizer",
     "tinker_cookbook.cli_utils": "check_log_dir runs_path",
+    "tinker_cookbook.completers": "TokensWithLogprobs StopCondition TokenCompleter"
+    " MessageCompleter TinkerTokenCompleter TinkerMessageCompleter",
+    "tinker_cookbook.rl.types": "Env StepResult Transition Trajectory EnvGroupBuilder"
+    " TrajectoryGroup RLDataset RLDatasetBuilder StopReason InitialObservationOverflow"
+    " RolloutError ActionExtra",
+    "tinker_cookbook.rl.train": "Config AsyncConfig StreamMinibatchConfig KLReferenceConfig main",
+    "tinker_cookbook.rl.data_processing": "compute_advantages trajectory_to_data"
+    " assemble_training_data remove_constant_reward_groups",
+    "tinker_cookbook.rl.metrics": "compute_kl_sample_train compute_post_kl incorporate_kl_penalty"
+    " discounted_future_sum_vectorized",
+    "tinker_cookbook.rl.metric_util": "compute_trajectory_metrics RLTestSetEvaluator"
+    " dataset_to_env_group_builders",
+    "tinker_cookbook.rl.rollouts": "do_single_rollout do_group_rollout",
+    "tinker_cookbook.rl.rollout_strategy": "FailFast RetryOnFailure MinViableGroup",
+    "tinker_cookbook.rl.problem_env": "ProblemEnv ProblemGroupBuilder",
+    "tinker_cookbook.rl.message_env": "MessageEnv EnvFromMessageEnv MessageStepResult",
+    "tinker_cookbook.rl.interleaved": "",
+    "tinker_cookbook.rl.play_w_env": "",
     "tinker_cookbook.utils.ml_log": "setup_logging",
     "tinker_cookbook.utils.lr_scheduling": "compute_schedule_lr_multiplier",
     "tinker_cookbook.utils.misc_utils": "safezip timed dict_mean all_same split_list",
@@ -60,6 +78,28 @@ SIGNATURES = {
     "supervised.data:FromConversationFileBuilder": "common_config file_path test_size shuffle_seed",
     "supervised.nll_evaluator:SamplerNLLEvaluator": "data name tokenizer",
     "supervised.train:main": "config",
+    "completers:TokensWithLogprobs": "tokens maybe_logprobs stop_reason",
+    "completers:TinkerTokenCompleter": "sampling_client max_tokens temperature context_window",
+    "completers:TinkerMessageCompleter": "sampling_client renderer max_tokens stop_condition"
+    " temperature",
+    "rl.types:StepResult": "reward episode_done next_observation next_stop_condition metrics logs",
+    "rl.types:Trajectory": "transitions final_ob stop_reason",
+    "rl.types:TrajectoryGroup": "trajectories_G final_rewards_G metrics_G rollout_errors",
+    "rl.train:main": "config rollout_executor",
+    "rl.train:AsyncConfig": "max_steps_off_policy groups_per_batch",
+    "rl.train:StreamMinibatchConfig": "groups_per_batch num_minibatches",
+    "rl.train:KLReferenceConfig": "base_model load_checkpoint_path",
+    "rl.data_processing:compute_advantages": "trajectory_groups_P",
+    "rl.data_processing:trajectory_to_data": "traj traj_advantage",
+    "rl.data_processing:assemble_training_data": "trajectory_groups_P advantages_P",
+    "rl.metric_util:compute_trajectory_metrics": "trajectory_groups_P taglist_P",
+    "rl.metric_util:RLTestSetEvaluator": "dataset max_tokens name",
+    "rl.rollouts:do_single_rollout": "policy env",
+    "rl.rollouts:do_group_rollout": "builder policy strategy termination",
+    "rl.rollout_strategy:RetryOnFailure": "max_retries",
+    "rl.problem_env:ProblemEnv": "renderer convo_prefix format_coef"
+    " require_stop_sequence_for_format",
+    "rl.problem_env:ProblemGroupBuilder": "env_thunk num_envs dataset_name",
     "checkpoint_utils:get_last_checkpoint": "log_dir required_key",
     "checkpoint_utils:save_checkpoint": "training_client name log_path loop_state kind ttl_seconds",
     "hyperparam_utils:get_lr": "model_name is_lora",

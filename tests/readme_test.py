@@ -14,6 +14,12 @@ ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
+API, ENVIRONMENT, RECIPE = (
+    next(block for block in BLOCKS if word in block)
+    for word in ("connect()  #", "(MessageEnv)", 'recipe="my_recipe"')
+)
+
+
 def run(directory: Path, runs: str, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "my_recipe", *words],
@@ -28,31 +34,31 @@ def run(directory: Path, runs: str, *words: str) -> str:
 
 
 def test_the_examples_are_found() -> None:
-    assert len(BLOCKS) == 2
-    assert len([line for line in BLOCKS[1].splitlines() if line.strip()]) <= 40
+    assert len(BLOCKS) == 3
+    assert len([line for line in RECIPE.splitlines() if line.strip()]) <= 40
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_an_example_runs(tmp_path: Path, number: int) -> None:
-    (tmp_path / "my_recipe.py").write_text(BLOCKS[number])
+@pytest.mark.parametrize("block", [API, RECIPE], ids=["api", "recipe"])
+def test_an_example_runs(tmp_path: Path, block: str) -> None:
+    (tmp_path / "my_recipe.py").write_text(block)
     out = run(tmp_path, "runs")
     losses = [float(x) for x in re.findall(r"^(?:\d+ |step \d+/20  loss )([\d.]+)", out, re.M)]
     assert len(losses) >= 10 and losses[-1] < losses[0] / 2, out
 
 
 def test_the_recipe_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
-    interrupted = BLOCKS[1].replace(
+    interrupted = RECIPE.replace(
         "            with journal.step(step) as row:",
         "            assert step != 7 or journal.resume, 'killed'\n"
         "            with journal.step(step) as row:",
     )
-    assert interrupted != BLOCKS[1]
+    assert interrupted != RECIPE
     (tmp_path / "my_recipe.py").write_text(interrupted)
     with pytest.raises(AssertionError, match="killed"):
         run(tmp_path, "a", "save_every=5", "max_steps=9")
     out = run(tmp_path, "a", "save_every=5", "max_steps=9")
     assert "at step 5 of 9" in out
-    (tmp_path / "my_recipe.py").write_text(BLOCKS[1])
+    (tmp_path / "my_recipe.py").write_text(RECIPE)
     whole = run(tmp_path, "b", "save_every=0", "max_steps=9")
     shown = r"^step (\d)/9  loss ([\d.]+)"
     assert re.findall(shown, out, re.M) == re.findall(shown, whole, re.M)[-4:]
