@@ -276,13 +276,19 @@ def listed_recipes() -> set[str]:
     return {line.strip().strip('"').split()[0] for line in block[1].strip().splitlines()}
 
 
+NOT_TRAINING = {
+    "recipes.math_rl.aime",  # evaluates, on data that is not bundled; tested in pass_at_k_test
+    "recipes.math_rl.equality_worker",  # the process that grades answers
+}
+
+
 def test_every_recipe_is_in_the_list_of_smoke():
     programs = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
         for path in (REPOSITORY / "recipes").rglob("*.py")
         if "__main__" in path.read_text() and not path.name.endswith("_test.py")
     }
-    assert programs == listed_recipes()
+    assert programs - NOT_TRAINING == listed_recipes()
 
 
 def test_ci_runs_all_parts_and_ends_with_the_closing_line_of_pytest(checkout):

@@ -89,12 +89,13 @@ _SPELLINGS = [
         (r"(?<!\\)\\[()\[\]]", ""),  # \( and \[ around mathematics; but \\[ ends a row of a matrix
         (r"\\\$|(?<!\\)\$", ""),
         (r"\\(?:left|right|big|Big|bigg|Bigg)(?![A-Za-z])\.?", ""),
-        (r"\\!\s*", ""),
+        (r"\s*\\!\s*", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad", " "),
         (r"\{,\}", ","),
         (r"\\displaystyle|\\textstyle", ""),
         (r"\\[dtc]frac", r"\\frac"),
-        (r"\\(?:mathrm|mathbf|textbf|textit|textrm|textsf|mbox|operatorname)(?=\{)", r"\\text"),
+        (r"(?<=\d) (\d+)/(\d+)$", r"\\frac{\1}{\2}"),  # 137 1/2
+        (r"\\(?:text(?:bf|it|rm|sf)?|mathrm|mathbf|mbox|operatorname)\s*(?=\{)", r"\\text"),
         (r"\s*\^\s*\{?\s*\\(?:circ|degree)\s*\}?", ""),
         (r"\\degree", ""),
         (r"\\varnothing", r"\\emptyset"),
@@ -110,7 +111,10 @@ _NAMED = {
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf"(?<=\d)()\s*(?:\\text\{{)?\s*({'|'.join(_POWERS)})\b\}}?")
 _REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}(?:\\ldots)?")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?(?!\S)", re.ASCII)
+# the whole answer, or what a variable is set to: the comma in (12,102) separates two numbers
+_GROUPED = re.compile(
+    r"(?:^|(?<==)|(?<== ))[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?$", re.ASCII
+)
 # the end of an answer, behind something that can have a unit: a digit, a closing brace, a constant
 _TEXT_UNIT = re.compile(
     r"(?<=[\d})a-z])()\s*\\text\{([^{}]*)\}(?:\s*\^\s*\{?\d\}?)?(?:\s*/\s*\\text\{[^{}]*\})?$"

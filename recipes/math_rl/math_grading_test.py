@@ -123,9 +123,10 @@ def test_math_verify_alone_knows_all_500(shared_data: Path) -> None:
 
 RESPELLINGS: list[Callable[[str], str]] = [
     lambda a: f" ${a}$.",
-    lambda a: a.replace("\\frac", "\\dfrac").replace("{", " { ").replace(",", " ,  "),
-    lambda a: re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\1/\2", a).replace("\\left", ""),
-    lambda a: re.sub(r"\\sqrt\{(\d+)\}", r"\1^{1/2}", a).replace("\\right", ""),
+    lambda a: re.sub(r"(frac|sqrt|text|mbox)\{", r"\1 { ", a).replace(", ", " ,  "),
+    lambda a: a.replace("\\frac", "\\dfrac").replace("(", "\\left( ").replace(")", " \\right)"),
+    lambda a: re.sub(r"(?<!\d)\\frac\{(\d+)\}\{(\d+)\}", r"\1/\2", a).replace("\\left", ""),
+    lambda a: re.sub(r"\\sqrt\{(\d+)\}", r"(\1)^{1/2}", a).replace("\\right", ""),
 ]
 
 
