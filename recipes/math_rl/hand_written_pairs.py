@@ -1,7 +1,9 @@
-"""Pairs (what a model answered, the known answer) with a person's judgement, written before any
-grader was asked: the evidence that `grade_answer` says what a teacher would say.
+"""Pairs (what a model answered, the known answer) with a person's judgement: the evidence that
+`grade_answer` says what a teacher would say.
 
-Where a teacher could say either, the pair follows the rules in `math_grading`.
+Most were written before any grader was asked; some came from looking for its faults, so the share
+that it gets right is no estimate of an error rate. Where a teacher could say either, the pair
+follows the rules in `math_grading`.
 """
 
 EQUAL: dict[str, list[tuple[str, str]]] = {
