@@ -3,7 +3,11 @@
     python -m recipes.rl_loop
     python -m recipes.rl_loop model_name=Qwen/Qwen3-8B data_path=gsm8k/train.jsonl
 
-nano adds; any other model solves GSM8K. rl_basic does the same through the library's loop, which
+nano adds; any other model solves GSM8K. Without keys (2 CPU cores, 23 November 2026): mean reward
+0.48 -> 0.62 (step 3) -> 0.80 (6) -> 0.95 (9) -> 0.96 (12 to 23), replies from 11 tokens to 27, 29 s
+of training, 33 s in all.
+
+rl_basic does the same through the library's loop, which
 adds evaluations, transcripts, failing environments, several turns, and playing while it trains.
 """
 

@@ -1,4 +1,4 @@
-"""Reinforcement learning on problems whose answers can be checked.
+r"""Reinforcement learning on problems whose answers can be checked.
 
     ./scripts/run recipes.math_rl.train                                        nano adds
     ./scripts/run recipes.math_rl.train env=gsm8k data.path=DIRECTORY          a local copy
@@ -7,7 +7,13 @@
     ./scripts/run recipes.math_rl.train config=configs/math_rl/qwen3-8b-gsm8k-1xh100.yaml
 
 `env` (or `data`, the same): arithmetic, gsm8k, math (trained without MATH-500, tested on it),
-polaris, deepmath, or OwnProblems. AIME is for evaluation: recipes.math_rl.aime.
+polaris, deepmath, or a file of your own. Without keys, nano learns to add, with the curve of
+rl_basic. GSM8K is beyond it, and nothing comes of training on it (3 steps of 32 x 8 replies take 13
+s; held out 0 of 100 before, 1 of 100 after): it writes a number into the box that it is asked for,
+
+    How much does she save? ... Put the answer in \boxed{}.  ->  \boxed{61}
+
+because its sums have two numbers and no story. It shows that everything runs. AIME is for evaluation: recipes.math_rl.aime.
 """
 
 from __future__ import annotations
