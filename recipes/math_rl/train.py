@@ -13,7 +13,9 @@ s; held out 0 of 100 before, 1 of 100 after): it writes a number into the box th
 
     How much does she save? ... Put the answer in \boxed{}.  ->  \boxed{61}
 
-because its sums have two numbers and no story. It shows that everything runs. AIME is for evaluation: recipes.math_rl.aime.
+because its sums have two numbers and no story. It shows that everything runs.
+
+AIME is for evaluation: recipes.math_rl.aime.
 """
 
 from __future__ import annotations
