@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from tinker_cookbook.completers import TinkerTokenCompleter, TokensWithLogprobs
-from tinker_cookbook.rl.rollouts import do_group_rollout
+from tinker_cookbook.exceptions import TrainingError
+from tinker_cookbook.rl import train
+from tinker_cookbook.rl.rollouts import RolloutLimits, do_group_rollout
 from tinker_cookbook.service import EngineConfig, connect
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +111,32 @@ def test_the_recipe_trains_on_it(my_env: Any, tmp_path: Path) -> None:
     assert [row["env/all/total_episodes"] for row in rows] == [16, 16]
     assert 0 < rows[0]["env/all/won"] < 1
     assert rows[0]["env/all/turns_per_episode"] > 1
+
+
+async def test_python_trains_on_it(my_env: Any, tmp_path: Path) -> None:
+    """Also with a bound that was too short at first: the message says which to raise."""
+
+    async def learn(sample_timeout: float) -> None:
+        limits = RolloutLimits(sample_timeout=sample_timeout)
+        data = my_env.GuessNumber(**KEYS, group_size=4, groups_per_batch=4)
+        config = train.Config(
+            model_name="nano",
+            dataset_builder=data,
+            limits=limits,
+            max_tokens=8,
+            max_steps=2,
+            lora_rank=4,
+            log_path=str(tmp_path / "run"),
+            display="none",
+        )
+        await train.main(config)
+
+    with pytest.raises(TrainingError, match=r"limits\.sample_timeout=0\.001: .* raise it"):
+        await learn(0.001)
+    await learn(60)
+    rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["env/all/total_episodes"] for row in rows] == [16, 16]
+    assert rows[1]["optim/logprob_gap_mean"] < 1e-5
 
 
 def test_a_person_plays_it(my_env: Any, tmp_path: Path) -> None:
