@@ -221,6 +221,14 @@ def resolve(model_name: str) -> ModelInfo:
     return _from_directory(model_name, directory)
 
 
+def context_length(model_name: str) -> int | None:
+    """Tokens that a model can read at once; None where that is not known here."""
+    try:
+        return resolve(model_name).context_length
+    except ConfigurationError:  # a server may have models that the table does not know
+        return None
+
+
 def load_path(model_name: str) -> str:
     """What to hand to `from_pretrained`: a directory in the package for nano, else the name."""
     if model_name == "nano":
@@ -261,7 +269,12 @@ _METHODS: dict[str, dict[str, Any]] = {
     "sl": {"batch_size": 128, "max_length": 32_768},
     "chat_sl": {"batch_size": 256, "max_length": 16_384},
     "rl": {"learning_rate": 4e-5, "groups_per_batch": 128, "group_size": 16, "max_tokens": 256},
-    "math_rl": {"learning_rate": 4e-5, "groups_per_batch": 100, "group_size": 4},
+    "math_rl": {
+        "learning_rate": 4e-5,
+        "groups_per_batch": 100,
+        "group_size": 4,
+        "max_tokens": 1024,
+    },
 }
 # Measured on nano itself: what suits a model of 2 M parameters does not follow from the formula.
 _NANO_SL = {
@@ -275,11 +288,12 @@ _NANO_RL = {
     "renderer_name": "qwen3_instruct",
     "groups_per_batch": 32,
     "group_size": 8,
+    "max_tokens": 40,
 }
 _NANO_DEFAULTS: dict[str, dict[str, Any]] = {
     "sl": _NANO_SL,
     "chat_sl": _NANO_SL,
-    "rl": {**_NANO_RL, "max_tokens": 40},
+    "rl": _NANO_RL,
     "math_rl": _NANO_RL,
 }
 
