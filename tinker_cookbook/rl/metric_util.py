@@ -209,7 +209,8 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
         errors = [error for group in self.groups_P for error in group.rollout_errors]
         if not errors:
             return ""
-        return f"{len(errors)} failures, the first: {errors[0].kind}: {errors[0].message}"
+        number = "1 failure" if len(errors) == 1 else f"{len(errors)} failures"
+        return f"{number}, the first: {errors[0].kind}: {errors[0].message}"
 
     def _some_replies(self, tokenizer: Any) -> list[str]:
         """First turns of a few groups, spread over the data set."""
