@@ -82,6 +82,11 @@ class SampleResult:
     prompt_target_logprobs: np.ndarray | None = None  # float32 [P-1, K]
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is an integer; 2.0 and True are not."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_tokens(tokens: np.ndarray | Sequence[int], vocab_size: int, what: str) -> np.ndarray:
     """Token ids as int64 [N] or [N, K]; a ValueError names the first one outside the vocabulary."""
     array = np.asarray(tokens, dtype=np.int64)
