@@ -18,9 +18,9 @@ from tinker_cookbook.engine.rows import (
     SampleResult,
     TopK,
     check_tokens,
-    is_whole,
 )
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.utils.misc_utils import is_whole
 
 Done = Callable[[SampleResult | Exception], None]
 Cancelled = Callable[[], bool]

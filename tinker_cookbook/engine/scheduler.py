@@ -322,6 +322,6 @@ class Engine:
         keys = min(each.kv_tokens for each in limits)
         return OutOfMemoryError(
             f"out of memory on {bases[0].device}: set engine.tokens_per_pass={tokens // 2} (now"
-            f" {tokens}) or lower max_length for training, engine.kv_tokens={keys // 2} (now"
+            f" {tokens}) or train on shorter rows, engine.kv_tokens={keys // 2} (now"
             f" {keys}) for sampling; {detail}"
         )

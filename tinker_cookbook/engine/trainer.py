@@ -220,7 +220,7 @@ class Trainer:
             if row.length > self.base.context_length:
                 raise DataValidationError(
                     f"datum {index} has {row.length} tokens, the model's context is"
-                    f" {self.base.context_length}; lower max_length"
+                    f" {self.base.context_length}: shorten it (max_length of a recipe does)"
                 )
 
 

@@ -24,7 +24,12 @@ from tinker_cookbook.engine.passes import Work
 from tinker_cookbook.engine.rows import SampleResult
 from tinker_cookbook.engine.scheduler import Engine, Kind
 from tinker_cookbook.engine.trainer import Trainer
-from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
+from tinker_cookbook.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    DataValidationError,
+    TrainingError,
+)
 from tinker_cookbook.service import convert
 from tinker_cookbook.service.rest import LocalRestClient
 from tinker_cookbook.service.store import CheckpointInfo, RunHandle, Store
@@ -66,7 +71,12 @@ class LocalSamplingClient:
         """Samples with their logprobs; see `engine.sampler` for what a logprob means."""
         if prompt_alt_tokens_k:
             return _failed(TrainingError(f"sample: {prompt_alt_tokens_k=} is not supported"))
-        targets = None if target_prompt_logprobs is None else target_prompt_logprobs.to_numpy()
+        targets = target_prompt_logprobs
+        if isinstance(targets, types.TensorData):
+            targets = targets.to_numpy()
+        elif targets is not None:
+            kind = type(targets).__name__
+            return _failed(DataValidationError(f"target_prompt_logprobs is {kind}, not TensorData"))
         future = self._request(
             prompt,
             num_samples,
@@ -205,11 +215,16 @@ class LocalTrainingClient(_Ready):
         if loss_type_input not in (None, "logprobs"):
             error = ConfigurationError(f"loss_type_input={loss_type_input!r}: only 'logprobs'")
             return _failed(error)
+        if not callable(loss_fn):
+            error = ConfigurationError(f"loss_fn={loss_fn!r} is not a function of (data, logprobs)")
+            return _failed(error)
+
+        def bound(logprobs: Any) -> Any:
+            return loss_fn(data, logprobs)
+
         return self._queue(
             lambda trainer: convert.output_of(
-                trainer.forward_backward_custom(
-                    convert.custom_rows_of(data), lambda logprobs: loss_fn(data, logprobs)
-                )
+                trainer.forward_backward_custom(convert.custom_rows_of(data), bound)
             )
         )
 
