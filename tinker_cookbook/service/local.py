@@ -30,7 +30,7 @@ from tinker_cookbook.exceptions import (
     DataValidationError,
     TrainingError,
 )
-from tinker_cookbook.service import convert
+from tinker_cookbook.service import convert, model_files
 from tinker_cookbook.service.rest import LocalRestClient
 from tinker_cookbook.service.store import CheckpointInfo, RunHandle, Store
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -133,7 +133,7 @@ class LocalSamplingClient:
             )
             return self._adapter.result(0), request
 
-        return engine.sample(path, build)
+        return engine.sample(path, build, self._adapter)
 
 
 class _Ready:
@@ -189,7 +189,9 @@ class LocalTrainingClient(_Ready):
         self._store = service.store
         self.model_id = model_id
         self._base_model = base_model
-        self._created: Future[Trainer] = self._engine.submit(start, model_id)
+        self._created: Future[Trainer] = self._engine.submit(
+            start, model_id, model_files.fetch(base_model)
+        )
 
     # -- training
 
@@ -460,7 +462,8 @@ class LocalServiceClient:
                 self.engine.base_model(models.load_path(name))
                 return None
 
-            return ReadySamplingClient(self.engine, name, self.engine.submit(load), None)
+            future = self.engine.submit(load, after=model_files.fetch(name))
+            return ReadySamplingClient(self.engine, name, future, None)
         info = self.store.resolve(model_path)
         if base_model is not None:
             _check_base(info, base_model)
@@ -472,7 +475,7 @@ class LocalServiceClient:
                 checkpoints.read_adapter(adapter, opened.directory)
                 return base.residency.admit(adapter.snapshot())
 
-        future = self.engine.submit(read)
+        future = self.engine.submit(read, after=model_files.fetch(_base_of(info)))
         return ReadySamplingClient(self.engine, _base_of(info), future, model_path)
 
     def create_rest_client(self) -> LocalRestClient:
