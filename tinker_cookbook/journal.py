@@ -37,12 +37,14 @@ logger = logging.getLogger(__name__)
 LENGTH_KEYS = ("max_steps", "num_epochs")
 
 # keys that do not change what was trained so far: they may differ when a run goes on, and they
-# are not in the hash that names its directory
+# are not in the hash that names its directory. Patterns of dotted names, part by part: "*_every"
+# is no key of data_builder's, which may well mean what is learned
 FREE_KEYS = (
     *LENGTH_KEYS,
     "*_every",
     "*ttl_seconds",
     "*evaluator_builders",
+    "limits.*_timeout",
     "engine",
     "display",
     "wandb_*",
@@ -101,7 +103,7 @@ class Journal:
     still has. A finished one is continued if max_steps or num_epochs changed and total_steps is
     larger than what it did; otherwise this run gets a new directory with a number behind it. A
     run of another config is refused with the keys that differ (ConfigurationError), FREE_KEYS and
-    `also_free` (patterns of top-level keys) aside. What local data holds is part of the config:
+    `also_free` (patterns of dotted keys) aside. What local data holds is part of the config:
     see `identity` in utils/plain_data.py. A directory in use by another process is refused as well.
     """
 
@@ -332,11 +334,7 @@ class Journal:
 
     def _fixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The part of a config that must be the same for a run to go on."""
-        return {
-            key: value
-            for key, value in comparable(config).items()
-            if not any(fnmatchcase(key, pattern) for pattern in self._free)
-        }
+        return _without(comparable(config), self._free)
 
     def _length(self) -> dict[str, Any]:
         return {key: self._config[key] for key in LENGTH_KEYS if key in self._config}
@@ -404,6 +402,18 @@ class _Keys:
         if isinstance(self._config, Mapping):
             return self._config.get(key, default)
         return getattr(self._config, key, default)
+
+
+def _without(config: Mapping[str, Any], patterns: Collection[str]) -> dict[str, Any]:
+    """A nested config without the keys whose dotted names match, part by part."""
+    split = [pattern.partition(".") for pattern in patterns]
+    kept = {}
+    for key, value in config.items():
+        rests = [rest for first, _, rest in split if fnmatchcase(key, first)]
+        if "" in rests:
+            continue
+        kept[key] = _without(value, rests) if rests and isinstance(value, Mapping) else value
+    return kept
 
 
 def _describe(last: CheckpointRecord | None, finished: bool) -> str:

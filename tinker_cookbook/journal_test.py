@@ -17,7 +17,7 @@ import pytest
 
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.journal import Journal, _without
 from tinker_cookbook.utils.ml_log import read_metrics
 
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
@@ -367,6 +367,39 @@ async def test_also_free_keys(tmp_path: Path):
     assert journal.start_step == 1
     with pytest.raises(ConfigurationError, match=r"rate is 0\.5 there and 0\.1 here"):
         await do(Config(log_path=log), 3)
+
+
+async def test_nested_keys_that_are_free(tmp_path: Path):
+    def config(**limits: Any) -> dict[str, Any]:
+        data = {"save_every": limits.pop("data", 1)}
+        return {"log_path": str(tmp_path / "x"), "limits": limits, "data": data}
+
+    await do(config(max_turns=3, env_timeout=1.0, sample_timeout=2.0), 1)
+    changed = config(max_turns=3, env_timeout=4.0, sample_timeout=5.0)
+    journal = await do({**changed, "max_steps": 2}, 2)
+    assert journal.start_step == 1
+    assert json.loads((tmp_path / "x/config.json").read_text())["limits"]["env_timeout"] == 4.0
+    for other, text in (
+        (config(max_turns=4), r"limits\.max_turns is 3 there and 4 here"),
+        (config(max_turns=3, data=2), r"data\.save_every is 1 there and 2 here"),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            await do(other, 3)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [
+        ("a", {"b": 3}),
+        ("a.x", {"a": {"y": {"x": 2}}, "b": 3}),
+        ("a.*.x", {"a": {"x": 1, "y": {}}, "b": 3}),
+        ("*.x", {"a": {"y": {"x": 2}}, "b": 3}),
+        ("x", {"a": {"x": 1, "y": {"x": 2}}, "b": 3}),
+        ("b.x", {"a": {"x": 1, "y": {"x": 2}}, "b": 3}),
+    ],
+)
+def test_patterns_of_dotted_names(pattern: str, kept: dict[str, Any]):
+    assert _without({"a": {"x": 1, "y": {"x": 2}}, "b": 3}, ["z", pattern]) == kept
 
 
 async def test_files_of_a_run(tmp_path: Path, capsys):

@@ -8,48 +8,133 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import tinker
 
 from tinker_cookbook.rl.limits import RolloutLimits
+from tinker_cookbook.rl.loop_clock import LoopClock, settled
 from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.rollout_strategy import RolloutFailedError
 from tinker_cookbook.rl.types import Env, Metrics, RolloutError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+CANCEL_SECONDS = 1.0  # for a call to end after it was cancelled
+_CANCEL_ATTEMPTS = 3
 _TRACEBACK_LENGTH = 8000  # characters of a recorded traceback, its end
 
 
-async def env_call(
-    call: Callable[[], Awaitable[T]],
-    where: str,
-    limits: RolloutLimits,
-    progress: RolloutProgress,
-    kind: str = "env_error",
-) -> T:
-    """`await call()` for at most `env_timeout` seconds. where: its name for the user; kind: of the
-    failure where it raises."""
-    seconds = limits.env_timeout
-    scope = asyncio.timeout(seconds)
-    try:
-        with progress.waiting(f"in {where}"):
-            async with scope:
-                return await call()
-    except asyncio.CancelledError as error:
-        if being_cancelled():
+class EnvCalls:
+    """The calls of one environment or builder, each for at most `env_timeout` seconds.
+
+    All run in one task that is not the caller's: what a call opens (a session, a cancel scope),
+    another may close, and a call that does not even end when it is cancelled can be left behind.
+    """
+
+    def __init__(self, limits: RolloutLimits, progress: RolloutProgress) -> None:
+        self._seconds, self._progress = limits.env_timeout, progress
+        self._calls: asyncio.Queue[_Call | None] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __call__(
+        self, call: Callable[[], Awaitable[T]], where: str, kind: str = "env_error"
+    ) -> T:
+        """`await call()`. where: its name for the user; kind: of the failure where it raises."""
+        clock = LoopClock.of_running_loop()
+        began = clock.now()
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        worker = self._working()
+        self._calls.put_nowait(_Call(call, answer))
+        with self._progress.waiting(f"in {where}"):
+            try:
+                ended = {answer, worker}
+                in_time = await settled(ended, self._seconds, lambda: clock.now() - began)
+            except asyncio.CancelledError:
+                await self._cancel(worker, answer)
+                raise
+            if not in_time:
+                message = f"{where} took longer than env_timeout={self._seconds:g} seconds"
+                if not await self._cancel(worker, answer):
+                    message += " and cannot be cancelled: it is left behind"
+                    logger.warning("%s", message)
+                hung = _error(answer)
+                raise failure("env_timeout", message, hung) from hung
+        error = _error(answer)
+        if error is None:
+            return answer.result()
+        if isinstance(error, asyncio.CancelledError):  # something that the environment awaited was
+            raise failure(kind, f"{where} was cancelled from inside", error) from error
+        if isinstance(error, Exception):
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise failure(kind, f"{where}: {reason}", error) from error
+        raise error
+
+    async def close(self) -> None:
+        """Ends the task; calls may be made again."""
+        if self._worker is not None and not self._worker.done():
+            self._calls.put_nowait(None)
+            await asyncio.wait({self._worker})
+
+    def _working(self) -> asyncio.Task[None]:
+        if self._worker is None or self._worker.done():
+            self._calls = asyncio.Queue()
+            self._worker = asyncio.create_task(_work(self._calls))
+        return self._worker
+
+    async def _cancel(self, worker: asyncio.Task[None], answer: asyncio.Future[Any]) -> bool:
+        """Whether the running call could be ended."""
+        for _ in range(_CANCEL_ATTEMPTS):  # one that swallows the first may end at the second
+            worker.cancel()
+            ended, _ = await asyncio.wait(
+                {answer, worker}, timeout=CANCEL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if ended:
+                _error(answer)  # or asyncio would complain that nobody looked
+                return True
+        self._worker = None
+        answer.cancel()
+        # or asyncio.run, which cancels and awaits all tasks there are, would never return
+        asyncio.tasks._unregister_task(worker)
+        worker._log_destroy_pending = False  # type: ignore[attr-defined]
+        return False
+
+
+class _Call(NamedTuple):
+    call: Callable[[], Awaitable[Any]]
+    answer: asyncio.Future[Any]
+
+
+def _error(answer: asyncio.Future[Any]) -> BaseException | None:
+    if answer.cancelled() or not answer.done():
+        return asyncio.CancelledError()
+    return answer.exception()
+
+
+async def _work(calls: asyncio.Queue[_Call | None]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    while (asked := await calls.get()) is not None:
+        call, answer = asked
+        try:
+            result = await call()
+        except (KeyboardInterrupt, SystemExit):
             raise
-        # something that the environment awaited was
-        raise failure(kind, f"{where} was cancelled from inside", error) from error
-    except Exception as error:
-        if isinstance(error, TimeoutError) and scope.expired():
-            kind, reason = "env_timeout", f" took longer than env_timeout={seconds:g} seconds"
+        except BaseException as error:
+            if not answer.done():
+                answer.set_exception(error)
         else:
-            reason = ": " + " ".join(f"{type(error).__name__}: {error}".split())
-        raise failure(kind, where + reason, error) from error
+            if not answer.done():
+                answer.set_result(result)
+        if answer.cancelled():  # nobody waits any more
+            return
+        while task.cancelling():  # the cancellation was for this call
+            task.uncancel()
 
 
 def being_cancelled() -> bool:

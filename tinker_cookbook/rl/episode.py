@@ -16,17 +16,18 @@ from tinker_cookbook.completers import (
 )
 from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.env_calls import (
+    EnvCalls,
     being_cancelled,
     checked_dict,
     checked_metrics,
     checked_number,
     checked_prompt,
-    env_call,
     failure,
     found,
     takes_extra,
 )
 from tinker_cookbook.rl.limits import RolloutLimits
+from tinker_cookbook.rl.loop_clock import bounded
 from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.rollout_strategy import RolloutFailedError
 from tinker_cookbook.rl.types import (
@@ -51,8 +52,15 @@ class Episode:
         self._policy, self._env = policy, env
         self._limits, self._progress = limits, progress
         self._name = type(env).__name__
+        self._call = EnvCalls(limits, progress)
 
     async def play(self) -> Trajectory:
+        try:
+            return await self._turns()
+        finally:
+            await self._call.close()
+
+    async def _turns(self) -> Trajectory:
         observation, stop = await self._initial_observation()
         transitions: list[Transition] = []
         while True:
@@ -84,9 +92,7 @@ class Episode:
     async def _initial_observation(self) -> tuple[tinker.ModelInput, StopCondition]:
         where = f"{self._name}.initial_observation"
         try:
-            answer = await env_call(
-                self._env.initial_observation, where, self._limits, self._progress
-            )
+            answer = await self._call(self._env.initial_observation, where)
         except RolloutFailedError as failed:
             if isinstance(failed.__cause__, InitialObservationOverflow):
                 message = f"{self._name}: {failed.__cause__}"
@@ -100,14 +106,13 @@ class Episode:
     async def _sample(
         self, observation: tinker.ModelInput, stop: StopCondition, room: int | None
     ) -> TokensWithLogprobs:
-        seconds = self._limits.sample_timeout
-        scope = asyncio.timeout(seconds)
+        seconds, silence = self._limits.sample_timeout, self._progress.silence()
         # only where there is a bound: a policy of the user's may know no more than its prompt
         bound = {} if room is None else {"max_tokens": room}
         try:
             with self._progress.waiting("sampling"):
-                async with scope:
-                    return await self._policy(observation, stop, **bound)
+                async with bounded(seconds, silence) as scope:
+                    reply = await self._policy(observation, stop, **bound)
         except asyncio.CancelledError:
             if being_cancelled():
                 raise
@@ -116,9 +121,12 @@ class Episode:
             if not scope.expired():
                 raise
             raise TrainingError(
-                f"sample_timeout={seconds:g}: no reply to a prompt of {observation.length} tokens"
-                " within these seconds; raise it, or see what keeps the engine busy"
+                f"limits.sample_timeout={seconds:g}: no reply to a prompt of {observation.length}"
+                " tokens, nor to any other rollout within these seconds; raise it, or see what"
+                " keeps the engine busy"
             ) from error
+        self._progress.engine_answered()
+        return reply
 
     async def _step(self, action: TokensWithLogprobs) -> StepResult:
         extra: dict[str, Any] = {}
@@ -127,7 +135,7 @@ class Episode:
             extra = {"extra": about}
         where = f"{self._name}.step"
         step = functools.partial(self._env.step, action.tokens, **extra)
-        result = await env_call(step, where, self._limits, self._progress)
+        result = await self._call(step, where)
         if not isinstance(result, StepResult):
             raise failure("env_error", f"{where} gave {found(result)}, expected a StepResult")
         return result

@@ -24,7 +24,8 @@ class RolloutLimits:
         default=600.0, doc="seconds that one call of an environment may take; then it has failed"
     )
     sample_timeout: float = chz.field(
-        default=1800.0, doc="seconds that a reply may take; then the run ends with an error"
+        default=1800.0,
+        doc="seconds in which no reply at all may come; then the run ends with an error",
     )
 
     @chz.validate

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from tinker_cookbook.completers import TokenCompleter, derive_seed
-from tinker_cookbook.rl.env_calls import checked_metrics, checked_number, env_call, failure
+from tinker_cookbook.rl.env_calls import EnvCalls, checked_metrics, checked_number, failure
 from tinker_cookbook.rl.episode import Episode
 from tinker_cookbook.rl.limits import RolloutLimits
 from tinker_cookbook.rl.rollout_progress import RolloutProgress
@@ -118,6 +118,7 @@ class _Group:
         self._builder, self._policy, self._strategy = builder, policy, strategy
         self._limits, self._seed, self._progress = limits, seed, progress
         self._name = type(builder).__name__
+        self._calls = EnvCalls(limits, self._progress)
         self._errors: list[RolloutError] = []
 
     async def play(self) -> TrajectoryGroup:
@@ -145,6 +146,8 @@ class _Group:
         except RolloutFailedError as failed:
             self._errors.append(failed.error)
             logger.warning("%s", failed)
+        finally:
+            await self._calls.close()
 
     async def _member(self, index: int, env: Env) -> _Played | None:
         """The episode of member `index`; None if it is given up."""
@@ -228,8 +231,7 @@ class _Group:
         ]
 
     async def _call(self, call: Callable[[], Awaitable[T]], name: str) -> T:
-        where = f"{self._name}.{name}"
-        return await env_call(call, where, self._limits, self._progress, "group_error")
+        return await self._calls(call, f"{self._name}.{name}", "group_error")
 
 
 async def _all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

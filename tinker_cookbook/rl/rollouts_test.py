@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -24,6 +25,7 @@ from tinker_cookbook.completers import (
     derive_seed,
 )
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
+from tinker_cookbook.rl import env_calls
 from tinker_cookbook.rl.rollout_strategy import (
     FailFast,
     MinViableGroup,
@@ -320,6 +322,142 @@ async def test_an_env_that_hangs() -> None:
     assert e.value.error.kind == "env_timeout"
 
 
+def deaf(ends: float = math.inf) -> Any:
+    """A step that swallows every cancellation, until `ends` seconds are over."""
+
+    async def step() -> float:
+        over = time.monotonic() + ends
+        while time.monotonic() < over:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return 1.0
+
+    return step()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env_calls, "CANCEL_SECONDS", 0.1)
+
+
+def test_an_env_that_cannot_be_cancelled(soon: None) -> None:
+    """It is left behind: its group goes on, and so does the end of the program."""
+
+    async def play() -> Any:
+        builder = Builder(lambda i, _: Counting(1, lambda _: deaf() if i == 1 else 1.0))
+        limits = RolloutLimits(env_timeout=0.1)
+        return builder, await do_group_rollout(builder, Player(), termination=limits)
+
+    started = time.monotonic()
+    builder, group = asyncio.run(play())
+    assert time.monotonic() - started < 2
+    assert len(group.trajectories_G) == 2
+    assert kinds(group) == [("env_timeout", 1)]
+    assert "cannot be cancelled: it is left behind" in group.rollout_errors[0].message
+    assert builder.cleaned == 1
+
+
+def test_a_builder_that_cannot_be_cancelled(soon: None) -> None:
+    class Deaf(Builder):
+        async def make_envs(self) -> list[Env]:
+            await deaf()
+            return []
+
+    async def play() -> Any:
+        builder = Deaf(lambda i, _: Counting())
+        limits = RolloutLimits(env_timeout=0.1)
+        return builder, await do_group_rollout(builder, Player(), termination=limits)
+
+    builder, group = asyncio.run(play())
+    assert kinds(group) == [("env_timeout", None)]
+    assert builder.cleaned == 1
+
+
+async def test_a_run_that_ends_while_an_env_is_deaf(soon: None) -> None:
+    builder = Builder(lambda i, _: Counting(1, lambda _: deaf()))
+    task = asyncio.create_task(do_group_rollout(builder, Player()))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    started = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - started < 2
+    assert builder.cleaned == 1
+
+
+async def test_an_env_that_ends_late_may_be_asked_again(soon: None) -> None:
+    """The cancellation of one call does not reach the next."""
+    calls = env_calls.EnvCalls(RolloutLimits(env_timeout=0.1), RolloutProgress())
+    for _ in range(2):
+        with pytest.raises(RolloutFailedError) as raised:
+            await calls(lambda: deaf(0.15), "step")
+        assert raised.value.error.kind == "env_timeout"
+        assert "left behind" not in str(raised.value)
+        assert await calls(lambda: asyncio.sleep(0.05, "here"), "step") == "here"
+    await calls.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_where_a_call_hung_is_recorded() -> None:
+    limits = RolloutLimits(env_timeout=0.02)
+    with pytest.raises(RolloutFailedError) as raised:
+        await do_single_rollout(Player(), Counting(2, lambda _: asyncio.sleep(60)), limits=limits)
+    assert "reward = await reward" in raised.value.error.traceback
+
+
+async def test_what_an_env_opens_it_may_close() -> None:
+    """A session that must be closed in the task that has opened it."""
+    tasks: list[Any] = []
+
+    class Session(Counting):
+        async def initial_observation(self) -> Any:
+            tasks.append(asyncio.current_task())
+            return await super().initial_observation()
+
+        async def step(self, action: list[int], *, extra: Any = None) -> StepResult:
+            tasks.append(asyncio.current_task())
+            return await super().step(action, extra=extra)
+
+    class Sessions(Builder):
+        async def make_envs(self) -> list[Env]:
+            tasks.append(asyncio.current_task())
+            return await super().make_envs()
+
+        async def cleanup(self) -> None:
+            tasks.append(asyncio.current_task())
+
+    await do_group_rollout(Sessions(lambda i, _: Session(), size=1), Player())
+    made, *played, cleaned = tasks
+    assert made is cleaned
+    assert len(played) == 3 and len(set(played)) == 1
+
+
+async def test_a_blocked_loop_is_not_charged_to_the_neighbours() -> None:
+    """Neither environments nor replies that waited meanwhile; the blocked seconds come on top."""
+    limits = RolloutLimits(env_timeout=0.5, sample_timeout=0.5)
+
+    async def blocks() -> float:
+        await asyncio.sleep(0.1)
+        time.sleep(0.8)
+        return 1.0
+
+    async def two_waits() -> float:
+        await asyncio.sleep(0.15)  # is over while the loop is blocked
+        await asyncio.sleep(0.1)
+        return 1.0
+
+    async def third_waits(call: int) -> None:
+        if call == 3:
+            await two_waits()
+
+    builder = Builder(lambda i, _: Counting(1, lambda _: two_waits() if i else blocks()))
+    group = await do_group_rollout(builder, Player(third_waits), termination=limits)
+    assert (len(group.trajectories_G), group.rollout_errors) == (3, [])
+    hangs = Builder(lambda i, _: Counting(1, lambda _: asyncio.sleep(60) if i else blocks()))
+    group = await do_group_rollout(hangs, Player(), termination=limits)
+    assert kinds(group) == [("env_timeout", 1), ("env_timeout", 2)]
+
+
 async def test_a_timeout_of_the_envs_own_is_an_error_of_the_env() -> None:
     def times_out(turn: int) -> Any:
         raise TimeoutError("no answer from the judge")
@@ -360,6 +498,46 @@ async def test_a_reply_that_does_not_come() -> None:
     with pytest.raises(TrainingError, match=r"sample_timeout=0\.02.*prompt of 1 tokens"):
         await do_group_rollout(builder, Player(lambda _: asyncio.sleep(60)), termination=limits)
     assert builder.cleaned == 1
+
+
+async def test_a_busy_engine_is_not_a_dead_one() -> None:
+    """Replies that queue for longer than sample_timeout, but each comes soon after another."""
+    limits, queue = RolloutLimits(sample_timeout=0.3), asyncio.Lock()
+
+    async def in_turn() -> None:
+        async with queue:
+            await asyncio.sleep(0.05)
+
+    progress, started = RolloutProgress(), time.monotonic()
+    groups = [
+        do_group_rollout(
+            Builder(lambda i, _: Counting(turns=1), size=4),
+            Player(lambda _: in_turn()),
+            termination=limits,
+            progress=progress,
+        )
+        for _ in range(4)
+    ]
+    played = await asyncio.gather(*groups)
+    assert time.monotonic() - started > 2 * 0.3
+    assert [len(group.trajectories_G) for group in played] == [4] * 4
+
+
+async def test_an_engine_that_dies_after_a_while() -> None:
+    limits, progress = RolloutLimits(sample_timeout=0.3), RolloutProgress()
+    last = 0.0
+
+    async def three_replies(call: int) -> None:
+        nonlocal last
+        await asyncio.sleep(0.1 * call if call <= 3 else 60)
+        last = time.monotonic()
+
+    builder = Builder(lambda i, _: Counting(turns=1), size=6)
+    with pytest.raises(TrainingError, match="sample_timeout"):
+        await do_group_rollout(
+            builder, Player(three_replies), termination=limits, progress=progress
+        )
+    assert 0.25 < time.monotonic() - last < 1.0
 
 
 async def test_an_engine_that_goes_away() -> None:

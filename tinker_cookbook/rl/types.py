@@ -64,7 +64,12 @@ class StepResult:
 
 
 class Env(ABC):
-    """One episode; used once. Whatever it raises ends the episode as a failure (RolloutError)."""
+    """One episode; used once. Whatever it raises ends the episode as a failure (RolloutError).
+
+    All episodes and sampling share one event loop, so what blocks (`requests`, `time.sleep`, heavy
+    computation) belongs into a thread: `await utils.threads.in_thread(function, *args)`. Blocking
+    in here stops everything, and no timeout can end it.
+    """
 
     @abstractmethod
     async def initial_observation(self) -> tuple[Observation, StopCondition]:

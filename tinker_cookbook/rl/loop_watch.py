@@ -1,0 +1,107 @@
+"""Tells when something blocks the event loop, which then plays nothing and notices no timeout."""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import tinker_cookbook
+from tinker_cookbook.rl.loop_clock import LoopClock
+from tinker_cookbook.rl.rollout_progress import RolloutProgress
+
+logger = logging.getLogger(__name__)
+
+_OURS = str(Path(tinker_cookbook.__file__).parent) + os.sep
+_NOT_THE_USERS = (
+    "<frozen",
+    _OURS,
+    *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+
+
+class LoopWatch:
+    """A thread beside an event loop, as a context manager around what runs in it.
+
+        with LoopWatch(progress, journal.say):
+            ...
+
+    say: called with one line, from that thread, when the loop has not turned for `seconds`, and
+    again after twice that, four times that, ...
+    """
+
+    def __init__(
+        self, progress: RolloutProgress, say: Callable[[str], None], seconds: float = 30.0
+    ) -> None:
+        self._progress, self._say, self._seconds = progress, say, seconds
+        self._ended = threading.Event()
+
+    def __enter__(self) -> LoopWatch:
+        clock, thread = LoopClock.of_running_loop(), threading.get_ident()
+        self._ended.clear()
+        threading.Thread(
+            target=self._watch, args=(clock, thread), name="loop watch", daemon=True
+        ).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+
+    def _watch(self, clock: LoopClock, thread: int) -> None:
+        next_word = self._seconds
+        while not self._ended.wait(min(self._seconds / 10, 1.0)):
+            blocked = clock.standstill()
+            if blocked < self._seconds:
+                next_word = self._seconds
+            elif blocked >= next_word:
+                next_word = 2 * blocked
+                try:
+                    self._say(self._message(blocked, thread))
+                except Exception:  # e.g. a closed display; the run must not depend on it
+                    logger.warning("cannot tell that the event loop is blocked", exc_info=True)
+
+    def _message(self, blocked: float, thread: int) -> str:
+        frame = sys._current_frames().get(thread)
+        where = "" if frame is None else f" {_described(_users_frame(frame))}"
+        waits = self._progress.summary()
+        return (
+            f"nothing has moved for {blocked:.0f} s: the event loop is blocked{where}"
+            + (f"; waiting: {waits}" if waits else "")
+            + "; what blocks belongs into a thread (utils.threads.in_thread)"
+        )
+
+
+def _users_frame(innermost: FrameType) -> FrameType:
+    """The innermost frame of the user's own code; else the one that we have called; else this."""
+    frames = list(_outwards(innermost))
+    for frame in frames:
+        if not frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+            return frame
+    for inner, frame in pairwise(frames):
+        if frame.f_code.co_filename.startswith(_OURS):
+            return inner
+    return innermost
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _described(frame: FrameType) -> str:
+    code = frame.f_code
+    line = linecache.getline(code.co_filename, frame.f_lineno).strip()
+    return f"in {code.co_qualname}, {code.co_filename}:{frame.f_lineno}: {line}"
