@@ -23,15 +23,14 @@ import tinker
 from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.math_env import REQUEST
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
-from tinker_cookbook import keys, models
+from tinker_cookbook import keys, models, sequences
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import derive_seed
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
-from tinker_cookbook.sequences import Sequence as TokenSequence
-from tinker_cookbook.sequences import remove_mask, to_datum
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.data_identity import data_set_identity
@@ -82,8 +81,12 @@ class Sums:
 class WordProblems:
     """GSM8K, answers in a box."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, at_a_time: int) -> None:
         self.problems = Gsm8k(path=path).train_problems()
+        if at_a_time > len(self.problems):
+            raise ConfigurationError(
+                f"groups_per_batch={at_a_time}: {path} has only {len(self.problems)} problems"
+            )
 
     def draw(self, rng: random.Random, count: int) -> list[tuple[str, Any]]:
         drawn = rng.sample(self.problems, count)
@@ -100,21 +103,18 @@ def datums(
     prompt: list[int], replies: Sequence[tinker.SampledSequence], rewards: Sequence[float]
 ) -> list[tinker.Datum]:
     """A group as training data: what a reply is worth more than its group's mean, on its tokens."""
-    mean = sum(rewards) / len(rewards)
-    zeros = [0.0] * len(prompt)
-    return [
-        remove_mask(
-            to_datum(
-                TokenSequence(
-                    tokens=prompt + list(reply.tokens),
-                    weights=zeros + [1.0] * len(reply.tokens),
-                    logprobs=zeros + list(reply.logprobs or []),
-                    advantages=zeros + [reward - mean] * len(reply.tokens),
-                )
-            )
+    mean, zeros = sum(rewards) / len(rewards), [0.0] * len(prompt)
+    group = []
+    for reply, reward in zip(replies, rewards):
+        length = len(reply.tokens)
+        sequence = sequences.Sequence(
+            tokens=prompt + list(reply.tokens),
+            weights=zeros + [1.0] * length,
+            logprobs=zeros + list(reply.logprobs or []),
+            advantages=zeros + [reward - mean] * length,
         )
-        for reply, reward in zip(replies, rewards)
-    ]
+        group.append(sequences.remove_mask(sequences.to_datum(sequence)))
+    return group
 
 
 async def main(config: Config) -> None:
@@ -123,7 +123,11 @@ async def main(config: Config) -> None:
     assert config.renderer_name is not None and config.learning_rate is not None
     assert config.groups_per_batch is not None and config.group_size is not None
     renderer = get_renderer(config.renderer_name, get_tokenizer(config.model_name))
-    task = Sums() if config.model_name == "nano" else WordProblems(config.data_path)
+    task = (
+        Sums()
+        if config.model_name == "nano"
+        else WordProblems(config.data_path, config.groups_per_batch)
+    )
 
     service = connect(config.base_url, config.engine)
     rest_client = service.create_rest_client()  # looks after the run's checkpoints

@@ -194,15 +194,11 @@ async def completer_from(
     renderer = get_renderer(renderer_name, get_tokenizer(model_name), model_name=model_name)
     service = connect(base_url, engine)
     client = await service.create_sampling_client(model_path=model_path, base_model=model_name)
-    try:
-        context_window = models.resolve(model_name).context_length
-    except ConfigurationError:  # a server may have models that the table does not know
-        context_window = None
     return TinkerMessageCompleter(
         client,
         renderer,
         max_tokens,
         temperature=temperature,
-        context_window=context_window,
+        context_window=models.context_length(model_name),
         seed=seed,
     )

@@ -121,6 +121,7 @@ def _meta_model(model_name: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path = os.path.expanduser(models.load_path(model_name))
+    models.check_files(path)
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ from tinker_cookbook.checkpoint_utils import (
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl, ml_log
 from tinker_cookbook.utils.display import Display, duration
-from tinker_cookbook.utils.misc_utils import runs_path, timed
+from tinker_cookbook.utils.misc_utils import counted, runs_path, timed
 from tinker_cookbook.utils.plain_data import comparable, plain
 from tinker_cookbook.utils.run_directory import RunLock, decide, differences, empty, holds_run
 
@@ -190,12 +190,13 @@ class Journal:
         last = min(self._next_step, self._total_steps or self._next_step)
         done = last - self.start_step
         if error is None and self._finished:
-            self.say(f"finished: {done} steps in {seconds}; everything is in {self.log_path}")
+            made = counted(done, "step")
+            self.say(f"finished: {made} in {seconds}; everything is in {self.log_path}")
         elif error is not None:
             expected = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             logger.info(
-                "stopped after %d steps in %s by %s",
-                done,
+                "stopped after %s in %s by %s",
+                counted(done, "step"),
                 seconds,
                 kind.__name__ if kind else "",
                 exc_info=None if expected else error,
@@ -260,7 +261,8 @@ class Journal:
         steps = pending.record.batch or 0
         if steps > self._next_step:
             raise RuntimeError(
-                f"the save after {steps} steps cannot be recorded before row {steps - 1} is written"
+                f"the save after {counted(steps, 'step')} cannot be recorded before row {steps - 1}"
+                " is written"
             )
         with self.timed("save_checkpoint"):
             record = await self._checkpoints.finish(pending)
@@ -310,8 +312,9 @@ class Journal:
         if not changed:
             return []
         return [
-            f"{', '.join(changed)}: a learning-rate schedule spans {self._total_steps} steps from"
-            " here on; the steps before followed the old one (another log_path starts afresh)"
+            f"{', '.join(changed)}: a learning-rate schedule spans"
+            f" {counted(self._total_steps or 0, 'step')} from here on; the steps before followed"
+            " the old one (another log_path starts afresh)"
         ]
 
     def _base_directory(self) -> Path:
@@ -372,7 +375,7 @@ class Journal:
         done = (last.batch or 0) if last else 0
         if self._total_steps is not None and done > self._total_steps:
             raise ConfigurationError(
-                f"{path} holds a run that has done {done} steps, more than the "
+                f"{path} holds a run that has done {counted(done, 'step')}, more than the "
                 f"{self._total_steps} asked for; raise max_steps or set another log_path"
             )
 
@@ -416,7 +419,8 @@ def _without(config: Mapping[str, Any], patterns: Collection[str]) -> dict[str, 
 def _describe(last: CheckpointRecord | None, finished: bool) -> str:
     if last is None:
         return "an unfinished run without a checkpoint"
-    return f"{'a finished' if finished else 'an unfinished'} run of {last.batch} steps"
+    state = "a finished" if finished else "an unfinished"
+    return f"{state} run of {counted(last.batch or 0, 'step')}"
 
 
 def _numbered(base: Path) -> Iterator[Path]:

@@ -481,7 +481,7 @@ def test_progress_fields_of_rl_and_of_the_loop_itself(tmp_path: Path):
 async def test_a_save_cannot_be_recorded_before_its_rows(tmp_path: Path):
     with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=1) as journal:
         pending = journal.submit_save(Client(), 1, final=True)
-        with pytest.raises(RuntimeError, match=r"save after 1 steps .* before row 0 is written"):
+        with pytest.raises(RuntimeError, match=r"save after 1 step .* before row 0 is written"):
             await journal.finish(pending)
         with journal.step(0):
             pass
@@ -525,7 +525,7 @@ def test_an_error_is_logged_passed_on_and_frees_the_directory(tmp_path: Path):
             pass
         raise TrainingError("no luck")
     log = (tmp_path / "logs.log").read_text()
-    assert "stopped after 1 steps in 0:00 by TrainingError" in log and "no luck" in log
+    assert "stopped after 1 step in 0:00 by TrainingError" in log and "no luck" in log
     assert "Traceback" in log and "finished" not in log
     with Journal(config, recipe="r", total_steps=3) as journal:
         assert journal.start_step == 0

@@ -82,6 +82,7 @@ _RANGES = {
     "num_substeps": _COUNT,
     "num_minibatches": _COUNT,
     "max_lag": _NOT_NEGATIVE,
+    "groups_at_a_time": _COUNT,
     "max_logprob_gap": _POSITIVE,
     "kl_penalty_coef": _NOT_NEGATIVE,
     "kl_discount_factor": _SHARE,
@@ -114,10 +115,7 @@ def _check_length(max_length: int | None, model_name: str) -> None:
     """A row above the model's context would fail only when its step comes, perhaps hours later."""
     if max_length is None:
         return
-    try:
-        context_length = models.resolve(model_name).context_length
-    except ConfigurationError:  # a server may have models that the table does not know
-        return
+    context_length = models.context_length(model_name)
     if context_length is not None and max_length > context_length:
         raise ConfigurationError(
             f"max_length={max_length}: {model_name} has a context of {context_length} tokens; "

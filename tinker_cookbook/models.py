@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils import hub_reach
 
 LLAMA_EXPONENT = 0.781
 QWEN_EXPONENT = 0.0775
@@ -210,15 +211,27 @@ def resolve(model_name: str) -> ModelInfo:
                 "model in Hugging Face format"
             )
         return _from_directory(model_name, path)
-    directory = _hub_files(model_name) if model_name.count("/") == 1 else None
+    directory, why = None, ""
+    if model_name.count("/") == 1:
+        reason = hub_reach.problem(model_name, "config.json")
+        directory = _hub_files(model_name) if reason is None else None
+        why = f"{reason}; " if reason else ""
     if directory is None:
         near = ", ".join(_nearest(model_name)) or "nano, " + ", ".join(list(TABLE)[1:4])
         raise ConfigurationError(
             f"model_name={model_name!r} is not a known model, and no config.json can be had for it "
-            f"(known names near it: {near}). Use a known name or a local directory; for any other "
-            "model renderer_name= and learning_rate= cannot be guessed and must be given"
+            f"({why}known names near it: {near}). Use a known name or a local directory; for any "
+            "other model renderer_name= and learning_rate= cannot be guessed and must be given"
         )
     return _from_directory(model_name, directory)
+
+
+def context_length(model_name: str) -> int | None:
+    """Tokens that a model can read at once; None where that is not known here."""
+    try:
+        return resolve(model_name).context_length
+    except ConfigurationError:  # a server may have models that the table does not know
+        return None
 
 
 def load_path(model_name: str) -> str:
@@ -241,6 +254,17 @@ def _is_nano(model_name: str) -> bool:
     )
 
 
+def check_files(model_name: str, file: str = "config.json") -> None:
+    """Raise ConfigurationError, with the nearest known names, for a hub model whose files cannot be
+    had; at once, where the libraries that load them would try for minutes."""
+    name = load_path(model_name)
+    if not is_local_path(name) and (reason := hub_reach.problem(name, file)):
+        raise ConfigurationError(
+            f"model_name={model_name!r}: its files cannot be had ({reason})"
+            + access_hint(model_name)
+        )
+
+
 def access_hint(model_name: str) -> str:
     """What to try when a model's files cannot be had, to be put behind the reason."""
     row = TABLE.get(model_name)
@@ -261,7 +285,12 @@ _METHODS: dict[str, dict[str, Any]] = {
     "sl": {"batch_size": 128, "max_length": 32_768},
     "chat_sl": {"batch_size": 256, "max_length": 16_384},
     "rl": {"learning_rate": 4e-5, "groups_per_batch": 128, "group_size": 16, "max_tokens": 256},
-    "math_rl": {"learning_rate": 4e-5, "groups_per_batch": 100, "group_size": 4},
+    "math_rl": {
+        "learning_rate": 4e-5,
+        "groups_per_batch": 100,
+        "group_size": 4,
+        "max_tokens": 1024,
+    },
 }
 # Measured on nano itself: what suits a model of 2 M parameters does not follow from the formula.
 _NANO_SL = {
@@ -275,11 +304,12 @@ _NANO_RL = {
     "renderer_name": "qwen3_instruct",
     "groups_per_batch": 32,
     "group_size": 8,
+    "max_tokens": 40,
 }
 _NANO_DEFAULTS: dict[str, dict[str, Any]] = {
     "sl": _NANO_SL,
     "chat_sl": _NANO_SL,
-    "rl": {**_NANO_RL, "max_tokens": 40},
+    "rl": _NANO_RL,
     "math_rl": _NANO_RL,
 }
 
@@ -368,8 +398,6 @@ def _hub_files(model_name: str) -> Path | None:
         cached = huggingface_hub.try_to_load_from_cache(model_name, "config.json")
         if isinstance(cached, str):
             return Path(cached).parent
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
-            return None
         config = huggingface_hub.hf_hub_download(model_name, "config.json")
     except (HfHubHTTPError, HFValidationError, OSError, ValueError):
         return None

@@ -64,6 +64,7 @@ def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
     path = os.path.expanduser(models.load_path(model_name))
     if models.is_local_path(path) and not os.path.isdir(path):
         raise ConfigurationError(f"model_name={model_name!r}: there is no directory {path}")
+    models.check_files(path, "tokenizer_config.json")
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # what is raised depends on hub, network and file format

@@ -131,19 +131,12 @@ async def main(config: CLI) -> None:
         ks=config.k,
         temperature=config.temperature,
         top_p=config.top_p,
-        context_window=_context_window(config.model_name),
+        context_window=models.context_length(config.model_name),
         seed=config.seed,
     )
     metrics = await evaluator(model.sampling_client)
     print(f"{config.model_path or config.model_name}, renderer {renderer_name}")
     print("\n".join([*evaluator.lines(), *(f"{key} = {metrics[key]:.4g}" for key in metrics)]))
-
-
-def _context_window(model_name: str) -> int | None:
-    try:
-        return models.resolve(model_name).context_length
-    except ConfigurationError:  # a server may have models that the table does not know
-        return None
 
 
 if __name__ == "__main__":

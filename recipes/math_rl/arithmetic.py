@@ -107,6 +107,9 @@ class Arithmetic(MathDatasetBuilder):
         default=None, doc="show one solved sum before each question (None: not to nano)"
     )
 
+    def default_max_tokens(self) -> int:
+        return 16
+
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         nano = self.model_name_for_tokenizer == "nano"
         one_shot = not nano if self.one_shot is None else self.one_shot

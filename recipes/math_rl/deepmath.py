@@ -18,5 +18,8 @@ class DeepMath(BoxedAnswers):
 
     path: str = chz.field(default="zwhe99/DeepMath-103K", doc="name on the hub, or local copy")
 
+    def default_max_tokens(self) -> int:
+        return 4096
+
     def columns(self) -> Columns:
         return Columns("question", "final_answer")

@@ -26,6 +26,9 @@ class Gsm8k(BoxedAnswers):
         default="openai/gsm8k", doc="name on the hub, local copy, or a file to train on"
     )
 
+    def default_max_tokens(self) -> int:
+        return 512
+
     def columns(self) -> Columns:
         return Columns("question", "answer", extract_gsm8k_final_answer)
 

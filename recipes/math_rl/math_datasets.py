@@ -56,6 +56,10 @@ class MathDatasetBuilder(RLDatasetBuilder):
             if value is not None and value < minimum:
                 raise ConfigurationError(f"{key}={value}: expected {minimum} or more")
 
+    def default_max_tokens(self) -> int:
+        """With room for the solution that the answer comes from."""
+        return 1024
+
     @property
     def renderer(self) -> Renderer:
         model = self.needed("model_name_for_tokenizer", self.model_name_for_tokenizer)

@@ -20,5 +20,8 @@ class Polaris(BoxedAnswers):
         default="POLARIS-Project/Polaris-Dataset-53K", doc="name on the hub, or local copy"
     )
 
+    def default_max_tokens(self) -> int:
+        return 4096
+
     def columns(self) -> Columns:
         return Columns("problem", "answer")

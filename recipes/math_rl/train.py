@@ -45,9 +45,7 @@ ENVS: dict[str, type[MathDatasetBuilder]] = {
     "own": OwnProblems,
 }
 ALIASES = {"env": "dataset_builder", **problem_config.ALIASES}
-# tokens that a reply takes, for models other than nano; with the example before the question
-MAX_TOKENS = {Arithmetic: 16, Gsm8k: 512, Math: 1024, Polaris: 4096, DeepMath: 4096}
-NANO_MAX_TOKENS, NANO_TEST_SIZE = 40, 100
+NANO_TEST_SIZE = 100  # of data whose whole test would take nano minutes
 
 
 class _ByName(chz.factories.standard):
@@ -68,13 +66,12 @@ class CLI(ProblemConfig):
 
 async def main(config: CLI) -> None:
     data = config.dataset_builder or Arithmetic()
-    bundled = config.model_name == "nano"
-    if config.max_tokens is None:
-        tokens = NANO_MAX_TOKENS if bundled else MAX_TOKENS.get(type(data), 1024)
-        config = chz.replace(config, max_tokens=tokens)
-    if bundled and getattr(data, "test_size", 0) is None:  # all would take nano minutes
-        data = chz.replace(data, test_size=NANO_TEST_SIZE)
+    small_test = {}
+    if config.model_name == "nano" and getattr(data, "test_size", 0) is None:
+        small_test = {"test_size": NANO_TEST_SIZE}
+        data = chz.replace(data, **small_test)
     config, filled = resolve(chz.replace(config, dataset_builder=data), "math_rl", data)
+    filled |= {f"data.{key}": value for key, value in small_test.items()}
     await train.main(config, recipe="math_rl", filled=filled)
 
 

@@ -31,7 +31,8 @@ class BaseModel:
 
     def __init__(self, path: str, config: EngineConfig) -> None:
         self.path = path
-        self.device = _device(config.device)
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(found if config.device == "auto" else config.device)
         self.config = _load_config(path)
         model = _load_model(path, self.config, config.dtype).to(self.device)
         model.requires_grad_(False)
@@ -117,18 +118,6 @@ class BaseModel:
             tokenizer = AutoTokenizer.from_pretrained(self.path)
             self._decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
         return self._decode(tokens)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigurationError(f"engine.device={name!r} is not a torch device") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"engine.device={name!r}: torch sees no GPU here")
-    return device
 
 
 def _load_config(path: str) -> Any:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+import re
+from typing import Literal, NoReturn
 
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.misc_utils import is_whole
 
 
 @chz.chz
 class EngineConfig:
     device: str = chz.field(
         default="auto",
-        doc='torch device, e.g. "cpu" or "cuda:0"; "auto" takes the GPU if there is one',
+        doc='torch device, e.g. "cpu", "cuda" or "cuda:0"; "auto" takes the GPU if there is one',
     )
     dtype: Literal["auto", "float32", "bfloat16"] = chz.field(
         default="auto",
@@ -56,14 +59,50 @@ class EngineConfig:
     )
 
     @chz.validate
-    def _positive(self) -> None:
-        for key in ("tokens_per_pass", "head_chunk", "kv_tokens", "max_rows"):
+    def _check(self) -> None:
+        """Types too: made in Python, chz leaves them unchecked."""
+        for key, (low, none) in _WHOLE.items():
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"engine.{key}={value} must be at least 1")
-        if self.adapter_gib is not None and not self.adapter_gib > 0:
-            raise ConfigurationError(f"engine.adapter_gib={self.adapter_gib} must be above 0")
-        if self.prefix_tokens is not None and self.prefix_tokens < 0:
-            raise ConfigurationError(
-                f"engine.prefix_tokens={self.prefix_tokens} must be at least 0; 0 keeps nothing"
-            )
+            if not ((none and value is None) or (is_whole(value) and value >= low)):
+                _refuse(key, value, f"a whole number of at least {low}{' or None' * none}")
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                _refuse(key, getattr(self, key), f"one of {', '.join(map(repr, allowed))}")
+        if not isinstance(self.deterministic, bool):
+            _refuse("deterministic", self.deterministic, "True or False")
+        gib = self.adapter_gib
+        if gib is not None and not (isinstance(gib, (int, float)) and 0 < gib < math.inf):
+            _refuse("adapter_gib", gib, "a finite number above 0 or None")
+        _check_device(self.device)
+
+
+_WHOLE = {  # key -> least value, whether None is allowed
+    "tokens_per_pass": (1, True),
+    "head_chunk": (1, False),
+    "kv_tokens": (1, True),
+    "prefix_tokens": (0, True),
+    "max_rows": (1, False),
+}
+_CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "checkpointing": ("auto", "always", "never"),
+}
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _refuse(key: str, value: object, expected: str) -> NoReturn:
+    raise ConfigurationError(f"engine.{key}={value!r}: expected {expected}")
+
+
+def _check_device(device: str) -> None:
+    """Before anything is begun: a run whose device is not there would leave a directory behind."""
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        _refuse("device", device, "'auto', 'cpu', 'cuda' or 'cuda:0' and so on")
+    if not device.startswith("cuda"):
+        return
+    import torch  # takes a second
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= count:
+        found = {0: "no GPU", 1: "one GPU, cuda:0"}.get(count, f"cuda:0 to cuda:{count - 1}")
+        raise ConfigurationError(f"engine.device={device!r}: torch sees {found} here")

@@ -37,6 +37,7 @@ class HeadGradients:
     logprobs: torch.Tensor  # fp32 [T] or [T, K]
     hidden: torch.Tensor  # dL/dh [T, H], dtype of h
     adapter: dict[str, torch.Tensor]  # fp32 gradients of the unembedding's A and B, if it has them
+    slope: torch.Tensor  # fp32 scalar, dL/dlp summed: finite only if all of them are
 
 
 class HeadLogprobs:
@@ -99,6 +100,7 @@ class HeadLogprobs:
         if uses is None:
             uses = torch.arange(hidden.shape[0], device=hidden.device)
         total = hidden.new_zeros((), dtype=torch.float32)
+        steepness = torch.zeros_like(total)
         logprobs = torch.empty(
             len(uses), *targets.shape[1:], dtype=torch.float32, device=hidden.device
         )
@@ -114,6 +116,7 @@ class HeadLogprobs:
                 logprobs[used], {key: array[used] for key, array in inputs.items()}
             )
             total += value
+            steepness += slope.sum()
             g = torch.zeros_like(lp).index_add_(0, local, slope)
             live = (g if g.ndim == 1 else g.abs().sum(dim=1)).nonzero()[:, 0]
             if len(live) == 0:
@@ -133,7 +136,7 @@ class HeadLogprobs:
                 d_pair[1] += dz.t() @ (F.linear(h, a) * scale)
             d_hidden[rows] = d_rows
         names = (f"{UNEMBED}.lora_A", f"{UNEMBED}.lora_B")
-        return HeadGradients(total, logprobs, d_hidden, dict(zip(names, d_pair)))
+        return HeadGradients(total, logprobs, d_hidden, dict(zip(names, d_pair)), steepness)
 
     def _backward_in_two(
         self,
@@ -152,15 +155,16 @@ class HeadLogprobs:
             logprobs = self.logprobs(hidden, targets, adapter)
         used = logprobs if uses is None else logprobs[uses]
         value, slope = loss.value_and_grad(used, inputs)
+        steepness = slope.sum()
         if uses is not None:
             slope = torch.zeros_like(logprobs).index_add_(0, uses, slope)
         if jacobian is not None:
             d_hidden = jacobian.mul_(slope[:, None].to(jacobian.dtype))
-            return HeadGradients(value, used, d_hidden, {})
+            return HeadGradients(value, used, d_hidden, {}, steepness)
         linear = self.backward(
             hidden, targets, {"weights": -slope}, LOSSES["cross_entropy"], adapter
         )
-        return HeadGradients(value, used, linear.hidden, linear.adapter)
+        return HeadGradients(value, used, linear.hidden, linear.adapter, steepness)
 
     @torch.no_grad()
     def jacobian(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from tinker_cookbook.engine.frozen_linear import FrozenLinear
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.misc_utils import is_whole
 
 UNEMBED = "lm_head"
 ATTENTION_LAYERS = (
@@ -46,8 +47,17 @@ class LoraSpec:
     train_unembed: bool = True
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigurationError(f"LoRA rank={self.rank} must be at least 1")
+        if not is_whole(self.rank) or self.rank < 1:
+            raise ConfigurationError(
+                f"LoRA rank={self.rank!r}: expected a whole number of at least 1"
+            )
+        if not is_whole(self.seed) or not -(2**63) <= self.seed < 2**64:  # torch's range
+            raise ConfigurationError(
+                f"LoRA seed={self.seed!r}: expected a whole number from -2**63 to 2**64 - 1"
+            )
+        for key in ("train_attn", "train_mlp", "train_unembed"):
+            if not isinstance(getattr(self, key), bool):
+                raise ConfigurationError(f"{key}={getattr(self, key)!r}: expected True or False")
         if not (self.train_attn or self.train_mlp or self.train_unembed):
             raise ConfigurationError(
                 "train_attn, train_mlp and train_unembed are all False: nothing would be trained"

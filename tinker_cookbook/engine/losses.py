@@ -159,7 +159,7 @@ LOSSES = {
 
 def get_loss(name: str, config: Mapping[str, float | str] | None) -> Loss:
     """The loss of this name with its configuration; what is unknown is refused by name."""
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ConfigurationError(f"unknown loss_fn {name!r}; known: {', '.join(sorted(LOSSES))}")
     loss = LOSSES[name]
     values = dict(loss.config)
@@ -167,7 +167,7 @@ def get_loss(name: str, config: Mapping[str, float | str] | None) -> Loss:
         if key not in values:
             known = ", ".join(values) or "none"
             raise ConfigurationError(f"loss_fn_config key {key!r}: {name} takes {known}")
-        if isinstance(value, str) or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ConfigurationError(f"loss_fn_config {key}={value!r} must be a finite number")
         values[key] = float(value)
     low, high = (values.get(key) for key in _CLIP)

@@ -140,7 +140,8 @@ class Memory:
             raise OutOfMemoryError(
                 f"a pass of {tokens} tokens needs about {need / GIB:.1f} GiB even with activation"
                 f" checkpointing, passes may take {share / GIB:.1f} GiB (half of what is free):"
-                " lower max_length (a row is never cut) or engine.tokens_per_pass"
+                " shorten the rows (here a row is never cut; max_length of a recipe does) or lower"
+                " engine.tokens_per_pass"
             )
         return tokens * self.plain * BACKWARD > share
 

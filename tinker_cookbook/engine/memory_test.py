@@ -97,7 +97,7 @@ def test_a_pass_that_cannot_fit_is_refused(
     need = 94 * trainer.base.memory.checkpointed * memory.BACKWARD
     trainer.base.memory = dataclasses.replace(trainer.base.memory, free=int(1.9 * need))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100_000)
-    with pytest.raises(OutOfMemoryError, match=r"a pass of 94 tokens .* lower max_length"):
+    with pytest.raises(OutOfMemoryError, match=r"a pass of 94 tokens .* shorten the rows"):
         trainer.forward_backward(make_rows(), "cross_entropy", None)  # half is not for passes
     assert trainer.grads is None
     trainer.forward(make_rows(), "cross_entropy", None)  # keeps nothing

@@ -1,11 +1,12 @@
 """Rows of one or several runs through the model: forward, and forward with gradients.
 
 Each run brings its own adapter, loss and rows; they share passes over the base model, nothing else.
-A call happens whole or leaves every run as it was.
+A call happens whole or leaves every run as it was; one whose loss is not finite does not happen.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tinker_cookbook.engine import finite
 from tinker_cookbook.engine.attention import PackedPlan
 from tinker_cookbook.engine.lora import Adapter, AdapterRows
 from tinker_cookbook.engine.losses import Loss
@@ -39,7 +41,7 @@ class Work:
 def forward(works: Sequence[Work]) -> list[TrainResult]:
     """Logprobs and loss of each work. All trainers stand on the same base model."""
     head = works[0].trainer.base.head
-    results = [_Collector(work.rows) for work in works]
+    results = [_Collector(work) for work in works]
     with torch.no_grad():
         for each in _passes(works):
             for part, hidden in zip(each.parts, _hidden(works, each)):
@@ -47,7 +49,8 @@ def forward(works: Sequence[Work]) -> list[TrainResult]:
                 logprobs = head.logprobs(hidden, part.targets, work.trainer.adapter)
                 if part.uses is not None:
                     logprobs = logprobs[part.uses]
-                results[part.request].add(part, logprobs, work.loss.value(logprobs, part.inputs))
+                value = work.loss.value(logprobs, part.inputs)
+                results[part.request].add(part, logprobs, value, value)
     return [result.finish() for result in results]
 
 
@@ -56,7 +59,7 @@ def forward_backward(works: Sequence[Work]) -> list[TrainResult]:
 
     No trainer may appear twice.
     """
-    results = [_Collector(work.rows) for work in works]
+    results = [_Collector(work) for work in works]
     grads = [_Gradients(work.trainer.adapter) for work in works]
     try:
         for each in _passes(works):
@@ -71,7 +74,7 @@ def forward_backward(works: Sequence[Work]) -> list[TrainResult]:
                     work.trainer.adapter,
                     part.uses,
                 )
-                results[part.request].add(part, head.logprobs, head.loss)
+                results[part.request].add(part, head.logprobs, head.loss, head.slope)
                 grads[part.request].head = head.adapter
                 slopes.append(head.hidden)
             if any(own.requires_grad for own in hidden):  # not if only unembeddings are trained
@@ -132,16 +135,23 @@ class _Gradients:
 class _Collector:
     """Puts the passes' results back into the order of the request."""
 
-    def __init__(self, rows: Sequence[TrainRow]) -> None:
-        self.rows = rows
-        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(work.rows)
         self.loss = 0.0
 
-    def add(self, batch: PackedBatch, logprobs: torch.Tensor, loss: torch.Tensor) -> None:
-        parts = batch.split(logprobs.cpu().numpy(), self.rows)
-        for index, part in zip(batch.rows, parts):
+    def add(
+        self, batch: PackedBatch, logprobs: torch.Tensor, loss: torch.Tensor, slope: torch.Tensor
+    ) -> None:
+        """Refuses what is not finite. `slope`: a scalar that is not if any derivative is not: a
+        clipped ratio may overflow to a finite loss whose gradient is NaN."""
+        values = logprobs.cpu().numpy()
+        value, steepness = torch.stack([loss, slope]).tolist()
+        if not math.isfinite(value + steepness + float(values.sum())):
+            raise finite.refusal(self.work.loss, logprobs, batch.inputs)
+        for index, part in zip(batch.rows, batch.split(values, self.work.rows)):
             self.logprobs[index] = part
-        self.loss += loss.item()
+        self.loss += value
 
     def finish(self) -> TrainResult:
         return TrainResult(self.logprobs, {"loss:sum": self.loss})

@@ -84,9 +84,12 @@ class SampleResult:
 
 def check_tokens(tokens: np.ndarray | Sequence[int], vocab_size: int, what: str) -> np.ndarray:
     """Token ids as int64 [N] or [N, K]; a ValueError names the first one outside the vocabulary."""
-    array = np.asarray(tokens, dtype=np.int64)
+    array = np.asarray(tokens)
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{what} must be a non-empty list of token ids, got shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{what} has dtype {array.dtype}; token ids are whole numbers (int64)")
+    array = array.astype(np.int64, copy=False)
     bad = np.argwhere((array < 0) | (array >= vocab_size))
     if bad.size:
         raise ValueError(

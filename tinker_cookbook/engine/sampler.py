@@ -114,8 +114,9 @@ class TorchSampler:
             if self.rows:
                 self._decode()
         except Exception as error:
-            # the cache can no longer be trusted: every running request fails, the waiting ones stay
-            self._fail(running, error)
+            # the cache can no longer be trusted: every running request fails, the waiting ones
+            # stay; where nothing ran, the first of them is the cause, and would be again
+            self._fail(running or list(self.admission.waiting)[:1], error)
 
     def abort(self, error: Exception) -> None:
         self._fail([*(row.job for row in self.rows), *self.admission.waiting], error)

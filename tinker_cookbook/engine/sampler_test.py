@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tinker_cookbook.engine import EngineConfig
+from tinker_cookbook.engine.admission import Admission, Start
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.drawing import Drawn, draw
@@ -16,6 +17,7 @@ from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
 from tinker_cookbook.engine.sampler import TorchSampler
+from tinker_cookbook.engine.sampling_jobs import Job
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.trainer import AdamConfig, Trainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
@@ -397,6 +399,10 @@ def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
             "top_p=0": SampleRequest(np.array([5]), 4, top_p=0),
             "seed=-1": SampleRequest(np.array([5]), 4, seed=-1),
             "num_samples=0": SampleRequest(np.array([5]), 4, num_samples=0),
+            "top_p=2.0: expected a number above 0 and at most 1": SampleRequest(
+                np.array([5]), 4, top_p=2.0
+            ),
+            "prompt of 300 tokens: .*; shorten the prompt": SampleRequest(np.arange(300) % 300, 0),
         }
         for message, request in cases.items():
             with pytest.raises(DataValidationError, match=message):
@@ -489,3 +495,38 @@ def test_cells_of_prompt_targets_that_ask_for_nothing(tiny_qwen3: str) -> None:
     assert np.abs(sparse - whole)[some != -1].max() <= TOLERANCE
     with pytest.raises(DataValidationError, match="holds token id -2"):
         sampler.add(SampleRequest(prompt, 0, prompt_targets=full * 0 - 2), None, print)
+
+
+def test_an_error_before_anything_runs_answers_the_request(
+    tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be tried again for ever otherwise, and nobody else would get a turn."""
+    start = Admission._start
+
+    def stumble(self: Admission, job: Job, *args: int, **kwargs: bool) -> Start | None:
+        if job.request.seed == 13:
+            raise RuntimeError("stumbled")
+        return start(self, job, *args, **kwargs)
+
+    monkeypatch.setattr(Admission, "_start", stumble)
+    engine = Engine(EngineConfig(device="cpu"))
+    try:
+        prompt = np.arange(5, 40)
+        bad, good = (
+            engine.sample(tiny_qwen3, lambda s=seed: (None, SampleRequest(prompt, 5, seed=s)))
+            for seed in (13, 14)
+        )
+        with pytest.raises(RuntimeError, match="stumbled"):
+            bad.result(20)
+        assert len(good.result(20).sequences) == 1
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("key", ["num_samples", "max_tokens", "top_k", "prompt_top_k", "seed"])
+@pytest.mark.parametrize("value", [float("nan"), 1.5, 2.0, "2", True])
+def test_numbers_of_things_are_whole(tiny_qwen3: str, key: str, value: object) -> None:
+    base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
+    values = {"max_tokens": 3, key: value}
+    with pytest.raises(DataValidationError, match=f"{key}={value!r}: expected a whole number"):
+        TorchSampler(base, EngineConfig()).add(SampleRequest(np.array([5]), **values), None, print)

@@ -20,6 +20,7 @@ from tinker_cookbook.engine.rows import (
     check_tokens,
 )
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.utils.misc_utils import is_whole
 
 Done = Callable[[SampleResult | Exception], None]
 Cancelled = Callable[[], bool]
@@ -140,6 +141,7 @@ def top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:
 
 def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> None:
     """Raise DataValidationError or ConfigurationError for what can never be answered."""
+    _check_parameters(request, base.vocab_size)
     try:
         check_tokens(request.prompt, base.vocab_size, "prompt")
         if request.prompt_targets is not None:
@@ -153,30 +155,53 @@ def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> No
                 )
     except ValueError as error:
         raise DataValidationError(str(error)) from error
-    need = len(request.prompt) + request.max_tokens
+    length = len(request.prompt)
+    need = length + request.max_tokens
+    what = f"prompt of {length} tokens"
+    if request.max_tokens:
+        what += f" + max_tokens={request.max_tokens}"
+
+    def fix(room: int) -> str:
+        return "lower max_tokens" if length < room else "shorten the prompt"
+
     if need > base.context_length:
         raise DataValidationError(
-            f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} exceed"
-            f" the model's context of {base.context_length}; lower max_tokens"
+            f"{what}: more than the model's context of {base.context_length};"
+            f" {fix(base.context_length)}"
         )
-    keeps = request.max_tokens or len(request.prompt) > limits.tokens_per_pass
+    keeps = request.max_tokens or length > limits.tokens_per_pass
     if keeps and need > limits.kv_tokens:
         raise ConfigurationError(
-            f"prompt of {len(request.prompt)} tokens + max_tokens={request.max_tokens} need"
-            f" more than engine.kv_tokens={limits.kv_tokens}; raise it or lower max_tokens"
+            f"{what}: more than engine.kv_tokens={limits.kv_tokens}; raise it or"
+            f" {fix(limits.kv_tokens)}"
         )
-    problems = {
-        "num_samples": request.num_samples < 1,
-        "max_tokens": request.max_tokens < 0,
-        "temperature": not (np.isfinite(request.temperature) and request.temperature >= 0),
-        "top_k": request.top_k < -1,
-        "top_p": not 0 < request.top_p <= 1,
-        "seed": request.seed is not None and request.seed < 0,
-        "prompt_top_k": not 0 <= request.prompt_top_k <= base.vocab_size,
-        "sample_top_k": not 0 <= request.sample_top_k <= base.vocab_size,
+
+
+def _check_parameters(request: SampleRequest, vocab_size: int) -> None:
+    """Types too: SDK and server check only some of them, and a float would run into the sampler."""
+    whole = {
+        "num_samples": (1, None),
+        "max_tokens": (0, None),
+        "top_k": (-1, None),
+        "prompt_top_k": (0, vocab_size),
+        "sample_top_k": (0, vocab_size),
     }
-    for key, wrong in problems.items():
-        if wrong:
+    if request.seed is not None:
+        whole["seed"] = (0, None)
+    for key, (low, high) in whole.items():
+        value = getattr(request, key)
+        if not is_whole(value) or value < low or (high is not None and value > high):
+            up = f"of at least {low}" if high is None else f"from {low} to {high}"
             raise DataValidationError(
-                f"sampling parameter {key}={getattr(request, key)} is out of range"
+                f"sampling parameter {key}={value!r}: expected a whole number {up}"
             )
+    finite = isinstance(request.temperature, (int, float)) and np.isfinite(request.temperature)
+    if not (finite and request.temperature >= 0):
+        raise DataValidationError(
+            f"sampling parameter temperature={request.temperature!r}: expected a number of at"
+            " least 0 (0 takes the likeliest token)"
+        )
+    if not (isinstance(request.top_p, (int, float)) and 0 < request.top_p <= 1):
+        raise DataValidationError(
+            f"sampling parameter top_p={request.top_p!r}: expected a number above 0 and at most 1"
+        )

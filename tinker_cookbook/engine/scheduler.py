@@ -46,11 +46,15 @@ MOMENT = 3.0  # ... and "a moment" is this many times the time of the last pass
 
 @dataclass(eq=False)
 class _Operation:
-    """A function to call on the engine thread. Those of one `run` keep their order."""
+    """A function to call on the engine thread. Those of one `run` keep their order.
+
+    It is not called before `after` is done, and answered with its error if it fails.
+    """
 
     run: str | None
     function: Callable[[], Any]
     future: Future[Any] = field(default_factory=Future)
+    after: Future[Any] | None = None
 
     def start(self) -> bool:
         """Whether the caller still wants it; from now on it cannot be cancelled."""
@@ -95,12 +99,18 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, function: Callable[[], T], run: str | None = None) -> Future[T]:
+    def submit(
+        self,
+        function: Callable[[], T],
+        run: str | None = None,
+        after: Future[Any] | None = None,
+    ) -> Future[T]:
         """Run a function on the engine thread, after everything this run submitted before.
 
-        Without a run: after everything that was submitted before.
+        Without a run: after everything that was submitted before. What waits for something outside
+        the engine (`after`) holds up its own run alone.
         """
-        return self._enqueue(_Operation(run, function))
+        return self._enqueue(_Operation(run, function, after=after))
 
     def train(self, run: str, kind: Kind, build: Callable[[], Work]) -> Future[TrainResult]:
         """Queue a training request; `build` makes it on the engine thread, when its turn has come.
@@ -110,7 +120,10 @@ class Engine:
         return self._enqueue(_Training(run, build, kind=kind))
 
     def sample(
-        self, path: str, build: Callable[[], tuple[Adapter | None, SampleRequest]]
+        self,
+        path: str,
+        build: Callable[[], tuple[Adapter | None, SampleRequest]],
+        after: Future[Any] | None = None,
     ) -> Future[SampleResult]:
         """Queue a request; `build` makes it on the engine thread, when its turn has come."""
         answer: Future[SampleResult] = Future()
@@ -129,7 +142,7 @@ class Engine:
             if error := future.exception():
                 done(error)
 
-        self._enqueue(_Operation(None, add)).add_done_callback(added)
+        self._enqueue(_Operation(None, add, after=after)).add_done_callback(added)
         return answer
 
     def base_model(self, path: str) -> BaseModel:
@@ -157,7 +170,25 @@ class Engine:
                 raise TrainingError(CLOSED)
             self._queue.append(operation)
             self._wake.notify()
+        if operation.after is not None and not operation.after.done():
+            operation.after.add_done_callback(self._look_again)
         return operation.future
+
+    def _look_again(self, _: Future[Any]) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _first(self) -> _Operation | None:
+        """The first operation in the queue that can begin."""
+        held: set[str] = set()  # runs that wait for something outside
+        for operation in self._queue:
+            if operation.run in held:
+                continue
+            if operation.after is None or operation.after.done():
+                return operation
+            if operation.run is not None:
+                held.add(operation.run)
+        return None
 
     def _run(self) -> None:
         why = TrainingError(CLOSED)
@@ -179,12 +210,15 @@ class Engine:
         while True:
             busy = [sampler for sampler in self._samplers.values() if sampler.busy]
             with self._wake:
-                while not (self._queue or busy or self._closed):
+                while (operation := self._first()) is None and not (busy or self._closed):
                     self._wake.wait()
                 if self._closed:
                     return
-                waiting = bool(self._queue)
-                operation = self._queue.popleft() if waiting and (owed <= 0 or not busy) else None
+                waiting = operation is not None
+                if operation is not None and (owed <= 0 or not busy):
+                    self._queue.remove(operation)
+                else:
+                    operation = None
             start = time.perf_counter()
             if operation is not None:
                 self._do(operation)
@@ -212,6 +246,8 @@ class Engine:
                 self._train(self._gather(operation))
             return
         try:
+            if operation.after is not None:
+                operation.after.result(0)
             operation.answer(operation.function())
         except BaseException as error:  # whatever it is, somebody waits for it
             operation.answer(self._explain(error))
@@ -322,6 +358,6 @@ class Engine:
         keys = min(each.kv_tokens for each in limits)
         return OutOfMemoryError(
             f"out of memory on {bases[0].device}: set engine.tokens_per_pass={tokens // 2} (now"
-            f" {tokens}) or lower max_length for training, engine.kv_tokens={keys // 2} (now"
+            f" {tokens}) or train on shorter rows, engine.kv_tokens={keys // 2} (now"
             f" {keys}) for sampling; {detail}"
         )

@@ -255,6 +255,36 @@ def test_a_bad_request_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
     assert [each.trainer.grads is not None for each in tenants] == [True, False, False, True]
 
 
+def test_a_loss_that_is_not_finite_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
+    """In a pass with others, whose gradients and its own earlier ones are what they would be."""
+    tenants = [
+        Tenant(engine, tiny_qwen3, f"run {i}", LoraSpec(rank=4, seed=i), "importance_sampling")
+        for i in range(3)
+    ]
+    rows = [with_inputs(make_rows(seed=i), "importance_sampling") for i in range(3)]
+    expected = []
+    for each, own in zip(tenants, rows):
+        each.train(own).result(60)
+        expected.append({key: grad.clone() for key, grad in (each.trainer.grads or {}).items()})
+    for each in (tenants[0], tenants[2]):
+        each.trainer.reset()
+    bad = with_inputs(make_rows(seed=1), "importance_sampling")
+    bad[3].inputs["logprobs"][2] = -1000
+    seen = count_passes(engine, tiny_qwen3)
+    gate = threading.Event()
+    engine.submit(gate.wait)
+    futures = [each.train(own) for each, own in zip(tenants, (rows[0], bad, rows[2]))]
+    gate.set()
+    futures[0].result(60), futures[2].result(60)
+    with pytest.raises(DataValidationError, match=r"datum 3's loss is .*inf: .* -1000 at position"):
+        futures[1].result(60)
+    assert seen[0] > sum(row.length for row in rows[0])  # they did share a pass
+    for each, want in zip(tenants, expected):
+        assert each.trainer.grads is not None
+        for key, grad in each.trainer.grads.items():
+            assert (grad - want[key]).abs().max() <= TOLERANCE, key
+
+
 def test_forwards_of_runs_are_merged_with_forwards_only(engine: Engine, tiny_qwen3: str) -> None:
     tenants = tenants_of(engine, tiny_qwen3)[:4]
     passes = count_passes(engine, tiny_qwen3)

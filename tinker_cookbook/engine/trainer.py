@@ -220,7 +220,7 @@ class Trainer:
             if row.length > self.base.context_length:
                 raise DataValidationError(
                     f"datum {index} has {row.length} tokens, the model's context is"
-                    f" {self.base.context_length}; lower max_length"
+                    f" {self.base.context_length}: shorten it (max_length of a recipe does)"
                 )
 
 
@@ -228,6 +228,13 @@ def _with_weights(rows: Sequence[TrainRow], weights: list[np.ndarray]) -> list[T
     return [
         dataclasses.replace(row, inputs={"weights": array}) for row, array in zip(rows, weights)
     ]
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    graph = "" if value.requires_grad else " without a gradient"
+    return f"a tensor of shape {list(value.shape)}{graph}"
 
 
 class _Custom:
@@ -249,6 +256,12 @@ class _Custom:
         """Weights with which cross_entropy has this loss's gradient at these logprobs."""
         leaves = [torch.from_numpy(array).requires_grad_() for array in logprobs]
         grads = torch.autograd.grad(self.value(leaves), leaves, allow_unused=True)
+        for index, grad in enumerate(grads):
+            if grad is not None and not grad.isfinite().all():
+                raise DataValidationError(
+                    f"the custom loss has a derivative by the logprobs of datum {index} that is"
+                    " not finite"
+                )
         return [
             np.zeros_like(array) if grad is None else -grad.numpy()
             for grad, array in zip(grads, logprobs)
@@ -263,8 +276,8 @@ class _Custom:
         loss, self.metrics = outcome
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise DataValidationError(
-                f"the custom loss returned {loss!r}; it must be a scalar tensor that depends on"
-                " the logprobs"
+                f"the custom loss returned {_kind(loss)}; it must be a scalar tensor that depends"
+                " on the logprobs"
             )
         if not torch.isfinite(loss):
             raise DataValidationError(f"the custom loss is {loss.item()}")

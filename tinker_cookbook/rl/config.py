@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import chz
 
-from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.loop_config import LoopConfig
 from tinker_cookbook.rl.limits import RolloutLimits
@@ -98,8 +99,8 @@ class Config(LoopConfig):
 
     max_logprob_gap: float | None = chz.field(
         default=0.1,
-        doc="stop when sampler and trainer differ by more on their own samples; mean |difference|"
-        " of logprobs in nats (None: never)",
+        doc="stop when sampler and trainer, with the same weights, differ by more: mean"
+        " |difference| of logprobs of sampled tokens, in nats (None: never)",
     )
     compute_post_kl: bool = chz.field(
         default=False, doc="measure how far each step moved the policy on its own samples"
@@ -108,10 +109,13 @@ class Config(LoopConfig):
         default=False, doc="evaluate the most likely replies, too: test_greedy/..."
     )
     transcripts_every: int = chz.field(
-        default=1, doc="steps between transcripts of all rollouts (0: none)"
+        default=1,
+        doc="steps between transcripts of all rollouts (0: none); some 30 bytes a token on disk",
     )
     signals: list[Signal] = chz.field(
-        default_factory=list, doc="further signals that write advantages (in Python only)"
+        default_factory=list,
+        doc="further signals that write advantages (in Python only); dataclasses, or with"
+        " identity(), so that a run with other settings is another run",
     )
 
 
@@ -155,6 +159,17 @@ def refuse_unclear_reference(config: Config) -> None:
         )
 
 
+def refuse_unknown_signals(config: Config) -> None:
+    """A run with other settings of a signal must not pass for the same run."""
+    for signal in config.signals:
+        known = dataclasses.is_dataclass(signal) or chz.is_chz(signal)
+        if not known and not callable(getattr(signal, "identity", None)):
+            raise ConfigurationError(
+                f"signals: {type(signal).__name__} does not say what its settings are; make it a"
+                " dataclass, or give it identity() -> dict"
+            )
+
+
 def check_batch(config: Config, num_groups: int, asked: Config) -> None:
     """Raises ConfigurationError for keys that do not fit the data's batches."""
     for name in ("async_config", "stream_minibatch_config"):
@@ -164,34 +179,28 @@ def check_batch(config: Config, num_groups: int, asked: Config) -> None:
                 f"{name}.groups_per_batch={holder.groups_per_batch}, but a batch of the data has"
                 f" {num_groups} groups: set groups_per_batch of the data and here to the same"
             )
-    if config.num_substeps > num_groups:
+    parts = config.num_substeps * config.num_minibatches
+    if parts > num_groups:
+        key = "num_substeps" if config.num_substeps > num_groups else "num_minibatches"
         raise ConfigurationError(
-            f"num_substeps={config.num_substeps}: a batch has only {num_groups} groups to divide"
+            f"{key}={getattr(config, key)}: a batch has only {num_groups} groups to divide into"
+            f" {config.num_substeps} optimizer steps of {config.num_minibatches} parts"
         )
 
 
-def about(config: Config, total_steps: int, num_groups: int) -> list[str]:
+def about(
+    config: Config, total_steps: int, num_groups: int, signals: Sequence[Signal]
+) -> list[str]:
     """What a person should know of the run before it starts."""
     how = "synchronous" if not config.max_lag else f"at most {config.max_lag} steps off-policy"
     lines = [
         f"{total_steps} steps of {num_groups} groups, {how}, {config.loss_fn}, learning_rate"
         f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
     ]
-    if config.temperature != 1.0 and config.max_logprob_gap is not None:
+    whole = [type(signal).__name__ for signal in signals if signal.needs_batch]
+    if whole and config.num_minibatches > 1:
         lines.append(
-            f"temperature={config.temperature:g}: sampled logprobs are those of another"
-            " distribution than the trained one, so max_logprob_gap cannot be checked"
-        )
-    if config.kl_penalty_coef and config.num_minibatches > 1:
-        lines.append(
-            "kl_penalty_coef is centred over the whole optimizer step: groups are played and"
-            " measured as they come, but trained on together (num_minibatches has no effect)"
+            f"{', '.join(whole)} looks at a whole optimizer step: groups are played and measured as"
+            " they come, but trained on together (num_minibatches has no effect)"
         )
     return lines
-
-
-def context_length(model_name: str) -> int | None:
-    try:
-        return models.resolve(model_name).context_length
-    except ConfigurationError:  # a server may have models that the table does not know
-        return None

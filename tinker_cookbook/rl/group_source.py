@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
 G = TypeVar("G")
@@ -66,6 +67,8 @@ class GroupSource(Generic[G]):
         waiting: Callable[[int, float], None] = lambda missing, seconds: None,
         remind_seconds: float = 60.0,
     ) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers={workers}: expected 1 or more")
         self._get_batch, self._play, self._steps = get_batch, play, steps
         self._max_lag, self._workers = max_lag, workers
         self._waiting, self._remind_seconds = waiting, remind_seconds
@@ -152,7 +155,16 @@ class GroupSource(Generic[G]):
                 async with self._changed:
                     self._played[batch].append(played)
                     self._changed.notify_all()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # nobody cancelled the worker: something that it awaited was, e.g. by a closing service
+            await self._fail(TrainingError(f"playing a group was cancelled from inside: {error}"))
         except Exception as error:
-            async with self._changed:
-                self._failure = self._failure or error
-                self._changed.notify_all()
+            await self._fail(error)
+
+    async def _fail(self, error: BaseException) -> None:
+        async with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.group_source import GroupSource, Ticket
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
@@ -123,6 +124,23 @@ async def test_what_play_raises_reaches_the_trainer_although_it_is_of_a_later_ba
     with pytest.raises(RuntimeError, match="the server is gone"):
         async with asyncio.timeout(5):
             await collect(source, range(2))
+
+
+async def test_a_cancelled_future_inside_is_a_failure_and_no_silence() -> None:
+    async def play(ticket: Ticket) -> int:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        return await future
+
+    source = GroupSource(batches([2]), play, steps=range(1))
+    with pytest.raises(TrainingError, match="cancelled from inside"):
+        async with asyncio.timeout(5):
+            await collect(source, range(1))
+
+
+def test_workers_are_needed() -> None:
+    with pytest.raises(ValueError, match="workers=0"):
+        GroupSource(batches([2]), lambda ticket: None, steps=range(1), workers=0)
 
 
 async def test_leaving_early_ends_what_is_being_played() -> None:

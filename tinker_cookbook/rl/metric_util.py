@@ -11,6 +11,7 @@ from typing import Any
 
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.evaluators import SamplingClientEvaluator
+from tinker_cookbook.exceptions import AllTrajectoriesFailedError
 from tinker_cookbook.rl.data_processing import is_constant
 from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.rollouts import RolloutLimits, RolloutProgress, do_group_rollout
@@ -196,12 +197,29 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
     def lines(self) -> list[str]:
         return self._lines
 
+    def refuse_empty(self) -> None:
+        """Raises AllTrajectoriesFailedError if nothing could be played in the last evaluation."""
+        if self.groups_P and not any(group.trajectories_G for group in self.groups_P):
+            raise AllTrajectoriesFailedError(
+                f"evaluation {self.name}: none of {len(self.groups_P)} groups could be played"
+                f" ({self._failures()})"
+            )
+
+    def _failures(self) -> str:
+        errors = [error for group in self.groups_P for error in group.rollout_errors]
+        if not errors:
+            return ""
+        number = "1 failure" if len(errors) == 1 else f"{len(errors)} failures"
+        return f"{number}, the first: {errors[0].kind}: {errors[0].message}"
+
     def _some_replies(self, tokenizer: Any) -> list[str]:
         """First turns of a few groups, spread over the data set."""
         played = [group for group in self.groups_P if group.trajectories_G]
         chosen = played[:: max(1, len(played) // SHOWN)][:SHOWN]
         lines = [_line(group.trajectories_G[0], group, tokenizer) for group in chosen]
-        return [f"{self.name}: {len(played)} of {len(self.groups_P)} groups played, e.g.", *lines]
+        head = f"{self.name}: {len(played)} of {len(self.groups_P)} groups played"
+        failures = self._failures()
+        return [f"{head}, {failures}" if failures else f"{head}, e.g.", *lines]
 
 
 def _line(trajectory: Trajectory, group: TrajectoryGroup, tokenizer: Any) -> str:

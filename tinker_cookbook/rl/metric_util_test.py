@@ -206,7 +206,8 @@ async def test_the_evaluator_plays_every_group_once():
     assert "held/rollout_errors/groups_lost" not in found
     assert all(p.max_tokens == 7 and p.temperature == 0.5 for p in model.params)
     assert evaluator.lines() == [
-        "held: 4 of 4 groups played, e.g.",
+        "held: 4 of 4 groups played, 1 failure, the first: env_error: Sums, member 1: Sum.step:"
+        " RuntimeError: broken",
         "  '<5> <10>' -> '<10> <2>' (reward 12)",
         "  '<5> <11>' -> '<11> <2>' (reward 13)",
         "  '<5> <20>' -> '<20> <2>' (reward 22)",

@@ -53,7 +53,10 @@ def resolve(config: ProblemConfig, method: str, default_data: RLDatasetBuilder) 
     """
     asked = config
     data = config.dataset_builder or default_data
-    config, filled = keys.fill(chz.replace(config, dataset_builder=data), method)
+    tokens = None if config.model_name == "nano" else data.default_max_tokens()
+    suits_data = {} if config.max_tokens or not tokens else {"max_tokens": tokens}
+    config, filled = keys.fill(chz.replace(config, dataset_builder=data, **suits_data), method)
+    filled |= suits_data
     keys.check(config)
     fields = chz.chz_fields(data)
     changes: dict[str, Any] = {}

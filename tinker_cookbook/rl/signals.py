@@ -157,6 +157,10 @@ class ModelSignal(ABC):
     @abstractmethod
     def add(self, groups: Sequence[TrainingGroup]) -> dict[str, float]: ...
 
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common to go on with another's checkpoint."""
+        return {"coef": self.coef, "discount": self.discount}
+
     def client_for(self, group: TrainingGroup) -> Any:
         """The SamplingClient of the model that judges this group."""
         return self._client

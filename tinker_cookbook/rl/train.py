@@ -32,16 +32,17 @@ from tinker_cookbook.rl.config import (
     StreamMinibatchConfig,
     about,
     check_batch,
-    context_length,
     refuse_unclear_reference,
+    refuse_unknown_signals,
     with_known_keys,
 )
 from tinker_cookbook.rl.group_source import GroupSource
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
+from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
 from tinker_cookbook.rl.training_step import Trainer
 from tinker_cookbook.rl.types import RLDataset
-from tinker_cookbook.service import connect
+from tinker_cookbook.service import check_loss, connect
 
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
 
@@ -72,9 +73,12 @@ async def main(
         )
     asked, config = config, with_known_keys(config)
     refuse_unclear_reference(config)
+    refuse_unknown_signals(config)
     if filled is None:
         config, filled = keys.fill(config, "rl")
     keys.check(config)
+    if config.base_url is None:  # another service may have other losses
+        check_loss(config.loss_fn, config.loss_fn_config)
     train, test = await config.dataset_builder()
     total_steps = len(train) if config.max_steps is None else min(len(train), config.max_steps)
     if total_steps < 1:
@@ -93,19 +97,21 @@ async def main(
     ) as journal:
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
-        for line in about(config, total_steps, num_groups):
+        signals = await _signals(config, service)
+        for line in about(config, total_steps, num_groups, signals):
             journal.say(line)
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}
         )
+        progress = RolloutProgress()
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
-            evaluators = [*_test_evaluators(config, test), *evaluators]
+            evaluators = [*_test_evaluators(config, test, progress), *evaluators]
         infrequent = [build() for build in config.infrequent_evaluator_builders]
         evaluations = Evaluations(
             [(config.eval_every, evaluators), (config.infrequent_eval_every, infrequent)], journal
         )
-        trainer = Trainer(config, client, await _signals(config, service), journal, total_steps)
+        trainer = Trainer(config, client, signals, journal, total_steps, progress)
         sampling_client = await client.save_weights_and_get_sampling_client()
         async with GroupSource(
             train.get_batch,
@@ -119,14 +125,16 @@ async def main(
                 source.publish(sampling_client, step)
                 with journal.step(step) as row:
                     row.update(await trainer.evaluate(evaluations, sampling_client, step))
-                    done = await trainer.step(source, step, row)
-                sampling_client = done.sampling_client
-                trainer.check_gap(done.own_gap, step)
+                    done = await trainer.step(source, step, sampling_client)
+                    sampling_client = done.sampling_client
+                    await trainer.record(done, step, row)
+                trainer.check_gap(done.record.same_weights_gap, step)
                 await journal.finish(done.save)
         final = await trainer.evaluate(evaluations, sampling_client, None)
         if final:
             with journal.step(total_steps) as row:
                 row.update(final)
+        await trainer.finish_writing()
         save = journal.submit_save(client, total_steps, final=True)
         await journal.finish(save)
 
@@ -143,7 +151,7 @@ async def _signals(config: Config, service: Any) -> list[Signal]:
     return [*signals, *config.signals]
 
 
-def _test_evaluators(config: Config, test: RLDataset) -> list[Evaluator]:
+def _test_evaluators(config: Config, test: RLDataset, progress: RolloutProgress) -> list[Evaluator]:
     """Of the held-out problems: as trained, and greedily where asked for."""
     assert config.max_tokens is not None, "keys.fill has filled it"
     temperatures = {"test": config.temperature} | (
@@ -155,8 +163,11 @@ def _test_evaluators(config: Config, test: RLDataset) -> list[Evaluator]:
             config.max_tokens,
             name=name,
             temperature=temperature,
-            context_window=context_length(config.model_name),
+            context_window=models.context_length(config.model_name),
             limits=config.limits,
+            strategy=config.rollout_strategy,
+            groups_at_a_time=config.groups_at_a_time,
+            progress=progress,
         )
         for name, temperature in temperatures.items()
     ]

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import tinker
+
+from tinker_cookbook import models
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.evaluators import Evaluations
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError, TrainingError
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.loop_config import adam_params
 from tinker_cookbook.rl import transcripts
-from tinker_cookbook.rl.config import Config, context_length
+from tinker_cookbook.rl.config import Config
 from tinker_cookbook.rl.data_processing import is_constant
 from tinker_cookbook.rl.group_source import GroupSource, PlayedGroup, Ticket
-from tinker_cookbook.rl.metric_util import RLTestSetEvaluator, compute_trajectory_metrics
+from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.metrics import SampleTrainGap, compute_post_kl
 from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.rollouts import do_group_rollout
-from tinker_cookbook.rl.signals import Signal
+from tinker_cookbook.rl.signals import Signal, sequence_logprobs
+from tinker_cookbook.rl.step_record import StepRecord, add_signals, num_trained_tokens
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
 from tinker_cookbook.rl.types import TrajectoryGroup
+from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
-from tinker_cookbook.utils.misc_utils import dict_mean, split_list
+from tinker_cookbook.utils.misc_utils import split_list
+
+T = TypeVar("T")
+
+REMIND_SECONDS = 60.0  # of silence, after which a person is told what is waited for
+PROBED = 4  # sequences that tell whether sampler and trainer agree, where nothing sampled can
 
 
 @dataclass
 class TrainedStep:
-    """A step that was trained. own_gap: of samples that these very weights had drawn."""
+    """What comes of a step: weights to play with, and a save that is due (see Journal)."""
 
     sampling_client: Any
     save: Any
-    own_gap: SampleTrainGap
+    record: StepRecord
 
 
 class _Chunk(NamedTuple):
@@ -50,8 +60,8 @@ class _Submitted:
     """A forward_backward on its way, and the datums of it, mask included."""
 
     groups: list[TrainingGroup]
-    datums: list[Any]
-    own: list[bool]  # of each datum: whether the weights that play it are those that train on it
+    datums: list[tinker.Datum]
+    own: list[bool]  # of each datum: whether the weights that played it are those it trains
     result: Any
 
 
@@ -65,11 +75,12 @@ class Trainer:
         signals: Sequence[Signal],
         journal: Journal,
         total_steps: int,
+        progress: RolloutProgress,
     ) -> None:
         self._config, self._client, self._journal = config, client, journal
-        self._signals, self._total_steps = signals, total_steps
-        self._context_window = context_length(config.model_name)
-        self._progress = RolloutProgress()
+        self._signals, self._total_steps, self._progress = signals, total_steps, progress
+        self._context_window = models.context_length(config.model_name)
+        self._writing: asyncio.Task[None] | None = None
 
     async def play(self, ticket: Ticket) -> TrainingGroup:
         """Plays a group and fetches what the signals need of it."""
@@ -92,85 +103,56 @@ class Trainer:
             )
         )
         for signal in self._signals:
-            await signal.prepare(group)
+            with self._progress.waiting(f"in {type(signal).__name__}.prepare"):
+                await signal.prepare(group)
         return group
 
     def say_waiting(self, missing: int, seconds: float) -> None:
         self._journal.say(
             f"waiting for {missing} groups, nothing new for {seconds:.0f} s:"
-            f" {self._progress.summary()}"
+            f" {self._progress.summary() or 'none is being played'}"
         )
 
-    async def step(self, source: GroupSource[TrainingGroup], step: int, row: dict) -> TrainedStep:
-        """Trains on batch `step` and fills in its row."""
-        config, client = self._config, self._client
-        assert config.learning_rate is not None, "keys.fill has filled it"
-        learning_rate = config.learning_rate * compute_schedule_lr_multiplier(
-            config.lr_schedule, step, self._total_steps
-        )
-        played: list[PlayedGroup[TrainingGroup]] = []
+    async def step(
+        self, source: GroupSource[TrainingGroup], step: int, sampling_client: Any
+    ) -> TrainedStep:
+        """Trains on batch `step`. sampling_client: the weights before it."""
+        record = StepRecord()
         submitted: list[_Submitted] = []
         optimizer: list[Any] = []
-        signal_metrics: list[dict[str, float]] = []
         trained_before = 0
         async for chunk in self._chunks(source, step):
-            played += chunk.played
-            nothing_yet = len(submitted) == trained_before
-            kept = self._trained(chunk.played, keep_one=chunk.last and nothing_yet)
+            record.played += chunk.played
+            kept = self._trained(chunk, nothing_yet=not submitted)
             if kept:
                 groups = [each.group for each in kept]
-                signal_metrics += [found for each in self._signals if (found := each.add(groups))]
+                metrics = add_signals(self._signals, groups)
+                record.signals.append((num_trained_tokens(groups), metrics))
                 submitted.append(self._forward_backward(kept, step, chunk.substep))
             if chunk.last and len(submitted) > trained_before:
-                optimizer.append(client.optim_step(adam_params(config, learning_rate)))
+                optimizer.append(self._client.optim_step(self._adam(step)))
                 trained_before = len(submitted)
-        played.sort(key=lambda each: each.ticket.index)
-        self._refuse_empty(played, step)
-        next_client = client.save_weights_and_get_sampling_client()
-        save = self._journal.submit_save(client, step + 1)
-
-        gap, own_gap = SampleTrainGap(), SampleTrainGap()
-        outputs: list[Mapping[str, float]] = []
-        trained_logprobs_D: list[Any] = []
+        self._refuse_empty(record, submitted, step)
+        probe = self._probe(submitted[0], sampling_client)
+        next_client = self._client.save_weights_and_get_sampling_client()
+        save = self._journal.submit_save(self._client, step + 1)
         with self._journal.timed("train"):
             for part in submitted:
-                output = await part.result
-                logprobs = [each["logprobs"].to_numpy() for each in output.loss_fn_outputs]
-                trained_logprobs_D += logprobs
-                gap.add(part.datums, logprobs)
-                own_gap.add(
-                    [datum for datum, own in zip(part.datums, part.own) if own],
-                    [each for each, own in zip(logprobs, part.own) if own],
-                )
-                outputs.append(output.metrics or {})
+                await self._record_output(part, record)
+            await probe.compare(record)
             for each in optimizer:
-                row.update((await each).metrics or {})
-            sampling_client = await next_client
-        row.update(_summed(outputs))
-        row["optim/lr"] = learning_rate
-        row.update(gap.metrics(sum(each.group.num_sampled_tokens for each in played)))
-        row.update(dict_mean(signal_metrics))
-        groups_P = [each.group.group for each in played]
-        tags_P = [each.ticket.builder.logging_tags() for each in played]
-        row.update(compute_trajectory_metrics(groups_P, tags_P))
-        row.update(_source_metrics(played))
-        if config.compute_post_kl:
-            datums = [datum for part in submitted for datum in part.datums]
-            with self._journal.timed("compute_post_kl"):
-                row.update(await compute_post_kl(datums, sampling_client))
-        self._say_failures(played, step)
-        if config.transcripts_every and step % config.transcripts_every == 0:
-            await self.write_transcript(
-                "train",
-                step,
-                groups_P,
-                tags_P,
-                row,
-                training=[group for part in submitted for group in part.groups],
-                sampling_client_steps=[each.ticket.version for each in played],
-                trained_logprobs_D=trained_logprobs_D,
-            )
-        return TrainedStep(sampling_client, save, own_gap)
+                response = await self._reminding(each, "optim_step")
+                record.optimizer.append(response.metrics or {})
+            return TrainedStep(await self._reminding(next_client, "new weights"), save, record)
+
+    def _adam(self, step: int) -> tinker.AdamParams:
+        return adam_params(self._config, self.learning_rate(step))
+
+    def learning_rate(self, step: int) -> float:
+        assert self._config.learning_rate is not None, "keys.fill has filled it"
+        return self._config.learning_rate * compute_schedule_lr_multiplier(
+            self._config.lr_schedule, step, self._total_steps
+        )
 
     async def _chunks(self, source: GroupSource[TrainingGroup], step: int) -> AsyncIterator[_Chunk]:
         """The batch in the parts that are trained together, each once all its groups are there.
@@ -178,7 +160,8 @@ class Trainer:
         Optimizer steps come in the order of the batch, minibatches within one in the order in which
         groups arrive.
         """
-        substeps = split_list(range(source.size(step)), self._config.num_substeps)
+        size = source.size(step)
+        substeps = split_list(range(size), min(self._config.num_substeps, size)) if size else []
         substep_of = {index: i for i, indices in enumerate(substeps) for index in indices}
         sizes = [[len(part) for part in self._minibatches(indices)] for indices in substeps]
         ready: list[list[PlayedGroup[TrainingGroup]]] = [[] for _ in substeps]
@@ -190,8 +173,8 @@ class Trainer:
                     played = await anext(arrivals)
                 ready[substep_of[played.ticket.index]].append(played)
                 continue
-            size = sizes[current].pop(0)
-            part, ready[current] = ready[current][:size], ready[current][size:]
+            number = sizes[current].pop(0)
+            part, ready[current] = ready[current][:number], ready[current][number:]
             part.sort(key=lambda each: each.ticket.index)
             last = not sizes[current]
             yield _Chunk(current, part, last)
@@ -203,15 +186,14 @@ class Trainer:
             return [list(indices)]
         return split_list(indices, min(self._config.num_minibatches, len(indices)))
 
-    def _trained(
-        self, played: Sequence[PlayedGroup[TrainingGroup]], keep_one: bool
-    ) -> list[PlayedGroup[TrainingGroup]]:
-        """The groups that are trained on; keep_one: at least one, if there is any."""
-        groups = [each for each in played if each.group.trained()]
+    def _trained(self, chunk: _Chunk, nothing_yet: bool) -> list[PlayedGroup[TrainingGroup]]:
+        """The groups of a chunk that are trained on; at least one of a batch, if there is any."""
+        groups = [each for each in chunk.played if each.group.trained()]
         if not self._config.remove_constant_reward_groups:
             return groups
         mixed = [each for each in groups if not is_constant(each.group.group)]
-        return mixed or groups[: int(keep_one)]
+        at_the_end = chunk.last and chunk.substep == self._config.num_substeps - 1
+        return mixed or groups[: int(at_the_end and nothing_yet)]
 
     def _forward_backward(
         self, groups: Sequence[PlayedGroup[TrainingGroup]], step: int, substep: int
@@ -226,42 +208,105 @@ class Trainer:
         result = self._client.forward_backward(sent, config.loss_fn, config.loss_fn_config)
         return _Submitted([each.group for each in groups], datums, own, result)
 
-    def _refuse_empty(self, played: Sequence[PlayedGroup[TrainingGroup]], step: int) -> None:
-        errors = [error for each in played for error in each.group.group.rollout_errors]
-        if any(each.group.trained() for each in played):
+    async def _record_output(self, part: _Submitted, record: StepRecord) -> None:
+        output = await self._reminding(part.result, "forward_backward")
+        logprobs = [each["logprobs"].to_numpy() for each in output.loss_fn_outputs]
+        record.trained += part.groups
+        record.trained_logprobs_D += logprobs
+        record.gap.add(part.datums, logprobs)
+        if self._config.temperature == 1.0:  # else sampled logprobs are of another distribution
+            record.same_weights_gap.add(
+                [datum for datum, own in zip(part.datums, part.own) if own],
+                [each for each, own in zip(logprobs, part.own) if own],
+            )
+        record.outputs.append((num_trained_tokens(part.groups), output.metrics or {}))
+
+    def _probe(self, first: _Submitted, sampling_client: Any) -> _Probe:
+        """The first chunk is trained on the very weights of `sampling_client`. Where these, or the
+        temperature, are not what its replies were sampled with, a few are scored once more."""
+        needed = self._config.max_logprob_gap is not None and not (
+            any(first.own) and self._config.temperature == 1.0
+        )
+        datums = first.datums[:PROBED] if needed else []
+        tokens = [from_datum(datum).tokens.tolist() for datum in datums]
+        return _Probe(datums, sequence_logprobs(sampling_client, tokens), self._reminding)
+
+    def _refuse_empty(self, record: StepRecord, submitted: Sequence[_Submitted], step: int) -> None:
+        if submitted:
             return
+        errors = record.errors
         reason = f"{errors[0].kind}: {errors[0].message}" if errors else "they have no action"
         raise AllTrajectoriesFailedError(
-            f"step {step}: none of the {len(played)} groups can be trained on ({reason}); mend the"
-            " environment and run the same command again, it resumes"
+            f"step {step}: none of the {len(record.played)} groups can be trained on ({reason});"
+            " mend the environment and run the same command again, it resumes"
         )
 
-    def _say_failures(self, played: Sequence[PlayedGroup[TrainingGroup]], step: int) -> None:
-        errors = [error for each in played for error in each.group.group.rollout_errors]
-        if errors:
-            lost = sum(not each.group.group.trajectories_G for each in played)
+    async def record(self, done: TrainedStep, step: int, row: dict[str, Any]) -> None:
+        """Puts the metrics of a step into its row, says what failed, and begins to write the
+        transcript, which is on disk before the next one or the end of the run."""
+        record, config = done.record, self._config
+        row["optim/lr"] = self.learning_rate(step)
+        row.update(record.metrics())
+        if config.compute_post_kl:
+            datums = [datum for group in record.trained for datum in group.datums(config.loss_fn)]
+            with self._journal.timed("compute_post_kl"):
+                row.update(
+                    await self._reminding(
+                        compute_post_kl(datums, done.sampling_client), "compute_post_kl"
+                    )
+                )
+        if errors := record.errors:
+            lost = sum(not group.trajectories_G for group in record.groups_P)
             self._journal.say(
-                f"step {step}: {len(errors)} failures, {lost} of {len(played)} groups lost; the"
-                f" first: {errors[0].kind}: {errors[0].message}"
+                f"step {step}: {len(errors)} failures, {lost} of {len(record.played)} groups lost;"
+                f" the first: {errors[0].kind}: {errors[0].message}"
+            )
+        if config.transcripts_every and step % config.transcripts_every == 0:
+            await self._write_transcript(
+                "train",
+                step,
+                record.groups_P,
+                record.tags_P,
+                row,
+                training=record.trained,
+                sampling_client_steps=[each.ticket.version for each in record.in_order()],
+                trained_logprobs_D=record.trained_logprobs_D,
             )
 
     def check_gap(self, gap: SampleTrainGap, step: int) -> None:
-        """Raises TrainingError where sampler and trainer disagree about the sampler's own words.
-
-        At another temperature the sampler's logprobs are those of another distribution.
-        """
+        """Raises TrainingError where sampler and trainer, with the same weights, disagree."""
         bound = self._config.max_logprob_gap
-        if bound is None or self._config.temperature != 1.0 or not gap.num_tokens:
+        if bound is None or not gap.num_tokens or gap.mean <= bound:  # NaN is not
             return
-        if not gap.mean <= bound:  # NaN is not
-            raise TrainingError(
-                f"step {step}: sampler and trainer logprobs of the same tokens and weights differ"
-                f" by {gap.mean:.3g} on average (at most {gap.max:.3g}), above max_logprob_gap="
-                f"{bound:g}: what is trained is not what was sampled; use dtype float32 or a"
-                " service that agrees, or raise max_logprob_gap"
-            )
+        raise TrainingError(
+            f"step {step}: sampler and trainer logprobs of the same tokens and weights differ by"
+            f" {gap.mean:.3g} on average (at most {gap.max:.3g}), above max_logprob_gap={bound:g}:"
+            " what is trained is not what was sampled; use engine.dtype=float32 or a service that"
+            " agrees, or raise max_logprob_gap"
+        )
 
-    async def write_transcript(
+    async def evaluate(
+        self, evaluations: Evaluations, sampling_client: Any, step: int | None
+    ) -> dict[str, float]:
+        """Metrics of the evaluators due before `step` (None: after the last), with transcripts.
+
+        Raises AllTrajectoriesFailedError where no episode of a test could be played.
+        """
+        metrics = await self._reminding(
+            evaluations.run(self._client, step, sampling_client), "evaluations"
+        )
+        for each in evaluations.due(step):
+            if not isinstance(each, RLTestSetEvaluator):
+                continue
+            if self._config.transcripts_every:
+                number = self._total_steps if step is None else step
+                await self._write_transcript(
+                    f"eval_{each.name}", number, each.groups_P, each.taglist_P, metrics
+                )
+            each.refuse_empty()
+        return metrics
+
+    async def _write_transcript(
         self,
         split: str,
         step: int,
@@ -271,10 +316,10 @@ class Trainer:
         training: Sequence[TrainingGroup] | None = None,
         **further: Any,
     ) -> None:
-        """Of a step or an evaluation, for people; see rl/transcripts.py."""
-        tokenizer = get_tokenizer(self._config.model_name)
-        with self._journal.timed("transcripts"):
-            await asyncio.to_thread(
+        """For people, see rl/transcripts.py. Waits for the one before, not for this one."""
+        await self.finish_writing()
+        self._writing = asyncio.create_task(
+            asyncio.to_thread(
                 transcripts.write_step,
                 self._journal.log_path,
                 split,
@@ -282,48 +327,50 @@ class Trainer:
                 groups_P,
                 tags_P,
                 training,
-                tokenizer,
+                get_tokenizer(self._config.model_name),
                 dict(metrics),
                 **further,
             )
+        )
 
-    async def evaluate(
-        self, evaluations: Evaluations, sampling_client: Any, step: int | None
-    ) -> dict[str, float]:
-        """Metrics of the evaluators due before `step` (None: after the last), with transcripts."""
-        metrics = await evaluations.run(self._client, step, sampling_client)
-        if self._config.transcripts_every:
-            for each in evaluations.due(step):
-                if isinstance(each, RLTestSetEvaluator):
-                    await self.write_transcript(
-                        f"eval_{each.name}",
-                        self._total_steps if step is None else step,
-                        each.groups_P,
-                        each.taglist_P,
-                        metrics,
-                    )
-        return metrics
+    async def finish_writing(self) -> None:
+        if self._writing is not None:
+            with self._journal.timed("transcripts"):
+                await self._writing
 
-
-def _summed(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What forward_backward measured, of all parts: sums of sums, means of the rest."""
-    return {
-        key: value * (len(metrics) if key.endswith(":sum") else 1)
-        for key, value in dict_mean(metrics).items()
-    }
+    async def _reminding(self, waited: Awaitable[T], what: str) -> T:
+        """The result; a line every REMIND_SECONDS that it takes."""
+        task = asyncio.ensure_future(_awaited(waited))
+        seconds = 0.0
+        try:
+            while not (await asyncio.wait([task], timeout=REMIND_SECONDS))[0]:
+                seconds += REMIND_SECONDS
+                playing = self._progress.summary()
+                more = f"; rollouts: {playing}" if playing else ""
+                self._journal.say(f"waiting for {what} for {seconds:.0f} s{more}")
+        finally:
+            task.cancel()
+        return task.result()
 
 
-def _source_metrics(played: Sequence[PlayedGroup[TrainingGroup]]) -> dict[str, float]:
-    """Which weights have played the batch, and for how long (seconds a group)."""
-    metrics: dict[str, float] = {}
-    columns = {
-        "sampling_client/step": [each.ticket.version for each in played],
-        "time/sampling_time": [each.seconds for each in played],
-    }
-    for name, values in columns.items():
-        metrics |= {
-            f"{name}_min": min(values),
-            f"{name}_max": max(values),
-            f"{name}_mean": sum(values) / len(values),
-        }
-    return metrics
+class _Probe:
+    """Logprobs of a few sequences, on their way."""
+
+    def __init__(self, datums: Sequence[tinker.Datum], logprobs: Any, reminding: Any) -> None:
+        self._datums, self._reminding = datums, reminding
+        self._logprobs = asyncio.ensure_future(logprobs)
+
+    async def compare(self, record: StepRecord) -> None:
+        """Adds what the sampler says of them to the gap of same weights."""
+        scored = await self._reminding(self._logprobs, "logprobs of the sampler")
+        for datum, logprobs, trained in zip(self._datums, scored, record.trained_logprobs_D):
+            inputs = {
+                **datum.loss_fn_inputs,
+                "logprobs": tinker.TensorData.from_numpy(logprobs[1:]),
+            }
+            rescored = tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
+            record.same_weights_gap.add([rescored], [trained])
+
+
+async def _awaited(waited: Awaitable[T]) -> T:
+    return await waited

@@ -185,3 +185,8 @@ class RLDatasetBuilder:
         raise ConfigurationError(
             f"{type(self).__name__} is only the base of data sets: name one that makes batches"
         )
+
+    def default_max_tokens(self) -> int | None:
+        """Tokens that a reply to this data takes, where a recipe's max_tokens is None (None: what
+        suits the method)."""
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from tinker_cookbook.exceptions import DataValidationError
 
 def tokens_of(model_input: types.ModelInput, where: str) -> np.ndarray:
     """Token ids int64 [N]; anything but text is refused."""
+    _expect(model_input, types.ModelInput, where)
     for index, chunk in enumerate(model_input.chunks):
         if chunk.type != "encoded_text":
             raise DataValidationError(
@@ -29,32 +30,51 @@ def tokens_of(model_input: types.ModelInput, where: str) -> np.ndarray:
 def rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
     """Datums as training rows; sparse tensors are filled up with zeros."""
     rows = []
-    for index, datum in enumerate(data):
-        where = f"datum {index}"
-        inputs = {key: tensor.to_numpy() for key, tensor in datum.loss_fn_inputs.items()}
-        targets = inputs.pop("target_tokens", None)
-        if targets is None:
-            raise DataValidationError(f"{where}: loss_fn_inputs has no target_tokens")
-        rows.append(
-            TrainRow(
-                tokens_of(datum.model_input, where),
-                targets.astype(np.int64),
-                {key: array.astype(np.float32) for key, array in inputs.items()},
-            )
-        )
+    for where, datum in _named(data):
+        inputs = {
+            key: tensor.to_numpy().astype(np.float32)
+            for key, tensor in datum.loss_fn_inputs.items()
+            if key != "target_tokens"
+        }
+        rows.append(TrainRow(tokens_of(datum.model_input, where), _targets(datum, where), inputs))
     return rows
 
 
 def custom_rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
     """Datums for a custom loss, which reads everything but the targets by itself."""
-    rows = []
+    return [
+        TrainRow(tokens_of(datum.model_input, where), _targets(datum, where))
+        for where, datum in _named(data)
+    ]
+
+
+def _named(data: Sequence[types.Datum]) -> Iterator[tuple[str, types.Datum]]:
+    """Each datum with its name in errors."""
+    if not isinstance(data, Sequence):
+        raise DataValidationError(f"data is a {type(data).__name__}, not a list of tinker.Datum")
     for index, datum in enumerate(data):
-        targets = datum.loss_fn_inputs.get("target_tokens")
-        if targets is None:
-            raise DataValidationError(f"datum {index}: loss_fn_inputs has no target_tokens")
-        tokens = tokens_of(datum.model_input, f"datum {index}")
-        rows.append(TrainRow(tokens, targets.to_numpy().astype(np.int64)))
-    return rows
+        _expect(datum, types.Datum, f"datum {index}")
+        yield f"datum {index}", datum
+
+
+def _targets(datum: types.Datum, where: str) -> np.ndarray:
+    """int64 [N] or [N, K]."""
+    tensor = datum.loss_fn_inputs.get("target_tokens")
+    if tensor is None:
+        raise DataValidationError(f"{where}: loss_fn_inputs has no target_tokens")
+    targets = tensor.to_numpy()
+    if targets.dtype.kind not in "iu":  # which would be cut to the whole numbers below
+        raise DataValidationError(
+            f"{where}: target_tokens has dtype {targets.dtype}; token ids are whole numbers (int64)"
+        )
+    return targets.astype(np.int64)
+
+
+def _expect(value: object, kind: type, where: str) -> None:
+    if not isinstance(value, kind):
+        raise DataValidationError(
+            f"{where} is of type {type(value).__name__}; expected tinker.{kind.__name__}"
+        )
 
 
 def output_of(result: TrainResult) -> types.ForwardBackwardOutput:
@@ -92,6 +112,7 @@ def request_of(
     far as the context goes, and what the memory for keys and values holds.
     """
     tokens = tokens_of(prompt, "prompt")
+    _expect(params, types.SamplingParams, "sampling_params")
     stop_tokens, stop_strings = eos_tokens, ()
     if params.stop is not None:
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop)

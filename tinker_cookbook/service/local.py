@@ -24,8 +24,13 @@ from tinker_cookbook.engine.passes import Work
 from tinker_cookbook.engine.rows import SampleResult
 from tinker_cookbook.engine.scheduler import Engine, Kind
 from tinker_cookbook.engine.trainer import Trainer
-from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
-from tinker_cookbook.service import convert
+from tinker_cookbook.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    DataValidationError,
+    TrainingError,
+)
+from tinker_cookbook.service import convert, model_files
 from tinker_cookbook.service.rest import LocalRestClient
 from tinker_cookbook.service.store import CheckpointInfo, RunHandle, Store
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -66,7 +71,12 @@ class LocalSamplingClient:
         """Samples with their logprobs; see `engine.sampler` for what a logprob means."""
         if prompt_alt_tokens_k:
             return _failed(TrainingError(f"sample: {prompt_alt_tokens_k=} is not supported"))
-        targets = None if target_prompt_logprobs is None else target_prompt_logprobs.to_numpy()
+        targets = target_prompt_logprobs
+        if isinstance(targets, types.TensorData):
+            targets = targets.to_numpy()
+        elif targets is not None:
+            kind = type(targets).__name__
+            return _failed(DataValidationError(f"target_prompt_logprobs is {kind}, not TensorData"))
         future = self._request(
             prompt,
             num_samples,
@@ -123,7 +133,7 @@ class LocalSamplingClient:
             )
             return self._adapter.result(0), request
 
-        return engine.sample(path, build)
+        return engine.sample(path, build, self._adapter)
 
 
 class _Ready:
@@ -179,7 +189,9 @@ class LocalTrainingClient(_Ready):
         self._store = service.store
         self.model_id = model_id
         self._base_model = base_model
-        self._created: Future[Trainer] = self._engine.submit(start, model_id)
+        self._created: Future[Trainer] = self._engine.submit(
+            start, model_id, model_files.fetch(base_model)
+        )
 
     # -- training
 
@@ -205,11 +217,16 @@ class LocalTrainingClient(_Ready):
         if loss_type_input not in (None, "logprobs"):
             error = ConfigurationError(f"loss_type_input={loss_type_input!r}: only 'logprobs'")
             return _failed(error)
+        if not callable(loss_fn):
+            error = ConfigurationError(f"loss_fn={loss_fn!r} is not a function of (data, logprobs)")
+            return _failed(error)
+
+        def bound(logprobs: Any) -> Any:
+            return loss_fn(data, logprobs)
+
         return self._queue(
             lambda trainer: convert.output_of(
-                trainer.forward_backward_custom(
-                    convert.custom_rows_of(data), lambda logprobs: loss_fn(data, logprobs)
-                )
+                trainer.forward_backward_custom(convert.custom_rows_of(data), bound)
             )
         )
 
@@ -445,7 +462,8 @@ class LocalServiceClient:
                 self.engine.base_model(models.load_path(name))
                 return None
 
-            return ReadySamplingClient(self.engine, name, self.engine.submit(load), None)
+            future = self.engine.submit(load, after=model_files.fetch(name))
+            return ReadySamplingClient(self.engine, name, future, None)
         info = self.store.resolve(model_path)
         if base_model is not None:
             _check_base(info, base_model)
@@ -457,7 +475,7 @@ class LocalServiceClient:
                 checkpoints.read_adapter(adapter, opened.directory)
                 return base.residency.admit(adapter.snapshot())
 
-        future = self.engine.submit(read)
+        future = self.engine.submit(read, after=model_files.fetch(_base_of(info)))
         return ReadySamplingClient(self.engine, _base_of(info), future, model_path)
 
     def create_rest_client(self) -> LocalRestClient:

@@ -8,6 +8,7 @@ import socket
 from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tinker_cookbook.exceptions import (
     CheckpointError,
     ConfigurationError,
     DataValidationError,
+    TinkerCookbookError,
     TrainingError,
 )
 from tinker_cookbook.service import EngineConfig, connect
@@ -201,6 +203,58 @@ def test_an_error_is_that_requests_alone(service: LocalServiceClient, tiny_qwen3
     )
     with pytest.raises(TrainingError, match="prompt_alt_tokens_k=3 is not supported"):
         alternatives.result()
+
+
+def test_requests_of_wrong_types(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    """Each is answered with one line of this package's own, and the engine goes on."""
+    client = service.create_lora_training_client(tiny_qwen3, rank=2, seed=0)
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    prompt, params = types.ModelInput.from_ints([5, 6]), types.SamplingParams(max_tokens=3)
+    integers = datum([5, 6, 7])
+    floats = datum([5, 6, 7], target_tokens=np.array([3.7, 4.2], np.float32))
+    nan = datum([5, 6, 7], target_tokens=np.array([np.nan, 4.0], np.float32))
+    targets = types.TensorData.from_numpy(np.array([[5.5]], np.float32))
+
+    def train(data: Any, loss: Any = "cross_entropy", config: Any = None) -> Any:
+        return client.forward_backward(data, loss, config)
+
+    cases: dict[str, Any] = {
+        "num_samples=nan: expected a whole number": sampler.sample(prompt, float("nan"), params),
+        "num_samples=2.0: expected a whole number": sampler.sample(prompt, 2.0, params),
+        "num_samples=1.5: expected a whole number": sampler.sample(prompt, 1.5, params),
+        "num_samples='2': expected a whole number": sampler.sample(prompt, "2", params),
+        "num_samples=None: expected a whole number": sampler.sample(prompt, None, params),
+        "sampling_params is of type dict": sampler.sample(prompt, 1, {"max_tokens": 3}),
+        "prompt is of type list; expected tinker.ModelInput": sampler.sample([5], 1, params),
+        "target_prompt_logprobs is list": sampler.sample(
+            prompt, 1, params, target_prompt_logprobs=[[5]]
+        ),
+        "target_prompt_logprobs has dtype float32": sampler.sample(
+            prompt, 1, params, target_prompt_logprobs=targets
+        ),
+        "LoRA rank='a': expected a whole": service.create_lora_training_client(tiny_qwen3, "a"),
+        f"LoRA seed={2**70}: expected": service.create_lora_training_client(
+            tiny_qwen3, 2, seed=2**70
+        ),
+        "train_mlp='yes': expected True or False": service.create_lora_training_client(
+            tiny_qwen3, 2, train_mlp="yes"
+        ),
+        "datum 0 is of type str; expected tinker.Datum": train(["x"]),
+        "data is a NoneType, not a list of tinker.Datum": train(None),
+        "data is a Datum, not a list of tinker.Datum": train(integers),
+        "unknown loss_fn ['ppo']; known": train([integers], ["ppo"]),
+        "beta=None must be a finite number": train([integers], "dro", {"beta": None}),
+        "datum 1: target_tokens has dtype float32; token ids": train([integers, floats]),
+        "datum 0: target_tokens has dtype float32; token ids are": train([nan]),
+        "datum 0: target_tokens has dtype float32": client.forward_backward_custom([floats], print),
+        "loss_fn='x' is not a function": client.forward_backward_custom([integers], "x"),
+    }
+    for message, future in cases.items():
+        with pytest.raises(TinkerCookbookError) as caught:
+            future.result(30)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert train([integers]).result(30).metrics
+    assert len(sampler.sample(prompt, 2, params).result(30).sequences) == 2
 
 
 def test_top_k_and_target_logprobs(service: LocalServiceClient, tiny_qwen3: str) -> None:

@@ -72,9 +72,8 @@ def row_messages(row: Any, where: str, field: str = "messages") -> list[Message]
             f"{where}: {field!r} must be a list of messages that is not empty; "
             f"found {_short(messages)}"
         )
-    return [
-        _message(message, f"{where}: message {number}")
-        for number, message in enumerate(messages, start=1)
+    return [  # counted from 0, as the renderers do
+        _message(message, f"{where}: message {index}") for index, message in enumerate(messages)
     ]
 
 

@@ -37,6 +37,7 @@ from tinker_cookbook.supervised.types import (
 )
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
+from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:
     from tinker_cookbook.checkpoint_utils import PendingSave
@@ -100,7 +101,7 @@ async def main(
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
         journal.say(
-            f"{total_steps} steps (batches per epoch: {len(train)}), learning_rate"
+            f"{counted(total_steps, 'step')} (batches per epoch: {len(train)}), learning_rate"
             f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
         )
         reports = [data.report for data in (train, test) if data is not None and data.report]

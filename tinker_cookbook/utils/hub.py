@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
+from tinker_cookbook.utils import hub_reach
 
 _FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _WAY_OUT = "dataset_path=FILE.jsonl trains on a file of your own"
@@ -40,8 +41,9 @@ def load(
             )
         if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
             return _saved(datasets.load_from_disk(str(local)), path, split, streaming)
+        _ask_hub(path, way_out)
         return datasets.load_dataset(path, name, split=split, streaming=streaming)
-    except ConfigurationError:
+    except (ConfigurationError, DataError):
         raise
     except (ValueError, FileNotFoundError) as error:  # unknown split, unknown configuration
         raise ConfigurationError(f"data set {path}: {_one_line(error)}; {way_out}") from error
@@ -57,6 +59,27 @@ def require_column(dataset: Any, column: str, path: str) -> None:
             f"data set {path}: no column {column!r}; found {', '.join(map(repr, found))}: "
             "name the one with the list of messages with message_field="
         )
+
+
+def _ask_hub(path: str, way_out: str) -> None:
+    """DataError, at once, where the hub cannot be reached and `datasets` has no copy."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    if config.HF_HUB_OFFLINE or path.startswith(("/", ".", "~")):
+        return
+    folder = _plain(path.replace("/", "___"))
+    caches = [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+    kept = [each.name for cache in caches if cache.is_dir() for each in cache.iterdir()]
+    if any(_plain(each) in (folder, _plain(f"datasets--{folder}")) for each in kept):
+        return
+    if reason := hub_reach.problem(path, "README.md", "dataset"):
+        raise DataError(f"data set {path} cannot be had: {reason}; {way_out}")
+
+
+def _plain(name: str) -> str:
+    """Names of folders are made from those of data sets in several ways."""
+    return name.replace("_", "").replace("-", "").lower()
 
 
 def _saved(loaded: Any, path: str, split: str, streaming: bool) -> Any:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,16 @@ def all_same(items: Iterable[Any]) -> bool:
     iterator = iter(items)
     first = next(iterator, None)
     return all(item == first for item in iterator)
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, numpy's included; 2.0 and True are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def split_list(items: Sequence[T], num_splits: int) -> list[list[T]]:

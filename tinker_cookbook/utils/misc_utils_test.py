@@ -1,11 +1,14 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tinker_cookbook.utils.misc_utils import (
     all_same,
+    counted,
     dict_mean,
+    is_whole,
     runs_path,
     safezip,
     split_list,
@@ -60,3 +63,12 @@ def test_runs_path_comes_from_the_environment_or_the_home(monkeypatch: pytest.Mo
     monkeypatch.delenv("TINKER_COOKBOOK_RUNS_DIR")
     monkeypatch.setenv("HOME", "/home/u")
     assert runs_path("a") == Path("/home/u/tinker-runs/a")
+
+
+def test_is_whole_takes_integers_only():
+    assert is_whole(3) and is_whole(-1) and is_whole(np.int64(3))
+    assert not any(is_whole(each) for each in (2.0, True, "2", None, float("nan"), np.float32(2)))
+
+
+def test_counted():
+    assert [counted(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]

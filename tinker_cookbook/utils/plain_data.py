@@ -73,6 +73,8 @@ def plain(value: Any) -> Any:
         return _tagged(value, value.model_dump())
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy or torch scalar
         return plain(value.item())
+    if callable(getattr(type(value), IDENTITY, None)):
+        return _tagged(value, {})
     text = repr(value)
     return type(value).__qualname__ if " at 0x" in text or len(text) > 1000 else text
 
