@@ -191,7 +191,8 @@ class Journal:
         done = last - self.start_step
         if error is None and self._finished:
             made = counted(done, "step")
-            self.say(f"finished: {made} in {seconds}; everything is in {self.log_path}")
+            of_all = f" ({last} in all)" if self.start_step else ""
+            self.say(f"finished: {made} in {seconds}{of_all}; everything is in {self.log_path}")
         elif error is not None:
             expected = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             logger.info(
@@ -309,7 +310,7 @@ class Journal:
             for key, value in self._length().items()
             if there.get(key) != value
         ]
-        if not changed:
+        if not changed or self._config.get("lr_schedule") == "constant":
             return []
         return [
             f"{', '.join(changed)}: a learning-rate schedule spans"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import chz
 
+from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.loop_config import LoopConfig
 from tinker_cookbook.rl.limits import RolloutLimits
@@ -142,6 +143,22 @@ def with_known_keys(config: Config) -> Config:
             )
         changes |= {key: there, holder_name: None}
     return chz.replace(config, **changes)
+
+
+def refuse_unused(config: Config) -> None:
+    """Keys that would have no effect, or leave no room for a prompt."""
+    if not config.kl_penalty_coef:
+        for key in ("kl_discount_factor", "kl_reference_config"):
+            if getattr(config, key):
+                raise ConfigurationError(
+                    f"{key} has no effect without kl_penalty_coef: set it above 0, or drop {key}"
+                )
+    context = models.context_length(config.model_name)
+    if config.max_tokens and context and config.max_tokens >= context:
+        raise ConfigurationError(
+            f"max_tokens={config.max_tokens}: {config.model_name} has a context of {context}"
+            " tokens, for prompt and reply together; set it lower"
+        )
 
 
 def refuse_unclear_reference(config: Config) -> None:

@@ -18,6 +18,7 @@ import tinker
 
 from tinker_cookbook.rl.limits import RolloutLimits
 from tinker_cookbook.rl.loop_clock import LoopClock, settled
+from tinker_cookbook.rl.loop_watch import is_users_code
 from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.rollout_strategy import RolloutFailedError
 from tinker_cookbook.rl.types import Env, Metrics, RolloutError
@@ -144,7 +145,12 @@ def being_cancelled() -> bool:
 
 
 def failure(kind: str, message: str, cause: BaseException | None = None) -> RolloutFailedError:
+    """message: for the user, who is told the line of their own code behind it."""
     trace = "" if cause is None else "".join(traceback.format_exception(cause))
+    frames = [] if cause is None else traceback.extract_tb(cause.__traceback__)
+    theirs = [frame for frame in frames if is_users_code(frame.filename)]
+    if theirs:
+        message += f" ({theirs[-1].filename}:{theirs[-1].lineno})"
     return RolloutFailedError(
         RolloutError(kind=kind, message=message, traceback=trace[-_TRACEBACK_LENGTH:])
     )

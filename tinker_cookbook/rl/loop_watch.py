@@ -83,11 +83,16 @@ class LoopWatch:
         )
 
 
+def is_users_code(filename: str) -> bool:
+    """Whether a file is neither Python's, nor of an installed package, nor ours."""
+    return not filename.startswith(_NOT_THE_USERS)
+
+
 def _users_frame(innermost: FrameType) -> FrameType:
     """The innermost frame of the user's own code; else the one that we have called; else this."""
     frames = list(_outwards(innermost))
     for frame in frames:
-        if not frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        if is_users_code(frame.f_code.co_filename):
             return frame
     for inner, frame in pairwise(frames):
         if frame.f_code.co_filename.startswith(_OURS):

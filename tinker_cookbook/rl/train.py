@@ -34,9 +34,11 @@ from tinker_cookbook.rl.config import (
     check_batch,
     refuse_unclear_reference,
     refuse_unknown_signals,
+    refuse_unused,
     with_known_keys,
 )
 from tinker_cookbook.rl.group_source import GroupSource
+from tinker_cookbook.rl.loop_watch import LoopWatch
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
@@ -74,6 +76,7 @@ async def main(
     asked, config = config, with_known_keys(config)
     refuse_unclear_reference(config)
     refuse_unknown_signals(config)
+    refuse_unused(config)
     if filled is None:
         config, filled = keys.fill(config, "rl")
     keys.check(config)
@@ -86,15 +89,19 @@ async def main(
     num_groups = len(train.get_batch(0))
     check_batch(config, num_groups, asked)
     service = connect(config.base_url, config.engine)
-    with Journal(
-        config,
-        recipe=recipe,
-        total_steps=total_steps,
-        progress="rl",
-        also_free=FREE_KEYS,
-        headlines=HEADLINES,
-        rest_client=service.create_rest_client(),
-    ) as journal:
+    progress = RolloutProgress()
+    with (
+        Journal(
+            config,
+            recipe=recipe,
+            total_steps=total_steps,
+            progress="rl",
+            also_free=FREE_KEYS,
+            headlines=HEADLINES,
+            rest_client=service.create_rest_client(),
+        ) as journal,
+        LoopWatch(progress, journal.say),
+    ):
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
         signals = await _signals(config, service)
@@ -103,7 +110,6 @@ async def main(
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}
         )
-        progress = RolloutProgress()
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
             evaluators = [*_test_evaluators(config, test, progress), *evaluators]

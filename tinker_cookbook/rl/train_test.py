@@ -245,8 +245,10 @@ async def test_failed_members_are_left_out_and_counted(
 async def test_without_any_group_the_run_stops_with_the_reason(tmp_path: Path) -> None:
     troubles = {f"{i}.{j}": "raises" for i in range(4) for j in range(4)}
     data = SomeAdditions(batches=1, troubles=troubles)
-    with pytest.raises(AllTrajectoriesFailedError, match="the game crashed"):
-        await train.main(config(tmp_path / "run", data))
+    with pytest.raises(AllTrajectoriesFailedError, match=r"the game crashed.*train\.html"):
+        await train.main(config(tmp_path / "run", data, transcripts_every=1))
+    page = (tmp_path / "run" / "iteration_000000" / "train.html").read_text()
+    assert "RuntimeError: the game crashed" in page
 
 
 async def test_fail_fast_names_the_environment(tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ async def test_fail_fast_names_the_environment(tmp_path: Path) -> None:
 
 
 async def test_equal_rewards_and_single_members_are_steps_without_a_gradient(
-    tmp_path: Path, store: Path
+    tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     troubles = {f"{i}.{j}": "equal" for i in range(4) for j in range(4)}
     for name, data in {
@@ -268,6 +270,11 @@ async def test_equal_rewards_and_single_members_are_steps_without_a_gradient(
         assert row["env/all/by_group/frac_mixed"] == 0
         adapter = adapter_of(tmp_path / name, store)
         assert all(not value.any() for key, value in adapter.items() if "lora_B" in key)
+        reason = {"equal": "rewards within each group are all equal", "single": "group_size=2"}
+        said = [
+            line for line in capsys.readouterr().out.splitlines() if "nothing was learnt" in line
+        ]
+        assert len(said) == 1 and reason[name] in said[0]
 
 
 async def test_constant_groups_can_be_left_out(tmp_path: Path) -> None:
@@ -437,6 +444,8 @@ def test_the_known_spellings_are_put_into_the_keys_they_mean(tmp_path: Path) -> 
     [
         ({"num_substeps": 5}, "num_substeps=5: a batch has only 4 groups"),
         ({"num_minibatches": 64}, "num_minibatches=64: a batch has only 4 groups"),
+        ({"max_tokens": 2048}, "max_tokens=2048: nano has a context of 2048"),
+        ({"kl_discount_factor": 0.9}, "kl_discount_factor has no effect without kl_penalty_coef"),
         ({"groups_at_a_time": 0}, "groups_at_a_time=0: expected 1 or more"),
         ({"loss_fn": "ppo", "loss_fn_config": {"clip_hi": 1.2}}, "clip_hi"),
         (

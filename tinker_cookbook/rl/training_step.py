@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tinker
 
 from tinker_cookbook import models
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.evaluators import Evaluations
-from tinker_cookbook.exceptions import AllTrajectoriesFailedError, TrainingError
+from tinker_cookbook.exceptions import (
+    AllTrajectoriesFailedError,
+    DataValidationError,
+    TrainingError,
+)
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.loop_config import adam_params
 from tinker_cookbook.rl import transcripts
@@ -30,7 +34,7 @@ from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
-from tinker_cookbook.utils.misc_utils import split_list
+from tinker_cookbook.utils.misc_utils import counted, split_list
 
 T = TypeVar("T")
 
@@ -81,6 +85,7 @@ class Trainer:
         self._signals, self._total_steps, self._progress = signals, total_steps, progress
         self._context_window = models.context_length(config.model_name)
         self._writing: asyncio.Task[None] | None = None
+        self._without_advantage = 0  # steps
 
     async def play(self, ticket: Ticket) -> TrainingGroup:
         """Plays a group and fetches what the signals need of it."""
@@ -132,7 +137,8 @@ class Trainer:
             if chunk.last and len(submitted) > trained_before:
                 optimizer.append(self._client.optim_step(self._adam(step)))
                 trained_before = len(submitted)
-        self._refuse_empty(record, submitted, step)
+        if not submitted:
+            await self._refuse_empty(record, step)
         probe = self._probe(submitted[0], sampling_client)
         next_client = self._client.save_weights_and_get_sampling_client()
         save = self._journal.submit_save(self._client, step + 1)
@@ -142,6 +148,7 @@ class Trainer:
             await probe.compare(record)
             for each in optimizer:
                 response = await self._reminding(each, "optim_step")
+                self._progress.engine_answered()
                 record.optimizer.append(response.metrics or {})
             return TrainedStep(await self._reminding(next_client, "new weights"), save, record)
 
@@ -210,6 +217,7 @@ class Trainer:
 
     async def _record_output(self, part: _Submitted, record: StepRecord) -> None:
         output = await self._reminding(part.result, "forward_backward")
+        self._progress.engine_answered()
         logprobs = [each["logprobs"].to_numpy() for each in output.loss_fn_outputs]
         record.trained += part.groups
         record.trained_logprobs_D += logprobs
@@ -231,15 +239,40 @@ class Trainer:
         tokens = [from_datum(datum).tokens.tolist() for datum in datums]
         return _Probe(datums, sequence_logprobs(sampling_client, tokens), self._reminding)
 
-    def _refuse_empty(self, record: StepRecord, submitted: Sequence[_Submitted], step: int) -> None:
-        if submitted:
-            return
-        errors = record.errors
-        reason = f"{errors[0].kind}: {errors[0].message}" if errors else "they have no action"
+    async def _refuse_empty(self, record: StepRecord, step: int) -> NoReturn:
+        if not record.played:
+            raise DataValidationError(f"step {step}: the data set's batch {step} has no groups")
+        where = ""
+        if self._config.transcripts_every:
+            await self._write_transcript("train", step, record.groups_P, record.tags_P, {})
+            await self.finish_writing()
+            where = f"; iteration_{step:06d}/train.html in {self._journal.log_path} shows all"
+        first = next(iter(record.errors), None)
+        reason = f"{first.kind}: {first.message}" if first else "they have no action"
         raise AllTrajectoriesFailedError(
             f"step {step}: none of the {len(record.played)} groups can be trained on ({reason});"
-            " mend the environment and run the same command again, it resumes"
+            f" mend this and run the same command again, it resumes{where}"
         )
+
+    def _say_if_nothing_was_learnt(self, record: StepRecord, step: int) -> None:
+        """At the first, second, fourth, ... step in which no token has an advantage."""
+        if any(
+            values.any()
+            for group in record.trained
+            for member in group.advantages_G
+            for values in member
+        ):
+            return
+        self._without_advantage += 1
+        if self._without_advantage & (self._without_advantage - 1):
+            return
+        alone = all(len(group.trajectories_G) < 2 for group in record.groups_P)
+        why = (
+            "every group has one member and nothing to compare it with: set group_size=2 or more"
+            if alone
+            else "the rewards within each group are all equal"
+        )
+        self._journal.say(f"step {step}: nothing was learnt, no token has an advantage: {why}")
 
     async def record(self, done: TrainedStep, step: int, row: dict[str, Any]) -> None:
         """Puts the metrics of a step into its row, says what failed, and begins to write the
@@ -255,11 +288,12 @@ class Trainer:
                         compute_post_kl(datums, done.sampling_client), "compute_post_kl"
                     )
                 )
+        self._say_if_nothing_was_learnt(record, step)
         if errors := record.errors:
             lost = sum(not group.trajectories_G for group in record.groups_P)
             self._journal.say(
-                f"step {step}: {len(errors)} failures, {lost} of {len(record.played)} groups lost;"
-                f" the first: {errors[0].kind}: {errors[0].message}"
+                f"step {step}: {counted(len(errors), 'failure')}, {lost} of {len(record.played)}"
+                f" groups lost; the first: {errors[0].kind}: {errors[0].message}"
             )
         if config.transcripts_every and step % config.transcripts_every == 0:
             await self._write_transcript(
