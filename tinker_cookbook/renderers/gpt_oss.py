@@ -31,7 +31,8 @@ are taken from the tokenizer's), with these differences, all meant:
    for reasoning, and refuses them beside reasoning.
 6. Parallel calls are written one after the other, and each result under the name of its call
    (found by tool_call_id, by `name`, or by position). The template drops all calls but the first.
-   Sampling ends at the first `<|call|>`, so no sampled reply holds two.
+   Sampling ends at the first `<|call|>`, so no sampled reply holds two; data that does is trained
+   through all of its calls.
 7. A second system message is a developer message where it stands; the template drops it.
 8. A developer message that begins with one of the format's headings is written as it is.
 9. An empty thinking part is none; the template writes an empty analysis message.
@@ -83,6 +84,9 @@ class GptOssRenderer(Renderer):
     The reasoning of earlier turns is dropped once they have their reply. A reply that is not the
     last ends with `<|end|>` instead of `<|return|>`; as no model writes this, it carries no weight
     (it belongs to the next header).
+
+    A `prefill` has to open its channel itself (`<|channel|>final<|message|>Sure`), and what is then
+    sampled has to be parsed with it in front.
 
     Extension property: no, for both reasons. Within one turn, from a question over calls to the
     reply, each prompt does extend the one before.

@@ -484,7 +484,10 @@ def test_reasoning_under_the_keys_that_data_sets_use(tokenizer):
     expected = rendered_ids(renderer, [user("q"), assistant("r", "hm")])
     for key in ("thinking", "reasoning_content"):
         question = {**user("q"), key: None}
-        assert rendered_ids(renderer, [question, assistant("r", **{key: "hm"})]) == expected
+        messages = [question, assistant("r", **{key: "hm"})]
+        assert rendered_ids(renderer, messages) == expected
+        [example] = renderer.build_supervised_examples(messages)
+        assert example.model_input.to_ints() == expected
 
 
 # Loss masks, marked by hand from the template: «trained», the rest not. `[` is <|start|>, `]`
@@ -812,6 +815,9 @@ def test_a_prefilled_channel_is_tokens(tokenizer):
     prompt = renderer.build_generation_prompt([user("q")], prefill=opened).to_ints()
     plain = renderer.build_generation_prompt([user("q")]).to_ints()
     assert prompt == plain + ids_of(tokenizer, opened)
+    sampled = ids_of(tokenizer, "Sure.<|return|>")
+    message, termination = renderer.parse_response(prompt[len(plain) :] + sampled)
+    assert (message["content"], termination) == ("Sure.", ParseTermination.STOP_SEQUENCE)
     as_tool = renderer.build_generation_prompt([user("q"), CALL[1]], role="tool").to_ints()
     assert tokenizer.decode(as_tool).endswith(
         "<|start|>functions.add to=assistant<|channel|>commentary<|message|>"

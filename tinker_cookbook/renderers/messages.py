@@ -232,6 +232,11 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     if role == "assistant" and reasoning:
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
+    for key in (
+        "reasoning_content",
+        "thinking",
+    ):  # in content now; read again it would be there twice
+        result.pop(key, None)
     try:
         if calls:
             result["tool_calls"] = [as_tool_call(call) for call in calls]
