@@ -1,7 +1,7 @@
 """Chat messages to tokens and loss weights, and back. Start at `get_renderer` and `Renderer`.
 
-The formats: role_colon.py, qwen3.py. The types: messages.py. How conversations are assembled:
-base.py. How responses are parsed: parsing.py.
+The formats: role_colon.py, qwen3.py, gpt_oss.py. The types: messages.py. How conversations are
+assembled: base.py. How responses are parsed: parsing.py.
 """
 
 from tinker_cookbook.renderers.base import (

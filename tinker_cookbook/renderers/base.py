@@ -62,13 +62,17 @@ class TrainOnWhat(StrEnum):
 
 @dataclass(frozen=True)
 class RenderContext:
-    """Where a message stands in its conversation. `last_user_index` is -1 where nobody asked."""
+    """Where a message stands in its conversation. `last_user_index` is -1 where nobody asked.
+
+    `messages`: the whole conversation, for formats that look further than to the neighbours.
+    """
 
     idx: int
     is_last: bool
     prev_message: Message | None = None
     next_message: Message | None = None
     last_user_index: int = -1
+    messages: Sequence[Message] = ()
 
     @property
     def in_last_assistant_turn(self) -> bool:
@@ -330,6 +334,7 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
             prev_message=messages[i - 1] if i else None,
             next_message=messages[i + 1] if i < last else None,
             last_user_index=last_user_index,
+            messages=messages,
         )
         for i in range(len(messages))
     ]

@@ -198,7 +198,7 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     """A copy of `message` in the form that renderers read, or a RendererError naming `index`.
 
     An assistant message with tool calls may lack content (as OpenAI writes it), and
-    `reasoning_content` of an assistant becomes a thinking part.
+    `reasoning_content` of an assistant (`thinking` in gpt-oss data) becomes a thinking part.
     """
 
     def refuse(problem: str) -> RendererError:
@@ -228,10 +228,15 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
                 raise refuse(f"a {kind} part without {kind!r}: {part!r:.80}")
             if kind == "thinking" and role != "assistant":
                 raise refuse(f"a {role} message cannot have a thinking part")
-    reasoning = message.get("reasoning_content")
+    reasoning = message.get("reasoning_content") or message.get("thinking")
     if role == "assistant" and reasoning:
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
+    for key in (
+        "reasoning_content",
+        "thinking",
+    ):  # in content now; read again it would be there twice
+        result.pop(key, None)
     try:
         if calls:
             result["tool_calls"] = [as_tool_call(call) for call in calls]

@@ -12,7 +12,11 @@ from tinker_cookbook.renderers import (
     get_text_content,
     parse_content_blocks,
 )
-from tinker_cookbook.renderers.messages import split_thinking, to_openai_message
+from tinker_cookbook.renderers.messages import (
+    normalise_message,
+    split_thinking,
+    to_openai_message,
+)
 
 THINK = {"type": "thinking", "thinking": "\nhm\n"}
 TEXT = {"type": "text", "text": "\n\n95"}
@@ -72,3 +76,15 @@ def test_to_openai_message():
     }
     result = {"role": "tool", "content": "x</think>y", "tool_call_id": "1", "name": "f"}
     assert to_openai_message(result) == result
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_normalising_twice_changes_nothing(key):
+    message = {"role": "assistant", "content": "r", key: "hm"}
+    once = normalise_message(message, 0, ("assistant",))
+    assert once["content"] == [
+        {"type": "thinking", "thinking": "hm"},
+        {"type": "text", "text": "r"},
+    ]
+    assert normalise_message(once, 0, ("assistant",)) == once
+    assert message == {"role": "assistant", "content": "r", key: "hm"}

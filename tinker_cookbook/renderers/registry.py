@@ -11,6 +11,7 @@ from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers.base import Origin, Renderer
+from tinker_cookbook.renderers.gpt_oss import GptOssRenderer
 from tinker_cookbook.renderers.qwen3 import (
     Qwen3DisableThinkingRenderer,
     Qwen3InstructRenderer,
@@ -27,6 +28,10 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "qwen3": lambda tokenizer, _: Qwen3Renderer(tokenizer),
     "qwen3_disable_thinking": lambda tokenizer, _: Qwen3DisableThinkingRenderer(tokenizer),
     "qwen3_instruct": lambda tokenizer, _: Qwen3InstructRenderer(tokenizer),
+    "gpt_oss_no_sysprompt": lambda tokenizer, _: GptOssRenderer(tokenizer),
+    "gpt_oss_low_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "low"),
+    "gpt_oss_medium_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "medium"),
+    "gpt_oss_high_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "high"),
 }
 _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 

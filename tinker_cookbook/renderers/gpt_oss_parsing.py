@@ -1,0 +1,187 @@
+"""Harmony replies to messages: what gpt-oss samples after `<|start|>assistant`.
+
+A reply is one or more Harmony messages, `header<|message|>body`, joined by `<|end|><|start|>`. The
+five control tokens reach this parser as single code points that no text can hold (`marked_text`),
+so a reply that speaks about `<|end|>` is not cut there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+
+from tinker_cookbook.renderers.messages import FunctionBody, ToolCall, UnparsedToolCall
+from tinker_cookbook.renderers.parsing import Delta, TextDelta, ThinkingDelta, ToolCallDelta
+
+START, END, MESSAGE, CHANNEL, CONSTRAIN = (
+    "<|start|>",
+    "<|end|>",
+    "<|message|>",
+    "<|channel|>",
+    "<|constrain|>",
+)
+CONTROL = (START, END, MESSAGE, CHANNEL, CONSTRAIN)
+FUNCTIONS = "functions."
+
+# Lone surrogates: valid in a str, and never what bytes decode to.
+_MARKS = {tag: chr(0xD800 + i) for i, tag in enumerate(CONTROL)}
+_TAGS = {ord(mark): tag for tag, mark in _MARKS.items()}
+_ANY_MARK = re.compile(f"[{''.join(_MARKS.values())}]")
+_BODY_END = re.compile(f"[{_MARKS[START]}{_MARKS[END]}]")
+_PROMPTED = _MARKS[START] + "assistant"  # how the first header begins: it stands in the prompt
+_WORD = rf"[^\s<{''.join(_MARKS.values())}]+"
+# The recipient stands behind the role (as chat templates write it) or behind the channel (as models
+# mostly sample it); then comes a content type, `<|constrain|>json` for calls.
+_HEADER = re.compile(
+    rf"{_PROMPTED}(?: to=(?P<to>{_WORD}))?"
+    rf"{_MARKS[CHANNEL]}(?P<channel>analysis|commentary|final)(?: to=(?P<late_to>{_WORD}))?"
+    rf"(?: ?{_MARKS[CONSTRAIN]}?{_WORD})? ?"
+)
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+
+
+def marked_text(
+    tokens: Sequence[int], control: Mapping[int, str], decode: Callable[[list[int]], str]
+) -> str:
+    """Tokens as text, those of `control` (id to tag) as the code points that the parser reads."""
+    text, run = "", []
+    for token in tokens:
+        if token in control:
+            text += decode(run) + _MARKS[control[token]]
+            run = []
+        else:
+            run.append(token)
+    return text + decode(run)
+
+
+def recipient_of(raw_call: str) -> str | None:
+    """To whom the raw text of a call is addressed, e.g. `functions.f`."""
+    found = _RECIPIENT.search(raw_call.partition(MESSAGE)[0])
+    return found.group(1) if found else None
+
+
+class _Body(Enum):
+    THINKING = ThinkingDelta
+    TEXT = TextDelta
+    CALL = ToolCallDelta
+    FOREIGN = None  # another role's message: the model went on to play the user
+
+
+class HarmonyParser:
+    """The analysis channel is thinking, a message to a recipient a tool call, all else text.
+
+    Messages of one kind are set off by a blank line. Where the format is not kept (no channel, a
+    control token inside a body, words between messages, a header without body) the words are kept
+    as text and the response counts as malformed.
+    """
+
+    def __init__(self):
+        self.stops = 0
+        self._buffer = _PROMPTED
+        self._deltas: list[Delta] = []
+        self._state: Callable[[], bool] = self._header
+        self._kind = _Body.TEXT
+        self._raw_header = ""
+        self._recipient = ""
+        self._call = ""
+        self._fresh = True
+        self._seen: set[_Body] = set()
+
+    def feed(self, text: str) -> list[Delta]:
+        self._buffer += text
+        while self._state():
+            pass
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        deltas = self.feed("")
+        if self._state == self._body:
+            self._close_body()
+        elif rest := self._buffer.removeprefix(_PROMPTED):
+            self._break()
+            if not _ANY_MARK.search(rest):  # a plain reply, by a model that has no channels yet
+                self._kind = _Body.TEXT
+                self._emit(rest)
+        last, self._deltas = self._deltas, []
+        return deltas + last
+
+    def _break(self) -> None:
+        self.stops = 2  # with two, no ending is a clean one
+
+    def _header(self) -> bool:
+        header, found, after = self._buffer.partition(_MARKS[MESSAGE])
+        if not found:
+            return False
+        self._buffer = after
+        self._state = self._body
+        self._fresh = True
+        self._raw_header = header.removeprefix(_PROMPTED)
+        fields = _HEADER.fullmatch(header)
+        if fields is None or (fields["to"] and fields["late_to"]):
+            self._break()
+            self._kind = _Body.TEXT if _PROMPTED in header else _Body.FOREIGN
+        elif fields["to"] or fields["late_to"]:
+            self._kind = _Body.CALL
+            self._recipient = fields["to"] or fields["late_to"]
+        else:
+            self._kind = _Body.THINKING if fields["channel"] == "analysis" else _Body.TEXT
+        return True
+
+    def _body(self) -> bool:
+        end = _BODY_END.search(self._buffer)
+        cut = end.start() if end else len(self._buffer)
+        self._emit(self._buffer[:cut])
+        self._buffer = self._buffer[cut:]
+        if end is None:
+            return False
+        self._close_body()
+        if end.group() == _MARKS[END]:
+            self._buffer = self._buffer[1:]
+        else:
+            self._break()
+        self._state = self._header
+        return True
+
+    def _emit(self, text: str) -> None:
+        if _ANY_MARK.search(text):
+            self._break()
+            text = text.translate(_TAGS)
+        if self._kind is _Body.CALL:
+            self._call += text
+        elif text and self._kind is not _Body.FOREIGN:
+            if self._fresh and self._kind in self._seen:
+                text = "\n\n" + text
+            self._fresh = False
+            self._seen.add(self._kind)
+            self._deltas.append(
+                ThinkingDelta(text) if self._kind is _Body.THINKING else TextDelta(text)
+            )
+
+    def _close_body(self) -> None:
+        if self._kind is not _Body.CALL:
+            return
+        call: ToolCall | UnparsedToolCall
+        try:
+            call = _read_call(self._recipient, self._call)
+        except ValueError as error:
+            raw = self._raw_header.translate(_TAGS) + MESSAGE + self._call
+            call = UnparsedToolCall(raw_text=raw, error=str(error))
+        self._deltas.append(ToolCallDelta(call))
+        self._call = ""
+
+
+def _read_call(recipient: str, arguments: str) -> ToolCall:
+    """The arguments are kept as they were written. ValueError, in words, if they are no object."""
+    name = recipient.removeprefix(FUNCTIONS)
+    if name == recipient or not name:
+        raise ValueError(f"a call to {recipient!r}, which is not one of the functions")
+    try:
+        value = json.loads(arguments)  # JSONDecodeError is a ValueError, and says where and what
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("the arguments of a call must be a JSON object")
+    return ToolCall(function=FunctionBody(name=name, arguments=arguments))
