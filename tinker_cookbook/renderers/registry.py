@@ -12,12 +12,14 @@ from typing import Any
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers.base import Origin, Renderer
 from tinker_cookbook.renderers.gpt_oss import GptOssRenderer
+from tinker_cookbook.renderers.llama3 import Llama3Renderer
 from tinker_cookbook.renderers.qwen3 import (
     Qwen3DisableThinkingRenderer,
     Qwen3InstructRenderer,
     Qwen3Renderer,
 )
 from tinker_cookbook.renderers.role_colon import RoleColonRenderer
+from tinker_cookbook.renderers.template import TemplateRenderer
 from tinker_cookbook.tokenizer_utils import Tokenizer, get_tokenizer
 
 RendererFactory = Callable[[Tokenizer, Any], Renderer]
@@ -25,6 +27,7 @@ RendererFactory = Callable[[Tokenizer, Any], Renderer]
 
 _BUILT_IN: dict[str, RendererFactory] = {
     "role_colon": lambda tokenizer, _: RoleColonRenderer(tokenizer),
+    "llama3": lambda tokenizer, _: Llama3Renderer(tokenizer),
     "qwen3": lambda tokenizer, _: Qwen3Renderer(tokenizer),
     "qwen3_disable_thinking": lambda tokenizer, _: Qwen3DisableThinkingRenderer(tokenizer),
     "qwen3_instruct": lambda tokenizer, _: Qwen3InstructRenderer(tokenizer),
@@ -32,6 +35,7 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "gpt_oss_low_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "low"),
     "gpt_oss_medium_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "medium"),
     "gpt_oss_high_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "high"),
+    "template": lambda tokenizer, _: TemplateRenderer(tokenizer),
 }
 _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 

@@ -1,0 +1,89 @@
+"""`llama3`: the chat format of Llama 3, 3.1, 3.2 and 3.3 Instruct.
+
+    [BOS]<|start_header_id|>user<|end_header_id|>⏎⏎Hello<|eot_id|><|start_header_id|>assistant…
+
+Tokens equal those of the models' own chat templates, with these differences, all meant:
+
+1. No preamble. From 3.1 on the templates begin every conversation with a system message that says
+   "Cutting Knowledge Date" and the date, in 3.2 that of the day it is run on. Llama 3 has none.
+   Whoever wants it puts it at the head of the system prompt, or sets renderer_name=template.
+2. Special tokens in content are text, in every role.
+3. White space at the ends of a reply is kept, and a reply is encoded apart from its header, as it
+   is sampled; the templates strip it. System and user messages are stripped as there.
+
+No tools: these models write a call as bare JSON, which nothing tells from a reply that is JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
+from tinker_cookbook.renderers.messages import Message, ToolSpec, ensure_text
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+_NO_TOOLS = (
+    "llama3 has no form for tools, because a call would be bare JSON that cannot be told from a "
+    "reply; set renderer_name=template to declare tools as the model's own chat template does"
+)
+
+
+class Llama3Renderer(Renderer):
+    """Extension property: yes, every message is written alike wherever it stands.
+
+    A second system message and a conversation that an assistant begins are written as they stand,
+    as the templates do.
+    """
+
+    roles = ("system", "user", "assistant")
+    end_of_text = ("<|end_of_text|>",)
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__(tokenizer)
+        self._bos = self.encoder.id("<|begin_of_text|>")
+        self._start = self.encoder.id("<|start_header_id|>")
+        self._end_header = self.encoder.id("<|end_header_id|>")
+        self._end = self.encoder.id("<|eot_id|>")
+
+    @property
+    def bos_tokens(self) -> list[int]:
+        return [self._bos]
+
+    @property
+    def has_extension_property(self) -> bool:
+        return True
+
+    def get_stop_sequences(self) -> list[int]:
+        return [self._end]
+
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """The system prompt alone; RendererError where there are tools."""
+        if tools:
+            raise RendererError(_NO_TOOLS)
+        return [Message(role="system", content=system_prompt)] if system_prompt else []
+
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        try:
+            text = ensure_text(message["content"])
+        except RendererError as error:
+            raise RendererError(f"message {ctx.idx}: {error}") from None
+        if message["role"] != "assistant":
+            text = text.strip()
+        encode = self.encoder.encode
+        header = [self._start, *encode(message["role"]), self._end_header, *encode("\n\n")]
+        return RenderedMessage(
+            header=text_chunk(header), output=[text_chunk([*encode(text), self._end])]
+        )
+
+    def _checked(self, messages: Sequence[Message]) -> list[Message]:
+        for i, message in enumerate(messages):
+            if isinstance(message, dict) and (
+                message.get("role") == "tool"
+                or message.get("tool_calls")
+                or message.get("unparsed_tool_calls")
+            ):
+                raise RendererError(f"message {i}: {_NO_TOOLS}")
+        return super()._checked(messages)

@@ -1,0 +1,208 @@
+"""`template`: any other chat model, in the words of its tokenizer's own chat template.
+
+What a chat template does is found by asking it. The end of a turn is the token behind the reply in
+a small conversation. A trained reply is what a conversation that ends in it has beyond its
+generation prompt. Where that difference is not one, this renderer refuses: it never guesses a mask.
+
+Tokens equal those of `apply_chat_template`, with these differences, all meant:
+
+1. Nothing stands behind the end-of-turn token of a last reply (ChatML's newline): no model writes
+   it.
+2. Special tokens in content are text. In user and tool messages, which come from outside: all added
+   tokens. In system prompts, tool declarations and replies: those that are marked special, but for
+   `<think>` and `</think>`; the others are the developer's or the model's own tags.
+3. The last reply of an example is encoded apart from its generation prompt where the tokenizer
+   would join the two (white space at its start), as it is sampled.
+
+Templates that print today's date make other tokens tomorrow; so does this renderer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import (
+    _ASSISTANT_MODES,
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    SupervisedExample,
+    TrainOnWhat,
+    _trained_messages,
+    text_chunk,
+)
+from tinker_cookbook.renderers.chat_template import QUESTION, ChatTemplate
+from tinker_cookbook.renderers.messages import Message, Role, ToolSpec
+from tinker_cookbook.renderers.parsing import TagParser, ToolTags, read_json_tool_call
+from tinker_cookbook.renderers.template_conversation import Conversation
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+if TYPE_CHECKING:
+    import tinker
+
+_SPLITTABLE = "use build_supervised_examples, which ends one example at each reply"
+
+
+class _UnstableHistory(RendererError):
+    """A reply that does not look the same, or stand behind the same tokens, once it is history."""
+
+
+class TemplateRenderer(Renderer):
+    """`arguments` go to every call of the template (`enable_thinking=False`), for renderers of
+    one's own: register_renderer("mine", lambda tokenizer, _: TemplateRenderer(tokenizer, ...)).
+
+    A reply is parsed up to the end-of-turn token, its reasoning left in the text as the model wrote
+    it. Calls are parsed where the template writes them as JSON between `<tool_call>` tags, and stay
+    in the text elsewhere; templates that format the arguments themselves get them as objects, so
+    the white space that a model wrote in them is not kept.
+
+    Of the modes, only those that train replies or every token are known: where a user's words
+    begin and end, a template does not tell. A second system message, or a
+    conversation that an assistant begins, is as the template will have it.
+
+    Extension property: asked of the template, see `has_extension_property`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, **arguments: Any):
+        super().__init__(tokenizer)
+        self.template = ChatTemplate(tokenizer, arguments)
+
+    def get_stop_sequences(self) -> list[int]:
+        return [self.encoder.id(self.template.end_of_turn)]
+
+    def content_parser(self) -> TagParser:
+        tools = ToolTags("<tool_call>", "</tool_call>", read_json_tool_call)
+        template = self.template
+        return _ReplyParser(template.opened, tools if template.writes_json_calls else None)
+
+    @property
+    def has_extension_property(self) -> bool:
+        """Whether the template keeps replies as they are in conversations with and without system
+        prompt, reasoning and tools, as far as it knows these."""
+        return self.template.is_stable
+
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """A system message with the key `tools`, which are handed to the template as such."""
+        if not tools:
+            return [Message(role="system", content=system_prompt)] if system_prompt else []
+        declared = [
+            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
+        ]
+        prefix = cast(Message, {"role": "system", "content": system_prompt, "tools": declared})
+        text = Conversation(self.template, [prefix, cast(Message, QUESTION)]).prompt(2)
+        for tool in declared:
+            if tool["function"]["name"] not in text:
+                raise RendererError("this tokenizer's chat template does not declare tools")
+        return [prefix]
+
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        raise RendererError(
+            f"message {ctx.idx}: a chat template renders whole conversations, not one message; "
+            "use build_generation_prompt or build_supervised_example"
+        )
+
+    def build_generation_prompt(
+        self, messages: Sequence[Message], role: Role = "assistant", prefill: str | None = None
+    ) -> tinker.ModelInput:
+        messages = self._checked(messages)
+        if role != "assistant":
+            raise RendererError(f"role={role!r}: a chat template prompts for an assistant only")
+        conversation = Conversation(self.template, messages)
+        tokens = conversation.encode(conversation.prompt(len(messages)))
+        if prefill:
+            tokens += self.encoder.encode(prefill, self.template.own_tags)
+        return _input(tokens)
+
+    def build_supervised_example(
+        self,
+        messages: Sequence[Message],
+        train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+    ) -> SupervisedExample:
+        """The whole conversation in tokens. Each trained reply, end-of-turn token included, stands
+        behind exactly its generation prompt; RendererError where it cannot."""
+        import torch
+
+        mode = TrainOnWhat.of(train_on_what)
+        messages = self._checked(messages)
+        trained = self._trained(messages, mode)
+        conversation = Conversation(self.template, messages)
+        last = len(messages) - 1
+        if trained and trained[-1] == last:
+            prompt, tokens = conversation.encode_reply(last)
+            weights = [0.0] * len(prompt) + [1.0] * (len(tokens) - len(prompt))
+            trained = trained[:-1]
+        else:
+            tokens = conversation.encode(conversation.complete(len(messages)))
+            weights = [0.0] * len(tokens)
+        for i in trained:
+            prompt, through = conversation.encode_reply(i)
+            if tokens[: len(through)] != through:
+                raise _UnstableHistory(
+                    f"message {i}: the chat template, or the tokenizer, writes this reply "
+                    f"otherwise once more messages follow it; {_SPLITTABLE}"
+                )
+            weights[len(prompt) : len(through)] = [1.0] * (len(through) - len(prompt))
+        if mode is TrainOnWhat.ALL_TOKENS:
+            weights = [float(token != self.tokenizer.bos_token_id) for token in tokens[:1]]
+            weights += [1.0] * (len(tokens) - 1)
+        return SupervisedExample(_input(tokens), torch.tensor(weights, dtype=torch.float32))
+
+    def build_supervised_examples(
+        self,
+        messages: Sequence[Message],
+        train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_TURN,
+    ) -> list[SupervisedExample]:
+        """One for each trained reply, also where the template has the extension property and this
+        one conversation has not."""
+        try:
+            return super().build_supervised_examples(messages, train_on_what)
+        except _UnstableHistory:
+            if train_on_what not in _ASSISTANT_MODES:
+                raise
+        checked = self._checked(messages)
+        return [
+            self.build_supervised_example(checked[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
+            for i in self._trained(checked, TrainOnWhat.of(train_on_what))
+        ]
+
+    def _trained(self, messages: Sequence[Message], mode: TrainOnWhat) -> list[int]:
+        """Indices of the trained replies; none for ALL_TOKENS, which needs no spans."""
+        if mode is TrainOnWhat.ALL_TOKENS:
+            _trained_messages(messages, mode)
+            return []
+        trained = [i for i, is_it in enumerate(_trained_messages(messages, mode)) if is_it]
+        for i in trained:
+            if messages[i]["role"] != "assistant":
+                raise RendererError(
+                    f"message {i}: train_on_what={mode} trains a {messages[i]['role']} message, "
+                    "and a chat template does not tell where its text begins and ends; train "
+                    "assistant messages, or write a renderer for this model"
+                )
+        return trained
+
+    def _checked(self, messages: Sequence[Message]) -> list[Message]:
+        checked = super()._checked(messages)
+        for i, message in enumerate(checked):
+            if "tools" in message and (i or message["role"] != "system"):
+                raise RendererError(
+                    f"message {i}: only a system message that comes first can hold tools"
+                )
+        return checked
+
+
+class _ReplyParser(TagParser):
+    """Text and calls, behind what the prompt has written of the reply."""
+
+    def __init__(self, opened: str, tools: ToolTags | None):
+        super().__init__(None, tools)
+        self._buffer = opened
+
+
+def _input(tokens: list[int]) -> tinker.ModelInput:
+    import tinker
+
+    return tinker.ModelInput(chunks=[text_chunk(tokens)] if tokens else [])
