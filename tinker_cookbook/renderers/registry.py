@@ -11,6 +11,10 @@ from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers.base import Origin, Renderer
+from tinker_cookbook.renderers.deepseek_v3 import (
+    DeepSeekV3Renderer,
+    DeepSeekV3ThinkingRenderer,
+)
 from tinker_cookbook.renderers.qwen3 import (
     Qwen3DisableThinkingRenderer,
     Qwen3InstructRenderer,
@@ -27,6 +31,9 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "qwen3": lambda tokenizer, _: Qwen3Renderer(tokenizer),
     "qwen3_disable_thinking": lambda tokenizer, _: Qwen3DisableThinkingRenderer(tokenizer),
     "qwen3_instruct": lambda tokenizer, _: Qwen3InstructRenderer(tokenizer),
+    "deepseekv3": lambda tokenizer, _: DeepSeekV3Renderer(tokenizer),
+    "deepseekv3_disable_thinking": lambda tokenizer, _: DeepSeekV3Renderer(tokenizer),
+    "deepseekv3_thinking": lambda tokenizer, _: DeepSeekV3ThinkingRenderer(tokenizer),
 }
 _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 
