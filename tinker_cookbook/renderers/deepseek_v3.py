@@ -28,14 +28,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    message_text,
+    text_chunk,
+)
 from tinker_cookbook.renderers.messages import (
     Content,
     FunctionBody,
     Message,
     ToolCall,
     ToolSpec,
-    ensure_text,
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
@@ -106,16 +111,16 @@ class _DeepSeekV3Renderer(Renderer):
             case "tool":
                 header = encode("<｜tool▁output▁begin｜>", self.markup)
                 end = encode("<｜tool▁output▁end｜>", self.markup)
-                output = [*encode(_text(message, ctx)), *end]
+                output = [*encode(message_text(message, ctx)), *end]
             case "system" if ctx.idx == 0:
-                header, output = [], encode(_text(message, ctx), self.markup)
+                header, output = [], encode(message_text(message, ctx), self.markup)
             case "system" if not self.system_role_as_user:
                 raise RendererError(
                     f"message {ctx.idx}: a system message after the first message, for which "
                     "DeepSeek has no form; move it to the start or make it a user message"
                 )
             case _:
-                header, output = [self._user], encode(_text(message, ctx))
+                header, output = [self._user], encode(message_text(message, ctx))
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
     def create_conversation_prefix_with_tools(
@@ -220,10 +225,3 @@ def _split_thinking(content: Content) -> tuple[str, str]:
         return split_thinking(content)
     thinking, _, text = content.partition("</think>")
     return thinking.removeprefix("<think>"), text
-
-
-def _text(message: Message, ctx: RenderContext) -> str:
-    try:
-        return ensure_text(message["content"])
-    except RendererError as error:
-        raise RendererError(f"message {ctx.idx}: {error}") from None

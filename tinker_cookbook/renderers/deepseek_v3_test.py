@@ -142,6 +142,9 @@ class Template:
         role, content = message["role"], message["content"]
         thinking, text = split_thinking(content) if isinstance(content, list) else ("", content)
         result = {**message, "content": self.hide(text, role)}
+        for key in ("name", "tool_call_id"):
+            if key in message:
+                result[key] = self.hide(message[key], "user")
         if thinking:
             result["reasoning_content"] = self.hide(thinking, role)
         if calls := message.get("tool_calls"):

@@ -15,6 +15,7 @@ from tinker_cookbook.renderers.deepseek_v3 import (
     DeepSeekV3Renderer,
     DeepSeekV3ThinkingRenderer,
 )
+from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer
 from tinker_cookbook.renderers.qwen3 import (
     Qwen3DisableThinkingRenderer,
     Qwen3InstructRenderer,
@@ -34,6 +35,7 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "deepseekv3": lambda tokenizer, _: DeepSeekV3Renderer(tokenizer),
     "deepseekv3_disable_thinking": lambda tokenizer, _: DeepSeekV3Renderer(tokenizer),
     "deepseekv3_thinking": lambda tokenizer, _: DeepSeekV3ThinkingRenderer(tokenizer),
+    "kimi_k2": lambda tokenizer, _: KimiK2Renderer(tokenizer),
 }
 _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 
