@@ -20,6 +20,7 @@ from tinker_cookbook.renderers.messages import (
     Message,
     Role,
     ToolSpec,
+    ensure_text,
     normalise_message,
     to_openai_message,
 )
@@ -64,7 +65,12 @@ class TrainOnWhat(StrEnum):
 class RenderContext:
     """Where a message stands in its conversation. `last_user_index` is -1 where nobody asked.
 
+<<<<<<< HEAD
     `messages`: the whole conversation, for formats that look further than to the neighbours.
+=======
+    `last_answer_index`: the last assistant message that calls no tool, the final message left out;
+    -1 if there is none.
+>>>>>>> deepseek
     """
 
     idx: int
@@ -72,7 +78,11 @@ class RenderContext:
     prev_message: Message | None = None
     next_message: Message | None = None
     last_user_index: int = -1
+<<<<<<< HEAD
     messages: Sequence[Message] = ()
+=======
+    last_answer_index: int = -1
+>>>>>>> deepseek
 
     @property
     def in_last_assistant_turn(self) -> bool:
@@ -104,6 +114,14 @@ def text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
     import tinker
 
     return tinker.EncodedTextChunk(tokens=tokens)
+
+
+def message_text(message: Message, ctx: RenderContext) -> str:
+    """The content of a message that must be text alone; RendererError that names the message."""
+    try:
+        return ensure_text(message["content"])
+    except RendererError as error:
+        raise RendererError(f"message {ctx.idx}: {error}") from None
 
 
 class Renderer(ABC):
@@ -324,9 +342,17 @@ def _parts(message: Message) -> list[Any]:
     return [] if isinstance(content, str) else content
 
 
+def _calls(message: Message) -> bool:
+    return bool(message.get("tool_calls") or message.get("unparsed_tool_calls"))
+
+
 def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
     last = len(messages) - 1
     last_user_index = _last_user_index(messages)
+    last_answer_index = max(
+        (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and not _calls(m)),
+        default=-1,
+    )
     return [
         RenderContext(
             idx=i,
@@ -334,7 +360,11 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
             prev_message=messages[i - 1] if i else None,
             next_message=messages[i + 1] if i < last else None,
             last_user_index=last_user_index,
+<<<<<<< HEAD
             messages=messages,
+=======
+            last_answer_index=last_answer_index,
+>>>>>>> deepseek
         )
         for i in range(len(messages))
     ]

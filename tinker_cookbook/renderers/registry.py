@@ -11,7 +11,12 @@ from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers.base import Origin, Renderer
+from tinker_cookbook.renderers.deepseek_v3 import (
+    DeepSeekV3Renderer,
+    DeepSeekV3ThinkingRenderer,
+)
 from tinker_cookbook.renderers.gpt_oss import GptOssRenderer
+from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer
 from tinker_cookbook.renderers.llama3 import Llama3Renderer
 from tinker_cookbook.renderers.qwen3 import (
     Qwen3DisableThinkingRenderer,
@@ -36,6 +41,10 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "gpt_oss_medium_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "medium"),
     "gpt_oss_high_reasoning": lambda tokenizer, _: GptOssRenderer(tokenizer, "high"),
     "template": lambda tokenizer, _: TemplateRenderer(tokenizer),
+    "deepseekv3": lambda tokenizer, _: DeepSeekV3Renderer(tokenizer),
+    "deepseekv3_disable_thinking": lambda tokenizer, _: DeepSeekV3Renderer(tokenizer),
+    "deepseekv3_thinking": lambda tokenizer, _: DeepSeekV3ThinkingRenderer(tokenizer),
+    "kimi_k2": lambda tokenizer, _: KimiK2Renderer(tokenizer),
 }
 _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 

@@ -1,0 +1,227 @@
+"""DeepSeek-V3.1: one model, which replies with or without thinking. Two renderers.
+
+    [BOS]system<｜User｜>Hello<｜Assistant｜></think>Hi.<｜end▁of▁sentence｜>
+
+Every reply stands behind `</think>`, or, where it is to think, behind `<think>`. A reply after tool
+results has no header at all. Tokens equal those of the model's own chat template
+(`deepseekv3_thinking`: with thinking=True), with these differences, all meant:
+
+1. Special tokens in content are text. Everybody's: `<｜User｜>` and its like. In user and tool
+   messages, which come from outside: all of them, `<think>` and the tool tokens too. System prompts
+   are the developer's and assistant messages the model's, so there the tags of `markup` are tokens.
+2. A reply that answers neither a user nor a tool (it comes first, or behind the system prompt or
+   another reply) has its header; the template leaves it out, in the prompt too.
+3. One system message, at the start. The template joins later ones to it, which would change what
+   was sampled before them; here they are an error, or user messages with system_role_as_user=True.
+4. Reasoning in a reply that calls a tool or follows a tool result is dropped from history as it is
+   from other replies, where the template passes a string with `</think>` in it through whole.
+5. `deepseekv3_thinking` writes the latest reply behind `<think>`, with its reasoning or with none,
+   as it is sampled; the template writes complete conversations without thinking only. After tool
+   results, where the template's prompt opens no think block, the reply opens it itself, if it has
+   reasoning.
+6. Tools cannot be declared by a template that does not know them, as the published one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    message_text,
+    text_chunk,
+)
+from tinker_cookbook.renderers.messages import (
+    Content,
+    FunctionBody,
+    Message,
+    ToolCall,
+    ToolSpec,
+    split_thinking,
+)
+from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
+from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+
+def _read_call(name: str, arguments: str) -> ToolCall:
+    if not name:
+        raise ValueError("a tool call needs the name of a function")
+    return ToolCall(function=FunctionBody(name=name, arguments=arguments))
+
+
+_SECTION = ToolSection(
+    opened="<｜tool▁calls▁begin｜>",
+    closed="<｜tool▁calls▁end｜>",
+    call_opened="<｜tool▁call▁begin｜>",
+    separator="<｜tool▁sep｜>",
+    call_closed="<｜tool▁call▁end｜>",
+    head=lambda call: call.function.name,
+    read=_read_call,
+)
+
+
+class _Reply(NamedTuple):
+    """An assistant's message in text: the think tag that the framework writes behind the role, and
+    what the model writes. Neither includes the role token."""
+
+    tag: str
+    output: str
+
+
+class _DeepSeekV3Renderer(Renderer):
+    """What the two share: headers, tools, roles. They differ in `_reply` and in parsing."""
+
+    markup = (
+        "<think>",
+        "</think>",
+        *_SECTION.tags,
+        "<｜tool▁output▁begin｜>",
+        "<｜tool▁output▁end｜>",
+    )
+
+    def __init__(self, tokenizer: Tokenizer, system_role_as_user: bool = False):
+        super().__init__(tokenizer)
+        self.system_role_as_user = system_role_as_user
+        self._bos = self.encoder.id("<｜begin▁of▁sentence｜>")
+        self._end = self.encoder.id("<｜end▁of▁sentence｜>")
+        self._user = self.encoder.id("<｜User｜>")
+        self._assistant = self.encoder.id("<｜Assistant｜>")
+
+    @property
+    def bos_tokens(self) -> list[int]:
+        return [self._bos]
+
+    def get_stop_sequences(self) -> list[int]:
+        return [self._end]
+
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        encode = self.encoder.encode
+        match message["role"]:
+            case "assistant":
+                after_tool = ctx.prev_message is not None and ctx.prev_message["role"] == "tool"
+                reply = self._reply(message, ctx, after_tool)
+                header = [] if after_tool else [self._assistant, *encode(reply.tag, self.markup)]
+                text = reply.output + _SECTION.write(message)
+                output = [*encode(text, self.markup), self._end]
+            case "tool":
+                header = encode("<｜tool▁output▁begin｜>", self.markup)
+                end = encode("<｜tool▁output▁end｜>", self.markup)
+                output = [*encode(message_text(message, ctx)), *end]
+            case "system" if ctx.idx == 0:
+                header, output = [], encode(message_text(message, ctx), self.markup)
+            case "system" if not self.system_role_as_user:
+                raise RendererError(
+                    f"message {ctx.idx}: a system message after the first message, for which "
+                    "DeepSeek has no form; move it to the start or make it a user message"
+                )
+            case _:
+                header, output = [self._user], encode(message_text(message, ctx))
+        return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
+
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """One system message, in the words of the tokenizer's own chat template.
+
+        RendererError where the template ignores tools, as the one published with V3.1 does.
+        """
+        if not tools:
+            return [Message(role="system", content=system_prompt)] if system_prompt else []
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RendererError(
+                "tools are declared in the words of the tokenizer's chat template, and this "
+                "tokenizer has none; use the tokenizer of a chat model"
+            )
+        declared = [
+            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
+        ]
+        marker = "SYSTEM-PROMPT-HERE"  # the prompt's own text could look like the template's
+        conversation = [{"role": "user", "content": "USER-HERE"}]
+        if system_prompt:
+            conversation.insert(0, {"role": "system", "content": marker})
+        start, end = "<｜begin▁of▁sentence｜>", "<｜User｜>USER-HERE"
+        without = self.tokenizer.apply_chat_template(conversation, tokenize=False)
+        text = self.tokenizer.apply_chat_template(conversation, tools=declared, tokenize=False)
+        if text == without or not text.startswith(start) or not text.endswith(end):
+            raise RendererError(
+                "the tokenizer's chat template does not declare tools in a system message; "
+                "describe them in a system message of your own, calls are written and parsed alike"
+            )
+        content = text.removeprefix(start).removesuffix(end)
+        return [Message(role="system", content=content.replace(marker, system_prompt, 1))]
+
+    def _reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
+        raise NotImplementedError
+
+
+class DeepSeekV3Renderer(_DeepSeekV3Renderer):
+    """Without thinking: every reply stands behind `</think>`, which carries no weight. Reasoning is
+    dropped from history; a target with reasoning is refused.
+
+    Extension property: yes, every message is written alike wherever it stands.
+    """
+
+    target_must_follow_prompt = True
+
+    @property
+    def has_extension_property(self) -> bool:
+        return True
+
+    def content_parser(self) -> TagParser:
+        return SectionParser(None, _SECTION)
+
+    def _reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
+        thinking, text = _split_thinking(message["content"])
+        if ctx.is_last and thinking:
+            raise RendererError(
+                f"message {ctx.idx}: the reply holds reasoning, and deepseekv3 trains replies "
+                "without; remove it, or set renderer_name=deepseekv3_thinking"
+            )
+        return _Reply("</think>", text)
+
+
+class DeepSeekV3ThinkingRenderer(_DeepSeekV3Renderer):
+    """Thinking: the prompt opens the think block, the reply closes it. History is written as
+    without thinking.
+
+    Extension property: no, for history drops what was sampled. With
+    strip_thinking_from_history=False every reply is written as it was sampled, and it holds.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        strip_thinking_from_history: bool = True,
+        system_role_as_user: bool = False,
+    ):
+        super().__init__(tokenizer, system_role_as_user)
+        self.strip_thinking_from_history = strip_thinking_from_history
+
+    @property
+    def has_extension_property(self) -> bool:
+        return not self.strip_thinking_from_history
+
+    def content_parser(self) -> TagParser:
+        return SectionParser(ThinkTags(), _SECTION, prompt_opens_think=True)
+
+    def _reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
+        thinking, text = _split_thinking(message["content"])
+        if self.strip_thinking_from_history and not ctx.is_last:
+            return _Reply("</think>", text)
+        if after_tool:
+            return _Reply("", f"<think>{thinking}</think>{text}" if thinking else text)
+        return _Reply("<think>", f"{thinking}</think>{text}")
+
+
+def _split_thinking(content: Content) -> tuple[str, str]:
+    """As `split_thinking`; but of a string the text is all behind `</think>`, as in the template,
+    for this format pads with no newlines."""
+    if not isinstance(content, str) or "</think>" not in content:
+        return split_thinking(content)
+    thinking, _, text = content.partition("</think>")
+    return thinking.removeprefix("<think>"), text

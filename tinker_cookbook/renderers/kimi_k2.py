@@ -1,0 +1,242 @@
+"""Kimi K2: every reply begins with a think block; tool calls carry ids that name their function.
+
+    <|im_user|>user<|im_middle|>Hello<|im_end|>
+    <|im_assistant|>assistant<|im_middle|><think>…</think>Hi.<|im_end|>      (without line breaks)
+
+A conversation without a system message gets the default one of the tokenizer's own chat template.
+Reasoning is kept since the last reply that calls no tool, and emptied before. Tokens equal those of
+the chat template of K2-Thinking, with these differences, all meant:
+
+1. Special tokens in content are text. Everybody's: `<|im_end|>` and its like. In user and tool
+   messages, names and tool declarations: all of them, `<think>` and the tool tags too. System
+   prompts are the developer's and assistant messages the model's, so there the tags of `markup` are
+   tokens.
+2. The final reply, and the tool steps that led to it, keep their reasoning, as they are sampled.
+   The template empties it wherever a conversation ends with a reply that calls no tool.
+3. Reasoning inside a string is reasoning; the template writes the string behind an empty block.
+4. A call whose id is missing, or does not name its function (`call_x1`), gets
+   `functions.name:n`, n counting the calls of the conversation from 0; its result follows. The
+   template writes the id alone, and the function's name would be lost. A result without an id
+   answers the first call still unanswered.
+5. An assistant has no name but `assistant`, which is what its prompt says.
+
+For K2-Instruct, whose template of July 2025 knows no reasoning, two more: the empty think block in
+each reply, and tool messages (that template writes the arguments as a JSON string, and the two
+characters `\\n` behind the id of a result).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    message_text,
+    text_chunk,
+)
+from tinker_cookbook.renderers.messages import (
+    FunctionBody,
+    Message,
+    ToolCall,
+    ToolSpec,
+    split_thinking,
+)
+from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
+from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+_TOOL_DECLARE = "tool_declare"
+
+
+def _function_name(call_id: str | None) -> str | None:
+    """The function that an id names, None if it names none."""
+    found = re.fullmatch(r"(?:functions\.)?+(.+):[0-9]+", (call_id or "").strip(), re.DOTALL)
+    return found and found[1]
+
+
+def _read_call(call_id: str, arguments: str) -> ToolCall:
+    name = _function_name(call_id)
+    if name is None:
+        raise ValueError("the id of a tool call must look like functions.name:0")
+    return ToolCall(id=call_id, function=FunctionBody(name=name, arguments=arguments))
+
+
+_SECTION = ToolSection(
+    opened="<|tool_calls_section_begin|>",
+    closed="<|tool_calls_section_end|>",
+    call_opened="<|tool_call_begin|>",
+    separator="<|tool_call_argument_begin|>",
+    call_closed="<|tool_call_end|>",
+    head=lambda call: call.id or "",
+    read=_read_call,
+)
+
+
+class KimiK2Renderer(Renderer):
+    """Extension property: no, for history empties the reasoning that was sampled. With
+    strip_thinking_from_history=False every reply is written as it was sampled, and it holds.
+
+    A tool declaration is a message of the role `tool_declare`, at the start.
+    """
+
+    roles = ("system", "user", "assistant", "tool", _TOOL_DECLARE)
+    markup = ("<think>", "</think>", *_SECTION.tags)
+    end_of_text = ("[EOS]",)
+
+    def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True):
+        super().__init__(tokenizer)
+        self.strip_thinking_from_history = strip_thinking_from_history
+        self._system = self.encoder.id("<|im_system|>")
+        self._user = self.encoder.id("<|im_user|>")
+        self._assistant = self.encoder.id("<|im_assistant|>")
+        self._middle = self.encoder.id("<|im_middle|>")
+        self._end = self.encoder.id("<|im_end|>")
+
+    @property
+    def has_extension_property(self) -> bool:
+        return not self.strip_thinking_from_history
+
+    def get_stop_sequences(self) -> list[int]:
+        return [self._end]
+
+    def content_parser(self) -> TagParser:
+        return SectionParser(ThinkTags(), _SECTION)
+
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
+        role = message["role"]
+        name, tags = message.get("name") or role, ()
+        match role:
+            case "assistant":
+                name, tags = role, self.markup
+                text = self._reply(message, ctx)
+            case "tool":
+                text = f"## Return of {message.get('tool_call_id')}\n{message_text(message, ctx)}"
+            case _:
+                tags = self.markup if role == "system" else ()
+                text = message_text(message, ctx)
+        start = {"assistant": self._assistant, "user": self._user}.get(role, self._system)
+        header = [start, *self.encoder.encode(name), self._middle]
+        if _lacks_system_message(message, ctx):
+            header = [*self._default_system_message, *header]
+        output = [*self.encoder.encode(text, tags), self._end]
+        return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
+
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """The declaration as the tokenizer's own chat template writes it, then the system prompt,
+        if there is one."""
+        prefix = [Message(role="system", content=system_prompt)] if system_prompt else []
+        if not tools:
+            return prefix
+        declared = [
+            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
+        ]
+        start = f"<|im_system|>{_TOOL_DECLARE}<|im_middle|>"
+        end = "<|im_end|>" + self._from_template()
+        text = self._from_template(tools=declared)
+        if not text.startswith(start) or not text.endswith(end):
+            raise RendererError(
+                "the tokenizer's chat template does not declare tools as Kimi K2's does; "
+                "use the renderer of its own family"
+            )
+        content = text.removeprefix(start).removesuffix(end)
+        return [Message(role=_TOOL_DECLARE, content=content), *prefix]
+
+    @cached_property
+    def _default_system_message(self) -> list[int]:
+        """None of its tokens where the template has no default."""
+        start, end = "<|im_system|>system<|im_middle|>", f"<|im_end|>{_QUESTION}"
+        text = self._from_template()
+        if text == _QUESTION:
+            return []
+        if not text.startswith(start) or not text.endswith(end):
+            raise RendererError(
+                "the tokenizer's chat template has no default system message of Kimi K2's form; "
+                "begin the conversation with a system message"
+            )
+        encode = self.encoder.encode
+        content = encode(text.removeprefix(start).removesuffix(end))
+        return [self._system, *encode("system"), self._middle, *content, self._end]
+
+    def _from_template(self, **kwargs) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RendererError(
+                "tools and the default system message come from the tokenizer's chat template, and "
+                "this tokenizer has none; use the tokenizer of a chat model"
+            )
+        question = [{"role": "user", "content": "USER-HERE"}]
+        return self.tokenizer.apply_chat_template(question, tokenize=False, **kwargs)
+
+    def _checked(self, messages: Sequence[Message]) -> list[Message]:
+        return _with_call_ids(super()._checked(messages))
+
+    def _reply(self, message: Message, ctx: RenderContext) -> str:
+        thinking, text = split_thinking(message["content"])
+        if self.strip_thinking_from_history and ctx.idx <= ctx.last_answer_index:
+            thinking = ""
+        return f"<think>{thinking}</think>{text}{_SECTION.write(message)}"
+
+
+_QUESTION = "<|im_user|>user<|im_middle|>USER-HERE<|im_end|>"
+
+
+def _lacks_system_message(message: Message, ctx: RenderContext) -> bool:
+    """Whether the default one belongs in front of this message: at the start, or behind the
+    declaration of tools."""
+    if message["role"] == "system":
+        return False
+    if ctx.idx == 0:
+        return message["role"] != _TOOL_DECLARE
+    declares = ctx.prev_message is not None and ctx.prev_message["role"] == _TOOL_DECLARE
+    return ctx.idx == 1 and declares
+
+
+def _with_call_ids(messages: list[Message]) -> list[Message]:
+    """Copies in which every call has an id that names its function, and every result an id.
+
+    RendererError for a result that has none, where no call waits for one.
+    """
+    written: dict[str, str] = {}  # by the id given
+    waiting: list[str] = []
+    count = 0
+    result: list[Message] = []
+    for i, original in enumerate(messages):
+        message = original.copy()
+        if message["role"] == "tool":
+            given = message.get("tool_call_id")
+            if not given and not waiting:
+                raise RendererError(
+                    f"message {i}: a tool result without tool_call_id, and no call before it "
+                    "waits for one; set tool_call_id to the id of the call"
+                )
+            call_id = written.get(given, given) if given else waiting[0]
+            message["tool_call_id"] = call_id
+            if call_id in waiting:
+                waiting.remove(call_id)
+        elif message["role"] == "assistant":
+            waiting = []
+            calls = message.get("tool_calls", [])
+            for n, call in enumerate(calls, start=count):
+                call_id = call.id
+                if call_id is None or _function_name(call_id) != call.function.name:
+                    call_id = f"functions.{call.function.name}:{n}"
+                written[call.id or call_id] = call_id
+                waiting.append(call_id)
+            if calls:
+                message["tool_calls"] = [
+                    call.model_copy(update={"id": call_id})
+                    for call, call_id in zip(calls, waiting, strict=True)
+                ]
+            for call in message.get("unparsed_tool_calls", []):
+                head, found, _ = call.raw_text.partition(_SECTION.separator)
+                if found:
+                    waiting.append(head.removeprefix(_SECTION.call_opened))
+            count += len(calls)
+        result.append(message)
+    return result
