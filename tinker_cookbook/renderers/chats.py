@@ -25,6 +25,14 @@ class Chat:
     where: str
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """Where there should be a conversation and is none."""
+
+    where: str
+    problem: str
+
+
 def read_chats(path: str | Path, key: str = "path", field: str = "messages") -> list[Chat]:
     """All conversations of a JSONL file, one `{"messages": [...]}` a line; blank lines are ignored.
 
