@@ -181,7 +181,7 @@ class Renderer(ABC):
 
         mode = TrainOnWhat.of(train_on_what)
         messages = self._checked(messages)
-        trained = trained_messages(messages, mode)
+        trained = _trained_messages(messages, mode)
         header_weight = 1.0 if mode is TrainOnWhat.ALL_TOKENS else 0.0
         chunks: list[tinker.ModelInputChunk] = []
         weights: list[float] = []
@@ -234,7 +234,7 @@ class Renderer(ABC):
                 f"use one of {', '.join(sorted(_ASSISTANT_MODES))}"
             )
         messages = self._checked(messages)
-        trained = trained_messages(messages, mode)
+        trained = _trained_messages(messages, mode)
         return [
             self.build_supervised_example(messages[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
             for i, is_trained in enumerate(trained)
@@ -339,7 +339,7 @@ def _last_user_index(messages: Sequence[Message]) -> int:
     return max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
 
 
-def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[bool]:
+def _trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[bool]:
     """Whether each message's output is trained. RendererError where `trainable` does not fit."""
     customized = mode is TrainOnWhat.CUSTOMIZED
     for i, message in enumerate(messages):

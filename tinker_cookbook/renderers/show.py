@@ -22,9 +22,10 @@ from typing import Any
 
 import chz
 
-from tinker_cookbook import model_info, models
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
+from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.renderers.base import Renderer, TrainOnWhat
 from tinker_cookbook.renderers.chats import BadRow, Chat, read_chats, row_messages
 from tinker_cookbook.renderers.messages import ToolSpec
@@ -74,7 +75,7 @@ def main(config: Config) -> None:
     path = config.dataset_path or config.data.path
     name = config.renderer_name or models.recommended_renderer(config.model_name)
     renderer = get_renderer(name, get_tokenizer(config.model_name), model_name=config.model_name)
-    model_info.warn_if_renderer_not_recommended(config.model_name, name)
+    warn_if_renderer_not_recommended(config.model_name, name)
     max_length = config.max_length or _usual_length(config.model_name, name)
     chats = itertools.islice(_chats(config, path, renderer), config.start, None)
     read = list(itertools.islice(chats, config.limit))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer, TrainOnWhat, trained_messages
+from tinker_cookbook.renderers.base import Renderer, TrainOnWhat, _trained_messages
 from tinker_cookbook.renderers.chats import BadRow, Chat
 from tinker_cookbook.renderers.examples import REPLIES, Example, conversation_examples
 from tinker_cookbook.renderers.messages import Message, split_thinking
@@ -141,7 +141,7 @@ class Totals:
             self.examples = conversation_examples(
                 chat.messages, self._renderer, self.max_length, self.mode
             )
-            trained = trained_messages(chat.messages, self.mode)
+            trained = _trained_messages(chat.messages, self.mode)
         except RendererError as error:
             self._refused.add(1, f"{chat.where}: {error}")
             return [f"cannot be rendered: {error}"]
