@@ -45,9 +45,10 @@ class ModelInfo:
     """What is known of one model. None: not known.
 
     `renderers`: fitting chat formats, the recommended one first; empty when there is no tokenizer
-    that tells. `size_str`: parameters, behind -A those active for a token; "" where it is not known.
-    `context_length`: tokens, as the model's card has it, else as config.json. `lr_exponent`: of the
-    learning-rate formula in hyperparam_utils. `gated`: the hub wants a licence accepted.
+    that tells. `size_str`: parameters, behind -A those active for a token; "" where not known.
+    `context_length`: tokens, max_position_embeddings of config.json (DeepSeek-V3.1: what its card
+    promises). `lr_exponent`: of the learning-rate formula in hyperparam_utils. `gated`: the hub
+    wants a licence accepted.
     """
 
     name: str
