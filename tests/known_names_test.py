@@ -27,13 +27,15 @@ NAMES = {
     "tinker_cookbook.supervised.types": "SupervisedDataset SupervisedDatasetBuilder"
     " ChatDatasetBuilderCommonConfig ChatDatasetBuilder",
     "tinker_cookbook.supervised.train": "Config main run_evals",
+    "tinker_cookbook.supervised.viz_sft_dataset": "Config main",
     "tinker_cookbook.supervised.nll_evaluator": "SamplerNLLEvaluator NLLEvaluator",
     "tinker_cookbook.checkpoint_utils": "CheckpointRecord get_last_checkpoint"
     " load_checkpoints_file save_checkpoint save_checkpoint_async CheckpointManager"
     " resolve_renderer_name_from_checkpoint_or_default"
     " resolve_renderer_name_from_checkpoint_or_default_async",
     "tinker_cookbook.hyperparam_utils": "get_lr get_lora_lr_over_full_finetune_lr"
-    " get_lora_param_count get_full_finetune_param_count",
+    " get_lora_param_count get_full_finetune_param_count get_lora_lr_multiplier"
+    " get_full_finetune_lr_multiplier",
     "tinker_cookbook.model_info": "get_model_attributes ModelAttributes"
     " get_recommended_renderer_name get_recommended_renderer_names"
     " warn_if_renderer_not_recommended",

@@ -1,9 +1,16 @@
 """Learning rates by model size, and parameter counts.
 
-    lr = 5e-5 · (10 with LoRA) · (2000 / hidden size)^p      p = 0.781 Llama, 0.0775 Qwen
+    lr = 5e-5 · (10 with LoRA) · (2000 / hidden size)^p
 
-The formula and its exponents are the official Tinker cookbook's, fitted there to sweeps over these
-two families. For others none has been measured, so none is guessed.
+| family | p | where it comes from |
+|---|---|---|
+| Llama | 0.781 | the official Tinker cookbook, which fitted it to sweeps |
+| Qwen2, Qwen3 | 0.0775 | the same |
+| DeepSeek-V3, gpt-oss, Kimi-K2 | 0.781 | a choice, not measured: the lower rate of the two fits |
+| nano | | no formula: 6e-3 with LoRA, measured on its supervised recipe |
+| others | | no value: learning_rate= must be given |
+
+These are rates for supervised fine-tuning. What recipes take for other methods: `models.defaults`.
 """
 
 from __future__ import annotations
@@ -24,8 +31,13 @@ _REFERENCE_HIDDEN_SIZE = 2000
 
 
 def get_lr(model_name: str, is_lora: bool = True) -> float:
-    """A good learning rate for Adam. ConfigurationError for families without a formula."""
+    """A good learning rate for Adam, by the table above.
+
+    ConfigurationError for a family without a value, and for nano without LoRA.
+    """
     info = models.resolve(model_name)
+    if info.family == "nano" and is_lora:
+        return models.defaults("nano", "sl")["learning_rate"]
     if info.lr_exponent is None or info.hidden_size is None:
         raise ConfigurationError(
             f"model_name={model_name!r}: there is no learning-rate formula for the family "

@@ -35,10 +35,30 @@ def test_learning_rates(name, value):
     assert get_lr(name, is_lora=False) == pytest.approx(get_lr(name) / 10)
 
 
-@pytest.mark.parametrize("name", ["nano", "openai/gpt-oss-20b", "deepseek-ai/DeepSeek-V3.1"])
-def test_no_learning_rate_is_guessed(name):
+@pytest.mark.parametrize(
+    "name, hidden_size",
+    [
+        ("openai/gpt-oss-20b", 2880),
+        ("openai/gpt-oss-120b", 2880),
+        ("deepseek-ai/DeepSeek-V3.1", 7168),
+        ("moonshotai/Kimi-K2-Thinking", 7168),
+    ],
+)
+def test_families_without_a_fit_get_the_lower_rate_of_the_two_fits(name, hidden_size):
+    by_llama, by_qwen = (5e-4 * (2000 / hidden_size) ** p for p in (0.781, 0.0775))
+    assert get_lr(name) == pytest.approx(min(by_llama, by_qwen))
+
+
+def test_nano_has_its_measured_rate():
+    assert get_lr("nano") == 6e-3
     with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
-        get_lr(name)
+        get_lr("nano", is_lora=False)
+
+
+def test_no_rate_is_guessed_for_a_family_that_is_not_in_the_table(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mistral", "hidden_size": 4096}')
+    with pytest.raises(ConfigurationError, match=r"'mistral', so learning_rate= must be given"):
+        get_lr(str(tmp_path))
 
 
 def test_lora_factor_is_for_alpha_32():

@@ -12,6 +12,7 @@ import chz
 from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.utils.files import existing_file
 
@@ -21,7 +22,8 @@ def fill(config: Any, method: str) -> FilledConfig:
     it starts from and the model, in this order; and what was filled.
 
     renderer_name: the one that the data's own common_config renders with; else the one that
-    load_checkpoint_path was trained with; else the model's.
+    load_checkpoint_path was trained with; else the model's. One that does not fit the model is
+    taken, with a warning.
     """
     common = getattr(getattr(config, "dataset_builder", None), "common_config", None)
     name = config.renderer_name
@@ -42,6 +44,7 @@ def fill(config: Any, method: str) -> FilledConfig:
     filled = models.fill_defaults(chz.replace(config, renderer_name=name), method)
     if config.renderer_name is None:
         filled.filled.setdefault("renderer_name", filled.config.renderer_name)
+    warn_if_renderer_not_recommended(config.model_name, filled.config.renderer_name)
     return filled
 
 

@@ -108,3 +108,17 @@ def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model():
     assert filled.filled["renderer_name"] == "qwen3_disable_thinking"
     asked = keys.fill(chz.replace(from_checkpoint, renderer_name="qwen3"), "sl")
     assert asked.config.renderer_name == "qwen3" and "renderer_name" not in asked.filled
+
+
+@pytest.mark.parametrize(("given", "lines"), [(None, 0), ("qwen3", 0), ("role_colon", 1)])
+def test_a_renderer_that_does_not_fit_the_model_gets_one_line(given, lines, caplog):
+    keys.fill(config(renderer_name=given), "sl")
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == lines
+    assert all("renderer_name=role_colon is not known to fit nano" in each for each in messages)
+
+
+def test_the_renderer_of_the_data_is_looked_at_too(caplog):
+    own = chz.replace(OWN, renderer_name="role_colon")
+    keys.fill(config(dataset_builder=ChatDatasetBuilder(common_config=own)), "sl")
+    assert "renderer_name=role_colon is not known to fit nano" in caplog.text

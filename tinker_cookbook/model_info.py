@@ -46,14 +46,22 @@ def get_recommended_renderer_name(model_name: str) -> str:
 
 
 def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None) -> None:
-    """Log a warning if a renderer is not among those that fit the model; unknown models pass."""
+    """Log a warning if a renderer is not among those that fit the model.
+
+    Nothing is said of models that cannot be resolved, and of `template` with a chat model: it is in
+    that model's own words.
+    """
     if renderer_name is None:
         return
     try:
-        fitting = get_recommended_renderer_names(model_name)
+        info = models.resolve(model_name)
     except ConfigurationError:
         return
-    if fitting and renderer_name not in fitting:
+    fitting = (*info.renderers, "template") if info.is_chat else info.renderers
+    if info.renderers and renderer_name not in fitting:
         logger.warning(
-            "renderer_name=%s is not one that fits %s: %s", renderer_name, model_name, fitting
+            "renderer_name=%s is not known to fit %s, which expects %s",
+            renderer_name,
+            model_name,
+            " or ".join(info.renderers),
         )

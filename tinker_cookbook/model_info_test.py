@@ -34,17 +34,26 @@ def test_a_local_path_is_not_split_into_organization_and_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "[INST]"}')
     assert get_model_attributes(str(tmp_path)).organization == ""
+    assert get_recommended_renderer_name(str(tmp_path)) == "template"
+    (tmp_path / "tokenizer_config.json").unlink()
     assert get_recommended_renderer_names(str(tmp_path)) == []
     with pytest.raises(ConfigurationError, match="renderer_name="):
         get_recommended_renderer_name(str(tmp_path))
 
 
 def test_warning(caplog, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with caplog.at_level(logging.WARNING):
         warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "qwen3_disable_thinking")
+        warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "template")
         warn_if_renderer_not_recommended("Qwen/Qwen3-8B", None)
         warn_if_renderer_not_recommended(str(tmp_path / "absent"), "qwen3")
+        warn_if_renderer_not_recommended(str(tmp_path), "qwen3")  # no tokenizer that tells
         assert caplog.records == []
         warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "role_colon")
-    [record] = caplog.records
-    assert "role_colon" in record.getMessage() and "Qwen/Qwen3-8B" in record.getMessage()
+        warn_if_renderer_not_recommended("Qwen/Qwen3-8B-Base", "template")
+    assert [record.getMessage() for record in caplog.records] == [
+        "renderer_name=role_colon is not known to fit Qwen/Qwen3-8B, which expects qwen3 or"
+        " qwen3_disable_thinking",
+        "renderer_name=template is not known to fit Qwen/Qwen3-8B-Base, which expects role_colon",
+    ]

@@ -18,8 +18,25 @@ from typing import Any, NamedTuple
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import hub_reach
 
+# The exponent of the learning-rate formula in hyperparam_utils, by family. For Llama and Qwen the
+# official Tinker cookbook fitted it to sweeps. For the others nobody has published one, and theirs
+# here is a choice: of the two fitted exponents the one that gives models wider than 2000, as all of
+# them are, the lower rate.
 LLAMA_EXPONENT = 0.781
 QWEN_EXPONENT = 0.0775
+CHOSEN_EXPONENT = max(LLAMA_EXPONENT, QWEN_EXPONENT)
+FITTED_EXPONENTS: Mapping[str, float] = {
+    "llama": LLAMA_EXPONENT,
+    "llama3": LLAMA_EXPONENT,
+    "qwen2": QWEN_EXPONENT,
+    "qwen2_moe": QWEN_EXPONENT,
+    "qwen3": QWEN_EXPONENT,
+    "qwen3_moe": QWEN_EXPONENT,
+}
+_EXPONENTS: Mapping[str, float] = {
+    **FITTED_EXPONENTS,
+    **dict.fromkeys(("deepseek_v3", "gpt_oss", "kimi_k2"), CHOSEN_EXPONENT),
+}
 _NANO_DIRECTORY = Path(__file__).with_name("nano")
 
 
@@ -27,9 +44,11 @@ _NANO_DIRECTORY = Path(__file__).with_name("nano")
 class ModelInfo:
     """What is known of one model. None: not known.
 
-    `renderers`: fitting chat formats, the recommended one first; empty when none can be told from
-    the files. `context_length`: tokens. `lr_exponent`: of the learning-rate formula in
-    hyperparam_utils. `gated`: the hub wants a licence accepted.
+    `renderers`: fitting chat formats, the recommended one first; empty when there is no tokenizer
+    that tells. `size_str`: parameters, behind -A those active for a token; "" where not known.
+    `context_length`: tokens, max_position_embeddings of config.json (DeepSeek-V3.1: what its card
+    promises). `lr_exponent`: of the learning-rate formula in hyperparam_utils. `gated`: the hub
+    wants a licence accepted.
     """
 
     name: str
@@ -66,7 +85,7 @@ def _qwen3(
         renderers=renderers,
         hidden_size=hidden_size,
         context_length=context_length,
-        lr_exponent=QWEN_EXPONENT,
+        lr_exponent=_EXPONENTS["qwen3"],
         gated=False,
     )
 
@@ -84,7 +103,7 @@ def _llama(version: str, size: str, hidden_size: int, suffix: str = "") -> Model
         renderers=("llama3",) if suffix else ("role_colon",),
         hidden_size=hidden_size,
         context_length=131_072,
-        lr_exponent=LLAMA_EXPONENT,
+        lr_exponent=_EXPONENTS["llama3"],
         gated=True,
     )
 
@@ -98,7 +117,7 @@ def _moe(
     context_length: int,
     renderers: tuple[str, ...],
 ) -> ModelInfo:
-    """Mixture-of-experts families for which no learning-rate formula has been measured."""
+    """The mixtures of experts of other families."""
     return ModelInfo(
         name=name,
         family=family,
@@ -111,7 +130,7 @@ def _moe(
         renderers=renderers,
         hidden_size=hidden_size,
         context_length=context_length,
-        lr_exponent=None,
+        lr_exponent=_EXPONENTS[family],
         gated=False,
     )
 
@@ -148,7 +167,8 @@ _GPT_OSS = (
     "gpt_oss_medium_reasoning",
     "gpt_oss_high_reasoning",
 )
-_DEEPSEEK = ("deepseekv3", "deepseekv3_thinking")
+_DEEPSEEK = ("deepseekv3", "deepseekv3_disable_thinking", "deepseekv3_thinking")
+_TEMPLATE = ("template",)  # whatever the tokenizer's own chat template says
 
 _ROWS = [
     _NANO,
@@ -189,7 +209,10 @@ _ROWS = [
     ),
     _moe("openai/gpt-oss-20b", "gpt_oss", "1", "20b", 2880, 131_072, _GPT_OSS),
     _moe("openai/gpt-oss-120b", "gpt_oss", "1", "120b", 2880, 131_072, _GPT_OSS),
-    _moe("moonshotai/Kimi-K2-Instruct", "kimi_k2", "2", "1T-A32B", 7168, 131_072, ("kimi_k2",)),
+    _moe("moonshotai/Kimi-K2-Base", "kimi_k2", "2", "1T-A32B", 7168, 131_072, ("role_colon",)),
+    # kimi_k2 is the format of the thinking model: the others' replies have no think block
+    _moe("moonshotai/Kimi-K2-Instruct", "kimi_k2", "2", "1T-A32B", 7168, 131_072, _TEMPLATE),
+    _moe("moonshotai/Kimi-K2-Instruct-0905", "kimi_k2", "2", "1T-A32B", 7168, 262_144, _TEMPLATE),
     _moe("moonshotai/Kimi-K2-Thinking", "kimi_k2", "2", "1T-A32B", 7168, 262_144, ("kimi_k2",)),
 ]
 TABLE: Mapping[str, ModelInfo] = {row.name: row for row in _ROWS}
@@ -377,16 +400,28 @@ def recommended_renderer(model_name: str) -> str:
     renderers = resolve(model_name).renderers
     if not renderers:
         raise ConfigurationError(
-            f"model_name={model_name!r}: its chat template is not one the cookbook knows, so "
+            f"model_name={model_name!r}: there is no tokenizer beside its config.json, so "
             "renderer_name= cannot be guessed and must be given"
         )
     return renderers[0]
 
 
+_NEAR = 0.6  # likeness, 0 to 1, from which on a known name is worth naming
+
+
 def _nearest(model_name: str) -> list[str]:
-    by_lower = {name.lower(): name for name in TABLE}
-    near = difflib.get_close_matches(model_name.lower(), by_lower, n=3, cutoff=0.5)
-    return [by_lower[name] for name in near]
+    """Known names that are alike, with or without the organization, or that begin alike."""
+    wanted = model_name.lower()
+
+    def likeness(name: str) -> tuple[float, float]:
+        whole, short = name.lower(), name.lower().split("/")[-1]
+        forms = (whole, short, short[: len(wanted)])
+        each = [difflib.SequenceMatcher(None, form, wanted).ratio() for form in forms]
+        return max(each), each[0]
+
+    by_likeness = {name: likeness(name) for name in TABLE}
+    near = [name for name in TABLE if wanted and by_likeness[name][0] >= _NEAR]
+    return sorted(near, key=by_likeness.__getitem__, reverse=True)[:3]
 
 
 def _hub_files(model_name: str) -> Path | None:
@@ -433,9 +468,6 @@ def _chat_template(directory: Path) -> str | None:
     return str(found)
 
 
-_QWEN_FAMILIES = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
-
-
 def _from_directory(model_name: str, directory: Path) -> ModelInfo:
     config = _read_json(directory / "config.json")
     config = {**config, **(config.get("text_config") or {})}  # vision models nest the text model
@@ -443,11 +475,6 @@ def _from_directory(model_name: str, directory: Path) -> ModelInfo:
     family = str(config.get("model_type", "unknown"))
     if family == "llama" and config.get("vocab_size", 0) >= 128_256:
         family = "llama3"  # earlier Llamas had other vocabularies and templates
-    exponent = None
-    if family in ("llama", "llama3"):
-        exponent = LLAMA_EXPONENT
-    elif family in _QWEN_FAMILIES:
-        exponent = QWEN_EXPONENT
     experts = ("num_experts", "num_local_experts", "n_routed_experts")
     return ModelInfo(
         name=model_name,
@@ -461,29 +488,31 @@ def _from_directory(model_name: str, directory: Path) -> ModelInfo:
         renderers=_fitting_renderers(family, template),
         hidden_size=config.get("hidden_size"),
         context_length=config.get("max_position_embeddings"),
-        lr_exponent=exponent,
+        lr_exponent=_EXPONENTS.get(family),
         gated=False,
     )
 
 
 def _fitting_renderers(family: str, template: str | None) -> tuple[str, ...]:
-    """Renderers told from the chat template itself; none rather than a wrong one."""
+    """Renderers told from the chat template itself; `template` for those that no other renderer
+    writes; none where there is no tokenizer to ask."""
     if template is None:
         return ()
     if not template:
         return ("role_colon",)
     match family:
-        case "qwen3" | "qwen3_moe" if "<|im_start|>" in template:
+        # <function=: Qwen3-Coder, which writes calls in another form
+        case "qwen3" | "qwen3_moe" if "<|im_start|>" in template and "<function=" not in template:
             if "enable_thinking" in template:
                 return ("qwen3", "qwen3_disable_thinking")
             return ("qwen3",) if "<think>" in template else ("qwen3_instruct",)
         case "llama3" if "<|start_header_id|>" in template:
             return ("llama3",)
-        case "deepseek_v3" if "<｜Assistant｜>" in template:
+        case "deepseek_v3" if "<｜Assistant｜></think>" in template:  # V3 and R1 write it otherwise
             return _DEEPSEEK
         case "gpt_oss" if "<|channel|>" in template:
             return _GPT_OSS
-        case "kimi_k2" if "<|im_middle|>" in template:
+        case "kimi_k2" if "<|im_middle|>" in template and "<think>" in template:
             return ("kimi_k2",)
         case _:
-            return ()
+            return _TEMPLATE

@@ -11,7 +11,7 @@ from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import defaults, fill_defaults, load_path, resolve
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "tokenizers"
+DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,39 @@ def test_rows():
     llama = resolve("meta-llama/Llama-3.3-70B-Instruct")
     assert (llama.gated, llama.renderers, llama.version_str) == (True, ("llama3",), "3.3")
     assert resolve("nano").renderers[0] == "qwen3_instruct"
-    assert resolve("openai/gpt-oss-20b").lr_exponent is None
+    assert resolve("moonshotai/Kimi-K2-Thinking").renderers == ("kimi_k2",)
+    assert resolve("moonshotai/Kimi-K2-Instruct").renderers == ("template",)
+
+
+def test_the_table_holds_every_model_that_was_promised():
+    dense = ("0.6B", "1.7B", "4B", "8B", "14B")
+    expected = {
+        "nano",
+        *(f"Qwen/Qwen3-{size}{base}" for size in (*dense, "30B-A3B") for base in ("", "-Base")),
+        "Qwen/Qwen3-32B",
+        "Qwen/Qwen3-235B-A22B",
+        *(
+            f"Qwen/Qwen3-{size}-{kind}-2507"
+            for size in ("4B", "30B-A3B", "235B-A22B")
+            for kind in ("Instruct", "Thinking")
+        ),
+        *(
+            f"meta-llama/Llama-{version}{instruct}"
+            for version in ("3.1-8B", "3.1-70B", "3.1-405B", "3.2-1B", "3.2-3B")
+            for instruct in ("", "-Instruct")
+        ),
+        "meta-llama/Llama-3.3-70B-Instruct",
+        *(f"deepseek-ai/DeepSeek-V3.1{base}" for base in ("", "-Base")),
+        "openai/gpt-oss-20b",
+        "openai/gpt-oss-120b",
+        *(f"moonshotai/Kimi-K2-{kind}" for kind in ("Base", "Instruct", "Instruct-0905")),
+        "moonshotai/Kimi-K2-Thinking",
+    }
+    assert set(models.TABLE) == expected
+    for name, row in models.TABLE.items():
+        assert row.is_moe == (row.family in ("qwen3_moe", "deepseek_v3", "gpt_oss", "kimi_k2"))
+        assert row.gated == name.startswith("meta-llama/")
+        assert (row.lr_exponent is None) == (name == "nano")
 
 
 def test_every_row_is_named_by_its_key_and_has_a_renderer():
@@ -57,6 +89,11 @@ def test_every_row_is_named_by_its_key_and_has_a_renderer():
         ("meta-llama/Llama-3-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
         ("nanoo", "nano"),
         ("Nano", "nano"),
+        ("kimi", "moonshotai/Kimi-K2-Instruct"),
+        ("llama3", "meta-llama/Llama-3.1-8B"),
+        ("gpt-oss", "openai/gpt-oss-20b"),
+        ("DeepSeek-V3", "deepseek-ai/DeepSeek-V3.1"),
+        ("qwen/qwen3-8b-instruct", "Qwen/Qwen3-4B-Instruct-2507"),
     ],
 )
 def test_a_typo_gets_the_nearest_names(typo, meant):
@@ -66,6 +103,12 @@ def test_a_typo_gets_the_nearest_names(typo, meant):
     assert repr(typo) in message and meant in message
     assert "renderer_name=" in message and "learning_rate=" in message
     assert "\n" not in message
+
+
+def test_a_name_like_no_other_gets_a_few_to_begin_with():
+    assert models._nearest("google/gemma-2-9b-it") == models._nearest("") == []
+    with pytest.raises(ConfigurationError, match=r"near it: nano, Qwen/Qwen3-0\.6B"):
+        resolve("x")
 
 
 def model_directory(path: Path, template: str | None = "", **config) -> str:
@@ -116,11 +159,17 @@ def test_a_local_directory_resolves_through_its_files(tmp_path):
             ("llama3",),
             0.781,
         ),
-        ({"model_type": "llama", "vocab_size": 32_000}, "[INST]", "llama", (), 0.781),
-        ({"model_type": "mistral"}, "[INST]", "mistral", (), None),
+        (
+            {"model_type": "llama", "vocab_size": 32_000},
+            "[INST]",
+            "llama",
+            ("template",),
+            0.781,
+        ),
+        ({"model_type": "mistral"}, "[INST]", "mistral", ("template",), None),
         ({"model_type": "mistral"}, "", "mistral", ("role_colon",), None),
         ({"model_type": "qwen3"}, None, "qwen3", (), 0.0775),  # no tokenizer there to ask
-        ({"model_type": "gpt_oss"}, "<|channel|>", "gpt_oss", models._GPT_OSS, None),
+        ({"model_type": "gpt_oss"}, "<|channel|>", "gpt_oss", models._GPT_OSS, 0.781),
         ({"text_config": {"model_type": "qwen3"}}, "", "qwen3", ("role_colon",), 0.0775),
     ],
 )
@@ -147,16 +196,38 @@ def test_template_in_the_tokenizer_config(tmp_path):
         assert resolve(name).renderers == ("qwen3_instruct",)
 
 
-@pytest.mark.parametrize(
-    "name, renderer",
-    [("qwen3", "qwen3"), ("llama-3.1-instruct", "llama3"), ("kimi-k2", "kimi_k2")],
-)
-def test_real_templates_are_recognised(name, renderer):
-    if not (DATA / name).is_dir():
+REAL_TEMPLATES = {  # file, family of the models that have it: the renderer
+    ("deepseek-r1-distill", "llama3"): "template",
+    ("deepseek-v3", "deepseek_v3"): "template",
+    ("deepseek-v3.1", "deepseek_v3"): "deepseekv3",
+    ("gemma-3-it", "gemma3_text"): "template",
+    ("gpt-oss", "gpt_oss"): "gpt_oss_no_sysprompt",
+    ("gpt-oss-first-release", "gpt_oss"): "gpt_oss_no_sysprompt",
+    ("kimi-k2-instruct-july2025", "kimi_k2"): "template",
+    ("kimi-k2-thinking", "kimi_k2"): "kimi_k2",
+    ("llama-3-instruct", "llama3"): "llama3",
+    ("llama-3.1-instruct", "llama3"): "llama3",
+    ("llama-3.2-instruct", "llama3"): "llama3",
+    ("llama-3.3-instruct", "llama3"): "llama3",
+    ("mistral-nemo-instruct-2407", "mistral"): "template",
+    ("qwen2.5-instruct", "qwen2"): "template",
+    ("qwen3", "qwen3"): "qwen3",
+    ("qwen3", "qwen3_moe"): "qwen3",
+    ("qwen3-coder", "qwen3_moe"): "template",
+    ("qwen3-instruct-2507", "qwen3"): "qwen3_instruct",
+    ("qwen3-vl", "qwen3_vl_text"): "template",
+    ("qwen3.5-think", "qwen3_5_text"): "template",
+    ("qwq-32b", "qwen2"): "template",
+}
+
+
+@pytest.mark.parametrize("file, family", REAL_TEMPLATES)
+def test_real_templates_are_recognised(file, family):
+    path = DATA / "chat_templates" / f"{file}.jinja"
+    if not path.is_file():
         pytest.skip("no ../shared/data")
-    template = models._chat_template(DATA / name)
-    family = {"qwen3": "qwen3", "llama3": "llama3", "kimi_k2": "kimi_k2"}[renderer]
-    assert models._fitting_renderers(family, template)[0] == renderer
+    found = models._fitting_renderers(family, path.read_text(encoding="utf-8"))
+    assert found[0] == REAL_TEMPLATES[file, family]
 
 
 def test_bad_directories_are_named(tmp_path):
@@ -213,11 +284,12 @@ def test_defaults_of_others(tmp_path):
 
 
 def test_defaults_that_cannot_be_told_name_the_key(tmp_path):
+    mistral = model_directory(tmp_path / "mistral", "[INST]", model_type="mistral")
     with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
-        defaults("openai/gpt-oss-20b", "sl")
-    strange = model_directory(tmp_path / "m", "[INST]", model_type="llama")
-    with pytest.raises(ConfigurationError, match=r"renderer_name= .* must be given"):
-        defaults(strange, "sl")
+        defaults(mistral, "sl")
+    bare = model_directory(tmp_path / "bare", None, model_type="llama")
+    with pytest.raises(ConfigurationError, match=r"no tokenizer .*renderer_name= .* must be given"):
+        defaults(bare, "sl")
     with pytest.raises(ConfigurationError, match=r"method 'ppo'.*chat_sl"):
         defaults("nano", "ppo")
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.supervised.chats import Chat, read_chats, row_messages
+from tinker_cookbook.renderers.chats import Chat, read_chats, row_messages
 from tinker_cookbook.supervised.datasets import (
     LazyChats,
     RenderedChats,

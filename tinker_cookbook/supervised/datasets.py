@@ -18,8 +18,9 @@ from tinker_cookbook.exceptions import (
     RendererError,
 )
 from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.renderers.chats import Chat, row_messages
+from tinker_cookbook.renderers.examples import SEVERAL_REPLIES, conversation_examples
 from tinker_cookbook.sequences import Reduction, Sequence, from_datum, to_datum
-from tinker_cookbook.supervised.chats import Chat, row_messages
 from tinker_cookbook.supervised.types import MAX_NAMED, DataReport, SupervisedDataset
 
 if TYPE_CHECKING:
@@ -31,13 +32,6 @@ Row = Mapping[str, Any]
 
 # Batches that may be passed over, one after the other, because nothing in them can be trained on.
 MAX_EMPTY_BATCHES = 32
-
-# The modes in which each trained message is a reply that the model would sample.
-_REPLIES = (
-    TrainOnWhat.LAST_ASSISTANT_MESSAGE,
-    TrainOnWhat.LAST_ASSISTANT_TURN,
-    TrainOnWhat.ALL_ASSISTANT_MESSAGES,
-)
 
 
 @dataclass(frozen=True)
@@ -61,34 +55,18 @@ def render_conversation(
 ) -> Rendered:
     """The examples of a conversation, cut to `max_length` tokens, without those that train nothing.
 
-    A renderer with the extension property gives one example. One without it (default qwen3, which
-    shows an earlier reply without its reasoning block) would train the earlier replies in a form in
-    which the model never samples them; there each trained assistant message becomes an example of
-    its own that ends with it, rendered as it is sampled. This costs the shared beginning once per
-    reply, and with reduction "mean" each reply counts as much as a whole conversation does
-    elsewhere. Modes that train other messages than replies always give one example.
+    `conversation_examples` says what the examples are. With reduction "mean" each of them counts as
+    much as any other, be it one reply or a whole conversation.
     """
-    if train_on_what in _REPLIES:
-        rendered = renderer.build_supervised_examples(conversation, train_on_what=train_on_what)
-    else:
-        rendered = [renderer.build_supervised_example(conversation, train_on_what=train_on_what)]
-    whole = [Sequence(model_input.to_ints(), weights) for model_input, weights in rendered]
-    datums, skipped = [], []
-    if not whole:
+    examples = conversation_examples(conversation, renderer, max_length, train_on_what)
+    skipped = [str(example.problem) for example in examples if example.problem]
+    if not examples:
         skipped.append(f"no message is trained under train_on_what={train_on_what.value}")
-    for number, sequence in enumerate(whole, start=1):
-        cut = sequence.truncate(max_length)
-        if cut.num_loss_tokens:
-            datums.append(to_datum(cut, reduction=reduction))
-            continue
-        part = f"reply {number} of {len(whole)}: " if len(whole) > 1 else ""
-        if sequence.num_loss_tokens:
-            reason = f"the trained part begins after max_length={max_length} of {len(sequence)}"
-            skipped.append(f"{part}{reason} tokens")
-        else:
-            skipped.append(f"{part}no token is trained under train_on_what={train_on_what.value}")
-    truncated = max_length is not None and any(len(sequence) > max_length for sequence in whole)
-    return Rendered(datums, truncated, skipped)
+    return Rendered(
+        [to_datum(each.kept, reduction=reduction) for each in examples if not each.problem],
+        any(example.is_cut for example in examples),
+        skipped,
+    )
 
 
 def conversation_to_datum(
@@ -104,7 +82,7 @@ def conversation_to_datum(
     then all but the last are trained in the form they have as history (see `render_conversation`).
     Raises DataValidationError where no trained token is left.
     """
-    if train_on_what in _REPLIES[1:] and not renderer.has_extension_property:
+    if train_on_what in SEVERAL_REPLIES and not renderer.has_extension_property:
         replies = sum(message["role"] == "assistant" for message in conversation)
         if replies > 1:
             warnings.warn(

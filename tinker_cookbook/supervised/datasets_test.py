@@ -14,8 +14,8 @@ from tinker_cookbook.exceptions import (
     RendererError,
 )
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+from tinker_cookbook.renderers.chats import Chat
 from tinker_cookbook.sequences import from_datum
-from tinker_cookbook.supervised.chats import Chat
 from tinker_cookbook.supervised.datasets import (
     LazyChats,
     RenderedChats,

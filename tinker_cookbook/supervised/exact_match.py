@@ -10,7 +10,7 @@ import tinker
 
 from tinker_cookbook.evaluators import SamplingClientEvaluator
 from tinker_cookbook.renderers import Message, get_renderer, get_text_content
-from tinker_cookbook.supervised.chats import read_chats
+from tinker_cookbook.renderers.chats import read_chats
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 if TYPE_CHECKING:

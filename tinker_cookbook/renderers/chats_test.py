@@ -3,7 +3,7 @@
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
-from tinker_cookbook.supervised.chats import read_chats, row_messages
+from tinker_cookbook.renderers.chats import read_chats, row_messages
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 

@@ -12,7 +12,7 @@ from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.utils.files import existing_file
 
 if TYPE_CHECKING:
-    from tinker_cookbook.renderers import Message
+    from tinker_cookbook.renderers.messages import Message
 
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, ...]}'
 
@@ -25,10 +25,19 @@ class Chat:
     where: str
 
 
-def read_chats(path: str | Path, key: str = "path") -> list[Chat]:
+@dataclass(frozen=True)
+class BadRow:
+    """Where there should be a conversation and is none."""
+
+    where: str
+    problem: str
+
+
+def read_chats(path: str | Path, key: str = "path", field: str = "messages") -> list[Chat]:
     """All conversations of a JSONL file, one `{"messages": [...]}` a line; blank lines are ignored.
 
-    `key` is the configuration key that named the file. Raises ConfigurationError for a file that is
+    `key` is the configuration key that named the file, `field` the one in each line that holds the
+    messages. Raises ConfigurationError for a file that is
     not there, DataFormatError (with file and line number) for one that cannot be read.
     """
     path = existing_file(path, key)
@@ -48,7 +57,7 @@ def read_chats(path: str | Path, key: str = "path") -> list[Chat]:
                 f"{where}: not JSON ({error.msg}, column {error.colno}); found {line[:80]}; "
                 f"expected one object a line: {EXPECTED}"
             ) from error
-        chats.append(Chat(row_messages(row, where), where))
+        chats.append(Chat(row_messages(row, where, field), where))
     if not chats:
         raise DataFormatError(f"{path}: the file is empty; expected one object a line: {EXPECTED}")
     return chats

@@ -1,0 +1,105 @@
+"""docs/models.md from the table in tinker_cookbook/models.py.
+
+    .venv/bin/python scripts/build_models_page.py
+
+tests/models_page_test.py fails where the page is not what this writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinker_cookbook import models
+from tinker_cookbook.hyperparam_utils import get_lr
+from tinker_cookbook.models import ModelInfo
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+
+INTRODUCTION = """\
+# Models
+
+What the cookbook knows by name. This page is written by `scripts/build_models_page.py` from
+`tinker_cookbook/models.py`; change it there.
+
+`model_name=` also takes a local directory in Hugging Face format and any other hub name: family,
+context length, mixture of experts and learning-rate exponent are then read from `config.json`, the
+renderer from the chat template, and what cannot be told must be given as a key. A name that leads
+nowhere is refused with the nearest known ones. Which models the engine can train is another
+question: it says so when it loads one.
+
+- **Renderer**: how messages become tokens. The first is what `renderer_name=` is when it is left
+  out; with one that is not known to fit, a run says so in one line. `template` follows the
+  tokenizer's own chat template, for chat models without a renderer of their own; `role_colon` is a
+  plain transcript, for base models. `./scripts/run tinker_cookbook.renderers.show model_name=...`
+  shows what a model would see.
+- **Size**: parameters; behind `-A` those active for a token.
+- **Context**: tokens that can be read at once: `max_position_embeddings` of the published
+  `config.json`; for DeepSeek-V3.1 what its card promises.
+- **Learning rate**: for supervised fine-tuning with LoRA, `5e-4 · (2000 / hidden size)^p`. The
+  exponents p of Llama and Qwen3 are the official Tinker cookbook's, fitted there to sweeps. Those
+  in brackets are a choice, not measured: of the two fitted exponents the one that gives the lower
+  rate. nano's rate was measured on its own supervised recipe.
+- **Gated**: the hub wants its licence accepted, and `HF_TOKEN` set.
+"""
+
+HEADINGS = {
+    "nano": "nano, bundled",
+    "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3, mixtures of experts",
+    "llama3": "Llama 3",
+    "deepseek_v3": "DeepSeek-V3.1",
+    "gpt_oss": "gpt-oss",
+    "kimi_k2": "Kimi-K2",
+}
+COLUMNS = (
+    "model",
+    "size",
+    "experts",
+    "context",
+    "hidden size",
+    "renderers, recommended first",
+    "p",
+    "learning rate",
+    "gated",
+)
+
+
+def page() -> str:
+    sections = [INTRODUCTION]
+    for family, heading in HEADINGS.items():
+        rows = [row for row in models.TABLE.values() if row.family == family]
+        lines = [_line(COLUMNS), "|---" * len(COLUMNS) + "|", *map(_row, rows)]
+        sections.append("\n".join([f"## {heading}", "", *lines, ""]))
+    return "\n".join(sections)
+
+
+def _row(row: ModelInfo) -> str:
+    return _line(
+        (
+            f"`{row.name}`",
+            row.size_str,
+            "yes" if row.is_moe else "",
+            f"{row.context_length:,}",
+            str(row.hidden_size),
+            ", ".join(f"`{name}`" for name in row.renderers),
+            _exponent(row),
+            f"{get_lr(row.name):.2e}".replace("e-0", "e-"),
+            "yes" if row.gated else "",
+        )
+    )
+
+
+def _exponent(row: ModelInfo) -> str:
+    if row.lr_exponent is None:
+        return "measured"
+    fitted = row.family in models.FITTED_EXPONENTS
+    return f"{row.lr_exponent}" if fitted else f"({row.lr_exponent})"
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE.relative_to(PAGE.parent.parent)}: {len(models.TABLE)} models")

@@ -1,0 +1,205 @@
+"""Conversations as the model will see them in training: every token, and which of them are trained.
+
+    python -m tinker_cookbook.renderers.show model_name=Qwen/Qwen3-8B
+    python -m tinker_cookbook.renderers.show model_name=Qwen/Qwen3-8B data.path=my.jsonl
+    python -m tinker_cookbook.renderers.show dataset_path=my.jsonl train_on_what=last_assistant_turn
+    python -m tinker_cookbook.renderers.show data.path=HuggingFaceH4/no_robots data.split=test
+
+On a terminal trained tokens stand on green, in two shades that change at each token; elsewhere,
+and with NO_COLOR, they are put between « and ». Behind the conversations come the totals, and what
+training would leave out: ends that max_length cuts off, examples that train nothing, replies
+without weight, reasoning that the format drops, rows that cannot be rendered. Without data.path: a
+few conversations of our own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import chz
+
+from tinker_cookbook import models
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
+from tinker_cookbook.model_info import warn_if_renderer_not_recommended
+from tinker_cookbook.renderers.base import Renderer, TrainOnWhat
+from tinker_cookbook.renderers.chats import BadRow, Chat, read_chats, row_messages
+from tinker_cookbook.renderers.messages import ToolSpec
+from tinker_cookbook.renderers.registry import get_renderer
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.display import is_terminal
+
+
+@chz.chz
+class Conversations:
+    path: str | None = chz.field(
+        default=None,
+        doc='JSONL file, a line: {"messages": [...]}; or a data set: name on the hub, directory or'
+        " file (None: a few built-in conversations)",
+    )
+    name: str | None = chz.field(default=None, doc="configuration of the data set")
+    split: str = chz.field(default="train", doc="split of the data set")
+    message_field: str = chz.field(default="messages", doc="column with the list of messages")
+
+
+@chz.chz
+class Config:
+    model_name: str = chz.field(
+        default="nano", doc="whose tokenizer: nano, a hub name, a directory"
+    )
+    renderer_name: str | None = chz.field(
+        default=None, doc="how messages become tokens (None: by the model)"
+    )
+    data: Conversations = chz.field(default_factory=Conversations, doc="what is shown")
+    dataset_path: str | None = chz.field(default=None, doc="short for data.path")
+    train_on_what: TrainOnWhat = chz.field(
+        default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, doc="which messages are trained"
+    )
+    max_length: int | None = chz.field(
+        default=None, doc="tokens an example; longer ones lose their end (None: as in sl_basic)"
+    )
+    start: int = chz.field(default=0, doc="conversations that are passed over")
+    shown: int = chz.field(default=5, doc="conversations that are printed (0: only the totals)")
+    limit: int = chz.field(default=1000, doc="conversations that are rendered and counted")
+
+
+def main(config: Config) -> None:
+    from tinker_cookbook.renderers.show_page import Page, Totals  # slow; --help does without
+
+    _check(config)
+    path = config.dataset_path or config.data.path
+    name = config.renderer_name or models.recommended_renderer(config.model_name)
+    renderer = get_renderer(name, get_tokenizer(config.model_name), model_name=config.model_name)
+    warn_if_renderer_not_recommended(config.model_name, name)
+    max_length = config.max_length or _usual_length(config.model_name, name)
+    chats = itertools.islice(_chats(config, path, renderer), config.start, None)
+    read = list(itertools.islice(chats, config.limit))
+    if not read:
+        raise ConfigurationError(f"start={config.start}: there are not that many conversations")
+
+    totals = Totals(renderer, max_length, config.train_on_what)
+    page = Page(renderer, sys.stdout, colours=is_terminal(sys.stdout) and not _no_colour())
+    page.line(
+        f"{config.model_name}, renderer {name}, train_on_what={config.train_on_what},"
+        f" max_length={max_length}"
+    )
+    if config.shown:
+        page.legend()
+    for number, chat in enumerate(read):
+        notes = totals.add(chat)
+        if number < config.shown:
+            page.chat(chat.where, totals.examples, notes)
+    page.summary(path or "built-in", totals)
+    if next(chats, None) is not None:
+        page.line(f"There are more than these {config.limit:,}: limit= renders more of them.")
+
+
+def _check(config: Config) -> None:
+    if config.dataset_path is not None and config.data.path is not None:
+        raise ConfigurationError(
+            f"dataset_path={config.dataset_path} and data.path={config.data.path} both name the"
+            " data: drop either"
+        )
+    least = {"max_length": 2, "start": 0, "shown": 0, "limit": 1}
+    for key, minimum in least.items():
+        value = getattr(config, key)
+        if value is not None and value < minimum:
+            raise ConfigurationError(f"{key}={value}: expected {minimum} or more")
+
+
+def _no_colour() -> bool:
+    return bool(os.environ.get("NO_COLOR"))  # any value but the empty one: no-color.org
+
+
+def _usual_length(model_name: str, renderer_name: str) -> int | None:
+    """What recipes.sl_basic takes; None where that cannot be told, as of a bare tokenizer."""
+    asked = Config(model_name=model_name, renderer_name=renderer_name)
+    try:
+        return models.fill_defaults(asked, "sl").config.max_length
+    except ConfigurationError:
+        return None
+
+
+def _chats(config: Config, path: str | None, renderer: Renderer) -> Iterator[Chat | BadRow]:
+    """A file that has a bad line is refused, as in training; a bad row of a data set is passed on,
+    for training would leave it out."""
+    data = config.data
+    if path is None:
+        yield from _built_in(renderer)
+    elif path.endswith(".jsonl"):
+        key = "dataset_path" if config.dataset_path else "data.path"
+        yield from read_chats(path, key, data.message_field)
+    else:
+        way_out = "data.path=FILE.jsonl shows a file of your own"
+        rows = hub.load(path, data.name, data.split, streaming=True, way_out=way_out)
+        hub.require_column(rows, data.message_field, path)
+        for number, row in enumerate(rows):
+            where = f"{path}, row {number}"
+            try:
+                yield Chat(row_messages(row, "row", data.message_field), where)
+            except DataFormatError as error:
+                yield BadRow(where, str(error))
+
+
+_TOOL: ToolSpec = {
+    "name": "get_weather",
+    "description": "The weather in a city",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "description": "its name"}},
+        "required": ["city"],
+    },
+}
+
+
+def _built_in(renderer: Renderer) -> Iterator[Chat]:
+    system = {"role": "system", "content": "Answer in one line."}
+
+    def user(text: str) -> dict:
+        return {"role": "user", "content": text}
+
+    def assistant(text: str, thinking: str = "") -> dict:
+        if not thinking:
+            return {"role": "assistant", "content": text}
+        parts = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": text}]
+        return {"role": "assistant", "content": parts}
+
+    def call(number: int, city: str) -> dict:
+        arguments = f'{{"city": "{city}"}}'
+        function = {"name": _TOOL["name"], "arguments": arguments}
+        return {"type": "function", "id": f"functions.get_weather:{number}", "function": function}
+
+    def result(number: int, text: str) -> dict:
+        found = f"functions.get_weather:{number}"
+        return {"role": "tool", "content": text, "tool_call_id": found, "name": _TOOL["name"]}
+
+    hello = [user("What is the capital of Peru?"), assistant("Lima.")]
+    yield _chat("two turns", [system, *hello, user("And of Chile?"), assistant("Santiago.")])
+    thought = [
+        user("What is 17 + 28?"),
+        assistant("45", "7 + 8 = 15, so 5 and carry 1; 1 + 2 + 1 = 4."),
+        user("Twice that?"),
+        assistant("90", "2 * 45 = 90."),
+    ]
+    yield _chat("reasoning", thought)
+    question = user("Is it warmer in Oslo or in Rome?")
+    calls = {**assistant(""), "tool_calls": [call(0, "Oslo"), call(1, "Rome")]}
+    results = [result(0, "4 degrees"), result(1, "15 degrees")]
+    try:
+        prefix = renderer.create_conversation_prefix_with_tools([_TOOL], "Answer in one line.")
+    except RendererError:
+        return  # the format has none
+    yield _chat("tools", [*prefix, question, calls, *results, assistant("In Rome.")])
+
+
+def _chat(where: str, messages: list[Any]) -> Chat:
+    return Chat(row_messages({"messages": messages}, where), where)
+
+
+if __name__ == "__main__":
+    cli(main, Config)

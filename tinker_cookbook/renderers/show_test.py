@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinker_cookbook.cli_utils import parse
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.renderers import TrainOnWhat, get_renderer, show, show_page
+from tinker_cookbook.renderers.conftest import load
+from tinker_cookbook.renderers.examples import Example, conversation_examples
+from tinker_cookbook.renderers.show_page import Fate, Page, pieces, plain_text, visible
+from tinker_cookbook.sequences import Sequence
+from tinker_cookbook.supervised import viz_sft_dataset
+
+REPOSITORY = Path(__file__).parents[2]
+HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+BYE = [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]
+
+
+@pytest.fixture
+def shown(capsys, tmp_path):
+    """What the program prints for these conversations and keys."""
+
+    def run(chats, *words):
+        path = tmp_path / "chats.jsonl"
+        path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+        load("nano")
+        show.main(parse(show.Config, [f"data.path={path}", *words]))
+        return capsys.readouterr().out.replace(f"{path}", "chats")
+
+    return run
+
+
+def test_a_page_as_a_pipe_gets_it(shown):
+    assert shown([HI, HI[:1]]) == (
+        "nano, renderer qwen3_instruct, train_on_what=all_assistant_messages, max_length=512\n"
+        "«trained»  ⏎ a newline  ✂ what follows is cut off\n"
+        "\n"
+        "── chats:1: 15 tokens, 2 trained\n"
+        "<|im_start|>user⏎\nHi<|im_end|>⏎\n<|im_start|>assistant⏎\n«Hello<|im_end|>»\n"
+        "\n"
+        "── chats:2: 7 tokens, 0 trained\n"
+        "<|im_start|>user⏎\nHi<|im_end|>\n"
+        "! no token is trained under train_on_what=all_assistant_messages\n"
+        "\n"
+        "chats: 2 conversations, 1 example, 15 tokens, of them 2 trained (13%)\n"
+        "! 1 example with nothing to train: chats:2: no token is trained under"
+        " train_on_what=all_assistant_messages\n"
+    )
+
+
+def test_the_totals_are_those_of_training(shown, tmp_path):
+    """Beside the account that the supervised data set keeps of the same file."""
+    from tinker_cookbook.supervised.data import JsonlChats
+    from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+
+    chats = [HI, [*HI, *BYE], HI[:1], [*BYE, *HI, *BYE, *BYE, *HI]]
+    for renderer, mode in [("qwen3", "all_assistant_messages"), ("qwen3", "last_assistant_turn")]:
+        words = [f"renderer_name={renderer}", f"train_on_what={mode}", "max_length=45"]
+        out = shown(chats, *words, "shown=0")
+        common = ChatDatasetBuilderCommonConfig(
+            model_name_for_tokenizer="nano",
+            renderer_name=renderer,
+            max_length=45,
+            batch_size=1,
+            train_on_what=TrainOnWhat(mode),
+        )
+        data = JsonlChats(path=str(tmp_path / "chats.jsonl"), common_config=common)()[0]
+        report = data.report
+        assert report is not None and report.num_truncated
+        # a datum has one input token less than its example has tokens
+        tokens = report.num_tokens + report.num_examples
+        assert (
+            f"chats: 4 conversations, {report.num_examples} examples, {tokens} tokens,"
+            f" of them {report.num_loss_tokens} trained"
+        ) in out
+
+
+def test_what_is_cut_is_shown_and_counted(shown):
+    out = shown([[*HI, *BYE]], "max_length=20")
+    assert (
+        "── chats:1: 20 tokens, 2 trained\n"
+        "<|im_start|>user⏎\nHi<|im_end|>⏎\n<|im_start|>assistant⏎\n«Hello<|im_end|>»⏎\n"
+        "<|im_start|>user⏎\n✂Bye<|im_end|>⏎\n<|im_start|>assistant⏎\nSee you<|im_end|>\n"
+        "! cut to max_length=20 of 33 tokens: 4 trained ones are lost\n"
+    ) in out
+    lost = "13 tokens lost, 4 of them trained ones"
+    assert f"! 1 example cut at max_length=20: {lost}: chats:1\n" in out
+
+
+def test_replies_without_weight_and_dropped_reasoning(shown):
+    thought = [{"type": "thinking", "thinking": "greet"}, {"type": "text", "text": "Hello"}]
+    chat = [HI[0], {"role": "assistant", "content": thought}, *BYE]
+    words = ["renderer_name=qwen3", "train_on_what=last_assistant_message"]
+    out = shown([chat], *words)
+    assert "! message 1 is not trained under train_on_what=last_assistant_message\n" in out
+    assert "! 1 of 2 assistant messages not trained under" in out
+    assert "! the reasoning of message 1 is not rendered by this format\n" in out
+    # each reply is an example of its own, and the first one has its reasoning
+    out = shown([chat], "renderer_name=qwen3")
+    assert "── chats:1, example 2 of 2: " in out and "greet⏎" in out and "!" not in out
+
+
+def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown):
+    out = shown([HI, [{"role": "x", "content": "y"}], HI])
+    assert "── chats:2\n! cannot be rendered: message 0: unknown role 'x'" in out
+    assert "! 1 conversation cannot be rendered: chats:2: message 0: unknown role 'x'" in out
+    assert "chats: 3 conversations, 2 examples" in out
+
+
+def test_many_places_are_not_all_named(shown):
+    out = shown([HI[:1]] * 9, "shown=0")
+    line = out.splitlines()[-1]
+    assert line.startswith("! 9 examples with nothing to train: chats:1: ")
+    assert line.endswith("; ...") and "chats:5: " in line and "chats:6: " not in line
+
+
+def test_a_part_of_the_data(shown):
+    chats = [HI, BYE, HI, BYE]
+    out = shown(chats, "start=1", "limit=2", "shown=1")
+    assert "── chats:2: " in out and "── chats:1" not in out and "── chats:3" not in out
+    assert "chats: 2 conversations" in out
+    assert out.endswith("There are more than these 2: limit= renders more of them.\n")
+    assert "more than these" not in shown(chats, "limit=4")
+    with pytest.raises(ConfigurationError, match=r"start=4: there are not that many"):
+        shown(chats, "start=4")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataset_path=a.jsonl"], r"dataset_path=a\.jsonl and data\.path=.* drop either"),
+        (["max_length=1"], "max_length=1: expected 2 or more"),
+        (["limit=0"], "limit=0: expected 1 or more"),
+        (["renderer_name=qwen"], "renderer_name='qwen' is not a registered renderer"),
+        (["train_on_what=all"], "train_on_what='all'"),
+    ],
+)
+def test_bad_keys(shown, words, message):
+    with pytest.raises(ConfigurationError, match=message):
+        shown([HI], *words)
+
+
+def test_bad_files(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"messages": 3}')
+    with pytest.raises(DataFormatError, match=r"x\.jsonl:1: 'messages' must be a list"):
+        show.main(show.Config(dataset_path=str(tmp_path / "x.jsonl")))
+    with pytest.raises(ConfigurationError, match=r"dataset_path=.*: no such file"):
+        show.main(show.Config(dataset_path=str(tmp_path / "y.jsonl")))
+    (tmp_path / "z.jsonl").write_text('{"chat": [{"role": "user", "content": "Hi"}]}')
+    words = [f"data.path={tmp_path / 'z.jsonl'}", "data.message_field=chat"]
+    show.main(parse(show.Config, words))
+
+
+def test_rows_of_a_data_set(tmp_path, capsys):
+    """A row without messages is left out, as in training."""
+    import datasets
+
+    load("nano")
+    rows = datasets.Dataset.from_list([{"chat": HI, "n": 1}, {"chat": [], "n": 2}])
+    rows.save_to_disk(str(tmp_path / "saved"))
+    words = [f"data.path={tmp_path / 'saved'}", "data.message_field=chat"]
+    show.main(parse(show.Config, words))
+    out = capsys.readouterr().out
+    assert "saved, row 0: 15 tokens, 2 trained" in out
+    assert "saved, row 1: row: 'chat' must be a list" in out
+    with pytest.raises(DataFormatError, match=r"no column 'messages'.*'chat'"):
+        show.main(parse(show.Config, words[:1]))
+
+
+@pytest.mark.parametrize(
+    ("renderer", "found", "refused"),
+    [
+        ("qwen3_instruct", ["«<think>7 + 8", '"city": "Oslo"', "15 degrees"], []),
+        ("qwen3", ["«<think>⏎\n2 * 45", "# Tools", "«<think>⏎\n⏎\n</think>⏎\n⏎\nSantiago."], []),
+        ("role_colon", ["Assistant:« Lima.⏎\n⏎\n»User:"], ["reasoning"]),
+        ("qwen3_disable_thinking", ["</think>⏎\n⏎\n«In Rome."], ["reasoning"]),
+    ],
+)
+def test_built_in_conversations(renderer, found, refused, capsys):
+    load("nano")
+    show.main(show.Config(renderer_name=renderer))
+    out = capsys.readouterr().out
+    assert all(text in out for text in found)
+    assert out.count("\n! cannot be rendered") == len(refused)
+    assert all(f"── {name}\n! cannot be rendered" in out for name in refused)
+
+
+def test_pieces_join_to_the_text_and_know_their_fate(tokenizer):
+    text = "Grüße 🙂 𝔘nicode <|im_end|>\ufffd\n"
+    chat = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    (example,) = conversation_examples(chat, get_renderer("qwen3_instruct", tokenizer), 20)
+    found = list(pieces(example, tokenizer))
+    assert "".join(p.text for p in found) == tokenizer.decode(example.whole.tokens.tolist())
+    assert [p.text for p in found if p.is_special] == [
+        *["<|im_start|>", "<|im_end|>"] * 2  # those in the text are text
+    ]
+    assert {p.fate for p in found} >= {Fate.READ, Fate.CUT} and example.is_cut
+    whole = Example(example.whole, len(example.whole), None)
+    assert "".join(p.text for p in pieces(whole, tokenizer) if p.fate is Fate.TRAINED) == (
+        f"{text}<|im_end|>"
+    )
+
+
+def test_the_first_token_is_not_shown_as_trained():
+    """Nothing predicts it."""
+    tokenizer = load("nano")
+    tokens = tokenizer.encode("lamp tree")
+    example = Example(Sequence(tokens, np.ones(len(tokens))), len(tokens), None)
+    first = next(pieces(example, tokenizer))
+    assert first.fate is Fate.READ
+    assert plain_text(pieces(example, tokenizer)).startswith(f"{first.text}«")
+
+
+def test_what_a_terminal_would_obey_is_escaped():
+    assert visible("a\x1b[31m\tb\u202ec\r\n") == "a\\x1b[31m\\tb\\u202ec\\r⏎\n"
+    assert visible("é🙂«") == "é🙂«"
+    assert visible("\ud800") == "\\ud800"
+
+
+def test_colours(tokenizer):
+    renderer = get_renderer("qwen3_instruct", tokenizer)
+    examples = conversation_examples([*HI, *BYE], renderer, 20)
+    stream = io.StringIO()
+    page = Page(renderer, stream, colours=True)
+    page.chat("here", examples, ["a note"])
+    out = stream.getvalue()
+    styles = show_page._STYLES
+    text = show_page.coloured_text(pieces(examples[0], tokenizer))
+    trained = [text.plain[s.start : s.end] for s in text.spans if "on " in str(s.style)]
+    assert "".join(trained) == "Hello<|im_end|>"
+    assert any(str(s.style).endswith(styles[Fate.CUT][0]) for s in text.spans)
+    assert "\x1b[" in out and "«" not in out and "a note" in out
+
+
+def test_both_command_lines(tmp_path):
+    """And no colours where NO_COLOR is set or nobody looks."""
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": HI}))
+    load("nano")
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=REPOSITORY,
+            env={**os.environ, "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        for module, words in (
+            ("tinker_cookbook.renderers.show", [f"data.path={path}"]),
+            ("tinker_cookbook.supervised.viz_sft_dataset", [f"dataset_path={path}"]),
+            ("tinker_cookbook.supervised.viz_sft_dataset", ["dataset_path=/absent.jsonl"]),
+        )
+    ]
+    assert [each.returncode for each in outputs] == [0, 0, 2], outputs[0].stderr
+    assert "«Hello<|im_end|>»" in outputs[0].stdout == outputs[1].stdout
+    assert outputs[2].stderr == "error: dataset_path=/absent.jsonl: no such file\n"
+    assert viz_sft_dataset.Config is show.Config
