@@ -45,7 +45,6 @@ ENVS: dict[str, type[MathDatasetBuilder]] = {
     "own": OwnProblems,
 }
 ALIASES = {"env": "dataset_builder", **problem_config.ALIASES}
-NANO_TEST_SIZE = 100  # of data whose whole test would take nano minutes
 
 
 class _ByName(chz.factories.standard):
@@ -66,12 +65,7 @@ class CLI(ProblemConfig):
 
 async def main(config: CLI) -> None:
     data = config.dataset_builder or Arithmetic()
-    small_test = {}
-    if config.model_name == "nano" and getattr(data, "test_size", 0) is None:
-        small_test = {"test_size": NANO_TEST_SIZE}
-        data = chz.replace(data, **small_test)
     config, filled = resolve(chz.replace(config, dataset_builder=data), "math_rl", data)
-    filled |= {f"data.{key}": value for key, value in small_test.items()}
     await train.main(config, recipe="math_rl", filled=filled)
 
 

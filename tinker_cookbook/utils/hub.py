@@ -104,14 +104,14 @@ def _wrong_in_files(local: Path) -> str | None:
 
 
 def _wrong_in_json(file: Path) -> str | None:
-    if file.suffix == ".json" and file.read_bytes().lstrip().startswith(b"["):
+    if file.suffix == ".json":  # one value, or one a line
+        content = file.read_bytes()
         try:
-            json.loads(file.read_bytes())
-        except json.JSONDecodeError as error:
-            return f"{file}:{error.lineno} is not JSON: {error.msg} at column {error.colno}"
+            json.loads(content)
+            return None
         except ValueError as error:
-            return f"{file} is not JSON: {_one_line(error)}"
-        return None
+            if isinstance(error, json.JSONDecodeError) and content.lstrip().startswith(b"["):
+                return f"{file}:{error.lineno} is not JSON: {error.msg} at column {error.colno}"
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if wrong := line.strip() and _wrong_in_line(line):
