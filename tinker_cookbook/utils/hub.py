@@ -34,25 +34,18 @@ def load(
         return _from_hub(path, name, split, streaming, way_out)
     try:
         with _quietly():
-            table = _from_disk(local, path, name, split, streaming)
+            return _from_disk(local, path, name, split, streaming)
     except (ConfigurationError, DataError):
         raise
     except Exception as error:  # each reader of files raises types of its own
         if wrong := _wrong_in_files(local):
             raise DataFormatError(wrong) from error
         if "corresponds to no data" in str(error):
-            raise DataFormatError(_without_rows(path, split)) from error
+            raise DataFormatError(f"data set {path}: split {split!r} has no rows") from error
         if isinstance(error, ValueError | FileNotFoundError):  # an unknown split, no data files
             raise ConfigurationError(f"data set {path}: {_one_line(error)}") from error
         reason = _one_line(error.__cause__ or error)
         raise DataFormatError(f"data set {path} cannot be read: {reason}") from error
-    if not streaming and not len(table):
-        raise DataFormatError(_without_rows(path, split))
-    return table
-
-
-def _without_rows(path: str, split: str) -> str:
-    return f"data set {path}: split {split!r} has no rows"
 
 
 def _from_disk(local: Path, path: str, name: str | None, split: str, streaming: bool) -> Any:
