@@ -44,11 +44,13 @@ ENVS: dict[str, type[MathDatasetBuilder]] = {
     "deepmath": DeepMath,
     "own": OwnProblems,
 }
-ALIASES = {"env": "dataset_builder", **problem_config.ALIASES}
+ALIASES = {**problem_config.ALIASES, "env": "dataset_builder"}
 
 
 class _ByName(chz.factories.standard):
     """The class of a name of ENVS, or of any other data set by its own name."""
+
+    names = ENVS
 
     def from_string(self, factory: str) -> Any:
         return super().from_string(ENVS[factory].__name__ if factory in ENVS else factory)
@@ -59,7 +61,7 @@ class CLI(ProblemConfig):
     dataset_builder: RLDatasetBuilder | None = chz.field(
         default=None,
         meta_factory=_ByName(annotation=RLDatasetBuilder | None),
-        doc=f"the problems: {', '.join(ENVS)}, or a class (None: arithmetic)",
+        doc="the problems, by name or as a class (None: arithmetic)",
     )
 
 
