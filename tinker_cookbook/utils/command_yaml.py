@@ -36,7 +36,7 @@ _YamlLoader.yaml_implicit_resolvers = {
 
 
 def read_yaml(name: str) -> Iterator[tuple[str, str]]:
-    """Its leaves as (dotted key, text as on the command line). Raises ConfigurationError, in one line."""
+    """Its leaves as (dotted key, text as on the command line). Raises ConfigurationError."""
     try:
         text = Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
