@@ -14,7 +14,7 @@ from recipes.math_rl.problems import Columns
 
 @chz.chz
 class DeepMath(BoxedAnswers):
-    """DeepMath-103K; `test_size` problems are held out, unless there is a `test_path`."""
+    """DeepMath-103K; some are held out as the test (`test_size`), unless there is a `test_path`."""
 
     path: str = chz.field(default="zwhe99/DeepMath-103K", doc="name on the hub, or local copy")
 

@@ -45,7 +45,9 @@ class Math(BoxedAnswers):
         default="EleutherAI/hendrycks_math", doc="name on the hub, local copy, or a file"
     )
     test_path: str | None = chz.field(
-        default=None, doc="the test (None: math500.jsonl in path, else HuggingFaceH4/MATH-500)"
+        default=None,
+        doc="the test: a file, or a directory with math500.jsonl (None: that of path, if it is a"
+        " directory with one, else HuggingFaceH4/MATH-500)",
     )
 
     def columns(self) -> Columns:
@@ -72,7 +74,7 @@ class Math(BoxedAnswers):
         return [p for file in files for p in read_problems(str(file), self.columns())]
 
     def test_problems(self) -> list[Problem]:
-        beside = [Path(self.path).expanduser() / name for name in TEST_FILES]
-        found = [str(file) for file in beside if file.is_file()]
-        path = self.test_path or (found[0] if found else TEST)
-        return read_problems(path, Columns("problem", "answer"), "test")
+        directory = Path(self.test_path or self.path).expanduser()
+        found = [str(directory / name) for name in TEST_FILES if (directory / name).is_file()]
+        path = found[0] if found else self.test_path or TEST
+        return read_problems(path, Columns("problem", "answer", instead=self.columns()), "test")

@@ -10,13 +10,14 @@ import chz
 
 from recipes.math_rl.math_env import ONE_SHOT, MathEnv
 from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_problems, some, without
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import Renderer, get_renderer
 from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.data_identity import path_identity
 
 T = TypeVar("T")
+DEFAULT_TEST = 100  # problems: nano would need minutes for a whole test; enough to see a trend
 
 
 @chz.chz
@@ -41,7 +42,10 @@ class MathDatasetBuilder(RLDatasetBuilder):
     )
     num_epochs: int = chz.field(default=1, doc="passes over the training problems")
     test_size: int | None = chz.field(
-        default=None, doc="problems of the test at most (None: all that there are)"
+        default=None,
+        doc="problems of the test at most; 0: no test (None: all of the test that the data set has,"
+        f" {DEFAULT_TEST} of it with nano; of one without, a tenth is held out, at most"
+        f" {DEFAULT_TEST})",
     )
     one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
     format_coef: float = chz.field(
@@ -116,16 +120,41 @@ class BoxedAnswers(MathDatasetBuilder):
         return read_problems(self.path, self.columns())
 
     def test_problems(self) -> list[Problem] | None:
-        """None: the data set has no test of its own, and `test_size` of its problems make one."""
+        """None: the data set has no test of its own, and some of its problems are held out."""
         return None if self.test_path is None else read_problems(self.test_path, self.columns())
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        train, test = self.train_problems(), self.test_problems()
-        test = some(train, self.test_size or 0) if test is None else some(test, self.test_size)
-        train = without(train, test)
+        problems, own_test = self.train_problems(), self.test_problems()
+        test = self._held_out(problems) if own_test is None else self._of_test(own_test)
+        train = without(problems, test)
+        if not train:
+            raise DataValidationError(self._nothing_left(problems, test, own_test is not None))
         return (
             self.batches(train, self.env_maker(), self.name()),
             self.batches(test, self.env_maker(), self.name(), test=True) if test else None,
+        )
+
+    def _of_test(self, problems: Sequence[Problem]) -> list[Problem]:
+        nano = self.model_name_for_tokenizer == "nano"
+        return some(problems, DEFAULT_TEST if self.test_size is None and nano else self.test_size)
+
+    def _held_out(self, problems: Sequence[Problem]) -> list[Problem]:
+        default = min(len(problems) // 10, DEFAULT_TEST)
+        return some(problems, default if self.test_size is None else self.test_size)
+
+    def _nothing_left(
+        self, problems: Sequence[Problem], test: Sequence[Problem], own_test: bool
+    ) -> str:
+        given = f"data.path={self.path}"
+        if not own_test:
+            return (
+                f"{self.name()}: a test of {len(test)} of the {len(problems)} problems of {given}"
+                " leaves none to train on: set data.test_size= to less (0: no test)"
+            )
+        there = "the test" if self.test_path is None else f"data.test_path={self.test_path}"
+        return (
+            f"{self.name()}: all {len(problems)} problems of {given} are in {there}, too, and what"
+            " is tested is not trained on: set data.path= or data.test_path= to other problems"
         )
 
     def env_maker(self) -> functools.partial[Env]:

@@ -202,7 +202,8 @@ def test_sums_of_other_models(shared_data: Path) -> None:
 
 
 def test_gsm8k(shared_data: Path) -> None:
-    train, test = datasets(Gsm8k(**NANO, path=str(shared_data / "datasets" / "gsm8k")))
+    path = str(shared_data / "datasets" / "gsm8k")
+    train, test = datasets(Gsm8k(**NANO, path=path, test_size=2000))
     assert isinstance(train, ProblemDataset) and isinstance(test, ProblemDataset)
     assert (len(train.problems), len(test.problems)) == (7473, 1319)
     assert len(train) == 7473 // 4 and len(test) == 330
@@ -213,17 +214,66 @@ def test_gsm8k(shared_data: Path) -> None:
 
 
 def test_a_few_test_problems(shared_data: Path) -> None:
-    builder = Gsm8k(**NANO, path=str(shared_data / "datasets" / "gsm8k"), test_size=64)
-    _, test = datasets(builder)
-    assert isinstance(test, ProblemDataset) and len(test.problems) == 64
+    other = {"model_name_for_tokenizer": str(shared_data / "tokenizers" / "qwen3")}
+    for given, expected in (({"test_size": 64}, 64), ({}, 100), (other, 1319)):
+        builder = Gsm8k(**{**NANO, **given}, path=str(shared_data / "datasets" / "gsm8k"))
+        _, test = datasets(builder)
+        assert isinstance(test, ProblemDataset) and len(test.problems) == expected
 
 
-def test_math_is_trained_without_its_test(shared_data: Path) -> None:
-    train, test = datasets(Math(**NANO, path=str(shared_data / "datasets" / "math")))
+@pytest.mark.parametrize("keys", [("path",), ("path", "test_path")])
+def test_math_is_trained_without_its_test(shared_data: Path, keys: tuple[str, ...]) -> None:
+    directory = str(shared_data / "datasets" / "math")
+    train, test = datasets(Math(**NANO, **dict.fromkeys(keys, directory), test_size=500))
     assert isinstance(train, ProblemDataset) and isinstance(test, ProblemDataset)
     assert (len(train.problems), len(test.problems)) == (4500, 500)
     assert not {p.question for p in train.problems} & {p.question for p in test.problems}
     assert test.problems[0].answer == "\\left( 3, \\frac{\\pi}{2} \\right)"
+
+
+def test_a_test_of_math_may_have_solutions_alone(shared_data: Path, tmp_path: Path) -> None:
+    rows = [{"problem": f"{i} + 1?", "solution": f"\\boxed{{{i + 1}}}"} for i in range(4)]
+    train_path = write(tmp_path / "train.jsonl", rows)
+    test_path = write(tmp_path / "test.jsonl", rows[:1])
+    train, test = datasets(Math(**NANO, path=train_path, test_path=test_path))
+    assert isinstance(train, ProblemDataset) and isinstance(test, ProblemDataset)
+    assert [p.answer for p in train.problems] == ["2", "3", "4"]
+    assert [p.answer for p in test.problems] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("builder", "row"),
+    [
+        (Math, {"solution": "\\boxed{1}", "answer": "1"}),
+        (Math, {"solution": "\\boxed{1}"}),
+        (OwnProblems, {"answer": "1"}),
+    ],
+)
+def test_the_same_file_to_train_and_to_test(
+    builder: Any, row: dict[str, str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", **row} for i in range(8)])
+    with pytest.raises(DataValidationError) as caught:
+        datasets(builder(**NANO, path=path, test_path=path))
+    assert f"all 8 problems of data.path={path} are in data.test_path={path}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(8, 0), (29, 2), (3000, 100)])
+def test_a_tenth_at_most_is_held_out(count: int, held_out: int, tmp_path: Path) -> None:
+    rows = [{"problem": f"{i} + 1?", "answer": i + 1} for i in range(count)]
+    train, test = datasets(OwnProblems(**NANO, path=write(tmp_path / "x.jsonl", rows)))
+    assert isinstance(train, ProblemDataset) and len(train.problems) == count - held_out
+    assert (len(test.problems) if isinstance(test, ProblemDataset) else 0) == held_out
+
+
+def test_a_test_that_leaves_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", "answer": i} for i in range(8)])
+    with pytest.raises(DataValidationError) as caught:
+        datasets(OwnProblems(**NANO, path=path, test_size=100))
+    assert str(caught.value) == (
+        f"ownproblems: a test of 8 of the 8 problems of data.path={path} leaves none to train on:"
+        " set data.test_size= to less (0: no test)"
+    )
 
 
 def test_aime(shared_data: Path) -> None:
@@ -252,7 +302,7 @@ def test_columns(builder: Any, row: dict[str, Any], tmp_path: Path) -> None:
     assert len(train.problems) == 14 and len(test.problems) == 6
     both = {int(p.answer) for p in (*train.problems, *test.problems)}
     assert both == set(range(1, 21))
-    assert datasets(builder(**NANO, path=path))[1] is None
+    assert datasets(builder(**NANO, path=path, test_size=0))[1] is None
     other = write(tmp_path / "test.jsonl", rows[:2])
     train, test = datasets(builder(**NANO, path=path, test_path=other))
     assert len(train.problems) == 18 and len(test.problems) == 2

@@ -11,8 +11,8 @@ from recipes.math_rl.problems import Columns
 
 @chz.chz
 class OwnProblems(BoxedAnswers):
-    """A file, directory or hub data set with a column of problems and one of answers; `test_size`
-    problems are held out, unless there is a `test_path`."""
+    """A file, directory or hub data set with a column of problems and one of answers; some are
+    held out as the test (`test_size`), unless there is a `test_path`."""
 
     question_field: str = chz.field(default="problem", doc="column with the problem")
     answer_field: str = chz.field(default="answer", doc="column with the answer, and nothing else")

@@ -14,7 +14,7 @@ from recipes.math_rl.problems import Columns
 
 @chz.chz
 class Polaris(BoxedAnswers):
-    """Polaris-53K; `test_size` problems are held out, unless there is a `test_path`."""
+    """Polaris-53K; some are held out as the test (`test_size`), unless there is a `test_path`."""
 
     path: str = chz.field(
         default="POLARIS-Project/Polaris-Dataset-53K", doc="name on the hub, or local copy"

@@ -28,11 +28,12 @@ class Problem(NamedTuple):
 
 class Columns(NamedTuple):
     """Where a data set keeps its problems. `answer_in`: takes the answer out of its column, and
-    raises ValueError where there is none."""
+    raises ValueError where there is none. `instead`: the columns where `answer` is missing."""
 
     question: str
     answer: str
     answer_in: Callable[[str], str] = str.strip
+    instead: Columns | None = None
 
 
 def read_problems(
@@ -51,6 +52,8 @@ def read_problems(
     if local.is_file():
         split = "train"  # what a single file is to the reader of files
     table = hub.load(path, None if local.exists() else name, split, way_out=_WAY_OUT)
+    if columns.instead and columns.answer not in table.column_names:
+        columns = columns.instead
     missing = [c for c in (columns.question, columns.answer) if c not in table.column_names]
     if missing:
         raise DataFormatError(

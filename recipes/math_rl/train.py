@@ -44,12 +44,13 @@ ENVS: dict[str, type[MathDatasetBuilder]] = {
     "deepmath": DeepMath,
     "own": OwnProblems,
 }
-ALIASES = {"env": "dataset_builder", **problem_config.ALIASES}
-NANO_TEST_SIZE = 100  # of data whose whole test would take nano minutes
+ALIASES = {**problem_config.ALIASES, "env": "dataset_builder"}
 
 
 class _ByName(chz.factories.standard):
     """The class of a name of ENVS, or of any other data set by its own name."""
+
+    names = ENVS
 
     def from_string(self, factory: str) -> Any:
         return super().from_string(ENVS[factory].__name__ if factory in ENVS else factory)
@@ -60,18 +61,13 @@ class CLI(ProblemConfig):
     dataset_builder: RLDatasetBuilder | None = chz.field(
         default=None,
         meta_factory=_ByName(annotation=RLDatasetBuilder | None),
-        doc=f"the problems: {', '.join(ENVS)}, or a class (None: arithmetic)",
+        doc="the problems, by name or as a class (None: arithmetic)",
     )
 
 
 async def main(config: CLI) -> None:
     data = config.dataset_builder or Arithmetic()
-    small_test = {}
-    if config.model_name == "nano" and getattr(data, "test_size", 0) is None:
-        small_test = {"test_size": NANO_TEST_SIZE}
-        data = chz.replace(data, **small_test)
     config, filled = resolve(chz.replace(config, dataset_builder=data), "math_rl", data)
-    filled |= {f"data.{key}": value for key, value in small_test.items()}
     await train.main(config, recipe="math_rl", filled=filled)
 
 

@@ -14,6 +14,9 @@ import asyncio
 import contextlib
 import inspect
 import itertools
+import os
+import signal
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -21,7 +24,7 @@ import chz
 import tinker
 
 from tinker_cookbook import models
-from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.cli_utils import EXIT_INTERRUPTED, cli
 from tinker_cookbook.completers import StopCondition, TokenCompleter, TokensWithLogprobs
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
@@ -61,13 +64,35 @@ class Config:
 
 def main(config: Config) -> None:
     # Not async: only so does Ctrl-C end input() at once, instead of being kept for the event loop
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_play(config))
-    print()
+    with _ctrl_c():
+        try:
+            asyncio.run(_play(config))
+        except KeyboardInterrupt:
+            print("\nstopped")
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """A second Ctrl-C ends the process where cleaning up after the first takes too long.
+
+    In place of the handler of `cli`, which promises that the same command resumes.
+    """
+    pressed = itertools.count(1)
+
+    def handler(number: int, frame: types.FrameType | None) -> None:
+        if next(pressed) > 1:
+            os._exit(EXIT_INTERRUPTED)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class Quit(Exception):
-    """The person has had enough."""
+    """The person has had enough; says how a game ends that is not over."""
 
 
 class ManualPolicy(TokenCompleter):
@@ -141,6 +166,9 @@ async def _play_one(config: Config, builder: EnvGroupBuilder) -> None:
         renderer = getattr(env, "renderer", None) or _renderer(config)
         trajectory = await play_env(env, renderer.tokenizer, renderer)
         ((group_reward, metrics),) = await builder.compute_group_rewards([trajectory], [env])
+    except Quit as end:
+        print(end)
+        raise
     except RolloutFailedError as failure:
         print(failure.error.traceback or failure.error.message)
         return
@@ -205,10 +233,11 @@ def _typed(question: str = "> ") -> str:
             if not lines[-1].endswith("\\"):
                 break
             lines[-1] = lines[-1].removesuffix("\\")
-    except (EOFError, KeyboardInterrupt):
-        raise Quit from None
+    except (EOFError, KeyboardInterrupt) as end:
+        print()  # the cursor is still behind the question
+        raise Quit("game ended" if isinstance(end, EOFError) else "stopped") from None
     if lines == ["/quit"]:
-        raise Quit
+        raise Quit("game ended")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -185,17 +186,23 @@ def test_an_env_that_raises_shows_where(typed: Any) -> None:
     assert BreaksGroup.cleaned == 2
 
 
-@pytest.mark.parametrize("end", ["/quit", EOFError(), KeyboardInterrupt()])
-def test_the_end(typed: Any, end: Any) -> None:
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [("/quit", "game ended"), (EOFError(), "game ended"), (KeyboardInterrupt(), "stopped")],
+)
+def test_the_end(typed: Any, end: Any, said: str) -> None:
     BreaksGroup.cleaned = 0
-    typed(f"env={HERE}BreaksGroup", end)
+    out = typed(f"env={HERE}BreaksGroup", end)
+    assert out.splitlines()[-1] == said
     assert BreaksGroup.cleaned == 1
+    assert said not in typed(f"env={HERE}SumGroup", "7", end)  # that game was over
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("env=no_such_module:X", "env='no_such_module:X'"),
+        ("env=no_such_module:X", "env='no_such_module:X': no module 'no_such_module'"),
+        (f"env={HERE}SumGrop", f"module '{__name__}' has no 'SumGrop'"),
         (f"env={HERE}SumDataBuilder split=test", "split=test"),
         (f"env={HERE}SumDataBuilder batch=2", "batch=2: the data set has 2 batches"),
         (f"env={HERE}chz", "env"),
@@ -211,17 +218,27 @@ def test_the_known_name() -> None:
     assert play_w_env.main is play.main
 
 
-def test_ctrl_c_at_the_prompt(tmp_path: Path) -> None:
+class SlowlyCleaned(SumGroup):
+    async def cleanup(self) -> None:
+        print("cleaning up")
+        await asyncio.sleep(60)
+
+
+def start(env: str, tmp_path: Path) -> subprocess.Popen[str]:
     module = "tinker_cookbook.rl.play_w_env"
-    with subprocess.Popen(
-        [sys.executable, "-u", "-m", module, f"env={Path(__file__).stem}:SumGroup"],
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", module, f"env={Path(__file__).stem}:{env}"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
+    )
+
+
+def test_ctrl_c_at_the_prompt(tmp_path: Path) -> None:
+    with start("SumGroup", tmp_path) as process:
         assert process.stdout is not None and process.stderr is not None
         while "assistant" not in process.stdout.readline():
             pass
@@ -230,4 +247,16 @@ def test_ctrl_c_at_the_prompt(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert time.monotonic() - started < 8  # not by the grace time of Ctrl-C
+        assert process.stderr.read() == ""
+
+
+def test_a_second_ctrl_c_ends_a_slow_cleanup_and_promises_nothing(tmp_path: Path) -> None:
+    with start("SlowlyCleaned", tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in ("assistant", "cleaning up"):
+            while line not in process.stdout.readline():
+                pass
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
         assert process.stderr.read() == ""

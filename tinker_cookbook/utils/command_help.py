@@ -15,9 +15,8 @@ from tinker_cookbook.utils.command_line import (
     parameters,
     read_request,
     refuse_unknown_keys,
-    subclasses,
-    type_text,
 )
+from tinker_cookbook.utils.command_types import type_text
 
 
 def help_text(
@@ -40,7 +39,8 @@ def help_text(
     if about:
         lines += ["", *textwrap.wrap(about, width)]
     for alias, key in request.aliases.items():
-        lines += ["", f"{alias} is short for {key}."]
+        relation = "another name of" if request.is_plain(key) else "short for"
+        lines += ["", f"{alias} is {relation} {key}."]
     for title, names in _groups(request, known).items():
         lines += ["", title]
         for name in names:
@@ -58,7 +58,7 @@ def _groups(request: Request, known: Mapping[str, Parameter]) -> dict[str, list[
     titles = list(dict.fromkeys(_class_title(cls) for cls in classes))
     groups: dict[str, list[str]] = {title: [] for title in titles}
     for name, parameter in known.items():
-        if any(key.startswith(f"{name}.") for key in known) and not subclasses(parameter.type):
+        if any(key.startswith(f"{name}.") for key in known) and not parameter.choices:
             continue  # an object of one class: its keys say it all
         head, dot, _ = name.rpartition(".")
         title = _object_title(request.spell(head), known[head]) if dot else owners[name]
@@ -67,7 +67,7 @@ def _groups(request: Request, known: Mapping[str, Parameter]) -> dict[str, list[
 
 
 def _object_title(key: str, parameter: Parameter) -> str:
-    chosen = f" ({parameter.default})" if subclasses(parameter.type) else ""
+    chosen = f" ({parameter.default})" if parameter.choices else ""
     return f"keys of {key}{chosen}"
 
 
@@ -95,7 +95,7 @@ def _kind(parameter: Parameter) -> tuple[str, str]:
     kind = type_text(parameter.type)
     if parameter.default == "None":
         kind = kind.removesuffix(" | None")
-    choices, word = subclasses(parameter.type), "class"
+    choices, word = list(parameter.choices), "class"
     if not choices and " | " in kind and len(kind) > _TYPE:
         choices, word = kind.split(" | "), "choice"
     if not choices:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import collections.abc
 import difflib
 import enum
-import inspect
 import re
 import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import chz
-import yaml
 from chz.blueprint import (
     Castable,
     ConstructionException,
@@ -26,6 +21,8 @@ from chz.blueprint import (
 )
 
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.utils.command_types import choices, is_object, type_text
+from tinker_cookbook.utils.command_yaml import read_yaml
 
 C = TypeVar("C")
 CHZ_ERRORS = (
@@ -48,10 +45,12 @@ def parse(
 
 
 class Source(NamedTuple):
-    """A group of keys with the text of their values; file: where they came from, "" for argv."""
+    """A group of keys with the text of their values; file: where they came from, "" for argv;
+    written: how the user spelled each key."""
 
     file: str
     keys: dict[str, str]
+    written: Mapping[str, str] = types.MappingProxyType({})
 
     def where(self) -> str:
         return f" in {self.file}" if self.file else ""
@@ -65,11 +64,27 @@ class Request(NamedTuple):
     aliases: Mapping[str, str]
 
     def spell(self, key: str) -> str:
-        """The key with its alias, which is what the user knows it by."""
-        for alias, long in self.aliases.items():
-            if key == long or key.startswith(f"{long}."):
-                return alias + key.removeprefix(long)
+        """The key as the user wrote it, else by the alias of the object that it belongs to: the one
+        in use before a dot, or the first."""
+        written = [source.written for source in self.sources]
+        for each in reversed(written):
+            if key in each:
+                return each[key]
+        names = {
+            alias: long
+            for alias, long in self.aliases.items()
+            if (key == long or key.startswith(f"{long}.")) and not self.is_plain(long)
+        }
+        words = [word for each in written for word in each.values()]
+        in_use = [alias for alias in names if any(word.startswith(f"{alias}.") for word in words)]
+        for alias in [*in_use, *names]:
+            return alias + key.removeprefix(names[alias])
         return key
+
+    def is_plain(self, key: str) -> bool:
+        """Whether the key holds a value, not an object: an alias is only another name of it."""
+        field = chz.chz_fields(self.config_class).get(key)
+        return field is not None and not is_object(field.final_type)
 
     def blueprint(self, without: str | None = None) -> chz.Blueprint:
         """All words, or all but those that give a value to the key `without`."""
@@ -89,7 +104,7 @@ def read_request(
 ) -> Request:
     """Splits the words and reads the file of `config=`; keys are not checked yet."""
     aliases = aliases or {}
-    words: dict[str, str] = {}
+    words: list[tuple[str, str]] = []
     files: list[str] = []
     for word in argv:
         if word in ("--help", "-h"):
@@ -102,11 +117,26 @@ def read_request(
         if key == "config":
             files.append(value)
         else:
-            words[_canonical(key, aliases)] = value
+            words.append((key, value))
     if len(files) > 1:
         raise ConfigurationError(f"config= is given twice ({', '.join(files)}); give one")
-    sources = [Source(name, _read_yaml(name, aliases)) for name in files]
-    return Request(config_class, [*sources, Source("", words)], aliases)
+    sources = [_source(name, read_yaml(name), aliases) for name in files]
+    return Request(config_class, [*sources, _source("", words, aliases)], aliases)
+
+
+def _source(file: str, pairs: Iterable[tuple[str, str]], aliases: Mapping[str, str]) -> Source:
+    source = Source(file, {}, written := {})
+    for name, value in pairs:
+        key = _canonical(name, aliases)
+        if written.get(key, name) != name:
+            raise ConfigurationError(
+                f"{written[key]}={source.keys[key]} and {name}={value}{source.where()} are two"
+                " names of one key: give one"
+            )
+        if file and key in written:
+            raise ConfigurationError(f"{file} gives {name!r} twice")
+        source.keys[key], written[key] = value, name
+    return source
 
 
 def _matches(key: str, path: str) -> bool:
@@ -121,78 +151,16 @@ def _canonical(key: str, aliases: Mapping[str, str]) -> str:
     return aliases.get(head, head) + dot + rest
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """Scalars stay as written, except null: 1e-4 means the same as on the command line.
-
-    (YAML 1.1 would read 1e-4 as a string, `no` as false and 012 as ten.)
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key != "<<" and key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _read_yaml(name: str, aliases: Mapping[str, str]) -> dict[str, str]:
-    try:
-        text = Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
-        raise ConfigurationError(f"config={name} cannot be read: {reason}") from None
-    try:
-        content = yaml.load(text, _YamlLoader)
-    except yaml.MarkedYAMLError as e:
-        line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise ConfigurationError(f"{name}{line} is not YAML: {e.problem or e.context}") from None
-    except yaml.YAMLError as e:
-        raise ConfigurationError(f"{name} is not YAML: {one_line(e)}") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        found = type(content).__name__
-        raise ConfigurationError(f"{name} must hold keys and values, but it holds a {found}")
-    keys: dict[str, str] = {}
-    for key, value in _dotted(content, ""):
-        key = _canonical(key, aliases)
-        if key in keys:
-            raise ConfigurationError(f"{name} gives {key!r} twice")
-        keys[key] = value
-    return keys
-
-
-def _dotted(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Leaves of nested mappings and lists as (dotted key, text as on the command line)."""
-    if isinstance(value, dict) and (value or not path):
-        for key, inner in value.items():
-            yield from _dotted(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value:
-        for i, inner in enumerate(value):
-            yield from _dotted(inner, f"{path}.{i}")
-    elif isinstance(value, dict | list):
-        yield path, ""  # chz reads the empty text as an empty list or dict
-    else:
-        yield path, "None" if value is None else str(value)
-
-
 def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> None:
     """Raises ConfigurationError for the first key that no field answers to."""
     for source in request.sources:
         for key in source.keys:
             if any(_matches(key, path) for path in known):
                 continue
-            nearest = _nearest(key.strip(".").removesuffix("@"), known)
+            asked = key.strip(".").removesuffix("@")
+            _refuse_key_of_no_class(request, source, asked, known)
+            possible = [path for path in [*known, *request.aliases] if f"{path}." not in asked]
+            nearest = _nearest(asked, possible)
             hint = "--help lists the keys"
             if nearest:
                 hint = f"did you mean {request.spell(nearest)!r}?"
@@ -200,7 +168,24 @@ def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> Non
             raise ConfigurationError(f"unknown key {name!r}{source.where()}; {hint}")
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str | None:
+def _refuse_key_of_no_class(
+    request: Request, source: Source, key: str, known: Mapping[str, Parameter]
+) -> None:
+    """Raises ConfigurationError where the key belongs to an object whose class is not chosen."""
+    head, _, rest = key.partition(".")
+    if head not in known or any(path.startswith(f"{head}.") for path in known):
+        return
+    field = rest.partition(".")[0]
+    for name, chosen in known[head].choices.items():
+        if chz.is_chz(chosen) and field in chz.chz_fields(chosen):
+            short, given = request.spell(head), f"{request.spell(key)}={source.keys[key]}"
+            raise ConfigurationError(
+                f"{given}{source.where()}: {short}= must name a class first, e.g."
+                f" {short}={name} {given}"
+            )
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if close:
         return close[0]
@@ -212,6 +197,7 @@ class Parameter(NamedTuple):
     type: Any
     default: str  # as shown, "" if there is none
     doc: str
+    choices: Mapping[str, Any]  # classes by name, {} if there is no choice
 
 
 def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
@@ -225,6 +211,7 @@ def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
             type=param.type,
             default=_default(param, chosen.get(path)),
             doc=" ".join((param.doc or "").split()),
+            choices=choices(param.type, param.meta_factory),
         )
         for path, param in found.all_params.items()
         if path
@@ -276,12 +263,27 @@ def _explain_value(text: str, request: Request) -> str:
     value, key = match.groups()
     sources = [s for s in request.sources if any(_matches(k, key) for k in s.keys)]
     where = sources[-1].where() if sources else ""
+    given = f"{request.spell(key)}={value}{where}"
+    if missing := _missing_name(text):
+        return f"{given}: {missing}"
     try:
-        expected_type = parameters(request.blueprint(without=key))[key].type
+        expected = parameters(request.blueprint(without=key))[key]
     except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
-        return f"{request.spell(key)}={value}{where} has the wrong type; --help lists the types"
-    choices = subclasses(expected_type) or type_text(expected_type).split(" | ")
-    return f"{request.spell(key)}={value}{where}: expected {' or '.join(choices)}"
+        return f"{given} has the wrong type; --help lists the types"
+    names = expected.choices or type_text(expected.type).split(" | ")
+    return f"{given}: expected {' or '.join(names)}"
+
+
+def _missing_name(text: str) -> str | None:
+    """What chz could not find of module:Name, in a few words."""
+    if match := re.search(r"Could not import module '(.+)' \((\w+: (.*))\)", text):
+        module, error, reason = match.groups()
+        absent = re.fullmatch("No module named '(.+)'", reason)
+        if absent and f"{module}.".startswith(f"{absent[1]}."):
+            return f"no module {absent[1]!r} in the working directory or installed"
+        return f"module {module!r} cannot be imported: {error}"
+    match = re.search(r"module '(.+)' has no attribute '(.+)'", text)
+    return match and f"module {match[1]!r} has no {match[2]!r}"
 
 
 def one_line(error: object) -> str:
@@ -293,35 +295,3 @@ def _raised_by_chz(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("chz.")
-
-
-def type_text(t: Any) -> str:
-    """A type as users read it: `float | None`, `linear | cosine`, `list[str]`, `ChatBuilder`."""
-    origin, arguments = typing.get_origin(t), typing.get_args(t)
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(type_text(a) for a in arguments)
-    if origin is Literal:
-        return " | ".join(str(a) for a in arguments)
-    if t is type(None):
-        return "None"
-    if isinstance(t, type) and issubclass(t, enum.Enum):
-        return " | ".join(str(member.value) for member in t)
-    if origin is collections.abc.Callable:
-        return "module:function"
-    if origin is not None:
-        inner = ", ".join("..." if a is ... else type_text(a) for a in arguments)
-        return f"{origin.__name__}[{inner}]"
-    return getattr(t, "__name__", str(t)).removeprefix("typing.")
-
-
-def subclasses(t: Any) -> list[str]:
-    """Names of the classes to choose from for a field of this type; [] if there is no choice."""
-    bases = [a for a in (typing.get_args(t) or (t,)) if isinstance(a, type) and chz.is_chz(a)]
-    found: dict[str, None] = {}
-    below = [cls for base in bases for cls in base.__subclasses__()]
-    while below:
-        cls = below.pop(0)
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            found[cls.__name__] = None
-        below += cls.__subclasses__()
-    return list(found)

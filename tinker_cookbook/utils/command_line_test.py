@@ -1,7 +1,7 @@
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import chz
 import pytest
@@ -14,8 +14,8 @@ from tinker_cookbook.utils.command_line import (
     parameters,
     parse,
     read_request,
-    type_text,
 )
+from tinker_cookbook.utils.command_types import type_text
 
 
 class Mode(enum.StrEnum):
@@ -125,6 +125,89 @@ def test_aliases_stand_for_longer_keys():
     assert error("d=X", aliases=aliases) == "d='X': expected Jsonl or Hub"
     assert error("d.nam=x", aliases=aliases) == "unknown key 'd.nam'; did you mean 'd.name'?"
     assert "\n  d  " in help_text(Config, aliases=aliases)
+
+
+def test_an_object_with_two_aliases_is_called_as_the_user_does():
+    both = {"d": "data", "e": "data"}
+    assert error("e=X", aliases=both) == "e='X': expected Jsonl or Hub"
+    assert error("e=Jsonl", aliases=both).startswith("missing d.path;")
+    assert error("d=Jsonl", "e.batch_size=2", aliases=both).startswith("missing e.path;")
+    assert error("f=X", "e.nam=x", aliases=both).startswith("unknown key 'f'")
+    assert error("e=Hub", "e.q=x", aliases=both) == "unknown key 'e.q'; did you mean 'e.name'?"
+    assert error("e.nam=x", aliases=both) == "unknown key 'e.nam'; did you mean 'e.name'?"
+
+
+def test_another_name_of_a_value_does_not_hide_it():
+    names = {"number_of_steps": "steps", "d": "data"}
+    assert parse(Config, ["number_of_steps=5"], names).steps == 5
+    assert error("step=1", aliases=names) == "unknown key 'step'; did you mean 'steps'?"
+    assert error("number_of_step=1", aliases=names) == (
+        "unknown key 'number_of_step'; did you mean 'number_of_steps'?"
+    )
+    assert error("number_of_steps=x", aliases=names) == "number_of_steps='x': expected int"
+    text = help_text(Config, aliases=names)
+    assert "\n  steps  " in text and "\n  number_of_steps" not in text
+    assert "number_of_steps is another name of steps.\n" in text
+    assert "d is short for data.\n" in text
+
+
+@pytest.mark.parametrize("values", [(1, 2), (2, 2)])
+def test_two_names_of_one_key_are_refused(values: tuple[int, int], tmp_path: Path):
+    words = [f"steps={values[0]}", f"n={values[1]}"]
+    said = f"{words[0]} and {words[1]} are two names of one key: give one"
+    assert error(*words, aliases={"n": "steps"}) == said
+    name = yaml_file(tmp_path, "\n".join(word.replace("=", ": ") for word in words))
+    there = said.replace(" are", f" in {name} are")
+    assert error(f"config={name}", aliases={"n": "steps"}) == there
+    name = yaml_file(tmp_path, words[0].replace("=", ": "))
+    assert parse(Config, [f"config={name}", "n=7"], {"n": "steps"}).steps == 7
+
+
+class _Short(chz.factories.standard):
+    names: ClassVar[dict[str, type]] = {"file": Jsonl, "online": Hub}
+
+    def from_string(self, factory: str) -> Callable[..., object]:
+        return self.names.get(factory) or super().from_string(factory)
+
+
+@chz.chz
+class Unchosen:
+    data: Data | None = None
+    named: Data | None = chz.field(default=None, meta_factory=_Short(annotation=Data | None))
+
+
+def test_a_key_of_a_class_that_is_not_chosen_yet(tmp_path: Path):
+    assert error("data.batch_size=3", cls=Unchosen) == (
+        "data.batch_size=3: data= must name a class first, e.g. data=Jsonl data.batch_size=3"
+    )
+    assert error("d.name=x", cls=Unchosen, aliases={"e": "named", "d": "named"}) == (
+        "d.name=x: d= must name a class first, e.g. d=online d.name=x"
+    )
+    name = yaml_file(tmp_path, "data: {path: x}")
+    assert error(f"config={name}", cls=Unchosen).startswith(f"data.path=x in {name}: data= must")
+    assert error("data.pth=x", cls=Unchosen).startswith("unknown key 'data.pth'; ")
+
+
+def test_names_for_classes():
+    assert parse(Unchosen, ["named=file", "named.path=x"]).named == Jsonl(path="x")
+    assert error("named=fil", cls=Unchosen) == "named='fil': expected file or online"
+    assert "[file, online]" in help_text(Unchosen)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such:X", "no module 'no_such' in the working directory or installed"),
+        ("no_such.x:X", "no module 'no_such' in the working directory or installed"),
+        ("json.no_such:X", "no module 'json.no_such' in the working directory or installed"),
+        ("json:no_such", "module 'json' has no 'no_such'"),
+        ("breaks_on_import:X", "module 'breaks_on_import' cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_a_name_in_a_module(value: str, message: str, tmp_path: Path, monkeypatch):
+    (tmp_path / "breaks_on_import.py").write_text("import no_such_either\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert error(f"data={value}", cls=Unchosen).startswith(f"data={value!r}: {message}")
 
 
 @pytest.mark.parametrize(

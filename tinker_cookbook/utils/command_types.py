@@ -1,0 +1,55 @@
+"""Types of fields as users read them, and the names that a field may be set to."""
+
+from __future__ import annotations
+
+import collections.abc
+import enum
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import chz
+
+
+def type_text(t: Any) -> str:
+    """A type as users read it: `float | None`, `linear | cosine`, `list[str]`, `ChatBuilder`."""
+    origin, arguments = typing.get_origin(t), typing.get_args(t)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(type_text(a) for a in arguments)
+    if origin is Literal:
+        return " | ".join(str(a) for a in arguments)
+    if t is type(None):
+        return "None"
+    if isinstance(t, type) and issubclass(t, enum.Enum):
+        return " | ".join(str(member.value) for member in t)
+    if origin is collections.abc.Callable:
+        return "module:function"
+    if origin is not None:
+        inner = ", ".join("..." if a is ... else type_text(a) for a in arguments)
+        return f"{origin.__name__}[{inner}]"
+    return getattr(t, "__name__", str(t)).removeprefix("typing.")
+
+
+def choices(t: Any, meta_factory: Any = None) -> Mapping[str, Any]:
+    """What a field of this type may be set to, by name; {} if there is no choice. A factory of the
+    field may have `names` of its own for classes; else it is every class below the type."""
+    return getattr(meta_factory, "names", None) or _subclasses(t)
+
+
+def _subclasses(t: Any) -> dict[str, type]:
+    bases = [a for a in (typing.get_args(t) or (t,)) if isinstance(a, type) and chz.is_chz(a)]
+    found: dict[str, type] = {}
+    below = [cls for base in bases for cls in base.__subclasses__()]
+    while below:
+        cls = below.pop(0)
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            found.setdefault(cls.__name__, cls)
+        below += cls.__subclasses__()
+    return found
+
+
+def is_object(t: Any) -> bool:
+    """Whether a value of this type may have keys of its own."""
+    return any(isinstance(a, type) and chz.is_chz(a) for a in (typing.get_args(t) or (t,)))
