@@ -65,12 +65,9 @@ class TrainOnWhat(StrEnum):
 class RenderContext:
     """Where a message stands in its conversation. `last_user_index` is -1 where nobody asked.
 
-<<<<<<< HEAD
     `messages`: the whole conversation, for formats that look further than to the neighbours.
-=======
     `last_answer_index`: the last assistant message that calls no tool, the final message left out;
     -1 if there is none.
->>>>>>> deepseek
     """
 
     idx: int
@@ -78,11 +75,8 @@ class RenderContext:
     prev_message: Message | None = None
     next_message: Message | None = None
     last_user_index: int = -1
-<<<<<<< HEAD
     messages: Sequence[Message] = ()
-=======
     last_answer_index: int = -1
->>>>>>> deepseek
 
     @property
     def in_last_assistant_turn(self) -> bool:
@@ -360,11 +354,8 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
             prev_message=messages[i - 1] if i else None,
             next_message=messages[i + 1] if i < last else None,
             last_user_index=last_user_index,
-<<<<<<< HEAD
             messages=messages,
-=======
             last_answer_index=last_answer_index,
->>>>>>> deepseek
         )
         for i in range(len(messages))
     ]
