@@ -19,7 +19,7 @@ from tinker_cookbook.renderers.show_page import Fate, Page, pieces, plain_text, 
 from tinker_cookbook.sequences import Sequence
 from tinker_cookbook.supervised import viz_sft_dataset
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 BYE = [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]
 
