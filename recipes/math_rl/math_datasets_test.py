@@ -226,6 +226,8 @@ def test_a_few_test_problems(shared_data: Path) -> None:
 @pytest.mark.parametrize("keys", [("path",), ("path", "test_path")])
 def test_math_is_trained_without_its_test(shared_data: Path, keys: tuple[str, ...]) -> None:
     directory = str(shared_data / "datasets" / "math")
+    train, _ = datasets(Math(**NANO, **dict.fromkeys(keys, directory), test_size=10))
+    assert isinstance(train, ProblemDataset) and len(train.problems) == 4500
     train, test = datasets(Math(**NANO, **dict.fromkeys(keys, directory), test_size=500))
     assert isinstance(train, ProblemDataset) and isinstance(test, ProblemDataset)
     assert (len(train.problems), len(test.problems)) == (4500, 500)
@@ -254,10 +256,10 @@ def test_a_test_of_math_may_have_solutions_alone(shared_data: Path, tmp_path: Pa
 def test_the_same_file_to_train_and_to_test(
     builder: Any, row: dict[str, str], tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", **row} for i in range(8)])
+    path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", **row} for i in range(120)])
     with pytest.raises(DataValidationError) as caught:
         datasets(builder(**NANO, path=path, test_path=path))
-    assert f"all 8 problems of data.path={path} are in data.test_path={path}" in str(caught.value)
+    assert f"all 120 problems of data.path={path} are in data.test_path={path}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(8, 0), (29, 2), (3000, 100)])
