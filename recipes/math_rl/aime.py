@@ -1,4 +1,4 @@
-r"""AIME, for evaluation: 30 problems a year, each answer a whole number from 0 to 999; pass@k.
+r"""pass@k on AIME 2024 and 2025: 30 problems a year, each answer a whole number from 0 to 999.
 
     python -m recipes.math_rl.aime model_name=Qwen/Qwen3-8B max_tokens=8192 num_samples=8
     python -m recipes.math_rl.aime model_name=Qwen/Qwen3-8B model_path=tinker://... year=2025
@@ -13,6 +13,7 @@ holds aime2024.jsonl and aime2025.jsonl.
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from tinker_cookbook.service import EngineConfig
 
 Year = Literal["2024", "2025"]
 _HUB = {"2024": ("HuggingFaceH4/aime_2024", "train"), "2025": ("math-ai/aime25", "test")}
+YEARS: tuple[Year, ...] = typing.get_args(Year)
 _PER_YEAR = 30
 
 
@@ -53,6 +55,10 @@ class Aime(BoxedAnswers):
             path, split = _HUB[self.year]
         elif local.is_dir() and (local / f"{self.name()}.jsonl").is_file():
             path, split = str(local / f"{self.name()}.jsonl"), "train"
+        elif local.is_dir() and any((local / f"aime{year}.jsonl").is_file() for year in YEARS):
+            raise ConfigurationError(
+                f"path={self.path} holds no {self.name()}.jsonl: set year= to a year that it holds"
+            )
         else:
             path, split = self.path, "train"
         return read_problems(path, self.columns(), split)
@@ -84,7 +90,9 @@ class CLI:
         default=None, doc="how messages become tokens (None: what suits checkpoint or model)"
     )
     path: str = chz.field(default="hub", doc="local directory or file (hub: the year's data set)")
-    year: Year = chz.field(default="2024", doc="2024 or 2025")
+    year: tuple[Year, ...] = chz.field(
+        default=YEARS, doc="which years, each by itself, e.g. year=2025"
+    )
     num_samples: int = chz.field(default=8, doc="replies to each problem")
     k: list[int] = chz.field(
         default_factory=list, doc="which pass@k, e.g. k=1,8 (empty: 1, 2, 4, ... num_samples)"
@@ -105,6 +113,16 @@ class CLI:
     def _counts(self) -> None:
         if self.num_samples < 1:
             raise ConfigurationError(f"num_samples={self.num_samples}: expected 1 or more")
+        if not self.year or len(set(self.year)) < len(self.year):
+            raise ConfigurationError(
+                f"year={','.join(self.year)}: expected one or more of {', '.join(YEARS)}"
+            )
+        if len(self.year) > 1 and Path(self.path).expanduser().is_file():
+            raise ConfigurationError(
+                f"path={self.path} is one file, and year={','.join(self.year)} are"
+                f" {len(self.year)} sets of problems: set year= to its year, or path= to a"
+                " directory with aime2024.jsonl and aime2025.jsonl"
+            )
 
 
 async def main(config: CLI) -> None:
@@ -118,25 +136,26 @@ async def main(config: CLI) -> None:
         engine=config.engine if config.base_url is None else None,
     )
     renderer_name = getattr(model.renderer.origin, "renderer_name", config.renderer_name)
-    aime = Aime(
-        path=config.path,
-        year=config.year,
-        one_shot=config.one_shot,
-        model_name_for_tokenizer=config.model_name,
-        renderer_name=renderer_name,
-    )
-    evaluator = PassAtKEvaluator(
-        aime.test_set(config.num_samples),
-        max_tokens,
-        ks=config.k,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        context_window=models.context_length(config.model_name),
-        seed=config.seed,
-    )
-    metrics = await evaluator(model.sampling_client)
     print(f"{config.model_path or config.model_name}, renderer {renderer_name}")
-    print("\n".join([*evaluator.lines(), *(f"{key} = {metrics[key]:.4g}" for key in metrics)]))
+    for year in config.year:
+        aime = Aime(
+            path=config.path,
+            year=year,
+            one_shot=config.one_shot,
+            model_name_for_tokenizer=config.model_name,
+            renderer_name=renderer_name,
+        )
+        evaluator = PassAtKEvaluator(
+            aime.test_set(config.num_samples),
+            max_tokens,
+            ks=config.k,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            context_window=models.context_length(config.model_name),
+            seed=config.seed,
+        )
+        metrics = await evaluator(model.sampling_client)
+        print("\n".join([*evaluator.lines(), *(f"{key} = {metrics[key]:.4g}" for key in metrics)]))
 
 
 if __name__ == "__main__":

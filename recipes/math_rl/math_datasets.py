@@ -126,7 +126,8 @@ class BoxedAnswers(MathDatasetBuilder):
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         problems, own_test = self.train_problems(), self.test_problems()
         test = self._held_out(problems) if own_test is None else self._of_test(own_test)
-        train = without(problems, test)
+        # all of a test of its own, of which a small test_size plays only some
+        train = without(problems, test if own_test is None else own_test)
         if not train:
             raise DataValidationError(self._nothing_left(problems, test, own_test is not None))
         return (

@@ -11,6 +11,7 @@ from typing import Any
 import chz
 import pytest
 
+from recipes.math_rl import aime
 from recipes.math_rl.aime import Aime
 from recipes.math_rl.arithmetic import Arithmetic, SumEnv
 from recipes.math_rl.deepmath import DeepMath
@@ -21,6 +22,7 @@ from recipes.math_rl.math_env import MathEnv
 from recipes.math_rl.own_problems import OwnProblems
 from recipes.math_rl.polaris import Polaris
 from recipes.math_rl.problems import Problem, ProblemDataset, some, without
+from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
 from tinker_cookbook.nano.tasks import held_out_pair
 from tinker_cookbook.renderers import get_renderer
@@ -224,6 +226,8 @@ def test_a_few_test_problems(shared_data: Path) -> None:
 @pytest.mark.parametrize("keys", [("path",), ("path", "test_path")])
 def test_math_is_trained_without_its_test(shared_data: Path, keys: tuple[str, ...]) -> None:
     directory = str(shared_data / "datasets" / "math")
+    train, _ = datasets(Math(**NANO, **dict.fromkeys(keys, directory), test_size=10))
+    assert isinstance(train, ProblemDataset) and len(train.problems) == 4500
     train, test = datasets(Math(**NANO, **dict.fromkeys(keys, directory), test_size=500))
     assert isinstance(train, ProblemDataset) and isinstance(test, ProblemDataset)
     assert (len(train.problems), len(test.problems)) == (4500, 500)
@@ -252,10 +256,10 @@ def test_a_test_of_math_may_have_solutions_alone(shared_data: Path, tmp_path: Pa
 def test_the_same_file_to_train_and_to_test(
     builder: Any, row: dict[str, str], tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", **row} for i in range(8)])
+    path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", **row} for i in range(120)])
     with pytest.raises(DataValidationError) as caught:
         datasets(builder(**NANO, path=path, test_path=path))
-    assert f"all 8 problems of data.path={path} are in data.test_path={path}" in str(caught.value)
+    assert f"all 120 problems of data.path={path} are in data.test_path={path}" in str(caught.value)
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(8, 0), (29, 2), (3000, 100)])
@@ -284,6 +288,43 @@ def test_aime(shared_data: Path) -> None:
         assert found.group_size == 8 and found.name == f"aime{year}"
     with pytest.raises(ConfigurationError, match="for evaluation only"):
         datasets(Aime(**NANO, path=path))
+
+
+def played_years(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(name, problems) of what the program plays; no model is asked."""
+    played: list[tuple[str, int]] = []
+
+    async def play(self: Any, client: Any) -> dict[str, float]:
+        played.append((self.dataset.name, len(self.dataset.problems)))
+        return {f"{self.dataset.name}/pass@1": 0.5}
+
+    monkeypatch.setattr(aime.PassAtKEvaluator, "__call__", play)
+    asyncio.run(aime.main(parse(aime.CLI, ["num_samples=1", *words])))
+    return played
+
+
+def test_both_years_of_aime_are_played(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = f"path={shared_data / 'datasets' / 'aime'}"
+    assert played_years([directory], monkeypatch) == [("aime2024", 30), ("aime2025", 30)]
+    said = capsys.readouterr().out
+    assert "aime2024/pass@1 = 0.5\n" in said and "aime2025/pass@1 = 0.5\n" in said
+    assert played_years([directory, "year=2025"], monkeypatch) == [("aime2025", 30)]
+    file = f"{directory}/aime2024.jsonl"
+    assert played_years([file, "year=2024"], monkeypatch) == [("aime2024", 30)]
+
+
+def test_years_of_aime_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "aime2024.jsonl", [{"problem": "1?", "answer": "1"}])
+    for words, message in (
+        ([f"path={file}"], "is one file, and year=2024,2025 are 2 sets of problems"),
+        ([f"path={tmp_path}", "year=2025"], r"holds no aime2025\.jsonl: set year="),
+        (["year="], "year=: expected one or more of 2024, 2025"),
+        (["year=2024,2024"], "year=2024,2024: expected one or more"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            played_years(words, monkeypatch)
 
 
 @pytest.mark.parametrize(

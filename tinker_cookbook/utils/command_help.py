@@ -16,7 +16,7 @@ from tinker_cookbook.utils.command_line import (
     read_request,
     refuse_unknown_keys,
 )
-from tinker_cookbook.utils.command_types import type_text
+from tinker_cookbook.utils.command_types import alternatives, type_text
 
 
 def help_text(
@@ -96,8 +96,8 @@ def _kind(parameter: Parameter) -> tuple[str, str]:
     if parameter.default == "None":
         kind = kind.removesuffix(" | None")
     choices, word = list(parameter.choices), "class"
-    if not choices and " | " in kind and len(kind) > _TYPE:
-        choices, word = kind.split(" | "), "choice"
+    if not choices and len(kind) > _TYPE and len(alternatives(kind)) > 1:
+        choices, word = alternatives(kind), "choice"
     if not choices:
         return kind, parameter.doc
     return word, f"{parameter.doc} [{', '.join(choices)}]".strip()

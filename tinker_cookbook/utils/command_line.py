@@ -21,7 +21,7 @@ from chz.blueprint import (
 )
 
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
-from tinker_cookbook.utils.command_types import choices, is_object, type_text
+from tinker_cookbook.utils.command_types import alternatives, choices, is_object, type_text
 from tinker_cookbook.utils.command_yaml import read_yaml
 
 C = TypeVar("C")
@@ -270,7 +270,7 @@ def _explain_value(text: str, request: Request) -> str:
         expected = parameters(request.blueprint(without=key))[key]
     except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
         return f"{given} has the wrong type; --help lists the types"
-    names = expected.choices or type_text(expected.type).split(" | ")
+    names = expected.choices or alternatives(type_text(expected.type))
     return f"{given}: expected {' or '.join(names)}"
 
 

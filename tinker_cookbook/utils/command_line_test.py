@@ -15,7 +15,7 @@ from tinker_cookbook.utils.command_line import (
     parse,
     read_request,
 )
-from tinker_cookbook.utils.command_types import type_text
+from tinker_cookbook.utils.command_types import alternatives, type_text
 
 
 class Mode(enum.StrEnum):
@@ -382,6 +382,12 @@ def test_type_text():
     assert type_text(list[str] | None) == "list[str] | None"
     assert type_text(tuple[int, ...]) == "tuple[int, ...]"
     assert type_text(Callable[[str], float]) == "module:function"
+
+
+def test_alternatives():
+    text = type_text(tuple[Literal["a", "b"], ...] | None)
+    assert alternatives(text) == ["tuple[a | b, ...]", "None"]
+    assert alternatives(type_text(Literal["a", "b"])) == ["a", "b"]
 
 
 def test_help_words_are_no_keys():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import enum
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -30,6 +31,11 @@ def type_text(t: Any) -> str:
         inner = ", ".join("..." if a is ... else type_text(a) for a in arguments)
         return f"{origin.__name__}[{inner}]"
     return getattr(t, "__name__", str(t)).removeprefix("typing.")
+
+
+def alternatives(text: str) -> list[str]:
+    """A text of `type_text`, divided where a value is one thing or another as a whole."""
+    return re.split(r" \| (?![^\[]*\])", text)
 
 
 def choices(t: Any, meta_factory: Any = None) -> Mapping[str, Any]:
