@@ -152,7 +152,7 @@ class Conversation:
         These are encoded between the others piece by piece, if this tokenizer has it so.
         """
         tokenizer, encoder = self._template.tokenizer, self._template.encoder
-        whole = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if self._mark not in text:
             return whole
         pieces = self._template.splitter.split(text)
