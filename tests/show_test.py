@@ -13,7 +13,7 @@ import pytest
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer, show, show_page
-from tinker_cookbook.renderers.conftest import load, tokenizer  # noqa: F401 (a fixture)
+from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.examples import Example, conversation_examples
 from tinker_cookbook.renderers.show_page import Fate, Page, pieces, plain_text, visible
 from tinker_cookbook.sequences import Sequence
@@ -36,6 +36,11 @@ def shown(capsys, tmp_path):
         return capsys.readouterr().out.replace(f"{path}", "chats")
 
     return run
+
+
+@pytest.fixture
+def tokenizer():
+    return load("nano")
 
 
 def test_a_page_as_a_pipe_gets_it(shown):
