@@ -1,7 +1,8 @@
 """Chat messages to tokens and loss weights, and back. Start at `get_renderer` and `Renderer`.
 
-The formats: role_colon.py, qwen3.py, gpt_oss.py. The types: messages.py. How conversations are
-assembled: base.py. How responses are parsed: parsing.py.
+The formats: qwen3.py, llama3.py, deepseek_v3.py, kimi_k2.py, gpt_oss.py, role_colon.py, and
+template.py for any other chat model. The types: messages.py. How conversations are assembled:
+base.py. How responses are parsed: parsing.py. To look at a conversation: show.py.
 """
 
 from tinker_cookbook.renderers.base import (
