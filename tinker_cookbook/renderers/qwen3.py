@@ -119,7 +119,9 @@ class _ChatMLRenderer(Renderer):
                 "use the renderer of its own family"
             )
         content = text.removeprefix(start).removesuffix(end)
-        return [Message(role="system", content=content.replace(marker, system_prompt, 1))]
+        if system_prompt:  # else a tool's description could hold the marker
+            content = content.replace(marker, system_prompt, 1)
+        return [Message(role="system", content=content)]
 
     def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
         raise NotImplementedError

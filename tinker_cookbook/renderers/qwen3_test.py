@@ -360,3 +360,13 @@ def test_a_tokenizer_without_chatml_tokens_is_refused():
 
     with pytest.raises(RendererError, match=r"<\|im_start\|>.*renderer_name"):
         get_renderer("qwen3", load("gpt2"))
+
+
+def test_a_tools_description_is_left_as_it_is(tokenizer):
+    """Also where it looks like the place that is kept for the system prompt."""
+    tool = {"name": "f", "description": "SYSTEM-PROMPT-HERE", "parameters": {}}
+    for system_prompt in ("", "Be brief."):
+        renderer = get_renderer("qwen3", tokenizer)
+        (message,) = renderer.create_conversation_prefix_with_tools([tool], system_prompt)
+        assert message["content"].count("SYSTEM-PROMPT-HERE") == 1
+        assert message["content"].startswith(system_prompt)
