@@ -153,7 +153,7 @@ class EnvFromMessageEnv(Env):
         # It is not where the env has rewritten the past, or the format does, by dropping reasoning.
         try:
             written = self.renderer.build_supervised_example(
-                [*self._messages, reply], TrainOnWhat.ALL_MESSAGES
+                [*self._messages, reply], TrainOnWhat.ALL_TOKENS
             )
         except RendererError:  # a reply that the format would not have in its last place
             return whole
