@@ -20,6 +20,7 @@ from tinker_cookbook.renderers.messages import (
     Message,
     Role,
     ToolSpec,
+    calls_tools,
     ensure_text,
     normalise_message,
     to_openai_message,
@@ -31,6 +32,7 @@ from tinker_cookbook.renderers.parsing import (
     ResponseParser,
     TagParser,
 )
+from tinker_cookbook.renderers.tool_declarations import openai_tools
 
 if TYPE_CHECKING:
     import tinker
@@ -161,15 +163,24 @@ class Renderer(ABC):
         """
         return False
 
-    def create_conversation_prefix_with_tools(
-        self, tools: Sequence[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        """The messages that declare `tools`, to be put in front of a conversation."""
+    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+        """The messages that declare at least one tool, each in the form chat templates read."""
         raise RendererError(
             f"{type(self).__name__} has no format for tools; use the renderer of a chat model"
         )
 
     # What every format shares
+
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """The messages that declare `tools`, to be put in front of a conversation.
+
+        RendererError where the format has none. Without tools, the system prompt alone, if any.
+        """
+        if tools:
+            return self.declare_tools(openai_tools(tools), system_prompt)
+        return [Message(role="system", content=system_prompt)] if system_prompt else []
 
     def to_openai_message(self, message: Message) -> dict[str, Any]:
         return to_openai_message(message)
@@ -197,7 +208,7 @@ class Renderer(ABC):
 
         mode = TrainOnWhat.of(train_on_what)
         messages = self._checked(messages)
-        trained = _trained_messages(messages, mode)
+        trained = trained_messages(messages, mode)
         header_weight = 1.0 if mode is TrainOnWhat.ALL_TOKENS else 0.0
         chunks: list[tinker.ModelInputChunk] = []
         weights: list[float] = []
@@ -244,13 +255,13 @@ class Renderer(ABC):
         mode = TrainOnWhat.of(train_on_what)
         if self.has_extension_property:
             return [self.build_supervised_example(messages, mode)]
-        if mode not in _ASSISTANT_MODES:
+        if mode not in REPLY_MODES:
             raise NotImplementedError(
                 f"train_on_what={mode} cannot be split into one example for each reply; "
-                f"use one of {', '.join(sorted(_ASSISTANT_MODES))}"
+                f"use one of {', '.join(sorted(REPLY_MODES))}"
             )
         messages = self._checked(messages)
-        trained = _trained_messages(messages, mode)
+        trained = trained_messages(messages, mode)
         return [
             self.build_supervised_example(messages[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
             for i, is_trained in enumerate(trained)
@@ -328,7 +339,8 @@ class Origin(NamedTuple):
 
 
 _LAST_MODES = frozenset({TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN})
-_ASSISTANT_MODES = _LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
+REPLY_MODES = _LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
+"""The modes in which each trained message is a reply that the model would sample."""
 
 
 def _parts(message: Message) -> list[Any]:
@@ -336,15 +348,11 @@ def _parts(message: Message) -> list[Any]:
     return [] if isinstance(content, str) else content
 
 
-def _calls(message: Message) -> bool:
-    return bool(message.get("tool_calls") or message.get("unparsed_tool_calls"))
-
-
 def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
     last = len(messages) - 1
     last_user_index = _last_user_index(messages)
     last_answer_index = max(
-        (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and not _calls(m)),
+        (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and not calls_tools(m)),
         default=-1,
     )
     return [
@@ -365,7 +373,7 @@ def _last_user_index(messages: Sequence[Message]) -> int:
     return max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
 
 
-def _trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[bool]:
+def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[bool]:
     """Whether each message's output is trained. RendererError where `trainable` does not fit."""
     customized = mode is TrainOnWhat.CUSTOMIZED
     for i, message in enumerate(messages):

@@ -261,7 +261,9 @@ def test_role_colon_refuses_what_it_has_no_form_for(tokenizer, message):
     with pytest.raises(RendererError, match="message 1"):
         renderer.build_supervised_example([USER, message])
     with pytest.raises(RendererError, match="no format for tools"):
-        renderer.create_conversation_prefix_with_tools([])
+        renderer.create_conversation_prefix_with_tools(
+            [{"name": "f", "description": "", "parameters": {}}]
+        )
 
 
 # Pickling, and renderers of one's own

@@ -24,8 +24,7 @@ results has no header at all. Tokens equal those of the model's own chat templat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import (
@@ -40,10 +39,10 @@ from tinker_cookbook.renderers.messages import (
     FunctionBody,
     Message,
     ToolCall,
-    ToolSpec,
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
+from tinker_cookbook.renderers.tool_declarations import QUESTION, declaring_system_message
 from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
@@ -123,37 +122,10 @@ class _DeepSeekV3Renderer(Renderer):
                 header, output = [self._user], encode(message_text(message, ctx))
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
-    def create_conversation_prefix_with_tools(
-        self, tools: Sequence[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        """One system message, in the words of the tokenizer's own chat template.
-
-        RendererError where the template ignores tools, as the one published with V3.1 does.
-        """
-        if not tools:
-            return [Message(role="system", content=system_prompt)] if system_prompt else []
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise RendererError(
-                "tools are declared in the words of the tokenizer's chat template, and this "
-                "tokenizer has none; use the tokenizer of a chat model"
-            )
-        declared = [
-            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-        ]
-        marker = "SYSTEM-PROMPT-HERE"  # the prompt's own text could look like the template's
-        conversation = [{"role": "user", "content": "USER-HERE"}]
-        if system_prompt:
-            conversation.insert(0, {"role": "system", "content": marker})
-        start, end = "<｜begin▁of▁sentence｜>", "<｜User｜>USER-HERE"
-        without = self.tokenizer.apply_chat_template(conversation, tokenize=False)
-        text = self.tokenizer.apply_chat_template(conversation, tools=declared, tokenize=False)
-        if text == without or not text.startswith(start) or not text.endswith(end):
-            raise RendererError(
-                "the tokenizer's chat template does not declare tools in a system message; "
-                "describe them in a system message of your own, calls are written and parsed alike"
-            )
-        content = text.removeprefix(start).removesuffix(end)
-        return [Message(role="system", content=content.replace(marker, system_prompt, 1))]
+    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+        """RendererError where the template ignores tools, as the one published with V3.1 does."""
+        start, end = "<｜begin▁of▁sentence｜>", f"<｜User｜>{QUESTION}"
+        return [declaring_system_message(self.tokenizer, tools, system_prompt, start, end)]
 
     def _reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
         raise NotImplementedError

@@ -6,14 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence as Messages
 from dataclasses import dataclass
 
-from tinker_cookbook.renderers.base import Renderer, TrainOnWhat
+from tinker_cookbook.renderers.base import REPLY_MODES, Renderer, TrainOnWhat
 from tinker_cookbook.renderers.messages import Message
 from tinker_cookbook.sequences import Sequence
 
 SEVERAL_REPLIES = frozenset({TrainOnWhat.LAST_ASSISTANT_TURN, TrainOnWhat.ALL_ASSISTANT_MESSAGES})
 """The modes that train replies which are not the last message."""
-REPLIES = SEVERAL_REPLIES | {TrainOnWhat.LAST_ASSISTANT_MESSAGE}
-"""The modes in which each trained message is a reply that the model would sample."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def conversation_examples(
     message that the mode trains, and the renderer lacks the property.
     """
     mode = TrainOnWhat.of(train_on_what)
-    if mode in REPLIES:
+    if mode in REPLY_MODES:
         rendered = renderer.build_supervised_examples(conversation, train_on_what=mode)
     else:
         rendered = [renderer.build_supervised_example(conversation, train_on_what=mode)]

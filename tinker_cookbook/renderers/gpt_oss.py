@@ -43,12 +43,17 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    message_text,
+    text_chunk,
+)
 from tinker_cookbook.renderers.gpt_oss_parsing import (
     CHANNEL,
     CONSTRAIN,
@@ -64,10 +69,10 @@ from tinker_cookbook.renderers.gpt_oss_parsing import (
 from tinker_cookbook.renderers.messages import (
     Message,
     ThinkingAndText,
-    ToolSpec,
-    ensure_text,
+    calls_tools,
     split_thinking,
 )
+from tinker_cookbook.renderers.tool_declarations import QUESTION, from_template
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 RELEASE_DATE = datetime.date(2025, 8, 5)
@@ -122,31 +127,24 @@ class GptOssRenderer(Renderer):
                 return self._render_assistant(message, ctx)
             case "tool":
                 recipient = _caller(message, ctx)
-                text = json.dumps(_text(message, ctx), ensure_ascii=False)
+                text = json.dumps(message_text(message, ctx), ensure_ascii=False)
                 header = f"{recipient} to=assistant{CHANNEL}commentary{MESSAGE}"
                 return self._render(header, text, ctx)
             case "user":
-                return self._render(f"user{MESSAGE}", _text(message, ctx), ctx)
+                return self._render(f"user{MESSAGE}", message_text(message, ctx), ctx)
             case role:
-                text = _text(message, ctx)
+                text = message_text(message, ctx)
                 if role == "system" or not text.startswith((_INSTRUCTIONS, _TOOLS)):
                     if not text:
                         return RenderedMessage(output=[], header=text_chunk(self._opening(ctx)))
                     text = self._instructions.before + text + self._instructions.after
                 return self._render(f"developer{MESSAGE}", text, ctx)
 
-    def create_conversation_prefix_with_tools(
-        self, tools: Sequence[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
+    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
         """One developer message, instructions and declarations in the template's own rendering."""
-        if not tools:
-            return [Message(role="system", content=system_prompt)] if system_prompt else []
-        declared = [
-            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-        ]
-        content = self._template(declared, with_instructions=bool(system_prompt)).developer
+        content = self._template(tools, with_instructions=bool(system_prompt)).developer
         if system_prompt:
-            content = content.replace(_MARKER, system_prompt, 1)
+            content = content.replace(QUESTION, system_prompt, 1)
         return [Message(role="developer", content=content)]
 
     def _decode(self, tokens: list[int]) -> str:
@@ -171,7 +169,7 @@ class GptOssRenderer(Renderer):
 
         if thinking and _keeps_thinking(message, ctx):
             write(f"{CHANNEL}analysis", thinking, self._end)
-        if not _calls(message):
+        if not calls_tools(message):
             ending = [self._return] if ctx.is_last else []  # in history the next header ends it
             write(f"{CHANNEL}final", text, *ending)
         elif text:
@@ -199,7 +197,7 @@ class GptOssRenderer(Renderer):
         if ctx.prev_message is None:
             declares = bool(ctx.messages) and _declares_tools(ctx.messages[0])
             return self._system_tokens[declares]
-        is_reply = ctx.prev_message["role"] == "assistant" and not _calls(ctx.prev_message)
+        is_reply = ctx.prev_message["role"] == "assistant" and not calls_tools(ctx.prev_message)
         return [self._end] if is_reply else []
 
     @cached_property
@@ -220,34 +218,26 @@ class GptOssRenderer(Renderer):
 
     @cached_property
     def _instructions(self) -> _Frame:
-        before, _, after = self._template(None, with_instructions=True).developer.partition(_MARKER)
+        before, _, after = self._template(None, with_instructions=True).developer.partition(
+            QUESTION
+        )
         return _Frame(before, after)
 
     def _template(self, tools: list[Any] | None, with_instructions: bool) -> _Preamble:
         """What the tokenizer's chat template writes before the first question."""
-        from jinja2 import TemplateError
-
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise RendererError(
-                "system prompt, instructions and tools are written in the words of the tokenizer's "
-                "chat template, and this tokenizer has none; use the tokenizer of a gpt-oss model"
-            )
-        head = [{"role": "system", "content": _MARKER}] if with_instructions else []
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [*head, {"role": "user", "content": _MARKER}],
-                tools=tools,
-                tokenize=False,
-                reasoning_effort=self.reasoning_effort or "medium",
-                strftime_now=self.date.strftime,
-            )
-        except (TemplateError, TypeError, AttributeError, KeyError) as error:
-            raise RendererError(
-                "the chat template cannot declare these tools; each needs name, description and "
-                f"parameters, a JSON schema ({error!s:.100})"
-            ) from error
+        head = [{"role": "system", "content": QUESTION}] if with_instructions else []
+        text = from_template(
+            self.tokenizer,
+            [*head, {"role": "user", "content": QUESTION}],
+            tools=tools,
+            reasoning_effort=self.reasoning_effort or "medium",
+            strftime_now=self.date.strftime,
+        )
         start = f"{START}system{MESSAGE}"
-        between, end = f"{END}{START}developer{MESSAGE}", f"{END}{START}user{MESSAGE}{_MARKER}{END}"
+        between, end = (
+            f"{END}{START}developer{MESSAGE}",
+            f"{END}{START}user{MESSAGE}{QUESTION}{END}",
+        )
         system, found, developer = text.partition(between)
         if not (found and system.startswith(start) and developer.endswith(end)):
             raise RendererError(
@@ -267,32 +257,18 @@ class _Preamble(NamedTuple):
     developer: str
 
 
-_MARKER = "TEXT-HERE"  # what stands here could look like the template's own text
-
-
-def _text(message: Message, ctx: RenderContext) -> str:
-    try:
-        return ensure_text(message["content"])
-    except RendererError as error:
-        raise RendererError(f"message {ctx.idx}: {error}") from None
-
-
 def _thinking_and_text(message: Message) -> ThinkingAndText:
     """A string is a reply as it stands: think tags mean nothing in this format."""
     content = message["content"]
     return ThinkingAndText("", content) if isinstance(content, str) else split_thinking(content)
 
 
-def _calls(message: Message) -> bool:
-    return bool(message.get("tool_calls") or message.get("unparsed_tool_calls"))
-
-
 def _keeps_thinking(message: Message, ctx: RenderContext) -> bool:
     """A reply while it is the last; a call until a reply, other than the last, has followed."""
-    if not _calls(message):
+    if not calls_tools(message):
         return ctx.is_last
     later = ctx.messages[ctx.idx + 1 : -1]
-    return all(m["role"] != "assistant" or _calls(m) for m in later)
+    return all(m["role"] != "assistant" or calls_tools(m) for m in later)
 
 
 def _declares_tools(message: Message) -> bool:

@@ -7,13 +7,19 @@ so a reply that speaks about `<|end|>` is not cut there.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from tinker_cookbook.renderers.messages import FunctionBody, ToolCall, UnparsedToolCall
-from tinker_cookbook.renderers.parsing import Delta, TextDelta, ThinkingDelta, ToolCallDelta
+from tinker_cookbook.renderers.parsing import (
+    Delta,
+    StateParser,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    read_json_object,
+)
 
 START, END, MESSAGE, CHANNEL, CONSTRAIN = (
     "<|start|>",
@@ -69,7 +75,7 @@ class _Body(Enum):
     FOREIGN = None  # another role's message: the model went on to play the user
 
 
-class HarmonyParser:
+class HarmonyParser(StateParser):
     """The analysis channel is thinking, a message to a recipient a tool call, all else text.
 
     Messages of one kind are set off by a blank line. Where the format is not kept (no channel, a
@@ -78,10 +84,8 @@ class HarmonyParser:
     """
 
     def __init__(self):
-        self.stops = 0
+        super().__init__(self._header)
         self._buffer = _PROMPTED
-        self._deltas: list[Delta] = []
-        self._state: Callable[[], bool] = self._header
         self._kind = _Body.TEXT
         self._raw_header = ""
         self._recipient = ""
@@ -89,27 +93,17 @@ class HarmonyParser:
         self._fresh = True
         self._seen: set[_Body] = set()
 
-    def feed(self, text: str) -> list[Delta]:
-        self._buffer += text
-        while self._state():
-            pass
-        deltas, self._deltas = self._deltas, []
-        return deltas
-
     def finish(self) -> list[Delta]:
         deltas = self.feed("")
         if self._state == self._body:
             self._close_body()
         elif rest := self._buffer.removeprefix(_PROMPTED):
-            self._break()
+            self.malformed = True
             if not _ANY_MARK.search(rest):  # a plain reply, by a model that has no channels yet
                 self._kind = _Body.TEXT
-                self._emit(rest)
+                self._add(rest)
         last, self._deltas = self._deltas, []
         return deltas + last
-
-    def _break(self) -> None:
-        self.stops = 2  # with two, no ending is a clean one
 
     def _header(self) -> bool:
         header, found, after = self._buffer.partition(_MARKS[MESSAGE])
@@ -121,7 +115,7 @@ class HarmonyParser:
         self._raw_header = header.removeprefix(_PROMPTED)
         fields = _HEADER.fullmatch(header)
         if fields is None or (fields["to"] and fields["late_to"]):
-            self._break()
+            self.malformed = True
             self._kind = _Body.TEXT if _PROMPTED in header else _Body.FOREIGN
         elif fields["to"] or fields["late_to"]:
             self._kind = _Body.CALL
@@ -133,7 +127,7 @@ class HarmonyParser:
     def _body(self) -> bool:
         end = _BODY_END.search(self._buffer)
         cut = end.start() if end else len(self._buffer)
-        self._emit(self._buffer[:cut])
+        self._add(self._buffer[:cut])
         self._buffer = self._buffer[cut:]
         if end is None:
             return False
@@ -141,13 +135,13 @@ class HarmonyParser:
         if end.group() == _MARKS[END]:
             self._buffer = self._buffer[1:]
         else:
-            self._break()
+            self.malformed = True
         self._state = self._header
         return True
 
-    def _emit(self, text: str) -> None:
+    def _add(self, text: str) -> None:
         if _ANY_MARK.search(text):
-            self._break()
+            self.malformed = True
             text = text.translate(_TAGS)
         if self._kind is _Body.CALL:
             self._call += text
@@ -156,9 +150,7 @@ class HarmonyParser:
                 text = "\n\n" + text
             self._fresh = False
             self._seen.add(self._kind)
-            self._deltas.append(
-                ThinkingDelta(text) if self._kind is _Body.THINKING else TextDelta(text)
-            )
+            self._emit(ThinkingDelta if self._kind is _Body.THINKING else TextDelta, text)
 
     def _close_body(self) -> None:
         if self._kind is not _Body.CALL:
@@ -178,10 +170,5 @@ def _read_call(recipient: str, arguments: str) -> ToolCall:
     name = recipient.removeprefix(FUNCTIONS)
     if name == recipient or not name:
         raise ValueError(f"a call to {recipient!r}, which is not one of the functions")
-    try:
-        value = json.loads(arguments)  # JSONDecodeError is a ValueError, and says where and what
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("the arguments of a call must be a JSON object")
+    read_json_object(arguments, "the arguments of a call")
     return ToolCall(function=FunctionBody(name=name, arguments=arguments))

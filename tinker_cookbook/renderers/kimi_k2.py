@@ -30,6 +30,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import (
@@ -43,10 +44,10 @@ from tinker_cookbook.renderers.messages import (
     FunctionBody,
     Message,
     ToolCall,
-    ToolSpec,
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
+from tinker_cookbook.renderers.tool_declarations import QUESTION, from_template
 from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
@@ -126,34 +127,27 @@ class KimiK2Renderer(Renderer):
         output = [*self.encoder.encode(text, tags), self._end]
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
-    def create_conversation_prefix_with_tools(
-        self, tools: Sequence[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
+    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
         """The declaration as the tokenizer's own chat template writes it, then the system prompt,
         if there is one."""
-        prefix = [Message(role="system", content=system_prompt)] if system_prompt else []
-        if not tools:
-            return prefix
-        declared = [
-            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-        ]
         start = f"<|im_system|>{_TOOL_DECLARE}<|im_middle|>"
         end = "<|im_end|>" + self._from_template()
-        text = self._from_template(tools=declared)
+        text = self._from_template(tools=tools)
         if not text.startswith(start) or not text.endswith(end):
             raise RendererError(
                 "the tokenizer's chat template does not declare tools as Kimi K2's does; "
                 "use the renderer of its own family"
             )
         content = text.removeprefix(start).removesuffix(end)
+        prefix = [Message(role="system", content=system_prompt)] if system_prompt else []
         return [Message(role=_TOOL_DECLARE, content=content), *prefix]
 
     @cached_property
     def _default_system_message(self) -> list[int]:
         """None of its tokens where the template has no default."""
-        start, end = "<|im_system|>system<|im_middle|>", f"<|im_end|>{_QUESTION}"
+        start, end = "<|im_system|>system<|im_middle|>", f"<|im_end|>{_USER_MESSAGE}"
         text = self._from_template()
-        if text == _QUESTION:
+        if text == _USER_MESSAGE:
             return []
         if not text.startswith(start) or not text.endswith(end):
             raise RendererError(
@@ -164,14 +158,8 @@ class KimiK2Renderer(Renderer):
         content = encode(text.removeprefix(start).removesuffix(end))
         return [self._system, *encode("system"), self._middle, *content, self._end]
 
-    def _from_template(self, **kwargs) -> str:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise RendererError(
-                "tools and the default system message come from the tokenizer's chat template, and "
-                "this tokenizer has none; use the tokenizer of a chat model"
-            )
-        question = [{"role": "user", "content": "USER-HERE"}]
-        return self.tokenizer.apply_chat_template(question, tokenize=False, **kwargs)
+    def _from_template(self, **arguments: Any) -> str:
+        return from_template(self.tokenizer, [{"role": "user", "content": QUESTION}], **arguments)
 
     def _checked(self, messages: Sequence[Message]) -> list[Message]:
         return _with_call_ids(super()._checked(messages))
@@ -183,7 +171,7 @@ class KimiK2Renderer(Renderer):
         return f"<think>{thinking}</think>{text}{_SECTION.write(message)}"
 
 
-_QUESTION = "<|im_user|>user<|im_middle|>USER-HERE<|im_end|>"
+_USER_MESSAGE = f"<|im_user|>user<|im_middle|>{QUESTION}<|im_end|>"
 
 
 def _lacks_system_message(message: Message, ctx: RenderContext) -> bool:

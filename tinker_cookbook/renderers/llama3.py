@@ -17,10 +17,17 @@ No tools: these models write a call as bare JSON, which nothing tells from a rep
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
-from tinker_cookbook.renderers.messages import Message, ToolSpec, ensure_text
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    message_text,
+    text_chunk,
+)
+from tinker_cookbook.renderers.messages import Message, calls_tools
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 _NO_TOOLS = (
@@ -57,19 +64,11 @@ class Llama3Renderer(Renderer):
     def get_stop_sequences(self) -> list[int]:
         return [self._end]
 
-    def create_conversation_prefix_with_tools(
-        self, tools: Sequence[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        """The system prompt alone; RendererError where there are tools."""
-        if tools:
-            raise RendererError(_NO_TOOLS)
-        return [Message(role="system", content=system_prompt)] if system_prompt else []
+    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+        raise RendererError(_NO_TOOLS)
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        try:
-            text = ensure_text(message["content"])
-        except RendererError as error:
-            raise RendererError(f"message {ctx.idx}: {error}") from None
+        text = message_text(message, ctx)
         if message["role"] != "assistant":
             text = text.strip()
         encode = self.encoder.encode
@@ -81,9 +80,7 @@ class Llama3Renderer(Renderer):
     def _checked(self, messages: Sequence[Message]) -> list[Message]:
         for i, message in enumerate(messages):
             if isinstance(message, dict) and (
-                message.get("role") == "tool"
-                or message.get("tool_calls")
-                or message.get("unparsed_tool_calls")
+                message.get("role") == "tool" or calls_tools(message)
             ):
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
         return super()._checked(messages)

@@ -164,6 +164,11 @@ def parse_content_blocks(content: str) -> list[ContentPart] | None:
     return parts
 
 
+def calls_tools(message: Message) -> bool:
+    """Whether it calls a tool, in words that can be read or not."""
+    return bool(message.get("tool_calls") or message.get("unparsed_tool_calls"))
+
+
 def as_tool_call(value: Any) -> ToolCall:
     """A ToolCall from itself or from an OpenAI-style dict, whose arguments may be a JSON object.
 

@@ -81,9 +81,11 @@ Delta = TextDelta | ThinkingDelta | ToolCallDelta
 
 
 class ContentParser(Protocol):
-    """Text in, deltas out. `stops` counts stop strings seen, for formats that end in text."""
+    """Text in, deltas out. `stops` counts stop strings seen, for formats that end in text;
+    `malformed`: the text cannot be a whole response, however it ended."""
 
     stops: int
+    malformed: bool
 
     def feed(self, text: str) -> list[Delta]: ...
 
@@ -119,22 +121,20 @@ class ToolTags:
     read: Callable[[str], ToolCall]
 
 
-class TagParser:
-    """Reads `[<think>…</think>] text [<tool_call>…</tool_call>]…`.
+class StateParser:
+    """A content parser as a state machine over what has not been given out yet.
 
     Each method named after a state consumes what is certain from the buffer and returns True when
-    it went on to another state. A think block counts only at the start of the response, so a reply
-    that mentions the tag stays whole; one that is never closed is reasoning to the end.
+    it went on to another state.
     """
 
-    def __init__(self, think: ThinkTags | None, tools: ToolTags | None):
+    def __init__(self, start: Callable[[], bool]):
         self.stops = 0
-        self._think = think or ThinkTags()
-        self._tools = tools
+        self.malformed = False
         self._buffer = ""
         self._deltas: list[Delta] = []
         self._final = False
-        self._state: Callable[[], bool] = self._start if think else self._text
+        self._state = start
 
     def feed(self, text: str) -> list[Delta]:
         self._buffer += text
@@ -147,12 +147,25 @@ class TagParser:
         self._final = True
         return self.feed("")
 
-    def _may_become(self, text: str, mark: str) -> bool:
-        return not self._final and len(text) < len(mark) and mark.startswith(text)
-
     def _emit(self, kind: type[TextDelta] | type[ThinkingDelta], text: str) -> None:
         if text:
             self._deltas.append(kind(text))
+
+
+class TagParser(StateParser):
+    """Reads `[<think>…</think>] text [<tool_call>…</tool_call>]…`.
+
+    A think block counts only at the start of the response, so a reply
+    that mentions the tag stays whole; one that is never closed is reasoning to the end.
+    """
+
+    def __init__(self, think: ThinkTags | None, tools: ToolTags | None):
+        super().__init__(self._start if think else self._text)
+        self._think = think or ThinkTags()
+        self._tools = tools
+
+    def _may_become(self, text: str, mark: str) -> bool:
+        return not self._final and len(text) < len(mark) and mark.startswith(text)
 
     def _emit_certain(self, kind: type[TextDelta] | type[ThinkingDelta], *marks: str) -> None:
         keep = 0 if self._final else held_back(self._buffer, *marks)
@@ -251,6 +264,7 @@ class StopStringParser:
 
     def __init__(self, stop: str, padding: str):
         self.stops = 0
+        self.malformed = False
         self._stop = stop
         self._padding = padding
         self._buffer = ""
@@ -355,7 +369,7 @@ class ResponseParser:
         ending = _Ending(self._stop_tokens, self._eos_tokens)
         text = self._decode([token for token in tokens if ending.is_content(token)])
         deltas = self._content.feed(text) + self._content.finish()
-        return ParsedResponse(message_from_deltas(deltas), ending.termination(self._content.stops))
+        return ParsedResponse(message_from_deltas(deltas), ending.termination(self._content))
 
     def stream(self, tokens: Iterable[int]) -> Iterator[Delta | ParsedResponse]:
         """Deltas while the tokens come, and at the end what `parse` gives for all of them."""
@@ -369,9 +383,7 @@ class ResponseParser:
                 yield from new
         last = self._content.feed(decoder.finish()) + self._content.finish()
         yield from last
-        yield ParsedResponse(
-            message_from_deltas(seen + last), ending.termination(self._content.stops)
-        )
+        yield ParsedResponse(message_from_deltas(seen + last), ending.termination(self._content))
 
 
 class _Ending:
@@ -400,14 +412,28 @@ class _Ending:
             self._after_end += 1
         return False
 
-    def termination(self, stop_strings: int) -> ParseTermination:
-        match (self._stops + stop_strings, self._eos, self._after_end):
+    def termination(self, content: ContentParser) -> ParseTermination:
+        if content.malformed:
+            return ParseTermination.MALFORMED
+        match (self._stops + content.stops, self._eos, self._after_end):
             case (1, 0, 0):
                 return ParseTermination.STOP_SEQUENCE
             case (0, 1, 0):
                 return ParseTermination.EOS
             case _:
                 return ParseTermination.MALFORMED
+
+
+def read_json_object(text: str, what: str) -> dict[str, Any]:
+    """The JSON object in `text`. ValueError otherwise, in words: `what` is no object, or where the
+    JSON breaks off."""
+    try:
+        value = json.loads(text)  # JSONDecodeError is a ValueError, and says where and what
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object")
+    return value
 
 
 def read_json_tool_call(body: str) -> ToolCall:
@@ -431,12 +457,7 @@ class _Member(NamedTuple):
 
 def _json_members(text: str) -> dict[str, _Member]:
     """The members of one JSON object, each with its source text. ValueError if it is not one."""
-    try:
-        json.loads(text)  # JSONDecodeError is a ValueError, and says where and what
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
-    if not text.startswith("{"):
-        raise ValueError("a tool call must be a JSON object")
+    read_json_object(text, "a tool call")
     decoder = json.JSONDecoder()
 
     def skip(i: int, characters: str) -> int:

@@ -28,19 +28,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    message_text,
+    text_chunk,
+)
 from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
-    ToolSpec,
-    ensure_text,
     format_content_as_string,
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags, ToolTags, read_json_tool_call
+from tinker_cookbook.renderers.tool_declarations import QUESTION, declaring_system_message
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
@@ -89,39 +94,14 @@ class _ChatMLRenderer(Renderer):
             case "tool":
                 return self._render_tool_result(message, ctx)
             case role:
-                text = self._text(message, ctx)
+                text = message_text(message, ctx)
                 tags = self.markup if role == "system" else ()
                 return self._render_text(f"{role}\n", text, tags, ctx)
 
-    def create_conversation_prefix_with_tools(
-        self, tools: Sequence[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
-        """One system message, in the words of the tokenizer's own chat template."""
-        if not tools:
-            return [Message(role="system", content=system_prompt)] if system_prompt else []
-        declared = [
-            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-        ]
-        marker = "SYSTEM-PROMPT-HERE"  # the prompt's own text could look like the template's
-        conversation = [{"role": "user", "content": "USER-HERE"}]
-        if system_prompt:
-            conversation.insert(0, {"role": "system", "content": marker})
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise RendererError(
-                "tools are declared in the words of the tokenizer's chat template, and this "
-                "tokenizer has none; use the tokenizer of a chat model"
-            )
-        text = self.tokenizer.apply_chat_template(conversation, tools=declared, tokenize=False)
-        start, end = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\nUSER-HERE<|im_end|>\n"
-        if not text.startswith(start) or not text.endswith(end):
-            raise RendererError(
-                "the tokenizer's chat template does not declare tools in a system message; "
-                "use the renderer of its own family"
-            )
-        content = text.removeprefix(start).removesuffix(end)
-        if system_prompt:  # else a tool's description could hold the marker
-            content = content.replace(marker, system_prompt, 1)
-        return [Message(role="system", content=content)]
+    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+        start = "<|im_start|>system\n"
+        end = f"<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n"
+        return [declaring_system_message(self.tokenizer, tools, system_prompt, start, end)]
 
     def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
         raise NotImplementedError
@@ -142,7 +122,7 @@ class _ChatMLRenderer(Renderer):
         """Results in a row share one user turn, as in the template."""
         tokens = [
             *self.encoder.encode("<tool_response>", self.markup),
-            *self.encoder.encode(f"\n{self._text(message, ctx)}\n"),
+            *self.encoder.encode(f"\n{message_text(message, ctx)}\n"),
             *self.encoder.encode("</tool_response>", self.markup),
         ]
         follows = ctx.prev_message is not None and ctx.prev_message["role"] == "tool"
@@ -153,12 +133,6 @@ class _ChatMLRenderer(Renderer):
             header=text_chunk(header),
             output=[text_chunk(tokens if is_followed else [*tokens, self._end])],
         )
-
-    def _text(self, message: Message, ctx: RenderContext) -> str:
-        try:
-            return ensure_text(message["content"])
-        except RendererError as error:
-            raise RendererError(f"message {ctx.idx}: {error}") from None
 
     def _header(self, ctx: RenderContext, tokens: list[int]) -> list[int]:
         newline = self.encoder.encode("\n") if ctx.idx > 0 else []

@@ -11,8 +11,14 @@ refused.
 from __future__ import annotations
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import RenderContext, RenderedMessage, Renderer, text_chunk
-from tinker_cookbook.renderers.messages import Message, ensure_text
+from tinker_cookbook.renderers.base import (
+    RenderContext,
+    RenderedMessage,
+    Renderer,
+    message_text,
+    text_chunk,
+)
+from tinker_cookbook.renderers.messages import Message, calls_tools
 from tinker_cookbook.renderers.parsing import StopStringParser
 
 _STOP = "\n\nUser:"
@@ -36,12 +42,9 @@ class RoleColonRenderer(Renderer):
         return [_STOP]
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        if message.get("tool_calls") or message.get("unparsed_tool_calls"):
+        if calls_tools(message):
             raise RendererError(f"message {ctx.idx}: role_colon has no form for tool calls")
-        try:
-            text = ensure_text(message["content"])
-        except RendererError as error:
-            raise RendererError(f"message {ctx.idx}: {error}") from None
+        text = message_text(message, ctx)
         encode = self.encoder.encode
         return RenderedMessage(
             header=text_chunk(encode(f"{message['role'].capitalize()}:")),

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.base import Renderer, TrainOnWhat, _trained_messages
+from tinker_cookbook.renderers.base import REPLY_MODES, Renderer, TrainOnWhat, trained_messages
 from tinker_cookbook.renderers.chats import BadRow, Chat
-from tinker_cookbook.renderers.examples import REPLIES, Example, conversation_examples
+from tinker_cookbook.renderers.examples import Example, conversation_examples
 from tinker_cookbook.renderers.messages import Message, split_thinking
 from tinker_cookbook.renderers.parsing import TokenDecoder
 from tinker_cookbook.utils.misc_utils import counted
@@ -141,7 +141,7 @@ class Totals:
             self.examples = conversation_examples(
                 chat.messages, self._renderer, self.max_length, self.mode
             )
-            trained = _trained_messages(chat.messages, self.mode)
+            trained = trained_messages(chat.messages, self.mode)
         except RendererError as error:
             self._refused.add(1, f"{chat.where}: {error}")
             return [f"cannot be rendered: {error}"]
@@ -176,7 +176,7 @@ class Totals:
         replies = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
         self._num_replies += len(replies)
         notes = []
-        masked = [i for i in replies if not trained[i]] if self.mode in REPLIES else []
+        masked = [i for i in replies if not trained[i]] if self.mode in REPLY_MODES else []
         if masked:
             self._masked.add(len(masked), chat.where)
             notes.append(f"{_messages(masked)} not trained under train_on_what={self.mode}")

@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import (
-    _ASSISTANT_MODES,
+    REPLY_MODES,
     RenderContext,
     RenderedMessage,
     Renderer,
     SupervisedExample,
     TrainOnWhat,
-    _trained_messages,
     text_chunk,
+    trained_messages,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION, ChatTemplate
-from tinker_cookbook.renderers.messages import Message, Role, ToolSpec
+from tinker_cookbook.renderers.messages import Message, Role
 from tinker_cookbook.renderers.parsing import TagParser, ToolTags, read_json_tool_call
 from tinker_cookbook.renderers.template_conversation import Conversation
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -83,18 +83,11 @@ class TemplateRenderer(Renderer):
         prompt, reasoning and tools, as far as it knows these."""
         return self.template.is_stable
 
-    def create_conversation_prefix_with_tools(
-        self, tools: Sequence[ToolSpec], system_prompt: str = ""
-    ) -> list[Message]:
+    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
         """A system message with the key `tools`, which are handed to the template as such."""
-        if not tools:
-            return [Message(role="system", content=system_prompt)] if system_prompt else []
-        declared = [
-            tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-        ]
-        prefix = cast(Message, {"role": "system", "content": system_prompt, "tools": declared})
+        prefix = cast(Message, {"role": "system", "content": system_prompt, "tools": tools})
         text = Conversation(self.template, [prefix, cast(Message, QUESTION)]).prompt(2)
-        for tool in declared:
+        for tool in tools:
             if tool["function"]["name"] not in text:
                 raise RendererError("this tokenizer's chat template does not declare tools")
         return [prefix]
@@ -161,7 +154,7 @@ class TemplateRenderer(Renderer):
         try:
             return super().build_supervised_examples(messages, train_on_what)
         except _UnstableHistory:
-            if train_on_what not in _ASSISTANT_MODES:
+            if train_on_what not in REPLY_MODES:
                 raise
         checked = self._checked(messages)
         return [
@@ -172,9 +165,9 @@ class TemplateRenderer(Renderer):
     def _trained(self, messages: Sequence[Message], mode: TrainOnWhat) -> list[int]:
         """Indices of the trained replies; none for ALL_TOKENS, which needs no spans."""
         if mode is TrainOnWhat.ALL_TOKENS:
-            _trained_messages(messages, mode)
+            trained_messages(messages, mode)
             return []
-        trained = [i for i, is_it in enumerate(_trained_messages(messages, mode)) if is_it]
+        trained = [i for i, is_it in enumerate(trained_messages(messages, mode)) if is_it]
         for i in trained:
             if messages[i]["role"] != "assistant":
                 raise RendererError(

@@ -7,12 +7,17 @@ The head names the function, the arguments are JSON. (Spaces only for reading.)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinker_cookbook.renderers.messages import Message, ToolCall, UnparsedToolCall
-from tinker_cookbook.renderers.parsing import TagParser, TextDelta, ThinkTags, ToolCallDelta
+from tinker_cookbook.renderers.parsing import (
+    TagParser,
+    TextDelta,
+    ThinkTags,
+    ToolCallDelta,
+    read_json_object,
+)
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,7 @@ class ToolSection:
         head, found, arguments = body.partition(self.separator)
         if not found:
             raise ValueError(f"a tool call needs {self.separator} in front of its arguments")
-        try:
-            value = json.loads(arguments)  # JSONDecodeError is a ValueError: where and what
-        except RecursionError:
-            raise ValueError("the JSON is nested too deeply") from None
-        if not isinstance(value, dict):
-            raise ValueError("the arguments of a tool call must be a JSON object")
+        read_json_object(arguments, "the arguments of a tool call")
         return self.read(head, arguments)
 
 
