@@ -1,4 +1,5 @@
-"""Tokenizers for the renderer tests: nano's, which ships, and Qwen3's, where test data is there."""
+"""What the renderer tests share: tokenizers (nano's ships, others stand in the test data), messages
+in short, and examples as readable text."""
 
 from __future__ import annotations
 
@@ -37,3 +38,50 @@ def instruct_template() -> str:
     if not path.is_file():
         pytest.skip("no ../shared/data")
     return path.read_text()
+
+
+# Messages, in short
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def tool(text, **more):
+    return {"role": "tool", "content": text, **more}
+
+
+def assistant(text, thinking=None, calls=(), **more):
+    """`calls`: pairs of a function's name and its arguments, JSON in text."""
+    content = text
+    if thinking is not None:
+        content = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": text}]
+    message = {"role": "assistant", "content": content, **more}
+    if calls:
+        message["tool_calls"] = [{"function": {"name": n, "arguments": a}} for n, a in calls]
+    return message
+
+
+# Examples, to be compared with ids and to be read
+
+
+def rendered_ids(renderer, messages, mode="last_assistant_message") -> list[int]:
+    return renderer.build_supervised_example(messages, mode).model_input.to_ints()
+
+
+def marked(tokenizer, example, short: dict[str, str]) -> str:
+    """Runs of tokens with weight 1 inside «», decoded run by run, tags shortened."""
+    runs: list[tuple[float, list[int]]] = []
+    for token, weight in zip(example.model_input.to_ints(), example.weights.tolist(), strict=True):
+        assert weight in (0.0, 1.0)
+        if not runs or runs[-1][0] != weight:
+            runs.append((weight, []))
+        runs[-1][1].append(token)
+    text = "".join(f"«{tokenizer.decode(t)}»" if w else tokenizer.decode(t) for w, t in runs)
+    for tag, sign in short.items():
+        text = text.replace(tag, sign)
+    return text.replace("\n", "⏎")

@@ -25,7 +25,16 @@ from tinker_cookbook.renderers import (
     classify_parse_failure,
     get_renderer,
 )
-from tinker_cookbook.renderers.conftest import DATA, load
+from tinker_cookbook.renderers.conftest import (
+    DATA,
+    assistant,
+    load,
+    marked,
+    rendered_ids,
+    system,
+    tool,
+    user,
+)
 from tinker_cookbook.renderers.deepseek_v3 import DeepSeekV3Renderer, DeepSeekV3ThinkingRenderer
 from tinker_cookbook.renderers.messages import split_thinking
 from tinker_cookbook.renderers.parsing import ThinkingDelta
@@ -45,28 +54,6 @@ CALLS, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, SEP, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 OUTPUT, OUTPUT_END = "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"
 MARKUP = ["<think>", "</think>", CALLS, CALLS_END, CALL, SEP, CALL_END, OUTPUT, OUTPUT_END]
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def tool(text, **more):
-    return {"role": "tool", "content": text, **more}
-
-
-def assistant(text, thinking=None, calls=(), **more):
-    content = text
-    if thinking is not None:
-        content = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": text}]
-    message = {"role": "assistant", "content": content, **more}
-    if calls:
-        message["tool_calls"] = [{"function": {"name": n, "arguments": a}} for n, a in calls]
-    return message
 
 
 # Generated conversations, and the ids that a chat template gives them
@@ -165,10 +152,6 @@ def plain_tokenizer(name: str):
 
     whole = json.loads((DATA / "tokenizers" / name / "tokenizer.json").read_text("utf-8"))
     return Tokenizer.from_str(json.dumps(whole | {"added_tokens": [], "post_processor": None}))
-
-
-def rendered_ids(renderer, messages, mode="last_assistant_message") -> list[int]:
-    return renderer.build_supervised_example(messages, mode).model_input.to_ints()
 
 
 def replies_of(messages: list[dict]) -> Iterator[int]:
@@ -580,20 +563,6 @@ CASES = [
     (THINK, "all_tokens", THOUGHT[:2], "^«U:HiA:<t>greet</t>Hello$»"),
     (THINK, "customized", CUSTOM, "^«S»U:HiA:</t>«Hello$»U:ByeA:<t></t>See you$"),
 ]
-
-
-def marked(tokenizer, example, short: dict[str, str]) -> str:
-    """Runs of tokens with weight 1 inside «», decoded run by run, tags shortened."""
-    runs: list[tuple[float, list[int]]] = []
-    for token, weight in zip(example.model_input.to_ints(), example.weights.tolist(), strict=True):
-        assert weight in (0.0, 1.0)
-        if not runs or runs[-1][0] != weight:
-            runs.append((weight, []))
-        runs[-1][1].append(token)
-    text = "".join(f"«{tokenizer.decode(t)}»" if w else tokenizer.decode(t) for w, t in runs)
-    for tag, sign in short.items():
-        text = text.replace(tag, sign)
-    return text.replace("\n", "⏎")
 
 
 @pytest.mark.parametrize("name, mode, messages, expected", CASES)

@@ -20,7 +20,16 @@ from tinker_cookbook.renderers import (
     UnparsedToolCall,
     get_renderer,
 )
-from tinker_cookbook.renderers.conftest import DATA, load
+from tinker_cookbook.renderers.conftest import (
+    DATA,
+    assistant,
+    load,
+    marked,
+    rendered_ids,
+    system,
+    tool,
+    user,
+)
 from tinker_cookbook.renderers.gpt_oss import RELEASE_DATE, GptOssRenderer
 from tinker_cookbook.renderers.parsing_test import (
     assert_streaming_equals_whole_at_every_cut,
@@ -106,28 +115,6 @@ def ids_of(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def tool(text, **more):
-    return {"role": "tool", "content": text, **more}
-
-
-def assistant(text="", thinking=None, *calls, **more):
-    content = text
-    if thinking is not None:
-        content = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": text}]
-    message = {"role": "assistant", "content": content, **more}
-    if calls:
-        message["tool_calls"] = [{"function": {"name": n, "arguments": a}} for n, a in calls]
-    return message
-
-
 def conversation(rng: random.Random, texts=USER_TEXTS) -> list[dict]:
     """1 to 8 turns of question, calls with their results, and reply, perhaps without the last."""
 
@@ -143,7 +130,7 @@ def conversation(rng: random.Random, texts=USER_TEXTS) -> list[dict]:
         messages.append(user(rng.choice(texts)))
         while rng.random() < 0.3:
             call = rng.choice(["add", "search_web"]), arguments()
-            messages.append(assistant("", thinking(), call))
+            messages.append(assistant("", thinking(), [call]))
             messages.append(tool(rng.choice(texts)))
         if turn < turns - 1 or rng.random() < 0.8:
             messages.append(assistant(rng.choice(texts), thinking()))
@@ -158,10 +145,6 @@ def complete_text(tokenizer, messages, name):
         template_text(tokenizer, alone[:1], name)
     )
     return template_text(tokenizer, messages[:-1], name) + reply
-
-
-def rendered_ids(renderer, messages, mode="last_assistant_message") -> list[int]:
-    return renderer.build_supervised_example(messages, mode).model_input.to_ints()
 
 
 def test_tokens_equal_the_chat_template(tokenizer):
@@ -220,7 +203,7 @@ def test_tool_declarations_equal_the_chat_template(name, prompt, tokenizer):
         declared = [{"type": "function", "function": tool} for tool in tools]
         assert prefix == renderer.create_conversation_prefix_with_tools(declared, prompt)
         head = [system(prompt)] if prompt else []
-        messages = [user("1+1?"), assistant("", None, ("add", '{"a": 1}')), tool("2")]
+        messages = [user("1+1?"), assistant("", None, [("add", '{"a": 1}')]), tool("2")]
         expected = template_text(tokenizer, [*head, *messages], name, True, tools=declared)
         ours = renderer.build_generation_prompt([*prefix, *messages]).to_ints()
         assert tokenizer.decode(ours) == expected
@@ -297,7 +280,7 @@ def test_1_the_date_survives_pickling(tokenizer):
 
 def test_2_content_type_and_arguments_of_calls(tokenizer):
     renderer = get_renderer("gpt_oss_no_sysprompt", tokenizer)
-    messages = [user("q"), assistant("", None, ("f", '{ "x":1}')), tool('{"y": "é"}\n')]
+    messages = [user("q"), assistant("", None, [("f", '{ "x":1}')]), tool('{"y": "é"}\n')]
     text = tokenizer.decode(rendered_ids(renderer, messages))
     assert text == (
         "<|start|>user<|message|>q<|end|>"
@@ -336,7 +319,7 @@ def test_3_special_tokens_in_content_are_text(tokenizer):
 def test_3_every_added_token_is_text_in_every_role(role, tokenizer):
     renderer = get_renderer("gpt_oss_low_reasoning", tokenizer)
     special = tokenizer.get_added_vocab()
-    head = [assistant("", None, ("f", "{}"))] if role == "tool" else []
+    head = [assistant("", None, [("f", "{}")])] if role == "tool" else []
 
     def of(text):
         messages = [*head, {"role": role, "content": text}, user("u"), assistant(text, text)]
@@ -350,7 +333,7 @@ def test_3_every_added_token_is_text_in_every_role(role, tokenizer):
 
 def test_4_reasoning_before_calls(tokenizer):
     renderer = get_renderer("gpt_oss_no_sysprompt", tokenizer)
-    turn = [user("q"), assistant("", "plan", ("f", "{}")), tool("1"), assistant("one", "hm")]
+    turn = [user("q"), assistant("", "plan", [("f", "{}")]), tool("1"), assistant("one", "hm")]
 
     def text(messages):
         return tokenizer.decode(rendered_ids(renderer, messages))
@@ -383,7 +366,7 @@ def test_5_words_beside_a_call_are_commentary(tokenizer):
     renderer = get_renderer("gpt_oss_no_sysprompt", tokenizer)
     messages = [
         user("q"),
-        assistant("Let me see.", "plan", ("f", "{}")),
+        assistant("Let me see.", "plan", [("f", "{}")]),
         tool("1"),
         assistant("ok"),
     ]
@@ -392,7 +375,7 @@ def test_5_words_beside_a_call_are_commentary(tokenizer):
     )
     for conversation in (messages, [*messages, user("r"), assistant("s")]):
         assert said in tokenizer.decode(rendered_ids(renderer, conversation))
-    messages[1] = assistant("Let me see.", None, ("f", "{}"))
+    messages[1] = assistant("Let me see.", None, [("f", "{}")])
     assert "analysis<|message|>Let me see." in template_text(tokenizer, messages[:3], prompt=True)
 
 
@@ -403,9 +386,9 @@ def test_6_parallel_calls_equal_the_template_for_one_call_after_the_other(tokeni
         calls = [("f", json.dumps({"x": rng.choice(TEXTS)})) for _ in range(rng.randint(2, 4))]
         calls = [(name, json.dumps(json.loads(a), ensure_ascii=False)) for name, a in calls]
         results = [tool(rng.choice(TEXTS)) for _ in calls]
-        together = [user("q"), assistant("", "plan", *calls), *results]
-        split = [user("q"), assistant("", "plan", calls[0])]
-        split += [assistant("", None, call) for call in calls[1:]] + results
+        together = [user("q"), assistant("", "plan", calls), *results]
+        split = [user("q"), assistant("", "plan", calls[:1])]
+        split += [assistant("", None, [call]) for call in calls[1:]] + results
         expected = template_text(tokenizer, split, NAMES[i % 4], prompt=True)
         ours = renderer.build_generation_prompt(together).to_ints()
         assert ours == ids_of(tokenizer, expected)
@@ -415,7 +398,7 @@ def test_6_parallel_calls_equal_the_template_for_one_call_after_the_other(tokeni
 
 def test_6_each_result_bears_the_name_of_its_call(tokenizer):
     renderer = get_renderer("gpt_oss_no_sysprompt", tokenizer)
-    asked = assistant("", None, ("f", "{}"), ("g", "{}"))
+    asked = assistant("", None, [("f", "{}"), ("g", "{}")])
     with_ids = copy.deepcopy(asked)
     for call, ident in zip(with_ids["tool_calls"], ("a", "b")):
         call["id"] = ident
@@ -495,8 +478,8 @@ def test_reasoning_under_the_keys_that_data_sets_use(tokenizer):
 
 HI = [user("Hi"), assistant("Hello")]
 TWO = [system("S"), user("Hi"), assistant("Hello", "greet"), user("Bye"), assistant("You", "part")]
-CALL = [user("2+3?"), assistant("", "add", ("add", '{"a":2}')), tool("5"), assistant("Five")]
-BOTH = [user("Both"), assistant("See", None, ("f", "{}"), ("g", "{}")), tool("1"), tool("2")]
+CALL = [user("2+3?"), assistant("", "add", [("add", '{"a":2}')]), tool("5"), assistant("Five")]
+BOTH = [user("Both"), assistant("See", None, [("f", "{}"), ("g", "{}")]), tool("1"), tool("2")]
 CUSTOM = [{**m, "trainable": i in (0, 2)} for i, m in enumerate(TWO)]
 DEVELOPER = "[developer|# Instructions⏎⏎S⏎⏎]"
 
@@ -563,25 +546,8 @@ MASKS = [
     ("last_assistant_message", [assistant("")], "[assistant«#final|.»"),
     ("last_assistant_message", [*HI, user("")], "[user|Hi][assistant#final|Hello][user|]"),
 ]
-SHORT = {"start": "[", "end": "]", "message": "|", "channel": "#", "call": "!", "return": "."}
-
-
-def marked(tokenizer, model_input, weights) -> str:
-    text, previous = "", 0.0
-    runs: list[list[int]] = []
-    for token, weight in zip(model_input.to_ints(), weights.tolist(), strict=True):
-        assert weight in (0.0, 1.0)
-        if not runs or weight != previous:
-            runs.append([])
-        runs[-1].append(token)
-        previous = weight
-    trained = bool(weights[0])
-    for run in runs:
-        text += f"«{tokenizer.decode(run)}»" if trained else tokenizer.decode(run)
-        trained = not trained
-    for tag, short in {**SHORT, "constrain": "%"}.items():
-        text = text.replace(f"<|{tag}|>", short)
-    return text.replace("\n", "⏎")
+SIGNS = {"start": "[", "end": "]", "message": "|", "channel": "#", "call": "!", "return": "."}
+SHORT = {f"<|{name}|>": sign for name, sign in {**SIGNS, "constrain": "%"}.items()}
 
 
 @pytest.mark.parametrize("mode, messages, expected", MASKS)
@@ -589,13 +555,13 @@ def test_mask(mode, messages, expected, tokenizer):
     example = get_renderer("gpt_oss_no_sysprompt", tokenizer).build_supervised_example(
         messages, mode
     )
-    assert marked(tokenizer, *example) == expected
+    assert marked(tokenizer, example, SHORT) == expected
 
 
 def test_the_system_prompt_is_trained_only_by_all_tokens(tokenizer):
     renderer = get_renderer("gpt_oss_low_reasoning", tokenizer)
     for mode in ("all_messages", "all_user_and_system_messages"):
-        text = marked(tokenizer, *renderer.build_supervised_example(HI, mode))
+        text = marked(tokenizer, renderer.build_supervised_example(HI, mode), SHORT)
         assert text.startswith("[system|You are ChatGPT") and "[user|«Hi]»[" in text
     assert renderer.build_supervised_example(HI, "all_tokens").weights.min() == 1
 
@@ -619,7 +585,13 @@ def test_one_example_for_each_reply(tokenizer):
 
 def test_prompts_extend_each_other_within_a_turn_but_not_beyond(tokenizer):
     renderer = get_renderer("gpt_oss_medium_reasoning", tokenizer)
-    turn = [*TWO[:4], *CALL[1:3], assistant("So", "hm", ("f", "{}")), tool("1"), assistant("Done")]
+    turn = [
+        *TWO[:4],
+        *CALL[1:3],
+        assistant("So", "hm", [("f", "{}")]),
+        tool("1"),
+        assistant("Done"),
+    ]
     previous: list[int] = []
     for end in (4, 6, 8):
         prompt = renderer.build_generation_prompt(turn[:end]).to_ints()
@@ -804,7 +776,7 @@ def test_raw_calls_cannot_forge_turns(tokenizer):
 
 def test_two_calls_cannot_be_one_response(tokenizer):
     renderer = get_renderer("gpt_oss_no_sysprompt", tokenizer)
-    tokens = render_reply(renderer, assistant("", None, ("f", "{}"), ("g", "{}")))
+    tokens = render_reply(renderer, assistant("", None, [("f", "{}"), ("g", "{}")]))
     with pytest.raises(RendererError, match="more than once"):
         renderer.parse_response(tokens)
 
@@ -837,9 +809,12 @@ def test_a_prefilled_channel_is_tokens(tokenizer):
         ([user("q"), assistant("r"), tool("1")], "message 2: a tool result without a call"),
         ([*CALL, tool("6")], "message 4: a tool result without a call"),
         ([user("q"), user([{"type": "image", "image": "x.png"}])], "message 1: an image"),
-        ([user("q"), assistant("", None, ("a b", "{}"))], "message 1: 'a b' cannot be a function"),
-        ([user("q"), assistant("", None, ("", "{}"))], "message 1: '' cannot be a function"),
-        ([user("q"), assistant("", None, ("f", "[]"))], "message 1: the arguments of 'f'"),
+        (
+            [user("q"), assistant("", None, [("a b", "{}")])],
+            "message 1: 'a b' cannot be",
+        ),
+        ([user("q"), assistant("", None, [("", "{}")])], "message 1: '' cannot be a function"),
+        ([user("q"), assistant("", None, [("f", "[]")])], "message 1: the arguments of 'f'"),
         ([{**user("q"), "tool_calls": [1]}], "message 0: a user message cannot have tool_calls"),
     ],
 )

@@ -19,19 +19,22 @@ from tinker_cookbook.renderers import (
     classify_parse_failure,
     get_renderer,
 )
-from tinker_cookbook.renderers.conftest import DATA, load
-from tinker_cookbook.renderers.deepseek_v3_test import (
-    Template,
+from tinker_cookbook.renderers.conftest import (
+    DATA,
     assistant,
-    assistant_messages,
-    conversation,
-    count_kinds,
+    load,
     marked,
     rendered_ids,
-    replies_of,
     system,
     tool,
     user,
+)
+from tinker_cookbook.renderers.deepseek_v3_test import (
+    Template,
+    assistant_messages,
+    conversation,
+    count_kinds,
+    replies_of,
 )
 from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer
 from tinker_cookbook.renderers.parsing_test import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import ParseTermination, get_renderer
-from tinker_cookbook.renderers.conftest import DATA, load
+from tinker_cookbook.renderers.conftest import DATA, load, marked
 from tinker_cookbook.renderers.mask_test import CUSTOM, HI, TWO, assistant, system, user
 from tinker_cookbook.renderers.parsing import message_from_deltas
 from tinker_cookbook.renderers.parsing_test import render_reply
@@ -161,20 +161,10 @@ CASES = [
 ]
 
 
-def marked(tokenizer, tokens, weights) -> str:
-    """Decoded, with runs of weight 1 inside «»."""
-    text, before = "", 0.0
-    for token, weight in zip(tokens.to_ints(), [*weights.tolist()], strict=True):
-        assert weight in (0.0, 1.0)
-        text += ("" if weight == before else "«" if weight else "»") + tokenizer.decode([token])
-        before = weight
-    return (text + ("»" if before else "")).replace("\n", "⏎")
-
-
 @pytest.mark.parametrize("mode, messages, expected", CASES)
 def test_mask(mode, messages, expected, renderer):
     example = renderer.build_supervised_example(messages, mode)
-    assert marked(renderer.tokenizer, *example) == f"<|begin_of_text|>{expected}"
+    assert marked(renderer.tokenizer, example, {}) == f"<|begin_of_text|>{expected}"
 
 
 def test_extension_property_and_prefix_differences(renderer):

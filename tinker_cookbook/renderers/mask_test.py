@@ -9,30 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.renderers.conftest import load
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text, thinking=None, calls=(), **more):
-    content = text
-    if thinking is not None:
-        content = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": text}]
-    message = {"role": "assistant", "content": content, **more}
-    if calls:
-        message["tool_calls"] = [{"function": {"name": n, "arguments": a}} for n, a in calls]
-    return message
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def tool(text):
-    return {"role": "tool", "content": text}
-
+from tinker_cookbook.renderers.conftest import assistant, load, marked, system, tool, user
 
 HI = [user("Hi"), assistant("Hello")]
 TWO = [system("S"), user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
@@ -245,24 +222,13 @@ CASES = [
 ]
 
 
-def marked(tokenizer, model_input, weights) -> str:
-    """Runs of tokens with weight 1 inside «», decoded run by run."""
-    tokens = model_input.to_ints()
-    assert len(tokens) == len(weights)
-    runs: list[tuple[float, list[int]]] = []
-    for token, weight in zip(tokens, weights.tolist()):
-        assert weight in (0.0, 1.0)
-        if not runs or runs[-1][0] != weight:
-            runs.append((weight, []))
-        runs[-1][1].append(token)
-    text = "".join(f"«{tokenizer.decode(t)}»" if w else tokenizer.decode(t) for w, t in runs)
-    return text.replace("<|im_start|>", "[").replace("<|im_end|>", "]").replace("\n", "⏎")
+SHORT = {"<|im_start|>": "[", "<|im_end|>": "]"}
 
 
 @pytest.mark.parametrize("name, mode, messages, expected", CASES)
 def test_mask(name, mode, messages, expected, tokenizer):
     example = get_renderer(name, tokenizer).build_supervised_example(messages, mode)
-    assert marked(tokenizer, *example) == expected
+    assert marked(tokenizer, example, SHORT) == expected
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.1-instruct"])
@@ -271,7 +237,7 @@ def test_role_colon_mask_with_a_beginning_of_text_token(name):
     renderer = get_renderer("role_colon", tokenizer)
     bos = tokenizer.bos_token
     example = renderer.build_supervised_example(HI, "all_tokens")
-    assert marked(tokenizer, *example) == f"{bos}«User: Hi⏎⏎Assistant: Hello⏎⏎User:»"
+    assert marked(tokenizer, example, SHORT) == f"{bos}«User: Hi⏎⏎Assistant: Hello⏎⏎User:»"
     assert renderer.build_generation_prompt(HI[:1]).to_ints()[0] == tokenizer.bos_token_id
 
 
@@ -280,7 +246,7 @@ def test_a_newline_joined_to_the_header_counts_as_content():
     tokenizer = load("qwen3")
     renderer = get_renderer("qwen3", tokenizer)
     example = renderer.build_supervised_example([user("\n\nx")], "all_messages")
-    assert marked(tokenizer, *example) == "[user«⏎⏎⏎x]»"
+    assert marked(tokenizer, example, SHORT) == "[user«⏎⏎⏎x]»"
 
 
 def test_long_masks_equal_prefix_differences(tokenizer):

@@ -9,6 +9,7 @@ import pytest
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers.conftest import rendered_ids
 from tinker_cookbook.renderers.messages import to_openai_message
 from tinker_cookbook.renderers.qwen3 import Qwen3DisableThinkingRenderer, Qwen3Renderer
 
@@ -91,10 +92,6 @@ def template_ids(tokenizer, messages, template=None, prompt=False, **kwargs) -> 
 def to_openai(message: dict) -> dict:
     plain = {k: v for k, v in message.items() if k != "tool_calls"}
     return to_openai_message(plain) | {k: v for k, v in message.items() if k == "tool_calls"}
-
-
-def rendered_ids(renderer, messages) -> list[int]:
-    return renderer.build_supervised_example(messages).model_input.to_ints()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,8 +21,7 @@ from tinker_cookbook.renderers import (
     register_renderer,
     unregister_renderer,
 )
-from tinker_cookbook.renderers.conftest import DATA, load
-from tinker_cookbook.renderers.llama3_test import marked
+from tinker_cookbook.renderers.conftest import DATA, load, marked
 from tinker_cookbook.renderers.mask_test import HI, TWO, assistant, system, tool, user
 from tinker_cookbook.renderers.messages import to_openai_message
 from tinker_cookbook.renderers.parsing import message_from_deltas
@@ -359,7 +358,7 @@ def test_mask(name, mode, messages, expected):
     if expected is None:
         assert not example.weights.any()
     else:
-        assert marked(renderer.tokenizer, *example) == expected
+        assert marked(renderer.tokenizer, example, {}) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATED if not GENERATED[name][3]])
