@@ -24,6 +24,9 @@ FORMATS = [
     ("qwen3", "role_colon"),
     ("llama-3.1-instruct", "role_colon"),
     ("gpt2", "role_colon"),
+    ("llama-3.1-instruct", "llama3"),
+    ("llama-3.1-instruct", "template"),
+    ("deepseek-v3.1", "deepseekv3"),
 ]
 
 
