@@ -77,6 +77,23 @@ CASES = [
         "[assistant⏎<think>⏎⏎</think>⏎⏎See you]",
     ),
     ("qwen3", "last_assistant_message", HI[:1], "[user⏎Hi]"),
+    (
+        "qwen3",
+        "last_assistant_message",
+        [*THOUGHT[:3], assistant("See you")],
+        "[user⏎Hi]⏎[assistant⏎Hello]⏎[user⏎Bye]⏎[assistant⏎«<think>⏎⏎</think>⏎⏎See you]»",
+    ),
+    (
+        "qwen3",
+        "last_assistant_turn",
+        PARALLEL,
+        "[user⏎Both?]⏎[assistant⏎«Let me see.⏎<tool_call>⏎"
+        '{"name": "f", "arguments": {}}⏎</tool_call>⏎<tool_call>⏎'
+        '{"name": "g", "arguments": {"x":1}}⏎</tool_call>]»⏎'
+        "[user⏎<tool_response>⏎1⏎</tool_response>⏎<tool_response>⏎2⏎</tool_response>]⏎"
+        "[assistant⏎«<think>⏎⏎</think>⏎⏎1 and 2]»",
+    ),
+    ("qwen3", "last_assistant_message", [assistant("First")], "[assistant⏎«First]»"),
     # disable_thinking: the empty block belongs to the prompt
     (
         "qwen3_disable_thinking",
@@ -131,6 +148,25 @@ CASES = [
         "last_assistant_message",
         [*HI, user("Bye")],
         "[user⏎Hi]⏎[assistant⏎Hello]⏎[user⏎Bye]",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "last_assistant_message",
+        [user("Hi"), assistant("")],
+        "[user⏎Hi]⏎[assistant⏎<think>⏎⏎</think>⏎⏎«]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "all_assistant_messages",
+        [assistant("First")],
+        "[assistant⏎<think>⏎⏎</think>⏎⏎«First]»",
+    ),
+    (
+        "qwen3_disable_thinking",
+        "last_assistant_turn",
+        [system("S"), user("2+3?"), assistant("", None, [("add", '{"a": 2, "b": 3}')])],
+        "[system⏎S]⏎[user⏎2+3?]⏎[assistant⏎<think>⏎⏎</think>⏎⏎«<tool_call>⏎"
+        '{"name": "add", "arguments": {"a": 2, "b": 3}}⏎</tool_call>]»',
     ),
     # instruct: every message alike
     ("qwen3_instruct", "last_assistant_message", HI, "[user⏎Hi]⏎[assistant⏎«Hello]»"),
@@ -218,6 +254,36 @@ CASES = [
         "customized",
         CUSTOM,
         "System:« S⏎⏎»User: Hi⏎⏎Assistant:« Hello⏎⏎»User: Bye⏎⏎Assistant: See you⏎⏎User:",
+    ),
+    (
+        "role_colon",
+        "last_assistant_turn",
+        [*HI, assistant("More")],
+        "User: Hi⏎⏎Assistant:« Hello⏎⏎»Assistant:« More⏎⏎User:»",
+    ),
+    (
+        "role_colon",
+        "all_assistant_messages",
+        [assistant("First"), *HI],
+        "Assistant:« First⏎⏎»User: Hi⏎⏎Assistant:« Hello⏎⏎User:»",
+    ),
+    (
+        "role_colon",
+        "last_assistant_message",
+        [user("Hi"), assistant("")],
+        "User: Hi⏎⏎Assistant:« ⏎⏎User:»",
+    ),
+    (
+        "role_colon",
+        "all_user_and_system_messages",
+        [system("S"), system("T"), *HI],
+        "System:« S⏎⏎»System:« T⏎⏎»User:« Hi⏎⏎»Assistant: Hello⏎⏎User:",
+    ),
+    (
+        "role_colon",
+        "last_assistant_message",
+        [user("Hi"), assistant("a\n\nb")],
+        "User: Hi⏎⏎Assistant:« a⏎⏎b⏎⏎User:»",
     ),
 ]
 
