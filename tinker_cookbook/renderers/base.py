@@ -7,6 +7,7 @@ prompts and training examples. All sequences here are unshifted: weight i belong
 
 from __future__ import annotations
 
+import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from tinker_cookbook.renderers.messages import (
     Role,
     ToolSpec,
     calls_tools,
+    content_parts,
     ensure_text,
     normalise_message,
     to_openai_message,
@@ -128,6 +130,9 @@ class Renderer(ABC):
     """Tags inside content that are tokens when the model or the developer writes them."""
     end_of_text: ClassVar[tuple[str, ...]] = ()
     """Tokens that end a text, besides the tokenizer's eos token and the stop tokens."""
+    call_tag: ClassVar[str | None] = None
+    """What opens a tool call in the text of a reply. Where there is one, a tool result is refused
+    unless the assistant's message before it calls a tool, in `tool_calls` or in its text."""
     supports_images: ClassVar[bool] = False
     target_must_follow_prompt: ClassVar[bool] = False
     """Refuse LAST_ASSISTANT_* targets that do not stand behind their own generation prompt."""
@@ -292,6 +297,8 @@ class Renderer(ABC):
         if not messages:
             raise RendererError("an empty conversation: there is no message 0")
         checked = [normalise_message(m, i, self.roles) for i, m in enumerate(messages)]
+        if self.call_tag is not None:
+            _refuse_results_without_call(checked, self.call_tag)
         if not self.supports_images:
             for i, message in enumerate(checked):
                 if any(part["type"] == "image" for part in _parts(message)):
@@ -346,6 +353,22 @@ REPLY_MODES = _LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
 def _parts(message: Message) -> list[Any]:
     content = message["content"]
     return [] if isinstance(content, str) else content
+
+
+def _refuse_results_without_call(messages: Sequence[Message], call_tag: str) -> None:
+    waiting = 0.0  # calls without a result; how many a text holds is not told
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            text = "".join(part.get("text", "") for part in content_parts(message["content"]))
+            calls = len(message.get("tool_calls", ())) + len(message.get("unparsed_tool_calls", ()))
+            waiting = math.inf if call_tag in text else calls
+        elif message["role"] == "tool":
+            if not waiting:
+                raise RendererError(
+                    f"message {i}: a tool result without a call; "
+                    "the assistant's message before it must have tool_calls, one for each result"
+                )
+            waiting -= 1
 
 
 def _contexts(messages: Sequence[Message]) -> list[RenderContext]:

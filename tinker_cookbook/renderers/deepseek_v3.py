@@ -83,6 +83,8 @@ class _DeepSeekV3Renderer(Renderer):
         "<｜tool▁output▁end｜>",
     )
 
+    call_tag = _SECTION.opened
+
     def __init__(self, tokenizer: Tokenizer, system_role_as_user: bool = False):
         super().__init__(tokenizer)
         self.system_role_as_user = system_role_as_user

@@ -82,12 +82,15 @@ class KimiK2Renderer(Renderer):
     """Extension property: no, for history empties the reasoning that was sampled. With
     strip_thinking_from_history=False every reply is written as it was sampled, and it holds.
 
-    A tool declaration is a message of the role `tool_declare`, at the start.
+    A tool declaration is a message of the role `tool_declare`, at the start. A second system
+    message and a conversation that an assistant begins are written as they stand, as the template
+    does.
     """
 
     roles = ("system", "user", "assistant", "tool", _TOOL_DECLARE)
     markup = ("<think>", "</think>", *_SECTION.tags)
     end_of_text = ("[EOS]",)
+    call_tag = _SECTION.opened
 
     def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True):
         super().__init__(tokenizer)

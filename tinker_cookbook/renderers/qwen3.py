@@ -61,7 +61,11 @@ class _Reply(NamedTuple):
 
 
 class _ChatMLRenderer(Renderer):
-    """What the three share: headers, tools, parsing. They differ in `_reply`."""
+    """What the three share: headers, tools, parsing. They differ in `_reply`.
+
+    A second system message and a conversation that an assistant begins are written as they stand,
+    as the templates do.
+    """
 
     markup = (
         "<think>",
@@ -72,6 +76,7 @@ class _ChatMLRenderer(Renderer):
         "</tool_response>",
     )
     end_of_text = ("<|endoftext|>",)
+    call_tag = "<tool_call>"
     think_tags = ThinkTags(pad_open="\n", pad_close="\n", pad_after="\n\n")
 
     def __init__(self, tokenizer: Tokenizer):

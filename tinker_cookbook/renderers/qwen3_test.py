@@ -9,7 +9,7 @@ import pytest
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.renderers.conftest import rendered_ids
+from tinker_cookbook.renderers.conftest import assistant, load, rendered_ids
 from tinker_cookbook.renderers.messages import to_openai_message
 from tinker_cookbook.renderers.qwen3 import Qwen3DisableThinkingRenderer, Qwen3Renderer
 
@@ -187,7 +187,7 @@ def test_2_special_tokens_in_user_and_tool_content_are_text(name, tokenizer):
         ids = renderer.build_generation_prompt(
             [
                 {"role": "user", "content": content},
-                {"role": "assistant", "content": "ok"},
+                assistant("ok", calls=[("f", "{}")]),
                 {"role": "tool", "content": content},
             ]
         ).to_ints()
@@ -343,7 +343,9 @@ def test_keeping_thinking_in_history_gives_the_extension_property(kind, tokenize
     for _ in range(40):
         messages = conversation(rng, thinking=True)
         if kind is Qwen3DisableThinkingRenderer:
-            messages = [m for m in messages if isinstance(m["content"], str)]
+            for message in messages:
+                if isinstance(message["content"], list):
+                    message["content"] = message["content"][-1]["text"]
         previous: list[int] = []
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
@@ -353,7 +355,6 @@ def test_keeping_thinking_in_history_gives_the_extension_property(kind, tokenize
 
 
 def test_a_tokenizer_without_chatml_tokens_is_refused():
-    from tinker_cookbook.renderers.conftest import load
 
     with pytest.raises(RendererError, match=r"<\|im_start\|>.*renderer_name"):
         get_renderer("qwen3", load("gpt2"))

@@ -25,7 +25,10 @@ _STOP = "\n\nUser:"
 
 
 class RoleColonRenderer(Renderer):
-    """Extension property: yes. Stop: the string `⏎⏎User:`."""
+    """Extension property: yes. Stop: the string `⏎⏎User:`.
+
+    A second system message and a conversation that an assistant begins are written as they stand.
+    """
 
     roles = ("system", "user", "assistant")
 

@@ -1,0 +1,106 @@
+"""What no conversation should hold: every built-in renderer says so, or does what it documents."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers import get_registered_renderer_names, get_renderer
+from tinker_cookbook.renderers.conftest import assistant, load, system, tool, user
+
+TOKENIZERS = {
+    "deepseek": "deepseek-v3.1",
+    "gpt_oss": "gpt-oss",
+    "kimi": "kimi-k2",
+    "llama3": "llama-3.1-instruct",
+    "qwen3": "qwen3",
+    "role_colon": "gpt2",
+    "template": "qwen3",
+}
+IMAGE = {"role": "user", "content": [{"type": "image", "image": "x.png"}]}
+CALL = assistant("", calls=[("f", "{}")])
+
+
+@pytest.fixture(params=get_registered_renderer_names())
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def renderer(name):
+    start = next(start for start in TOKENIZERS if name.startswith(start))
+    return get_renderer(name, load(TOKENIZERS[start]))
+
+
+def problem_of(renderer, messages) -> str:
+    """The one line with which prompts and examples are both refused; "" if neither is."""
+    problems = []
+    for build in (renderer.build_generation_prompt, renderer.build_supervised_example):
+        try:
+            build(messages)
+            problems.append("")
+        except RendererError as error:
+            problems.append(str(error))
+    assert problems[0] == problems[1] and "\n" not in problems[0]
+    return problems[0]
+
+
+@pytest.mark.parametrize(
+    "messages, problem",
+    [
+        ([], "an empty conversation"),
+        ([user("q"), {"role": "assistant"}], "message 1: this assistant message has no content"),
+        ([user("q"), {"role": "critic", "content": "x"}], "message 1: unknown role 'critic'"),
+        ([user("q"), assistant("r"), IMAGE, assistant("s")], "message 2: an image"),
+        ([user("q"), "r"], "message 1: expected a dict with role and content"),
+    ],
+)
+def test_refused_by_every_renderer(renderer, messages, problem):
+    assert problem_of(renderer, messages).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "messages, index",
+    [
+        ([tool("1"), assistant("r")], 0),
+        ([user("q"), tool("1"), assistant("r")], 1),
+        ([user("q"), assistant("r"), tool("1"), assistant("s")], 2),
+        ([user("q"), CALL, tool("1"), assistant("r"), tool("1"), assistant("s")], 4),
+        ([user("q"), CALL, tool("1"), tool("2"), assistant("r")], 3),
+    ],
+)
+def test_a_result_without_a_call(name, renderer, messages, index):
+    problem = problem_of(renderer, messages)
+    if name == "template":
+        assert problem == ""  # as the template will have it
+    elif name == "role_colon":
+        first_tool = next(i for i, m in enumerate(messages) if m["role"] == "tool")
+        assert problem.startswith(f"message {first_tool}: unknown role 'tool'")
+    elif name == "llama3":
+        assert "llama3 has no form for tools" in problem
+    else:
+        assert problem.startswith(f"message {index}: a tool result with")
+
+
+def test_two_system_messages(name, renderer):
+    """Written where they stand, but where the format has no place for the second."""
+    problem = problem_of(renderer, [system("S"), user("q"), system("T"), assistant("r")])
+    if name.startswith("deepseekv3"):
+        assert problem.startswith("message 2: a system message after the first message")
+        return
+    assert problem == ""
+    prompt = renderer.build_generation_prompt([system("One"), system("Two"), user("Three")])
+    text = renderer.tokenizer.decode(prompt.to_ints())
+    assert text.index("One") < text.index("Two") < text.index("Three")
+
+
+def test_an_assistant_begins(name, renderer):
+    """Written where it stands; trained only where a prompt for it is known."""
+    messages = [assistant("First"), user("Then"), assistant("r")]
+    assert problem_of(renderer, messages) == ""
+    example = renderer.build_supervised_example(messages)
+    text = renderer.tokenizer.decode(example.model_input.to_ints())
+    assert text.index("First") < text.index("Then")
+    if name == "template":
+        with pytest.raises(RendererError, match="message 0: nothing stands before this reply"):
+            renderer.build_supervised_example(messages, "all_assistant_messages")
