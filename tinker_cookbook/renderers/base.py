@@ -194,7 +194,7 @@ class Renderer(ABC):
         self, messages: Sequence[Message], role: Role = "assistant", prefill: str | None = None
     ) -> tinker.ModelInput:
         """The tokens after which a message of `role` is sampled, the first part of it given."""
-        chunks = self._prompt_chunks(self._checked(messages), role)
+        chunks = self._prompt_chunks(self.checked(messages), role)
         if prefill:
             chunks.append(text_chunk(self.encoder.encode(prefill, self.markup)))
         return _model_input(chunks)
@@ -212,7 +212,7 @@ class Renderer(ABC):
         import torch
 
         mode = TrainOnWhat.of(train_on_what)
-        messages = self._checked(messages)
+        messages = self.checked(messages)
         trained = trained_messages(messages, mode)
         header_weight = 1.0 if mode is TrainOnWhat.ALL_TOKENS else 0.0
         chunks: list[tinker.ModelInputChunk] = []
@@ -265,13 +265,30 @@ class Renderer(ABC):
                 f"train_on_what={mode} cannot be split into one example for each reply; "
                 f"use one of {', '.join(sorted(REPLY_MODES))}"
             )
-        messages = self._checked(messages)
+        messages = self.checked(messages)
         trained = trained_messages(messages, mode)
         return [
             self.build_supervised_example(messages[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
             for i, is_trained in enumerate(trained)
             if is_trained
         ]
+
+    def checked(self, messages: Sequence[Message]) -> list[Message]:
+        """Copies in the form that `render_message` reads. RendererError that names the first
+        message which this format cannot take, whatever stands around it."""
+        if not messages:
+            raise RendererError("an empty conversation: there is no message 0")
+        checked = [normalise_message(m, i, self.roles) for i, m in enumerate(messages)]
+        if self.call_tag is not None:
+            _refuse_results_without_call(checked, self.call_tag)
+        if not self.supports_images:
+            for i, message in enumerate(checked):
+                if any(part["type"] == "image" for part in _parts(message)):
+                    raise RendererError(
+                        f"message {i}: an image, which {type(self).__name__} cannot render; "
+                        "remove it or use a vision model"
+                    )
+        return checked
 
     def parse_response(self, tokens: Sequence[int]) -> ParsedResponse:
         """The message in a sampled response, and how the response ended."""
@@ -292,21 +309,6 @@ class Renderer(ABC):
         from tinker_cookbook.renderers.registry import renderer_from_origin
 
         return renderer_from_origin, (self.origin,)
-
-    def _checked(self, messages: Sequence[Message]) -> list[Message]:
-        if not messages:
-            raise RendererError("an empty conversation: there is no message 0")
-        checked = [normalise_message(m, i, self.roles) for i, m in enumerate(messages)]
-        if self.call_tag is not None:
-            _refuse_results_without_call(checked, self.call_tag)
-        if not self.supports_images:
-            for i, message in enumerate(checked):
-                if any(part["type"] == "image" for part in _parts(message)):
-                    raise RendererError(
-                        f"message {i}: an image, which {type(self).__name__} cannot render; "
-                        "remove it or use a vision model"
-                    )
-        return checked
 
     def _prompt_chunks(
         self, messages: Sequence[Message], role: Role

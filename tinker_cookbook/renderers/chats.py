@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.renderers.messages import Message, get_text_content
 from tinker_cookbook.utils.files import existing_file
 
 if TYPE_CHECKING:
-    from tinker_cookbook.renderers.messages import Message
+    from tinker_cookbook.renderers.base import Renderer
 
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, ...]}'
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation and where it stands, for messages to the user ("chats.jsonl:17")."""
+    """A conversation and where it stands, for messages to the user ("chats.jsonl:17").
+
+    tools: those that are declared to the model, as OpenAI's API or `ToolSpec` has them.
+    """
 
     messages: list[Message]
     where: str
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+    def messages_for(self, renderer: Renderer) -> list[Message]:
+        """The messages with the tools declared in front, as `renderer` does it; the system prompt,
+        if there is one, becomes part of the declaration. RendererError where it has no form."""
+        if not self.tools:
+            return self.messages
+        renderer.checked(self.messages)  # what is wrong is named by its place in the data
+        first, rest = self.messages[0], self.messages[1:]
+        if first["role"] != "system":
+            first, rest = Message(role="system", content=""), self.messages
+        prefix = renderer.create_conversation_prefix_with_tools(
+            [tool.get("function", tool) for tool in self.tools], get_text_content(first)
+        )
+        if any("trainable" in message for message in self.messages):
+            for message in prefix:
+                message["trainable"] = first.get("trainable", False)
+        return [*prefix, *rest]
 
 
 @dataclass(frozen=True)
@@ -33,12 +55,13 @@ class BadRow:
     problem: str
 
 
-def read_chats(path: str | Path, key: str = "path", field: str = "messages") -> list[Chat]:
-    """All conversations of a JSONL file, one `{"messages": [...]}` a line; blank lines are ignored.
+def read_chats(path: str | Path, key: str = "path", message_field: str = "messages") -> list[Chat]:
+    """All conversations of a JSONL file, one `{"messages": [...]}` a line, with `"tools": [...]`
+    where tools are declared; blank lines are ignored.
 
-    `key` is the configuration key that named the file, `field` the one in each line that holds the
-    messages. Raises ConfigurationError for a file that is
-    not there, DataFormatError (with file and line number) for one that cannot be read.
+    `key` is the configuration key that named the file, `message_field` the one in each line that
+    holds the messages. Raises ConfigurationError for a file that is not there, DataFormatError
+    (with file and line number) for one that cannot be read.
     """
     path = existing_file(path, key)
     chats = []
@@ -57,33 +80,70 @@ def read_chats(path: str | Path, key: str = "path", field: str = "messages") -> 
                 f"{where}: not JSON ({error.msg}, column {error.colno}); found {line[:80]}; "
                 f"expected one object a line: {EXPECTED}"
             ) from error
-        chats.append(Chat(row_messages(row, where, field), where))
+        chats.append(row_chat(row, where, message_field))
     if not chats:
         raise DataFormatError(f"{path}: the file is empty; expected one object a line: {EXPECTED}")
     return chats
 
 
-def row_messages(row: Any, where: str, field: str = "messages") -> list[Message]:
-    """The checked messages of one row, for a renderer, which checks roles, parts and tool calls.
+def table_chat(row: Any, where: str, message_field: str = "messages") -> Chat:
+    """`row_chat` for a row of a table, which has every key of any row: what is None is not there,
+    also inside tools and the arguments of calls."""
+    kept = _without_nones(row)
+    if isinstance(row, Mapping) and message_field in row:
+        kept.setdefault(message_field, None)
+    return row_chat(kept, where, message_field)
 
-    Fields that are None are left out: a table has every column in every row.
+
+def row_chat(row: Any, where: str, message_field: str = "messages") -> Chat:
+    """The conversation of one row, checked, but for roles, parts and tool calls, which the renderer
+    checks. Keys of messages that are None are left out; tools may be JSON in text.
     """
     if not isinstance(row, Mapping):
         raise DataFormatError(f"{where}: found {_short(row)}; expected {EXPECTED}")
-    if field not in row:
+    if message_field not in row:
         raise DataFormatError(
-            f"{where}: no {field!r}; found {', '.join(map(repr, row)) or 'an empty object'}; "
-            f"expected {EXPECTED}"
+            f"{where}: no {message_field!r}; "
+            f"found {', '.join(map(repr, row)) or 'an empty object'}; expected {EXPECTED}"
         )
-    messages = row[field]
+    messages = row[message_field]
     if not isinstance(messages, list) or not messages:
         raise DataFormatError(
-            f"{where}: {field!r} must be a list of messages that is not empty; "
+            f"{where}: {message_field!r} must be a list of messages that is not empty; "
             f"found {_short(messages)}"
         )
-    return [  # counted from 0, as the renderers do
+    checked = [  # counted from 0, as the renderers do
         _message(message, f"{where}: message {index}") for index, message in enumerate(messages)
     ]
+    return Chat(checked, where, _tools(row.get("tools"), where))
+
+
+def _tools(value: Any, where: str) -> list[dict[str, Any]]:
+    """The tools of a row: a list of them, as it is or as JSON in text; none where it is empty."""
+    tools = value or []
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) or []
+        except json.JSONDecodeError:
+            raise DataFormatError(f"{where}: 'tools' is not JSON, {_found(value)}") from None
+    if not isinstance(tools, list):
+        raise DataFormatError(f"{where}: 'tools' must be a list of tools, {_found(value)}")
+    for index, tool in enumerate(tools):
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataFormatError(
+                f"{where}: tool {index} must be an object with name, description and parameters, "
+                f"{_found(tool)}"
+            )
+    return tools
+
+
+def _without_nones(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nones(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nones(item) for item in value]
+    return value
 
 
 def _message(message: Any, where: str) -> Message:

@@ -1,9 +1,12 @@
 """Every kind of bad file gives one line that says where and what."""
 
+import json
+
 import pytest
 
-from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
-from tinker_cookbook.renderers.chats import read_chats, row_messages
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
+from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers.chats import Chat, read_chats, row_chat, table_chat
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 
@@ -82,15 +85,92 @@ def test_a_missing_file_names_the_nearest(tmp_path):
 
 
 def test_columns_without_a_value_are_left_out():
-    """A table gives every message every field of any message."""
-    call = {"function": {"name": "f", "arguments": "{}"}}
+    """A table gives every message every field of any message, and every call all arguments."""
+    call = {"function": {"name": "f", "arguments": {"x": 1, "y": None}}}
     row = {
         "text": [
             {"role": "user", "content": "a", "tool_calls": None, "name": None},
             {"role": "assistant", "content": None, "tool_calls": [call], "name": None},
-        ]
+        ],
+        "tools": None,
     }
-    assert row_messages(row, "row", "text") == [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "tool_calls": [call]},
-    ]
+    expected = {"role": "assistant", "tool_calls": [call]}
+    assert row_chat(row, "row", "text").messages == [{"role": "user", "content": "a"}, expected]
+    expected["tool_calls"] = [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    chat = table_chat(row, "row", "text")
+    assert chat == Chat([{"role": "user", "content": "a"}, expected], "row", [])
+
+
+# Tools
+
+ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
+USER, REPLY = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def chat_with(tools, *messages):
+    return row_chat({"messages": list(messages), "tools": tools}, "row")
+
+
+@pytest.mark.parametrize("head", [[], [SYSTEM]])
+@pytest.mark.parametrize(
+    "tools",
+    [[ADD], [{"type": "function", "function": ADD}], json.dumps([ADD])],
+    ids=["specs", "openai", "text"],
+)
+@pytest.mark.parametrize("name", ["qwen3_instruct", "template"])
+def test_tools_are_declared_as_the_renderer_does_it(name, tools, head, tokenizer):
+    renderer = get_renderer(name, tokenizer)
+    messages = chat_with(tools, *head, USER, REPLY).messages_for(renderer)
+    prompt = head[0]["content"] if head else ""
+    prefix = renderer.create_conversation_prefix_with_tools([ADD], prompt)
+    assert messages == [*prefix, USER, REPLY]
+    text = tokenizer.decode(renderer.build_generation_prompt(messages[:-1]).to_ints())
+    expected = tokenizer.apply_chat_template(
+        [*head, USER],
+        tools=[{"type": "function", "function": ADD}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert text == expected
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]"])
+def test_no_tools_change_nothing(tools, tokenizer):
+    chat = chat_with(tools, SYSTEM, USER, REPLY)
+    assert chat.messages_for(get_renderer("role_colon", tokenizer)) is chat.messages
+
+
+def test_a_declaration_is_trained_as_its_system_message_is(tokenizer):
+    marked = [{**message, "trainable": True} for message in (SYSTEM, USER, REPLY)]
+    renderer = get_renderer("qwen3_instruct", tokenizer)
+    for messages, expected in ((marked, [True] * 3), (marked[1:], [False, True, True])):
+        found = chat_with([ADD], *messages).messages_for(renderer)
+        assert [message["trainable"] for message in found] == expected
+
+
+def test_a_format_without_tools_refuses_them(tokenizer):
+    with pytest.raises(RendererError, match="no format for tools"):
+        chat_with([ADD], USER, REPLY).messages_for(get_renderer("role_colon", tokenizer))
+
+
+def test_bad_messages_are_counted_without_the_declaration(tokenizer):
+    chat = chat_with([ADD], USER, {"role": "robot", "content": "x"})
+    with pytest.raises(RendererError, match=r"^message 1: unknown role 'robot'"):
+        chat.messages_for(get_renderer("qwen3_instruct", tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        ("{", "row: 'tools' is not JSON, found"),
+        ({"name": "f"}, "row: 'tools' must be a list of tools, found {"),
+        (3, "row: 'tools' must be a list of tools, found 3"),
+        (["add"], 'row: tool 0 must be an object with name, description and parameters, found "'),
+        ([ADD, {"function": {}}], "row: tool 1 must be an object with name"),
+    ],
+)
+def test_bad_tools_are_named(tools, problem):
+    with pytest.raises(DataFormatError) as error:
+        chat_with(tools, USER, REPLY)
+    assert str(error.value).startswith(problem)

@@ -164,8 +164,8 @@ class KimiK2Renderer(Renderer):
     def _from_template(self, **arguments: Any) -> str:
         return from_template(self.tokenizer, [{"role": "user", "content": QUESTION}], **arguments)
 
-    def _checked(self, messages: Sequence[Message]) -> list[Message]:
-        return _with_call_ids(super()._checked(messages))
+    def checked(self, messages: Sequence[Message]) -> list[Message]:
+        return _with_call_ids(super().checked(messages))
 
     def _reply(self, message: Message, ctx: RenderContext) -> str:
         thinking, text = split_thinking(message["content"])

@@ -77,10 +77,10 @@ class Llama3Renderer(Renderer):
             header=text_chunk(header), output=[text_chunk([*encode(text), self._end])]
         )
 
-    def _checked(self, messages: Sequence[Message]) -> list[Message]:
+    def checked(self, messages: Sequence[Message]) -> list[Message]:
         for i, message in enumerate(messages):
             if isinstance(message, dict) and (
                 message.get("role") == "tool" or calls_tools(message)
             ):
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
-        return super()._checked(messages)
+        return super().checked(messages)

@@ -17,7 +17,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import chz
@@ -27,7 +28,7 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.renderers.base import Renderer, TrainOnWhat
-from tinker_cookbook.renderers.chats import BadRow, Chat, read_chats, row_messages
+from tinker_cookbook.renderers.chats import BadRow, Chat, read_chats, row_chat, table_chat
 from tinker_cookbook.renderers.messages import ToolSpec
 from tinker_cookbook.renderers.registry import get_renderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -141,7 +142,7 @@ def _chats(config: Config, path: str | None, renderer: Renderer) -> Iterator[Cha
         for number, row in enumerate(rows):
             where = f"{path}, row {number}"
             try:
-                yield Chat(row_messages(row, "row", data.message_field), where)
+                yield replace(table_chat(row, "row", data.message_field), where=where)
             except DataFormatError as error:
                 yield BadRow(where, str(error))
 
@@ -190,15 +191,16 @@ def _built_in(renderer: Renderer) -> Iterator[Chat]:
     question = user("Is it warmer in Oslo or in Rome?")
     calls = {**assistant(""), "tool_calls": [call(0, "Oslo"), call(1, "Rome")]}
     results = [result(0, "4 degrees"), result(1, "15 degrees")]
+    tools = _chat("tools", [system, question, calls, *results, assistant("In Rome.")], [_TOOL])
     try:
-        prefix = renderer.create_conversation_prefix_with_tools([_TOOL], "Answer in one line.")
+        tools.messages_for(renderer)
     except RendererError:
         return  # the format has none
-    yield _chat("tools", [*prefix, question, calls, *results, assistant("In Rome.")])
+    yield tools
 
 
-def _chat(where: str, messages: list[Any]) -> Chat:
-    return Chat(row_messages({"messages": messages}, where), where)
+def _chat(where: str, messages: list[Any], tools: Sequence[Any] = ()) -> Chat:
+    return row_chat({"messages": messages, "tools": list(tools)}, where)
 
 
 if __name__ == "__main__":

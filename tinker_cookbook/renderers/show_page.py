@@ -138,10 +138,11 @@ class Totals:
             self._refused.add(1, f"{chat.where}: {chat.problem}")
             return [f"cannot be read: {chat.problem}"]
         try:
+            messages = chat.messages_for(self._renderer)
             self.examples = conversation_examples(
-                chat.messages, self._renderer, self.max_length, self.mode
+                messages, self._renderer, self.max_length, self.mode
             )
-            trained = trained_messages(chat.messages, self.mode)
+            trained = trained_messages(messages, self.mode)
         except RendererError as error:
             self._refused.add(1, f"{chat.where}: {error}")
             return [f"cannot be rendered: {error}"]
@@ -149,7 +150,7 @@ class Totals:
         if not self.examples:
             self._useless.add(1, chat.where)
             notes.append(f"no message is trained under train_on_what={self.mode}")
-        return notes + self._unseen(chat, trained)
+        return notes + self._unseen(messages, trained, chat.where)
 
     def _count(self, example: Example, where: str) -> str | None:
         kept, whole = example.kept, example.whole
@@ -171,20 +172,20 @@ class Totals:
             self.num_trained += kept.num_loss_tokens
         return note
 
-    def _unseen(self, chat: Chat, trained: list[bool]) -> list[str]:
+    def _unseen(self, messages: list[Message], trained: list[bool], where: str) -> list[str]:
         """Replies without weight, and reasoning that no example shows."""
-        replies = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         self._num_replies += len(replies)
         notes = []
         masked = [i for i in replies if not trained[i]] if self.mode in REPLY_MODES else []
         if masked:
-            self._masked.add(len(masked), chat.where)
+            self._masked.add(len(masked), where)
             notes.append(f"{_messages(masked)} not trained under train_on_what={self.mode}")
         text = "".join(self._decoded(example) for example in self.examples)
-        thoughts = {i: _thinking(chat.messages[i]) for i in replies}
+        thoughts = {i: _thinking(messages[i]) for i in replies}
         dropped = [i for i, thought in thoughts.items() if thought and thought not in text]
         if dropped:
-            self._dropped.add(len(dropped), chat.where)
+            self._dropped.add(len(dropped), where)
             notes.append(f"the reasoning of {_messages(dropped)} not rendered by this format")
         return notes
 

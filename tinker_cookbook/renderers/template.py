@@ -101,7 +101,7 @@ class TemplateRenderer(Renderer):
     def build_generation_prompt(
         self, messages: Sequence[Message], role: Role = "assistant", prefill: str | None = None
     ) -> tinker.ModelInput:
-        messages = self._checked(messages)
+        messages = self.checked(messages)
         if role != "assistant":
             raise RendererError(f"role={role!r}: a chat template prompts for an assistant only")
         conversation = Conversation(self.template, messages)
@@ -120,7 +120,7 @@ class TemplateRenderer(Renderer):
         import torch
 
         mode = TrainOnWhat.of(train_on_what)
-        messages = self._checked(messages)
+        messages = self.checked(messages)
         trained = self._trained(messages, mode)
         conversation = Conversation(self.template, messages)
         last = len(messages) - 1
@@ -156,7 +156,7 @@ class TemplateRenderer(Renderer):
         except _UnstableHistory:
             if train_on_what not in REPLY_MODES:
                 raise
-        checked = self._checked(messages)
+        checked = self.checked(messages)
         return [
             self.build_supervised_example(checked[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
             for i in self._trained(checked, TrainOnWhat.of(train_on_what))
@@ -177,8 +177,8 @@ class TemplateRenderer(Renderer):
                 )
         return trained
 
-    def _checked(self, messages: Sequence[Message]) -> list[Message]:
-        checked = super()._checked(messages)
+    def checked(self, messages: Sequence[Message]) -> list[Message]:
+        checked = super().checked(messages)
         for i, message in enumerate(checked):
             if "tools" in message and (i or message["role"] != "system"):
                 raise RendererError(

@@ -9,7 +9,8 @@
 | `StreamedHubChats` | a hub data set that is read while training runs |
 | `InMemoryChats` | Python: a list of `{"messages": [...]}` |
 
-Files and lists are rendered at the start; hub data is rendered as it is drawn.
+Beside its messages a row may have `tools`, which are declared as the renderer does it. Files and
+lists are rendered at the start; hub data is rendered as it is drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.renderers.chats import Chat, read_chats, row_messages
+from tinker_cookbook.renderers.chats import Chat, read_chats, row_chat
 from tinker_cookbook.supervised.datasets import (
     LazyChats,
     RenderedChats,
@@ -167,7 +168,7 @@ class InMemoryChats(_ChatLists):
 
 def _named(rows: list[dict[str, Any]], label: str) -> list[Chat]:
     places = [f"{label}, conversation {number}" for number in range(len(rows))]
-    return [Chat(row_messages(row, where), where) for row, where in zip(rows, places)]
+    return [row_chat(row, where) for row, where in zip(rows, places)]
 
 
 @chz.chz

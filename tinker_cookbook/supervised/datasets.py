@@ -18,7 +18,7 @@ from tinker_cookbook.exceptions import (
     RendererError,
 )
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.renderers.chats import Chat, row_messages
+from tinker_cookbook.renderers.chats import Chat, table_chat
 from tinker_cookbook.renderers.examples import SEVERAL_REPLIES, conversation_examples
 from tinker_cookbook.sequences import Reduction, Sequence, from_datum, to_datum
 from tinker_cookbook.supervised.types import MAX_NAMED, DataReport, SupervisedDataset
@@ -121,7 +121,7 @@ def render_rows(
 
     def render(row: Row) -> Rendered:
         try:
-            messages = row_messages(row, "row", message_field)
+            messages = table_chat(row, "row", message_field).messages_for(renderer)
             return render_conversation(messages, renderer, max_length, train_on_what)
         except (DataFormatError, RendererError) as error:
             return Rendered([], skipped=[str(error)])
@@ -255,7 +255,7 @@ class RenderedChats(_Shuffled):
         for chat in chats:
             try:
                 rendered = render_conversation(
-                    chat.messages, renderer, max_length, train_on_what, reduction
+                    chat.messages_for(renderer), renderer, max_length, train_on_what, reduction
                 )
             except RendererError as error:
                 raise RendererError(f"{chat.where}: {error}") from error

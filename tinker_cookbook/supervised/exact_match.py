@@ -70,9 +70,10 @@ class ExactMatch:
 
     def __call__(self) -> ExactMatchEvaluator:
         tokenizer = get_tokenizer(self.model_name)
+        renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
         return ExactMatchEvaluator(
-            [chat.messages for chat in read_chats(self.path)],
-            get_renderer(self.renderer_name, tokenizer, model_name=self.model_name),
+            [chat.messages_for(renderer) for chat in read_chats(self.path)],
+            renderer,
             self.name,
             self.max_tokens,
         )
