@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from operator import attrgetter
 
 import chz
 import pytest
@@ -13,7 +14,8 @@ NAMES = {
     " DataValidationError RendererError TrainingError CheckpointError AllTrajectoriesFailedError"
     " SandboxError WeightsError WeightsDownloadError WeightsMergeError WeightsAdapterError"
     " EvalError",
-    "tinker_cookbook.renderers": "Role TextPart ThinkingPart ImagePart Content Message ToolCall"
+    "tinker_cookbook.renderers": "Role TextPart ThinkingPart ImagePart Content ContentPart"
+    " Message ToolCall FunctionBody"
     " UnparsedToolCall ToolSpec TrainOnWhat ParseTermination ParseFailureKind RenderContext"
     " RenderedMessage Renderer get_renderer register_renderer unregister_renderer"
     " is_renderer_registered get_registered_renderer_names get_text_content ensure_text"
@@ -68,6 +70,18 @@ NAMES = {
 SIGNATURES = {
     "renderers:get_renderer": "name tokenizer image_processor model_name",
     "renderers:register_renderer": "name factory",
+    "renderers:RenderContext": "idx is_last prev_message next_message last_user_index"
+    " in_last_assistant_turn",
+    "renderers:RenderedMessage": "output header stop_overlap",
+    "renderers:Renderer.build_generation_prompt": "self messages role prefill",
+    "renderers:Renderer.build_supervised_example": "self messages train_on_what",
+    "renderers:Renderer.build_supervised_examples": "self messages train_on_what",
+    "renderers:Renderer.create_conversation_prefix_with_tools": "self tools system_prompt",
+    "renderers:Renderer.get_stop_sequences": "self",
+    "renderers:Renderer.parse_response": "self tokens",
+    "renderers:Renderer.parse_response_streaming": "self tokens",
+    "renderers:Renderer.render_message": "self message ctx",
+    "renderers:Renderer.to_openai_message": "self message",
     "supervised.common:compute_mean_nll": "logprobs_list weights_list",
     "supervised.common:compute_bpb": "logprobs_list weights_list target_tokens_list tokenizer",
     "supervised.common:create_rightshifted_model_input_and_leftshifted_targets": "chunks",
@@ -121,7 +135,7 @@ def test_names(module: str) -> None:
 def test_signatures(path: str) -> None:
     """The known parameters come first, in their order; what follows has a default."""
     module, name = path.split(":")
-    thing = getattr(importlib.import_module(f"tinker_cookbook.{module}"), name)
+    thing = attrgetter(name)(importlib.import_module(f"tinker_cookbook.{module}"))
     known = SIGNATURES[path].split()
     if chz.is_chz(thing):  # a configuration: made by keywords, so the order says nothing
         assert set(known) <= set(chz.chz_fields(thing))

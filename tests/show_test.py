@@ -113,10 +113,52 @@ def test_replies_without_weight_and_dropped_reasoning(shown):
     assert "── chats:1, example 2 of 2: " in out and "greet⏎" in out and "!" not in out
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_reasoning_is_looked_for_where_it_stands(shown, key):
+    """Not in words that happen to be the same, and under every key that data sets use."""
+    chat = [HI[0], {**HI[1], key: "i"}, *BYE]
+    words = ["renderer_name=qwen3", "train_on_what=last_assistant_message"]
+    assert "! the reasoning of message 1 is not rendered by this format\n" in shown([chat], *words)
+    assert "reasoning" not in shown([chat], "renderer_name=qwen3_instruct")
+    inside = [HI[0], {"role": "assistant", "content": "<think>\ni\n</think>\n\nHello"}, *BYE]
+    assert "reasoning" not in shown([inside], *words)  # a string passes through whole
+
+
+def test_reasoning_in_several_parts(shown):
+    parts = [{"type": kind, kind: f"a {kind}"} for kind in ("thinking", "text", "thinking", "text")]
+    chat = [HI[0], {"role": "assistant", "content": parts}]
+    assert "reasoning" not in shown([chat], "renderer_name=qwen3_instruct")
+
+
+def test_a_conversation_without_a_reply_counts_where_each_reply_is_an_example(shown):
+    out = shown([HI, HI[:1]], "renderer_name=qwen3")
+    assert "── chats:2\n! no message is trained under train_on_what=all_assistant_messages" in out
+    assert "! 1 example with nothing to train: chats:2\n" in out
+
+
+def test_what_customized_leaves_out_is_meant(shown):
+    chat = [{**message, "trainable": False} for message in [*HI, *BYE]]
+    chat[-1]["trainable"] = True
+    out = shown([chat], "train_on_what=customized")
+    assert "«See you<|im_end|>»" in out and "!" not in out
+
+
+def test_tools_beside_the_messages(tmp_path, capsys):
+    load("nano")
+    tool = {"name": "add", "description": "Adds.", "parameters": {}}
+    path = tmp_path / "tools.jsonl"
+    path.write_text(json.dumps({"messages": HI, "tools": [tool]}))
+    show.main(show.Config(dataset_path=str(path)))
+    assert '"name": "add"' in capsys.readouterr().out
+    show.main(show.Config(dataset_path=str(path), renderer_name="role_colon"))
+    assert "! cannot be rendered: RoleColonRenderer has no format for" in capsys.readouterr().out
+
+
 def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown):
     out = shown([HI, [{"role": "x", "content": "y"}], HI])
     assert "── chats:2\n! cannot be rendered: message 0: unknown role 'x'" in out
-    assert "! 1 conversation cannot be rendered: chats:2: message 0: unknown role 'x'" in out
+    refused = "! 1 conversation cannot be rendered, and training refuses such a file: chats:2: "
+    assert f"{refused}message 0: unknown role 'x'" in out
     assert "chats: 3 conversations, 2 examples" in out
 
 
@@ -261,11 +303,10 @@ def test_both_command_lines(tmp_path):
         )
         for module, words in (
             ("tinker_cookbook.renderers.show", [f"data.path={path}"]),
-            ("tinker_cookbook.supervised.viz_sft_dataset", [f"dataset_path={path}"]),
             ("tinker_cookbook.supervised.viz_sft_dataset", ["dataset_path=/absent.jsonl"]),
         )
     ]
-    assert [each.returncode for each in outputs] == [0, 0, 2], outputs[0].stderr
-    assert "«Hello<|im_end|>»" in outputs[0].stdout == outputs[1].stdout
-    assert outputs[2].stderr == "error: dataset_path=/absent.jsonl: no such file\n"
+    assert [each.returncode for each in outputs] == [0, 2], outputs[0].stderr
+    assert "«Hello<|im_end|>»" in outputs[0].stdout
+    assert outputs[1].stderr == "error: dataset_path=/absent.jsonl: no such file\n"
     assert viz_sft_dataset.Config is show.Config

@@ -11,7 +11,7 @@ import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -69,6 +69,7 @@ class TrainOnWhat(StrEnum):
 class RenderContext:
     """Where a message stands in its conversation. `last_user_index` is -1 where nobody asked.
 
+    `in_last_assistant_turn`: it comes after the last user message, and there is one.
     `messages`: the whole conversation, for formats that look further than to the neighbours.
     `last_answer_index`: the last assistant message that calls no tool, the final message left out;
     -1 if there is none.
@@ -79,13 +80,9 @@ class RenderContext:
     prev_message: Message | None = None
     next_message: Message | None = None
     last_user_index: int = -1
-    messages: Sequence[Message] = ()
-    last_answer_index: int = -1
-
-    @property
-    def in_last_assistant_turn(self) -> bool:
-        """Whether the message comes after the last user message, and there is one."""
-        return 0 <= self.last_user_index < self.idx
+    in_last_assistant_turn: bool = False
+    messages: Sequence[Message] = field(default=(), kw_only=True)
+    last_answer_index: int = field(default=-1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -283,7 +280,7 @@ class Renderer(ABC):
             _refuse_results_without_call(checked, self.call_tag)
         if not self.supports_images:
             for i, message in enumerate(checked):
-                if any(part["type"] == "image" for part in _parts(message)):
+                if any(part["type"] == "image" for part in content_parts(message["content"])):
                     raise RendererError(
                         f"message {i}: an image, which {type(self).__name__} cannot render; "
                         "remove it or use a vision model"
@@ -352,11 +349,6 @@ REPLY_MODES = _LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
 """The modes in which each trained message is a reply that the model would sample."""
 
 
-def _parts(message: Message) -> list[Any]:
-    content = message["content"]
-    return [] if isinstance(content, str) else content
-
-
 def _refuse_results_without_call(messages: Sequence[Message], call_tag: str) -> None:
     waiting = 0.0  # calls without a result; how many a text holds is not told
     for i, message in enumerate(messages):
@@ -387,6 +379,7 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
             prev_message=messages[i - 1] if i else None,
             next_message=messages[i + 1] if i < last else None,
             last_user_index=last_user_index,
+            in_last_assistant_turn=0 <= last_user_index < i,
             messages=messages,
             last_answer_index=last_answer_index,
         )

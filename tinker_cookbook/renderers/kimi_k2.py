@@ -17,7 +17,7 @@ the chat template of K2-Thinking, with these differences, all meant:
 4. A call whose id is missing, or does not name its function (`call_x1`), gets
    `functions.name:n`, n counting the calls of the conversation from 0; its result follows. The
    template writes the id alone, and the function's name would be lost. A result without an id
-   answers the first call still unanswered.
+   answers the first call still unanswered, of the function `name` if it has one.
 5. An assistant has no name but `assistant`, which is what its prompt says.
 
 For K2-Instruct, whose template of July 2025 knows no reasoning, two more: the empty think block in
@@ -206,7 +206,8 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
                     f"message {i}: a tool result without tool_call_id, and no call before it "
                     "waits for one; set tool_call_id to the id of the call"
                 )
-            call_id = written.get(given, given) if given else waiting[0]
+            named = [call for call in waiting if _function_name(call) == message.get("name")]
+            call_id = written.get(given, given) if given else (named or waiting)[0]
             message["tool_call_id"] = call_id
             if call_id in waiting:
                 waiting.remove(call_id)

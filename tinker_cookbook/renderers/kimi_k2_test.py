@@ -304,6 +304,12 @@ def test_4_a_call_that_could_not_be_read_can_be_answered(renderer):
     assert "## Return of functions.f:3\narg" in text_of(renderer, messages, prompt=True)
 
 
+def test_4_a_result_that_names_its_function_answers_that_call(renderer):
+    asked = assistant("", calls=[("f", "{}"), ("g", "{}")])
+    text = text_of(renderer, [user("q"), asked, tool("1", name="g"), tool("2", name="f")], True)
+    assert text.index("## Return of functions.g:1\n1") < text.index("functions.f:0\n2")
+
+
 def test_4_given_messages_stay_as_they_are(renderer):
     messages = [user("q"), assistant("", calls=[("f", "{}")]), tool("1")]
     before = copy.deepcopy(messages)

@@ -122,7 +122,9 @@ def get_text_content(message: Message) -> str:
     if isinstance(content, str):
         return content
     text = "".join(part["text"] for part in content if part["type"] == "text")
-    return text.strip() if any(part["type"] == "thinking" for part in content) else text
+    if not any(part["type"] == "thinking" for part in content):
+        return text
+    return re.sub(r"\A(?:[^\S\n]*\n)+|(?:\n[^\S\n]*)+\Z", "", text)
 
 
 def ensure_text(content: Content) -> str:
@@ -237,10 +239,7 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     if role == "assistant" and reasoning:
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
-    for key in (
-        "reasoning_content",
-        "thinking",
-    ):  # in content now; read again it would be there twice
+    for key in ("reasoning_content", "thinking"):  # in content now; it must not be read again
         result.pop(key, None)
     try:
         if calls:

@@ -28,6 +28,8 @@ def test_get_text_content():
     # where reasoning was left out, so are the blank lines behind it
     assert get_text_content({"role": "assistant", "content": [THINK, TEXT]}) == "95"
     assert get_text_content({"role": "assistant", "content": [THINK]}) == ""
+    code = {"type": "text", "text": "\n \n    return 1\n  \n"}
+    assert get_text_content({"role": "assistant", "content": [THINK, code]}) == "    return 1"
 
 
 def test_ensure_text():

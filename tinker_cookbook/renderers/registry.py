@@ -46,6 +46,8 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "deepseekv3_thinking": lambda tokenizer, _: DeepSeekV3ThinkingRenderer(tokenizer),
     "kimi_k2": lambda tokenizer, _: KimiK2Renderer(tokenizer),
 }
+# Formats that users know from elsewhere and that are not here, by how their names begin.
+_LEFT_OUT = ("qwen3_5", "qwen3_6", "qwen3_vl", "kimi_k25", "kimi_k26", "nemotron")
 _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 
 
@@ -89,10 +91,12 @@ def get_renderer(
     """
     if name not in _registry:
         near = difflib.get_close_matches(name, _registry, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        if name.startswith(_LEFT_OUT):  # the nearest name would be another format
+            hint = " (renderer_name=template writes what the tokenizer's own chat template writes)"
         raise ConfigurationError(
-            f"renderer_name={name!r} is not a registered renderer"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-            + f"; registered: {', '.join(get_registered_renderer_names())}. "
+            f"renderer_name={name!r} is not a registered renderer{hint}"
+            f"; registered: {', '.join(get_registered_renderer_names())}. "
             "Others can be added with tinker_cookbook.renderers.register_renderer"
         )
     renderer = _registry[name](tokenizer, image_processor)

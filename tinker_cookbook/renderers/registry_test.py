@@ -32,6 +32,13 @@ def test_unknown_name_lists_what_there_is(tokenizer):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5_disable_thinking", "kimi_k25"])
+def test_a_known_format_that_is_not_here_is_not_taken_for_another(tokenizer, name):
+    with pytest.raises(ConfigurationError, match="renderer_name=template writes what") as error:
+        get_renderer(name, tokenizer)
+    assert "did you mean" not in str(error.value)
+
+
 def test_registering(tokenizer):
     seen = []
 

@@ -8,8 +8,9 @@
 On a terminal trained tokens stand on green, in two shades that change at each token; elsewhere,
 and with NO_COLOR, they are put between « and ». Behind the conversations come the totals, and what
 training would leave out: ends that max_length cuts off, examples that train nothing, replies
-without weight, reasoning that the format drops, rows that cannot be rendered. Without data.path: a
-few conversations of our own.
+without weight, reasoning that the format drops, rows that cannot be rendered (for one of these
+training refuses a file; of a data set it leaves out the row). Without data.path: a few
+conversations of our own.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def main(config: Config) -> None:
     if not read:
         raise ConfigurationError(f"start={config.start}: there are not that many conversations")
 
-    totals = Totals(renderer, max_length, config.train_on_what)
+    refused = path is not None and path.endswith(".jsonl")
+    totals = Totals(renderer, max_length, config.train_on_what, refused_as_a_whole=refused)
     page = Page(renderer, sys.stdout, colours=is_terminal(sys.stdout) and not _no_colour())
     page.line(
         f"{config.model_name}, renderer {name}, train_on_what={config.train_on_what},"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import IO, Any, NamedTuple
@@ -120,9 +120,15 @@ class Totals:
     """Renders conversations one by one and keeps account of what is trained of them."""
 
     def __init__(
-        self, renderer: Renderer, max_length: int | None, train_on_what: TrainOnWhat
+        self,
+        renderer: Renderer,
+        max_length: int | None,
+        train_on_what: TrainOnWhat,
+        refused_as_a_whole: bool = False,
     ) -> None:
+        """refused_as_a_whole: training refuses the data for one conversation it cannot render."""
         self._renderer = renderer
+        self._refused_as_a_whole = refused_as_a_whole
         self.max_length, self.mode = max_length, train_on_what
         self.examples: list[Example] = []  # of the conversation that was added last
         self.num_conversations = self.num_examples = self.num_tokens = self.num_trained = 0
@@ -181,17 +187,25 @@ class Totals:
         if masked:
             self._masked.add(len(masked), where)
             notes.append(f"{_messages(masked)} not trained under train_on_what={self.mode}")
-        text = "".join(self._decoded(example) for example in self.examples)
-        thoughts = {i: _thinking(messages[i]) for i in replies}
-        dropped = [i for i, thought in thoughts.items() if thought and thought not in text]
-        if dropped:
+        if dropped := self._dropped_reasoning(messages):
             self._dropped.add(len(dropped), where)
             notes.append(f"the reasoning of {_messages(dropped)} not rendered by this format")
         return notes
 
-    def _decoded(self, example: Example) -> str:
-        tokens = example.whole.tokens.tolist()
-        return _comparable(self._renderer.tokenizer.decode(tokens, skip_special_tokens=False))
+    def _dropped_reasoning(self, messages: list[Message]) -> list[int]:
+        """Messages with reasoning that no example shows: a mark in its place is found in none."""
+        checked = self._renderer.checked(messages)
+        marked = [_marked(message, i) for i, message in enumerate(checked)]
+        if marked == checked:
+            return []
+        decode = self._renderer.tokenizer.decode
+        examples = conversation_examples(marked, self._renderer, None, self.mode)
+        text = "".join(decode(example.whole.tokens.tolist()) for example in examples)
+        return [
+            i
+            for i, message in enumerate(marked)
+            if any(mark not in text for mark in _MARK.findall(str(message["content"])))
+        ]
 
     def lines(self, name: str) -> list[str]:
         """The account: one line of totals."""
@@ -204,8 +218,11 @@ class Totals:
 
     def warnings(self) -> list[str]:
         """One line for each kind of thing that training refuses, cuts or leaves without weight."""
+        refused = f"{counted(self._refused.count, 'conversation')} cannot be rendered"
+        if self._refused_as_a_whole:
+            refused += ", and training refuses such a file"
         found = {
-            f"{counted(self._refused.count, 'conversation')} cannot be rendered": self._refused,
+            refused: self._refused,
             f"{counted(self._cut.count, 'example')} cut at max_length={self.max_length}:"
             f" {counted(self._lost, 'token')} lost, {self._lost_trained} of them trained"
             " ones": self._cut,
@@ -223,14 +240,30 @@ def _messages(indices: list[int]) -> str:
     return f"message {shown} is" if len(indices) == 1 else f"messages {shown} are"
 
 
-def _thinking(message: Message) -> str:
-    given: Mapping[str, Any] = message  # as it was read: a caller of tools may lack content
-    reasoning = given.get("reasoning_content") or split_thinking(given.get("content", "")).thinking
-    return _comparable(reasoning).strip()
+_MARK = re.compile(r"REASONING-OF-\d+-\d+-STANDS-HERE")
 
 
-def _comparable(text: str) -> str:
-    return unicodedata.normalize("NFC", text)  # some tokenizers do the same
+def _marked(message: Message, index: int) -> Message:
+    """The message with a mark in the place of each piece of reasoning that is not empty."""
+    content = message["content"]
+    if isinstance(content, str):
+        if message["role"] != "assistant" or not split_thinking(content).thinking:
+            return message
+        before, closed, after = content.partition("</think>")
+        head, opened, _ = before.rpartition("<think>")
+        marked = f"{head}{opened}\n{_mark(index, 0)}\n{closed}{after}"
+        return {**message, "content": marked}
+    parts: list[Any] = [
+        {**part, "thinking": _mark(index, number)}
+        if part["type"] == "thinking" and part["thinking"].strip()
+        else part
+        for number, part in enumerate(content)
+    ]
+    return {**message, "content": parts}
+
+
+def _mark(index: int, number: int) -> str:
+    return f"REASONING-OF-{index}-{number}-STANDS-HERE"
 
 
 class Page:
