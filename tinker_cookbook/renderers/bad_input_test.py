@@ -50,13 +50,29 @@ def problem_of(renderer, messages) -> str:
     [
         ([], "an empty conversation"),
         ([user("q"), {"role": "assistant"}], "message 1: this assistant message has no content"),
-        ([user("q"), {"role": "critic", "content": "x"}], "message 1: unknown role 'critic'"),
+        ([user("q"), {"role": "critic", "content": "x"}], "message 1: unknown role 'critic';"),
+        ([{"role": "human", "content": "q"}], "message 0: unknown role 'human' (write 'user')"),
+        ([{"role": "User", "content": "q"}], "message 0: unknown role 'User' (write 'user')"),
         ([user("q"), assistant("r"), IMAGE, assistant("s")], "message 2: an image"),
         ([user("q"), "r"], "message 1: expected a dict with role and content"),
+        ([user("q"), assistant("r", weight=0)], "message 1: 'weight': 0 is not read; give each"),
+        ([user("q"), assistant("", function_call={"name": "f"})], "message 1: 'function_call'"),
+        ([user("q"), assistant("r", tool_call=[1])], "message 1: unknown key 'tool_call'; did you"),
+        ([user("q"), assistant("r", reasoning_contents="x")], "message 1: unknown key 'reasoning_"),
+        ([user("q"), assistant("r", reasoning=[1])], "message 1: its reasoning must be text"),
+        ([user([{"type": "image_url", "image_url": {"url": "x"}}])], "message 0: an image in the"),
     ],
 )
 def test_refused_by_every_renderer(renderer, messages, problem):
     assert problem_of(renderer, messages).startswith(problem)
+
+
+def test_keys_that_say_nothing_of_tokens_are_not_read(renderer):
+    """As replies of servers and tables of conversations have them."""
+    more = {"id": "a1", "timestamp": 3, "refusal": None, "annotations": [], "function_call": None}
+    messages = [{**user("q"), **more}, assistant("r", **more)]
+    plain = renderer.build_supervised_example([user("q"), assistant("r")])
+    assert renderer.build_supervised_example(messages).model_input == plain.model_input
 
 
 @pytest.mark.parametrize(

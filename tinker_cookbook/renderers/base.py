@@ -113,6 +113,11 @@ def text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
 
 def message_text(message: Message, ctx: RenderContext) -> str:
     """The content of a message that must be text alone; RendererError that names the message."""
+    if any(part["type"] == "thinking" for part in content_parts(message["content"])):
+        raise RendererError(
+            f"message {ctx.idx}: it holds reasoning, for which this format has no place; "
+            "remove it, or use a model that reasons"
+        )
     try:
         return ensure_text(message["content"])
     except RendererError as error:
@@ -282,8 +287,8 @@ class Renderer(ABC):
             for i, message in enumerate(checked):
                 if any(part["type"] == "image" for part in content_parts(message["content"])):
                     raise RendererError(
-                        f"message {i}: an image, which {type(self).__name__} cannot render; "
-                        "remove it or use a vision model"
+                        f"message {i}: an image, which this format cannot render; remove it "
+                        "(the built-in formats are for text)"
                     )
         return checked
 

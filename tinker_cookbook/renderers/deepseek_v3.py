@@ -118,7 +118,7 @@ class _DeepSeekV3Renderer(Renderer):
             case "system" if not self.system_role_as_user:
                 raise RendererError(
                     f"message {ctx.idx}: a system message after the first message, for which "
-                    "DeepSeek has no form; move it to the start or make it a user message"
+                    "DeepSeek has no form; join it to the first message or make it a user message"
                 )
             case _:
                 header, output = [self._user], encode(message_text(message, ctx))

@@ -191,7 +191,7 @@ def _lacks_system_message(message: Message, ctx: RenderContext) -> bool:
 def _with_call_ids(messages: list[Message]) -> list[Message]:
     """Copies in which every call has an id that names its function, and every result an id.
 
-    RendererError for a result that has none, where no call waits for one.
+    RendererError for a result that has none, where no call waits for one, or an unknown one.
     """
     written: dict[str, str] = {}  # by the id given
     waiting: list[str] = []
@@ -205,6 +205,11 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
                 raise RendererError(
                     f"message {i}: a tool result without tool_call_id, and no call before it "
                     "waits for one; set tool_call_id to the id of the call"
+                )
+            if given and given not in {*written, *written.values(), *waiting}:
+                raise RendererError(
+                    f"message {i}: a tool result with the tool_call_id {given!r}, which no call "
+                    "before it has"
                 )
             named = [call for call in waiting if _function_name(call) == message.get("name")]
             call_id = written.get(given, given) if given else (named or waiting)[0]

@@ -223,7 +223,7 @@ CALL = {"function": {"name": "f", "arguments": "{}"}}
             [user("q"), {**assistant(""), "unparsed_tool_calls": [{"raw_text": "", "error": ""}]}],
             "message 1: llama3 has no form for tools",
         ),
-        ([user("q"), assistant("a", thinking="hm")], "message 1: text content expected"),
+        ([user("q"), assistant("a", thinking="hm")], "message 1: it holds reasoning"),
         ([user([{"type": "image", "image": "x.png"}])], "message 0: an image"),
     ],
 )

@@ -7,6 +7,7 @@ renderer takes messages.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -201,11 +202,48 @@ def as_tool_call(value: Any) -> ToolCall:
     return call
 
 
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_READ = (*Message.__annotations__, *_REASONING, "tools")
+_ROLES_ELSEWHERE = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "ipython": "tool",
+}
+
+
+def _role_meant(role: Any, roles: Sequence[Role]) -> str:
+    name = str(role).lower()
+    meant = _ROLES_ELSEWHERE.get(name, name)
+    return f" (write {meant!r})" if meant in roles and meant != role else ""
+
+
+def _unread_key(key: str, value: Any) -> str | None:
+    """What is wrong with a key that no renderer reads; None where nothing is lost by it."""
+    if key == "weight" and value is not None:
+        return (
+            f"'weight': {value!r} is not read; give each message 'trainable': true or false, and "
+            "set train_on_what=customized"
+        )
+    if not value:
+        return None
+    if key == "function_call":
+        return "'function_call' is the older form of a call, which is not read; use 'tool_calls'"
+    if near := difflib.get_close_matches(key, _READ, n=1, cutoff=0.85):
+        return f"unknown key {key!r}; did you mean {near[0]!r}?"
+    return None
+
+
 def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Message:
     """A copy of `message` in the form that renderers read, or a RendererError naming `index`.
 
-    An assistant message with tool calls may lack content (as OpenAI writes it), and
-    `reasoning_content` of an assistant (`thinking` in gpt-oss data) becomes a thinking part.
+    An assistant message with tool calls may lack content (as OpenAI writes it), and an assistant's
+    `reasoning_content` (`thinking` in gpt-oss data, `reasoning` in some replies of servers) becomes
+    a thinking part. Keys that say nothing of tokens or weights (`id`, `timestamp`) are not read;
+    those that do, elsewhere, and near misses of the known keys are refused.
     """
 
     def refuse(problem: str) -> RendererError:
@@ -215,7 +253,11 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
         raise refuse(f"expected a dict with role and content, found {message!r:.80}")
     role = message.get("role")
     if role not in roles:
-        raise refuse(f"unknown role {role!r}; this renderer knows {', '.join(roles)}")
+        hint = _role_meant(role, roles)
+        raise refuse(f"unknown role {role!r}{hint}; this renderer knows {', '.join(roles)}")
+    for key, value in message.items():
+        if key not in _READ and (problem := _unread_key(key, value)):
+            raise refuse(problem)
     content = message.get("content")
     calls = message.get("tool_calls") or []
     if calls and role != "assistant":
@@ -229,17 +271,21 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
             raise refuse(f"content must be text or a list of parts, found {content!r:.80}")
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
+            if kind in ("image_url", "input_image"):
+                raise refuse(f"an image in the form {kind!r}; write it as a part of type 'image'")
             if kind not in ("text", "thinking", "image"):
                 raise refuse(f"unknown content part {part!r:.80}")
             if kind != "image" and not isinstance(part.get(kind), str):
                 raise refuse(f"a {kind} part without {kind!r}: {part!r:.80}")
             if kind == "thinking" and role != "assistant":
                 raise refuse(f"a {role} message cannot have a thinking part")
-    reasoning = message.get("reasoning_content") or message.get("thinking")
+    reasoning = next((message[key] for key in _REASONING if message.get(key)), None)
     if role == "assistant" and reasoning:
+        if not isinstance(reasoning, str):
+            raise refuse(f"its reasoning must be text, found {reasoning!r:.80}")
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
-    for key in ("reasoning_content", "thinking"):  # in content now; it must not be read again
+    for key in _REASONING:  # in content now; it must not be read again
         result.pop(key, None)
     try:
         if calls:

@@ -80,7 +80,7 @@ def test_to_openai_message():
     assert to_openai_message(result) == result
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_normalising_twice_changes_nothing(key):
     message = {"role": "assistant", "content": "r", key: "hm"}
     once = normalise_message(message, 0, ("assistant",))
