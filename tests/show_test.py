@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,12 @@ BYE = [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See
 def shown(capsys, tmp_path):
     """What the program prints for these conversations and keys."""
 
-    def run(chats, *words):
+    def run(chats, *words, refused=False):
         path = tmp_path / "chats.jsonl"
         path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
         load("nano")
-        show.main(parse(show.Config, [f"data.path={path}", *words]))
+        with pytest.raises(SystemExit) if refused else nullcontext():
+            show.main(parse(show.Config, [f"data.path={path}", *words]))
         return capsys.readouterr().out.replace(f"{path}", "chats")
 
     return run
@@ -86,6 +88,12 @@ def test_the_totals_are_those_of_training(shown, tmp_path):
             f"chats: 4 conversations, {report.num_examples} examples, {tokens} tokens,"
             f" of them {report.num_loss_tokens} trained"
         ) in out
+        notes = [line.partition(": ")[2] for line in report.lines() if "became" in line]
+        assert all(note in out for note in notes)
+        if mode == "all_assistant_messages":
+            assert notes[0].startswith("2 conversations became 7 examples, one for each reply")
+        else:
+            assert not notes
 
 
 def test_what_is_cut_is_shown_and_counted(shown):
@@ -144,18 +152,18 @@ def test_what_customized_leaves_out_is_meant(shown):
 
 
 def test_tools_beside_the_messages(tmp_path, capsys):
-    load("nano")
     tool = {"name": "add", "description": "Adds.", "parameters": {}}
     path = tmp_path / "tools.jsonl"
     path.write_text(json.dumps({"messages": HI, "tools": [tool]}))
     show.main(show.Config(dataset_path=str(path)))
     assert '"name": "add"' in capsys.readouterr().out
-    show.main(show.Config(dataset_path=str(path), renderer_name="role_colon"))
+    with pytest.raises(SystemExit):
+        show.main(show.Config(dataset_path=str(path), renderer_name="role_colon"))
     assert "! cannot be rendered: RoleColonRenderer has no format for" in capsys.readouterr().out
 
 
 def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown):
-    out = shown([HI, [{"role": "x", "content": "y"}], HI])
+    out = shown([HI, [{"role": "x", "content": "y"}], HI], refused=True)
     assert "── chats:2\n! cannot be rendered: message 0: unknown role 'x'" in out
     refused = "! 1 conversation cannot be rendered, and training refuses such a file: chats:2: "
     assert f"{refused}message 0: unknown role 'x'" in out
@@ -217,7 +225,7 @@ def test_rows_of_a_data_set(tmp_path, capsys):
     show.main(parse(show.Config, words))
     out = capsys.readouterr().out
     assert "saved, row 0: 15 tokens, 2 trained" in out
-    assert "saved, row 1: row: 'chat' must be a list" in out
+    assert "saved, row 1: 'chat' must be a list" in out
     with pytest.raises(DataFormatError, match=r"no column 'messages'.*'chat'"):
         show.main(parse(show.Config, words[:1]))
 
@@ -227,7 +235,7 @@ def test_rows_of_a_data_set(tmp_path, capsys):
     [
         ("qwen3_instruct", ["«<think>7 + 8", '"city": "Oslo"', "15 degrees"], []),
         ("qwen3", ["«<think>⏎\n2 * 45", "# Tools", "«<think>⏎\n⏎\n</think>⏎\n⏎\nSantiago."], []),
-        ("role_colon", ["Assistant:« Lima.⏎\n⏎\n»User:"], ["reasoning"]),
+        ("role_colon", ["Assistant:« Lima.⏎\n⏎\n»User:"], ["reasoning", "tools"]),
         ("qwen3_disable_thinking", ["</think>⏎\n⏎\n«In Rome."], ["reasoning"]),
     ],
 )
@@ -236,8 +244,8 @@ def test_built_in_conversations(renderer, found, refused, capsys):
     show.main(show.Config(renderer_name=renderer))
     out = capsys.readouterr().out
     assert all(text in out for text in found)
-    assert out.count("\n! cannot be rendered") == len(refused)
-    assert all(f"── {name}\n! cannot be rendered" in out for name in refused)
+    left_out = f"Left out, for this format has no place for them: {', '.join(refused)}.\n"
+    assert (left_out in out) == bool(refused) and "!" not in out
 
 
 def test_pieces_join_to_the_text_and_know_their_fate(tokenizer):

@@ -14,6 +14,7 @@ from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoi
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.models import FilledConfig
+from tinker_cookbook.renderers.registry import renderer_factory
 from tinker_cookbook.utils.files import existing_file
 
 
@@ -41,6 +42,8 @@ def fill(config: Any, method: str) -> FilledConfig:
             load_checkpoint_path=config.load_checkpoint_path,
             base_url=config.base_url,
         )
+    if name is not None:
+        renderer_factory(name)  # refused before anything is said of it
     filled = models.fill_defaults(chz.replace(config, renderer_name=name), method)
     if config.renderer_name is None:
         filled.filled.setdefault("renderer_name", filled.config.renderer_name)

@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from tinker_cookbook.renderers.base import REPLY_MODES, Renderer, TrainOnWhat
 from tinker_cookbook.renderers.messages import Message
 from tinker_cookbook.sequences import Sequence
+from tinker_cookbook.utils.misc_utils import counted
 
 SEVERAL_REPLIES = frozenset({TrainOnWhat.LAST_ASSISTANT_TURN, TrainOnWhat.ALL_ASSISTANT_MESSAGES})
 """The modes that train replies which are not the last message."""
+
+
+def split_note(num_conversations: int, num_examples: int) -> str:
+    """To be told where conversations became several examples each."""
+    return (
+        f"{counted(num_conversations, 'conversation')} became {num_examples:,} examples, one for "
+        "each reply, as this renderer writes earlier replies otherwise than they are sampled; "
+        "train_on_what=last_assistant_message trains one of each"
+    )
 
 
 @dataclass(frozen=True)

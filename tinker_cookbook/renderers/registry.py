@@ -1,13 +1,18 @@
 """Renderers by name: one dict, open to users.
 
-register_renderer("my_format", lambda tokenizer, image_processor: MyRenderer(tokenizer))
+    register_renderer("my_format", lambda tokenizer, image_processor: MyRenderer(tokenizer))
+
+or, where there is no Python to put this into, by module and name:
+renderer_name=my_module:MyRenderer.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers.base import Origin, Renderer
@@ -79,16 +84,10 @@ def get_registered_renderer_names() -> list[str]:
     return sorted(_registry)
 
 
-def get_renderer(
-    name: str,
-    tokenizer: Tokenizer,
-    image_processor: Any = None,
-    model_name: str | None = None,
-) -> Renderer:
-    """The renderer of that name over a tokenizer. ConfigurationError, with the names there are.
-
-    `model_name` is what pickling remembers; by default the name the tokenizer was loaded by.
-    """
+def renderer_factory(name: str) -> RendererFactory:
+    """What makes the renderer of that name; ConfigurationError where nothing does."""
+    if ":" in name:
+        return _imported(name)
     if name not in _registry:
         near = difflib.get_close_matches(name, _registry, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -99,7 +98,38 @@ def get_renderer(
             f"; registered: {', '.join(get_registered_renderer_names())}. "
             "Others can be added with tinker_cookbook.renderers.register_renderer"
         )
-    renderer = _registry[name](tokenizer, image_processor)
+    return _registry[name]
+
+
+def _imported(name: str) -> RendererFactory:
+    module_name, _, attribute = name.partition(":")
+    try:
+        made_by = attrgetter(attribute)(importlib.import_module(module_name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"renderer_name={name}: cannot be imported: {error}") from error
+    if isinstance(made_by, type) and issubclass(made_by, Renderer):
+        return lambda tokenizer, _: made_by(tokenizer)
+    if not callable(made_by):
+        raise ConfigurationError(
+            f"renderer_name={name}: expected a class derived from Renderer, or a function of "
+            f"(tokenizer, image processor) that makes one, found {made_by!r:.60}"
+        )
+    return cast(RendererFactory, made_by)
+
+
+def get_renderer(
+    name: str,
+    tokenizer: Tokenizer,
+    image_processor: Any = None,
+    model_name: str | None = None,
+) -> Renderer:
+    """The renderer of that name over a tokenizer. ConfigurationError, with the names there are.
+
+    `name`: a registered one, or module:Name of a Renderer class or of a RendererFactory.
+    `model_name` is what pickling remembers; by default the name the tokenizer was loaded by.
+    """
+    factory = renderer_factory(name)
+    renderer = factory(tokenizer, image_processor)
     model_name = model_name or getattr(tokenizer, "name_or_path", None)
     renderer.origin = Origin(name, model_name) if model_name else None
     return renderer

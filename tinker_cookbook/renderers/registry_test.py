@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
@@ -37,6 +38,28 @@ def test_a_known_format_that_is_not_here_is_not_taken_for_another(tokenizer, nam
     with pytest.raises(ConfigurationError, match="renderer_name=template writes what") as error:
         get_renderer(name, tokenizer)
     assert "did you mean" not in str(error.value)
+
+
+def test_a_renderer_of_ones_own_by_module_and_name(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "my_formats.py").write_text(
+        "from tinker_cookbook.renderers.role_colon import RoleColonRenderer\n"
+        "class Mine(RoleColonRenderer):\n    pass\n"
+        "def make(tokenizer, image_processor):\n    return Mine(tokenizer)\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("my_formats:Mine", "my_formats:make"):
+        renderer = get_renderer(name, tokenizer)
+        assert type(renderer).__name__ == "Mine"
+        again = pickle.loads(pickle.dumps(renderer))
+        assert type(again) is type(renderer) and again.origin.renderer_name == name
+    for name, problem in [
+        ("my_formats:Absent", "renderer_name=my_formats:Absent: cannot be imported: module"),
+        ("no_formats:Mine", "renderer_name=no_formats:Mine: cannot be imported: No module named"),
+        ("my_formats:number", "expected a class derived from Renderer, or a function"),
+    ]:
+        with pytest.raises(ConfigurationError, match=problem):
+            get_renderer(name, tokenizer)
 
 
 def test_registering(tokenizer):

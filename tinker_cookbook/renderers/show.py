@@ -9,8 +9,8 @@ On a terminal trained tokens stand on green, in two shades that change at each t
 and with NO_COLOR, they are put between « and ». Behind the conversations come the totals, and what
 training would leave out: ends that max_length cuts off, examples that train nothing, replies
 without weight, reasoning that the format drops, rows that cannot be rendered (for one of these
-training refuses a file; of a data set it leaves out the row). Without data.path: a few
-conversations of our own.
+training refuses a file, and this program ends with exit code 1; of a data set training leaves out
+the row). Without data.path: a few conversations of our own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import chz
@@ -30,6 +29,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, Rend
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.renderers.base import Renderer, TrainOnWhat
 from tinker_cookbook.renderers.chats import BadRow, Chat, read_chats, row_chat, table_chat
+from tinker_cookbook.renderers.examples import conversation_examples
 from tinker_cookbook.renderers.messages import ToolSpec
 from tinker_cookbook.renderers.registry import get_renderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -79,13 +79,17 @@ def main(config: Config) -> None:
     renderer = get_renderer(name, get_tokenizer(config.model_name), model_name=config.model_name)
     warn_if_renderer_not_recommended(config.model_name, name)
     max_length = config.max_length or _usual_length(config.model_name, name)
-    chats = itertools.islice(_chats(config, path, renderer), config.start, None)
+    chats = itertools.islice(_chats(config, path), config.start, None)
     read = list(itertools.islice(chats, config.limit))
     if not read:
         raise ConfigurationError(f"start={config.start}: there are not that many conversations")
 
-    refused = path is not None and path.endswith(".jsonl")
-    totals = Totals(renderer, max_length, config.train_on_what, refused_as_a_whole=refused)
+    refused_as_a_whole = path is not None and path.endswith(".jsonl")
+    unknown = []
+    if path is None:
+        unknown = [chat.where for chat in read if not _is_known(renderer, chat)]
+        read = [chat for chat in read if chat.where not in unknown]
+    totals = Totals(renderer, max_length, config.train_on_what, refused_as_a_whole)
     page = Page(renderer, sys.stdout, colours=is_terminal(sys.stdout) and not _no_colour())
     page.line(
         f"{config.model_name}, renderer {name}, train_on_what={config.train_on_what},"
@@ -98,8 +102,22 @@ def main(config: Config) -> None:
         if number < config.shown:
             page.chat(chat.where, totals.examples, notes)
     page.summary(path or "built-in", totals)
+    if unknown:
+        page.line(f"Left out, for this format has no place for them: {', '.join(unknown)}.")
     if next(chats, None) is not None:
         page.line(f"There are more than these {config.limit:,}: limit= renders more of them.")
+    if totals.num_refused and (refused_as_a_whole or totals.num_refused == len(read)):
+        raise SystemExit(1)  # training would refuse it, too
+
+
+def _is_known(renderer: Renderer, chat: Chat | BadRow) -> bool:
+    """Whether the format has a place for what a built-in conversation shows."""
+    assert isinstance(chat, Chat)
+    try:
+        conversation_examples(chat.messages_for(renderer), renderer)
+    except RendererError:
+        return False
+    return True
 
 
 def _check(config: Config) -> None:
@@ -128,12 +146,12 @@ def _usual_length(model_name: str, renderer_name: str) -> int | None:
         return None
 
 
-def _chats(config: Config, path: str | None, renderer: Renderer) -> Iterator[Chat | BadRow]:
+def _chats(config: Config, path: str | None) -> Iterator[Chat | BadRow]:
     """A file that has a bad line is refused, as in training; a bad row of a data set is passed on,
     for training would leave it out."""
     data = config.data
     if path is None:
-        yield from _built_in(renderer)
+        yield from _built_in()
     elif path.endswith(".jsonl"):
         key = "dataset_path" if config.dataset_path else "data.path"
         yield from read_chats(path, key, data.message_field)
@@ -144,9 +162,9 @@ def _chats(config: Config, path: str | None, renderer: Renderer) -> Iterator[Cha
         for number, row in enumerate(rows):
             where = f"{path}, row {number}"
             try:
-                yield replace(table_chat(row, "row", data.message_field), where=where)
+                yield table_chat(row, where, data.message_field)
             except DataFormatError as error:
-                yield BadRow(where, str(error))
+                yield BadRow(where, str(error).removeprefix(f"{where}: "))
 
 
 _TOOL: ToolSpec = {
@@ -160,7 +178,7 @@ _TOOL: ToolSpec = {
 }
 
 
-def _built_in(renderer: Renderer) -> Iterator[Chat]:
+def _built_in() -> Iterator[Chat]:
     system = {"role": "system", "content": "Answer in one line."}
 
     def user(text: str) -> dict:
@@ -193,12 +211,7 @@ def _built_in(renderer: Renderer) -> Iterator[Chat]:
     question = user("Is it warmer in Oslo or in Rome?")
     calls = {**assistant(""), "tool_calls": [call(0, "Oslo"), call(1, "Rome")]}
     results = [result(0, "4 degrees"), result(1, "15 degrees")]
-    tools = _chat("tools", [system, question, calls, *results, assistant("In Rome.")], [_TOOL])
-    try:
-        tools.messages_for(renderer)
-    except RendererError:
-        return  # the format has none
-    yield tools
+    yield _chat("tools", [system, question, calls, *results, assistant("In Rome.")], [_TOOL])
 
 
 def _chat(where: str, messages: list[Any], tools: Sequence[Any] = ()) -> Chat:

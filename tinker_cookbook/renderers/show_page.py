@@ -14,7 +14,7 @@ from rich.text import Text
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import REPLY_MODES, Renderer, TrainOnWhat, trained_messages
 from tinker_cookbook.renderers.chats import BadRow, Chat
-from tinker_cookbook.renderers.examples import Example, conversation_examples
+from tinker_cookbook.renderers.examples import Example, conversation_examples, split_note
 from tinker_cookbook.renderers.messages import Message, split_thinking
 from tinker_cookbook.renderers.parsing import TokenDecoder
 from tinker_cookbook.utils.misc_utils import counted
@@ -62,7 +62,7 @@ def visible(text: str) -> str:
 def _visible(character: str) -> str:
     if character == "\n":
         return "⏎\n"
-    if character.isprintable():
+    if character.isprintable() or character == "\u200d":  # joins emoji
         return character
     return character.encode("unicode_escape").decode("ascii")
 
@@ -135,6 +135,12 @@ class Totals:
         self._refused, self._cut, self._useless = _Finding(), _Finding(), _Finding()
         self._masked, self._dropped = _Finding(), _Finding()
         self._lost = self._lost_trained = self._num_replies = 0
+        self._num_split = self._num_parts = 0  # conversations of several examples, and these
+
+    @property
+    def num_refused(self) -> int:
+        """Conversations that cannot be read or rendered."""
+        return self._refused.count
 
     def add(self, chat: Chat | BadRow) -> list[str]:
         """Count one conversation; returns what is to be said of it."""
@@ -153,6 +159,9 @@ class Totals:
             self._refused.add(1, f"{chat.where}: {error}")
             return [f"cannot be rendered: {error}"]
         notes = [note for example in self.examples if (note := self._count(example, chat.where))]
+        if len(self.examples) > 1:
+            self._num_split += 1
+            self._num_parts += len(self.examples)
         if not self.examples:
             self._useless.add(1, chat.where)
             notes.append(f"no message is trained under train_on_what={self.mode}")
@@ -208,13 +217,19 @@ class Totals:
         ]
 
     def lines(self, name: str) -> list[str]:
-        """The account: one line of totals."""
-        share = f" ({self.num_trained / self.num_tokens:.0%})" if self.num_tokens else ""
-        return [
+        """The account: one line of totals, and one on conversations of several examples."""
+        share = ""
+        if self.num_tokens:
+            percent = f"{self.num_trained / self.num_tokens:.0%}"
+            share = f" ({'<1%' if percent == '0%' and self.num_trained else percent})"
+        lines = [
             f"{name}: {counted(self.num_conversations, 'conversation')},"
             f" {counted(self.num_examples, 'example')}, {counted(self.num_tokens, 'token')},"
-            f" of them {self.num_trained} trained{share}"
+            f" of them {self.num_trained:,} trained{share}"
         ]
+        if self._num_split:
+            lines.append(split_note(self._num_split, self._num_parts))
+        return lines
 
     def warnings(self) -> list[str]:
         """One line for each kind of thing that training refuses, cuts or leaves without weight."""
@@ -224,7 +239,7 @@ class Totals:
         found = {
             refused: self._refused,
             f"{counted(self._cut.count, 'example')} cut at max_length={self.max_length}:"
-            f" {counted(self._lost, 'token')} lost, {self._lost_trained} of them trained"
+            f" {counted(self._lost, 'token')} lost, {self._lost_trained:,} of them trained"
             " ones": self._cut,
             f"{counted(self._useless.count, 'example')} with nothing to train": self._useless,
             f"{self._masked.count} of {counted(self._num_replies, 'assistant message')} not"
@@ -288,7 +303,8 @@ class Page:
             return
         samples = [("trained", Fate.TRAINED), ("read", Fate.READ), ("cut off", Fate.CUT)]
         text = Text("  ").join(Text(word, _STYLES[fate][0]) for word, fate in samples)
-        self._console.print(text.append("  ⏎ a newline"))
+        text.append("  ⏎ a newline  ").append("special token", "bold")
+        self._console.print(text)
 
     def chat(self, where: str, examples: list[Example], notes: list[str]) -> None:
         for number, example in enumerate(examples, start=1):

@@ -40,6 +40,8 @@ class Rendered:
 
     datums: list[tinker.Datum]
     truncated: bool = False
+    num_lost: int = 0  # trained tokens that were cut off
+    num_split: int = 0  # examples that the conversation was split into, 0 where it was not
     skipped: list[str] = field(default_factory=list)  # a reason per example that was left out
 
 
@@ -64,8 +66,10 @@ def render_conversation(
         skipped.append(f"no message is trained under train_on_what={train_on_what.value}")
     return Rendered(
         [to_datum(each.kept, reduction=reduction) for each in examples if not each.problem],
-        any(example.is_cut for example in examples),
-        skipped,
+        truncated=any(example.is_cut for example in examples),
+        num_lost=sum(each.whole.num_loss_tokens - each.kept.num_loss_tokens for each in examples),
+        num_split=len(examples) if len(examples) > 1 else 0,
+        skipped=skipped,
     )
 
 
@@ -124,7 +128,7 @@ def render_rows(
             messages = table_chat(row, "row", message_field).messages_for(renderer)
             return render_conversation(messages, renderer, max_length, train_on_what)
         except (DataFormatError, RendererError) as error:
-            return Rendered([], skipped=[str(error)])
+            return Rendered([], skipped=[str(error).removeprefix("row: ")])
 
     return render
 
@@ -154,6 +158,9 @@ def count(report: DataReport, rendered: Rendered, where: str) -> None:
     report.num_conversations += 1
     report.num_examples += len(rendered.datums)
     report.num_truncated += rendered.truncated
+    report.num_lost += rendered.num_lost
+    report.num_split += rendered.num_split > 0
+    report.num_split_examples += rendered.num_split
     report.num_skipped += len(rendered.skipped)
     room = max(0, MAX_NAMED - len(report.skipped))
     report.skipped += [f"{where}: {reason}" for reason in rendered.skipped[:room]]

@@ -159,7 +159,8 @@ def test_the_report_is_final_before_the_first_batch():
     ]
     assert report.lines() == [
         "chats.jsonl: 5 conversations, 3 examples, 27 tokens, of them 9 trained",
-        "chats.jsonl: 1 conversation longer than max_length=20, cut at the end",
+        "chats.jsonl: 1 conversation longer than max_length=20, cut at the end, and with it 2"
+        " trained tokens",
         "chats.jsonl: 2 examples skipped: " + "; ".join(report.skipped),
         "chats.jsonl: batches of 2: each epoch leaves out 1 of 3 examples, other ones each time",
     ]
@@ -290,7 +291,7 @@ def test_a_bad_row_is_skipped_and_named():
     assert len(data.get_batch(0)) == 2
     assert sorted(data.report.skipped) == [
         "row 0: message 0: role 'robot'",
-        "row 1: row: 'messages' must be a list of messages that is not empty; found null",
+        "row 1: 'messages' must be a list of messages that is not empty; found null",
     ]
 
 

@@ -11,6 +11,8 @@ import chz
 from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.renderers.examples import split_note
+from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:
     import tinker
@@ -35,7 +37,10 @@ class DataReport:
     num_rows: int = 0  # of a data set that renders on demand: conversations it holds
     num_conversations: int = 0
     num_examples: int = 0  # what is trained on; a conversation may give several
+    num_split: int = 0  # conversations that gave several examples
+    num_split_examples: int = 0  # these
     num_truncated: int = 0  # conversations longer than max_length
+    num_lost: int = 0  # trained tokens that were cut off
     num_skipped: int = 0  # examples without a trained token
     num_tokens: int = 0  # input tokens of all examples, after truncation
     num_loss_tokens: int = 0  # trained tokens, each counted 1 whatever its weight
@@ -45,28 +50,28 @@ class DataReport:
     def lines(self) -> list[str]:
         """One line of totals, then one for each thing that was changed or left out."""
         if not self.complete and not self.num_conversations:
-            first = f"{_count(self.num_rows, 'conversation')}, rendered as they are drawn"
+            first = f"{counted(self.num_rows, 'conversation')}, rendered as they are drawn"
             return [f"{self.name}: {first}", *(f"{self.name}: {note}" for note in self.notes)]
         so_far = "" if self.complete else f" of {self.num_rows:,} so far"
         lines = [
-            f"{self.name}: {_count(self.num_conversations, 'conversation')}{so_far}, "
-            f"{_count(self.num_examples, 'example')}, {_count(self.num_tokens, 'token')}, "
+            f"{self.name}: {counted(self.num_conversations, 'conversation')}{so_far}, "
+            f"{counted(self.num_examples, 'example')}, {counted(self.num_tokens, 'token')}, "
             f"of them {self.num_loss_tokens:,} trained"
         ]
         if self.num_truncated:
             lines.append(
-                f"{self.name}: {_count(self.num_truncated, 'conversation')} longer than "
-                f"max_length={self.max_length}, cut at the end"
+                f"{self.name}: {counted(self.num_truncated, 'conversation')} longer than "
+                f"max_length={self.max_length}, cut at the end, "
+                f"and with it {counted(self.num_lost, 'trained token')}"
             )
+        if self.num_split:
+            note = split_note(self.num_split, self.num_split_examples)
+            lines.append(f"{self.name}: {note}")
         if self.num_skipped:
             more = self.num_skipped - len(self.skipped)
             named = "; ".join(self.skipped) + (f"; and {more:,} more" if more else "")
-            lines.append(f"{self.name}: {_count(self.num_skipped, 'example')} skipped: {named}")
+            lines.append(f"{self.name}: {counted(self.num_skipped, 'example')} skipped: {named}")
         return lines + [f"{self.name}: {note}" for note in self.notes]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 class SupervisedDataset(ABC):

@@ -61,8 +61,8 @@ def is_whole(value: object) -> bool:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 step`, `2,000 steps`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def split_list(items: Sequence[T], num_splits: int) -> list[list[T]]:
