@@ -11,14 +11,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
-from tinker_cookbook.renderers.messages import FunctionBody, ToolCall, UnparsedToolCall
+from tinker_cookbook.renderers.messages import (
+    FunctionBody,
+    ToolCall,
+    UnparsedToolCall,
+    read_json_object,
+)
 from tinker_cookbook.renderers.parsing import (
     Delta,
     StateParser,
     TextDelta,
     ThinkingDelta,
     ToolCallDelta,
-    read_json_object,
 )
 
 START, END, MESSAGE, CHANNEL, CONSTRAIN = (

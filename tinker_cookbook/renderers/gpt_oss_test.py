@@ -813,7 +813,10 @@ def test_a_prefilled_channel_is_tokens(tokenizer):
             [user("q"), assistant("", None, [("a b", "{}")])],
             "message 1: 'a b' cannot be",
         ),
-        ([user("q"), assistant("", None, [("", "{}")])], "message 1: '' cannot be a function"),
+        (
+            [user("q"), assistant("", None, [("", "{}")])],
+            "message 1: a tool call without a",
+        ),
         ([user("q"), assistant("", None, [("f", "[]")])], "message 1: the arguments of 'f'"),
         ([{**user("q"), "tool_calls": [1]}], "message 0: a user message cannot have tool_calls"),
     ],

@@ -78,9 +78,11 @@ class Llama3Renderer(Renderer):
         )
 
     def checked(self, messages: Sequence[Message]) -> list[Message]:
-        for i, message in enumerate(messages):
-            if isinstance(message, dict) and (
-                message.get("role") == "tool" or calls_tools(message)
-            ):
+        for i, message in enumerate(messages or ()):
+            if isinstance(message, dict) and message.get("role") == "tool":
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
-        return super().checked(messages)
+        checked = super().checked(messages)
+        for i, message in enumerate(checked):
+            if calls_tools(message):
+                raise RendererError(f"message {i}: {_NO_TOOLS}")
+        return checked

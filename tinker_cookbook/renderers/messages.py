@@ -185,25 +185,43 @@ def as_tool_call(value: Any) -> ToolCall:
             if isinstance(function.get("arguments"), dict):
                 function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
             call = ToolCall.model_validate({**value, "function": function})
-        except (TypeError, KeyError, ValueError, ValidationError) as error:
+        except (TypeError, KeyError, ValueError, ValidationError, RecursionError) as error:
             raise ValueError(
                 "a tool call must look like "
                 '{"function": {"name": ..., "arguments": "{...}"}}, found ' + f"{value!r:.120}"
             ) from error
+    if not call.function.name:
+        raise ValueError("a tool call without a function's name")
     try:
-        arguments = json.loads(call.function.arguments)
+        read_json_object(call.function.arguments, "the arguments")
     except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
         raise ValueError(
             f"the arguments of {call.function.name!r} must be a JSON object, "
             f"found {call.function.arguments!r:.120}"
-        )
+        ) from None
     return call
+
+
+def read_json_object(text: str, what: str) -> dict[str, Any]:
+    """The JSON object in `text`. ValueError otherwise, in words: `what` is no object, or where the
+    JSON breaks off."""
+    try:
+        # JSONDecodeError is a ValueError, and says where and what
+        value = json.loads(text, parse_constant=_no_json)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object")
+    return value
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _READ = (*Message.__annotations__, *_REASONING, "tools")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES_ELSEWHERE = {
     "human": "user",
     "gpt": "assistant",
@@ -213,6 +231,10 @@ _ROLES_ELSEWHERE = {
     "function": "tool",
     "ipython": "tool",
 }
+
+
+def _texts(content: Content) -> list[str]:
+    return [str(part.get(part["type"], "")) for part in content_parts(content)]
 
 
 def _role_meant(role: Any, roles: Sequence[Role]) -> str:
@@ -259,9 +281,17 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
         if key not in _READ and (problem := _unread_key(key, value)):
             raise refuse(problem)
     content = message.get("content")
+    for key in ("tool_calls", "unparsed_tool_calls"):
+        if message.get(key) and role != "assistant":
+            raise refuse(f"a {role} message cannot have {key}")
+        if not isinstance(message.get(key) or [], list | tuple):
+            raise refuse(f"{key} must be a list, found {message[key]!r:.80}")
+    for key in ("name", "tool_call_id"):
+        if not isinstance(message.get(key, ""), str | None):
+            raise refuse(f"{key} must be text, found {message[key]!r:.80}")
+    if not isinstance(message.get("trainable", False), bool):
+        raise refuse(f"'trainable' must be true or false, found {message['trainable']!r:.80}")
     calls = message.get("tool_calls") or []
-    if calls and role != "assistant":
-        raise refuse(f"a {role} message cannot have tool_calls")
     if content is None and (calls or message.get("unparsed_tool_calls")):
         content = ""
     if content is None:
@@ -287,12 +317,14 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     result = {**message, "role": role, "content": content}
     for key in _REASONING:  # in content now; it must not be read again
         result.pop(key, None)
+    if any(_SURROGATE.search(text) for text in _texts(content)):
+        raise refuse("half of a surrogate pair, which no tokenizer can encode; remove it")
     try:
         if calls:
             result["tool_calls"] = [as_tool_call(call) for call in calls]
         if message.get("unparsed_tool_calls"):
             result["unparsed_tool_calls"] = [
-                UnparsedToolCall.model_validate(call) for call in message["unparsed_tool_calls"]
+                _unparsed(call) for call in message["unparsed_tool_calls"]
             ]
     except ValidationError:
         raise refuse("unparsed_tool_calls must hold raw_text and error") from None
@@ -301,15 +333,28 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     return result  # type: ignore[return-value]
 
 
+def _unparsed(call: Any) -> UnparsedToolCall:
+    return UnparsedToolCall.model_validate(call)
+
+
 def to_openai_message(message: Message) -> dict[str, Any]:
-    """The message as OpenAI-compatible servers and chat templates take it."""
-    thinking, text = split_thinking(message["content"])
-    result: dict[str, Any] = {"role": message["role"], "content": text}
-    if isinstance(message["content"], str):
-        result["content"] = message["content"]
-    elif thinking:
+    """The message as OpenAI-compatible servers and chat templates take it.
+
+    Calls that could not be read stand behind the text, as the model wrote them. RendererError for
+    images, which have another form there.
+    """
+    content = message["content"]
+    if any(part["type"] == "image" for part in content_parts(content)):
+        raise RendererError("an image, which has no form here; give it to the server yourself")
+    thinking, text = ("", content) if isinstance(content, str) else split_thinking(content)
+    unparsed = [_unparsed(call).raw_text for call in message.get("unparsed_tool_calls") or []]
+    result: dict[str, Any] = {
+        "role": message["role"],
+        "content": "\n".join(piece for piece in (text, *unparsed) if piece),
+    }
+    if thinking:
         result["reasoning_content"] = thinking
     if calls := message.get("tool_calls"):
-        result["tool_calls"] = [call.model_dump() for call in calls]
+        result["tool_calls"] = [as_tool_call(call).model_dump() for call in calls]
     given: dict[str, Any] = dict(message)
     return result | {key: given[key] for key in ("tool_call_id", "name") if key in given}

@@ -80,6 +80,17 @@ def test_to_openai_message():
     assert to_openai_message(result) == result
 
 
+def test_to_openai_message_keeps_calls_in_every_form():
+    raw = {"raw_text": "<tool_call>oops</tool_call>", "error": "no JSON"}
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "Hi", "tool_calls": [call]}
+    found = to_openai_message({**message, "unparsed_tool_calls": [raw]})
+    assert found["content"] == "Hi\n<tool_call>oops</tool_call>"
+    assert found["tool_calls"][0]["function"] == call["function"]
+    with pytest.raises(RendererError, match="an image"):
+        to_openai_message({"role": "user", "content": [{"type": "image", "image": "x.png"}]})
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_normalising_twice_changes_nothing(key):
     message = {"role": "assistant", "content": "r", key: "hm"}

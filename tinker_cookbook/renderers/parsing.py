@@ -22,6 +22,7 @@ from tinker_cookbook.renderers.messages import (
     ThinkingPart,
     ToolCall,
     UnparsedToolCall,
+    read_json_object,
 )
 
 
@@ -424,18 +425,6 @@ class _Ending:
                 return ParseTermination.MALFORMED
 
 
-def read_json_object(text: str, what: str) -> dict[str, Any]:
-    """The JSON object in `text`. ValueError otherwise, in words: `what` is no object, or where the
-    JSON breaks off."""
-    try:
-        value = json.loads(text)  # JSONDecodeError is a ValueError, and says where and what
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} must be a JSON object")
-    return value
-
-
 def read_json_tool_call(body: str) -> ToolCall:
     """A ToolCall from `{"name": ..., "arguments": {...}}`; ValueError, in words, otherwise.
 
@@ -443,8 +432,8 @@ def read_json_tool_call(body: str) -> ToolCall:
     """
     members = _json_members(body.strip())
     name, arguments = members.get("name"), members.get("arguments")
-    if name is None or not isinstance(name.value, str):
-        raise ValueError('a tool call needs a "name" that is a string')
+    if name is None or not isinstance(name.value, str) or not name.value:
+        raise ValueError('a tool call needs a "name" that is a string, and not empty')
     if arguments is None or not isinstance(arguments.value, dict):
         raise ValueError('a tool call needs "arguments" that are a JSON object')
     return ToolCall(function=FunctionBody(name=name.value, arguments=arguments.source))

@@ -66,7 +66,7 @@ calls = st.builds(
             name=name, arguments=json.dumps(value, indent=indent, ensure_ascii=ascii)
         )
     ),
-    texts,
+    texts.filter(bool),
     arguments,
     st.sampled_from([None, 1]),
     st.booleans(),
@@ -104,7 +104,7 @@ def with_unparsed(message):
         return message
     [raw] = message["unparsed_tool_calls"]
     if raw.endswith("</tool_call>"):
-        error = 'a tool call needs a "name" that is a string'
+        error = 'a tool call needs a "name" that is a string, and not empty'
     else:
         error = "no </tool_call> before the end of the response"
     return message | {"unparsed_tool_calls": [UnparsedToolCall(raw_text=raw, error=error)]}
@@ -330,6 +330,8 @@ def test_classification():
         ('["name"]', "must be a JSON object"),
         ('{"arguments": {}}', '"name" that is a string'),
         ('{"name": 1, "arguments": {}}', '"name" that is a string'),
+        ('{"name": "", "arguments": {}}', '"name" that is a string, and not empty'),
+        ('{"name": "f", "arguments": {"x": NaN}}', "NaN is not JSON"),
         ('{"name": "f"}', '"arguments" that are a JSON object'),
         ('{"name": "f", "arguments": "{}"}', '"arguments" that are a JSON object'),
         ("[" * 100_000, "nested too deeply"),

@@ -45,9 +45,6 @@ class Conversation:
             if not self._template.keeps_arguments:
                 for call in result["tool_calls"]:
                     call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-        if unparsed := message.get("unparsed_tool_calls"):
-            pieces = [result["content"], *(call.raw_text for call in unparsed)]
-            result["content"] = "\n".join(piece for piece in pieces if piece)
         return result
 
     def prompt(self, count: int) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinker_cookbook.renderers.messages import Message, ToolCall, UnparsedToolCall
+from tinker_cookbook.renderers.messages import Message, ToolCall, UnparsedToolCall, read_json_object
 from tinker_cookbook.renderers.parsing import (
     TagParser,
     TextDelta,
     ThinkTags,
     ToolCallDelta,
-    read_json_object,
 )
 
 
