@@ -145,6 +145,7 @@ def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path, family):
         return subprocess.run(
             [*command, f"model_name={directory}"],
             env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), **environment},
+            cwd=Path(__file__).parents[1],
             capture_output=True,
             text=True,
         )
