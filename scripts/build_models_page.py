@@ -12,6 +12,7 @@ from pathlib import Path
 from tinker_cookbook import models
 from tinker_cookbook.hyperparam_utils import get_lr
 from tinker_cookbook.models import ModelInfo
+from tinker_cookbook.tokenizer_utils import TRUST
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 
@@ -32,13 +33,20 @@ question: it says so when it loads one.
   tokenizer's own chat template, for chat models without a renderer of their own; `role_colon` is a
   plain transcript, for base models. `./scripts/run tinker_cookbook.renderers.show model_name=...`
   shows what a model would see.
+- **Known names that are left out**: the official cookbook also has `qwen3_vl`,
+  `qwen3_vl_instruct`, `qwen3_5*`, `qwen3_8_*`, `kimi_k25*`, `kimi_k26*`, `deepseekv4_1*`,
+  `glm5_3_*`, `nemotron3*` and `tml_v0`. These formats are not here under those names, and a
+  renderer with a similar name writes another one. For the text of such a model take
+  `renderer_name=template`, which follows the tokenizer's own chat template; it is also what is
+  recommended for a local directory of one.
 - **Size**: parameters; behind `-A` those active for a token.
 - **Context**: tokens that can be read at once: `max_position_embeddings` of the published
   `config.json`; for DeepSeek-V3.1 what its card promises.
 - **Learning rate**: for supervised fine-tuning with LoRA, `5e-4 · (2000 / hidden size)^p`. The
-  exponents p of Llama and Qwen3 are the official Tinker cookbook's, fitted there to sweeps. Those
-  in brackets are a choice, not measured: of the two fitted exponents the one that gives the lower
-  rate. nano's rate was measured on its own supervised recipe.
+  exponents p of Llama and Qwen are the official Tinker cookbook's, fitted there to sweeps and taken
+  for every generation, vision models too. Those in brackets are a choice, not measured: of the two
+  fitted exponents the one that gives the lower rate. A run that takes such a rate says `(an
+  estimate)` behind it when it starts. nano's rate was measured on its own supervised recipe.
 - **Gated**: the hub wants its licence accepted, and `HF_TOKEN` set.
 """
 
@@ -50,6 +58,18 @@ HEADINGS = {
     "deepseek_v3": "DeepSeek-V3.1",
     "gpt_oss": "gpt-oss",
     "kimi_k2": "Kimi-K2",
+}
+_THINKING = """\
+`Thinking-2507`: the models' own template opens the reply's reasoning in the prompt, which ends in
+`<think>` and a newline. `qwen3` leaves these to the model, so its prompt is shorter by them, and in
+training they are a part of the reply. `renderer_name=template` follows the template."""
+NOTES = {
+    "qwen3": _THINKING,
+    "qwen3_moe": _THINKING,
+    "kimi_k2": f"""\
+The published tokenizer of these models is Python code among their files, which does not run
+unasked. Where you trust it, set `{TRUST}=1` in the environment; or give
+another tokenizer in Python, with `tokenizer_utils.register_tokenizer(model_name, factory)`.""",
 }
 COLUMNS = (
     "model",
@@ -69,7 +89,8 @@ def page() -> str:
     for family, heading in HEADINGS.items():
         rows = [row for row in models.TABLE.values() if row.family == family]
         lines = [_line(COLUMNS), "|---" * len(COLUMNS) + "|", *map(_row, rows)]
-        sections.append("\n".join([f"## {heading}", "", *lines, ""]))
+        note = [NOTES[family], ""] if family in NOTES else []
+        sections.append("\n".join([f"## {heading}", "", *lines, "", *note]))
     return "\n".join(sections)
 
 
@@ -92,7 +113,7 @@ def _row(row: ModelInfo) -> str:
 def _exponent(row: ModelInfo) -> str:
     if row.lr_exponent is None:
         return "measured"
-    fitted = row.family in models.FITTED_EXPONENTS
+    fitted = models.exponent_is_fitted(row.family)
     return f"{row.lr_exponent}" if fitted else f"({row.lr_exponent})"
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from tinker_cookbook import models
+from tinker_cookbook.renderers import get_registered_renderer_names
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -37,7 +38,20 @@ def test_what_a_row_says(builder: ModuleType) -> None:
         " 4.91e-4 | yes |"
     ) in lines
     assert (
-        "| `openai/gpt-oss-120b` | 120b | yes | 131,072 | 2880 | `gpt_oss_no_sysprompt`,"
+        "| `openai/gpt-oss-120b` | 117B-A5.1B | yes | 131,072 | 2880 | `gpt_oss_no_sysprompt`,"
         " `gpt_oss_low_reasoning`, `gpt_oss_medium_reasoning`, `gpt_oss_high_reasoning` |"
         " (0.781) | 3.76e-4 | |"
     ) in lines
+
+
+def test_what_users_of_a_family_must_know(builder: ModuleType) -> None:
+    introduction, *sections = builder.page().split("\n## ")
+    by_heading = {section.split("\n")[0]: section for section in sections}
+    for heading in ("Qwen3", "Qwen3, mixtures of experts"):
+        assert "`<think>` and a newline. `qwen3` leaves these" in by_heading[heading]
+    assert "TINKER_COOKBOOK_TRUST_REMOTE_CODE=1" in by_heading["Kimi-K2"]
+    assert sum("`<think>`" in section for section in sections) == 2
+    left_out = introduction.split("left out**")[1].split("- **")[0]
+    assert "`qwen3_vl`" in left_out and "`renderer_name=template`" in left_out
+    known = get_registered_renderer_names()
+    assert not any(f"`{name}`" in left_out for name in known)

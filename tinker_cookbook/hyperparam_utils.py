@@ -5,19 +5,19 @@
 | family | p | where it comes from |
 |---|---|---|
 | Llama | 0.781 | the official Tinker cookbook, which fitted it to sweeps |
-| Qwen2, Qwen3 | 0.0775 | the same |
+| Qwen | 0.0775 | the same |
 | DeepSeek-V3, gpt-oss, Kimi-K2 | 0.781 | a choice, not measured: the lower rate of the two fits |
 | nano | | no formula: 6e-3 with LoRA, measured on its supervised recipe |
 | others | | no value: learning_rate= must be given |
 
+Llama and Qwen mean all that is called so, later generations and vision models too, as there.
 These are rates for supervised fine-tuning. What recipes take for other methods: `models.defaults`.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
@@ -83,7 +83,7 @@ def get_lora_param_count(
 ) -> int:
     """Parameters of an adapter: rank·(in + out) for each linear layer it is on.
 
-    Experts of a mixture count one adapter each for every matrix; routers have none.
+    An expert of a mixture has three, for gate, up and down; routers have none.
     """
     model = _meta_model(model_name)
     wanted = {"attn": train_attn, "mlp": train_mlp, "unembed": train_unembed}
@@ -94,13 +94,12 @@ def get_lora_param_count(
     )
 
 
-class _Layer:
+class _Layer(NamedTuple):
     """`size`: in + out features; `count`: matrices of that shape (experts)."""
 
-    def __init__(self, group: str, size: int, count: int = 1):
-        self.group = group
-        self.size = size
-        self.count = count
+    group: str
+    size: int
+    count: int = 1
 
 
 def _linear_layers(model: nn.Module) -> list[_Layer]:
@@ -109,38 +108,53 @@ def _linear_layers(model: nn.Module) -> list[_Layer]:
     layers: list[_Layer] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
+            if not isinstance(module, nn.Conv1d):
+                layers += _experts(module)
             continue
         if name.endswith(("lm_head", "embed_out")):
             group = "unembed"
         elif "attn" in name or "attention" in name:
             group = "attn"
-        elif name.endswith((".gate", ".router")):
+        elif name.endswith((".gate", ".router")):  # a linear layer in some families (Jamba, Afmoe)
             continue
         else:
             group = "mlp"
         layers.append(_Layer(group, module.in_features + module.out_features))
-    # transformers keeps the experts of a layer in stacked matrices [experts, out, in]
-    for _, parameter in model.named_parameters():
-        if parameter.dim() == 3:
-            experts, rows, columns = parameter.shape
-            layers.append(_Layer("mlp", rows + columns, experts))
     return layers
+
+
+def _experts(module: nn.Module) -> list[_Layer]:
+    """transformers keeps the experts of a layer in stacked matrices, [experts, out, in] or the
+    other way round, gate and up in one. An adapter has them apart, as the engine does."""
+    parameters = module.named_parameters(recurse=False)
+    stacked = {name: weight.shape for name, weight in parameters if weight.dim() == 3}
+    if stacked.pop("gate_up_proj", None):  # either has the two sizes of down_proj
+        stacked["gate_proj"] = stacked["up_proj"] = stacked["down_proj"]
+    return [_Layer("mlp", rows + columns, count) for count, rows, columns in stacked.values()]
 
 
 def _meta_model(model_name: str) -> Any:
     """The model with its shapes and no memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    path = os.path.expanduser(models.load_path(model_name))
-    models.check_files(path)
+    models.check_files(model_name)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = _config(models.load_path(model_name))
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigurationError(
             f"model_name={model_name!r}: its config.json cannot be loaded ({reason})"
             + models.access_hint(model_name)
         ) from error
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+
+
+def _config(path: str) -> Any:
+    from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
+
+    raw, _ = PretrainedConfig.get_config_dict(path)
+    if raw.get("model_type") == "kimi_k2":  # DeepSeek-V3 by another name; transformers lacks it
+        return DeepseekV3Config.from_dict({**raw, "model_type": "deepseek_v3"})
+    return AutoConfig.from_pretrained(path)

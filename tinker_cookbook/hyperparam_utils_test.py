@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +56,26 @@ def test_nano_has_its_measured_rate():
     assert get_lr("nano") == 6e-3
     with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
         get_lr("nano", is_lora=False)
+
+
+@pytest.mark.parametrize(
+    "config, p",
+    [
+        ({"text_config": {"model_type": "qwen3_vl_text", "hidden_size": 4096}}, 0.0775),
+        ({"text_config": {"model_type": "qwen3_vl_moe_text", "hidden_size": 2048}}, 0.0775),
+        ({"text_config": {"model_type": "qwen3_5_text", "hidden_size": 4096}}, 0.0775),
+        ({"text_config": {"model_type": "qwen3_5_moe_text", "hidden_size": 2048}}, 0.0775),
+        ({"text_config": {"model_type": "mllama_text_model", "hidden_size": 4096}}, 0.781),
+        ({"text_config": {"model_type": "llama4_text", "hidden_size": 5120}}, 0.781),
+        ({"model_type": "qwen2_5_vl", "hidden_size": 3584}, 0.0775),
+        ({"model_type": "qwen3_next", "hidden_size": 2048}, 0.0775),
+        ({"model_type": "qwen2", "hidden_size": 3584}, 0.0775),
+    ],
+)
+def test_every_llama_and_qwen_has_its_familys_exponent(tmp_path, config, p):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "outer", **config}))
+    hidden_size = {**config, **config.get("text_config", {})}["hidden_size"]
+    assert get_lr(str(tmp_path)) == pytest.approx(5e-4 * (2000 / hidden_size) ** p)
 
 
 def test_no_rate_is_guessed_for_a_family_that_is_not_in_the_table(tmp_path):
@@ -132,8 +155,89 @@ def test_experts_count_one_adapter_each(tmp_path):
         ),
     )
     mlp_only = get_lora_param_count(name, lora_rank=1, train_attn=False, train_unembed=False)
-    gate_and_up = 16 + 2 * 24  # one stacked matrix in transformers
-    assert mlp_only == 4 * (gate_and_up + 24 + 16)
+    assert mlp_only == 4 * 3 * (16 + 24)  # gate, up and down of each
+
+
+@pytest.fixture
+def tiny_kimi(tiny_deepseek, tmp_path):
+    """Directory of a DeepSeek-V3 by Kimi's name, with its own code named as in the real files."""
+    shutil.copytree(tiny_deepseek, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    code = {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}
+    changed = {**config, "model_type": "kimi_k2", "auto_map": code}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["tiny_qwen3", "tiny_llama", "tiny_qwen3_moe", "tiny_deepseek", "tiny_gpt_oss", "tiny_kimi"],
+)
+def test_adapters_have_as_many_parameters_as_the_engine_trains(request, family):
+    from tinker_cookbook.engine.base_model import BaseModel
+    from tinker_cookbook.engine.config import EngineConfig
+    from tinker_cookbook.engine.lora import LoraSpec
+
+    path = request.getfixturevalue(family)
+    base = BaseModel(path, EngineConfig(device="cpu"))
+    for only in ((True, True, True), (True, False, False), (False, True, False)):
+        trained = dict(zip(("train_attn", "train_mlp", "train_unembed"), only))
+        adapter = base.new_adapter(LoraSpec(rank=4, **trained))
+        engine = sum(tensor.numel() for tensor in adapter.master.values())
+        assert get_lora_param_count(path, lora_rank=4, **trained) == engine
+
+
+def test_all_parameters_of_kimi_are_those_of_deepseek(tiny_deepseek, tiny_kimi):
+    from safetensors.torch import load_file
+
+    stored = load_file(Path(tiny_deepseek) / "model.safetensors")
+    # beside the weights, what balances the experts' load, which no gradient moves
+    count = sum(t.numel() for name, t in stored.items() if "e_score_correction_bias" not in name)
+    assert get_full_finetune_param_count(tiny_deepseek) == count
+    assert get_full_finetune_param_count(tiny_kimi) == count
+
+
+def test_routers_that_are_linear_layers_are_left_out(tmp_path):
+    """As in Jamba, here without its other kind of layer: attention, then 4 experts."""
+    from transformers import JambaConfig
+
+    name = save_config(
+        tmp_path,
+        JambaConfig(
+            vocab_size=100,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_experts=4,
+            attn_layer_period=1,
+            attn_layer_offset=0,
+            expert_layer_period=1,
+            expert_layer_offset=0,
+        ),
+    )
+    mlp_only = get_lora_param_count(name, lora_rank=1, train_attn=False, train_unembed=False)
+    assert mlp_only == 4 * 3 * (16 + 24)
+
+
+def test_convolutions_are_no_experts(tmp_path):
+    """The layers of Qwen3-Next that are no attention have one, of three dimensions."""
+    from transformers import Qwen3NextConfig
+
+    name = save_config(
+        tmp_path,
+        Qwen3NextConfig(
+            vocab_size=100,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            layer_types=["linear_attention"],
+            num_experts=0,
+        ),
+    )
+    mlp_only = get_lora_param_count(name, lora_rank=1, train_attn=False, train_unembed=False)
+    assert mlp_only == MLP
 
 
 def test_known_sizes_without_weights():
@@ -156,6 +260,16 @@ def test_known_sizes_without_weights():
     total = sum(p.numel() for p in model.parameters())
     assert (round(total / 1e9, 1), round((total - 151_936 * 1024) / 1e9, 2)) == (0.6, 0.44)
     assert len(hyperparam_utils._linear_layers(model)) == 28 * 7 + 1
+
+
+def test_a_home_directory_and_a_config_without_a_language_model(monkeypatch, qwen, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert get_full_finetune_param_count(f"~/{tmp_path.name}") == get_full_finetune_param_count(
+        qwen
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ConfigurationError, match=r"its config\.json cannot be loaded"):
+        get_full_finetune_param_count(qwen)
 
 
 def test_a_model_that_cannot_be_had_is_named(monkeypatch, tmp_path):

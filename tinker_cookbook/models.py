@@ -17,27 +17,35 @@ from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import hub_reach
+from tinker_cookbook.utils.misc_utils import is_whole
 
 # The exponent of the learning-rate formula in hyperparam_utils, by family. For Llama and Qwen the
-# official Tinker cookbook fitted it to sweeps. For the others nobody has published one, and theirs
-# here is a choice: of the two fitted exponents the one that gives models wider than 2000, as all of
-# them are, the lower rate.
+# official Tinker cookbook fitted it to sweeps and takes it for every generation, as is done here by
+# how the family's name begins. For the others nobody has published one, and theirs here is a
+# choice: of the two fitted exponents the one that gives models wider than 2000, as all of them are,
+# the lower rate.
 LLAMA_EXPONENT = 0.781
 QWEN_EXPONENT = 0.0775
 CHOSEN_EXPONENT = max(LLAMA_EXPONENT, QWEN_EXPONENT)
-FITTED_EXPONENTS: Mapping[str, float] = {
+_FITTED_EXPONENTS: Mapping[str, float] = {
     "llama": LLAMA_EXPONENT,
-    "llama3": LLAMA_EXPONENT,
-    "qwen2": QWEN_EXPONENT,
-    "qwen2_moe": QWEN_EXPONENT,
-    "qwen3": QWEN_EXPONENT,
-    "qwen3_moe": QWEN_EXPONENT,
+    "mllama": LLAMA_EXPONENT,  # Llama with vision
+    "qwen": QWEN_EXPONENT,
 }
-_EXPONENTS: Mapping[str, float] = {
-    **FITTED_EXPONENTS,
-    **dict.fromkeys(("deepseek_v3", "gpt_oss", "kimi_k2"), CHOSEN_EXPONENT),
-}
+_CHOSEN_FAMILIES = ("deepseek_v3", "gpt_oss", "kimi_k2")
 _NANO_DIRECTORY = Path(__file__).with_name("nano")
+
+
+def exponent_is_fitted(family: str) -> bool:
+    """Whether the family's exponent was fitted to sweeps, rather than chosen."""
+    return family.startswith(tuple(_FITTED_EXPONENTS))
+
+
+def _exponent(family: str) -> float | None:
+    for beginning, exponent in _FITTED_EXPONENTS.items():
+        if family.startswith(beginning):
+            return exponent
+    return CHOSEN_EXPONENT if family in _CHOSEN_FAMILIES else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def _qwen3(
         renderers=renderers,
         hidden_size=hidden_size,
         context_length=context_length,
-        lr_exponent=_EXPONENTS["qwen3"],
+        lr_exponent=_exponent("qwen3"),
         gated=False,
     )
 
@@ -103,7 +111,7 @@ def _llama(version: str, size: str, hidden_size: int, suffix: str = "") -> Model
         renderers=("llama3",) if suffix else ("role_colon",),
         hidden_size=hidden_size,
         context_length=131_072,
-        lr_exponent=_EXPONENTS["llama3"],
+        lr_exponent=_exponent("llama3"),
         gated=True,
     )
 
@@ -130,7 +138,7 @@ def _moe(
         renderers=renderers,
         hidden_size=hidden_size,
         context_length=context_length,
-        lr_exponent=_EXPONENTS[family],
+        lr_exponent=_exponent(family),
         gated=False,
     )
 
@@ -207,8 +215,8 @@ _ROWS = [
         131_072,
         ("role_colon",),
     ),
-    _moe("openai/gpt-oss-20b", "gpt_oss", "1", "20b", 2880, 131_072, _GPT_OSS),
-    _moe("openai/gpt-oss-120b", "gpt_oss", "1", "120b", 2880, 131_072, _GPT_OSS),
+    _moe("openai/gpt-oss-20b", "gpt_oss", "1", "21B-A3.6B", 2880, 131_072, _GPT_OSS),
+    _moe("openai/gpt-oss-120b", "gpt_oss", "1", "117B-A5.1B", 2880, 131_072, _GPT_OSS),
     _moe("moonshotai/Kimi-K2-Base", "kimi_k2", "2", "1T-A32B", 7168, 131_072, ("role_colon",)),
     # kimi_k2 is the format of the thinking model: the others' replies have no think block
     _moe("moonshotai/Kimi-K2-Instruct", "kimi_k2", "2", "1T-A32B", 7168, 131_072, _TEMPLATE),
@@ -345,6 +353,10 @@ def defaults(model_name: str, method: str) -> dict[str, Any]:
     return {key: rule() for key, rule in _rules(model_name, method).items()}
 
 
+class Estimate(float):
+    """A default that rests on a choice, neither fitted nor measured; `filled_line` says so."""
+
+
 class FilledConfig(NamedTuple):
     config: Any
     filled: dict[str, Any]
@@ -352,8 +364,12 @@ class FilledConfig(NamedTuple):
 
 def filled_line(model_name: str, filled: Mapping[str, Any]) -> str:
     """What `fill_defaults` chose, for the user: `nano: learning_rate=0.003 batch_size=32`."""
-    words = [f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in filled.items()]
-    return f"{model_name}: {' '.join(words)}"
+
+    def text(value: Any) -> str:
+        mark = " (an estimate)" if isinstance(value, Estimate) else ""
+        return (f"{value:.3g}" if isinstance(value, float) else f"{value}") + mark
+
+    return f"{model_name}: {' '.join(f'{key}={text(value)}' for key, value in filled.items())}"
 
 
 def fill_defaults(config: Any, method: str) -> FilledConfig:
@@ -368,7 +384,8 @@ def fill_defaults(config: Any, method: str) -> FilledConfig:
         for key, rule in _rules(config.model_name, method).items()
         if key in chz.chz_fields(config) and getattr(config, key) is None
     }
-    return FilledConfig(chz.replace(config, **filled), filled)
+    plain = {k: float(v) if isinstance(v, Estimate) else v for k, v in filled.items()}
+    return FilledConfig(chz.replace(config, **plain), filled)
 
 
 def _rules(model_name: str, method: str) -> dict[str, Callable[[], Any]]:
@@ -380,10 +397,8 @@ def _rules(model_name: str, method: str) -> dict[str, Callable[[], Any]]:
 
 
 def _formula_rules(model_name: str, method: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    from tinker_cookbook.hyperparam_utils import get_lr
-
     rules: dict[str, Callable[[], Any]] = {
-        "learning_rate": lambda: get_lr(model_name),
+        "learning_rate": lambda: _learning_rate(model_name),
         "renderer_name": lambda: recommended_renderer(model_name),
         # `value=value` binds now: a closure over a loop variable would see only the last one
         **{key: lambda value=value: value for key, value in method.items()},
@@ -393,6 +408,13 @@ def _formula_rules(model_name: str, method: Mapping[str, Any]) -> dict[str, Call
             method["max_length"], resolve(model_name).context_length or method["max_length"]
         )
     return rules
+
+
+def _learning_rate(model_name: str) -> float:
+    from tinker_cookbook.hyperparam_utils import get_lr
+
+    rate = get_lr(model_name)
+    return rate if exponent_is_fitted(resolve(model_name).family) else Estimate(rate)
 
 
 def recommended_renderer(model_name: str) -> str:
@@ -410,38 +432,48 @@ _NEAR = 0.6  # likeness, 0 to 1, from which on a known name is worth naming
 
 
 def _nearest(model_name: str) -> list[str]:
-    """Known names that are alike, with or without the organization, or that begin alike."""
+    """Known names that are alike, with or without the organization, or that begin alike; first
+    those that begin with exactly what was given."""
     wanted = model_name.lower()
 
-    def likeness(name: str) -> tuple[float, float]:
+    def likeness(name: str) -> tuple[bool, float, float]:
         whole, short = name.lower(), name.lower().split("/")[-1]
+        begins = whole.startswith(wanted) or short.startswith(wanted)
         forms = (whole, short, short[: len(wanted)])
         each = [difflib.SequenceMatcher(None, form, wanted).ratio() for form in forms]
-        return max(each), each[0]
+        return begins, max(each), each[0]
 
     by_likeness = {name: likeness(name) for name in TABLE}
-    near = [name for name in TABLE if wanted and by_likeness[name][0] >= _NEAR]
+    near = [name for name in TABLE if wanted and max(by_likeness[name][:2]) >= _NEAR]
     return sorted(near, key=by_likeness.__getitem__, reverse=True)[:3]
 
 
 def _hub_files(model_name: str) -> Path | None:
-    """A directory with the small files of a hub model: from the cache, else from the hub."""
+    """A directory with the small files of a hub model, each from the cache, else from the hub; None
+    if there is no config.json."""
+    config = _hub_file(model_name, "config.json")
+    if config is None:
+        return None
+    # of the same revision, or they would lie in another directory
+    revision = config.parent.name
+    for name in ("tokenizer_config.json", "chat_template.jinja"):  # many models have only one
+        _hub_file(model_name, name, revision)
+    return config.parent
+
+
+def _hub_file(model_name: str, file: str, revision: str | None = None) -> Path | None:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        cached = huggingface_hub.try_to_load_from_cache(model_name, "config.json")
-        if isinstance(cached, str):
-            return Path(cached).parent
-        config = huggingface_hub.hf_hub_download(model_name, "config.json")
+        cached = huggingface_hub.try_to_load_from_cache(model_name, file, revision=revision)
+        if cached is not None:  # if no path, then the cache knows that the model lacks the file
+            return Path(cached) if isinstance(cached, str) else None
+        if hub_reach.problem(model_name, file):
+            return None
+        return Path(huggingface_hub.hf_hub_download(model_name, file, revision=revision))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError):
         return None
-    for name in ("tokenizer_config.json", "chat_template.jinja"):
-        try:
-            huggingface_hub.hf_hub_download(model_name, name)
-        except (HfHubHTTPError, OSError):
-            continue  # many models have only one of the two
-    return Path(config).parent
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -454,28 +486,79 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _text_config(path: Path) -> dict[str, Any]:
+    """config.json with what vision models nest, their text model, on top; the values that are read
+    here have the right type, and those that may be unknown can be None."""
+    config = _read_json(path)
+    text = config.get("text_config")
+    if not isinstance(text, dict | None):
+        raise ConfigurationError(f"{path}: text_config={text!r}, but should be an object")
+    config = {**config, **(text or {})}
+    if not isinstance(family := config.get("model_type", ""), str):
+        raise ConfigurationError(f"{path}: model_type={family!r}, but should be a string")
+    for key in ("vocab_size", "hidden_size", "max_position_embeddings"):
+        if key not in config or (config[key] is None and key != "vocab_size"):
+            continue
+        value = config[key]
+        if not is_whole(value) or value < 1:
+            raise ConfigurationError(
+                f"{path}: {key}={value!r}, but should be a whole number of at least 1"
+            )
+    return config
+
+
 def _chat_template(directory: Path) -> str | None:
     """The chat template among a model's files; "" if it has none, None if it has no tokenizer."""
     template = directory / "chat_template.jinja"
     if template.is_file():
-        return template.read_text(encoding="utf-8")
+        try:
+            return template.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{template} cannot be read as text: {error}") from error
     config = directory / "tokenizer_config.json"
     if not config.is_file():
         return None
-    found = _read_json(config).get("chat_template") or ""
-    if isinstance(found, list):  # several, by name; the one for chatting is called default
-        found = next((t["template"] for t in found if t.get("name") == "default"), "")
-    return str(found)
+    found = _read_json(config).get("chat_template")
+    named = found if isinstance(found, list) else [{"name": "default", "template": found or ""}]
+    try:  # several, by name; the one for chatting is called default
+        by_name = {one["name"]: one["template"] for one in named}
+        template = by_name.get("default", "")
+        if not isinstance(template, str):
+            raise TypeError
+    except (KeyError, TypeError):
+        raise ConfigurationError(
+            f"{config}: chat_template={str(found)[:60]}, but should be a string or a list of"
+            ' objects {"name": ..., "template": ...} with strings'
+        ) from None
+    return template
+
+
+def _is_qwen3_base(family: str, directory: Path) -> bool:
+    """Whether the files are those of a Qwen3 base model, whose tokenizer has the chat models'
+    template all the same.
+
+    Told from the end-of-sequence token: a chat model ends its turns with `<|im_end|>`, a base model
+    its documents with `<|endoftext|>`. That is in the model's own files, while the name of a
+    directory is up to who made it (`checkpoint-500`, a snapshot in the hub's cache).
+    """
+    config = directory / "tokenizer_config.json"
+    if family not in ("qwen3", "qwen3_moe") or not config.is_file():
+        return False
+    token = _read_json(config).get("eos_token")
+    return (token.get("content") if isinstance(token, dict) else token) == "<|endoftext|>"
 
 
 def _from_directory(model_name: str, directory: Path) -> ModelInfo:
-    config = _read_json(directory / "config.json")
-    config = {**config, **(config.get("text_config") or {})}  # vision models nest the text model
+    config = _text_config(directory / "config.json")
     template = _chat_template(directory)
-    family = str(config.get("model_type", "unknown"))
+    # qwen3_vl_text, mllama_text_model: what a nested text model is called
+    family = config.get("model_type", "unknown").removesuffix("_model").removesuffix("_text")
     if family == "llama" and config.get("vocab_size", 0) >= 128_256:
         family = "llama3"  # earlier Llamas had other vocabularies and templates
+    if _is_qwen3_base(family, directory):
+        template = ""
     experts = ("num_experts", "num_local_experts", "n_routed_experts")
+    is_vl = "vision_config" in config
     return ModelInfo(
         name=model_name,
         family=family,
@@ -484,11 +567,12 @@ def _from_directory(model_name: str, directory: Path) -> ModelInfo:
         size_str="",
         is_chat=bool(template),
         is_moe=any(config.get(key) for key in experts),
-        is_vl="vision_config" in config,
-        renderers=_fitting_renderers(family, template),
+        is_vl=is_vl,
+        # a vision model's format is its own, whatever the format of its text model was
+        renderers=_fitting_renderers("" if is_vl else family, template),
         hidden_size=config.get("hidden_size"),
         context_length=config.get("max_position_embeddings"),
-        lr_exponent=_EXPONENTS.get(family),
+        lr_exponent=_exponent(family),
         gated=False,
     )
 

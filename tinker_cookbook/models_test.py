@@ -73,6 +73,56 @@ def test_the_table_holds_every_model_that_was_promised():
         assert (row.lr_exponent is None) == (name == "nano")
 
 
+def test_the_sizes_are_those_of_the_published_models():
+    """Hidden size, context, parameters, mixture of experts: copied by hand from the models'
+    config.json and cards, row by row, not by rules."""
+    assert {
+        name: (row.hidden_size, row.context_length, row.size_str, row.is_moe)
+        for name, row in models.TABLE.items()
+    } == {
+        "nano": (192, 2048, "2M", False),
+        "Qwen/Qwen3-0.6B": (1024, 40960, "0.6B", False),
+        "Qwen/Qwen3-1.7B": (2048, 40960, "1.7B", False),
+        "Qwen/Qwen3-4B": (2560, 40960, "4B", False),
+        "Qwen/Qwen3-8B": (4096, 40960, "8B", False),
+        "Qwen/Qwen3-14B": (5120, 40960, "14B", False),
+        "Qwen/Qwen3-32B": (5120, 40960, "32B", False),
+        "Qwen/Qwen3-30B-A3B": (2048, 40960, "30B-A3B", True),
+        "Qwen/Qwen3-235B-A22B": (4096, 40960, "235B-A22B", True),
+        "Qwen/Qwen3-0.6B-Base": (1024, 32768, "0.6B", False),
+        "Qwen/Qwen3-1.7B-Base": (2048, 32768, "1.7B", False),
+        "Qwen/Qwen3-4B-Base": (2560, 32768, "4B", False),
+        "Qwen/Qwen3-8B-Base": (4096, 32768, "8B", False),
+        "Qwen/Qwen3-14B-Base": (5120, 32768, "14B", False),
+        "Qwen/Qwen3-30B-A3B-Base": (2048, 32768, "30B-A3B", True),
+        "Qwen/Qwen3-4B-Instruct-2507": (2560, 262144, "4B", False),
+        "Qwen/Qwen3-30B-A3B-Instruct-2507": (2048, 262144, "30B-A3B", True),
+        "Qwen/Qwen3-235B-A22B-Instruct-2507": (4096, 262144, "235B-A22B", True),
+        "Qwen/Qwen3-4B-Thinking-2507": (2560, 262144, "4B", False),
+        "Qwen/Qwen3-30B-A3B-Thinking-2507": (2048, 262144, "30B-A3B", True),
+        "Qwen/Qwen3-235B-A22B-Thinking-2507": (4096, 262144, "235B-A22B", True),
+        "meta-llama/Llama-3.1-8B": (4096, 131072, "8B", False),
+        "meta-llama/Llama-3.1-8B-Instruct": (4096, 131072, "8B", False),
+        "meta-llama/Llama-3.1-70B": (8192, 131072, "70B", False),
+        "meta-llama/Llama-3.1-70B-Instruct": (8192, 131072, "70B", False),
+        "meta-llama/Llama-3.1-405B": (16384, 131072, "405B", False),
+        "meta-llama/Llama-3.1-405B-Instruct": (16384, 131072, "405B", False),
+        "meta-llama/Llama-3.2-1B": (2048, 131072, "1B", False),
+        "meta-llama/Llama-3.2-1B-Instruct": (2048, 131072, "1B", False),
+        "meta-llama/Llama-3.2-3B": (3072, 131072, "3B", False),
+        "meta-llama/Llama-3.2-3B-Instruct": (3072, 131072, "3B", False),
+        "meta-llama/Llama-3.3-70B-Instruct": (8192, 131072, "70B", False),
+        "deepseek-ai/DeepSeek-V3.1": (7168, 131072, "671B-A37B", True),
+        "deepseek-ai/DeepSeek-V3.1-Base": (7168, 131072, "671B-A37B", True),
+        "openai/gpt-oss-20b": (2880, 131072, "21B-A3.6B", True),
+        "openai/gpt-oss-120b": (2880, 131072, "117B-A5.1B", True),
+        "moonshotai/Kimi-K2-Base": (7168, 131072, "1T-A32B", True),
+        "moonshotai/Kimi-K2-Instruct": (7168, 131072, "1T-A32B", True),
+        "moonshotai/Kimi-K2-Instruct-0905": (7168, 262144, "1T-A32B", True),
+        "moonshotai/Kimi-K2-Thinking": (7168, 262144, "1T-A32B", True),
+    }
+
+
 def test_every_row_is_named_by_its_key_and_has_a_renderer():
     assert len(models.TABLE) == len(models._ROWS)
     for name, row in models.TABLE.items():
@@ -103,6 +153,24 @@ def test_a_typo_gets_the_nearest_names(typo, meant):
     assert repr(typo) in message and meant in message
     assert "renderer_name=" in message and "learning_rate=" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "given, first",
+    [
+        ("Qwen/Qwen3-30B", "Qwen/Qwen3-30B-A3B"),
+        ("qwen3-235b", "Qwen/Qwen3-235B-A22B"),
+        ("Qwen/Qwen3-8b", "Qwen/Qwen3-8B"),
+        ("openai/gpt", "openai/gpt-oss-20b"),
+        ("meta-llama/Llama-3.3", "meta-llama/Llama-3.3-70B-Instruct"),
+    ],
+)
+def test_names_that_begin_with_what_was_given_come_first(given, first):
+    near = models._nearest(given)
+    assert near[0] == first
+    begin = [given.lower() in name.lower() for name in near]
+    assert begin == sorted(begin, reverse=True)
+    assert sum(begin) == min(3, sum(given.lower() in name.lower() for name in models.TABLE))
 
 
 def test_a_name_like_no_other_gets_a_few_to_begin_with():
@@ -171,6 +239,27 @@ def test_a_local_directory_resolves_through_its_files(tmp_path):
         ({"model_type": "qwen3"}, None, "qwen3", (), 0.0775),  # no tokenizer there to ask
         ({"model_type": "gpt_oss"}, "<|channel|>", "gpt_oss", models._GPT_OSS, 0.781),
         ({"text_config": {"model_type": "qwen3"}}, "", "qwen3", ("role_colon",), 0.0775),
+        (
+            {"text_config": {"model_type": "qwen3_vl_text"}},
+            "<|im_start|>",
+            "qwen3_vl",
+            ("template",),
+            0.0775,
+        ),
+        (
+            {"text_config": {"model_type": "mllama_text_model"}},
+            "<|start_header_id|>",
+            "mllama",
+            ("template",),
+            0.781,
+        ),
+        (
+            {"text_config": {"model_type": "kimi_k2"}, "vision_config": {}},
+            "<|im_middle|><think>",
+            "kimi_k2",
+            ("template",),
+            0.781,
+        ),
     ],
 )
 def test_renderers_are_told_from_the_chat_template(
@@ -194,6 +283,31 @@ def test_template_in_the_tokenizer_config(tmp_path):
         name = model_directory(tmp_path / str(i), model_type="qwen3")
         (Path(name) / "tokenizer_config.json").write_text(json.dumps({"chat_template": found}))
         assert resolve(name).renderers == ("qwen3_instruct",)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("token", ["<|endoftext|>", {"content": "<|endoftext|>"}])
+def test_a_directory_of_a_qwen3_base_model_is_one(tmp_path, family, token):
+    """Its published files have the chat models' template; the table's row does not."""
+    hybrid = "<|im_start|>{% if enable_thinking %}<think>"
+    base, chat = (
+        model_directory(tmp_path / name, hybrid, model_type=family, max_position_embeddings=32_768)
+        for name in ("checkpoint-500", "Qwen3-8B-Base")
+    )
+    written = {"eos_token": token, "chat_template": hybrid}
+    (Path(base) / "tokenizer_config.json").write_text(json.dumps(written))
+    (Path(chat) / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    row = resolve("Qwen/Qwen3-8B-Base")
+    found = resolve(base)
+    assert (found.is_chat, found.renderers) == (row.is_chat, row.renderers)
+    assert found.renderers == ("role_colon",) and found.context_length == 32_768
+    assert resolve(chat).is_chat and resolve(chat).renderers[0] == "qwen3"
+
+
+def test_other_families_end_chats_with_endoftext(tmp_path):
+    name = model_directory(tmp_path / "m", "<|user|>", model_type="phi3")
+    (Path(name) / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert resolve(name).is_chat and resolve(name).renderers == ("template",)
 
 
 REAL_TEMPLATES = {  # file, family of the models that have it: the renderer
@@ -240,6 +354,141 @@ def test_bad_directories_are_named(tmp_path):
         resolve(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("vocab_size", None, "a whole number of at least 1"),
+        ("vocab_size", "many", "a whole number of at least 1"),
+        ("hidden_size", "64", "a whole number of at least 1"),
+        ("hidden_size", 0, "a whole number of at least 1"),
+        ("hidden_size", True, "a whole number of at least 1"),
+        ("max_position_embeddings", [4096], "a whole number of at least 1"),
+        ("max_position_embeddings", 4096.5, "a whole number of at least 1"),
+        ("model_type", None, "a string"),
+        ("model_type", 3, "a string"),
+        ("text_config", "x", "an object"),
+        ("text_config", [{}], "an object"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(tmp_path, key, value, words):
+    name = model_directory(tmp_path / "m", **{"model_type": "llama", key: value})
+    expected = f"{tmp_path}/m/config.json: {key}={value!r}, but should be {words}"
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(name)
+    assert str(caught.value) == expected
+    if key != "text_config":
+        nested = {"model_type": "outer", "text_config": {"model_type": "llama", key: value}}
+        (tmp_path / "m" / "config.json").write_text(json.dumps(nested))
+        with pytest.raises(ConfigurationError) as caught:
+            resolve(name)
+        assert str(caught.value) == expected
+
+
+def test_null_is_not_known(tmp_path):
+    nulls = {"text_config": None, "hidden_size": None, "max_position_embeddings": None}
+    info = resolve(model_directory(tmp_path / "m", model_type="qwen3", num_experts=None, **nulls))
+    assert (info.hidden_size, info.context_length, info.is_moe) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        ["x"],
+        [["name", "template"]],
+        [{"name": "default"}],
+        [{"template": "x"}],
+        [{"name": "default", "template": 3}],
+        [{"name": {}, "template": "x"}],
+        {"default": "x"},
+        5,
+    ],
+)
+def test_a_chat_template_of_the_wrong_type_is_named(tmp_path, found):
+    name = model_directory(tmp_path / "m", model_type="qwen3")
+    file = tmp_path / "m" / "tokenizer_config.json"
+    file.write_text(json.dumps({"chat_template": found}))
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(name)
+    assert str(caught.value) == (
+        f"{file}: chat_template={found}, but should be a string or a list of objects"
+        ' {"name": ..., "template": ...} with strings'
+    )
+
+
+def test_a_chat_template_that_is_no_text_is_named(tmp_path):
+    name = model_directory(tmp_path / "m", "x", model_type="qwen3")
+    (tmp_path / "m" / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"chat_template\.jinja cannot be read as text"):
+        resolve(name)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that is in reach and has one model, `me/tuned`; what was fetched from it, and the
+    cache's directory for it."""
+    import huggingface_hub
+    import huggingface_hub.constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    template = "<|im_start|>"
+    files = {"config.json": '{"model_type": "qwen3"}', "tokenizer_config.json": "{}"}
+    files["chat_template.jinja"] = template
+    snapshot = tmp_path / "hub" / "models--me--tuned" / "snapshots" / "abc"
+    fetched = []
+
+    def download(name, file, revision=None):
+        fetched.append(file)
+        assert name == "me/tuned" and revision in (None, "abc")
+        if file not in files:
+            raise LocalEntryNotFoundError("no such file")
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).write_text(files[file])
+        (snapshot.parents[1] / "refs").mkdir(exist_ok=True)
+        (snapshot.parents[1] / "refs" / "main").write_text("abc")
+        return str(snapshot / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(models.hub_reach, "problem", lambda name, file: None)
+    return download, fetched, files, snapshot
+
+
+def test_absent_files_of_a_hub_model_are_fetched_whatever_is_cached(hub):
+    download, fetched, _, _ = hub
+    download("me/tuned", "config.json")
+    fetched.clear()
+    assert resolve("me/tuned").renderers == ("qwen3_instruct",)
+    assert fetched == ["tokenizer_config.json", "chat_template.jinja"]
+    assert resolve("me/tuned").renderers == ("qwen3_instruct",)  # now all is in the cache
+    assert len(fetched) == 2
+
+
+def test_a_hub_model_of_which_nothing_is_cached(hub):
+    _, fetched, files, _ = hub
+    del files["chat_template.jinja"]  # many models have none
+    assert resolve("me/tuned").renderers == ("role_colon",)
+    assert fetched == ["config.json", "tokenizer_config.json", "chat_template.jinja"]
+
+
+def test_files_that_a_model_is_known_to_lack_are_not_asked_for_again(hub):
+    download, fetched, _, snapshot = hub
+    download("me/tuned", "config.json")
+    fetched.clear()
+    known = snapshot.parents[1] / ".no_exist" / "abc"
+    known.mkdir(parents=True)
+    (known / "chat_template.jinja").touch()
+    assert resolve("me/tuned").renderers == ("role_colon",)
+    assert fetched == ["tokenizer_config.json"]
+
+
+def test_nothing_is_fetched_from_a_hub_out_of_reach(hub, monkeypatch):
+    download, fetched, _, _ = hub
+    download("me/tuned", "config.json")
+    fetched.clear()
+    out = {"tokenizer_config.json": "no network", "chat_template.jinja": "no network"}
+    monkeypatch.setattr(models.hub_reach, "problem", lambda name, file: out.get(file))
+    assert resolve("me/tuned").renderers == () and fetched == []
+
+
 def test_an_unknown_hub_name_resolves_from_the_cache(tmp_path):
     repository = tmp_path / "hub" / "models--me--tuned"
     (repository / "refs").mkdir(parents=True)
@@ -256,6 +505,18 @@ def test_load_path():
     assert Path(load_path("nano")) == Path(models.__file__).parent / "nano"
     assert load_path("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
     assert resolve(load_path("nano")).name == "nano"
+
+
+def test_a_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model_directory(tmp_path / "m", "<|im_start|>", model_type="qwen3")
+    assert load_path("~/m") == f"{tmp_path}/m"
+    info = resolve("~/m")
+    assert (info.name, info.organization, info.hidden_size) == ("~/m", "", 64)
+    with pytest.raises(ConfigurationError, match="no such directory"):
+        resolve("~/absent")
+    (tmp_path / "nano").symlink_to(load_path("nano"))
+    assert resolve("~/nano").name == "nano"
 
 
 def test_defaults_of_nano():
@@ -316,6 +577,26 @@ def test_what_was_filled_is_one_line():
     assert models.filled_line("Qwen/Qwen3-8B", filled) == (
         "Qwen/Qwen3-8B: learning_rate=0.000473 renderer_name=qwen3 max_length=32768"
     )
+
+
+@pytest.mark.parametrize(
+    "name, rate",
+    [
+        ("openai/gpt-oss-20b", "0.000376"),
+        ("deepseek-ai/DeepSeek-V3.1", "0.000185"),
+        ("moonshotai/Kimi-K2-Thinking", "0.000185"),
+    ],
+)
+def test_a_rate_that_nobody_fitted_is_called_an_estimate(name, rate):
+    config, filled = fill_defaults(Config(model_name=name, renderer_name="template"), "sl")
+    assert models.filled_line(name, filled) == (
+        f"{name}: learning_rate={rate} (an estimate) max_length=32768"
+    )
+    assert type(config.learning_rate) is float  # a plain number to whoever stores it
+    given = fill_defaults(Config(model_name=name, learning_rate=1e-4), "sl").filled
+    rl = fill_defaults(Config(model_name=name), "rl").filled  # the same for all models
+    for line in (models.filled_line(name, given), models.filled_line(name, rl)):
+        assert "estimate" not in line
 
 
 def test_an_unknown_model_works_when_every_key_is_given():

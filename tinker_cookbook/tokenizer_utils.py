@@ -18,13 +18,15 @@ else:
 _registered: dict[str, Callable[[], Tokenizer]] = {}
 _cache: dict[tuple[str, bool], Tokenizer] = {}
 _lock = threading.RLock()
+TRUST = "TINKER_COOKBOOK_TRUST_REMOTE_CODE"  # environment variable
 
 
-def get_tokenizer(model_name: str, trust_remote_code: bool = False) -> Tokenizer:
+def get_tokenizer(model_name: str, trust_remote_code: bool | None = None) -> Tokenizer:
     """The tokenizer of a model, the same object every time.
 
     Some models (Kimi) bring their tokenizer as Python code, which runs only with
-    trust_remote_code=True. ConfigurationError where there is no such tokenizer.
+    trust_remote_code=True. None: what the environment variable TINKER_COOKBOOK_TRUST_REMOTE_CODE
+    says, 1 or 0; without it, no. ConfigurationError where there is no such tokenizer.
     """
     with _lock:
         if model_name in _registered:
@@ -32,6 +34,7 @@ def get_tokenizer(model_name: str, trust_remote_code: bool = False) -> Tokenizer
             if key not in _cache:
                 _cache[key] = _registered[model_name]()
             return _cache[key]
+        trust_remote_code = _trusted() if trust_remote_code is None else trust_remote_code
         key = (model_name, trust_remote_code)
         if key not in _cache:
             _cache[key] = _load(model_name, trust_remote_code)
@@ -58,16 +61,40 @@ def is_tokenizer_registered(name: str) -> bool:
     return name in _registered
 
 
+def _trusted() -> bool:
+    value = os.environ.get(TRUST, "")
+    if value not in ("", "0", "1"):
+        raise ConfigurationError(f"{TRUST}={value!r}: expected 1 or 0")
+    return value == "1"
+
+
+def _brings_code(path: str, error: Exception) -> bool:
+    """Whether a tokenizer that could not be loaded is code of the model's own. transformers says so
+    only where it knows no tokenizer of its own for the family."""
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    try:
+        return "trust_remote_code" in str(error) or "auto_map" in get_tokenizer_config(path)
+    except (OSError, ValueError):  # the files are bad, which the error tells
+        return False
+
+
 def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    path = os.path.expanduser(models.load_path(model_name))
+    path = models.load_path(model_name)
     if models.is_local_path(path) and not os.path.isdir(path):
         raise ConfigurationError(f"model_name={model_name!r}: there is no directory {path}")
-    models.check_files(path, "tokenizer_config.json")
+    models.check_files(model_name, "tokenizer_config.json")
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # what is raised depends on hub, network and file format
+        if not trust_remote_code and _brings_code(path, error):
+            raise ConfigurationError(
+                f"model_name={model_name!r}: its tokenizer is Python code among the model's files,"
+                f" which runs only if you trust it: set {TRUST}=1 in the environment, or give"
+                " another tokenizer with tokenizer_utils.register_tokenizer"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
             f"model_name={model_name!r}: its tokenizer cannot be loaded ({reason})"

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +12,7 @@ import pytest
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import (
+    TRUST,
     get_tokenizer,
     is_tokenizer_registered,
     register_tokenizer,
@@ -60,13 +66,19 @@ def test_missing_tokenizers_are_named(monkeypatch, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_code_of_a_model_does_not_run_unasked(monkeypatch, tmp_path):
-    """A tokenizer that is Python code in the model's directory is refused, and was not executed."""
+@pytest.fixture
+def modules(monkeypatch, tmp_path):
+    """transformers copies a model's code before it runs it."""
     import transformers.dynamic_module_utils
 
     monkeypatch.setattr(
         transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules")
     )
+
+
+def test_code_of_a_model_does_not_run_unasked(modules, monkeypatch, tmp_path):
+    """A tokenizer that is Python code in the model's directory is refused, and was not executed."""
+    monkeypatch.delenv(TRUST, raising=False)
     mark = tmp_path / "executed"
     directory = tmp_path / "model"
     directory.mkdir()
@@ -81,8 +93,76 @@ def test_code_of_a_model_does_not_run_unasked(monkeypatch, tmp_path):
         "    vocab_size = 0\n"
         "    def get_vocab(self): return {}\n"
     )
-    with pytest.raises(ConfigurationError, match="model"):
-        get_tokenizer(str(directory))
+    for asked in (None, False):
+        with pytest.raises(ConfigurationError) as caught:
+            get_tokenizer(str(directory), asked)
+        assert str(caught.value) == (
+            f"model_name={str(directory)!r}: its tokenizer is Python code among the model's files,"
+            " which runs only if you trust it: set TINKER_COOKBOOK_TRUST_REMOTE_CODE=1 in the"
+            " environment, or give another tokenizer with tokenizer_utils.register_tokenizer"
+        )
     assert not mark.exists()
+    monkeypatch.setenv(TRUST, "1")
+    with pytest.raises(ConfigurationError, match="Python code"):
+        get_tokenizer(str(directory), trust_remote_code=False)  # an argument counts more
+    assert not mark.exists()
+    monkeypatch.setenv(TRUST, "yes")
+    with pytest.raises(ConfigurationError, match=f"{TRUST}='yes': expected 1 or 0"):
+        get_tokenizer(str(directory))
+    monkeypatch.setenv(TRUST, "0")
+    with pytest.raises(ConfigurationError, match="Python code"):
+        get_tokenizer(str(directory))
     assert type(get_tokenizer(str(directory), trust_remote_code=True)).__name__ == "T"
     assert mark.exists()
+
+
+@pytest.mark.parametrize("family", ["kimi_k2", "qwen3"])  # transformers has a tokenizer for one
+def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path, family):
+    """As with Kimi: a class of the model's own, named in auto_map, and no key on the command line
+    that says so."""
+    nano = Path(models.load_path("nano"))
+    if not (nano / "tokenizer.json").is_file():
+        pytest.skip("nano is not built")
+    directory = tmp_path / "model"
+    shutil.copytree(nano, directory)
+    (directory / "config.json").write_text(
+        json.dumps({"model_type": family, "auto_map": {"AutoConfig": "configuration_t.C"}})
+    )
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["tokenization_t.T", None]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").rename(directory / "own.json")
+    (directory / "tokenization_t.py").write_text(
+        "from transformers import PreTrainedTokenizerFast as P\n"
+        "class T(P):\n"
+        "    vocab_files_names = {'own_file': 'own.json'}\n"
+        "    def __init__(self, own_file, **kwargs):\n"
+        "        super().__init__(tokenizer_file=own_file, **kwargs)\n"
+    )
+
+    def show(**environment):
+        command = [sys.executable, "-m", "tinker_cookbook.renderers.show", "shown=1"]
+        return subprocess.run(
+            [*command, f"model_name={directory}"],
+            env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), **environment},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+
+    refused, shown = show(**{TRUST: ""}), show(**{TRUST: "1"})
+    assert refused.returncode != 0 and f"set {TRUST}=1" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert shown.returncode == 0, shown.stderr
+    assert "<|im_start|>assistant" in shown.stdout
+
+
+def test_a_home_directory(monkeypatch, tmp_path):
+    nano = Path(models.load_path("nano"))
+    if not (nano / "tokenizer.json").is_file():
+        pytest.skip("nano is not built")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(nano, tmp_path / "mine")
+    assert len(get_tokenizer("~/mine")) == len(get_tokenizer("nano"))
+    with pytest.raises(ConfigurationError, match=f"there is no directory {tmp_path}/absent"):
+        get_tokenizer("~/absent")
