@@ -39,12 +39,12 @@ from tinker_cookbook.renderers.base import (
     message_text,
     text_chunk,
 )
+from tinker_cookbook.renderers.chat_template import QUESTION, from_template
 from tinker_cookbook.renderers.messages import (
     Message,
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
-from tinker_cookbook.renderers.tool_declarations import QUESTION, from_template
 from tinker_cookbook.renderers.tool_sections import (
     KIMI_SECTION,
     SectionParser,
