@@ -135,6 +135,8 @@ class Renderer(ABC):
     call_tag: ClassVar[str | None] = None
     """What opens a tool call in the text of a reply. Where there is one, a tool result is refused
     unless the assistant's message before it calls a tool, in `tool_calls` or in its text."""
+    tools_in_messages: ClassVar[bool] = False
+    """Whether a first system message can hold the tools themselves, under the key `tools`."""
     supports_images: ClassVar[bool] = False
     target_must_follow_prompt: ClassVar[bool] = False
     """Refuse LAST_ASSISTANT_* targets that do not stand behind their own generation prompt."""
@@ -199,7 +201,7 @@ class Renderer(ABC):
         chunks = self._prompt_chunks(self.checked(messages), role)
         if prefill:
             chunks.append(text_chunk(self.encoder.encode(prefill, self.markup)))
-        return _model_input(chunks)
+        return model_input_of(chunks)
 
     def build_supervised_example(
         self,
@@ -234,10 +236,10 @@ class Renderer(ABC):
             if context.is_last:
                 add(rendered.stop_overlap, float(is_trained))
 
-        model_input = _model_input(chunks)
+        model_input = model_input_of(chunks)
         if mode in _LAST_MODES and any(trained):
             first = trained.index(True)
-            prompt = _model_input(self._prompt_chunks(messages[:first], messages[first]["role"]))
+            prompt = model_input_of(self._prompt_chunks(messages[:first], messages[first]["role"]))
             if _starts_with(model_input, prompt):
                 weights[: prompt.length] = [0.0] * prompt.length
             elif self.target_must_follow_prompt:
@@ -281,6 +283,12 @@ class Renderer(ABC):
         if not messages:
             raise RendererError("an empty conversation: there is no message 0")
         checked = [normalise_message(m, i, self.roles) for i, m in enumerate(messages)]
+        for i, message in enumerate(checked):
+            if "tools" in message and not self.tools_in_messages:
+                raise RendererError(
+                    f"message {i}: 'tools' inside a message is not read; put them beside the "
+                    "messages, or use create_conversation_prefix_with_tools"
+                )
         if self.call_tag is not None:
             _refuse_results_without_call(checked, self.call_tag)
         if not self.supports_images:
@@ -424,7 +432,7 @@ def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[boo
             return [True] * len(messages)
 
 
-def _model_input(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInput:
+def model_input_of(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInput:
     """Neighbouring text chunks become one, so that equal tokens are equal inputs."""
     import tinker
 

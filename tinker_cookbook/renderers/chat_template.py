@@ -2,19 +2,91 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.renderers.messages import FunctionBody, Message, ToolCall
 from tinker_cookbook.renderers.parsing import held_back
+from tinker_cookbook.renderers.tool_sections import KIMI_SECTION
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
-QUESTION = {"role": "user", "content": "PROBE-QUESTION"}
+QUESTION = "PROBE-QUESTION"
+_QUESTION = {"role": "user", "content": QUESTION}
 _REPLY = {"role": "assistant", "content": "PROBE-REPLY"}
-_THINK = ("<think>", "</think>")
+_CALL_ID = "abcdefghi"  # Mistral's have nine characters
+THINK = ("<think>", "</think>")
+
+
+class TemplateRefusal(RendererError):
+    """A chat template raised at what it was asked; `reason` is the first line of its own words."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
+
+
+def from_template(
+    tokenizer: Any,
+    conversation: Sequence[Any],
+    tools: Sequence[Any] | None = None,
+    prompt: bool = False,
+    **arguments: Any,
+) -> str:
+    """What the tokenizer's chat template makes of OpenAI-style messages.
+
+    RendererError where there is no template, TemplateRefusal where it raises, whatever it raises.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise RendererError(
+            "tools and the like are written in the words of the tokenizer's chat template, and this"
+            " tokenizer has none; use the tokenizer of a chat model"
+        )
+    try:
+        return tokenizer.apply_chat_template(
+            list(conversation),
+            tools=tools,
+            add_generation_prompt=prompt,
+            tokenize=False,
+            **arguments,
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = (
+            "the chat template cannot declare these tools; each needs name, description and "
+            "parameters, a JSON schema"
+            if tools
+            else "the chat template refuses a conversation without tools; use the tokenizer of a "
+            "model that this renderer is for, or set renderer_name= to the model's own family"
+        )
+        raise TemplateRefusal(f"{problem} ({reason:.100})", reason) from error
+
+
+class Probes:
+    """Words that stand for parts of a conversation, to see which of them a template writes.
+
+    That a part's own words occur in a text proves nothing: `add` is a function and a word. A probe
+    occurs in no text but where it was put. `known`: all texts that it must not occur in.
+    """
+
+    def __init__(self, known: str):
+        self._stem = next(s for n in count() if (s := "Probe" + "q" * n) not in known)
+        self.meanings: list[Any] = []
+
+    def new(self, meaning: Any) -> str:
+        """Letters and digits alone, so that no escaping changes them."""
+        self.meanings.append(meaning)
+        return f"{self._stem}{len(self.meanings) - 1}Z"
+
+    def first_missing(self, text: str) -> Any:
+        """The meaning of the first probe that `text` lacks; None if it has all."""
+        found = set(map(int, re.findall(rf"{self._stem}(\d+)Z", text)))
+        return next((m for n, m in enumerate(self.meanings) if n not in found), None)
 
 
 class ChatTemplate:
@@ -37,7 +109,7 @@ class ChatTemplate:
         added = self.tokenizer.added_tokens_decoder.values()
         special = {token.content: token.special for token in added if token.content.strip()}
         self.tags = tuple(sorted(special, key=len, reverse=True))
-        control = [tag for tag in self.tags if special[tag] and tag not in _THINK]
+        control = [tag for tag in self.tags if special[tag] and tag not in THINK]
         self.own_tags = tuple(tag for tag in self.tags if tag not in control)
         self.control_guard, self.every_guard = Guard(control), Guard(self.tags)
         self.splitter = re.compile("(" + "|".join(map(re.escape, self.tags)) + ")")
@@ -46,12 +118,12 @@ class ChatTemplate:
     def _find_end_of_turn(self) -> tuple[str, str]:
         """The token that ends a reply, and what the template writes behind it."""
         try:
-            text = self.apply([QUESTION, _REPLY])
-        except Exception as error:  # whatever a template raises
+            text = self.apply([_QUESTION, _REPLY])
+        except TemplateRefusal as refusal:
             raise RendererError(
-                f"the chat template refuses a question and a reply: {reason_of(error)}; "
+                f"the chat template refuses a question and a reply: {refusal.reason}; "
                 "write a renderer for this model and use register_renderer"
-            ) from error
+            ) from refusal
         _, found, tail = text.rpartition(_REPLY["content"])
         pieces = self.splitter.split(tail, maxsplit=1) if self.tags else [tail]
         if not found or len(pieces) == 1 or pieces[0].strip():
@@ -63,28 +135,23 @@ class ChatTemplate:
         return pieces[1], pieces[2]
 
     def apply(self, messages: Sequence[Any], prompt: bool = False, tools: Any = None) -> str:
-        """What the chat template makes of OpenAI-style messages, whatever it raises included."""
-        return self.tokenizer.apply_chat_template(
-            list(messages),
-            tools=tools,
-            add_generation_prompt=prompt,
-            tokenize=False,
-            **self._arguments,
-        )
+        """What the chat template makes of OpenAI-style messages; TemplateRefusal if it raises."""
+        return from_template(self.tokenizer, messages, tools, prompt, **self._arguments)
 
     def probe(self, messages: Sequence[Any], prompt: bool = False) -> str | None:
+        """None where the template does not know what it was asked."""
         try:
             return self.apply(messages, prompt)
-        except Exception:  # a template that raises does not know what it was asked
+        except TemplateRefusal:
             return None
 
     @cached_property
     def opened(self) -> str:
         """What the generation prompt writes of the reply itself, such as `<think>⏎`."""
-        prompt = self.probe([QUESTION], prompt=True) or ""
-        header, found, _ = self.apply([QUESTION, _REPLY]).rpartition(_REPLY["content"])
+        prompt = self.probe([_QUESTION], prompt=True) or ""
+        header, found, _ = self.apply([_QUESTION, _REPLY]).rpartition(_REPLY["content"])
         opened = prompt.removeprefix(header) if prompt.startswith(header) and found else ""
-        begun = self.probe([QUESTION, {**_REPLY, "content": opened + _REPLY["content"]}]) or ""
+        begun = self.probe([_QUESTION, {**_REPLY, "content": opened + _REPLY["content"]}]) or ""
         return opened if begun.startswith(prompt) else ""
 
     @cached_property
@@ -97,8 +164,19 @@ class ChatTemplate:
         """Whether calls look like `<tool_call>⏎{"name": …, "arguments": …}⏎</tool_call>`."""
         arguments = '{"PROBE": 1}'
         block = f'<tool_call>\n{{"name": "PROBE-NAME", "arguments": {arguments}}}\n</tool_call>'
-        call = _call(arguments if self.keeps_arguments else {"PROBE": 1})
-        return block in (self.probe(call) or "")
+        return block in self._call_text(arguments)
+
+    @cached_property
+    def writes_kimi_calls(self) -> bool:
+        """Whether calls stand in a section as Kimi K2 writes them, with ids that name functions."""
+        function = FunctionBody(name="PROBE-NAME", arguments='{"PROBE": 1}')
+        call = ToolCall(id="functions.PROBE-NAME:0", function=function)
+        section = KIMI_SECTION.write(Message(role="assistant", content="", tool_calls=[call]))
+        return section in self._call_text(function.arguments, call.id)
+
+    def _call_text(self, arguments: str, call_id: str | None = _CALL_ID) -> str:
+        given = arguments if self.keeps_arguments else json.loads(arguments)
+        return self.probe(_call(given, call_id)) or ""
 
     @cached_property
     def is_stable(self) -> bool:
@@ -107,11 +185,11 @@ class ChatTemplate:
         thought = {**_REPLY, "content": "<think>\nPROBE-THOUGHT\n</think>\n\nPROBE-REPLY"}
         reasoned = {**_REPLY, "reasoning_content": "PROBE-THOUGHT"}
         system = {"role": "system", "content": "PROBE-SYSTEM"}
-        heads = [[system, QUESTION], [QUESTION]]
+        heads = [[system, _QUESTION], [_QUESTION]]
         call = _call('{"PROBE":1}' if self.keeps_arguments else {"PROBE": 1})[1:]
-        result = {"role": "tool", "content": "PROBE-RESULT", "tool_call_id": "abcdefghi"}
-        tails = [[reply, QUESTION] for reply in (_REPLY, thought, reasoned)]
-        tails.append([*call, result, _REPLY, QUESTION])
+        result = {"role": "tool", "content": "PROBE-RESULT", "tool_call_id": _CALL_ID}
+        tails = [[reply, _QUESTION] for reply in (_REPLY, thought, reasoned)]
+        tails.append([*call, result, _REPLY, _QUESTION])
         for head in heads:
             for tail in tails:
                 messages = [*head, *tail]
@@ -153,11 +231,7 @@ class Guard:
         return value
 
 
-def _call(arguments: Any) -> list[dict[str, Any]]:
+def _call(arguments: Any, call_id: str | None = _CALL_ID) -> list[dict[str, Any]]:
     call = {"name": "PROBE-NAME", "arguments": arguments}
-    calls = [{"type": "function", "id": "abcdefghi", "function": call}]
-    return [QUESTION, {"role": "assistant", "content": "", "tool_calls": calls}]
-
-
-def reason_of(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    calls = [{"type": "function", "id": call_id, "function": call}]
+    return [_QUESTION, {"role": "assistant", "content": "", "tool_calls": calls}]

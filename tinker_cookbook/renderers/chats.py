@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.renderers.messages import Message, get_text_content
+from tinker_cookbook.renderers.tool_declarations import openai_tools
 from tinker_cookbook.utils.files import existing_file
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ class Chat:
         first, rest = self.messages[0], self.messages[1:]
         if first["role"] != "system":
             first, rest = Message(role="system", content=""), self.messages
-        prefix = renderer.create_conversation_prefix_with_tools(
-            [tool.get("function", tool) for tool in self.tools], get_text_content(first)
-        )
+        prefix = renderer.declare_tools(openai_tools(self.tools), get_text_content(first))
         if any("trainable" in message for message in self.messages):
             for message in prefix:
                 message["trainable"] = first.get("trainable", False)

@@ -7,6 +7,7 @@ import pytest
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.chats import Chat, read_chats, row_chat, table_chat
+from tinker_cookbook.renderers.conftest import load
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 
@@ -147,6 +148,24 @@ def test_a_declaration_is_trained_as_its_system_message_is(tokenizer):
     for messages, expected in ((marked, [True] * 3), (marked[1:], [False, True, True])):
         found = chat_with([ADD], *messages).messages_for(renderer)
         assert [message["trainable"] for message in found] == expected
+
+
+def test_tools_are_declared_for_training_where_calls_cannot_be_read_back():
+    """Llama's calls are bare JSON: no environment can run them, but data may hold them."""
+    tokenizer = load("llama-3.1-instruct")
+    renderer = get_renderer("template", tokenizer)
+    with pytest.raises(RendererError, match="cannot be read back"):
+        renderer.create_conversation_prefix_with_tools([ADD])
+    messages = chat_with([ADD], SYSTEM, USER, REPLY).messages_for(renderer)
+    text = tokenizer.decode(renderer.build_supervised_example(messages).model_input.to_ints())
+    assert '"name": "add"' in text and "Be brief." in text
+
+
+def test_tools_inside_a_message_are_not_overlooked(tokenizer):
+    messages = [{**SYSTEM, "tools": [ADD]}, USER, REPLY]
+    with pytest.raises(RendererError, match="message 0: 'tools' inside a message is not read"):
+        get_renderer("qwen3", tokenizer).build_supervised_example(messages)
+    get_renderer("template", tokenizer).build_supervised_example(messages)
 
 
 def test_a_format_without_tools_refuses_them(tokenizer):

@@ -34,6 +34,7 @@ from tinker_cookbook.renderers.base import (
     message_text,
     text_chunk,
 )
+from tinker_cookbook.renderers.chat_template import QUESTION
 from tinker_cookbook.renderers.messages import (
     Content,
     FunctionBody,
@@ -42,7 +43,7 @@ from tinker_cookbook.renderers.messages import (
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
-from tinker_cookbook.renderers.tool_declarations import QUESTION, declaring_system_message
+from tinker_cookbook.renderers.tool_declarations import declaring_system_message
 from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
 from tinker_cookbook.tokenizer_utils import Tokenizer
 

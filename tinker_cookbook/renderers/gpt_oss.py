@@ -54,6 +54,7 @@ from tinker_cookbook.renderers.base import (
     message_text,
     text_chunk,
 )
+from tinker_cookbook.renderers.chat_template import QUESTION, from_template
 from tinker_cookbook.renderers.gpt_oss_parsing import (
     CHANNEL,
     CONSTRAIN,
@@ -72,7 +73,6 @@ from tinker_cookbook.renderers.messages import (
     calls_tools,
     split_thinking,
 )
-from tinker_cookbook.renderers.tool_declarations import QUESTION, from_template
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 RELEASE_DATE = datetime.date(2025, 8, 5)

@@ -27,7 +27,6 @@ characters `\\n` behind the id of a result).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -40,42 +39,20 @@ from tinker_cookbook.renderers.base import (
     message_text,
     text_chunk,
 )
+from tinker_cookbook.renderers.chat_template import QUESTION, from_template
 from tinker_cookbook.renderers.messages import (
-    FunctionBody,
     Message,
-    ToolCall,
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
-from tinker_cookbook.renderers.tool_declarations import QUESTION, from_template
-from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
+from tinker_cookbook.renderers.tool_sections import (
+    KIMI_SECTION,
+    SectionParser,
+    kimi_function_name,
+)
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 _TOOL_DECLARE = "tool_declare"
-
-
-def _function_name(call_id: str | None) -> str | None:
-    """The function that an id names, None if it names none."""
-    found = re.fullmatch(r"(?:functions\.)?+(.+):[0-9]+", (call_id or "").strip(), re.DOTALL)
-    return found and found[1]
-
-
-def _read_call(call_id: str, arguments: str) -> ToolCall:
-    name = _function_name(call_id)
-    if name is None:
-        raise ValueError("the id of a tool call must look like functions.name:0")
-    return ToolCall(id=call_id, function=FunctionBody(name=name, arguments=arguments))
-
-
-_SECTION = ToolSection(
-    opened="<|tool_calls_section_begin|>",
-    closed="<|tool_calls_section_end|>",
-    call_opened="<|tool_call_begin|>",
-    separator="<|tool_call_argument_begin|>",
-    call_closed="<|tool_call_end|>",
-    head=lambda call: call.id or "",
-    read=_read_call,
-)
 
 
 class KimiK2Renderer(Renderer):
@@ -88,9 +65,9 @@ class KimiK2Renderer(Renderer):
     """
 
     roles = ("system", "user", "assistant", "tool", _TOOL_DECLARE)
-    markup = ("<think>", "</think>", *_SECTION.tags)
+    markup = ("<think>", "</think>", *KIMI_SECTION.tags)
     end_of_text = ("[EOS]",)
-    call_tag = _SECTION.opened
+    call_tag = KIMI_SECTION.opened
 
     def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True):
         super().__init__(tokenizer)
@@ -109,7 +86,7 @@ class KimiK2Renderer(Renderer):
         return [self._end]
 
     def content_parser(self) -> TagParser:
-        return SectionParser(ThinkTags(), _SECTION)
+        return SectionParser(ThinkTags(), KIMI_SECTION)
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         role = message["role"]
@@ -171,7 +148,7 @@ class KimiK2Renderer(Renderer):
         thinking, text = split_thinking(message["content"])
         if self.strip_thinking_from_history and ctx.idx <= ctx.last_answer_index:
             thinking = ""
-        return f"<think>{thinking}</think>{text}{_SECTION.write(message)}"
+        return f"<think>{thinking}</think>{text}{KIMI_SECTION.write(message)}"
 
 
 _USER_MESSAGE = f"<|im_user|>user<|im_middle|>{QUESTION}<|im_end|>"
@@ -211,7 +188,7 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
                     f"message {i}: a tool result with the tool_call_id {given!r}, which no call "
                     "before it has"
                 )
-            named = [call for call in waiting if _function_name(call) == message.get("name")]
+            named = [call for call in waiting if kimi_function_name(call) == message.get("name")]
             call_id = written.get(given, given) if given else (named or waiting)[0]
             message["tool_call_id"] = call_id
             if call_id in waiting:
@@ -221,7 +198,7 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
             calls = message.get("tool_calls", [])
             for n, call in enumerate(calls, start=count):
                 call_id = call.id
-                if call_id is None or _function_name(call_id) != call.function.name:
+                if call_id is None or kimi_function_name(call_id) != call.function.name:
                     call_id = f"functions.{call.function.name}:{n}"
                 written[call.id or call_id] = call_id
                 waiting.append(call_id)
@@ -231,9 +208,9 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
                     for call, call_id in zip(calls, waiting, strict=True)
                 ]
             for call in message.get("unparsed_tool_calls", []):
-                head, found, _ = call.raw_text.partition(_SECTION.separator)
+                head, found, _ = call.raw_text.partition(KIMI_SECTION.separator)
                 if found:
-                    waiting.append(head.removeprefix(_SECTION.call_opened))
+                    waiting.append(head.removeprefix(KIMI_SECTION.call_opened))
             count += len(calls)
         result.append(message)
     return result

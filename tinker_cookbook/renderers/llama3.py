@@ -32,7 +32,7 @@ from tinker_cookbook.tokenizer_utils import Tokenizer
 
 _NO_TOOLS = (
     "llama3 has no form for tools, because a call would be bare JSON that cannot be told from a "
-    "reply; set renderer_name=template to declare tools as the model's own chat template does"
+    "reply; set renderer_name=template to train on calls, or use another model family to run tools"
 )
 
 

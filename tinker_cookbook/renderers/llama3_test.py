@@ -59,7 +59,7 @@ def test_tokens_equal_the_template_of_llama_3(renderer):
             counts[is_prompt] += 1
 
 
-@pytest.mark.parametrize("version", ["3.1", "3.2", "3.3"])
+@pytest.mark.parametrize("version", ["3.1", "3.2"])  # 3.3 has the template of 3.1
 def test_1_tokens_equal_the_later_templates_but_for_the_preamble(version, renderer):
     rng = random.Random(1)
     counts = {True: 0, False: 0}
@@ -80,11 +80,10 @@ def test_1_tokens_equal_the_later_templates_but_for_the_preamble(version, render
             counts[is_prompt] += 1
 
 
-@pytest.mark.parametrize("version", ["3.1", "3.3"])
-def test_1_the_preamble_in_the_system_prompt_gives_the_templates_own_tokens(version, renderer):
+def test_1_the_preamble_in_the_system_prompt_gives_the_templates_own_tokens(renderer):
     preamble = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
     messages = [system("Be brief."), *TWO[1:]]
-    expected = template_ids(renderer.tokenizer, messages, template(version))
+    expected = template_ids(renderer.tokenizer, messages, template("3.1"))
     messages[0] = system(f"{preamble}Be brief.")
     assert renderer.build_supervised_example(messages).model_input.to_ints() == expected
 

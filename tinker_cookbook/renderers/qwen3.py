@@ -38,6 +38,7 @@ from tinker_cookbook.renderers.base import (
     message_text,
     text_chunk,
 )
+from tinker_cookbook.renderers.chat_template import QUESTION
 from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
@@ -45,7 +46,7 @@ from tinker_cookbook.renderers.messages import (
     split_thinking,
 )
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags, ToolTags, read_json_tool_call
-from tinker_cookbook.renderers.tool_declarations import QUESTION, declaring_system_message
+from tinker_cookbook.renderers.tool_declarations import declaring_system_message
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"

@@ -30,13 +30,16 @@ from tinker_cookbook.renderers.base import (
     Renderer,
     SupervisedExample,
     TrainOnWhat,
+    model_input_of,
     text_chunk,
     trained_messages,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION, ChatTemplate
-from tinker_cookbook.renderers.messages import Message, Role
+from tinker_cookbook.renderers.messages import Message, Role, ToolSpec
 from tinker_cookbook.renderers.parsing import TagParser, ToolTags, read_json_tool_call
 from tinker_cookbook.renderers.template_conversation import Conversation
+from tinker_cookbook.renderers.tool_declarations import undeclared_tool
+from tinker_cookbook.renderers.tool_sections import KIMI_SECTION, SectionParser
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 if TYPE_CHECKING:
@@ -54,9 +57,14 @@ class TemplateRenderer(Renderer):
     one's own: register_renderer("mine", lambda tokenizer, _: TemplateRenderer(tokenizer, ...)).
 
     A reply is parsed up to the end-of-turn token, its reasoning left in the text as the model wrote
-    it. Calls are parsed where the template writes them as JSON between `<tool_call>` tags, and stay
-    in the text elsewhere; templates that format the arguments themselves get them as objects, so
-    the white space that a model wrote in them is not kept.
+    it. Calls are parsed where the template writes them as JSON between `<tool_call>` tags, or in a
+    section as Kimi K2 does. Templates that format the arguments themselves get them as objects, so
+    the white space that a model wrote in them is not kept; nor is an id that the template counts.
+
+    Calls of any other form (Qwen3-Coder's tags, the bare JSON of Llama 3) stay in the text of a
+    parsed reply, where no environment would find them, so tools are not declared there. They can
+    be trained: conversations that hold calls are rendered in any form that the template has, with
+    the tools that stand beside their messages (`declare_tools`).
 
     Of the modes, only those that train replies or every token are known: where a user's words
     begin and end, a template does not tell. A second system message, or a
@@ -64,6 +72,8 @@ class TemplateRenderer(Renderer):
 
     Extension property: asked of the template, see `has_extension_property`.
     """
+
+    tools_in_messages = True
 
     def __init__(self, tokenizer: Tokenizer, **arguments: Any):
         super().__init__(tokenizer)
@@ -75,7 +85,12 @@ class TemplateRenderer(Renderer):
     def content_parser(self) -> TagParser:
         tools = ToolTags("<tool_call>", "</tool_call>", read_json_tool_call)
         template = self.template
-        return _ReplyParser(template.opened, tools if template.writes_json_calls else None)
+        if template.writes_kimi_calls:
+            parser = SectionParser(None, KIMI_SECTION)
+        else:
+            parser = TagParser(None, tools if template.writes_json_calls else None)
+        parser._buffer = template.opened  # the prompt has written it, the reply begins with it
+        return parser
 
     @property
     def has_extension_property(self) -> bool:
@@ -83,14 +98,38 @@ class TemplateRenderer(Renderer):
         prompt, reasoning and tools, as far as it knows these."""
         return self.template.is_stable
 
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """As `declare_tools`; RendererError too where calls could not be read back."""
+        prefix = super().create_conversation_prefix_with_tools(tools, system_prompt)
+        if tools and not (self.template.writes_json_calls or self.template.writes_kimi_calls):
+            raise RendererError(
+                "calls in the format of this tokenizer's chat template cannot be read back, so no "
+                "tool would ever run; write a renderer for this model and use register_renderer"
+            )
+        return prefix
+
     def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
-        """A system message with the key `tools`, which are handed to the template as such."""
-        prefix = cast(Message, {"role": "system", "content": system_prompt, "tools": tools})
-        text = Conversation(self.template, [prefix, cast(Message, QUESTION)]).prompt(2)
-        for tool in tools:
-            if tool["function"]["name"] not in text:
-                raise RendererError("this tokenizer's chat template does not declare tools")
-        return [prefix]
+        """A system message with the key `tools`, which are handed to the template as such.
+
+        RendererError where the template leaves one out.
+        """
+
+        def prefix(tools: list[dict[str, Any]]) -> Message:
+            return cast(Message, {"role": "system", "content": system_prompt, "tools": tools})
+
+        def ask(tools: list[dict[str, Any]]) -> str:
+            question = Message(role="user", content=QUESTION)
+            return Conversation(self.template, [prefix(tools), question]).prompt(2)
+
+        ask(tools)  # as they are: what the template says against them is the user's to know
+        if missing := undeclared_tool(ask, tools):
+            raise RendererError(
+                f"this tokenizer's chat template does not declare tools, or not {missing}; "
+                "write a renderer for this model and use register_renderer"
+            )
+        return [prefix(tools)]
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         raise RendererError(
@@ -105,10 +144,12 @@ class TemplateRenderer(Renderer):
         if role != "assistant":
             raise RendererError(f"role={role!r}: a chat template prompts for an assistant only")
         conversation = Conversation(self.template, messages)
-        tokens = conversation.encode(conversation.prompt(len(messages)))
+        text = conversation.prompt(len(messages))
+        conversation.refuse_left_out([], prompt=True)
+        tokens = conversation.encode(text)
         if prefill:
             tokens += self.encoder.encode(prefill, self.template.own_tags)
-        return _input(tokens)
+        return model_input_of([text_chunk(tokens)])
 
     def build_supervised_example(
         self,
@@ -127,11 +168,12 @@ class TemplateRenderer(Renderer):
         if trained and trained[-1] == last:
             prompt, tokens = conversation.encode_reply(last)
             weights = [0.0] * len(prompt) + [1.0] * (len(tokens) - len(prompt))
-            trained = trained[:-1]
         else:
             tokens = conversation.encode(conversation.complete(len(messages)))
             weights = [0.0] * len(tokens)
         for i in trained:
+            if i == last:
+                continue  # done
             prompt, through = conversation.encode_reply(i)
             if tokens[: len(through)] != through:
                 raise _UnstableHistory(
@@ -139,10 +181,13 @@ class TemplateRenderer(Renderer):
                     f"otherwise once more messages follow it; {_SPLITTABLE}"
                 )
             weights[len(prompt) : len(through)] = [1.0] * (len(through) - len(prompt))
+        conversation.refuse_left_out(trained)
         if mode is TrainOnWhat.ALL_TOKENS:
             weights = [float(token != self.tokenizer.bos_token_id) for token in tokens[:1]]
             weights += [1.0] * (len(tokens) - 1)
-        return SupervisedExample(_input(tokens), torch.tensor(weights, dtype=torch.float32))
+        return SupervisedExample(
+            model_input_of([text_chunk(tokens)]), torch.tensor(weights, dtype=torch.float32)
+        )
 
     def build_supervised_examples(
         self,
@@ -185,17 +230,3 @@ class TemplateRenderer(Renderer):
                     f"message {i}: only a system message that comes first can hold tools"
                 )
         return checked
-
-
-class _ReplyParser(TagParser):
-    """Text and calls, behind what the prompt has written of the reply."""
-
-    def __init__(self, opened: str, tools: ToolTags | None):
-        super().__init__(None, tools)
-        self._buffer = opened
-
-
-def _input(tokens: list[int]) -> tinker.ModelInput:
-    import tinker
-
-    return tinker.ModelInput(chunks=[text_chunk(tokens)] if tokens else [])

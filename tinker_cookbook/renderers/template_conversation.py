@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.chat_template import ChatTemplate, reason_of
-from tinker_cookbook.renderers.messages import Message, split_thinking, to_openai_message
+from tinker_cookbook.renderers.chat_template import THINK, ChatTemplate, Probes, TemplateRefusal
+from tinker_cookbook.renderers.messages import (
+    FunctionBody,
+    Message,
+    ToolCall,
+    split_thinking,
+    to_openai_message,
+)
+from tinker_cookbook.renderers.tool_sections import KIMI_SECTION, kimi_function_name
+
+
+class _Part(NamedTuple):
+    """What a probe stands for: a message's "text", "reasoning", "call of 'f'" and the like."""
+
+    message: int
+    what: str
 
 
 class Conversation:
@@ -20,11 +36,12 @@ class Conversation:
 
     def __init__(self, template: ChatTemplate, messages: Sequence[Message]):
         self._template = template
+        self._calls = [self._written_calls(message) for message in messages]
         given = [self._openai(message) for message in messages]
         tools = cast(dict[str, Any], messages[0]).get("tools")
-        everything = json.dumps([given, tools], ensure_ascii=False, default=str)
+        self._known = json.dumps([given, tools], ensure_ascii=False, default=str)
         private_use = map(chr, range(0xE000, 0xF8FF))
-        self._mark = next(character for character in private_use if character not in everything)
+        self._mark = next(character for character in private_use if character not in self._known)
         control, every = template.control_guard, template.every_guard
         self._tools = control.break_tags(tools, self._mark)
         self._messages: list[dict[str, Any]] = [
@@ -39,12 +56,28 @@ class Conversation:
         self._skipped = int(bool(tools) and not given[0]["content"])
 
     def _openai(self, message: Message) -> dict[str, Any]:
+        section = ""
+        if message.get("unparsed_tool_calls") and self._template.writes_kimi_calls:
+            section = KIMI_SECTION.write(message)
+            message = cast(Message, {**message, "unparsed_tool_calls": [], "tool_calls": []})
         result = to_openai_message(message)
-        if calls := message.get("tool_calls"):
-            result["tool_calls"] = [call.model_dump(exclude_none=True) for call in calls]
-            if not self._template.keeps_arguments:
-                for call in result["tool_calls"]:
-                    call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        result["content"] += section
+        if calls := self._written_calls(message):
+            result["tool_calls"] = [
+                self._openai_call(call, json.loads(call.function.arguments)) for call in calls
+            ]
+        return result
+
+    def _written_calls(self, message: Message) -> list[ToolCall]:
+        """The calls that the template writes: none of a section that holds one it cannot write."""
+        if message.get("unparsed_tool_calls") and self._template.writes_kimi_calls:
+            return []
+        return message.get("tool_calls", [])
+
+    def _openai_call(self, call: ToolCall, arguments: dict[str, Any]) -> dict[str, Any]:
+        result = call.model_dump(exclude_none=True)
+        if not self._template.keeps_arguments:
+            result["function"]["arguments"] = arguments
         return result
 
     def prompt(self, count: int) -> str:
@@ -60,30 +93,97 @@ class Conversation:
         return text.removesuffix(behind) if is_reply and ends else text
 
     def _apply(self, count: int, prompt: bool) -> str:
-        def apply(n: int, prompt: bool) -> str:
-            return self._template.apply(self._messages[self._skipped : n], prompt, self._tools)
-
         try:
-            text = apply(count, prompt)
-        except Exception as error:  # whatever a template raises
+            text = self._ask(self._messages[:count], prompt)
+        except TemplateRefusal as refusal:
             raise RendererError(
                 f"message {self._first_refused(count)}: "
-                f"the chat template refuses it: {reason_of(error)}"
-            ) from error
+                f"the chat template refuses it: {refusal.reason}"
+            ) from refusal
         if f"\\u{ord(self._mark):04x}" in text:
             raise RendererError(
                 "the chat template writes content as ASCII escapes, in which special-token "
                 "strings cannot be told from special tokens; remove them from the messages"
             )
-        for i, message in enumerate(self._messages[:count]):
-            for call in message.get("tool_calls", []):
-                if call["function"]["name"] not in text:
-                    raise RendererError(
-                        f"message {i}: the chat template leaves out the call of "
-                        f"{call['function']['name']!r}; it has no form for calls, or none without "
-                        "an id: give each call one"
-                    )
         return text
+
+    def _ask(self, messages: Sequence[Any], prompt: bool) -> str:
+        return self._template.apply(messages[self._skipped :], prompt, self._tools)
+
+    def refuse_left_out(self, trained: Sequence[int], prompt: bool = False) -> None:
+        """RendererError unless the template writes every call of the conversation, and all of the
+        replies that are `trained`, which it is known to write behind their prompts.
+
+        Text alone needs no further look. Reasoning and calls, which could hide in other words, are
+        asked for in one more rendering, with probes in their place.
+        """
+        probes = Probes(self._known)
+        messages = [
+            self._probed(i, probes, i in trained) if i in trained or self._calls[i] else message
+            for i, message in enumerate(self._messages)
+        ]
+        if all(part.what == "text" for part in probes.meanings):
+            return
+        try:
+            text = self._ask(messages, prompt)
+        except TemplateRefusal as refusal:
+            raise RendererError(
+                f"message {probes.meanings[0].message}: the chat template writes it, but refuses "
+                "it with other words, names and values, so it cannot be told whether it leaves "
+                f"some out ({refusal.reason}); use a renderer that knows this model"
+            ) from refusal
+        if missing := probes.first_missing(text):
+            raise RendererError(
+                f"message {missing.message}: the chat template leaves out the {missing.what}; "
+                + (
+                    "remove it, or use a renderer that knows it"
+                    if missing.what in ("text", "reasoning")
+                    else "it has no form for calls, or for several in one message, or for one "
+                    "without an id: give each call one"
+                )
+            )
+
+    def _probed(self, i: int, probes: Probes, is_trained: bool) -> dict[str, Any]:
+        """Message `i` with probes in place of its calls, and of what else it says if trained."""
+        message = dict(self._messages[i])
+        if self._calls[i]:
+            message["tool_calls"] = self._probed_calls(i, probes)
+        if not is_trained:
+            return message
+
+        def probed(text: str, what: str) -> str:
+            words = text.strip()
+            return text.replace(words, probes.new(_Part(i, what))) if words else text
+
+        if "reasoning_content" in message:
+            message["reasoning_content"] = probed(message["reasoning_content"], "reasoning")
+        pieces = re.split("(</?think>)", message["content"])
+        ends = pieces.index(THINK[1]) if THINK[1] in pieces else 0
+        message["content"] = "".join(
+            piece if piece in THINK else probed(piece, "reasoning" if n < ends else "text")
+            for n, piece in enumerate(pieces)
+        )
+        return message
+
+    def _probed_calls(self, i: int, probes: Probes) -> list[dict[str, Any]]:
+        """The calls of message `i`, probes for their names and for the values of their arguments.
+
+        An id that names its function names the probe: a template may write the id alone.
+        """
+        calls = []
+        for call in self._calls[i]:
+            name = call.function.name
+            probe = probes.new(_Part(i, f"call of {name!r}"))
+            new = partial(probes.new, _Part(i, f"arguments of {name!r}"))
+            given = json.loads(call.function.arguments)
+            arguments = {k: _probed_value(v, new) for k, v in given.items()} or {new(): new()}
+            function = FunctionBody(name=probe, arguments=json.dumps(arguments, ensure_ascii=False))
+            call_id = call.id
+            if call_id and kimi_function_name(call_id) == name:
+                call_id = call_id.replace(f"{name}:", f"{probe}:")
+            probed = ToolCall(id=call_id, function=function)
+            calls.append(self._openai_call(probed, arguments))
+        return calls
 
     def _first_refused(self, count: int) -> int:
         for n in range(self._skipped + 1, count):
@@ -126,19 +226,13 @@ class Conversation:
                 f"message {i}: the chat template does not end this turn with one {end!r}, "
                 "where sampling stops"
             )
-        message = self._messages[i]
-        thinking, text = split_thinking(message["content"])
+        _, text = split_thinking(self._messages[i]["content"])
         reply = through.removeprefix(before.removesuffix(opened))
-        for what, piece in [
-            ("reasoning", message.get("reasoning_content", thinking)),
-            ("text", text),
-            *(("tool call", call["function"]["name"]) for call in message.get("tool_calls", [])),
-        ]:
-            if piece.strip() not in reply:
-                raise RendererError(
-                    f"message {i}: the chat template leaves out the {what} of this reply, so it "
-                    "would not be trained; remove it, or use a renderer that knows it"
-                )
+        if text.strip() not in reply:
+            raise RendererError(
+                f"message {i}: the chat template leaves out the text of this reply, so it would "
+                "not be trained; use a renderer that knows it"
+            )
 
     def _decode(self, tokens: list[int]) -> str:
         return self._template.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
@@ -164,3 +258,12 @@ class Conversation:
                 "text; remove it from the messages"
             )
         return piecewise(piece.replace(self._mark, "") for piece in pieces)
+
+
+def _probed_value(value: Any, new: Callable[[], str]) -> Any:
+    """JSON of the same shape, a probe for each value in it."""
+    if isinstance(value, dict) and value:
+        return {key: _probed_value(item, new) for key, item in value.items()}
+    if isinstance(value, list) and value:
+        return [_probed_value(item, new) for item in value]
+    return new()

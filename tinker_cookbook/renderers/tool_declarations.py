@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.chat_template import QUESTION, Probes, from_template
 from tinker_cookbook.renderers.messages import Message, ToolSpec
 
 _PROMPT = "SYSTEM-PROMPT-HERE"  # the prompt's own text could look like the template's
-QUESTION = "USER-HERE"
 
 
-def openai_tools(tools: Sequence[ToolSpec]) -> list[dict[str, Any]]:
+def openai_tools(tools: Sequence[ToolSpec | dict[str, Any]]) -> list[dict[str, Any]]:
     """Tools in the form that chat templates read: `{"type": "function", "function": {...}}`."""
     return [
         dict(tool) if "function" in tool else {"type": "function", "function": tool}
@@ -20,25 +22,20 @@ def openai_tools(tools: Sequence[ToolSpec]) -> list[dict[str, Any]]:
     ]
 
 
-def from_template(tokenizer: Any, conversation: Sequence[Any], **arguments: Any) -> str:
-    """What the chat template writes, without a generation prompt.
+def undeclared_tool(
+    ask: Callable[[list[dict[str, Any]]], str], tools: list[dict[str, Any]]
+) -> str | None:
+    """The name, quoted, of the first tool that leaves no trace in what `ask` writes of all of them.
 
-    RendererError where there is no template, or it cannot read what it was given.
+    Asked once, with probes for names: a name could be a word of the system prompt or the format.
     """
-    from jinja2 import TemplateError
-
-    if not getattr(tokenizer, "chat_template", None):
-        raise RendererError(
-            "tools and the like are written in the words of the tokenizer's chat template, and this"
-            " tokenizer has none; use the tokenizer of a chat model"
-        )
-    try:
-        return tokenizer.apply_chat_template(list(conversation), tokenize=False, **arguments)
-    except (TemplateError, TypeError, AttributeError, KeyError) as error:
-        raise RendererError(
-            "the chat template cannot declare these tools; each needs name, description and "
-            f"parameters, a JSON schema ({error!s:.100})"
-        ) from error
+    probes = Probes(json.dumps(tools, ensure_ascii=False, default=str))
+    probed = [
+        {**tool, "function": {**function, "name": probes.new(repr(function.get("name")))}}
+        for tool in tools
+        for function in [tool["function"]]
+    ]
+    return probes.first_missing(ask(probed))
 
 
 def declaring_system_message(
@@ -47,14 +44,14 @@ def declaring_system_message(
     """The system message in which the chat template declares tools, the system prompt in its place.
 
     `start` and `end` are what the template writes around its content, in front of the user message
-    `QUESTION`. RendererError where it declares them elsewhere, or ignores them.
+    `QUESTION`. RendererError where it declares them elsewhere, or leaves one out.
     """
     conversation = [{"role": "user", "content": QUESTION}]
     if system_prompt:
         conversation.insert(0, {"role": "system", "content": _PROMPT})
-    without = from_template(tokenizer, conversation)
-    text = from_template(tokenizer, conversation, tools=tools)
-    if text == without or not text.startswith(start) or not text.endswith(end):
+    ask = partial(from_template, tokenizer, conversation)
+    text = ask(tools)
+    if undeclared_tool(ask, tools) or not text.startswith(start) or not text.endswith(end):
         raise RendererError(
             "the tokenizer's chat template does not declare tools in a system message; use the "
             "renderer of its own family, or describe them in a system message of your own "

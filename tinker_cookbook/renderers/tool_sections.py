@@ -7,10 +7,17 @@ The head names the function, the arguments are JSON. (Spaces only for reading.)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinker_cookbook.renderers.messages import Message, ToolCall, UnparsedToolCall, read_json_object
+from tinker_cookbook.renderers.messages import (
+    FunctionBody,
+    Message,
+    ToolCall,
+    UnparsedToolCall,
+    read_json_object,
+)
 from tinker_cookbook.renderers.parsing import (
     TagParser,
     TextDelta,
@@ -63,6 +70,30 @@ class ToolSection:
             raise ValueError(f"a tool call needs {self.separator} in front of its arguments")
         read_json_object(arguments, "the arguments of a tool call")
         return self.read(head, arguments)
+
+
+def kimi_function_name(call_id: str | None) -> str | None:
+    """The function that an id of Kimi's form names (`functions.name:0`), None if it names none."""
+    found = re.fullmatch(r"(?:functions\.)?+(.+):[0-9]+", (call_id or "").strip(), re.DOTALL)
+    return found and found[1]
+
+
+def _read_kimi_call(call_id: str, arguments: str) -> ToolCall:
+    name = kimi_function_name(call_id)
+    if name is None:
+        raise ValueError("the id of a tool call must look like functions.name:0")
+    return ToolCall(id=call_id, function=FunctionBody(name=name, arguments=arguments))
+
+
+KIMI_SECTION = ToolSection(
+    opened="<|tool_calls_section_begin|>",
+    closed="<|tool_calls_section_end|>",
+    call_opened="<|tool_call_begin|>",
+    separator="<|tool_call_argument_begin|>",
+    call_closed="<|tool_call_end|>",
+    head=lambda call: call.id or "",
+    read=_read_kimi_call,
+)
 
 
 class SectionParser(TagParser):

@@ -154,7 +154,8 @@ async def test_reasoning_that_history_keeps_for_a_while() -> None:
 
     renderer = get_renderer("qwen3", get_tokenizer("nano"))
     (stop,) = renderer.get_stop_sequences()
-    text = "<think>\nHm\n</think>\n\n7"
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    text = f"<think>\nHm\n</think>\n\n{call}"
     action = [*renderer.encoder.encode(text, renderer.markup), stop]
     env = EnvFromMessageEnv(renderer, Tools(4))
     trajectory = await do_single_rollout(Writer([action] * 4), env)
