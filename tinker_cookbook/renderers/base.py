@@ -135,6 +135,10 @@ class Renderer(ABC):
     call_tag: ClassVar[str | None] = None
     """What opens a tool call in the text of a reply. Where there is one, a tool result is refused
     unless the assistant's message before it calls a tool, in `tool_calls` or in its text."""
+    results_in_order: ClassVar[bool] = True
+    """Whether the format tells which call a result answers by its place alone."""
+    reasoning_in_strings: ClassVar[bool] = False
+    """Whether content that is one string with `</think>` in it is split into reasoning and text."""
     tools_in_messages: ClassVar[bool] = False
     """Whether a first system message can hold the tools themselves, under the key `tools`."""
     supports_images: ClassVar[bool] = False
@@ -222,6 +226,9 @@ class Renderer(ABC):
         chunks: list[tinker.ModelInputChunk] = []
         weights: list[float] = []
 
+        last_trained = max((i for i, is_it in enumerate(trained) if is_it), default=-1)
+        overlap: tinker.ModelInputChunk | None = None  # of the message before, if that is the last
+
         def add(chunk: tinker.ModelInputChunk | None, weight: float) -> None:
             if chunk is not None and chunk.length:
                 chunks.append(chunk)
@@ -230,7 +237,9 @@ class Renderer(ABC):
         add(text_chunk(self.bos_tokens), 0.0)
         for message, context, is_trained in zip(messages, _contexts(messages), trained):
             rendered = self.render_message(message, context)
-            add(rendered.header, header_weight)
+            stops = overlap is not None and rendered.header == overlap
+            add(rendered.header, 1.0 if stops else header_weight)
+            overlap = rendered.stop_overlap if context.idx == last_trained else None
             for chunk in rendered.output:
                 add(chunk, float(is_trained))
             if context.is_last:
@@ -290,7 +299,7 @@ class Renderer(ABC):
                     "messages, or use create_conversation_prefix_with_tools"
                 )
         if self.call_tag is not None:
-            _refuse_results_without_call(checked, self.call_tag)
+            _refuse_results_without_call(checked, self.call_tag, self.results_in_order)
         if not self.supports_images:
             for i, message in enumerate(checked):
                 if any(part["type"] == "image" for part in content_parts(message["content"])):
@@ -341,7 +350,11 @@ class Renderer(ABC):
         if self.tokenizer.eos_token_id is not None:
             eos_tokens.add(self.tokenizer.eos_token_id)
         return ResponseParser(
-            self._decode, self.content_parser(), stop_tokens, frozenset(eos_tokens) - stop_tokens
+            self._decode,
+            self.content_parser(),
+            stop_tokens,
+            frozenset(eos_tokens) - stop_tokens,
+            "</think>" if self.reasoning_in_strings else None,
         )
 
     def _decode(self, tokens: list[int]) -> str:
@@ -358,17 +371,23 @@ class Origin(NamedTuple):
 
 
 _LAST_MODES = frozenset({TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN})
+# the last two are what a system message becomes in gpt-oss, and the declaration of tools in Kimi
+_USER_AND_SYSTEM = frozenset({"user", "system", "developer", "tool_declare"})
 REPLY_MODES = _LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
 """The modes in which each trained message is a reply that the model would sample."""
 
 
-def _refuse_results_without_call(messages: Sequence[Message], call_tag: str) -> None:
+def _refuse_results_without_call(
+    messages: Sequence[Message], call_tag: str, in_order: bool
+) -> None:
     waiting = 0.0  # calls without a result; how many a text holds is not told
+    ids: list[str | None] = []  # theirs
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             text = "".join(part.get("text", "") for part in content_parts(message["content"]))
             calls = len(message.get("tool_calls", ())) + len(message.get("unparsed_tool_calls", ()))
             waiting = math.inf if call_tag in text else calls
+            ids = [call.id for call in message.get("tool_calls", ())]
         elif message["role"] == "tool":
             if not waiting:
                 raise RendererError(
@@ -376,6 +395,13 @@ def _refuse_results_without_call(messages: Sequence[Message], call_tag: str) -> 
                     "the assistant's message before it must have tool_calls, one for each result"
                 )
             waiting -= 1
+            expected, ids = (ids or [None])[0], ids[1:]
+            given = message.get("tool_call_id")
+            if in_order and expected and given and given != expected:
+                raise RendererError(
+                    f"message {i}: a result with the tool_call_id {given!r} where that of the call "
+                    f"is {expected!r}; results must stand in the order of their calls"
+                )
 
 
 def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
@@ -425,7 +451,7 @@ def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[boo
         case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
             return assistant
         case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:
-            return [message["role"] in ("user", "system") for message in messages]
+            return [message["role"] in _USER_AND_SYSTEM for message in messages]
         case TrainOnWhat.CUSTOMIZED:
             return [bool(message.get("trainable")) for message in messages]
         case TrainOnWhat.ALL_MESSAGES | TrainOnWhat.ALL_TOKENS:

@@ -269,6 +269,36 @@ def test_role_colon_refuses_what_it_has_no_form_for(tokenizer, message):
         )
 
 
+def test_every_kind_of_system_message_is_trained_with_the_users():
+    """A system message with tools is a developer's in gpt-oss, a declaration in Kimi."""
+    for name, data, role in (
+        ("gpt_oss_low_reasoning", "gpt-oss", "developer"),
+        ("kimi_k2", "kimi-k2", "tool_declare"),
+    ):
+        renderer = get_renderer(name, load(data))
+        messages = [{"role": role, "content": "Sum"}, USER, REPLY]
+        tokens, weights = renderer.build_supervised_example(
+            messages, "all_user_and_system_messages"
+        )
+        trained = [token for token, weight in zip(tokens.to_ints(), weights) if weight]
+        assert "Sum" in renderer.tokenizer.decode(trained), name
+
+
+def test_results_stand_in_the_order_of_their_calls(tokenizer):
+    """No id is written in this format, so another order would credit them to other calls."""
+    renderer = get_renderer("qwen3", tokenizer)
+    calls = [{"id": i, "function": {"name": f"f{i}", "arguments": "{}"}} for i in ("a", "b")]
+    asked = {"role": "assistant", "content": "", "tool_calls": calls}
+
+    def results(*ids):
+        return [{"role": "tool", "content": "1", "tool_call_id": i} for i in ids]
+
+    renderer.build_generation_prompt([USER, asked, *results("a", "b")])
+    for ids, index in ((("b", "a"), 2), (("a", "z"), 3)):
+        with pytest.raises(RendererError, match=f"message {index}: a result with the tool_call_id"):
+            renderer.build_generation_prompt([USER, asked, *results(*ids)])
+
+
 # Pickling, and renderers of one's own
 
 

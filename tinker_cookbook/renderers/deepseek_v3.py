@@ -86,6 +86,8 @@ class _DeepSeekV3Renderer(Renderer):
 
     call_tag = _SECTION.opened
 
+    reasoning_in_strings = True
+
     def __init__(self, tokenizer: Tokenizer, system_role_as_user: bool = False):
         super().__init__(tokenizer)
         self.system_role_as_user = system_role_as_user

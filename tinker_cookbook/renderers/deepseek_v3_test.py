@@ -36,7 +36,7 @@ from tinker_cookbook.renderers.conftest import (
     user,
 )
 from tinker_cookbook.renderers.deepseek_v3 import DeepSeekV3Renderer, DeepSeekV3ThinkingRenderer
-from tinker_cookbook.renderers.messages import split_thinking
+from tinker_cookbook.renderers.messages import content_parts, split_thinking
 from tinker_cookbook.renderers.parsing import ThinkingDelta
 from tinker_cookbook.renderers.parsing_test import (
     arguments,
@@ -661,11 +661,17 @@ def parse(name: str, text: str, stop: bool = True):
 )
 def test_reasoning_is_what_precedes_the_closing_tag(text, thinking, reply):
     message, _ = parse("deepseekv3_thinking", text)
-    assert split_thinking(
-        message["content"] if thinking else [{"type": "text", "text": message["content"]}]
-    ) == (thinking, reply)
+    parts = content_parts(message["content"])
+    assert split_thinking(parts) == (thinking, reply)
     message, _ = parse("deepseekv3", text)
-    assert message["content"] == text
+    assert content_parts(message["content"]) == [{"type": "text", "text": text}]
+
+
+def test_a_reply_that_speaks_of_the_tag_stays_as_it_was_sampled(tokenizer):
+    renderer = get_renderer("deepseekv3", tokenizer)
+    message, _ = parse("deepseekv3", "The tag </think> closes.")
+    prompt = renderer.build_generation_prompt([user("q"), message, user("r")])
+    assert "</think>The tag </think> closes." in tokenizer.decode(prompt.to_ints())
 
 
 def test_reasoning_that_is_cut_off():

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 
 class TextEncoder:
-    """Encodes text for one tokenizer. Holds no mutable state that threads could share."""
+    """Encodes text for one tokenizer. What it remembers of texts is safe to share by threads."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer: Any = tokenizer  # its annotations in transformers are too wide to help
         self._ids: dict[str, int] = dict(self.tokenizer.get_added_vocab())
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._plain = None if backend is None else _without_added_tokens(backend)
+        # headers and history come again and again
+        self._encode_plain = lru_cache(maxsize=2048)(self._encoded)
+        self._lead_ids = self._find_lead()
 
     def has(self, tag: str) -> bool:
         return tag in self._ids
@@ -47,22 +50,65 @@ class TextEncoder:
         """
         known = tuple(tag for tag in tags if tag in self._ids)
         if not known:
-            return self._encode_plain(text)
+            return list(self._encode_plain(text))
         tokens: list[int] = []
         for i, piece in enumerate(_splitter(known).split(text)):
             tokens += [self._ids[piece]] if i % 2 else self._encode_plain(piece)
         return tokens
 
-    def _encode_plain(self, text: str) -> list[int]:
+    def _encoded(self, text: str) -> tuple[int, ...]:
         if not text:
-            return []
-        if self._plain is not None:
-            return self._plain.encode(text, add_special_tokens=False).ids
-        # Tokenizers written in Python: the best they offer. Tags that are added tokens but not
-        # marked special still become tokens here.
-        return list(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
+            return ()
+        if self._plain is None:
+            return self._encoded_in_python(text)
+        ids = self._plain.encode(_LEAD + text if self._lead_ids else text, add_special_tokens=False)
+        if tuple(ids.ids[: len(self._lead_ids)]) != self._lead_ids:
+            raise RendererError(
+                f"this tokenizer joins {text[:20]!r} to a newline in front of it, so it cannot be "
+                "encoded apart; write a renderer for it and use register_renderer"
+            )
+        return tuple(ids.ids[len(self._lead_ids) :])
+
+    def _find_lead(self) -> tuple[int, ...]:
+        """Tokens of the newline that is put in front of each piece where the tokenizer would begin
+        each with a space (SentencePiece's "dummy prefix", as in Llama 2): none elsewhere."""
+        if self._plain is None:
+            return ()
+        apart = [*self._plain.encode("a").ids, *self._plain.encode("b").ids]
+        if self.tokenizer.decode(apart, clean_up_tokenization_spaces=False) == "ab":
+            return ()
+        return tuple(self._plain.encode(_LEAD, add_special_tokens=False).ids)
+
+    def _encoded_in_python(self, text: str) -> tuple[int, ...]:
+        """A tokenizer without a Rust backend may read tags in text as tokens, whatever it is asked.
+        Such a tag is cut behind its first character, and the pieces encoded apart."""
+
+        def ids(text: str) -> list[int]:
+            options = {"add_special_tokens": False, "split_special_tokens": True}
+            return list(self.tokenizer(text, **options)["input_ids"])
+
+        special = {self._ids[tag] for tag in self._ids if tag.strip()}
+        found = ids(text)
+        if special.isdisjoint(found):
+            return tuple(found)
+        tags = tuple(tag for tag in self._ids if tag.strip() and tag in text)
+        pieces = [""]
+        for i, piece in enumerate(_splitter(tags).split(text) if tags else [text]):
+            if i % 2:
+                pieces[-1] += piece[0]
+                pieces.append(piece[1:])
+            else:
+                pieces[-1] += piece
+        found = [token for piece in pieces if piece for token in ids(piece)]
+        if not special.isdisjoint(found):
+            raise RendererError(
+                "a message holds a special-token string, and this tokenizer cannot encode it as "
+                f"text: {text[:60]!r}; remove it"
+            )
+        return tuple(found)
+
+
+_LEAD = "\n"
 
 
 @lru_cache(maxsize=64)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.encoding import TextEncoder
 
@@ -73,6 +76,84 @@ def test_white_space_tokens_are_ordinary_text():
 def test_white_space_tokens_with_other_ids_are_refused():
     with pytest.raises(RendererError, match="white-space tokens"):
         TextEncoder(small_tokenizer(["  "], ids_from=1))
+
+
+def sentencepiece_like(prepend: str):
+    """A tokenizer that begins each text with a space, as those of Llama 2 and Mistral do."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = [chr(i) for i in range(33, 127)]
+    words = [
+        "\u2581",
+        "\n",
+        *characters,
+        "\u2581a",
+        "\u2581b",
+        "\u2581h",
+        "\u2581U",
+        "hi",
+        "\u2581hi",
+    ]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    merges = [(word[0], word[1:]) for word in words if len(word) > 1 and word != "\u2581hi"]
+    backend = Tokenizer(models.BPE(vocabulary, [*merges, ("\u2581", "hi")], fuse_unk=True))
+    if prepend == "normalizer":
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+
+
+@pytest.mark.parametrize("prepend", ["normalizer", "always", "first"])
+def test_pieces_do_not_begin_with_a_space_of_the_tokenizers_own(prepend):
+    tokenizer = sentencepiece_like(prepend)
+    assert tokenizer.decode([*tokenizer("x")["input_ids"], *tokenizer("y")["input_ids"]]) == "x y"
+    encoder = TextEncoder(tokenizer)
+    for text in ("ab", "hi there\n\nUser:", " a", "\n", " "):
+        for cut in range(len(text)):
+            pieces = encoder.encode(text[:cut]) + encoder.encode(text[cut:])
+            assert tokenizer.decode([*encoder.encode("x"), *pieces]) == "x" + text
+    renderer = get_renderer("role_colon", tokenizer)
+    question = {"role": "user", "content": "q"}
+    reply = {"role": "assistant", "content": "hi there"}
+    prompt = renderer.build_generation_prompt([question]).to_ints()
+    whole, weights = renderer.build_supervised_example([question, reply])
+    assert whole.to_ints()[: len(prompt)] == prompt
+    assert int(weights.sum()) == whole.length - len(prompt)
+    message, termination = renderer.parse_response(whole.to_ints()[len(prompt) :])
+    assert (message["content"], termination.value) == ("hi there", "stop_sequence")
+
+
+def test_a_tokenizer_that_reads_tags_all_the_same_gets_them_in_pieces():
+    """Some that are written in Python do, whatever they are asked."""
+
+    class Python:
+        def get_added_vocab(self):
+            return {"<|x|>": 7, "<|y|>": 8}
+
+        def __call__(self, text, add_special_tokens, split_special_tokens):
+            found = re.findall(r"<\|[xy]\|>|.", text)
+            return {"input_ids": [{"<|x|>": 7, "<|y|>": 8}.get(p, 100 + ord(p[0])) for p in found]}
+
+    encoder = TextEncoder(Python())
+    ids = encoder.encode("a<|x|>b<|y|><|x|>", ["<|y|>"])
+    assert [i for i in ids if i < 100] == [8]
+    shown = "".join("Y" if i == 8 else chr(i - 100) for i in ids)
+    assert shown == "a<|x|>bY<|x|>"
+
+    class Worse(Python):
+        def __call__(self, text, add_special_tokens, split_special_tokens):
+            return {"input_ids": [7]}
+
+    with pytest.raises(RendererError, match="a message holds a special-token string"):
+        TextEncoder(Worse()).encode("a<|x|>b")
 
 
 def test_a_tokenizer_without_a_backend_is_asked_to_split():

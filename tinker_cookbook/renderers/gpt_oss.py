@@ -290,6 +290,10 @@ def _caller(message: Message, ctx: RenderContext) -> str:
             "the assistant's message before it must have tool_calls"
         )
     earlier = sum(m["role"] == "tool" for m in ctx.messages[(asked or 0) + 1 : ctx.idx])
+    if earlier >= len(calls):
+        raise RendererError(
+            f"message {ctx.idx}: a tool result without a call; message {asked} has {len(calls)}"
+        )
     if (given := message.get("tool_call_id")) and any(call.id for call in calls):
         found = [call.recipient for call in calls if call.id == given]
         problem = f"the tool_call_id {given!r}"

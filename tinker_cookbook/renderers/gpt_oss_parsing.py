@@ -84,7 +84,7 @@ class HarmonyParser(StateParser):
 
     Messages of one kind are set off by a blank line. Where the format is not kept (no channel, a
     control token inside a body, words between messages, a header without body) the words are kept
-    as text and the response counts as malformed.
+    as text and the response counts as malformed, and so does one that is reasoning alone.
     """
 
     def __init__(self):
@@ -94,6 +94,7 @@ class HarmonyParser(StateParser):
         self._raw_header = ""
         self._recipient = ""
         self._call = ""
+        self._begun: set[_Body] = set()
         self._fresh = True
         self._seen: set[_Body] = set()
 
@@ -106,6 +107,8 @@ class HarmonyParser(StateParser):
             if not _ANY_MARK.search(rest):  # a plain reply, by a model that has no channels yet
                 self._kind = _Body.TEXT
                 self._add(rest)
+        if self._begun == {_Body.THINKING}:
+            self.malformed = True  # reasoning, and neither reply nor call
         last, self._deltas = self._deltas, []
         return deltas + last
 
@@ -126,6 +129,7 @@ class HarmonyParser(StateParser):
             self._recipient = fields["to"] or fields["late_to"]
         else:
             self._kind = _Body.THINKING if fields["channel"] == "analysis" else _Body.TEXT
+        self._begun.add(self._kind)
         return True
 
     def _body(self) -> bool:

@@ -417,7 +417,7 @@ def test_6_each_result_bears_the_name_of_its_call(tokenizer):
         order(with_ids, tool("1", tool_call_id="z"))
     with pytest.raises(RendererError, match=r"message 2: .*name 'h'.*message 1"):
         order(asked, tool("1", name="h"))
-    with pytest.raises(RendererError, match=r"message 4: .*result 3 of 2.*message 1"):
+    with pytest.raises(RendererError, match=r"message 4: .*without a call; message 1 has 2"):
         order(asked, tool("1"), tool("2"), tool("3"))
 
 
@@ -711,7 +711,7 @@ RESPONSES = [
         "stop_sequence",
     ),
     ("<|channel|>final<|message|>Hi<|endoftext|>", {"content": "Hi"}, "eos"),
-    ("<|channel|>analysis<|message|>hm<|return|>", {"content": THINK}, "stop_sequence"),
+    ("<|channel|>analysis<|message|>hm<|return|>", {"content": THINK}, "malformed"),
     # cut off
     ("<|channel|>final<|message|>Hi", {"content": "Hi"}, "malformed"),
     ("<|channel|>analysis<|message|>hm<|end|><|start|>assis", {"content": THINK}, "malformed"),
@@ -807,6 +807,7 @@ def test_a_prefilled_channel_is_tokens(tokenizer):
         ([user("q"), {"role": "robot", "content": "x"}], "message 1: unknown role 'robot'"),
         ([user("q"), tool("1")], "message 1: a tool result without a call"),
         ([user("q"), assistant("r"), tool("1")], "message 2: a tool result without a call"),
+        ([*CALL[:3], tool("6", name="add")], "message 3: a tool result without a call"),
         ([*CALL, tool("6")], "message 4: a tool result without a call"),
         ([user("q"), user([{"type": "image", "image": "x.png"}])], "message 1: an image"),
         (

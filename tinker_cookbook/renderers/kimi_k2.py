@@ -69,6 +69,9 @@ class KimiK2Renderer(Renderer):
     end_of_text = ("[EOS]",)
     call_tag = KIMI_SECTION.opened
 
+    results_in_order = False  # each bears the id of its call
+    reasoning_in_strings = True
+
     def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True):
         super().__init__(tokenizer)
         self.strip_thinking_from_history = strip_thinking_from_history
@@ -170,6 +173,7 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
 
     RendererError for a result that has none, where no call waits for one, or an unknown one.
     """
+    taken = {call.id for message in messages for call in message.get("tool_calls", ())}
     written: dict[str, str] = {}  # by the id given
     waiting: list[str] = []
     count = 0
@@ -196,10 +200,16 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
         elif message["role"] == "assistant":
             waiting = []
             calls = message.get("tool_calls", [])
+            given_ids: set[str | None] = set()
             for n, call in enumerate(calls, start=count):
                 call_id = call.id
                 if call_id is None or kimi_function_name(call_id) != call.function.name:
-                    call_id = f"functions.{call.function.name}:{n}"
+                    if call_id in given_ids - {None}:
+                        raise RendererError(f"message {i}: two calls have the id {call_id!r}")
+                    given_ids.add(call_id)
+                    while (call_id := f"functions.{call.function.name}:{n}") in taken:
+                        n += 1
+                    taken.add(call_id)
                 written[call.id or call_id] = call_id
                 waiting.append(call_id)
             if calls:

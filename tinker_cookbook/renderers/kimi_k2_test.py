@@ -310,6 +310,21 @@ def test_4_a_result_that_names_its_function_answers_that_call(renderer):
     assert text.index("## Return of functions.g:1\n1") < text.index("functions.f:0\n2")
 
 
+def test_4_new_ids_keep_clear_of_those_that_are_given(renderer):
+    calls = [
+        {"id": ident, "function": {"name": name, "arguments": "{}"}}
+        for ident, name in (("functions.f:1", "f"), ("call_9", "f"))
+    ]
+    asked = {"role": "assistant", "content": "", "tool_calls": calls}
+    results = [tool("one", tool_call_id="call_9"), tool("two", tool_call_id="functions.f:1")]
+    text = text_of(renderer, [user("q"), asked, *results], True)
+    assert "## Return of functions.f:2\none" in text
+    assert "## Return of functions.f:1\ntwo" in text
+    calls[0]["id"] = "call_9"
+    with pytest.raises(RendererError, match="message 1: two calls have the id 'call_9'"):
+        renderer.build_generation_prompt([user("q"), asked])
+
+
 def test_4_given_messages_stay_as_they_are(renderer):
     messages = [user("q"), assistant("", calls=[("f", "{}")]), tool("1")]
     before = copy.deepcopy(messages)

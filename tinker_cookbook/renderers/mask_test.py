@@ -253,7 +253,13 @@ CASES = [
         "role_colon",
         "customized",
         CUSTOM,
-        "System:« S⏎⏎»User: Hi⏎⏎Assistant:« Hello⏎⏎»User: Bye⏎⏎Assistant: See you⏎⏎User:",
+        "System:« S⏎⏎»User: Hi⏎⏎Assistant:« Hello⏎⏎User:» Bye⏎⏎Assistant: See you⏎⏎User:",
+    ),
+    (  # where it stops is trained, also where the conversation goes on
+        "role_colon",
+        "all_assistant_messages",
+        [*HI, user("Bye")],
+        "User: Hi⏎⏎Assistant:« Hello⏎⏎User:» Bye⏎⏎",
     ),
     (
         "role_colon",

@@ -111,6 +111,8 @@ class ThinkTags:
     pad_open: str = ""
     pad_close: str = ""
     pad_after: str = ""
+    exact: bool = False
+    """White space in front of the block makes it text, and an empty block is one."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class TagParser(StateParser):
         self._buffer = self._buffer[cut:]
 
     def _start(self) -> bool:
-        text = self._buffer.lstrip()
+        text = self._buffer if self._think.exact else self._buffer.lstrip()
         if self._may_become(text, self._think.opened):
             return False
         if text.startswith(self._think.opened):
@@ -199,6 +201,8 @@ class TagParser(StateParser):
             self._emit_certain(ThinkingDelta, tags.closed, tags.pad_close + tags.closed)
             return False
         self._emit(ThinkingDelta, before.removesuffix(tags.pad_close))
+        if tags.exact and not before:
+            self._deltas.append(ThinkingDelta(""))  # an empty block, or the last of it came before
         self._buffer = after
         self._state = self._after_thinking
         return True
@@ -295,17 +299,20 @@ class StopStringParser:
         return [TextDelta(rest)] if rest else []
 
 
-def message_from_deltas(deltas: Iterable[Delta]) -> Message:
+def message_from_deltas(deltas: Iterable[Delta], think_closed: str | None = None) -> Message:
     """The assistant message that a list of deltas adds up to.
 
     Content is a string, or [thinking, text] where there was reasoning (text only if not empty).
+    Text that holds `think_closed` is a part, too: as a string it would be taken for reasoning.
     """
     deltas = list(deltas)
-    thinking = "".join(delta.thinking for delta in deltas if isinstance(delta, ThinkingDelta))
+    thoughts = [delta.thinking for delta in deltas if isinstance(delta, ThinkingDelta)]
     text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
     message = Message(role="assistant", content=text)
-    if thinking:
-        parts: list[ContentPart] = [ThinkingPart(type="thinking", thinking=thinking)]
+    if thoughts or (think_closed is not None and think_closed in text):
+        parts: list[ContentPart] = []
+        if thoughts:
+            parts.append(ThinkingPart(type="thinking", thinking="".join(thoughts)))
         if text:
             parts.append(TextPart(type="text", text=text))
         message["content"] = parts
@@ -359,32 +366,37 @@ class ResponseParser:
         content: ContentParser,
         stop_tokens: frozenset[int],
         eos_tokens: frozenset[int],
+        think_closed: str | None = None,
     ):
         self._decode = decode
         self._content = content
+        self._think_closed = think_closed
         self._stop_tokens = stop_tokens
         self._eos_tokens = eos_tokens
 
     def parse(self, tokens: Iterable[int]) -> ParsedResponse:
         """The whole response at once: one decode, where streaming needs two for every token."""
         ending = _Ending(self._stop_tokens, self._eos_tokens)
-        text = self._decode([token for token in tokens if ending.is_content(token)])
+        text = self._decode([token for token in map(int, tokens) if ending.is_content(token)])
         deltas = self._content.feed(text) + self._content.finish()
-        return ParsedResponse(message_from_deltas(deltas), ending.termination(self._content))
+        return ParsedResponse(self._message(deltas), ending.termination(self._content))
+
+    def _message(self, deltas: list[Delta]) -> Message:
+        return message_from_deltas(deltas, self._think_closed)
 
     def stream(self, tokens: Iterable[int]) -> Iterator[Delta | ParsedResponse]:
         """Deltas while the tokens come, and at the end what `parse` gives for all of them."""
         ending = _Ending(self._stop_tokens, self._eos_tokens)
         decoder = TokenDecoder(self._decode)
         seen: list[Delta] = []
-        for token in tokens:
+        for token in map(int, tokens):
             if ending.is_content(token):
                 new = self._content.feed(decoder.feed(token))
                 seen += new
                 yield from new
         last = self._content.feed(decoder.finish()) + self._content.finish()
         yield from last
-        yield ParsedResponse(message_from_deltas(seen + last), ending.termination(self._content))
+        yield ParsedResponse(self._message(seen + last), ending.termination(self._content))
 
 
 class _Ending:

@@ -153,7 +153,8 @@ def assert_streaming_equals_whole_at_every_cut(renderer, tokens):
         *deltas, last = renderer.parse_response_streaming(iter(tokens[:cut]))
         assert isinstance(last, ParsedResponse)
         assert last == whole
-        assert message_from_deltas(deltas) == whole.message
+        think_closed = "</think>" if renderer.reasoning_in_strings else None
+        assert message_from_deltas(deltas, think_closed) == whole.message
         # what is given out before the end is known is never taken back
         assert show(deltas).startswith(given_out)
         given_out = show(early_deltas(renderer, tokens[:cut]))
@@ -374,7 +375,7 @@ def test_reasoning_that_is_cut_off_is_reasoning():
         ("\n <think>\nhm\n</think>\n\nyes", "hm", "yes"),
         ("<think>\n\n</think>\n\nyes", "", "yes"),
         ("I say <think> aloud", "", "I say <think> aloud"),
-        ("yes</think>", "", "yes</think>"),
+        ("I <b>say</b> yes", "", "I <b>say</b> yes"),
         ("<think>\na\n</think>\n\nb<think>c</think>", "a", "b<think>c</think>"),
     ],
 )
@@ -388,6 +389,34 @@ def test_think_blocks_as_models_write_them(text, thinking, reply):
         ]
     else:
         assert message["content"] == reply
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_disable_thinking"])
+def test_a_reply_that_speaks_of_the_tag_is_kept_apart_from_reasoning(name):
+    """As a string it would be split once it is history."""
+    renderer = get_renderer(name, load_any())
+    text = "The tag </think> closes."
+    message, _ = renderer.parse_response(renderer.encoder.encode(text, renderer.markup))
+    assert message["content"] == [{"type": "text", "text": text}]
+
+
+def test_an_exact_block_keeps_what_is_around_and_inside_it():
+    renderer = get_renderer("qwen3_instruct", load_any())
+    question = {"role": "user", "content": "q"}
+    for text in ("<think></think>Hi", "\n<think>a</think>Hi", "<think>a</think>\n\nHi", " Hi"):
+        tokens = [*renderer.encoder.encode(text, renderer.markup), *renderer.get_stop_sequences()]
+        message, _ = renderer.parse_response(tokens)
+        prompt = renderer.build_generation_prompt([question]).to_ints()
+        following = renderer.build_generation_prompt([question, message, question]).to_ints()
+        assert following[: len(prompt) + len(tokens)] == [*prompt, *tokens], text
+
+
+def test_tokens_of_a_tensor_are_read():
+    import torch
+
+    renderer = get_renderer("qwen3_instruct", load_any())
+    tokens = [*renderer.encoder.encode("Hi"), *renderer.get_stop_sequences()]
+    assert renderer.parse_response(torch.tensor(tokens)) == renderer.parse_response(tokens)
 
 
 def test_text_around_tool_calls():

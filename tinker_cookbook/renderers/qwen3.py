@@ -169,6 +169,8 @@ class Qwen3Renderer(_ChatMLRenderer):
     strip_thinking_from_history=False every reply is framed, and it holds.
     """
 
+    reasoning_in_strings = True
+
     def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True):
         super().__init__(tokenizer)
         self.strip_thinking_from_history = strip_thinking_from_history
@@ -214,7 +216,7 @@ class Qwen3InstructRenderer(_ChatMLRenderer):
     Extension property: yes, every message is written alike wherever it stands.
     """
 
-    think_tags = ThinkTags()
+    think_tags = ThinkTags(exact=True)
 
     @property
     def has_extension_property(self) -> bool:

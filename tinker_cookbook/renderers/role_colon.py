@@ -3,7 +3,7 @@
     [BOS]System: …⏎⏎User: Hello⏎⏎Assistant: Hi there.⏎⏎User:
 
 The header is `Role:`, the output ` text⏎⏎`, and a response ends where the model starts to write
-`⏎⏎User:`; so a reply at the end of an example also trains the `User:` behind it. A reply that holds
+`⏎⏎User:`; so the last reply that is trained also trains the `User:` behind it. A reply that holds
 this string itself is cut there when parsed. Thinking parts and tools have no form here and are
 refused.
 """
