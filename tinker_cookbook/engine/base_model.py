@@ -19,6 +19,7 @@ from tinker_cookbook.engine.frozen_linear import packs
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.residency import Residency
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "gpt_oss")  # model_type
 QUANTISED = ("mxfp4", "fp8")  # quant_method of files that transformers can turn into plain weights
@@ -113,9 +114,7 @@ class BaseModel:
     def decode(self, tokens: list[int]) -> str:
         """Text of tokens, for stop strings."""
         if self._decode is None:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(self.path)
+            tokenizer: Any = get_tokenizer(self.path)
             self._decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
         return self._decode(tokens)
 

@@ -52,7 +52,17 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "kimi_k2": lambda tokenizer, _: KimiK2Renderer(tokenizer),
 }
 # Formats that users know from elsewhere and that are not here, by how their names begin.
-_LEFT_OUT = ("qwen3_5", "qwen3_6", "qwen3_vl", "kimi_k25", "kimi_k26", "nemotron")
+_LEFT_OUT = (
+    "deepseekv4",
+    "glm5",
+    "kimi_k25",
+    "kimi_k26",
+    "nemotron",
+    "qwen3_5",
+    "qwen3_8",
+    "qwen3_vl",
+    "tml_v0",
+)
 _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 
 
