@@ -270,8 +270,10 @@ def _explain_value(text: str, request: Request) -> str:
         expected = parameters(request.blueprint(without=key))[key]
     except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
         return f"{given} has the wrong type; --help lists the types"
-    names = expected.choices or alternatives(type_text(expected.type))
-    return f"{given}: expected {' or '.join(names)}"
+    names = list(expected.choices or alternatives(type_text(expected.type)))
+    near = difflib.get_close_matches(value.strip("'\""), names, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"{given}: expected {' or '.join(names)}{meant}"
 
 
 def _missing_name(text: str) -> str | None:
