@@ -26,8 +26,7 @@ class TextEncoder:
         self._ids: dict[str, int] = dict(self.tokenizer.get_added_vocab())
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._plain = None if backend is None else _without_added_tokens(backend)
-        # headers and history come again and again
-        self._encode_plain = lru_cache(maxsize=2048)(self._encoded)
+        self._remembered = lru_cache(maxsize=1024)(self._encoded)  # history comes again and again
         self._lead_ids = self._find_lead()
 
     def has(self, tag: str) -> bool:
@@ -55,6 +54,9 @@ class TextEncoder:
         for i, piece in enumerate(_splitter(known).split(text)):
             tokens += [self._ids[piece]] if i % 2 else self._encode_plain(piece)
         return tokens
+
+    def _encode_plain(self, text: str) -> tuple[int, ...]:
+        return self._remembered(text) if len(text) <= _REMEMBERED else self._encoded(text)
 
     def _encoded(self, text: str) -> tuple[int, ...]:
         if not text:
@@ -109,6 +111,7 @@ class TextEncoder:
 
 
 _LEAD = "\n"
+_REMEMBERED = 4000  # characters of a text that is remembered, at most
 
 
 @lru_cache(maxsize=64)

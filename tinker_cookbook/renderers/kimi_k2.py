@@ -173,7 +173,7 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
 
     RendererError for a result that has none, where no call waits for one, or an unknown one.
     """
-    taken = {call.id for message in messages for call in message.get("tool_calls", ())}
+    taken: set[str | None] = set()  # so far: what comes later must not change what stands
     written: dict[str, str] = {}  # by the id given
     waiting: list[str] = []
     count = 0
@@ -200,6 +200,7 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
         elif message["role"] == "assistant":
             waiting = []
             calls = message.get("tool_calls", [])
+            taken |= {call.id for call in calls}
             given_ids: set[str | None] = set()
             for n, call in enumerate(calls, start=count):
                 call_id = call.id
