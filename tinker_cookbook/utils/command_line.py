@@ -271,7 +271,7 @@ def _explain_value(text: str, request: Request) -> str:
     except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
         return f"{given} has the wrong type; --help lists the types"
     names = list(expected.choices or alternatives(type_text(expected.type)))
-    near = difflib.get_close_matches(value.strip("'\""), names, n=1)
+    near = difflib.get_close_matches(value.strip("'\""), expected.choices, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
     return f"{given}: expected {' or '.join(names)}{meant}"
 

@@ -218,6 +218,7 @@ def test_a_name_in_a_module(value: str, message: str, tmp_path: Path, monkeypatc
         (["lr_schedule=x"], "lr_schedule='x': expected linear or cosine"),
         (["mode=x"], "mode='x': expected fast or exact"),
         (["data=X"], "data='X': expected Jsonl or Hub"),
+        (["data=Jsnl"], "data='Jsnl': expected Jsonl or Hub (did you mean Jsonl?)"),
         (
             ["data=Jsonl", "data.path=x", "data.batch_size=many"],
             "data.batch_size='many': expected int",
