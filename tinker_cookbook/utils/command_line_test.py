@@ -190,7 +190,10 @@ def test_a_key_of_a_class_that_is_not_chosen_yet(tmp_path: Path):
 
 def test_names_for_classes():
     assert parse(Unchosen, ["named=file", "named.path=x"]).named == Jsonl(path="x")
-    assert error("named=fil", cls=Unchosen) == "named='fil': expected file or online"
+    assert (
+        error("named=fil", cls=Unchosen)
+        == "named='fil': expected file or online (did you mean file?)"
+    )
     assert "[file, online]" in help_text(Unchosen)
 
 
