@@ -284,6 +284,8 @@ def test_a_renderer_of_ones_own(my_format: None) -> None:
         assert whole[: len(prompt)] == prompt
         message, termination = renderer.parse_response(whole[len(prompt) :])
         assert message == reply and termination.is_stop_sequence
+        assert whole.count(renderer.encoder.id("<|im_end|>")) == 2  # the text in a message is none
+        assert whole.count(renderer.encoder.id("<think>")) == isinstance(reply["content"], list)
     text = example(renderer, {"messages": [user("Hi"), assistant("Hello.", "Hm.")]})
     assert text == "[user]⏎Hi<|im_end|>⏎[assistant]⏎«<think>Hm.</think>Hello.<|im_end|>»"
     assert text.replace("«", "").replace("»", "") in MY_FORMAT
