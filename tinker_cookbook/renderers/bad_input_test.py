@@ -68,6 +68,7 @@ def problem_of(renderer, messages) -> str:
             [{**user("q"), "unparsed_tool_calls": [{"raw_text": "", "error": ""}]}],
             "message 0: a user message cannot have unparsed_tool_calls",
         ),
+        ([{**user("q"), "reasoning_content": "x"}], "message 0: a user message cannot have rea"),
         (None, "an empty conversation"),
         ([user("q"), assistant("r", reasoning=[1])], "message 1: its reasoning must be text"),
         ([user([{"type": "image_url", "image_url": {"url": "x"}}])], "message 0: an image in the"),

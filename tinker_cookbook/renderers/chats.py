@@ -111,6 +111,8 @@ def row_chat(row: Any, where: str, message_field: str = "messages") -> Chat:
             f"{where}: {message_field!r} must be a list of messages that is not empty; "
             f"found {_short(messages)}"
         )
+    if row.get("functions"):
+        raise DataFormatError(f"{where}: 'functions' is not read; write them as 'tools'")
     checked = [  # counted from 0, as the renderers do
         _message(message, f"{where}: message {index}") for index, message in enumerate(messages)
     ]

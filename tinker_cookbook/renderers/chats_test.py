@@ -179,6 +179,12 @@ def test_bad_messages_are_counted_without_the_declaration(tokenizer):
         chat.messages_for(get_renderer("qwen3_instruct", tokenizer))
 
 
+def test_the_older_name_of_tools_is_not_overlooked():
+    with pytest.raises(DataFormatError, match="row: 'functions' is not read; write them as"):
+        row_chat({"messages": [USER], "functions": [ADD]}, "row")
+    row_chat({"messages": [USER], "functions": None}, "row")
+
+
 @pytest.mark.parametrize(
     ("tools", "problem"),
     [

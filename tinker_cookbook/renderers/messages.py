@@ -184,7 +184,8 @@ def as_tool_call(value: Any) -> ToolCall:
             function = dict(value["function"])
             if isinstance(function.get("arguments"), dict):
                 function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-            call = ToolCall.model_validate({**value, "function": function})
+            fields = {key: part for key, part in value.items() if key != "index"}  # of a stream
+            call = ToolCall.model_validate({**fields, "function": function})
         except (TypeError, KeyError, ValueError, ValidationError, RecursionError) as error:
             raise ValueError(
                 "a tool call must look like "
@@ -310,7 +311,9 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
             if kind == "thinking" and role != "assistant":
                 raise refuse(f"a {role} message cannot have a thinking part")
     reasoning = next((message[key] for key in _REASONING if message.get(key)), None)
-    if role == "assistant" and reasoning:
+    if reasoning and role != "assistant":
+        raise refuse(f"a {role} message cannot have reasoning, found {reasoning!r:.80}")
+    if reasoning:
         if not isinstance(reasoning, str):
             raise refuse(f"its reasoning must be text, found {reasoning!r:.80}")
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]

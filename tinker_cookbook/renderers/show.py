@@ -9,8 +9,8 @@ On a terminal trained tokens stand on green, in two shades that change at each t
 and with NO_COLOR, they are put between « and ». Behind the conversations come the totals, and what
 training would leave out: ends that max_length cuts off, examples that train nothing, replies
 without weight, reasoning that the format drops, rows that cannot be rendered (for one of these
-training refuses a file, and this program ends with exit code 1; of a data set training leaves out
-the row). Without data.path: a few conversations of our own.
+training refuses a file, of a data set it leaves out the row). The exit code is 1 where training
+would refuse the data. Without data.path: a few conversations of our own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Config:
     )
     start: int = chz.field(default=0, doc="conversations that are passed over")
     shown: int = chz.field(default=5, doc="conversations that are printed (0: only the totals)")
-    limit: int = chz.field(default=1000, doc="conversations that are rendered and counted")
+    limit: int | None = chz.field(
+        default=None,
+        doc="conversations that are rendered and counted (None: all of a file, 1000 of a data set)",
+    )
 
 
 def main(config: Config) -> None:
@@ -80,11 +83,13 @@ def main(config: Config) -> None:
     warn_if_renderer_not_recommended(config.model_name, name)
     max_length = config.max_length or _usual_length(config.model_name, name)
     chats = itertools.islice(_chats(config, path), config.start, None)
-    read = list(itertools.islice(chats, config.limit))
+    is_file = path is None or path.endswith(".jsonl")
+    limit = config.limit or (None if is_file else _ROWS)
+    read = list(itertools.islice(chats, limit))
     if not read:
         raise ConfigurationError(f"start={config.start}: there are not that many conversations")
 
-    refused_as_a_whole = path is not None and path.endswith(".jsonl")
+    refused_as_a_whole = path is not None and is_file
     unknown = []
     if path is None:
         unknown = [chat.where for chat in read if not _is_known(renderer, chat)]
@@ -105,8 +110,8 @@ def main(config: Config) -> None:
     if unknown:
         page.line(f"Left out, for this format has no place for them: {', '.join(unknown)}.")
     if next(chats, None) is not None:
-        page.line(f"There are more than these {config.limit:,}: limit= renders more of them.")
-    if totals.num_refused and (refused_as_a_whole or totals.num_refused == len(read)):
+        page.line(f"There are more than these {limit:,}: limit= renders more of them.")
+    if not totals.num_examples or (totals.num_refused and refused_as_a_whole):
         raise SystemExit(1)  # training would refuse it, too
 
 
@@ -166,6 +171,8 @@ def _chats(config: Config, path: str | None) -> Iterator[Chat | BadRow]:
             except DataFormatError as error:
                 yield BadRow(where, str(error).removeprefix(f"{where}: "))
 
+
+_ROWS = 1000  # of a data set, which may have millions
 
 _TOOL: ToolSpec = {
     "name": "get_weather",
