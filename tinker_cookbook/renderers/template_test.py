@@ -1027,7 +1027,7 @@ def test_many_trained_replies_cost_no_more_than_some_encodings_of_the_whole(name
     assert sum(encoded) < 5 * whole
 
 
-@pytest.mark.parametrize("more", ["<|im_end|>\n", "x<|im_end|>"])
+@pytest.mark.parametrize("more", ["<|im_end|>\n<|im_start|>user", "<|im_end|>\n<|im_start|>"])
 def test_a_tag_that_holds_the_end_of_turn_is_found_as_in_the_whole(more):
     """The text up to an end of turn then does not tell the tokens up to it."""
     from tokenizers import AddedToken
