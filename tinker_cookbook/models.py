@@ -277,6 +277,20 @@ def is_local_path(model_name: str) -> bool:
     return model_name.startswith(("/", "./", "../", "~")) or os.path.isdir(model_name)
 
 
+# What holds a tokenizer's vocabulary, by its kind
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model"),
+    *("vocab.json", "vocab.txt", "tekken.json"),
+)
+
+
+def lacks_tokenizer(path: str | Path) -> bool:
+    """Whether this is a directory with no file that could hold a tokenizer's vocabulary."""
+    path = Path(path)
+    return path.is_dir() and not any((path / file).is_file() for file in VOCABULARY_FILES)
+
+
 def _is_nano(model_name: str) -> bool:
     if model_name == "nano":
         return True
@@ -419,11 +433,25 @@ def _learning_rate(model_name: str) -> float:
 
 def recommended_renderer(model_name: str) -> str:
     """The first of the model's renderers; ConfigurationError where none can be told."""
+    path = Path(load_path(model_name))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigurationError(
+            f"model_name={model_name!r}: the directory holds no config.json, so the renderer "
+            "cannot be told; set renderer_name=, which is enough where only the tokenizer is used"
+        )
     renderers = resolve(model_name).renderers
+    if not renderers and lacks_tokenizer(path):
+        raise ConfigurationError(
+            f"model_name={model_name!r}: there is no tokenizer beside its config.json, and "
+            "renderer_name= alone would not help; put the tokenizer's files there "
+            "(tokenizer.json, tokenizer_config.json), such as those of the model it was trained "
+            "from"
+        )
     if not renderers:
         raise ConfigurationError(
-            f"model_name={model_name!r}: there is no tokenizer beside its config.json, so "
-            "renderer_name= cannot be guessed and must be given"
+            f"model_name={model_name!r}: there is neither tokenizer_config.json nor "
+            "chat_template.jinja beside its config.json, so renderer_name= cannot be guessed and "
+            "must be given"
         )
     return renderers[0]
 

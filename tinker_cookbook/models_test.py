@@ -9,7 +9,13 @@ import pytest
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.models import defaults, fill_defaults, load_path, resolve
+from tinker_cookbook.models import (
+    defaults,
+    fill_defaults,
+    load_path,
+    recommended_renderer,
+    resolve,
+)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -544,12 +550,31 @@ def test_defaults_of_others(tmp_path):
     assert defaults(short, "sl")["max_length"] == 1024
 
 
+def test_a_missing_tokenizer_is_what_is_asked_for_where_there_is_none(tmp_path):
+    """renderer_name= would only lead to the next error."""
+    bare = model_directory(tmp_path / "bare", None, model_type="llama")
+    with pytest.raises(ConfigurationError, match=r"alone would not help; put the .*files there"):
+        recommended_renderer(bare)
+
+
+def test_a_tokenizer_alone_is_enough_with_a_renderer_name(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"no config\.json.* set renderer_name="):
+        recommended_renderer(str(tmp_path))
+    with pytest.raises(ConfigurationError, match="there is no such directory"):
+        recommended_renderer(str(tmp_path / "absent"))
+
+
 def test_defaults_that_cannot_be_told_name_the_key(tmp_path):
     mistral = model_directory(tmp_path / "mistral", "[INST]", model_type="mistral")
     with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
         defaults(mistral, "sl")
     bare = model_directory(tmp_path / "bare", None, model_type="llama")
-    with pytest.raises(ConfigurationError, match=r"no tokenizer .*renderer_name= .* must be given"):
+    (Path(bare) / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        ConfigurationError,
+        match=r"neither tokenizer_config\.json .*renderer_name= .* must be given",
+    ):
         defaults(bare, "sl")
     with pytest.raises(ConfigurationError, match=r"method 'ppo'.*chat_sl"):
         defaults("nano", "ppo")

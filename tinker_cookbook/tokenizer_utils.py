@@ -26,7 +26,8 @@ def get_tokenizer(model_name: str, trust_remote_code: bool | None = None) -> Tok
 
     Some models (Kimi) bring their tokenizer as Python code, which runs only with
     trust_remote_code=True. None: what the environment variable TINKER_COOKBOOK_TRUST_REMOTE_CODE
-    says, 1 or 0; without it, no. ConfigurationError where there is no such tokenizer.
+    says, 1 or 0; without it, no. ConfigurationError where there is no such tokenizer, or one
+    without a vocabulary, which would encode any text as nothing.
     """
     with _lock:
         if model_name in _registered:
@@ -79,6 +80,23 @@ def _brings_code(path: str, error: Exception) -> bool:
         return False
 
 
+def _has_vocabulary(tokenizer: Any) -> bool:
+    """transformers makes tokenizers of some families from nothing: special tokens, no others."""
+    return len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())) > 1
+
+
+def _without_vocabulary(model_name: str, path: str) -> ConfigurationError:
+    lack = (
+        f"{path} holds no tokenizer.json (nor {', '.join(models.VOCABULARY_FILES[1:])})"
+        if models.lacks_tokenizer(path)
+        else "the vocabulary among its files is empty"
+    )
+    return ConfigurationError(
+        f"model_name={model_name!r}: there is no tokenizer to encode text with, for {lack}; put"
+        " the files of the model's tokenizer there, such as those of the model it was trained from"
+    )
+
+
 def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
     from transformers import AutoTokenizer
 
@@ -87,7 +105,7 @@ def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
         raise ConfigurationError(f"model_name={model_name!r}: there is no directory {path}")
     models.check_files(model_name, "tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # what is raised depends on hub, network and file format
         if not trust_remote_code and _brings_code(path, error):
             raise ConfigurationError(
@@ -95,8 +113,13 @@ def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
                 f" which runs only if you trust it: set {TRUST}=1 in the environment, or give"
                 " another tokenizer with tokenizer_utils.register_tokenizer"
             ) from error
+        if models.lacks_tokenizer(path) and not _brings_code(path, error):
+            raise _without_vocabulary(model_name, path) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
             f"model_name={model_name!r}: its tokenizer cannot be loaded ({reason})"
             + models.access_hint(model_name)
         ) from error
+    if not _has_vocabulary(tokenizer):
+        raise _without_vocabulary(model_name, path)
+    return tokenizer

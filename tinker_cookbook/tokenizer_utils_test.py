@@ -66,6 +66,46 @@ def test_missing_tokenizers_are_named(monkeypatch, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+# transformers makes one of the first four from nothing, in silence, and refuses the others
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "bert", "t5", "llama", "none-of-ours"])
+def test_a_directory_without_a_tokenizer_is_named(tmp_path, family):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    for config in (None, '{"eos_token": "<end>", "chat_template": "x"}'):
+        if config:
+            (tmp_path / "tokenizer_config.json").write_text(config)
+        with pytest.raises(ConfigurationError) as caught:
+            get_tokenizer(str(tmp_path))
+        message = str(caught.value)
+        assert f"model_name={str(tmp_path)!r}: there is no tokenizer" in message
+        assert f"{tmp_path} holds no tokenizer.json (nor tokenizer.model" in message
+        assert "put the files of the model's tokenizer there" in message and "\n" not in message
+
+
+def test_an_empty_vocabulary_is_named(tmp_path):
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    Tokenizer(BPE()).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(ConfigurationError, match="the vocabulary among its files is empty; put"):
+        get_tokenizer(str(tmp_path))
+
+
+def test_show_refuses_a_model_without_a_tokenizer(tmp_path):
+    """Also with renderer_name=, which renders nothing without one."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    for more in ([], ["renderer_name=role_colon"]):
+        command = [sys.executable, "-m", "tinker_cookbook.renderers.show", *more]
+        shown = subprocess.run(
+            [*command, f"model_name={tmp_path}"],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert shown.returncode != 0 and "Traceback" not in shown.stderr
+        assert "there is no tokenizer" in shown.stderr and "files" in shown.stderr
+
+
 @pytest.fixture
 def modules(monkeypatch, tmp_path):
     """transformers copies a model's code before it runs it."""
@@ -90,8 +130,8 @@ def test_code_of_a_model_does_not_run_unasked(modules, monkeypatch, tmp_path):
         f"open({str(mark)!r}, 'w')\n"
         "from transformers import PreTrainedTokenizer as P\n"
         "class T(P):\n"
-        "    vocab_size = 0\n"
-        "    def get_vocab(self): return {}\n"
+        "    vocab_size = 2\n"
+        "    def get_vocab(self): return {'a': 0, 'b': 1}\n"
     )
     for asked in (None, False):
         with pytest.raises(ConfigurationError) as caught:

@@ -134,6 +134,16 @@ class ChatTemplate:
             )
         return pieces[1], pieces[2]
 
+    @cached_property
+    def turn_boundary(self) -> str | None:
+        """`end_of_turn` if the tokens before and behind it never depend on one another; None where
+        words or other tags around it could swallow it."""
+        end = self.end_of_turn
+        added = self.tokenizer.added_tokens_decoder.values()
+        token = next(token for token in added if token.content == end)
+        within = any(end in tag for tag in self.tags if tag != end)
+        return None if within or token.single_word or token.normalized else end
+
     def apply(self, messages: Sequence[Any], prompt: bool = False, tools: Any = None) -> str:
         """What the chat template makes of OpenAI-style messages; TemplateRefusal if it raises."""
         return from_template(self.tokenizer, messages, tools, prompt, **self._arguments)
@@ -151,8 +161,15 @@ class ChatTemplate:
         prompt = self.probe([_QUESTION], prompt=True) or ""
         header, found, _ = self.apply([_QUESTION, _REPLY]).rpartition(_REPLY["content"])
         opened = prompt.removeprefix(header) if prompt.startswith(header) and found else ""
-        begun = self.probe([_QUESTION, {**_REPLY, "content": opened + _REPLY["content"]}]) or ""
-        return opened if begun.startswith(prompt) else ""
+        # A template that reasons about nothing where it is given no reasoning hides it in `header`
+        begin, tag, rest = prompt.rpartition(THINK[0])
+        if not opened and QUESTION in begin and THINK[1] not in rest:
+            opened = tag + rest
+        for reply in (_REPLY["content"], f"PROBE-THOUGHT\n{THINK[1]}\n\n{_REPLY['content']}"):
+            begun = self.probe([_QUESTION, {**_REPLY, "content": opened + reply}]) or ""
+            if begun.startswith(prompt + reply.partition("\n")[0]):
+                return opened
+        return ""
 
     @cached_property
     def keeps_arguments(self) -> bool:
@@ -186,10 +203,11 @@ class ChatTemplate:
         reasoned = {**_REPLY, "reasoning_content": "PROBE-THOUGHT"}
         system = {"role": "system", "content": "PROBE-SYSTEM"}
         heads = [[system, _QUESTION], [_QUESTION]]
-        call = _call('{"PROBE":1}' if self.keeps_arguments else {"PROBE": 1})[1:]
+        call = _call('{"PROBE":1}' if self.keeps_arguments else {"PROBE": 1})[1]
         result = {"role": "tool", "content": "PROBE-RESULT", "tool_call_id": _CALL_ID}
         tails = [[reply, _QUESTION] for reply in (_REPLY, thought, reasoned)]
-        tails.append([*call, result, _REPLY, _QUESTION])
+        for reply in ({**_REPLY, "content": ""}, thought, reasoned):
+            tails.append([{**call, **reply}, result, _REPLY, _QUESTION])
         for head in heads:
             for tail in tails:
                 messages = [*head, *tail]

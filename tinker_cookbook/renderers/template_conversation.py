@@ -52,6 +52,7 @@ class Conversation:
             for message in given
             for guard in [every if message["role"] in ("user", "tool") else control]
         ]
+        self._through_turn: tuple[str, list[int]] = "", []  # see `encode`
         # Tools without a system prompt are declared without one
         self._skipped = int(bool(tools) and not given[0]["content"])
 
@@ -217,8 +218,7 @@ class Conversation:
         if not through.startswith(before):
             raise RendererError(
                 f"message {i}: the chat template does not write this reply behind its own "
-                "generation prompt, so there is no mask that matches sampling"
-                + (f"; its prompt opens with {opened!r}, so must the reply" if opened else "")
+                f"generation prompt, so there is no mask that matches sampling; {self._way_out(i)}"
             )
         reply = through.removeprefix(before)
         if not reply.endswith(end) or reply.count(end) > 1:
@@ -234,14 +234,54 @@ class Conversation:
                 "not be trained; use a renderer that knows it"
             )
 
+    def _way_out(self, i: int) -> str:
+        """What makes the template write reply `i` behind its prompt, found by trying it."""
+        *before, reply = self._messages[: i + 1]
+        opened = self._template.opened
+        if opened and not reply["content"].startswith(opened):
+            content = f"{opened}x\n{THINK[1]}\n\n{reply['content']}"
+            if self._is_behind_prompt([*before, {**reply, "content": content}]):
+                return f"its prompt opens with {opened!r}, so must the reply"
+        has_system = before[0]["role"] == "system" and i > 1 and not self._skipped
+        if has_system and self._is_behind_prompt([*before[1:], reply]):
+            return "without the system message it does: remove that, or let a user message say it"
+        own = "register_renderer, or renderer_name=module:Name"
+        return f"write a renderer for this model and use {own}"
+
+    def _is_behind_prompt(self, messages: Sequence[Any]) -> bool:
+        """Whether the last of `messages` would be written behind its generation prompt."""
+        try:
+            return self._ask(messages, False).startswith(self._ask(messages[:-1], True))
+        except TemplateRefusal:
+            return False
+
     def _decode(self, tokens: list[int]) -> str:
         return self._template.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
 
     def encode(self, text: str) -> list[int]:
         """Tokens, as the tokenizer encodes the template's text, but for the broken tags.
 
-        These are encoded between the others piece by piece, if this tokenizer has it so.
+        A text that extends the last one is encoded from the end of a turn on that both have: the
+        beginnings of a conversation, from short to long, cost no more than the whole.
         """
+        end = self._template.turn_boundary
+        if end is None:
+            return self._encode(text)
+        end_id = self._template.encoder.id(end)
+        begin, known = self._through_turn
+        if begin and text.startswith(begin):
+            more = self._encode(end + text.removeprefix(begin))
+            tokens = known + more[more.index(end_id) + 1 :]
+        else:
+            tokens = self._encode(text)
+        if end in text and text.count(end) == tokens.count(end_id):
+            behind = len(tokens) - tokens[::-1].index(end_id)
+            self._through_turn = text[: text.rindex(end) + len(end)], tokens[:behind]
+        return tokens
+
+    def _encode(self, text: str) -> list[int]:
+        """`encode` from the start. The broken tags are encoded between the others piece by piece,
+        if this tokenizer has it so."""
         tokenizer, encoder = self._template.tokenizer, self._template.encoder
         whole = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if self._mark not in text:

@@ -28,6 +28,7 @@ from tinker_cookbook.renderers.parsing import message_from_deltas
 from tinker_cookbook.renderers.parsing_test import calls, render_reply, texts
 from tinker_cookbook.renderers.qwen3_test import conversation
 from tinker_cookbook.renderers.template import TemplateRenderer
+from tinker_cookbook.renderers.template_conversation import Conversation
 
 LLAMA = [f"llama-{version}-instruct" for version in ("3", "3.1", "3.2")]
 CHATML = ["qwen2.5-instruct", "qwen3-instruct-2507", "qwen3", "qwq-32b", "qwen3-coder", "qwen3-vl"]
@@ -261,13 +262,14 @@ FOUND = {
     **dict.fromkeys(CHATML, ("<|im_end|>", "", True)),
     "qwen3": ("<|im_end|>", "", False),  # drops reasoning
     "qwq-32b": ("<|im_end|>", "<think>\n", False),
-    "qwen3.5-think": ("<|im_end|>", "", False),
+    "qwen3.5-think": ("<|im_end|>", "<think>\n", False),
     "qwen3.5-nothink": ("<|im_end|>", "", False),
-    "nemotron-3-nano": ("<|im_end|>", "", False),
+    "nemotron-3-nano": ("<|im_end|>", "<think>\n", False),
     "deepseek-v3": ("<｜end▁of▁sentence｜>", "<think>\n", False),
     "deepseek-v3.1": ("<｜end▁of▁sentence｜>", "", True),
     "deepseek-r1-distill": ("<｜end▁of▁sentence｜>", "<think>\n", False),
     "kimi-k2-instruct-july2025": ("<|im_end|>", "", True),
+    "kimi-k2-thinking": ("<|im_end|>", "", False),  # empties the reasoning beside calls
     "gpt-oss": ("<|return|>", "", False),  # the end of a reply becomes <|end|>
     "gemma-2-it": ("<end_of_turn>", "", True),
     "gemma-3-it": ("<end_of_turn>", "", True),
@@ -299,6 +301,18 @@ def test_a_template_that_forgets_calls_alone_is_not_stable(keeps):
     """Once a user has asked again. Conversations without calls do not show it."""
     tokenizer = templated(FORGETS_CALLS.replace("KEEPS", str(keeps)))
     assert TemplateRenderer(tokenizer).has_extension_property == keeps
+
+
+def test_reasoning_beside_a_call_that_is_forgotten_makes_a_template_unstable():
+    """Kimi K2 empties it once a reply without calls follows, and leaves all else as it was."""
+    renderer = of("kimi-k2-thinking")
+    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}
+    reasoned = {**assistant("", thinking="because"), "tool_calls": [call]}
+    messages = [user("q"), reasoned, tool("1"), assistant("one"), user("r")]
+    prompt = renderer.build_generation_prompt(messages[:3]).to_ints()
+    later = renderer.build_generation_prompt(messages).to_ints()
+    assert later[: len(prompt)] != prompt
+    assert not renderer.has_extension_property
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATED if name in FOUND and FOUND[name][2]])
@@ -634,6 +648,30 @@ def test_parsing_gives_back_what_was_rendered(name, data):
         assert last.termination.is_clean == (cut == len(tokens))
 
 
+@pytest.mark.parametrize(
+    "name", ["qwq-32b", "qwen3.5-think", "nemotron-3-nano", "deepseek-v3", "deepseek-r1-distill"]
+)
+def test_a_parsed_reply_begins_with_what_its_prompt_has_opened(name):
+    renderer = of(name)
+    text = "because\n</think>\n\nor two"
+    reply = renderer.encoder.encode(text, renderer.template.own_tags)
+    message, termination = renderer.parse_response(reply + renderer.get_stop_sequences())
+    assert termination is ParseTermination.STOP_SEQUENCE
+    assert message == assistant(f"<think>\n{text}")
+
+
+@pytest.mark.parametrize("name", ["qwq-32b", "qwen3.5-think", "nemotron-3-nano"])
+def test_a_parsed_reply_is_trained_as_it_was_sampled(name):
+    renderer = of(name)
+    reply = renderer.encoder.encode("because\n</think>\n\nor two", renderer.template.own_tags)
+    reply += renderer.get_stop_sequences()
+    message, _ = renderer.parse_response(reply)
+    prompt = renderer.build_generation_prompt([user("1?")]).to_ints()
+    tokens, weights = renderer.build_supervised_example([user("1?"), message])
+    assert tokens.to_ints() == prompt + reply
+    assert weights.sum() == len(reply)
+
+
 def test_unreadable_calls_render_again():
     renderer = of("qwen3-instruct-2507")
     body = 'Sure.\n<tool_call>\n{"name": 1}\n</tool_call>'
@@ -699,15 +737,38 @@ def test_a_reply_that_is_not_written_behind_its_prompt_is_refused(name):
     for build in (renderer.build_supervised_example, renderer.build_supervised_examples):
         with pytest.raises(RendererError, match=r"message 1: .*generation prompt"):
             build(HI)
-    if renderer.template.opened:
-        with pytest.raises(RendererError, match=r"opens with '<think>\\n', so must the reply"):
-            renderer.build_supervised_example(HI)
+
+
+@pytest.mark.parametrize("name", ["qwq-32b", "nemotron-3-nano"])
+def test_a_reply_is_told_to_begin_as_its_prompt_ends_where_that_helps(name):
+    renderer = of(name)
+    for content in ("Hello", "<think>hm</think>\n\nHello"):
+        with pytest.raises(RendererError, match=r"opens with '<think>\\n', so must the reply$"):
+            renderer.build_supervised_example([user("Hi"), assistant(content)])
+    renderer.build_supervised_example([user("Hi"), assistant("<think>\nhm\n</think>\n\nHello")])
+
+
+@pytest.mark.parametrize("content", ["Hello", "<think>\nhm\n</think>\n\nHello"])
+@pytest.mark.parametrize("name", ["deepseek-v3", "deepseek-r1-distill"])
+def test_where_no_reply_can_be_trained_another_renderer_is_named(name, content):
+    """These cut reasoning out of every reply, and prompt for it."""
+    for head in ([], [system("S")]):
+        with pytest.raises(RendererError) as caught:
+            of(name).build_supervised_example([*head, user("Hi"), assistant(content)])
+        assert str(caught.value).endswith(
+            "; write a renderer for this model and use register_renderer, or "
+            "renderer_name=module:Name"
+        )
 
 
 def test_a_system_prompt_that_moves_is_refused():
     """Mistral's template writes it before the last user message, only where that comes last."""
-    with pytest.raises(RendererError, match=r"message 2: .*generation prompt"):
-        of("mistral-nemo-instruct-2407").build_supervised_example(TWO[:3])
+    renderer = of("mistral-nemo-instruct-2407")
+    with pytest.raises(
+        RendererError, match=r"message 2: .*generation prompt.*without the system message it does"
+    ):
+        renderer.build_supervised_example(TWO[:3])
+    renderer.build_supervised_example(TWO[1:3])
 
 
 def test_history_in_another_form_is_refused_in_one_example_and_split():
@@ -915,6 +976,69 @@ def test_calls_cost_one_more_rendering(monkeypatch):
         assert count(renderer.build_supervised_example, four, mode) == plain + 1
     assert count(renderer.build_generation_prompt, four_without[:-1]) == 1
     assert count(renderer.build_generation_prompt, four[:-1]) == 2
+
+
+def _with_forged_turns(rng: random.Random, messages: list[dict], end: str) -> list[dict]:
+    """Some contents with end-of-turn strings, or the beginning of one, and white space about."""
+    spoiled = [f"{end}x", f" {end}\n{end}", end[:-1], "\n x \n"]
+    return [
+        {**message, "content": message["content"] + rng.choice(spoiled)}
+        if isinstance(message["content"], str) and rng.random() < 0.3
+        else message
+        for message in messages
+    ]
+
+
+@pytest.mark.parametrize("name", [*GENERATED, "mistral-nemo-instruct-2407"])
+def test_beginnings_encoded_one_behind_the_other_are_encoded_as_each_alone(name):
+    renderer = of(name)
+    most = GENERATED[name][0] if name in GENERATED else 0
+    rng = random.Random(7)
+    compared = 0
+    for _ in range(15):
+        messages = with_calls(conversation(rng, thinking=name == "qwen3"), most)
+        messages = _with_forged_turns(rng, messages, renderer.template.end_of_turn)
+        messages = renderer.checked(messages)
+        together = Conversation(renderer.template, messages)
+        counts = [*range(1, len(messages) + 1), rng.randint(1, len(messages))]
+        for count in counts:
+            for write in (together.prompt, together.complete):
+                try:
+                    text = write(count)
+                except RendererError:  # Mistral wants turns to alternate
+                    continue
+                alone = Conversation(renderer.template, messages)
+                assert together.encode(text) == alone.encode(text)
+                compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize("name", ["qwen3-instruct-2507", "llama-3-instruct", "gemma-3-it"])
+def test_many_trained_replies_cost_no_more_than_some_encodings_of_the_whole(name, monkeypatch):
+    renderer = of(name)
+    messages = [user("Say it again, please."), assistant("Again and again and again.")] * 40
+    encoded = []
+    encode = Conversation._encode
+    monkeypatch.setattr(
+        Conversation, "_encode", lambda self, text: encoded.append(len(text)) or encode(self, text)
+    )
+    renderer.build_supervised_example(messages, "all_assistant_messages")
+    whole = len(Conversation(renderer.template, messages).complete(len(messages)))
+    assert sum(encoded) < 5 * whole
+
+
+@pytest.mark.parametrize("more", ["<|im_end|>\n<|im_start|>user", "<|im_end|>\n<|im_start|>"])
+def test_a_tag_that_holds_the_end_of_turn_is_found_as_in_the_whole(more):
+    """The text up to an end of turn then does not tell the tokens up to it."""
+    from tokenizers import AddedToken
+
+    tokenizer = copy.deepcopy(of("qwen3-instruct-2507").tokenizer)
+    tokenizer.add_tokens([AddedToken(more, special=False, normalized=False)])
+    renderer = TemplateRenderer(tokenizer)
+    together = Conversation(renderer.template, TWO[1:])
+    for count in range(1, len(TWO)):
+        for text in (together.complete(count), together.prompt(count)):
+            assert together.encode(text) == tokenizer(text)["input_ids"]
 
 
 def test_what_the_template_allows_is_as_it_writes_it():
