@@ -78,6 +78,16 @@ def test_refused_by_every_renderer(renderer, messages, problem):
     assert problem_of(renderer, messages).startswith(problem)
 
 
+def test_text_in_front_of_reasoning_is_not_lost(name, renderer):
+    """The templates of these drop it; the others write a string as it is, or as parts."""
+    chat = [user("q"), assistant("Sure. <think>Hm</think>Yes"), user("r"), assistant("Yes")]
+    problem = problem_of(renderer, chat)
+    if name.startswith(("deepseekv3", "kimi", "qwen3")) and name != "qwen3_instruct":
+        assert problem.startswith("message 1: the text 'Sure.' in front of <think> would be lost")
+    elif name != "template":
+        assert problem == ""
+
+
 def test_keys_that_say_nothing_of_tokens_are_not_read(renderer):
     """As replies of servers and tables of conversations have them."""
     more = {"id": "a1", "timestamp": 3, "refusal": None, "annotations": [], "function_call": None}

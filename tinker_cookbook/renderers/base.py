@@ -298,6 +298,8 @@ class Renderer(ABC):
                     f"message {i}: 'tools' inside a message is not read; put them beside the "
                     "messages, or use create_conversation_prefix_with_tools"
                 )
+        if self.reasoning_in_strings:
+            _refuse_text_before_reasoning(checked)
         if self.call_tag is not None:
             _refuse_results_without_call(checked, self.call_tag, self.results_in_order)
         if not self.supports_images:
@@ -375,6 +377,19 @@ _LAST_MODES = frozenset({TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_AS
 _USER_AND_SYSTEM = frozenset({"user", "system", "developer", "tool_declare"})
 REPLY_MODES = _LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
 """The modes in which each trained message is a reply that the model would sample."""
+
+
+def _refuse_text_before_reasoning(messages: Sequence[Message]) -> None:
+    """Chat templates drop it without a word, where they take a string apart."""
+    for i, message in enumerate(messages):
+        content = message["content"]
+        if message["role"] == "assistant" and isinstance(content, str) and "</think>" in content:
+            before, opened, _ = content.partition("</think>")[0].partition("<think>")
+            if opened and before.strip():
+                raise RendererError(
+                    f"message {i}: the text {before.strip()[:40]!r} in front of <think> would be "
+                    "lost; give the content as parts (type text, type thinking)"
+                )
 
 
 def _refuse_results_without_call(

@@ -20,6 +20,7 @@ results has no header at all. Tokens equal those of the model's own chat templat
    results, where the template's prompt opens no think block, the reply opens it itself, if it has
    reasoning.
 6. Tools cannot be declared by a template that does not know them, as the published one.
+7. The tag that ends a call, inside its arguments, begins with a JSON escape.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ class Template:
     def __init__(self, name: str, markup: list[str], template: str | None = None):
         self.tokenizer = load(name)
         self.added = self.tokenizer.get_added_vocab()
+        self.markup = markup
         self.control = [tag for tag in self.added if tag not in markup]
         self.plain = plain_tokenizer(name)
         self.template = template
@@ -125,6 +126,13 @@ class Template:
             text = text.replace(tag, self.hidden[tag])
         return text
 
+    def escape(self, arguments: str) -> str:
+        """The tags that end a call, as the renderers write them inside arguments."""
+        for tag in self.markup:
+            if tag.endswith(("call▁end｜>", "calls▁end｜>", "call_end|>", "section_end|>")):
+                arguments = arguments.replace(tag, tag.replace("<", "\\u003c"))
+        return arguments
+
     def openai(self, message: dict) -> dict:
         role, content = message["role"], message["content"]
         thinking, text = split_thinking(content) if isinstance(content, list) else ("", content)
@@ -139,7 +147,10 @@ class Template:
                 {
                     **call,
                     "type": "function",
-                    "function": {k: self.hide(v, role) for k, v in call["function"].items()},
+                    "function": {
+                        "name": self.hide(call["function"]["name"], role),
+                        "arguments": self.hide(self.escape(call["function"]["arguments"]), role),
+                    },
                 }
                 for call in calls
             ]
@@ -665,6 +676,17 @@ def test_reasoning_is_what_precedes_the_closing_tag(text, thinking, reply):
     assert split_thinking(parts) == (thinking, reply)
     message, _ = parse("deepseekv3", text)
     assert content_parts(message["content"]) == [{"type": "text", "text": text}]
+
+
+def test_7_arguments_may_speak_of_the_tag_that_ends_a_call(tokenizer):
+    renderer = get_renderer("deepseekv3", tokenizer)
+    value = {"text": "write <｜tool▁call▁end｜> here"}
+    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    parsed, _ = renderer.parse_response(render_reply(renderer, message))
+    (found,) = parsed["tool_calls"]
+    assert json.loads(found.function.arguments) == value
+    assert "unparsed_tool_calls" not in parsed
 
 
 def test_a_reply_that_speaks_of_the_tag_stays_as_it_was_sampled(tokenizer):

@@ -19,6 +19,7 @@ the chat template of K2-Thinking, with these differences, all meant:
    template writes the id alone, and the function's name would be lost. A result without an id
    answers the first call still unanswered, of the function `name` if it has one.
 5. An assistant has no name but `assistant`, which is what its prompt says.
+6. The tag that ends a call, inside its arguments, begins with a JSON escape.
 
 For K2-Instruct, whose template of July 2025 knows no reasoning, two more: the empty think block in
 each reply, and tool messages (that template writes the arguments as a JSON string, and the two

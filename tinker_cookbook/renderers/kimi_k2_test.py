@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import random
 from collections import Counter
@@ -339,6 +340,16 @@ def test_5_an_assistant_has_no_name(renderer, template):
 
 
 # System messages, tools
+
+
+def test_6_arguments_may_speak_of_the_tag_that_ends_a_call(renderer):
+    value = {"text": "write <|tool_call_end|> here"}
+    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    parsed, _ = renderer.parse_response(render_reply(renderer, message))
+    (found,) = parsed["tool_calls"]
+    assert json.loads(found.function.arguments) == value
+    assert "unparsed_tool_calls" not in parsed
 
 
 def test_the_default_system_message_is_the_templates(tokenizer):

@@ -203,6 +203,15 @@ def as_tool_call(value: Any) -> ToolCall:
     return call
 
 
+def arguments_without(call: ToolCall, *tags: str) -> str:
+    """A call's arguments in which no string holds one of `tags`, which would end the call: each
+    begins with a JSON escape instead, so that the value is the same."""
+    arguments = call.function.arguments
+    for tag in tags:
+        arguments = arguments.replace(tag, f"\\u{ord(tag[0]):04x}{tag[1:]}")
+    return arguments
+
+
 def read_json_object(text: str, what: str) -> dict[str, Any]:
     """The JSON object in `text`. ValueError otherwise, in words: `what` is no object, or where the
     JSON breaks off."""

@@ -22,6 +22,8 @@ Tokens equal those of the models' own chat templates (`qwen3`: the hybrid templa
    generation prompt has it.
 8. After reasoning, `qwen3_instruct` writes the parts as they are; its template knows no reasoning.
    It keeps them in history, so that what was sampled stays as it was.
+9. The closing tag of a call inside its arguments begins with a JSON escape; the template would end
+   the call there.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from tinker_cookbook.renderers.chat_template import QUESTION
 from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
+    arguments_without,
     format_content_as_string,
     split_thinking,
 )
@@ -228,4 +231,5 @@ class Qwen3InstructRenderer(_ChatMLRenderer):
 
 def _tool_call_block(call: ToolCall) -> str:
     name = json.dumps(call.function.name, ensure_ascii=False)
-    return f'<tool_call>\n{{"name": {name}, "arguments": {call.function.arguments}}}\n</tool_call>'
+    arguments = arguments_without(call, "</tool_call>")
+    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'

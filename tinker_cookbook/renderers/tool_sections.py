@@ -16,6 +16,7 @@ from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
     UnparsedToolCall,
+    arguments_without,
     read_json_object,
 )
 from tinker_cookbook.renderers.parsing import (
@@ -49,8 +50,8 @@ class ToolSection:
         A section whose last call was left open ends there: its raw text holds all that came.
         """
         blocks = [
-            f"{self.call_opened}{self.head(call)}{self.separator}{call.function.arguments}"
-            f"{self.call_closed}"
+            f"{self.call_opened}{self.head(call)}{self.separator}"
+            f"{arguments_without(call, self.call_closed, self.closed)}{self.call_closed}"
             for call in message.get("tool_calls", [])
         ]
         blocks += [call.raw_text for call in message.get("unparsed_tool_calls", [])]
