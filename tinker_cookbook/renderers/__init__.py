@@ -2,7 +2,8 @@
 
 The formats: qwen3.py, llama3.py, deepseek_v3.py, kimi_k2.py, gpt_oss.py, role_colon.py, and
 template.py for any other chat model. The types: messages.py. How conversations are assembled:
-base.py. How responses are parsed: parsing.py. To look at a conversation: show.py.
+base.py. What is trained of them: training_modes.py. How responses are parsed: parsing.py. To look at
+a conversation: show.py.
 """
 
 from tinker_cookbook.renderers.base import (
@@ -10,7 +11,6 @@ from tinker_cookbook.renderers.base import (
     RenderedMessage,
     Renderer,
     SupervisedExample,
-    TrainOnWhat,
     tokens_weights_from_strings_weights,
 )
 from tinker_cookbook.renderers.messages import (
@@ -47,6 +47,7 @@ from tinker_cookbook.renderers.registry import (
     register_renderer,
     unregister_renderer,
 )
+from tinker_cookbook.renderers.training_modes import TrainOnWhat
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 __all__ = [

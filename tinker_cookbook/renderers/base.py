@@ -7,15 +7,17 @@ prompts and training examples. All sequences here are unshifted: weight i belong
 
 from __future__ import annotations
 
-import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from tinker_cookbook.exceptions import ConfigurationError, RendererError
+from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.conversation_checks import (
+    refuse_results_without_call,
+    refuse_text_before_reasoning,
+)
 from tinker_cookbook.renderers.encoding import TextEncoder
 from tinker_cookbook.renderers.messages import (
     Message,
@@ -35,34 +37,19 @@ from tinker_cookbook.renderers.parsing import (
     TagParser,
 )
 from tinker_cookbook.renderers.tool_declarations import openai_tools
+from tinker_cookbook.renderers.training_modes import (
+    LAST_MODES,
+    REPLY_MODES,
+    TrainOnWhat,
+    last_user_index,
+    trained_messages,
+)
 
 if TYPE_CHECKING:
     import tinker
     import torch
 
     from tinker_cookbook.tokenizer_utils import Tokenizer
-
-
-class TrainOnWhat(StrEnum):
-    """Which messages' outputs carry loss weight 1. Headers carry 0, except under ALL_TOKENS."""
-
-    LAST_ASSISTANT_MESSAGE = "last_assistant_message"  # the final message, if an assistant's
-    LAST_ASSISTANT_TURN = "last_assistant_turn"  # assistant messages after the last user message
-    ALL_ASSISTANT_MESSAGES = "all_assistant_messages"
-    ALL_MESSAGES = "all_messages"
-    ALL_TOKENS = "all_tokens"  # headers too; only a beginning-of-text token stays 0
-    ALL_USER_AND_SYSTEM_MESSAGES = "all_user_and_system_messages"
-    CUSTOMIZED = "customized"  # each message says so itself: `trainable: bool`
-
-    @classmethod
-    def of(cls, value: TrainOnWhat | str) -> TrainOnWhat:
-        """From its value; ConfigurationError that lists the values otherwise."""
-        try:
-            return cls(value)
-        except ValueError:
-            raise ConfigurationError(
-                f"train_on_what={value!r} is not one of {', '.join(cls)}"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -216,6 +203,7 @@ class Renderer(ABC):
 
         For the LAST_ASSISTANT_* modes no weight falls on the generation prompt that precedes the
         target. All weights are 0 where there is no such message; it is for the caller to refuse.
+        A header that is what the last trained message stops at (`User:` in role_colon) has weight 1.
         """
         import torch
 
@@ -246,7 +234,7 @@ class Renderer(ABC):
                 add(rendered.stop_overlap, float(is_trained))
 
         model_input = model_input_of(chunks)
-        if mode in _LAST_MODES and any(trained):
+        if mode in LAST_MODES and any(trained):
             first = trained.index(True)
             prompt = model_input_of(self._prompt_chunks(messages[:first], messages[first]["role"]))
             if _starts_with(model_input, prompt):
@@ -299,9 +287,9 @@ class Renderer(ABC):
                     "messages, or use create_conversation_prefix_with_tools"
                 )
         if self.reasoning_in_strings:
-            _refuse_text_before_reasoning(checked)
+            refuse_text_before_reasoning(checked)
         if self.call_tag is not None:
-            _refuse_results_without_call(checked, self.call_tag, self.results_in_order)
+            refuse_results_without_call(checked, self.call_tag, self.results_in_order)
         if not self.supports_images:
             for i, message in enumerate(checked):
                 if any(part["type"] == "image" for part in content_parts(message["content"])):
@@ -372,56 +360,9 @@ class Origin(NamedTuple):
     model_name: str
 
 
-_LAST_MODES = frozenset({TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN})
-# the last two are what a system message becomes in gpt-oss, and the declaration of tools in Kimi
-_USER_AND_SYSTEM = frozenset({"user", "system", "developer", "tool_declare"})
-REPLY_MODES = _LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
-"""The modes in which each trained message is a reply that the model would sample."""
-
-
-def _refuse_text_before_reasoning(messages: Sequence[Message]) -> None:
-    """Chat templates drop it without a word, where they take a string apart."""
-    for i, message in enumerate(messages):
-        content = message["content"]
-        if message["role"] == "assistant" and isinstance(content, str) and "</think>" in content:
-            before, opened, _ = content.partition("</think>")[0].partition("<think>")
-            if opened and before.strip():
-                raise RendererError(
-                    f"message {i}: the text {before.strip()[:40]!r} in front of <think> would be "
-                    "lost; give the content as parts (type text, type thinking)"
-                )
-
-
-def _refuse_results_without_call(
-    messages: Sequence[Message], call_tag: str, in_order: bool
-) -> None:
-    waiting = 0.0  # calls without a result; how many a text holds is not told
-    ids: list[str | None] = []  # theirs
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            text = "".join(part.get("text", "") for part in content_parts(message["content"]))
-            calls = len(message.get("tool_calls", ())) + len(message.get("unparsed_tool_calls", ()))
-            waiting = math.inf if call_tag in text else calls
-            ids = [call.id for call in message.get("tool_calls", ())]
-        elif message["role"] == "tool":
-            if not waiting:
-                raise RendererError(
-                    f"message {i}: a tool result without a call; "
-                    "the assistant's message before it must have tool_calls, one for each result"
-                )
-            waiting -= 1
-            expected, ids = (ids or [None])[0], ids[1:]
-            given = message.get("tool_call_id")
-            if in_order and expected and given and given != expected:
-                raise RendererError(
-                    f"message {i}: a result with the tool_call_id {given!r} where that of the call "
-                    f"is {expected!r}; results must stand in the order of their calls"
-                )
-
-
 def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
     last = len(messages) - 1
-    last_user_index = _last_user_index(messages)
+    last_user = last_user_index(messages)
     last_answer_index = max(
         (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and not calls_tools(m)),
         default=-1,
@@ -432,45 +373,13 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
             is_last=i == last,
             prev_message=messages[i - 1] if i else None,
             next_message=messages[i + 1] if i < last else None,
-            last_user_index=last_user_index,
-            in_last_assistant_turn=0 <= last_user_index < i,
+            last_user_index=last_user,
+            in_last_assistant_turn=0 <= last_user < i,
             messages=messages,
             last_answer_index=last_answer_index,
         )
         for i in range(len(messages))
     ]
-
-
-def _last_user_index(messages: Sequence[Message]) -> int:
-    return max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
-
-
-def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[bool]:
-    """Whether each message's output is trained. RendererError where `trainable` does not fit."""
-    customized = mode is TrainOnWhat.CUSTOMIZED
-    for i, message in enumerate(messages):
-        if customized != ("trainable" in message):
-            raise RendererError(
-                f"message {i} has no key 'trainable', which train_on_what=customized needs"
-                if customized
-                else f"message {i} has the key 'trainable', which train_on_what={mode} does not "
-                "read; remove it, or set train_on_what=customized"
-            )
-    assistant = [message["role"] == "assistant" for message in messages]
-    match mode:
-        case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
-            return [is_it and i == len(messages) - 1 for i, is_it in enumerate(assistant)]
-        case TrainOnWhat.LAST_ASSISTANT_TURN:
-            last_user = _last_user_index(messages)
-            return [is_it and i > last_user for i, is_it in enumerate(assistant)]
-        case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
-            return assistant
-        case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:
-            return [message["role"] in _USER_AND_SYSTEM for message in messages]
-        case TrainOnWhat.CUSTOMIZED:
-            return [bool(message.get("trainable")) for message in messages]
-        case TrainOnWhat.ALL_MESSAGES | TrainOnWhat.ALL_TOKENS:
-            return [True] * len(messages)
 
 
 def model_input_of(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInput:

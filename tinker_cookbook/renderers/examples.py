@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Messages
 from dataclasses import dataclass
 
-from tinker_cookbook.renderers.base import REPLY_MODES, Renderer, TrainOnWhat
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.messages import Message
+from tinker_cookbook.renderers.training_modes import REPLY_MODES, TrainOnWhat
 from tinker_cookbook.sequences import Sequence
 from tinker_cookbook.utils.misc_utils import counted
 

@@ -27,11 +27,12 @@ from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
-from tinker_cookbook.renderers.base import Renderer, TrainOnWhat
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.chats import BadRow, Chat, read_chats, row_chat, table_chat
 from tinker_cookbook.renderers.examples import conversation_examples
 from tinker_cookbook.renderers.messages import ToolSpec
 from tinker_cookbook.renderers.registry import get_renderer
+from tinker_cookbook.renderers.training_modes import TrainOnWhat
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils import hub
 from tinker_cookbook.utils.display import is_terminal

@@ -24,15 +24,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import (
-    REPLY_MODES,
     RenderContext,
     RenderedMessage,
     Renderer,
     SupervisedExample,
-    TrainOnWhat,
     model_input_of,
     text_chunk,
-    trained_messages,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION, ChatTemplate
 from tinker_cookbook.renderers.messages import Message, Role, ToolSpec
@@ -40,6 +37,7 @@ from tinker_cookbook.renderers.parsing import TagParser, ToolTags, read_json_too
 from tinker_cookbook.renderers.template_conversation import Conversation
 from tinker_cookbook.renderers.tool_declarations import undeclared_tool
 from tinker_cookbook.renderers.tool_sections import KIMI_SECTION, SectionParser
+from tinker_cookbook.renderers.training_modes import REPLY_MODES, TrainOnWhat, trained_messages
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 if TYPE_CHECKING:
