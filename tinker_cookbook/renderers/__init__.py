@@ -2,8 +2,8 @@
 
 The formats: qwen3.py, llama3.py, deepseek_v3.py, kimi_k2.py, gpt_oss.py, role_colon.py, and
 template.py for any other chat model. The types: messages.py. How conversations are assembled:
-base.py. What is trained of them: training_modes.py. How responses are parsed: parsing.py. To look at
-a conversation: show.py.
+base.py. What is trained of them: training_modes.py. How responses are parsed: parsing.py. To look
+at a conversation: show.py.
 """
 
 from tinker_cookbook.renderers.base import (

@@ -203,7 +203,7 @@ class Renderer(ABC):
 
         For the LAST_ASSISTANT_* modes no weight falls on the generation prompt that precedes the
         target. All weights are 0 where there is no such message; it is for the caller to refuse.
-        A header that is what the last trained message stops at (`User:` in role_colon) has weight 1.
+        A header that is what the last trained message stops at has weight 1, too (role_colon's).
         """
         import torch
 
