@@ -17,6 +17,7 @@ from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.conversation_checks import (
     refuse_results_without_call,
     refuse_text_before_reasoning,
+    results_in_call_order,
 )
 from tinker_cookbook.renderers.encoding import TextEncoder
 from tinker_cookbook.renderers.messages import (
@@ -281,7 +282,7 @@ class Renderer(ABC):
             raise RendererError("an empty conversation: there is no message 0")
         checked = [normalise_message(m, i, self.roles) for i, m in enumerate(messages)]
         for i, message in enumerate(checked):
-            if "tools" in message and not self.tools_in_messages:
+            if message.get("tools") and not self.tools_in_messages:
                 raise RendererError(
                     f"message {i}: 'tools' inside a message is not read; put them beside the "
                     "messages, or use create_conversation_prefix_with_tools"
@@ -289,7 +290,9 @@ class Renderer(ABC):
         if self.reasoning_in_strings:
             refuse_text_before_reasoning(checked)
         if self.call_tag is not None:
-            refuse_results_without_call(checked, self.call_tag, self.results_in_order)
+            refuse_results_without_call(checked, self.call_tag)
+            if self.results_in_order:
+                checked = results_in_call_order(checked)
         if not self.supports_images:
             for i, message in enumerate(checked):
                 if any(part["type"] == "image" for part in content_parts(message["content"])):

@@ -196,6 +196,7 @@ def test_bad_messages_are_named(renderer, messages, problem):
         ("f()", "message 1: a tool call must look like"),
         ({"name": "f"}, "message 1: a tool call must look like"),
         ({"function": {"name": "f", "arguments": "{}", "x": 1}}, "message 1: a tool call must"),
+        ({"function": {"name": "f", "arguments": {"x": "\ud83d"}}}, "message 1: the arguments of"),
         ({"function": {"name": "", "arguments": "{}"}}, "message 1: a tool call without a"),
         ({"function": {"name": "f", "arguments": '{"x": NaN}'}}, "message 1: the arguments of 'f'"),
         ({"function": {"name": "f", "arguments": "[" * 99999}}, "message 1: the arguments of 'f'"),
@@ -285,18 +286,19 @@ def test_every_kind_of_system_message_is_trained_with_the_users():
 
 
 def test_results_stand_in_the_order_of_their_calls(tokenizer):
-    """No id is written in this format, so another order would credit them to other calls."""
+    """No id is written in this format: the order alone tells which call a result answers."""
     renderer = get_renderer("qwen3", tokenizer)
     calls = [{"id": i, "function": {"name": f"f{i}", "arguments": "{}"}} for i in ("a", "b")]
     asked = {"role": "assistant", "content": "", "tool_calls": calls}
 
-    def results(*ids):
-        return [{"role": "tool", "content": "1", "tool_call_id": i} for i in ids]
+    def prompt(*ids):
+        results = [{"role": "tool", "content": f"of {i}", "tool_call_id": i} for i in ids]
+        return renderer.build_generation_prompt([USER, asked, *results, REPLY, USER])
 
-    renderer.build_generation_prompt([USER, asked, *results("a", "b")])
-    for ids, index in ((("b", "a"), 2), (("a", "z"), 3)):
-        with pytest.raises(RendererError, match=f"message {index}: a result with the tool_call_id"):
-            renderer.build_generation_prompt([USER, asked, *results(*ids)])
+    assert prompt("b", "a") == prompt("a", "b")
+    assert "of b" in tokenizer.decode(prompt("b").to_ints())  # the other was not answered
+    with pytest.raises(RendererError, match="message 3: a tool result with the tool_call_id 'z'"):
+        prompt("a", "z")
 
 
 # Pickling, and renderers of one's own

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import DataFormatError
-from tinker_cookbook.renderers.messages import Message, get_text_content
+from tinker_cookbook.renderers.messages import SURROGATE, Message, get_text_content
 from tinker_cookbook.renderers.tool_declarations import openai_tools
 from tinker_cookbook.utils.files import existing_file
 
@@ -37,7 +37,7 @@ class Chat:
             return self.messages
         renderer.checked(self.messages)  # what is wrong is named by its place in the data
         first, rest = self.messages[0], self.messages[1:]
-        if first["role"] != "system":
+        if first["role"] not in ("system", "developer"):
             first, rest = Message(role="system", content=""), self.messages
         prefix = renderer.declare_tools(openai_tools(self.tools), get_text_content(first))
         if any("trainable" in message for message in self.messages):
@@ -129,6 +129,8 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]]:
             raise DataFormatError(f"{where}: 'tools' is not JSON, {_found(value)}") from None
     if not isinstance(tools, list):
         raise DataFormatError(f"{where}: 'tools' must be a list of tools, {_found(value)}")
+    if SURROGATE.search(json.dumps(tools, ensure_ascii=False, default=str)):
+        raise DataFormatError(f"{where}: 'tools' hold half of a surrogate pair")
     for index, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -156,7 +158,18 @@ def _message(message: Any, where: str) -> Message:
     # A message that only calls tools has no content in the form that APIs write.
     if not isinstance(kept.get("content"), str | list) and not kept.get("tool_calls"):
         raise DataFormatError(f"{where}: 'content' must be a string or a list, {_found(message)}")
+    content = kept.get("content")
+    if kept["role"] == "assistant" and isinstance(content, list) and all(map(_is_text, content)):
+        kept["content"] = "".join(part["text"] for part in content)  # with its <think>, if any
     return kept  # type: ignore[return-value]
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+    )
 
 
 def _found(value: Any) -> str:

@@ -113,6 +113,13 @@ def chat_with(tools, *messages):
     return row_chat({"messages": list(messages), "tools": tools}, "row")
 
 
+def test_text_parts_of_a_reply_are_one_string():
+    """So that reasoning in it is found as in a string."""
+    parts = [{"type": "text", "text": "<think>Hm</think>"}, {"type": "text", "text": "2"}]
+    chat = chat_with(None, USER, {"role": "assistant", "content": parts})
+    assert chat.messages[1]["content"] == "<think>Hm</think>2"
+
+
 @pytest.mark.parametrize("head", [[], [SYSTEM]])
 @pytest.mark.parametrize(
     "tools",
@@ -190,6 +197,7 @@ def test_the_older_name_of_tools_is_not_overlooked():
     [
         ("{", "row: 'tools' is not JSON, found"),
         ({"name": "f"}, "row: 'tools' must be a list of tools, found {"),
+        ([{**ADD, "description": "\ud83d"}], "row: 'tools' hold half of a surrogate pair"),
         (3, "row: 'tools' must be a list of tools, found 3"),
         (["add"], 'row: tool 0 must be an object with name, description and parameters, found "'),
         ([ADD, {"function": {}}], "row: tool 1 must be an object with name"),

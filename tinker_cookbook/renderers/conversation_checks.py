@@ -22,26 +22,45 @@ def refuse_text_before_reasoning(messages: Sequence[Message]) -> None:
                 )
 
 
-def refuse_results_without_call(messages: Sequence[Message], call_tag: str, in_order: bool) -> None:
+def refuse_results_without_call(messages: Sequence[Message], call_tag: str) -> None:
     waiting = 0.0  # calls without a result; how many a text holds is not told
-    ids: list[str | None] = []  # theirs
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             text = "".join(part.get("text", "") for part in content_parts(message["content"]))
             calls = len(message.get("tool_calls", ())) + len(message.get("unparsed_tool_calls", ()))
             waiting = math.inf if call_tag in text else calls
-            ids = [call.id for call in message.get("tool_calls", ())]
         elif message["role"] == "tool":
             if not waiting:
                 raise RendererError(
-                    f"message {i}: a tool result without a call; "
-                    "the assistant's message before it must have tool_calls, one for each result"
+                    f"message {i}: a tool result without a call; the assistant's message before it "
+                    "must have tool_calls, one for each result (results of calls written as plain "
+                    "text are user messages)"
                 )
             waiting -= 1
-            expected, ids = (ids or [None])[0], ids[1:]
-            given = message.get("tool_call_id")
-            if in_order and expected and given and given != expected:
+
+
+def results_in_call_order(messages: Sequence[Message]) -> list[Message]:
+    """Each run of results in the order of its calls, where both have ids: formats that write no id
+    show by the order alone which call a result answers. RendererError for an unknown id."""
+    ordered = list(messages)
+    ids: list[str] = []
+    start = 0
+    for i, message in enumerate(ordered):
+        if message["role"] == "assistant":
+            given = [call.id for call in message.get("tool_calls", ())]
+            ids = [ident for ident in given if ident] if all(given) else []
+            start = i + 1
+        elif message["role"] != "tool":
+            start = i + 1
+        elif ids and (ident := message.get("tool_call_id")):
+            if ident not in ids:
                 raise RendererError(
-                    f"message {i}: a result with the tool_call_id {given!r} where that of the call "
-                    f"is {expected!r}; results must stand in the order of their calls"
+                    f"message {i}: a tool result with the tool_call_id {ident!r}, which no call of "
+                    "the assistant's message before it has"
                 )
+            run = ordered[start : i + 1]
+            if all(result.get("tool_call_id") in ids for result in run):
+                ordered[start : i + 1] = sorted(
+                    run, key=lambda result: ids.index(result.get("tool_call_id", ""))
+                )
+    return ordered

@@ -178,11 +178,14 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
     written: dict[str, str] = {}  # by the id given
     waiting: list[str] = []
     count = 0
+    has_ids = True  # the calls of the last assistant's message
     result: list[Message] = []
     for i, original in enumerate(messages):
         message = original.copy()
         if message["role"] == "tool":
             given = message.get("tool_call_id")
+            if given not in written and not has_ids:
+                given = None  # whoever wrote the calls wrote none: name and order tell
             if not given and not waiting:
                 raise RendererError(
                     f"message {i}: a tool result without tool_call_id, and no call before it "
@@ -201,10 +204,11 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
         elif message["role"] == "assistant":
             waiting = []
             calls = message.get("tool_calls", [])
+            has_ids = any(call.id for call in calls) or bool(message.get("unparsed_tool_calls"))
             taken |= {call.id for call in calls}
             given_ids: set[str | None] = set()
             for n, call in enumerate(calls, start=count):
-                call_id = call.id
+                call_id = call.id or None
                 if call_id is None or kimi_function_name(call_id) != call.function.name:
                     if call_id in given_ids - {None}:
                         raise RendererError(f"message {i}: two calls have the id {call_id!r}")

@@ -50,6 +50,8 @@ CALLS, CALLS_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL, SEP, CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
 MARKUP = ["<think>", "</think>", CALLS, CALLS_END, CALL, SEP, CALL_END]
 CONTROL = [END, MIDDLE, "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "[EOS]", "[BOS]"]
+WITH_ID = {"role": "assistant", "content": ""}
+WITH_ID["tool_calls"] = [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]
 TOOLS = [
     {"name": "add", "description": f"Add {END} <b> two.", "parameters": {"type": "object"}},
     {"name": "größe", "description": CALLS, "parameters": {"type": "object", "properties": {}}},
@@ -469,7 +471,7 @@ IMAGE = {"role": "user", "content": [{"type": "image", "image": "x.png"}]}
             "message 3: a tool result without a call",
         ),
         (
-            [user("Hi"), assistant("", calls=[("f", "{}")]), tool("1", tool_call_id="x")],
+            [user("Hi"), WITH_ID, tool("1", tool_call_id="x")],
             "message 2: a tool result with the tool_call_id 'x', which no call before it has",
         ),
     ],

@@ -125,7 +125,9 @@ def get_text_content(message: Message) -> str:
     text = "".join(part["text"] for part in content if part["type"] == "text")
     if not any(part["type"] == "thinking" for part in content):
         return text
-    return re.sub(r"\A(?:[^\S\n]*\n)+|(?:\n[^\S\n]*)+\Z", "", text)
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text)
+    words = text.rstrip()
+    return words + text[len(words) :].partition("\n")[0]
 
 
 def ensure_text(content: Content) -> str:
@@ -184,7 +186,9 @@ def as_tool_call(value: Any) -> ToolCall:
             function = dict(value["function"])
             if isinstance(function.get("arguments"), dict):
                 function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-            fields = {key: part for key, part in value.items() if key != "index"}  # of a stream
+            fields = {  # `index`: of a stream
+                key: part for key, part in value.items() if key != "index" and part is not None
+            }
             call = ToolCall.model_validate({**fields, "function": function})
         except (TypeError, KeyError, ValueError, ValidationError, RecursionError) as error:
             raise ValueError(
@@ -222,6 +226,9 @@ def read_json_object(text: str, what: str) -> dict[str, Any]:
         raise ValueError("the JSON is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object")
+    escaped = "\\ud" in text.lower()
+    if (escaped or not text.isascii()) and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError(f"{what} hold half of a surrogate pair")
     return value
 
 
@@ -231,7 +238,7 @@ def _no_json(constant: str) -> None:
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _READ = (*Message.__annotations__, *_REASONING, "tools")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES_ELSEWHERE = {
     "human": "user",
     "gpt": "assistant",
@@ -260,10 +267,18 @@ def _unread_key(key: str, value: Any) -> str | None:
             f"'weight': {value!r} is not read; give each message 'trainable': true or false, and "
             "set train_on_what=customized"
         )
-    if not value:
+    if key in ("loss", "loss_mask", "train", "training", "train_on_turn"):
+        if value in (False, 0):
+            return f"{key!r}: {value!r} is not read; use 'trainable' and train_on_what=customized"
+        return None
+    if not value or key == "tool":  # some name the tool of a result so
         return None
     if key == "function_call":
         return "'function_call' is the older form of a call, which is not read; use 'tool_calls'"
+    if key in ("function_calls", "functions"):
+        return f"{key!r} is not read; use 'tool_calls', and 'tools' beside the messages"
+    if key in ("thinking_content", "reasoning_details", "thought", "think"):
+        return f"{key!r} is not read; use 'reasoning_content'"
     if near := difflib.get_close_matches(key, _READ, n=1, cutoff=0.85):
         return f"unknown key {key!r}; did you mean {near[0]!r}?"
     return None
@@ -320,16 +335,19 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
             if kind == "thinking" and role != "assistant":
                 raise refuse(f"a {role} message cannot have a thinking part")
     reasoning = next((message[key] for key in _REASONING if message.get(key)), None)
-    if reasoning and role != "assistant":
+    if role != "assistant" and (message.get("reasoning_content") or message.get("thinking")):
         raise refuse(f"a {role} message cannot have reasoning, found {reasoning!r:.80}")
-    if reasoning:
+    if reasoning and role == "assistant":
         if not isinstance(reasoning, str):
             raise refuse(f"its reasoning must be text, found {reasoning!r:.80}")
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
     for key in _REASONING:  # in content now; it must not be read again
         result.pop(key, None)
-    if any(_SURROGATE.search(text) for text in _texts(content)):
+    for key in ("tool_calls", "unparsed_tool_calls"):
+        if not message.get(key):
+            result.pop(key, None)
+    if any(SURROGATE.search(text) for text in [*_texts(content), message.get("name") or ""]):
         raise refuse("half of a surrogate pair, which no tokenizer can encode; remove it")
     try:
         if calls:
