@@ -168,6 +168,13 @@ def test_tools_are_declared_for_training_where_calls_cannot_be_read_back():
     assert '"name": "add"' in text and "Be brief." in text
 
 
+def test_a_developers_message_is_the_system_prompt():
+    renderer = get_renderer("gpt_oss_low_reasoning", load("gpt-oss"))
+    developer = {"role": "developer", "content": "Be brief."}
+    found = chat_with([ADD], developer, USER, REPLY).messages_for(renderer)
+    assert found == chat_with([ADD], SYSTEM, USER, REPLY).messages_for(renderer)
+
+
 def test_tools_inside_a_message_are_not_overlooked(tokenizer):
     messages = [{**SYSTEM, "tools": [ADD]}, USER, REPLY]
     with pytest.raises(RendererError, match="message 0: 'tools' inside a message is not read"):

@@ -40,6 +40,7 @@ from tinker_cookbook.renderers.messages import content_parts, split_thinking
 from tinker_cookbook.renderers.parsing import ThinkingDelta
 from tinker_cookbook.renderers.parsing_test import (
     arguments,
+    assert_arguments_may_hold,
     assert_streaming_equals_whole_at_every_cut,
     early_deltas,
     pieces,
@@ -680,13 +681,7 @@ def test_reasoning_is_what_precedes_the_closing_tag(text, thinking, reply):
 
 def test_7_arguments_may_speak_of_the_tag_that_ends_a_call(tokenizer):
     renderer = get_renderer("deepseekv3", tokenizer)
-    value = {"text": "write <｜tool▁call▁end｜> here"}
-    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
-    message = {"role": "assistant", "content": "", "tool_calls": [call]}
-    parsed, _ = renderer.parse_response(render_reply(renderer, message))
-    (found,) = parsed["tool_calls"]
-    assert json.loads(found.function.arguments) == value
-    assert "unparsed_tool_calls" not in parsed
+    assert_arguments_may_hold(renderer, "<｜tool▁call▁end｜>")
 
 
 def test_a_reply_that_speaks_of_the_tag_stays_as_it_was_sampled(tokenizer):

@@ -210,7 +210,7 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
             for n, call in enumerate(calls, start=count):
                 call_id = call.id or None
                 if call_id is None or kimi_function_name(call_id) != call.function.name:
-                    if call_id in given_ids - {None}:
+                    if call_id is not None and call_id in given_ids:
                         raise RendererError(f"message {i}: two calls have the id {call_id!r}")
                     given_ids.add(call_id)
                     while (call_id := f"functions.{call.function.name}:{n}") in taken:

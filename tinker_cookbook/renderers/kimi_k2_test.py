@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import random
 from collections import Counter
@@ -39,6 +38,7 @@ from tinker_cookbook.renderers.deepseek_v3_test import (
 )
 from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer
 from tinker_cookbook.renderers.parsing_test import (
+    assert_arguments_may_hold,
     assert_streaming_equals_whole_at_every_cut,
     early_deltas,
     render_reply,
@@ -345,13 +345,7 @@ def test_5_an_assistant_has_no_name(renderer, template):
 
 
 def test_6_arguments_may_speak_of_the_tag_that_ends_a_call(renderer):
-    value = {"text": "write <|tool_call_end|> here"}
-    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
-    message = {"role": "assistant", "content": "", "tool_calls": [call]}
-    parsed, _ = renderer.parse_response(render_reply(renderer, message))
-    (found,) = parsed["tool_calls"]
-    assert json.loads(found.function.arguments) == value
-    assert "unparsed_tool_calls" not in parsed
+    assert_arguments_may_hold(renderer, "<|tool_call_end|>")
 
 
 def test_the_default_system_message_is_the_templates(tokenizer):

@@ -222,12 +222,12 @@ def read_json_object(text: str, what: str) -> dict[str, Any]:
     try:
         # JSONDecodeError is a ValueError, and says where and what
         value = json.loads(text, parse_constant=_no_json)
+        written = json.dumps(value, ensure_ascii=False)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object")
-    escaped = "\\ud" in text.lower()
-    if (escaped or not text.isascii()) and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+    if SURROGATE.search(written):
         raise ValueError(f"{what} hold half of a surrogate pair")
     return value
 

@@ -161,6 +161,17 @@ def assert_streaming_equals_whole_at_every_cut(renderer, tokens):
     assert show(deltas).startswith(given_out)
 
 
+def assert_arguments_may_hold(renderer, tag):
+    """A call whose arguments speak of a tag of the format is read back with the same value."""
+    value = {"text": f"write {tag} here"}
+    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    parsed, _ = renderer.parse_response(render_reply(renderer, message))
+    (found,) = parsed["tool_calls"]
+    assert json.loads(found.function.arguments) == value
+    assert "unparsed_tool_calls" not in parsed
+
+
 def early_deltas(renderer, tokens):
     """What a stream yields before it learns that the tokens are over."""
     seen, consumed = [], []

@@ -11,7 +11,7 @@ from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.conftest import assistant, load, rendered_ids
 from tinker_cookbook.renderers.messages import to_openai_message
-from tinker_cookbook.renderers.parsing_test import render_reply
+from tinker_cookbook.renderers.parsing_test import assert_arguments_may_hold
 from tinker_cookbook.renderers.qwen3 import Qwen3DisableThinkingRenderer, Qwen3Renderer
 
 NAMES = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
@@ -291,13 +291,7 @@ def test_8_instruct_writes_reasoning_where_it_stands(tokenizer):
 
 def test_9_arguments_may_speak_of_the_tag_that_ends_a_call(tokenizer):
     renderer = get_renderer("qwen3", tokenizer)
-    value = {"text": "write </tool_call> here"}
-    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
-    message = {"role": "assistant", "content": "", "tool_calls": [call]}
-    parsed, _ = renderer.parse_response(render_reply(renderer, message))
-    (found,) = parsed["tool_calls"]
-    assert json.loads(found.function.arguments) == value
-    assert "unparsed_tool_calls" not in parsed
+    assert_arguments_may_hold(renderer, "</tool_call>")
 
 
 def test_what_nano_and_others_sample_renders_to_the_same_tokens_again(tokenizer):

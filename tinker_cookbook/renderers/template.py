@@ -223,7 +223,7 @@ class TemplateRenderer(Renderer):
     def checked(self, messages: Sequence[Message]) -> list[Message]:
         checked = super().checked(messages)
         for i, message in enumerate(checked):
-            if "tools" in message and (i or message["role"] != "system"):
+            if message.get("tools") and (i or message["role"] != "system"):
                 raise RendererError(
                     f"message {i}: only a system message that comes first can hold tools"
                 )
