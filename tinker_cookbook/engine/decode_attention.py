@@ -107,10 +107,8 @@ def decode(
         flat.index_copy_(0, plan.cells, new[:live].reshape(live, -1))
     grouped = query[:live].view(live, kv_heads, heads // kv_heads, -1)
     attend = _apart if plan.apart else _together
-    out, lse = attend(plan, layer, grouped, keys, values, scale, window)
-    if sinks is not None:
-        own = sinks.float().view(kv_heads, -1).t()  # a softmax with one more logit
-        out = out * torch.sigmoid(lse - own)[..., None]
+    own = None if sinks is None else sinks.float().view(kv_heads, -1).t()
+    out = attend(plan, layer, grouped, keys, values, scale, window, own)
     result = out.transpose(1, 2).reshape(live, 1, heads, -1).to(query.dtype)
     if rows > live:
         result = torch.cat([result, result.new_zeros(rows - live, *result.shape[1:])])
@@ -125,12 +123,13 @@ def _together(
     values: torch.Tensor,
     scale: float,
     window: int | None,
-) -> Partial:
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
     """All slots in one masked call; each context in a call for its rows."""
     n, longest = len(query), plan.longest
     out, lse = partial(query, keys[:n, :longest], values[:n, :longest], scale, plan.mask(window))
     if not plan.contexts:
-        return out, lse
+        return _with_sinks((out, lse), sinks)
     folded = query.transpose(1, 2).index_select(0, plan.sharing_rows)  # [m, g, Hkv, D]
     merged = out.index_select(0, plan.sharing_rows), lse.index_select(0, plan.sharing_rows)
     for level in range(len(plan.contexts[0].path)):
@@ -146,10 +145,8 @@ def _together(
         merged = head if count == len(merged[1]) else _cat([head, _from(merged, count)])
     if len(plan.sharing) == n:
         out, lse = torch.empty_like(merged[0]), torch.empty_like(merged[1])
-    return (
-        out.to(merged[0].dtype).index_copy_(0, plan.sharing_rows, merged[0]),
-        lse.index_copy_(0, plan.sharing_rows, merged[1]),
-    )
+    out = out.to(merged[0].dtype).index_copy_(0, plan.sharing_rows, merged[0])
+    return _with_sinks((out, lse.index_copy_(0, plan.sharing_rows, merged[1])), sinks)
 
 
 def _apart(
@@ -160,7 +157,8 @@ def _apart(
     values: torch.Tensor,
     scale: float,
     window: int | None,
-) -> Partial:
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
     """Every row in calls of its own, over its own length: the same bits in any company."""
     context_of = {
         row: context
@@ -177,8 +175,16 @@ def _apart(
             merged = merge(
                 merged, _over(plan, [row], own.transpose(1, 2), each, layer, scale, window)
             )
-        rows.append(merged)
-    return _cat(rows)
+        # per row, too: elementwise kernels compute what does not fill a vector register with other
+        # instructions, so a row's place among the others would decide about its last bit
+        rows.append(_with_sinks(merged, sinks))
+    return torch.cat(rows)
+
+
+def _with_sinks(part: Partial, sinks: torch.Tensor | None) -> torch.Tensor:
+    """The output of a softmax with one more logit for each head, sinks [g, Hkv]."""
+    out, lse = part
+    return out if sinks is None else out * torch.sigmoid(lse - sinks)[..., None]
 
 
 def _over(
