@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import functools
 
-from recipes.math_rl import answer_text, grading_process
+from recipes.math_rl import answer_parts, answer_text, answer_units, grading_process
 from recipes.math_rl.answer_text import (
     MAX_CHARACTERS,
-    Answer,
     extract_boxed,
     extract_gsm8k_final_answer,
 )
@@ -47,47 +46,27 @@ def grade_answer(given: str, truth: str, timeout: float = TIMEOUT) -> bool:
 @functools.lru_cache(maxsize=16_384)  # members of a group often give the same answer
 def _grade(given: str, truth: str, timeout: float) -> bool:
     mine, known = answer_text.normalise(given), answer_text.normalise(truth)
-    if not mine.latex:
+    if not mine:
         return False
     decided = _by_text(mine, known)
     if decided is not None:
         return decided
-    pairs = _spellings(mine, known)
-    return grading_process.any_equal(pairs, timeout)
+    return grading_process.same(mine, known, timeout)
 
 
-def _by_text(mine: Answer, known: Answer) -> bool | None:
+def _by_text(mine: str, known: str) -> bool | None:
     """The verdict where text decides, else None."""
-    if answer_text.compact(mine.latex) == answer_text.compact(known.latex):
+    if answer_text.compact(mine) == answer_text.compact(known):
         return True
-    if not answer_text.is_balanced(mine.latex):
+    if not answer_text.is_balanced(mine):
         return False
-    a, b = answer_text.number(mine.latex), answer_text.number(known.latex)
-    if a is not None and b is not None:
-        exact = "." not in mine.latex + known.latex
-        scale = {(True, False): a / 100, (False, True): a * 100}
-        rescaled = scale.get((mine.percent, known.percent), a)
-        return any(answer_text.close(value, b, exact) for value in (a, rescaled))
-    texts = answer_text.words(mine.latex), answer_text.words(known.latex)
-    if None not in texts:
-        return texts[0] == texts[1]
-    if answer_text.in_base(mine.latex) or answer_text.in_base(known.latex):
-        return _same_digits(mine.latex, known.latex)
-    if answer_text.RESTATES.search(mine.latex) and not answer_text.RESTATES.search(known.latex):
+    leaves = answer_parts.leaf(mine), answer_parts.leaf(known)
+    numbers = answer_parts.same_plain_numbers(*leaves)
+    if numbers is not None:
+        return numbers and answer_units.fits(leaves[0].unit, leaves[1].unit)
+    worded = answer_text.same_words(mine, known)
+    if worded is not None:
+        return worded
+    if answer_text.RESTATES.search(mine) and not answer_text.RESTATES.search(known):
         return False
     return None
-
-
-def _same_digits(mine: str, known: str) -> bool:
-    digits = [answer_text.in_base(side) or (side.casefold(), None) for side in (mine, known)]
-    (my_digits, my_base), (known_digits, known_base) = digits
-    return my_digits == known_digits and (None in (my_base, known_base) or my_base == known_base)
-
-
-def _spellings(mine: Answer, known: Answer) -> list[tuple[str, str]]:
-    pairs = [(mine.latex, known.latex)]
-    if mine.percent and not known.percent:
-        pairs.append((f"({mine.latex})/100", known.latex))
-    elif known.percent and not mine.percent:
-        pairs.append((mine.latex, f"({known.latex})/100"))
-    return pairs

@@ -1,0 +1,545 @@
+r"""Whether two answers are the same mathematics.
+
+Numbers are compared exactly where they are rational. Others are the same when their difference
+cannot be told from zero with as many digits as the numbers in them have, and 60 more; nothing is
+rounded off on the way. Expressions with variables are compared at points; equations by whether one
+is a multiple of the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import sympy
+from sympy import Expr, Integer, MatrixBase, Rational
+from sympy.core.evalf import evalf
+
+from recipes.math_rl import answer_parts, answer_text, answer_units
+from recipes.math_rl.answer_parts import Based, Items, Leaf, Part, Ratio, Relation, Sets
+from recipes.math_rl.expression_values import NotReal, Undefined, real_value, value
+from recipes.math_rl.latex_expression import Node, Unreadable, parse, symbols, walk
+
+MAX_DIGITS = 40_000
+Values = Mapping[str, Expr]
+
+
+def same(given: str, truth: str) -> bool:
+    """Whether the answer `given` is `truth`; both as `answer_text.normalise` spells them."""
+    try:
+        mine, known = answer_parts.read(given), answer_parts.read(truth)
+    except Unreadable:
+        return False
+    return _same(_simple(mine), _simple(known))
+
+
+def _same(mine: Part, known: Part) -> bool:
+    if isinstance(known, Relation) or isinstance(mine, Relation):
+        return _same_relations(mine, known)
+    if isinstance(mine, Leaf) and isinstance(known, Leaf):
+        return _same_leaves(mine, known)
+    if isinstance(known, Sets) or isinstance(mine, Sets):
+        return _same_sets(mine, known)
+    if isinstance(mine, Based) or isinstance(known, Based):
+        return _same_digits(mine, known)
+    if isinstance(mine, Ratio) or isinstance(known, Ratio):
+        return _same_ratios(mine, known)
+    return _same_items(mine, known)
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def same_numbers(a: Expr, b: Expr) -> bool:
+    if a == b:
+        return True
+    if a.is_infinite or b.is_infinite or (a.is_Rational and b.is_Rational):
+        return False
+    difference = a - b
+    if difference.is_Rational:
+        return difference == 0
+    digits = 60 + 2 * sum(_digits(n) for n in difference.atoms(Rational))
+    if digits > MAX_DIGITS:
+        raise Undefined("too many digits")
+    precision = int(digits * math.log2(10))
+    real, imaginary, real_bits, imaginary_bits = evalf(difference, 30, {"maxprec": precision})
+    return not ((real and real_bits > 4) or (imaginary and imaginary_bits > 4))
+
+
+def _digits(number: Rational) -> int:
+    return int((number.p.bit_length() + number.q.bit_length()) * math.log10(2))
+
+
+def _fraction(number: Expr) -> Fraction | None:
+    """A real number to forty digits."""
+    if isinstance(number, Rational):
+        return Fraction(number.p, number.q)
+    approximation = number.evalf(40, maxn=2000)
+    if not approximation.is_Float:
+        return None
+    rational = Rational(approximation)
+    return Fraction(rational.p, rational.q)
+
+
+# ----------------------------------------------------------------------- leaves
+
+
+def _same_leaves(mine: Leaf, known: Leaf) -> bool:
+    if answer_units.fits(mine.unit, known.unit) and _same_texts(mine, known):
+        return True
+    if mine.letters is None and known.letters is None:
+        return False
+    letters = [Leaf(side.letters or side.latex, percent=side.percent) for side in (mine, known)]
+    return _same_texts(*letters)
+
+
+def _same_texts(mine: Leaf, known: Leaf) -> bool:
+    if answer_text.compact(mine.latex) == answer_text.compact(known.latex):
+        if mine.percent == known.percent or not mine.latex:
+            return bool(mine.latex)
+    worded = answer_text.same_words(mine.latex, known.latex)
+    if worded is not None:
+        return worded
+    numbers = answer_parts.same_plain_numbers(mine, known)
+    if numbers is not None:
+        return numbers
+    return any(
+        _same_scaled(mine.latex, known.latex, scale)
+        for scale in answer_parts.scales(mine, known)
+    )
+
+
+def _same_scaled(mine: str, known: str, scale: Fraction) -> bool:
+    """Whether `scale` times `mine` is `known`."""
+    a, b = answer_parts.number(mine), answer_parts.number(known)
+    a = a and a.times(scale)
+    for x, y in itertools.product(_readings(mine), _readings(known)):
+        if scale != 1:
+            x = Node("*", (x, Node("number", (scale,))))
+        try:
+            if same_expressions(x, y):
+                return True
+            for decimal, node in ((a, y), (b, x)):
+                if decimal is not None and decimal.step is not None and not symbols(node):
+                    number = value(node, {})
+                    exact = None if isinstance(number, MatrixBase) else _fraction(number)
+                    if exact is not None and answer_parts.stands_for(decimal, exact):
+                        return True
+        except Undefined:
+            continue
+    return False
+
+
+@functools.lru_cache(maxsize=512)
+def _readings(latex: str) -> tuple[Node, ...]:
+    """The trees of an expression: two where 1/2x can be (1/2)x and 1/(2x); none of words."""
+    try:
+        tight = parse(latex)
+        loose = parse(latex, loose=True) if "/" in latex else tight
+    except (Unreadable, RecursionError):
+        return ()
+    return (tight,) if loose == tight else (tight, loose)
+
+
+# ------------------------------------------------------------------ expressions
+
+_POSITIVE = ("137/97", "59/31", "23/71", "211/113", "83/149", "31/167", "107/61", "43/131")
+_LARGE = ("1370/7", "2003/17", "997/11", "1511/13", "877/3", "1201/19", "1777/9", "1321/8")
+_WHOLE = (7, 4, 9, 5, 8, 3, 6, 11)
+_SIGNS = ((1, 1), (-1, -1), (-1, 1), (1, -1))
+
+
+def _points(names: list[str], whole: bool) -> list[Values]:
+    """Values of the variables to compare at; whole: whole numbers, as for n!."""
+    if not names:
+        return [{}]
+    if whole:
+        return [
+            {name: Integer(n + shift) for name, n in zip(names, itertools.cycle(_WHOLE))}
+            for shift in (0, 1, 4, 11)
+        ]
+    points = []
+    for values, signs in itertools.product((_POSITIVE, _LARGE), _SIGNS):
+        pairs = zip(names, itertools.cycle(values), itertools.cycle(signs))
+        rounds = (Rational(i // len(values), 101) for i in itertools.count())
+        points.append(
+            {name: (Rational(v) + r) * sign for (name, v, sign), r in zip(pairs, rounds)}
+        )
+    return points
+
+
+def _wants_whole(*nodes: Node) -> bool:
+    """Whether something in them is meant for whole numbers: n!, (-1)^n, \\lfloor n \\rfloor."""
+    for node in itertools.chain(*(walk(n) for n in nodes)):
+        if node.kind in ("!", "!!", "binom", "lfloor", "lceil", "mod") and symbols(node):
+            return True
+        if node.kind == "^" and symbols(node.args[1]) and not symbols(node.args[0]):
+            if any(n.kind == "neg" for n in walk(node.args[0])):
+                return True
+    return False
+
+
+def _values_at(nodes: tuple[Node, ...], point: Values) -> list[Any] | None:
+    """Their values; None where one has none, or where a negative number has a root taken."""
+    negative = any(v.is_negative for v in point.values())
+    try:
+        return [(real_value if negative else value)(node, point) for node in nodes]
+    except NotReal:
+        return None
+    except Undefined:
+        if not point:
+            raise
+        return None
+
+
+def same_expressions(a: Node, b: Node) -> bool:
+    if a == b:
+        return not symbols(a) or _values_at_all((a, b)) != []
+    compared = 0
+    for values in _values_at_all((a, b)):
+        if not _same_values(*values):
+            return False
+        compared += 1
+    return compared > 0
+
+
+def _values_at_all(nodes: tuple[Node, ...]) -> list[list[Any]]:
+    names = sorted(set().union(*(symbols(node) for node in nodes)))
+    points = _points(names, _wants_whole(*nodes))
+    found = []
+    for point in points:
+        values = _values_at(nodes, point)
+        if values is not None:
+            found.append(values)
+            # most are told apart by the first point
+            if len(nodes) == 2 and not _same_values(*values):
+                break
+    return found
+
+
+def _same_values(a: Any, b: Any) -> bool:
+    matrices = isinstance(a, MatrixBase), isinstance(b, MatrixBase)
+    if all(matrices):
+        return a.shape == b.shape and all(map(same_numbers, a, b))
+    return not any(matrices) and same_numbers(a, b)
+
+
+# ----------------------------------------------------- lists, tuples, sets, ratios
+
+
+def _same_items(mine: Part, known: Part) -> bool:
+    mine, known = _as_items(mine, known), _as_items(known, mine)
+    if not (isinstance(mine, Items) and isinstance(known, Items)):
+        return False
+    kinds = {mine.kind, known.kind}
+    if kinds == {"tuple"}:
+        return mine.brackets == known.brackets and _in_order(mine.items, known.items)
+    if "tuple" in kinds:  # brackets around a list, or none around a tuple: in its order
+        return "set" not in kinds and "[" not in mine.brackets + known.brackets and (
+            _in_order(mine.items, known.items)
+        )
+    if kinds == {"list"}:
+        return _in_any_order(mine.items, known.items)
+    return _in_any_order(
+        *(_distinct(side.items) if side.kind == "set" else side.items for side in (mine, known))
+    )
+
+
+def _as_items(part: Part, other: Part) -> Part:
+    """A matrix of one row or column as a tuple, where the other side is one."""
+    if isinstance(part, Leaf) and isinstance(other, Items) and other.kind == "tuple":
+        for node in _readings(part.latex):
+            if node.kind == "matrix" and 1 in (len(node.args), len(node.args[0].args)):
+                cells = _cells(part.latex)
+                return Items("tuple", tuple(map(Leaf, cells)), other.brackets)
+    if isinstance(part, Leaf) and isinstance(other, Items) and other.kind in ("list", "set"):
+        return Items("list", (part,))
+    return part
+
+
+def _cells(matrix: str) -> list[str]:
+    inside = matrix[matrix.index("}") + 1 : matrix.rindex("\\end")]
+    return [cell for cell in inside.replace("\\\\", "&").split("&") if cell.strip()]
+
+
+def _in_order(mine: tuple[Part, ...], known: tuple[Part, ...]) -> bool:
+    return len(mine) == len(known) and all(map(_same, map(_simple, mine), map(_simple, known)))
+
+
+def _in_any_order(mine: tuple[Part, ...], known: tuple[Part, ...]) -> bool:
+    if len(mine) != len(known):
+        return False
+    left = [_simple(part) for part in known]
+    for part in map(_simple, mine):
+        match = next((i for i, other in enumerate(left) if _same(part, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
+
+
+def _distinct(items: tuple[Part, ...]) -> tuple[Part, ...]:
+    kept: list[Part] = []
+    for item in items:
+        if not any(_same(_simple(item), _simple(other)) for other in kept):
+            kept.append(item)
+    return tuple(kept)
+
+
+def _same_digits(mine: Part, known: Part) -> bool:
+    sides = []
+    for side in (mine, known):
+        if isinstance(side, Leaf):
+            digits = side.latex.replace(" ", "").casefold()
+            side = Based(digits.lstrip("0") or digits, "")
+        if not isinstance(side, Based):
+            return False
+        sides.append(side)
+    a, b = sides
+    return a.digits == b.digits and ("" in (a.base, b.base) or a.base == b.base)
+
+
+def _same_ratios(mine: Part, known: Part) -> bool:
+    if isinstance(mine, Ratio) and isinstance(known, Ratio):
+        if not answer_units.fits(mine.unit, known.unit) or len(mine.items) != len(known.items):
+            return False
+        if _in_order(mine.items, known.items):
+            return True
+        if mine.time or known.time:
+            return False
+        nodes = [[_node(item) for item in side.items] for side in (mine, known)]
+        if any(node is None for side in nodes for node in side):
+            return False
+        (a, *rest), (b, *others) = nodes
+        return all(
+            same_expressions(Node("*", (a, y)), Node("*", (b, x))) for x, y in zip(rest, others)
+        )
+    ratio, other = (mine, known) if isinstance(mine, Ratio) else (known, mine)
+    if isinstance(ratio, Ratio) and isinstance(other, Leaf) and len(ratio.items) == 2:
+        a, b, c = (_node(part) for part in (*ratio.items, other))
+        return None not in (a, b, c) and same_expressions(Node("/", (a, b)), c)  # pyright: ignore
+    return False
+
+
+def _node(part: Part) -> Node | None:
+    return next(iter(_readings(part.latex)), None) if isinstance(part, Leaf) else None
+
+
+# ------------------------------------------------------------------------- sets
+
+
+def _same_sets(mine: Part, known: Part) -> bool:
+    if isinstance(mine, Sets) and isinstance(known, Sets) and mine.operator == known.operator:
+        if mine.operator != "\\setminus" and _in_any_order(mine.items, known.items):
+            return True
+    try:
+        a, b = _set(mine), _set(known)
+    except (Undefined, Unreadable, TypeError, NotImplementedError):
+        return False
+    return a == b or a.symmetric_difference(b) == sympy.EmptySet
+
+
+def _set(part: Part) -> sympy.Set:
+    part = _simple(part)
+    if isinstance(part, Sets):
+        sets = [_set(item) for item in part.items]
+        join: dict[str, Callable[[sympy.Set, sympy.Set], sympy.Set]] = {
+            "\\cup": lambda a, b: sympy.Union(a, b),
+            "\\cap": lambda a, b: sympy.Intersection(a, b),
+            "\\setminus": lambda a, b: sympy.Complement(a, b),
+        }
+        return functools.reduce(join[part.operator], sets)
+    if isinstance(part, Items) and part.kind == "tuple" and len(part.items) == 2:
+        low, high = (_real(item) for item in part.items)
+        closed = part.brackets[0] == "[", part.brackets[1] == "]"
+        if (closed[0] and low.is_infinite) or (closed[1] and high.is_infinite):
+            raise Undefined("an interval that holds infinity")
+        return sympy.Interval(low, high, not closed[0], not closed[1])
+    if isinstance(part, Items) and part.kind == "set":
+        return sympy.FiniteSet(*(_real(item) for item in part.items))
+    if isinstance(part, Items) and part.kind == "list":  # x < 1 or x > 3
+        if all(isinstance(item, Relation) for item in part.items):
+            return sympy.Union(*(_set(item) for item in part.items))
+    raise Unreadable("no set")
+
+
+def _real(part: Part) -> Expr:
+    node = _node(part)
+    if node is None or symbols(node):
+        raise Unreadable("no number")
+    number = value(node, {})
+    if not isinstance(number, Expr):
+        raise Unreadable("no number")
+    return number
+
+
+# -------------------------------------------------------------------- relations
+
+_FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
+
+
+def _simple(part: Part) -> Part:
+    """x \\in [1, 2], 1 \\le x \\le 2 as the interval; 3 > x > 2 the other way round."""
+    if not isinstance(part, Relation):
+        return part
+    sides, signs = part.sides, part.signs
+    if signs == ("\\in",):
+        return _simple(sides[1]) if _is_name(sides[0]) else part
+    if not sides[0] and signs[0] in ("=", "\\approx"):  # nothing in front of it
+        return part
+    if all(sign in (">", "\\ge") for sign in signs):
+        sides, signs = sides[::-1], tuple(_FLIPPED[sign] for sign in reversed(signs))
+    infinity = Leaf("\\infty"), Leaf("-\\infty")
+    bounds = {"<": "()", "\\le": "[]"}
+    if all(sign in bounds for sign in signs):
+        if len(sides) == 3 and _is_name(sides[1]) and _is_number(sides[0]) and _is_number(sides[2]):
+            brackets = bounds[signs[0]][0] + bounds[signs[1]][1]
+            return Items("tuple", (sides[0], sides[2]), brackets)
+        if len(sides) == 2 and _is_name(sides[0]) and _is_number(sides[1]):
+            return Items("tuple", (infinity[1], sides[1]), "(" + bounds[signs[0]][1])
+        if len(sides) == 2 and _is_name(sides[1]) and _is_number(sides[0]):
+            return Items("tuple", (sides[0], infinity[0]), bounds[signs[0]][0] + ")")
+    if signs == ("\\ne",) and _is_name(sides[0]) and _is_number(sides[1]):
+        return Sets(
+            "\\cup",
+            (
+                Items("tuple", (infinity[1], sides[1]), "()"),
+                Items("tuple", (sides[1], infinity[0]), "()"),
+            ),
+        )
+    return Relation(sides, signs)
+
+
+def _is_name(part: Part) -> bool:
+    """A variable: x, a_1, \\theta, f(x), (x, y)."""
+    if isinstance(part, Items):
+        return part.kind == "tuple" and all(map(_is_name, part.items))
+    node = _node(part)
+    if node is None:
+        return False
+    if node.kind == "*" and isinstance(part, Leaf) and part.latex.endswith(")"):  # P(x)
+        return all(n.kind == "symbol" for n in node.args)
+    if node.kind == "apply":
+        return all(isinstance(a, str) or a.kind == "symbol" for a in node.args)
+    return node.kind == "symbol" and bool(symbols(node))
+
+
+def _is_number(part: Part) -> bool:
+    node = _node(part)
+    return node is not None and not symbols(node)
+
+
+def _assignment(part: Part) -> tuple[Part | None, tuple[Part, ...]] | None:
+    """(name, values) of x = 3 + 2 = 5, (None, values) of 3 + 2 = 5 and of a plain value; None of
+    an equation, and of a chain that is wrong: 5 = 6. values: the first of the chain and the last,
+    which are the same but for a rounded one behind \\approx."""
+    if not isinstance(part, Relation):
+        return None, (part,)
+    if not all(sign in ("=", "\\approx", "\\equiv") for sign in part.signs):
+        return None
+    sides, signs = part.sides, part.signs
+    if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+        sides = sides[::-1]
+    name = None
+    if _is_name(sides[0]):
+        name, sides, signs = sides[0], sides[1:], signs[1:]
+        if isinstance(sides[-1], Leaf) and (node := _node(sides[-1])) and node.kind == "symbol":
+            if symbols(node) and not _is_function(name):
+                return None  # y = x is a line
+    elif not all(_is_value(side) for side in sides):
+        return None
+    steps = zip(sides, sides[1:], signs)
+    if not all(_near(a, b) if sign == "\\approx" else _same(a, b) for a, b, sign in steps):
+        return None
+    return name, (sides[0], sides[-1])
+
+
+def _is_value(part: Part) -> bool:
+    return not isinstance(part, Leaf) or _is_number(part)
+
+
+def _is_function(part: Part) -> bool:
+    return isinstance(part, Leaf) and part.latex.endswith(")")
+
+
+def _near(a: Part, b: Part) -> bool:
+    """Whether b is a decimal that a is rounded or cut off to."""
+    decimal = answer_parts.number(b.latex) if isinstance(b, Leaf) else None
+    try:
+        exact = _fraction(_real(a))
+    except (Undefined, Unreadable):
+        return False
+    if decimal is None or exact is None or not isinstance(b, Leaf):
+        return False
+    step = Fraction(1, 10 ** len(b.latex.partition(".")[2]))
+    return abs(exact - decimal.value) < step
+
+
+def _same_relations(mine: Part, known: Part) -> bool:
+    a, b = _assignment(mine), _assignment(known)
+    if a and b and (a[0] is None or b[0] is None or _same_names(a[0], b[0])):
+        if any(_same(_simple(x), _simple(y)) for x, y in itertools.product(a[1], b[1])):
+            return True
+    if not (isinstance(mine, Relation) and isinstance(known, Relation)):
+        return False
+    if len(mine.sides) == len(known.sides) and mine.signs == known.signs:
+        if _in_order(mine.sides, known.sides):
+            return True
+    return len(mine.signs) == len(known.signs) == 1 and _same_equations(mine, known)
+
+
+def _same_names(a: Part, b: Part) -> bool:
+    """The same variable; y may stand for f(x)."""
+    if _same(a, b):
+        return True
+    y = Leaf("y")
+    return (a == y and _is_function(b)) or (b == y and _is_function(a))
+
+
+def _same_equations(mine: Relation, known: Relation) -> bool:
+    """Whether one is the other times a number: 2x = 4y + 2 and x - 2y - 1 = 0."""
+    differences = []
+    for relation in (mine, known):
+        left, right = (_node(side) for side in relation.sides)
+        if left is None or right is None:
+            return False
+        sign = relation.signs[0]
+        if sign in (">", "\\ge"):
+            left, right, sign = right, left, _FLIPPED[sign]
+        differences.append((sign, Node("-", (left, right))))
+    (my_sign, f), (known_sign, g) = differences
+    if my_sign != known_sign or my_sign not in _FLIPPED:
+        return False
+    names = sorted(symbols(f) | symbols(g))
+    found = [v for p in _points(names, _wants_whole(f, g)) if (v := _values_at((f, g), p))]
+    if len(found) < 2 or any(isinstance(number, MatrixBase) for v in found for number in v):
+        return False
+    (f0, g0), *rest = found
+    if all(same_numbers(f1, f0) for f1, _ in rest):
+        return False  # no variable is left: true or false everywhere
+    if my_sign in ("<", "\\le") and not (f0 * g0).is_positive:
+        return False
+    if f0 != 0 and g0 != 0 and all(same_numbers(f0 * g1, f1 * g0) for f1, g1 in rest):
+        return True
+    return my_sign in ("=", "\\ne") and _same_solutions(f, g)
+
+
+def _same_solutions(f: Node, g: Node) -> bool:
+    """Whether both are zero for the same values of one of their variables."""
+    if symbols(f) != symbols(g):
+        return False
+    names = sorted(symbols(f))
+    at = {name: sympy.Symbol(f"v{i}", real=True) for i, name in enumerate(names)}
+    f0, g0 = value(f, at), value(g, at)
+    for symbol in at.values():
+        try:
+            mine, known = sympy.solve(f0, symbol), sympy.solve(g0, symbol)
+        except (NotImplementedError, ValueError, TypeError):
+            continue
+        if mine and len(mine) == len(known) and not any(s.has(sympy.Piecewise) for s in mine):
+            return all(any(sympy.simplify(a - b) == 0 for b in known) for a in mine)
+    return False
