@@ -1,31 +1,26 @@
-r"""Whether two answers are the same mathematics.
-
-Numbers are compared exactly where they are rational. Others are the same when their difference
-cannot be told from zero with as many digits as the numbers in them have, and 60 more; nothing is
-rounded off on the way. Expressions with variables are compared at points; equations by whether one
-is a multiple of the other.
-"""
+"""Whether two answers are the same mathematics: part by part, as `answer_parts` reads them."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import sympy
-from sympy import Expr, Integer, MatrixBase, Rational
-from sympy.core.evalf import evalf
+from sympy import Expr, MatrixBase
 
 from recipes.math_rl import answer_parts, answer_text, answer_units
 from recipes.math_rl.answer_parts import Based, Items, Leaf, Part, Ratio, Relation, Sets
-from recipes.math_rl.expression_values import NotReal, Undefined, real_value, value
-from recipes.math_rl.latex_expression import Node, Unreadable, parse, symbols, walk
-
-MAX_DIGITS = 40_000
-Values = Mapping[str, Expr]
+from recipes.math_rl.expression_equality import (
+    fraction,
+    readings,
+    same_expressions,
+    same_numbers,
+    values_at_points,
+)
+from recipes.math_rl.expression_values import Undefined, value
+from recipes.math_rl.latex_expression import Node, Unreadable, symbols
 
 
 def same(given: str, truth: str) -> bool:
@@ -34,7 +29,10 @@ def same(given: str, truth: str) -> bool:
         mine, known = answer_parts.read(given), answer_parts.read(truth)
     except Unreadable:
         return False
-    return _same(_simple(mine), _simple(known))
+    if _same(_simple(mine), _simple(known)):
+        return True
+    both = isinstance(mine, Relation) and isinstance(known, Relation)
+    return both and _same_relations(mine, known)  # 2x + 1 < 7 and x < 3
 
 
 def _same(mine: Part, known: Part) -> bool:
@@ -51,40 +49,6 @@ def _same(mine: Part, known: Part) -> bool:
     return _same_items(mine, known)
 
 
-# ---------------------------------------------------------------------- numbers
-
-
-def same_numbers(a: Expr, b: Expr) -> bool:
-    if a == b:
-        return True
-    if a.is_infinite or b.is_infinite or (a.is_Rational and b.is_Rational):
-        return False
-    difference = a - b
-    if difference.is_Rational:
-        return difference == 0
-    digits = 60 + 2 * sum(_digits(n) for n in difference.atoms(Rational))
-    if digits > MAX_DIGITS:
-        raise Undefined("too many digits")
-    precision = int(digits * math.log2(10))
-    real, imaginary, real_bits, imaginary_bits = evalf(difference, 30, {"maxprec": precision})
-    return not ((real and real_bits > 4) or (imaginary and imaginary_bits > 4))
-
-
-def _digits(number: Rational) -> int:
-    return int((number.p.bit_length() + number.q.bit_length()) * math.log10(2))
-
-
-def _fraction(number: Expr) -> Fraction | None:
-    """A real number to forty digits."""
-    if isinstance(number, Rational):
-        return Fraction(number.p, number.q)
-    approximation = number.evalf(40, maxn=2000)
-    if not approximation.is_Float:
-        return None
-    rational = Rational(approximation)
-    return Fraction(rational.p, rational.q)
-
-
 # ----------------------------------------------------------------------- leaves
 
 
@@ -99,8 +63,7 @@ def _same_leaves(mine: Leaf, known: Leaf) -> bool:
 
 def _same_texts(mine: Leaf, known: Leaf) -> bool:
     if answer_text.compact(mine.latex) == answer_text.compact(known.latex):
-        if mine.percent == known.percent or not mine.latex:
-            return bool(mine.latex)
+        return bool(mine.latex)  # with a percent sign or without
     worded = answer_text.same_words(mine.latex, known.latex)
     if worded is not None:
         return worded
@@ -108,8 +71,7 @@ def _same_texts(mine: Leaf, known: Leaf) -> bool:
     if numbers is not None:
         return numbers
     return any(
-        _same_scaled(mine.latex, known.latex, scale)
-        for scale in answer_parts.scales(mine, known)
+        _same_scaled(mine.latex, known.latex, scale) for scale in answer_parts.scales(mine, known)
     )
 
 
@@ -117,7 +79,7 @@ def _same_scaled(mine: str, known: str, scale: Fraction) -> bool:
     """Whether `scale` times `mine` is `known`."""
     a, b = answer_parts.number(mine), answer_parts.number(known)
     a = a and a.times(scale)
-    for x, y in itertools.product(_readings(mine), _readings(known)):
+    for x, y in itertools.product(readings(mine), readings(known)):
         if scale != 1:
             x = Node("*", (x, Node("number", (scale,))))
         try:
@@ -126,106 +88,12 @@ def _same_scaled(mine: str, known: str, scale: Fraction) -> bool:
             for decimal, node in ((a, y), (b, x)):
                 if decimal is not None and decimal.step is not None and not symbols(node):
                     number = value(node, {})
-                    exact = None if isinstance(number, MatrixBase) else _fraction(number)
+                    exact = None if isinstance(number, MatrixBase) else fraction(number)
                     if exact is not None and answer_parts.stands_for(decimal, exact):
                         return True
         except Undefined:
             continue
     return False
-
-
-@functools.lru_cache(maxsize=512)
-def _readings(latex: str) -> tuple[Node, ...]:
-    """The trees of an expression: two where 1/2x can be (1/2)x and 1/(2x); none of words."""
-    try:
-        tight = parse(latex)
-        loose = parse(latex, loose=True) if "/" in latex else tight
-    except (Unreadable, RecursionError):
-        return ()
-    return (tight,) if loose == tight else (tight, loose)
-
-
-# ------------------------------------------------------------------ expressions
-
-_POSITIVE = ("137/97", "59/31", "23/71", "211/113", "83/149", "31/167", "107/61", "43/131")
-_LARGE = ("1370/7", "2003/17", "997/11", "1511/13", "877/3", "1201/19", "1777/9", "1321/8")
-_WHOLE = (7, 4, 9, 5, 8, 3, 6, 11)
-_SIGNS = ((1, 1), (-1, -1), (-1, 1), (1, -1))
-
-
-def _points(names: list[str], whole: bool) -> list[Values]:
-    """Values of the variables to compare at; whole: whole numbers, as for n!."""
-    if not names:
-        return [{}]
-    if whole:
-        return [
-            {name: Integer(n + shift) for name, n in zip(names, itertools.cycle(_WHOLE))}
-            for shift in (0, 1, 4, 11)
-        ]
-    points = []
-    for values, signs in itertools.product((_POSITIVE, _LARGE), _SIGNS):
-        pairs = zip(names, itertools.cycle(values), itertools.cycle(signs))
-        rounds = (Rational(i // len(values), 101) for i in itertools.count())
-        points.append(
-            {name: (Rational(v) + r) * sign for (name, v, sign), r in zip(pairs, rounds)}
-        )
-    return points
-
-
-def _wants_whole(*nodes: Node) -> bool:
-    """Whether something in them is meant for whole numbers: n!, (-1)^n, \\lfloor n \\rfloor."""
-    for node in itertools.chain(*(walk(n) for n in nodes)):
-        if node.kind in ("!", "!!", "binom", "lfloor", "lceil", "mod") and symbols(node):
-            return True
-        if node.kind == "^" and symbols(node.args[1]) and not symbols(node.args[0]):
-            if any(n.kind == "neg" for n in walk(node.args[0])):
-                return True
-    return False
-
-
-def _values_at(nodes: tuple[Node, ...], point: Values) -> list[Any] | None:
-    """Their values; None where one has none, or where a negative number has a root taken."""
-    negative = any(v.is_negative for v in point.values())
-    try:
-        return [(real_value if negative else value)(node, point) for node in nodes]
-    except NotReal:
-        return None
-    except Undefined:
-        if not point:
-            raise
-        return None
-
-
-def same_expressions(a: Node, b: Node) -> bool:
-    if a == b:
-        return not symbols(a) or _values_at_all((a, b)) != []
-    compared = 0
-    for values in _values_at_all((a, b)):
-        if not _same_values(*values):
-            return False
-        compared += 1
-    return compared > 0
-
-
-def _values_at_all(nodes: tuple[Node, ...]) -> list[list[Any]]:
-    names = sorted(set().union(*(symbols(node) for node in nodes)))
-    points = _points(names, _wants_whole(*nodes))
-    found = []
-    for point in points:
-        values = _values_at(nodes, point)
-        if values is not None:
-            found.append(values)
-            # most are told apart by the first point
-            if len(nodes) == 2 and not _same_values(*values):
-                break
-    return found
-
-
-def _same_values(a: Any, b: Any) -> bool:
-    matrices = isinstance(a, MatrixBase), isinstance(b, MatrixBase)
-    if all(matrices):
-        return a.shape == b.shape and all(map(same_numbers, a, b))
-    return not any(matrices) and same_numbers(a, b)
 
 
 # ----------------------------------------------------- lists, tuples, sets, ratios
@@ -239,8 +107,10 @@ def _same_items(mine: Part, known: Part) -> bool:
     if kinds == {"tuple"}:
         return mine.brackets == known.brackets and _in_order(mine.items, known.items)
     if "tuple" in kinds:  # brackets around a list, or none around a tuple: in its order
-        return "set" not in kinds and "[" not in mine.brackets + known.brackets and (
-            _in_order(mine.items, known.items)
+        return (
+            "set" not in kinds
+            and "[" not in mine.brackets + known.brackets
+            and (_in_order(mine.items, known.items))
         )
     if kinds == {"list"}:
         return _in_any_order(mine.items, known.items)
@@ -252,7 +122,7 @@ def _same_items(mine: Part, known: Part) -> bool:
 def _as_items(part: Part, other: Part) -> Part:
     """A matrix of one row or column as a tuple, where the other side is one."""
     if isinstance(part, Leaf) and isinstance(other, Items) and other.kind == "tuple":
-        for node in _readings(part.latex):
+        for node in readings(part.latex):
             if node.kind == "matrix" and 1 in (len(node.args), len(node.args[0].args)):
                 cells = _cells(part.latex)
                 return Items("tuple", tuple(map(Leaf, cells)), other.brackets)
@@ -326,15 +196,16 @@ def _same_ratios(mine: Part, known: Part) -> bool:
 
 
 def _node(part: Part) -> Node | None:
-    return next(iter(_readings(part.latex)), None) if isinstance(part, Leaf) else None
+    return next(iter(readings(part.latex)), None) if isinstance(part, Leaf) else None
 
 
 # ------------------------------------------------------------------------- sets
 
 
 def _same_sets(mine: Part, known: Part) -> bool:
-    if isinstance(mine, Sets) and isinstance(known, Sets) and mine.operator == known.operator:
-        if mine.operator != "\\setminus" and _in_any_order(mine.items, known.items):
+    if isinstance(mine, Sets) and isinstance(known, Sets):
+        unordered = mine.operator == known.operator != "\\setminus"
+        if unordered and _in_any_order(mine.items, known.items):
             return True
     try:
         a, b = _set(mine), _set(known)
@@ -361,9 +232,8 @@ def _set(part: Part) -> sympy.Set:
         return sympy.Interval(low, high, not closed[0], not closed[1])
     if isinstance(part, Items) and part.kind == "set":
         return sympy.FiniteSet(*(_real(item) for item in part.items))
-    if isinstance(part, Items) and part.kind == "list":  # x < 1 or x > 3
-        if all(isinstance(item, Relation) for item in part.items):
-            return sympy.Union(*(_set(item) for item in part.items))
+    if isinstance(part, Items) and all(isinstance(item, Relation) for item in part.items):
+        return sympy.Union(*(_set(item) for item in part.items))  # x < 1 or x > 3
     raise Unreadable("no set")
 
 
@@ -447,9 +317,9 @@ def _assignment(part: Part) -> tuple[Part | None, tuple[Part, ...]] | None:
     name = None
     if _is_name(sides[0]):
         name, sides, signs = sides[0], sides[1:], signs[1:]
-        if isinstance(sides[-1], Leaf) and (node := _node(sides[-1])) and node.kind == "symbol":
-            if symbols(node) and not _is_function(name):
-                return None  # y = x is a line
+        node = _node(sides[-1])
+        if node and node.kind == "symbol" and symbols(node) and not _is_function(name):
+            return None  # y = x is a line
     elif not all(_is_value(side) for side in sides):
         return None
     steps = zip(sides, sides[1:], signs)
@@ -470,7 +340,7 @@ def _near(a: Part, b: Part) -> bool:
     """Whether b is a decimal that a is rounded or cut off to."""
     decimal = answer_parts.number(b.latex) if isinstance(b, Leaf) else None
     try:
-        exact = _fraction(_real(a))
+        exact = fraction(_real(a))
     except (Undefined, Unreadable):
         return False
     if decimal is None or exact is None or not isinstance(b, Leaf):
@@ -482,13 +352,13 @@ def _near(a: Part, b: Part) -> bool:
 def _same_relations(mine: Part, known: Part) -> bool:
     a, b = _assignment(mine), _assignment(known)
     if a and b and (a[0] is None or b[0] is None or _same_names(a[0], b[0])):
-        if any(_same(_simple(x), _simple(y)) for x, y in itertools.product(a[1], b[1])):
+        values = itertools.product(a[1], b[1])
+        if any(_same(_simple(x), _simple(y)) for x, y in values):
             return True
     if not (isinstance(mine, Relation) and isinstance(known, Relation)):
         return False
-    if len(mine.sides) == len(known.sides) and mine.signs == known.signs:
-        if _in_order(mine.sides, known.sides):
-            return True
+    if mine.signs == known.signs and _in_order(mine.sides, known.sides):
+        return True
     return len(mine.signs) == len(known.signs) == 1 and _same_equations(mine, known)
 
 
@@ -514,8 +384,7 @@ def _same_equations(mine: Relation, known: Relation) -> bool:
     (my_sign, f), (known_sign, g) = differences
     if my_sign != known_sign or my_sign not in _FLIPPED:
         return False
-    names = sorted(symbols(f) | symbols(g))
-    found = [v for p in _points(names, _wants_whole(f, g)) if (v := _values_at((f, g), p))]
+    found = list(values_at_points(f, g))
     if len(found) < 2 or any(isinstance(number, MatrixBase) for v in found for number in v):
         return False
     (f0, g0), *rest = found

@@ -203,9 +203,9 @@ def _in_brackets(tokens: list[str], inside: str, brackets: str, depth: int) -> P
     if brackets == "\\{\\}":
         for separator in ("|", ":", "\\mid"):
             head, *conditions = _split(_TOKEN.findall(inside), (separator,))
-            if len(conditions) == 1 and (condition := read(conditions[0], depth + 1)):
-                if isinstance(condition, Relation) and head.strip():
-                    return condition
+            condition = read(conditions[0], depth + 1) if len(conditions) == 1 else None
+            if isinstance(condition, Relation) and head.strip():
+                return condition
         part = read(inside, depth + 1)
         listed = isinstance(part, Items) and part.kind == "list"
         return Items("set", part.items if listed else (part,))  # pyright: ignore
@@ -277,14 +277,10 @@ def _based(text: str) -> Based | None:
 _BASED = re.compile(
     r"([+-]?)\(?([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)\)?_\{?\(?(\d+|[a-z]+)\)?\}?", re.ASCII
 )
-_BASES = {
-    name: str(base)
-    for base, name in enumerate(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-        " sixteen".split(),
-        start=2,
-    )
-}
+_NAMES = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+)
+_BASES = {name: str(base) for base, name in enumerate(_NAMES.split(), start=2)}
 
 
 @dataclass(frozen=True)
@@ -307,10 +303,12 @@ def number(latex: str) -> Decimal | None:
         if abs(exponent) > 1000:
             return None
         scale = Fraction(10) ** exponent
-        digits = match[2].lstrip("0.").replace(".", "")
-        places = len(match[2].partition(".")[2])
+        whole, _, behind = match[2].partition(".")
+        places = len(behind)
+        behind = behind.rstrip("0")  # 1.000000 is no more than 1
+        digits = (whole + behind).lstrip("0")
         step = None
-        if "." in match[2] and len(digits) >= DIGITS:
+        if behind and len(digits) >= DIGITS:
             step = scale * Fraction(10) ** (max(0, len(digits) - DOUBLE) - places)
         return Decimal(Fraction(match[1] + match[2]) * scale, step)
     if match := _FRACTION.fullmatch(text):

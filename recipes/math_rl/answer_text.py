@@ -133,9 +133,11 @@ _SPELLINGS = [
         (r"\s+", " "),
         (r"(?<!\\)\\[()\[\]]", ""),  # \( and \[ around mathematics; but \\[ ends a row of a matrix
         (r"\\(?:left|right|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])\.?", ""),
+        (r"(?<=\d)(?:, ?\\! ?|\{,\})(?=\d{3}(?!\d))", ""),  # 11,\! 111
         (r"\s*\\!\s*", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad", " "),
         (r"\{,\}", ","),
+        (r"(?<=[^\\]\{)\d{1,3}(?:,\d{3})+(?=\})", lambda m: m.group().replace(",", "")),
         (r"\\displaystyle|\\textstyle|\\boldsymbol(?![A-Za-z])", ""),
         (r"\\[dtc]frac", r"\\frac"),
         (r"(?<=\d) (\d+)/(\d+)(?![\d.])(?= *$| *\\(?:text|%)| *%| [A-Za-z]{2})", r"\\frac{\1}{\2}"),
@@ -181,13 +183,11 @@ _GROUPED = re.compile(
     r"(?:\.\d+)?(?=$| *(?:\\text|\\?%|[A-Za-z\u00b0\u00a2\u20ac]))",
     re.ASCII,
 )
-_NUMBERS = {
-    name: str(number)
-    for number, name in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-        " fifteen sixteen seventeen eighteen nineteen twenty".split()
-    )
-}
+_NAMES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    " sixteen seventeen eighteen nineteen twenty"
+)
+_NUMBERS = {name: str(number) for number, name in enumerate(_NAMES.split())}
 
 
 def _as_overlined(match: re.Match[str]) -> str:

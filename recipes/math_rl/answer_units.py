@@ -52,8 +52,8 @@ _NAMES = {
     "sterling": "gbp sterling \u00a3",
     "yen": "yen jpy \u00a5",
     "rupee": "rupee inr rs \u20b9",
-    "am": "am a.m",
-    "pm": "pm p.m",
+    "am": "am",
+    "pm": "pm",
 }
 _KNOWN = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _ALONE = ("m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K")
@@ -84,14 +84,14 @@ def fits(given: Unit, truth: Unit) -> bool:
     return not mine or not known or mine <= known or known <= mine
 
 
-_GENERIC = frozenset("unit in of the total altogether each about exactly all a an".split())
+_GENERIC = frozenset(("unit", "in", "of", "the", "total", "altogether", "each", "all", "a", "an"))
 
 
 def read(phrase: str) -> Unit:
     """The unit that words and signs name: `cm^2`, `square inches`, `m/s^2`, `apples`."""
     text = re.sub(r"\\(?:text|cdot)|[{}~]|\\[,;:! ]", " ", phrase)
     text = re.sub(r"\u00b0\s*([CF])\b", lambda m: f" deg{m[1]} ", text)
-    text = re.sub(r"\b([ap])\.?\s?m\.", r"\1m", text)
+    text = re.sub(r"\b([APap])\.\s?([Mm])\b\.?", r"\1\2", text)
     measures: dict[str, int] = {}
     words: set[str] = set()
     sign, power, last = 1, 1, ""
@@ -153,7 +153,7 @@ def _no_unit(match: re.Match[str]) -> bool:
 
 
 _POWER = r"(\s*\^\s*\{?\s*-?\d\s*\}?)?"
-_MODULUS = re.compile(r"(.+?)\s*\(?\s*\\p?(?:mod|bmod)\s*(\{?\s*\d+\s*\}?)\s*\)?")
+_MODULUS = re.compile(r"(.+?)\s*(?:\(?\s*\\[pb]?mod|\(\s*mod)\s*(\{?\s*\d+\s*\}?)\s*\)?")
 _DEGREES = re.compile(r"([^\u00b0]+)(\u00b0\s*(?:C|F|\\text\s*\{\s*[CF]\s*\})?)()")
 _TEXT = re.compile(
     r"(.*[\d})a-z.])\s*(\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?(?:\s*/\s*\\text\s*\{[^{}]*\})?)"
@@ -161,11 +161,13 @@ _TEXT = re.compile(
     re.DOTALL,
 )
 _long = sorted((n for n in _KNOWN if len(n) > 1 and n.isalpha() and n.isascii()), key=len)
-_WORD = "|".join([*(f"{n}s?" for n in reversed(_long)), *_ALONE, "mph", "kmph"])
-_NEXT = rf"(?:\s*(?:/|\\cdot|\u00b7|\bper\b)\s*(?:{_WORD})(?![A-Za-z])(?:\s*\^\s*\{{?-?\d\}}?)?)*"
+_WORD = "|".join(
+    [*(f"{n}s?" for n in reversed(_long)), *_ALONE, "mph", "kmph", r"[ap]\.? ?m", r"[AP]\.? ?M"]
+)
+_NEXT = rf"(?:(?:\s*(?:/|\\cdot|\bper\b)\s*|\s)(?:{_WORD})(?![A-Za-z])(?:\s*\^\s*\{{?-?\d\}}?)?)*"
 _SIGN = "[\u00b0\u00a2\uff04\u20ac\u00a3\u00a5]"
 _BARE = re.compile(
-    r"(.*(?:[\d})]\s*(?=(?:sq|cu|[A-Za-z]{2}))|[A-Za-z]\s(?=[A-Za-z]{2})|[\d})]\s|\\pi\s"
+    r"(.*?(?:[\d})]\s*(?=(?:sq|cu|[A-Za-z]{2}))|[A-Za-z]\s(?=[A-Za-z]{2})|[\d})]\s|\\pi\s"
     rf"|[\d}})](?={_SIGN})))\s*((?:(?:square|cubic|sq|cu)\.?\s*)?(?:{_WORD}|{_SIGN})(?![A-Za-z])"
     rf"(?:\s*\^\s*\{{?-?\d\}}?)?{_NEXT})\.?()"
 )

@@ -37,6 +37,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     logging.disable()
+    sys.setrecursionlimit(5000)  # a sum of 400 terms is a tree as deep
     try:
         from recipes.math_rl.answer_equality import same
 

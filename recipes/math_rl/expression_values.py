@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 from sympy import Expr, ImmutableMatrix, Integer, Rational
 
-from recipes.math_rl.latex_expression import CONSTANTS, Node
+from recipes.math_rl.latex_expression import CONSTANTS, TRIGONOMETRIC, Node
 
 MAX_BITS = 300_000  # of an integer; 2006! has 19 thousand
 MAX_FACTORIAL = 20_000
@@ -25,9 +25,6 @@ class Undefined(ValueError):
 
 
 _VALUES = dict(zip(CONSTANTS, (sympy.I, sympy.E, sympy.pi, sympy.oo), strict=True))
-_TRIGONOMETRIC = (
-    "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arcsinh arccosh arctanh"
-).split()
 
 
 def value(node: Node, at: Mapping[str, Expr]) -> Any:
@@ -86,9 +83,8 @@ def _power(base: Any, exponent: Any) -> Any:
             return sign * (-base) ** exponent
     elif isinstance(exponent, Rational) and abs(exponent) > MAX_BITS:
         raise Undefined("a power too long to write")
-    if base == 0 and not exponent.is_positive:
-        if exponent != 0:
-            raise Undefined("division by zero")
+    if base.is_zero and not exponent.is_zero and not exponent.is_positive:
+        raise Undefined("division by zero")
     if base.is_negative and not exponent.is_integer:
         raise_unless_complex(base)
     return base**exponent
@@ -137,7 +133,7 @@ def _logarithm(number: Expr, base: Expr = sympy.E) -> Any:
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(sympy, name.replace("arc", "a")) for name in _TRIGONOMETRIC},
+    **{name: getattr(sympy, name.replace("arc", "a")) for name in TRIGONOMETRIC},
     "Re": sympy.re,
     "Im": sympy.im,
     "arg": sympy.arg,

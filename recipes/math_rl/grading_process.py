@@ -51,9 +51,7 @@ class _Worker:
             ) from error
         if "error" in started:
             self.kill()
-            raise TrainingError(
-                f"answers cannot be graded: {started['error']}; pip install sympy"
-            )
+            raise TrainingError(f"answers cannot be graded: {started['error']}; pip install sympy")
 
     def same(self, given: str, truth: str, seconds: float) -> bool:
         line = json.dumps({"given": given, "truth": truth, "seconds": seconds}).encode() + b"\n"
@@ -96,7 +94,8 @@ class WorkerPool:
         self._idle: list[_Worker] = []
 
     def same(self, given: str, truth: str, seconds: float) -> bool:
-        """Whether `given` is the answer `truth`. False, too, where that cannot be said within `seconds` of CPU time. TrainingError where no worker can be started."""
+        """Whether `given` is the answer `truth`. False, too, where that cannot be said within
+        `seconds` of CPU time. TrainingError where no worker can be started."""
         with self._slots:
             try:
                 worker = self._idle.pop()

@@ -23,26 +23,35 @@ class Node(NamedTuple):
     args: tuple[Any, ...] = ()
 
 
-GREEK = (
+_GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi"
     " rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi"
     " Omega ell"
-).split()
-FUNCTION_NAMES = (
+)
+_TRIGONOMETRIC = (
     "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arcsinh arccosh arctanh"
-    " exp ln log lg sqrt Re Im arg det gcd lcm max min"
-).split()
+)
+_OTHER_FUNCTIONS = "exp ln log lg sqrt Re Im arg det gcd lcm max min"
+_ACCENT_NAMES = "bar overline vec overrightarrow hat widehat tilde widetilde dot ddot underline"
+GREEK = _GREEK.split()
+TRIGONOMETRIC = _TRIGONOMETRIC.split()
+FUNCTION_NAMES = TRIGONOMETRIC + _OTHER_FUNCTIONS.split()
 _INVERTIBLE = ("sin", "cos", "tan", "sinh", "cosh", "tanh")
-_ACCENTS = "bar overline vec overrightarrow hat widehat tilde widetilde dot ddot underline".split()
-_OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_ACCENTS = _ACCENT_NAMES.split()
+_OPENING = {
+    "(": ")",
+    "[": "]",
+    "{": "}",
+    "\\{": "\\}",
+    "\\lfloor": "\\rfloor",
+    "\\lceil": "\\rceil",
+}
 _CLOSING = {*_OPENING.values(), "|", "&", "\\\\", "\\end", ","}
 _MATRIX = {"pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix", "vmatrix", "array"}
 _MARKS = {"*", "\\ast", "\\dagger", "\\circ"}
 _TIMES = {"*", "\\cdot", "\\times", "\\ast"}
 _DIVIDED = {"/", "\\div", "\\over"}
-_TOKEN = re.compile(
-    r"\s*(\d+(?:\.\d*)?|\.\d+|\\[A-Za-z]+|\\.|'+|\*\*|[^\s])", re.ASCII | re.DOTALL
-)
+_TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[A-Za-z]+|\\.|'+|\*\*|[^\s])", re.ASCII | re.DOTALL)
 
 
 def parse(text: str, loose: bool = False) -> Node:
@@ -265,10 +274,9 @@ class _Parser:
         if self._peek() == "^" and self._peek(1).strip("{") in _MARKS:
             raise Unreadable("a mark that is no power")
         if name[0] in "fg" or "'" in name:
-            if self._peek() == "^" and self._tokens[self._at + 1 : self._at + 5] == list("{-1}"):
-                if self._peek(5) == "(":
-                    self._at += 5
-                    name += "^{-1}"
+            if self._tokens[self._at : self._at + 6] == ["^", "{", "-", "1", "}", "("]:
+                self._at += 5
+                name += "^{-1}"
             if self._peek() == "(":
                 return Node("apply", (name, *self._arguments()))
         return Node("symbol", (name,))
@@ -381,10 +389,10 @@ def _mixed(whole: Node, part: Node) -> Node | None:
     """1\\frac{4}{5} as a sum."""
     if whole.kind != "number" or part.kind != "/":
         return None
-    over, under = (n.args[0] if n.kind == "number" else None for n in part.args)
-    if None in (over, under) or any(n.denominator != 1 for n in (whole.args[0], over, under)):
+    if any(n.kind != "number" or n.args[0].denominator != 1 for n in (whole, *part.args)):
         return None
-    return Node("+", (whole, part)) if over < under else None
+    over, under = part.args
+    return Node("+", (whole, part)) if over.args[0] < under.args[0] else None
 
 
 def _transposed(node: Node) -> Node:
