@@ -53,7 +53,7 @@ def _same(mine: Part, known: Part) -> bool:
 
 
 def _same_leaves(mine: Leaf, known: Leaf) -> bool:
-    if answer_units.fits(mine.unit, known.unit) and _same_texts(mine, known):
+    if answer_parts.units_fit(mine, known) and _same_texts(mine, known):
         return True
     if mine.letters is None and known.letters is None:
         return False

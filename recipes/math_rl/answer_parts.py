@@ -337,6 +337,13 @@ def stands_for(decimal: Decimal, value: Fraction) -> bool:
     return error <= decimal.step / 2 or (cut_off and decimal.value * value > 0)
 
 
+def units_fit(given: Leaf, truth: Leaf) -> bool:
+    """Whether no unit is another; a percent sign is none of the measures."""
+    if (given.percent and truth.unit.measures) or (truth.percent and given.unit.measures):
+        return False
+    return answer_units.fits(given.unit, truth.unit)
+
+
 def scales(given: Leaf, truth: Leaf) -> tuple[Fraction, ...]:
     """What `given` may be multiplied with: a percent sign may be left out, and 50% is 0.5."""
     if given.percent == truth.percent:

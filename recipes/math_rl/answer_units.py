@@ -56,6 +56,7 @@ _NAMES = {
     "pm": "pm",
 }
 _KNOWN = {name: unit for unit, names in _NAMES.items() for name in names.split()}
+_CURRENCIES = {"dollar", "cent", "euro", "sterling", "yen", "rupee"}
 _ALONE = ("m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K")
 """One-letter units that may stand behind a number and a space: 5 m; but 5m is a product."""
 _CURRENCY = re.compile(r"^(-?)\s*(US|USD|EUR)?\s*([\uff04\u20ac\u00a3\u00a5\u20b9])\s*(?=[-\d.\\])")
@@ -77,6 +78,9 @@ def fits(given: Unit, truth: Unit) -> bool:
     if given.modulus and truth.modulus and given.modulus != truth.modulus:
         return False
     if given.measures and truth.measures:
+        money = [[m for m in side.measures if m[0] in _CURRENCIES] for side in (given, truth)]
+        if all(money):  # dollars or dollars an hour
+            return money[0] == money[1]
         return given.measures == truth.measures
     mine, known = given.words - _GENERIC, truth.words - _GENERIC
     if (given.measures and known) or (mine and truth.measures):
@@ -140,10 +144,12 @@ def split(text: str) -> tuple[str, Unit]:
     before = NO_UNIT
     if match := _CURRENCY.match(text):
         text, before = match[1] + text[match.end() :], read(match[3])
-    for pattern in (_DEGREES, _TEXT, _BARE, _WORDS):
+    for pattern in (_DEGREES, _TEXT, _WORDS, _BARE, _PER):
         match = pattern.fullmatch(text)
         if match and not _no_unit(match):
-            return match[1].strip(), read(match[2] + (match[3] or ""))
+            behind = read(match[2] + (match[3] or ""))
+            measures = tuple(sorted({*before.measures, *behind.measures}))
+            return match[1].strip(), Unit(measures, behind.words)
     return text, before
 
 
@@ -172,8 +178,9 @@ _BARE = re.compile(
     rf"(?:\s*\^\s*\{{?-?\d\}}?)?{_NEXT})\.?()"
 )
 _WORDS = re.compile(r"(.*\d)\s+([A-Za-z]{2,}(?:[ /][A-Za-z]+)*)" + _POWER)
+_PER = re.compile(rf"(.*\d)\s*(/\s*(?:{'|'.join(reversed(_long))})s?)()")
 _SAYS_MORE = re.compile(
-    r"[<>=]|\\(?!text|cdot)|\b(?:and|or|not|no|to|than|is|if|else|but|maybe|perhaps|mod|base|cup|cap"
+    r"[<>=]|\\(?!text|cdot)|\b(?:and|or|not|no|to|than|is|if|else|but|maybe|perhaps|mod|base"
     r"|inf|infinity|pi|tau|phi|theta|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|million|billion"
     r"|thousand|hundred)\b",
     re.IGNORECASE,

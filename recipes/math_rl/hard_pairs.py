@@ -5,6 +5,9 @@ right reply. Written, like `hand_written_pairs`, before the grader was asked."""
 
 EQUAL: dict[str, list[tuple[str, str]]] = {
     "integers": [
+        ("about 5", "5"),
+        ("1.5×10³", "1500"),
+        ("5\\,000", "5000"),
         ("**5**", "5"),
         ("*12*", "12"),
         ("`7`", "7"),
@@ -61,6 +64,17 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("8^{\\frac{2}{3}}", "4"),
     ],
     "units": [
+        ("3 1/2 hours", "3.5"),
+        ("$1,234.50 per month", "1234.5"),
+        ("18 eggs per day", "18"),
+        ("\\$18/hour", "\\$18"),
+        ("5 cm, 6 cm", "5, 6"),
+        ("-5^\\circ C", "-5"),
+        ("\\frac{3}{4} \\text{ cup}", "0.75"),
+        ("7cm", "7 cm"),
+        ("1.5 million dollars", "\\$1,500,000"),
+        ("02:30", "2:30"),
+        ("5^{\\text{th}}", "5"),
         ("5 m", "5"),
         ("9.8 m/s^2", "9.8"),
         ("10\\pi cm", "10\\pi"),
@@ -94,6 +108,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("25\\%", "\\frac{1}{4}"),
     ],
     "expressions": [
+        ("v^T", "v^\\top"),
+        ("\\overline{AB}", "\\bar{AB}"),
         ("7\\sin(\\frac{\\pi}{5}x)+1", "7*sin(pi*x/5)+1"),
         ("x**2 + 2*x", "x(x+2)"),
         ("e^(2*x)", "(e^x)^2"),
@@ -119,6 +135,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\sec^2 x - \\tan^2 x", "1"),
     ],
     "equations and assignments": [
+        ("y-3=2(x-1)", "y=2x+1"),
+        ("x=1,y=2", "(1,2)"),
         ("x \\approx 3.14", "3.14"),
         ("y=\\frac{1}{x}", "xy=1"),
         ("2y = x", "y = \\frac{x}{2}"),
@@ -203,6 +221,10 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("3^{200}", "3^{200}-1"),
     ],
     "fractions": [
+        ("1.0000000001", "1"),
+        ("0.9999999999", "1"),
+        ("999999.9", "1000000"),
+        ("5/0", "0"),
         ("0.5000001", "\\frac12"),
         ("0.3333334", "\\frac13"),
         ("1:2:3", "1:6:1"),
@@ -219,6 +241,11 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\frac{10^{40}+1}{10^{40}}", "1"),
     ],
     "roots and constants": [
+        ("\\tanh(500)", "1"),
+        ("(\\pi+e^{-1000})^2", "\\pi^2"),
+        ("3.1415", "\\pi"),
+        ("\\infty", "-\\infty"),
+        ("\\infty", "10^{100}"),
         ("\\sqrt{2}+10^{-30}", "\\sqrt{2}"),
         ("\\pi+\\frac{1}{2006!}", "\\pi"),
         ("e^{-100}", "0"),
@@ -236,6 +263,10 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\arctan(10^{30})", "\\frac{\\pi}{2}"),
     ],
     "units": [
+        ("5%", "5 cm"),
+        ("2:30 AM", "2:30 PM"),
+        ("cm", "5"),
+        ("\\$", "5"),
         ("5 km", "5 m"),
         ("5 cm", "5\\text{ cm}^2"),
         ("5 s", "5 m"),
@@ -263,6 +294,15 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("12.50001\\%", "12.5\\%"),
     ],
     "expressions": [
+        ("\\lfloor x \\rfloor", "x"),
+        ("|x-300|", "300-x"),
+        ("\\max(x,300)", "300"),
+        ("\\frac{dy}{dx}", "\\frac{y}{x}"),
+        ("v^T", "v"),
+        ("f^{-1}(x)", "f(x)"),
+        ("f(2)", "f(3)"),
+        ("x^{1.0000001}", "x"),
+        ("\\sin x^2", "\\sin^2 x"),
         ("f'(x)", "f(x)"),
         ("f''(x)", "f'(x)"),
         ("A^T", "A"),
@@ -331,6 +371,7 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("x \\ne 2", "2"),
     ],
     "text": [
+        ("5 \\text{ or } 5", "5"),
         ("a", "A"),
         ("b", "\\text{(C)}"),
         ("\\text{two}", "3"),

@@ -37,7 +37,12 @@ GREEK = _GREEK.split()
 TRIGONOMETRIC = _TRIGONOMETRIC.split()
 FUNCTION_NAMES = TRIGONOMETRIC + _OTHER_FUNCTIONS.split()
 _INVERTIBLE = ("sin", "cos", "tan", "sinh", "cosh", "tanh")
-_ACCENTS = _ACCENT_NAMES.split()
+_ACCENTS = {name: name for name in _ACCENT_NAMES.split()} | {
+    "overline": "bar",
+    "overrightarrow": "vec",
+    "widehat": "hat",
+    "widetilde": "tilde",
+}
 _OPENING = {
     "(": ")",
     "[": "]",
@@ -170,12 +175,12 @@ class _Parser:
         return node
 
     def _transposes(self, node: Node) -> bool:
-        """Whether T, {T} or \\top follows, which is then read; of a small letter T is a power."""
+        """Whether T, {T} or \\top follows, which is then read; of a number T is a power."""
         held = 3 if self._peek() == "{" and self._peek(2) == "}" else 1
         mark = self._peek(held // 2)
-        capital = node.kind == "symbol" and node.args[0][0].isupper()
+        letter = node.kind == "symbol" and node.args[0] not in CONSTANTS
         matrix = any(n.kind == "matrix" for n in walk(node))
-        if mark in ("\\top", "\\intercal") or (mark == "T" and (capital or matrix)):
+        if mark in ("\\top", "\\intercal") or (mark == "T" and (letter or matrix)):
             self._at += held
             return True
         return False
@@ -236,13 +241,20 @@ class _Parser:
             return self._text(name)
         if name in FUNCTION_NAMES:
             return self._function(name)
+        if name == "frac" and self._derivative():
+            raise Unreadable("a derivative")
         if name in ("frac", "binom", "dbinom", "tbinom"):
             return Node("/" if name == "frac" else "binom", (self._argument(), self._argument()))
         if name in _ACCENTS:
-            return self._symbol(f"{token}{{{self._raw_group()}}}")
+            return self._symbol(f"\\{_ACCENTS[name]}{{{self._raw_group()}}}")
         if name == "begin":
             return self._matrix()
         raise Unreadable(f"{token} cannot be read")
+
+    def _derivative(self) -> bool:
+        """Whether dy and dx follow, which are no products."""
+        ahead = "".join(self._tokens[self._at : self._at + 12])
+        return bool(re.match(r"\{d[A-Za-z]?[^{}]*\}\{d[A-Za-z]", ahead))
 
     def _number(self, token: str) -> Node:
         if self._peek() == "_":  # a number in another base

@@ -3,24 +3,32 @@ r"""Is the answer of a reply the known answer? `\boxed{}` extraction and mathema
 Rules, where a teacher could say either:
 
 - the value counts, not the form: 2/4 is 1/2, (x+1)^2 is x^2+2x+1, \sqrt 8 is 2\sqrt 2;
-- units, degree and dollar signs may be left out or written, and are not compared; a percent sign
-  may be left out, and 50\% is also 0.5; the base of 52_8 may be left out, but 52_7 is another;
-- `x=` or `y=` in front may be left out;
-- the order of a list or set does not count, that of (a, b) does; [ and ( differ;
-- a decimal stands for a value when it is within a millionth of it: 0.333333 is 1/3, 0.33 is not;
+- values are compared exactly, however near they are: 1 - 2^{-100} is not 1;
+- a decimal of six significant digits or more stands for a value that rounds or is cut off to it
+  and is within a millionth: 0.333333 is 1/3, 0.33 is not, and 0.5000001 is not 1/2;
+- a unit may be left out, or written where none is known; another one is wrong, and none is
+  converted: 5 m is not 5 km, and 90^\circ is not \pi/2. So with the base of 52_8 and the modulus of
+  3 \pmod 7. A percent sign may be left out, and 50\% is also 0.5;
+- `x=` or `y=` in front may be left out; of x = 3 + 2 = 5 all sides must be equal, and behind an
+  \approx stands a rounded value;
+- the order of a list or set does not count, that of (a, b) does; [ and ( differ; a list may not
+  hold a value twice that the known one holds once;
+- equations are the same when one is a multiple of the other or has the same solutions;
+- primes, transposes, bars and the case of variables count; 1/2x may be (1/2)x or 1/(2x);
 - words are compared without regard to case; the letter of a choice with or without brackets;
 - more than one answer ("5 or 6") is not one of them; a sum, product, integral or limit that is
   only restated is no answer.
 
-Most answers are decided by their text. The others go to math-verify (sympy) in a process that is
-killed when an answer takes too long, so that no string of a model can hang or crash the training.
+Most answers are decided by their text. The others are read (`answer_parts`, `latex_expression`) and
+compared (`answer_equality`) in a process that is killed when an answer takes too long, so that no
+string of a model can hang or crash the training.
 """
 
 from __future__ import annotations
 
 import functools
 
-from recipes.math_rl import answer_parts, answer_text, answer_units, grading_process
+from recipes.math_rl import answer_parts, answer_text, grading_process
 from recipes.math_rl.answer_text import (
     MAX_CHARACTERS,
     extract_boxed,
@@ -63,7 +71,7 @@ def _by_text(mine: str, known: str) -> bool | None:
     leaves = answer_parts.leaf(mine), answer_parts.leaf(known)
     numbers = answer_parts.same_plain_numbers(*leaves)
     if numbers is not None:
-        return numbers and answer_units.fits(leaves[0].unit, leaves[1].unit)
+        return numbers and answer_parts.units_fit(*leaves)
     worded = answer_text.same_words(mine, known)
     if worded is not None:
         return worded
