@@ -109,10 +109,9 @@ def _wants_whole(*nodes: Node) -> bool:
     for node in itertools.chain(*(walk(n) for n in nodes)):
         if node.kind in ("!", "!!", "binom") and symbols(node):
             return True
-        if node.kind == "^" and symbols(node.args[1]) and not symbols(node.args[0]):
-            negative = any(n.kind == "neg" for n in walk(node.args[0]))
-            if negative:
-                return True
+        negative = node.kind == "^" and any(n.kind == "neg" for n in walk(node.args[0]))
+        if negative and symbols(node.args[1]) and not symbols(node.args[0]):
+            return True
     return False
 
 

@@ -414,10 +414,12 @@ def _transposed(node: Node) -> Node:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    yield node
-    for argument in node.args:
-        if isinstance(argument, Node):
-            yield from walk(argument)
+    """The node and all below it."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(n for n in node.args if isinstance(n, Node))
 
 
 CONSTANTS = ("i", "e", "\\pi", "\\infty")
