@@ -1,5 +1,5 @@
 """Answers as text: taken out of a reply, brought into one spelling, and compared where text alone
-decides. No algebra happens here; `equality_worker` does that.
+decides. What the mathematics in them is, `answer_parts` reads.
 
 The spelling follows what the 500 answers of MATH-500 and the replies of models use; the rules that
 it stands for are listed in `math_grading`.
@@ -8,22 +8,24 @@ it stands for are listed in `math_grading`.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
-from typing import NamedTuple
+
+from recipes.math_rl.latex_expression import FUNCTION_NAMES, GREEK
 
 MAX_CHARACTERS = 1000  # of an answer that is still looked into; known answers have below 200
-TOLERANCE = Fraction(1_000_001, 10**12)  # relative; a millionth, with room for 0.333333 = 1/3
 
 
 def extract_boxed(text: str) -> str:
     r"""What the last `\boxed{...}` (or `\fbox{...}`) of `text` holds, braces inside included.
 
-    ValueError where there is none, or where the last one is never closed.
+    ValueError where there is none, or where the last one is never closed, or holds its answer
+    without braces (`\boxed 5`).
     """
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         raise ValueError("no \\boxed{...} in the reply")
-    first = text.index("{", start) + 1
+    if not boxes[-1].group().endswith("{"):
+        raise ValueError("the last \\boxed in the reply has no braces")
+    first = boxes[-1].end()
     depth = 1
     for brace in _BRACE.finditer(text, first):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
@@ -32,6 +34,7 @@ def extract_boxed(text: str) -> str:
     raise ValueError("the last \\boxed{ in the reply is never closed")
 
 
+_BOX = re.compile(r"\\f?box(?:ed)?\s*(?:\{|(?=[-+\d\\]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are written braces, not groups
 
 
@@ -44,27 +47,50 @@ def extract_gsm8k_final_answer(text: str) -> str:
     return answer
 
 
-class Answer(NamedTuple):
-    """An answer in one spelling. `latex`: without units, dollar signs and percent sign."""
-
-    latex: str
-    percent: bool = False
-
-
-def normalise(answer: str) -> Answer:
+def normalise(answer: str) -> str:
+    """The answer in one spelling; its units and percent signs stay."""
     text = answer.translate(_UNICODE).strip()
-    while nested := re.fullmatch(r"\\(?:boxed|fbox)\{(.*)\}", text, re.DOTALL):
-        text = nested.group(1)
+    while nested := re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text, re.DOTALL):
+        text = nested[1].strip()
+    text = _without_delimiters(text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
-    text = text.strip().strip("$").rstrip(".").strip()
+    text = text.strip().rstrip(".").strip()
     text = _NAMED.get(text.casefold(), text)
-    text, signs = re.subn(r"\s*(?:\\?%|\\?(?:text\{)?\s*percent\}?)$", "", text)
     text = _SCALE.sub(lambda m: f"{m[1]} \\times 10^{{{_POWERS[m[2]]}}}", text)
-    for unit in (_TEXT_UNIT, _WORD_UNIT):
-        text = unit.sub(_without_unit, text)
-    text = _GROUPED.sub(lambda m: re.sub(r"[^\d.+-]", "", m.group()), text)
-    return Answer(_REPEATING.sub(_as_fraction, text).strip(), signs > 0)
+    text = _GROUPED.sub(lambda m: re.sub(r"[, ]", "", m.group()), text)
+    text = _REPEATING.sub(_as_fraction, _DOTTED.sub(_as_overlined, text))
+    text = _degrees(text).strip()
+    return _NUMBERS.get(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip().casefold(), text)
+
+
+def _without_delimiters(text: str) -> str:
+    """Without the marks of Markdown and of mathematics around it; a dollar sign that is money
+    becomes a wide one."""
+    for _ in range(4):
+        text = text.strip()
+        if match := _MARKDOWN.fullmatch(text):
+            text = match[2]
+        stop = text.removesuffix(".").rstrip()
+        if len(stop) > 2 and stop[0] == "$" == stop[-1] and not stop.endswith("\\$"):
+            text = stop.strip("$")
+    text = text.replace("\\$", "\uff04")
+    if text.count("$") == 1:
+        text = re.sub(r"^(-?)\$(?=\s*-?[\d.\\])", "\\1\uff04", text)
+    return text.replace("$", "")
+
+
+_MARKDOWN = re.compile(r"(\*\*\*|\*\*|\*|__|_|`)(.+?)\1", re.DOTALL)
+
+
+def _degrees(text: str) -> str:
+    """A degree sign is a unit behind a number; inside of \\sin it is a factor."""
+    if "\u00b0" not in text or not _TRIGONOMETRIC.search(text):
+        return text
+    return text.replace("\u00b0", "\\degree ")
+
+
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 
 
 _UNICODE = str.maketrans(
@@ -72,65 +98,103 @@ _UNICODE = str.maketrans(
         "\u2212": "-",
         "\u2013": "-",
         "\u00d7": "\\times ",
+        "\u00b7": "\\cdot ",
+        "\u22c5": "\\cdot ",
         "\u00f7": "/",
-        "\u00b0": "^\\circ",
         "\u03c0": "\\pi ",
+        "\u03b8": "\\theta ",
+        "\u03b1": "\\alpha ",
+        "\u03b2": "\\beta ",
+        "\u221a": "\\sqrt ",
         "\u221e": "\\infty ",
         "\u222a": "\\cup ",
+        "\u2229": "\\cap ",
+        "\u2208": "\\in ",
+        "\u2205": "\\emptyset ",
+        "\u211d": "\\mathbb{R}",
+        "\u00b1": "\\pm ",
         "\u2264": "\\le ",
         "\u2265": "\\ge ",
+        "\u2260": "\\ne ",
+        "\u2248": "\\approx ",
+        "\u00b2": "^2",
+        "\u00b3": "^3",
+        "\u00bd": " 1/2",
+        "\u2032": "'",
+        "\u2019": "'",
+        "\u2026": "\\ldots ",
         "\u00a0": " ",
     }
 )
+_plain = "|".join([*sorted([*FUNCTION_NAMES, *GREEK], key=len, reverse=True), "pi"])
 _SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\s+", " "),
         (r"(?<!\\)\\[()\[\]]", ""),  # \( and \[ around mathematics; but \\[ ends a row of a matrix
-        (r"\\\$|(?<!\\)\$", ""),
-        (r"\\(?:left|right|big|Big|bigg|Bigg)(?![A-Za-z])\.?", ""),
+        (r"\\(?:left|right|big|Big|bigg|Bigg)[lr]?(?![A-Za-z])\.?", ""),
+        (r"(?<=\d)(?:, ?\\! ?|\{,\})(?=\d{3}(?!\d))", ""),  # 11,\! 111
         (r"\s*\\!\s*", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad", " "),
         (r"\{,\}", ","),
-        (r"\\displaystyle|\\textstyle", ""),
+        (r"(?<=[^\\]\{)\d{1,3}(?:,\d{3})+(?=\})", lambda m: m.group().replace(",", "")),
+        (r"\\displaystyle|\\textstyle|\\boldsymbol(?![A-Za-z])", ""),
         (r"\\[dtc]frac", r"\\frac"),
-        (r"(?<=\d) (\d+)/(\d+)$", r"\\frac{\1}{\2}"),  # 137 1/2
-        (r"\\(?:text(?:bf|it|rm|sf)?|mathrm|mathbf|mbox|operatorname)\s*(?=\{)", r"\\text"),
-        (r"\s*\^\s*\{?\s*\\(?:circ|degree)\s*\}?", ""),
-        (r"\\degree", ""),
-        (r"\\varnothing", r"\\emptyset"),
+        (r"(?<=\d) (\d+)/(\d+)(?![\d.])(?= *$| *\\(?:text|%)| *%| [A-Za-z]{2})", r"\\frac{\1}{\2}"),
+        (
+            r"\\(?:text(?:bf|it|rm|sf|normal|tt)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*(?=\{)",
+            r"\\text",
+        ),
+        (r"\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree))|\\degree", "\u00b0"),
+        (r"\\varnothing|\\O(?![A-Za-z])", r"\\emptyset"),
         (r"\\[lr]angle", lambda m: "(" if m.group() == "\\langle" else ")"),
+        (r"\\l?brace", r"\\{"),
+        (r"\\rbrace", r"\\}"),
+        (r"\\(?:[lr]?vert|mid|\|)(?![A-Za-z])", "|"),
+        (r"\\(?:cent)(?![A-Za-z])", "\u00a2"),
+        (r"\\(?:euro|EUR)(?![A-Za-z])(?:\{\})?", "\u20ac"),
+        (r"\\(?:pounds|textsterling)(?![A-Za-z])(?:\{\})?", "\u00a3"),
+        (r"\\yen(?![A-Za-z])", "\u00a5"),
+        (r"^(?:\\(?:approx|therefore|implies|Rightarrow|equiv)(?![A-Za-z])|=)\s*", ""),
+        (r"^(?:\\text ?\{ ?)?(?:about|approximately|approx\.?|roughly) ?\}? ?(?=[-\d\\.])", ""),
+        (r"(?<=\d) ?\^? ?\{? ?(?:\\text ?\{ ?)?(?:st|nd|rd|th) ?\}? ?\}?$", ""),  # 5^{th}
         (r"\s*\\text\{\s*(?:and|or)\s*\}\s*|\s+(?:and|or)\s+", ", "),
         (r",\s*,", ","),
+        (r"^\\text\{([^{}\\]*[\d,;][^{}\\]*)\}$", r"\1"),  # \text{4:30 p.m.}
+        (r"(\d)\1\1+(?:\.\.\.|\\[lc]?dots)$", r"\1\\overline{\1}"),
+        (rf"(?<![\\A-Za-z])(?<!\\text\{{)({_plain})(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
+        (
+            r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\d.A-Za-z^_])",
+            r"\1 \\times 10^{\2}",
+        ),
     )
 ]
 _NAMED = {
-    name: "(-\\infty,\\infty)"
-    for name in ("\\mathbb{r}", "\\text{all real numbers}", "all real numbers", "\\r")
+    name: "\\mathbb{R}"
+    for name in ("\\text{all real numbers}", "all real numbers", "\\r", "\\mathbf{r}")
 }
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf"(?<=\d)()\s*(?:\\text\{{)?\s*({'|'.join(_POWERS)})\b\}}?")
-_REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}(?:\\ldots)?")
-# the whole answer, or what a variable is set to: the comma in (12,102) separates two numbers
+_DOTTED = re.compile(r"(?<!\d)(\d*\.\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?(?![\d\\])")
+_REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}(?:\\[lc]?dots)?")
+# the whole answer but for its unit and sign, or what a variable is set to; the comma in (12,102)
+# separates two numbers
 _GROUPED = re.compile(
-    r"(?:^|(?<==)|(?<== ))[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?$", re.ASCII
+    r"(?:^|(?<==)|(?<== )|(?<=[\uff04\u20ac\u00a3\u00a5]))[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)"
+    r"(?:\.\d+)?(?=$| *(?:\\text|\\?%|[A-Za-z\u00b0\u00a2\u20ac]))",
+    re.ASCII,
 )
-# the end of an answer, behind something that can have a unit: a digit, a closing brace, a constant
-_TEXT_UNIT = re.compile(
-    r"(?<=[\d})a-z])()\s*\\text\{([^{}]*)\}(?:\s*\^\s*\{?\d\}?)?(?:\s*/\s*\\text\{[^{}]*\})?$"
+_NAMES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    " sixteen seventeen eighteen nineteen twenty"
 )
-_WORD_UNIT = re.compile(r"^(.*\d)\s+([A-Za-z]{2,}(?:[ /][A-Za-z]+)*)(?:\s*\^\s*\{?\d\}?)?$")
-_NOT_A_UNIT = re.compile(
-    r"[\d=<>\\]|\b(?:and|or|not|no|to|than|is|if|else|but|maybe|perhaps|mod|base|cup|cap|inf|infinity"
-    r"|pi|tau|phi|theta|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp)\b",
-    re.IGNORECASE,
-)
+_NUMBERS = {name: str(number) for number, name in enumerate(_NAMES.split())}
 
 
-def _without_unit(match: re.Match[str]) -> str:
-    """What stands before the unit; all of it where the words say more than a unit would."""
-    says_more = _NOT_A_UNIT.search(match[2]) or "\\text" in match.string[: match.start()]
-    return match.group() if says_more else match[1]
+def _as_overlined(match: re.Match[str]) -> str:
+    """0.1\\dot{2}3\\dot{4}: dots over the first and the last repeated digit."""
+    return f"{match[1]}\\overline{{{match[2]}{match[3] or ''}{match[4] or ''}}}"
 
 
 def _as_fraction(match: re.Match[str]) -> str:
@@ -141,43 +205,23 @@ def _as_fraction(match: re.Match[str]) -> str:
     return f"\\frac{{{numerator}}}{{{denominator}}}"
 
 
-def number(latex: str) -> Fraction | None:
-    """The value of a plain number: 12, -0.5, .5, 3/4, \\frac{3}{4}, 3 \\times 10^{-2}."""
-    text = compact(latex)
-    if match := _DECIMAL.fullmatch(text):
-        exponent = int(match[3] or 0)
-        return Fraction(match[1]) * Fraction(10) ** exponent if abs(exponent) < 1000 else None
-    if match := _FRACTION.fullmatch(text):
-        numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
-        sign = -1 if match[1] == "-" else 1
-        return Fraction(sign * numerator, denominator) if denominator else None
-    return None
+def same_words(given: str, truth: str) -> bool | None:
+    """Whether the words are the same; None where one side is mathematics. The letter of a choice
+    may be small, a variable not."""
+    marked = "\\text" in given + truth
+    mine, known = _words(given, marked), _words(truth, marked)
+    if mine is None or known is None:
+        return None
+    if len(mine) == 1 and (given, truth) == (mine, known):
+        return mine == known
+    return mine.casefold() == known.casefold()
 
 
-_DECIMAL = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(\\times10\^\{?([+-]?\d{1,4})\}?)?", re.ASCII)
-_FRACTION = re.compile(r"([+-]?)(?:\\frac\{([+-]?\d+)\}\{([+-]?\d+)\}|(\d+)/(\d+))", re.ASCII)
-
-
-def close(a: Fraction, b: Fraction, exact: bool) -> bool:
-    """Equal; or, where one of them is written as a decimal, within a millionth."""
-    return a == b if exact else abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
-
-
-def words(latex: str) -> str | None:
-    """An answer in words, in small letters and without brackets; None where it is mathematics."""
-    inner = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", latex)
-    bare = re.sub(r"[()\s]", "", inner)
-    is_text = inner != latex or len(bare) > 3 or len(bare) == 1
-    return bare.casefold() if is_text and bare.isalpha() else None
-
-
-def in_base(latex: str) -> tuple[str, str] | None:
-    """(digits, base) of a number like 52_8 or 1A_{16}; None where it is none."""
-    match = _BASED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", latex).replace(" ", ""))
-    return (match[1].casefold().lstrip("0"), match[2].casefold()) if match else None
-
-
-_BASED = re.compile(r"([0-9][0-9A-Fa-f]*)_\{?(\d+|[a-z]+)\}?", re.ASCII)
+def _words(latex: str, marked: bool) -> str | None:
+    """Letters without brackets and spaces; None where they are mathematics. marked: one of the two
+    answers is marked as text, so that three letters are no product of variables."""
+    bare = re.sub(r"[()\s]", "", re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", latex))
+    return bare if bare.isalpha() and (marked or len(bare) > 3 or len(bare) == 1) else None
 
 
 def is_balanced(latex: str) -> bool:
@@ -189,7 +233,7 @@ def is_balanced(latex: str) -> bool:
     return depth == 0
 
 
-RESTATES = re.compile(r"\\(?:sum|prod|int|oint|lim|limsup|liminf)(?![A-Za-z])")
+RESTATES = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![A-Za-z])")
 """What asks for a value instead of giving it: \\sum_{k=1}^{10} k is no answer where 55 is asked."""
 
 

@@ -20,8 +20,7 @@ MAX_PROCESSES = 4  # about 80 MB each
 START_SECONDS = 120.0  # sympy takes half a second to import, on a busy machine many
 _GRACE = 30.0  # seconds of wall-clock time for an answer, besides 20 for each of CPU time
 _WORKER = Path(__file__).with_name("equality_worker.py")
-
-Pairs = list[tuple[str, str]]
+_ROOT = Path(__file__).parents[2]  # where the worker finds `recipes`
 
 
 class _Died(Exception):
@@ -38,7 +37,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONHASHSEED": "0"},
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(_ROOT)},
             start_new_session=True,
         )
         self._buffer = b""
@@ -52,12 +51,10 @@ class _Worker:
             ) from error
         if "error" in started:
             self.kill()
-            raise TrainingError(
-                f"answers cannot be graded: {started['error']}; pip install math-verify"
-            )
+            raise TrainingError(f"answers cannot be graded: {started['error']}; pip install sympy")
 
-    def any_equal(self, pairs: Pairs, seconds: float) -> bool:
-        line = json.dumps({"pairs": pairs, "seconds": seconds}).encode() + b"\n"
+    def same(self, given: str, truth: str, seconds: float) -> bool:
+        line = json.dumps({"given": given, "truth": truth, "seconds": seconds}).encode() + b"\n"
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line)
@@ -65,7 +62,7 @@ class _Worker:
         except OSError as error:
             raise _Died from error
         # the worker keeps its own time in CPU seconds; this is for one that is stopped or starved
-        return bool(self._receive(_GRACE + 20.0 * seconds)["equal"])
+        return bool(self._receive(_GRACE + 20.0 * seconds)["same"])
 
     def _receive(self, seconds: float) -> dict[str, object]:
         assert self._process.stdout is not None
@@ -96,16 +93,16 @@ class WorkerPool:
         self._slots = threading.Semaphore(size)
         self._idle: list[_Worker] = []
 
-    def any_equal(self, pairs: Pairs, seconds: float) -> bool:
-        """Whether one of the pairs (given, truth) is equal. False, too, where that cannot be said
-        within `seconds` of CPU time. TrainingError where no worker can be started."""
+    def same(self, given: str, truth: str, seconds: float) -> bool:
+        """Whether `given` is the answer `truth`. False, too, where that cannot be said within
+        `seconds` of CPU time. TrainingError where no worker can be started."""
         with self._slots:
             try:
                 worker = self._idle.pop()
             except IndexError:
                 worker = _Worker()
             try:
-                equal = worker.any_equal(pairs, seconds)
+                same = worker.same(given, truth, seconds)
             except _Died:
                 worker.kill()
                 return False
@@ -113,7 +110,7 @@ class WorkerPool:
                 worker.kill()
                 raise
             self._idle.append(worker)
-            return equal
+            return same
 
     def close(self) -> None:
         while self._idle:
@@ -133,6 +130,6 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def any_equal(pairs: Pairs, seconds: float) -> bool:
-    """`WorkerPool.any_equal` of the workers that this process shares."""
-    return _pool.any_equal(pairs, seconds)
+def same(given: str, truth: str, seconds: float) -> bool:
+    """`WorkerPool.same` of the workers that this process shares."""
+    return _pool.same(given, truth, seconds)

@@ -63,7 +63,6 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("e^2", "e^{2}"),
         ("\\log_2 8", "3"),
         ("\\sin 30^\\circ", "\\frac{1}{2}"),
-        ("\\frac{3\\pi}{4}", "135^\\circ"),
     ],
     "units": [
         ("90", "90^\\circ"),
@@ -233,6 +232,7 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\$18.09", "\\$18.90"),
         ("\\text{degrees}", "90^\\circ"),
         ("\\frac{\\pi}{2}", "90^\\circ"),
+        ("\\frac{3\\pi}{4}", "135^\\circ"),
         ("3t", "3"),
         ("3", "3t"),
         ("5\\text{ m}", "5\\text{ km}"),
@@ -327,19 +327,3 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\boxed{}", "4"),
     ],
 }
-
-DISAGREEMENTS: list[tuple[str, str]] = [
-    ("\\sin 30^\\circ", "\\frac{1}{2}"),  # the degree sign is dropped as a unit is
-    ("y = x", "x"),  # taken for "the function is x", as y = 2x+3 is for 2x+3
-    ("5 = 6", "6"),  # of a chain of equations the last side is the answer
-    ("10:30", "1:3"),  # times are read as ratios
-    ("(2,1)", "1,2"),  # brackets around a list are overlooked, and then its order
-    ("1,1,2", "1,2"),  # a list is compared as a set
-    ("5\\text{ m}", "5\\text{ km}"),  # units are not compared
-    ("X", "x"),  # variables are compared without regard to case
-    ("3 > x > 2", "2 < x < 3"),  # chains of inequalities are compared in their order
-    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "(1,2)"),  # a column is no tuple
-    ("\\frac{3\\pi}{4}", "135^\\circ"),
-    ("\\text{two}", "2"),
-]
-"""Pairs of the two lists on which the grader says otherwise than the person, and why."""

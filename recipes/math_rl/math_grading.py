@@ -3,27 +3,34 @@ r"""Is the answer of a reply the known answer? `\boxed{}` extraction and mathema
 Rules, where a teacher could say either:
 
 - the value counts, not the form: 2/4 is 1/2, (x+1)^2 is x^2+2x+1, \sqrt 8 is 2\sqrt 2;
-- units, degree and dollar signs may be left out or written, and are not compared; a percent sign
-  may be left out, and 50\% is also 0.5; the base of 52_8 may be left out, but 52_7 is another;
-- `x=` or `y=` in front may be left out;
-- the order of a list or set does not count, that of (a, b) does; [ and ( differ;
-- a decimal stands for a value when it is within a millionth of it: 0.333333 is 1/3, 0.33 is not;
+- values are compared exactly, however near they are: 1 - 2^{-100} is not 1;
+- a decimal of six significant digits or more stands for a value that rounds or is cut off to it
+  and is within a millionth: 0.333333 is 1/3, 0.33 is not, and 0.5000001 is not 1/2;
+- a unit may be left out, or written where none is known; another one is wrong, and none is
+  converted: 5 m is not 5 km, and 90^\circ is not \pi/2. So with the base of 52_8 and the modulus of
+  3 \pmod 7. A percent sign may be left out, and 50\% is also 0.5;
+- `x=` or `y=` in front may be left out; of x = 3 + 2 = 5 all sides must be equal, and behind an
+  \approx stands a rounded value;
+- the order of a list or set does not count, that of (a, b) does; [ and ( differ; a list may not
+  hold a value twice that the known one holds once;
+- equations are the same when one is a multiple of the other or has the same solutions;
+- primes, transposes, bars and the case of variables count; 1/2x may be (1/2)x or 1/(2x);
 - words are compared without regard to case; the letter of a choice with or without brackets;
 - more than one answer ("5 or 6") is not one of them; a sum, product, integral or limit that is
   only restated is no answer.
 
-Most answers are decided by their text. The others go to math-verify (sympy) in a process that is
-killed when an answer takes too long, so that no string of a model can hang or crash the training.
+Most answers are decided by their text. The others are read (`answer_parts`, `latex_expression`) and
+compared (`answer_equality`) in a process that is killed when an answer takes too long, so that no
+string of a model can hang or crash the training.
 """
 
 from __future__ import annotations
 
 import functools
 
-from recipes.math_rl import answer_text, grading_process
+from recipes.math_rl import answer_parts, answer_text, grading_process
 from recipes.math_rl.answer_text import (
     MAX_CHARACTERS,
-    Answer,
     extract_boxed,
     extract_gsm8k_final_answer,
 )
@@ -47,47 +54,27 @@ def grade_answer(given: str, truth: str, timeout: float = TIMEOUT) -> bool:
 @functools.lru_cache(maxsize=16_384)  # members of a group often give the same answer
 def _grade(given: str, truth: str, timeout: float) -> bool:
     mine, known = answer_text.normalise(given), answer_text.normalise(truth)
-    if not mine.latex:
+    if not mine:
         return False
     decided = _by_text(mine, known)
     if decided is not None:
         return decided
-    pairs = _spellings(mine, known)
-    return grading_process.any_equal(pairs, timeout)
+    return grading_process.same(mine, known, timeout)
 
 
-def _by_text(mine: Answer, known: Answer) -> bool | None:
+def _by_text(mine: str, known: str) -> bool | None:
     """The verdict where text decides, else None."""
-    if answer_text.compact(mine.latex) == answer_text.compact(known.latex):
+    if answer_text.compact(mine) == answer_text.compact(known):
         return True
-    if not answer_text.is_balanced(mine.latex):
+    if not answer_text.is_balanced(mine):
         return False
-    a, b = answer_text.number(mine.latex), answer_text.number(known.latex)
-    if a is not None and b is not None:
-        exact = "." not in mine.latex + known.latex
-        scale = {(True, False): a / 100, (False, True): a * 100}
-        rescaled = scale.get((mine.percent, known.percent), a)
-        return any(answer_text.close(value, b, exact) for value in (a, rescaled))
-    texts = answer_text.words(mine.latex), answer_text.words(known.latex)
-    if None not in texts:
-        return texts[0] == texts[1]
-    if answer_text.in_base(mine.latex) or answer_text.in_base(known.latex):
-        return _same_digits(mine.latex, known.latex)
-    if answer_text.RESTATES.search(mine.latex) and not answer_text.RESTATES.search(known.latex):
+    leaves = answer_parts.leaf(mine), answer_parts.leaf(known)
+    numbers = answer_parts.same_plain_numbers(*leaves)
+    if numbers is not None:
+        return numbers and answer_parts.units_fit(*leaves)
+    worded = answer_text.same_words(mine, known)
+    if worded is not None:
+        return worded
+    if answer_text.RESTATES.search(mine) and not answer_text.RESTATES.search(known):
         return False
     return None
-
-
-def _same_digits(mine: str, known: str) -> bool:
-    digits = [answer_text.in_base(side) or (side.casefold(), None) for side in (mine, known)]
-    (my_digits, my_base), (known_digits, known_base) = digits
-    return my_digits == known_digits and (None in (my_base, known_base) or my_base == known_base)
-
-
-def _spellings(mine: Answer, known: Answer) -> list[tuple[str, str]]:
-    pairs = [(mine.latex, known.latex)]
-    if mine.percent and not known.percent:
-        pairs.append((f"({mine.latex})/100", known.latex))
-    elif known.percent and not mine.percent:
-        pairs.append((mine.latex, f"({known.latex})/100"))
-    return pairs

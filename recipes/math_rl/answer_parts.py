@@ -1,0 +1,363 @@
+r"""An answer as the mathematics that it names: a number, a list, an interval, an equation.
+
+`read` takes apart what one expression does not hold: commas, brackets around more than one thing,
+relations, ratios, unions. The leaves stay text until they are compared.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from recipes.math_rl import answer_text, answer_units, latex_expression
+from recipes.math_rl.answer_units import Unit
+
+MAX_ITEMS = 200
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One expression. letters: the same with its unit left in, where letters may be no unit."""
+
+    latex: str
+    unit: Unit = answer_units.NO_UNIT
+    percent: bool = False
+    letters: str | None = None
+
+
+@dataclass(frozen=True)
+class Items:
+    """kind: list (1, 2: in any order), set ({1, 2}), tuple (in brackets; also an interval)."""
+
+    kind: str
+    items: tuple[Part, ...]
+    brackets: str = ""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    items: tuple[Part, ...]
+    time: bool = False  # 10:30 may be a time of the day
+    unit: Unit = answer_units.NO_UNIT
+
+
+@dataclass(frozen=True)
+class Based:
+    """Digits in a base; base is empty where it is left out."""
+
+    digits: str
+    base: str
+
+
+@dataclass(frozen=True)
+class Sets:
+    r"""operator: \cup, \cap or \setminus."""
+
+    operator: str
+    items: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    r"""sides[0] signs[0] sides[1] signs[1] ...; signs: = < > \le \ge \ne \in \approx \equiv."""
+
+    sides: tuple[Part, ...]
+    signs: tuple[str, ...]
+
+
+Part = Leaf | Items | Ratio | Based | Sets | Relation
+
+EMPTY = Items("set", ())
+_CLOSE = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
+_SIGN = re.compile(
+    r"(?:\\(?:leq?|geq?|neq?|approx|equiv|in|lt|gt|notin|cong|sim|simeq)(?![A-Za-z])"
+    r"|\\not\s*=|<=|>=|!=|==?|<|>|\u2248)"
+)
+_SIGNS = {
+    "\\leq": "\\le",
+    "<=": "\\le",
+    "\\geq": "\\ge",
+    ">=": "\\ge",
+    "\\neq": "\\ne",
+    "!=": "\\ne",
+    "==": "=",
+    "\\lt": "<",
+    "\\gt": ">",
+    "\\cong": "=",
+    "\\sim": "\\approx",
+    "\\simeq": "\\approx",
+    "\u2248": "\\approx",
+}
+_SET_OPERATORS = ("\\cup", "\\setminus", "\\backslash", "\\cap")
+_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|<=|>=|!=|==|.", re.DOTALL)
+
+
+def read(text: str, depth: int = 0) -> Part:
+    """ValueError (`Unreadable`) where brackets do not match."""
+    if depth > 20:
+        raise latex_expression.Unreadable("nested too deep")
+    text = text.strip()
+    if text in ("\\emptyset", "\\{\\}", "\\{ \\}"):
+        return EMPTY
+    if text == "\\mathbb{R}":
+        infinity = Leaf("\\infty")
+        return Items("tuple", (Leaf("-\\infty"), infinity), "()")
+    tokens = _TOKEN.findall(text)
+    pieces = _split(tokens, (",", ";"))
+    if len(pieces) > 1:
+        if len(pieces) > MAX_ITEMS:
+            raise latex_expression.Unreadable("too many items")
+        return Items("list", tuple(_each(pieces, depth)))
+    if (relation := _relation(tokens, depth)) is not None:
+        return relation
+    for operator in _SET_OPERATORS:
+        pieces = _split(tokens, (operator,))
+        if len(pieces) > 1:
+            kind = "\\setminus" if operator == "\\backslash" else operator
+            return Sets(kind, tuple(read(piece, depth + 1) for piece in pieces))
+    if (inside := _bracketed(tokens)) is not None:
+        return _in_brackets(tokens, *inside, depth)
+    if (based := _based(text)) is not None:
+        return based
+    if "\\pm" in tokens or "\\mp" in tokens:
+        return Items("list", _both_signs(text))
+    return _ratio(text) or leaf(text)
+
+
+def _each(pieces: list[str], depth: int) -> list[Part]:
+    """The parts; what \\pm doubles counts twice."""
+    parts: list[Part] = []
+    for piece in pieces:
+        part = read(piece, depth + 1)
+        doubled = isinstance(part, Items) and part.kind == "list"
+        parts.extend(part.items if doubled else [part])  # pyright: ignore[reportAttributeAccessIssue]
+    return parts
+
+
+def _split(tokens: list[str], at: tuple[str, ...]) -> list[str]:
+    """The text between the tokens `at` that stand outside of brackets."""
+    pieces, depth = [""], 0
+    for token in tokens:
+        if token in ("(", "[", "{", "\\{") or (token == "\\begin"):
+            depth += 1
+        elif token in (")", "]", "}", "\\}") or (token == "\\end"):
+            depth -= 1
+            if depth < 0:
+                raise latex_expression.Unreadable("a bracket is closed that was never opened")
+        if token in at and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += token
+    if depth:
+        raise latex_expression.Unreadable("a bracket is never closed")
+    return pieces
+
+
+def _relation(tokens: list[str], depth: int) -> Relation | None:
+    signs, marked, level = [], [], 0
+    for token in _joined_signs(tokens):
+        if token in ("(", "[", "{", "\\{", "\\begin"):
+            level += 1
+        elif token in (")", "]", "}", "\\}", "\\end"):
+            level -= 1
+        if level == 0 and _SIGN.fullmatch(token):
+            signs.append(_SIGNS.get(token, token))
+            marked.append("\0")
+        else:
+            marked.append(token)
+    if not signs:
+        return None
+    sides = [side.strip() for side in "".join(marked).split("\0")]
+    return Relation(tuple(read(side, depth + 1) for side in sides), tuple(signs))
+
+
+def _joined_signs(tokens: list[str]) -> list[str]:
+    joined: list[str] = []
+    for token in tokens:
+        if token == "=" and joined and joined[-1] == "\\not":
+            joined[-1] = "\\ne"
+        else:
+            joined.append(token)
+    return joined
+
+
+def _bracketed(tokens: list[str]) -> tuple[str, str] | None:
+    """(inside, brackets) where one pair of brackets holds all; [ may be closed by )."""
+    if len(tokens) < 2 or tokens[0] not in _CLOSE:
+        return None
+    depth = 0
+    for i, token in enumerate(tokens):
+        depth += (token in ("(", "[", "{", "\\{")) - (token in (")", "]", "}", "\\}"))
+        if depth == 0:
+            if i < len(tokens) - 1:
+                return None
+            break
+    opened, closed = tokens[0], tokens[-1]
+    if closed != _CLOSE[opened] and not (opened in "([" and closed in ")]"):
+        return None
+    return "".join(tokens[1:-1]), opened + closed
+
+
+def _in_brackets(tokens: list[str], inside: str, brackets: str, depth: int) -> Part:
+    if brackets == "\\{\\}":
+        for separator in ("|", ":", "\\mid"):
+            head, *conditions = _split(_TOKEN.findall(inside), (separator,))
+            condition = read(conditions[0], depth + 1) if len(conditions) == 1 else None
+            if isinstance(condition, Relation) and head.strip():
+                return condition
+        part = read(inside, depth + 1)
+        listed = isinstance(part, Items) and part.kind == "list"
+        return Items("set", part.items if listed else (part,))  # pyright: ignore
+    part = read(inside, depth + 1)
+    if isinstance(part, Items) and part.kind == "list" and brackets != "{}":
+        return Items("tuple", part.items, brackets)
+    return part if brackets in ("{}", "()", "[]") else leaf("".join(tokens))
+
+
+def _both_signs(text: str) -> tuple[Part, ...]:
+    plus = re.sub(r"\\pm(?![A-Za-z])", "+", text)
+    minus = re.sub(r"\\pm(?![A-Za-z])", "-", text)
+    return (
+        leaf(re.sub(r"\\mp(?![A-Za-z])", "-", plus)),
+        leaf(re.sub(r"\\mp(?![A-Za-z])", "+", minus)),
+    )
+
+
+def _ratio(text: str) -> Ratio | None:
+    if ":" not in text or "\\begin" in text:
+        return None
+    text, unit = answer_units.split(text)
+    pieces = [piece.strip() for piece in text.split(":")]
+    if not all(pieces):
+        raise latex_expression.Unreadable("half a ratio")
+    time = len(pieces) == 2 and bool(_TIME.fullmatch(":".join(pieces)))
+    return Ratio(tuple(leaf(piece) for piece in pieces), time, unit)
+
+
+_TIME = re.compile(r"(?:0?\d|1\d|2[0-4]):[0-5]\d", re.ASCII)
+
+
+def leaf(text: str) -> Leaf:
+    """An expression without its unit and percent sign."""
+    text = text.strip()
+    number, percent = _PERCENT.subn("", text)
+    if percent:
+        return Leaf(number.strip(), percent=True)
+    bare, unit = answer_units.split(text)
+    if unit == answer_units.NO_UNIT:
+        return Leaf(text)
+    may_be_letters = "\\text" not in text[len(bare) :] and text.startswith(bare)
+    return Leaf(grouped(bare), unit, letters=text if may_be_letters else None)
+
+
+_PERCENT = re.compile(r"\s*(?:\\?%|\\?(?:text\s*\{)?\s*(?:percent|per cent|pct)\s*\}?)$")
+
+
+def grouped(text: str) -> str:
+    """1,234 and 1 234 without what groups their digits."""
+    return _GROUPED.sub(lambda m: re.sub(r"[^\d.+-]", "", m.group()), text)
+
+
+# the whole answer, or what a variable is set to: the comma in (12,102) separates two numbers
+_GROUPED = re.compile(
+    r"(?:^|(?<==)|(?<== ))[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?$", re.ASCII
+)
+
+
+def _based(text: str) -> Based | None:
+    match = _BASED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).replace(" ", ""))
+    if not match:
+        return None
+    digits = match[2].casefold().lstrip("0") or "0"
+    base = match[3].casefold()
+    return Based((match[1].strip("+") if digits != "0" else "") + digits, _BASES.get(base, base))
+
+
+_BASED = re.compile(
+    r"([+-]?)\(?([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)\)?_\{?\(?(\d+|[a-z]+)\)?\}?", re.ASCII
+)
+_NAMES = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+)
+_BASES = {name: str(base) for base, name in enumerate(_NAMES.split(), start=2)}
+
+
+@dataclass(frozen=True)
+class Decimal:
+    """A plain number. step: the unit of its last digit, where it has digits enough to stand for
+    a value that it is not; else None."""
+
+    value: Fraction
+    step: Fraction | None = None
+
+    def times(self, factor: Fraction) -> Decimal:
+        return Decimal(self.value * factor, self.step and self.step * factor)
+
+
+def number(latex: str) -> Decimal | None:
+    """The value of a plain number: 12, -0.5, .5, 3/4, \\frac{3}{4}, 3 \\times 10^{-2}."""
+    text = answer_text.compact(latex)
+    if match := _DECIMAL.fullmatch(text):
+        exponent = int(match[3] or 0)
+        if abs(exponent) > 1000:
+            return None
+        scale = Fraction(10) ** exponent
+        whole, _, behind = match[2].partition(".")
+        places = len(behind)
+        behind = behind.rstrip("0")  # 1.000000 is no more than 1
+        digits = (whole + behind).lstrip("0")
+        step = None
+        if behind and len(digits) >= DIGITS:
+            step = scale * Fraction(10) ** (max(0, len(digits) - DOUBLE) - places)
+        return Decimal(Fraction(match[1] + match[2]) * scale, step)
+    if match := _FRACTION.fullmatch(text):
+        numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
+        sign = -1 if match[1] == "-" else 1
+        return Decimal(Fraction(sign * numerator, denominator)) if denominator else None
+    return None
+
+
+DIGITS = 6  # significant digits of a decimal that can stand for a value that it is not
+DOUBLE = 15  # significant digits of double precision; those behind are noise
+_DECIMAL = re.compile(
+    r"([+-]?)(\d+(?:\.\d*)?|\.\d+)(?:(?:\\times|\\cdot|\*)10\^\{?([+-]?\d{1,4})\}?)?", re.ASCII
+)
+_FRACTION = re.compile(r"([+-]?)(?:\\frac\{([+-]?\d+)\}\{([+-]?\d+)\}|(\d+)/(\d+))", re.ASCII)
+
+
+def stands_for(decimal: Decimal, value: Fraction) -> bool:
+    """Whether the number is the value, rounded or cut off and within a millionth of it."""
+    error = abs(decimal.value - value)
+    if error == 0 or decimal.step is None:
+        return error == 0
+    if error > TOLERANCE * max(abs(decimal.value), abs(value)):
+        return False
+    cut_off = 0 <= abs(value) - abs(decimal.value) < decimal.step
+    return error <= decimal.step / 2 or (cut_off and decimal.value * value > 0)
+
+
+def units_fit(given: Leaf, truth: Leaf) -> bool:
+    """Whether no unit is another; a percent sign is none of the measures."""
+    if (given.percent and truth.unit.measures) or (truth.percent and given.unit.measures):
+        return False
+    return answer_units.fits(given.unit, truth.unit)
+
+
+def scales(given: Leaf, truth: Leaf) -> tuple[Fraction, ...]:
+    """What `given` may be multiplied with: a percent sign may be left out, and 50% is 0.5."""
+    if given.percent == truth.percent:
+        return (Fraction(1),)
+    return Fraction(1), Fraction(1, 100) if given.percent else Fraction(100)
+
+
+def same_plain_numbers(given: Leaf, truth: Leaf) -> bool | None:
+    """Whether the numbers are the same, units aside; None where they are not plain numbers."""
+    a, b = number(given.latex), number(truth.latex)
+    if a is None or b is None:
+        return None
+    rescaled = [a.times(scale) for scale in scales(given, truth)]
+    return any(stands_for(x, b.value) or stands_for(b, x.value) for x in rescaled)
+
+
+TOLERANCE = Fraction(1_000_001, 10**12)  # relative; a millionth, with room for 0.333333 = 1/3

@@ -1,0 +1,187 @@
+"""Units behind and in front of an answer: taken off, and compared.
+
+A unit that is left out is no fault; another one is. Where both sides have measures or currencies
+these must be the same (5 m is not 5 km); other words ("apples", "ways") must be those of the known
+answer, or fewer or more of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_NAMES = {
+    "m": "m meter metre",
+    "km": "km kilometer kilometre",
+    "cm": "cm centimeter centimetre",
+    "mm": "mm millimeter millimetre",
+    "in": "in inch inche",
+    "ft": "ft foot feet",
+    "yd": "yd yard",
+    "mi": "mi mile",
+    "g": "g gm gram gramme",
+    "kg": "kg kilogram kilo",
+    "mg": "mg milligram",
+    "lb": "lb pound",
+    "oz": "oz ounce",
+    "ton": "ton tonne",
+    "l": "l L liter litre",
+    "ml": "ml mL milliliter millilitre",
+    "gal": "gal gallon",
+    "s": "s sec second",
+    "min": "min minute",
+    "h": "h hr hour",
+    "day": "day",
+    "week": "week wk",
+    "month": "month",
+    "year": "year yr",
+    "deg": "deg degree \u00b0",
+    "rad": "rad radian",
+    "degC": "degC celsius",
+    "degF": "degF fahrenheit",
+    "K": "K kelvin",
+    "N": "N newton",
+    "J": "J joule",
+    "W": "W watt",
+    "V": "V volt",
+    "Hz": "Hz hertz",
+    "Pa": "Pa pascal",
+    "dollar": "dollar usd buck \uff04",
+    "cent": "cent \u00a2",
+    "euro": "euro eur \u20ac",
+    "sterling": "gbp sterling \u00a3",
+    "yen": "yen jpy \u00a5",
+    "rupee": "rupee inr rs \u20b9",
+    "am": "am",
+    "pm": "pm",
+}
+_KNOWN = {name: unit for unit, names in _NAMES.items() for name in names.split()}
+_CURRENCIES = {"dollar", "cent", "euro", "sterling", "yen", "rupee"}
+_ALONE = ("m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K")
+"""One-letter units that may stand behind a number and a space: 5 m; but 5m is a product."""
+_CURRENCY = re.compile(r"^(-?)\s*(US|USD|EUR)?\s*([\uff04\u20ac\u00a3\u00a5\u20b9])\s*(?=[-\d.\\])")
+
+Powers = tuple[tuple[str, int], ...]
+
+
+class Unit(NamedTuple):
+    measures: Powers = ()  # (m, 1), (s, -2): sorted by name
+    words: frozenset[str] = frozenset()
+    modulus: str = ""
+
+
+NO_UNIT = Unit()
+
+
+def fits(given: Unit, truth: Unit) -> bool:
+    """Whether an answer with the unit `given` can stand where `truth` is known."""
+    if given.modulus and truth.modulus and given.modulus != truth.modulus:
+        return False
+    if given.measures and truth.measures:
+        money = [[m for m in side.measures if m[0] in _CURRENCIES] for side in (given, truth)]
+        if all(money):  # dollars or dollars an hour
+            return money[0] == money[1]
+        return given.measures == truth.measures
+    mine, known = given.words - _GENERIC, truth.words - _GENERIC
+    if (given.measures and known) or (mine and truth.measures):
+        return False
+    return not mine or not known or mine <= known or known <= mine
+
+
+_GENERIC = frozenset(("unit", "in", "of", "the", "total", "altogether", "each", "all", "a", "an"))
+
+
+def read(phrase: str) -> Unit:
+    """The unit that words and signs name: `cm^2`, `square inches`, `m/s^2`, `apples`."""
+    text = re.sub(r"\\(?:text|cdot)|[{}~]|\\[,;:! ]", " ", phrase)
+    text = re.sub(r"\u00b0\s*([CF])\b", lambda m: f" deg{m[1]} ", text)
+    text = re.sub(r"\b([APap])\.\s?([Mm])\b\.?", r"\1\2", text)
+    measures: dict[str, int] = {}
+    words: set[str] = set()
+    sign, power, last = 1, 1, ""
+    for token in re.findall(r"[^\W\d_.]+|[/^]|-?\d+|[^\s\w.]", text):
+        if token == "/" or token == "per":
+            sign, power = -1, 1
+        elif token in ("square", "sq", "squared"):
+            power = 2
+            if token == "squared" and last:
+                measures[last], power = sign * 2, 1
+        elif token in ("cubic", "cu", "cubed"):
+            power = 3
+        elif token.lstrip("-").isdigit():
+            if last:
+                measures[last] = sign * int(token)
+        elif token == "mph":
+            measures |= {"mi": 1, "h": -1}
+        elif token in ("kmph", "kph"):
+            measures |= {"km": 1, "h": -1}
+        elif (name := _known(token)) is not None:
+            measures[name], last = sign * power, name
+            power = 1
+        elif token.isalpha():
+            words.add(_singular(token.casefold()))
+    for scale in ("degC", "degF"):
+        if scale in measures:
+            measures.pop("deg", None)
+    return Unit(tuple(sorted(measures.items())), frozenset(words))
+
+
+def _known(token: str) -> str | None:
+    for spelling in (token, token.casefold(), _singular(token.casefold())):
+        if spelling in _KNOWN and (len(token) > 1 or spelling == token):
+            return _KNOWN[spelling]
+    return None
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if word.endswith("s") and len(word) > 2 else word
+
+
+def split(text: str) -> tuple[str, Unit]:
+    """An answer without its unit, and the unit."""
+    if match := _MODULUS.fullmatch(text):
+        return match[1].strip(), Unit(modulus=re.sub(r"[{}\s]", "", match[2]))
+    before = NO_UNIT
+    if match := _CURRENCY.match(text):
+        text, before = match[1] + text[match.end() :], read(match[3])
+    for pattern in (_DEGREES, _TEXT, _WORDS, _BARE, _PER):
+        match = pattern.fullmatch(text)
+        if match and not _no_unit(match):
+            behind = read(match[2] + (match[3] or ""))
+            measures = tuple(sorted({*before.measures, *behind.measures}))
+            return match[1].strip(), Unit(measures, behind.words)
+    return text, before
+
+
+def _no_unit(match: re.Match[str]) -> bool:
+    """Where the words say more than a unit would, or nothing stands before them."""
+    return bool(_SAYS_MORE.search(match[2]) or not match[1].strip() or "\\text" in match[1])
+
+
+_POWER = r"(\s*\^\s*\{?\s*-?\d\s*\}?)?"
+_MODULUS = re.compile(r"(.+?)\s*(?:\(?\s*\\[pb]?mod|\(\s*mod)\s*(\{?\s*\d+\s*\}?)\s*\)?")
+_DEGREES = re.compile(r"([^\u00b0]+)(\u00b0\s*(?:C|F|\\text\s*\{\s*[CF]\s*\})?)()")
+_TEXT = re.compile(
+    r"(.*[\d})a-z.])\s*(\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?(?:\s*/\s*\\text\s*\{[^{}]*\})?)"
+    + _POWER,
+    re.DOTALL,
+)
+_long = sorted((n for n in _KNOWN if len(n) > 1 and n.isalpha() and n.isascii()), key=len)
+_WORD = "|".join(
+    [*(f"{n}s?" for n in reversed(_long)), *_ALONE, "mph", "kmph", r"[ap]\.? ?m", r"[AP]\.? ?M"]
+)
+_NEXT = rf"(?:(?:\s*(?:/|\\cdot|\bper\b)\s*|\s)(?:{_WORD})(?![A-Za-z])(?:\s*\^\s*\{{?-?\d\}}?)?)*"
+_SIGN = "[\u00b0\u00a2\uff04\u20ac\u00a3\u00a5]"
+_BARE = re.compile(
+    r"(.*?(?:[\d})]\s*(?=(?:sq|cu|[A-Za-z]{2}))|[A-Za-z]\s(?=[A-Za-z]{2})|[\d})]\s|\\pi\s"
+    rf"|[\d}})](?={_SIGN})))\s*((?:(?:square|cubic|sq|cu)\.?\s*)?(?:{_WORD}|{_SIGN})(?![A-Za-z])"
+    rf"(?:\s*\^\s*\{{?-?\d\}}?)?{_NEXT})\.?()"
+)
+_WORDS = re.compile(r"(.*\d)\s+([A-Za-z]{2,}(?:[ /][A-Za-z]+)*)" + _POWER)
+_PER = re.compile(rf"(.*\d)\s*(/\s*(?:{'|'.join(reversed(_long))})s?)()")
+_SAYS_MORE = re.compile(
+    r"[<>=]|\\(?!text|cdot)|\b(?:and|or|not|no|to|than|is|if|else|but|maybe|perhaps|mod|base"
+    r"|inf|infinity|pi|tau|phi|theta|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|million|billion"
+    r"|thousand|hundred)\b",
+    re.IGNORECASE,
+)

@@ -1,0 +1,163 @@
+"""The exact values of expressions, computed with sympy.
+
+Decimals are fractions, and what is irrational stays a symbolic constant. Powers and factorials
+that would not fit into memory raise `Undefined` before they are begun.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+from sympy import Expr, ImmutableMatrix, Integer, Rational
+
+from recipes.math_rl.latex_expression import CONSTANTS, TRIGONOMETRIC, Node
+
+MAX_BITS = 300_000  # of an integer; 2006! has 19 thousand
+MAX_FACTORIAL = 20_000
+
+
+class Undefined(ValueError):
+    """No value, or none that can be computed: 1/0, a power that fills the memory."""
+
+
+_VALUES = dict(zip(CONSTANTS, (sympy.I, sympy.E, sympy.pi, sympy.oo), strict=True))
+
+
+def value(node: Node, at: Mapping[str, Expr]) -> Any:
+    """The value with the variables set to `at`: an Expr or an ImmutableMatrix. Undefined."""
+    try:
+        result = _value(node, at)
+        if isinstance(result, Expr) and result.has(sympy.nan, sympy.zoo):
+            raise Undefined("no number")
+    except (TypeError, AttributeError, NotImplementedError, ArithmeticError) as error:
+        raise Undefined(str(error)) from error
+    return result
+
+
+def _value(node: Node, at: Mapping[str, Expr]) -> Any:
+    kind, args = node
+    if kind == "number":
+        return Rational(args[0].numerator, args[0].denominator)
+    if kind == "symbol":
+        return _VALUES[args[0]] if args[0] in _VALUES else at[args[0]]
+    if kind == "apply":
+        return _unknown_function(args[0], [_value(a, at) for a in args[1:]])
+    if kind == "matrix":
+        return ImmutableMatrix([[_value(n, at) for n in row.args] for row in args])
+    computed = [_value(a, at) for a in args]
+    for number in computed:
+        if isinstance(number, Rational) and number.p.bit_length() + number.q.bit_length() > (
+            4 * MAX_BITS
+        ):
+            raise Undefined("a number too long to compute with")
+    return _OPERATIONS[kind](*computed)
+
+
+def _unknown_function(name: str, args: list[Any]) -> Expr:
+    """f(2) is some number, the same wherever f(2) stands."""
+    digest = hashlib.sha256(f"{name}{args}".encode()).digest()
+    return Rational(int.from_bytes(digest[:6], "big"), 2**44)
+
+
+def _divided(a: Any, b: Any) -> Any:
+    if b == 0:
+        raise Undefined("division by zero")
+    return a * b**-1
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if isinstance(base, sympy.MatrixBase):
+        if not (exponent.is_Integer and abs(exponent) < 1000):
+            raise Undefined("a power of a matrix")
+        return base**exponent
+    if isinstance(base, Rational) and isinstance(exponent, Rational):
+        bits = max(base.p.bit_length(), base.q.bit_length())
+        if bits > 1 and bits * abs(exponent) > MAX_BITS:
+            raise Undefined("a power too long to write")
+        if base < 0 and exponent.q % 2:  # the real root
+            sign = -1 if exponent.p % 2 else 1
+            return sign * (-base) ** exponent
+    elif isinstance(exponent, Rational) and abs(exponent) > MAX_BITS:
+        raise Undefined("a power too long to write")
+    if base.is_zero and not exponent.is_zero and not exponent.is_positive:
+        raise Undefined("division by zero")
+    if base.is_negative and not exponent.is_integer:
+        raise_unless_complex(base)
+    return base**exponent
+
+
+class NotReal(Undefined):
+    """A root or logarithm of a negative number, where only real numbers are asked for."""
+
+
+_real_only = False
+
+
+def raise_unless_complex(number: Expr) -> None:
+    if _real_only:
+        raise NotReal(str(number)[:40])
+
+
+def real_value(node: Node, at: Mapping[str, Expr]) -> Any:
+    """`value`; NotReal where a root or logarithm of a negative number is met on the way."""
+    global _real_only
+    _real_only = True
+    try:
+        return value(node, at)
+    finally:
+        _real_only = False
+
+
+def _factorial(n: Expr, function: Callable[[Expr], Any] = sympy.factorial) -> Any:
+    if n.is_Integer and n > MAX_FACTORIAL:
+        raise Undefined("a factorial too long to write")
+    return function(n)
+
+
+def _binomial(n: Expr, k: Expr) -> Any:
+    if n.is_Integer and k.is_Integer and min(abs(k), abs(n - k)) * 2 > MAX_FACTORIAL:
+        raise Undefined("a binomial coefficient too long to write")
+    return sympy.binomial(n, k)
+
+
+def _logarithm(number: Expr, base: Expr = sympy.E) -> Any:
+    if number == 0 or base in (0, 1):
+        raise Undefined("no logarithm")
+    if number.is_negative:
+        raise_unless_complex(number)
+    return sympy.log(number) if base == sympy.E else sympy.log(number, base)
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(sympy, name.replace("arc", "a")) for name in TRIGONOMETRIC},
+    "Re": sympy.re,
+    "Im": sympy.im,
+    "arg": sympy.arg,
+    "det": lambda m: m.det(),
+    "gcd": lambda *n: sympy.gcd(n),
+    "lcm": lambda *n: sympy.lcm(n),
+    "max": sympy.Max,
+    "min": sympy.Min,
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "neg": lambda a: -a,
+    "*": lambda a, b: a * b,
+    "/": _divided,
+    "^": _power,
+    "root": lambda a, n: _power(a, _divided(Integer(1), n)),
+    "mod": lambda a, b: sympy.Mod(a, b),
+    "!": _factorial,
+    "!!": functools.partial(_factorial, function=sympy.factorial2),
+    "abs": abs,
+    "lfloor": sympy.floor,
+    "lceil": sympy.ceiling,
+    "binom": _binomial,
+    "ln": _logarithm,
+    "log": _logarithm,
+    "exp": lambda x: _power(sympy.E, x),
+    "transpose": lambda m: m.T,
+}
