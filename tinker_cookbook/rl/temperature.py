@@ -3,8 +3,9 @@
 The policy is softmax(logits / temperature): replies are drawn from it, and their logprobs are its.
 Importance ratios, the KL to a reference and every figure that compares logprobs are about it, so
 trainer and reference have to divide their logits as well, as TRL, verl and prime-rl do. The engine
-in process does. Over the SDK neither can be asked for it, and what would come of that is refused, or
-said where it is still an estimate of something.
+in process does. Over the SDK neither can be asked for it. A KL, or clipping around a ratio of 1,
+would then be of something else, and is refused. Plain importance sampling still is an estimate for
+the policy at temperature 1, and the run says so.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def check_temperature(config: Config) -> None:
     """Raises ConfigurationError for what would compare logprobs of two temperatures."""
     if "temperature" in (config.loss_fn_config or {}):
         raise ConfigurationError(
-            "loss_fn_config.temperature: the loop trains at the temperature that it samples at; drop"
-            " it, and set temperature="
+            "loss_fn_config.temperature: the loop trains at the temperature that it samples at;"
+            " drop it, and set temperature="
         )
     for signal in config.signals:
         own = getattr(signal, "temperature", config.temperature)
@@ -62,11 +63,12 @@ def about_temperature(config: Config) -> list[str]:
     """What a person should know of it before the run starts."""
     if config.temperature == 1:
         return []
-    policy = f"temperature {config.temperature:g}: replies are sampled from softmax(logits / it)"
+    at = f"{config.temperature:g}"
+    policy = f"temperature {at}: the policy is softmax(logits / {at})"
     if config.base_url is None:
-        return [f"{policy}, and that policy is trained and compared with others"]
+        return [f"{policy}, in sampling, training and every comparison of logprobs"]
     return [
-        f"{policy}, but the service trains the policy at temperature 1: importance ratios correct"
-        " for the difference, at the price of variance; optim/kl_sample_train_* and"
+        f"{policy}, but the service trains it at temperature 1: importance ratios correct for the"
+        " difference, at the price of variance, and optim/kl_sample_train_* and"
         " optim/logprob_gap_* contain it"
     ]

@@ -97,6 +97,7 @@ class LocalSamplingClient:
         self,
         prompt: types.ModelInput,
         prompt_logprobs_last_n: int | None = None,
+        *,
         temperature: float = 1.0,
     ) -> APIFuture[list[float | None]]:
         """Logprob of every prompt token; None for the first.
