@@ -24,7 +24,15 @@ from typing import Any, NamedTuple
 
 import chz
 
-from recipes.math_rl.aime_data import DEFAULT, HUB, YEARS, Aime, Year, chosen_years
+from recipes.math_rl.aime_data import (
+    DEFAULT,
+    HUB,
+    YEARS,
+    Aime,
+    Year,
+    chosen_years,
+    problems_identity,
+)
 from recipes.math_rl.pass_at_k import (
     Outcome,
     PassAtKEvaluator,
@@ -43,7 +51,6 @@ from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils import jsonl
-from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.ml_log import read_metrics
 from tinker_cookbook.utils.run_directory import LogDirBehavior
@@ -104,7 +111,7 @@ class CLI:
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
-        return path_identity(self.path)
+        return problems_identity(self.path)
 
 
 async def main(config: CLI) -> None:

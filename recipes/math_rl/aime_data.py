@@ -11,7 +11,7 @@ import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chz
 
@@ -20,6 +20,7 @@ from recipes.math_rl.math_grading import extract_boxed
 from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_problems
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.rl.types import RLDataset
+from tinker_cookbook.utils.data_identity import file_identity, path_identity
 
 Year = Literal["2024", "2025", "2026"]
 YEARS: tuple[Year, ...] = typing.get_args(Year)
@@ -101,6 +102,15 @@ def chosen_years(path: str, asked: tuple[Year, ...]) -> tuple[Year, ...]:
     return asked or known
 
 
+def problems_identity(path: str) -> dict[str, Any]:
+    """The `identity()` of a configuration whose key `path` it is: of a directory, the years' files
+    alone, for it may well hold the runs, too."""
+    local = Path(path).expanduser()
+    if local.is_dir() and (years := years_of(path)):
+        return {"path": {year: file_identity(local / _file(year)) for year in years}}
+    return path_identity(path)
+
+
 def _file(year: str) -> str:
     return f"aime{year}.jsonl"
 
@@ -114,6 +124,9 @@ class Aime(BoxedAnswers):
     )
     year: Year = chz.field(default="2024", doc=f"one of {', '.join(YEARS)}")
     one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
+    format_coef: float = chz.field(
+        default=0.0, doc="taken from the reward of a reply that is not in the asked form"
+    )
 
     def name(self) -> str:
         return f"aime{self.year}"
@@ -142,6 +155,9 @@ class Aime(BoxedAnswers):
                     " recipes.math_rl.train"
                 )
         return found
+
+    def identity(self) -> dict[str, Any]:
+        return problems_identity(self.path)
 
     def test_set(
         self, num_samples: int, problems: Sequence[Problem] | None = None
