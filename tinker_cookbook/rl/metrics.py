@@ -1,7 +1,7 @@
 """How far the logprobs of sampler, trainer and other models are apart, on sampled tokens.
 
 Everything here is in nats and over the tokens whose `mask` is not 0. Logprobs that are compared are
-of the same temperature: that at which the tokens were sampled.
+of the temperature at which the tokens were sampled (one exception: see rl/temperature.py).
 """
 
 from __future__ import annotations
