@@ -26,7 +26,8 @@ StopCondition = list[str] | list[int]
 @dataclass(frozen=True)
 class TokensWithLogprobs:
     """A sampled reply of T tokens. `maybe_logprobs` [T]: nats, of the distribution that was
-    sampled from (after temperature, top-k and top-p); None where whoever chose the tokens has none.
+    sampled from (of softmax(logits / temperature); top-k and top-p do not renormalise it, and at
+    temperature 0 it is that of 1); None where whoever chose the tokens has none.
     `stop_reason`: "stop" if a stop condition ended it, "length" if it ran out of tokens."""
 
     tokens: list[int]

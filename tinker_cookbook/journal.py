@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -122,8 +122,14 @@ class Journal:
         also_free: Collection[str] = (),
         headlines: Mapping[str, str] | None = None,
         rest_client: Any = None,
+        unit: str = "step",
+        rows_kept: Callable[[Path], int] | None = None,
     ) -> None:
         """headlines: metric name -> label, more figures for the display.
+
+        rows_kept: for a run without checkpoints, which keeps what comes of each step by itself:
+        how many rows of a directory it goes on behind. A last row at total_steps, of the figures of
+        all, finishes it. unit: what a step is called.
 
         rest_client: `service.create_rest_client()`. Without it, a checkpoint that is gone is not
         noticed before the loop loads it, and no checkpoint is ever deleted.
@@ -137,6 +143,7 @@ class Journal:
         self._free = (*FREE_KEYS, *also_free)
         self._headlines = headlines
         self._rest_client = rest_client
+        self._unit, self._rows_kept = unit, rows_kept
         self._finished = False
         self._timings: dict[str, float] = {}
 
@@ -170,7 +177,9 @@ class Journal:
             )
             stack.callback(self._metrics.close)
             mode = self._keys.get("display", None) or "auto"
-            self._display = Display(self._total_steps, mode, headlines=self._headlines)
+            self._display = Display(
+                self._total_steps, mode, headlines=self._headlines, unit=self._unit
+            )
             stack.callback(self._display.close)
             for line in place.remarks:
                 self.say(line)
@@ -190,14 +199,14 @@ class Journal:
         last = min(self._next_step, self._total_steps or self._next_step)
         done = last - self.start_step
         if error is None and self._finished:
-            made = counted(done, "step")
+            made = counted(done, self._unit)
             of_all = f" ({last} in all)" if self.start_step else ""
             self.say(f"finished: {made} in {seconds}{of_all}; everything is in {self.log_path}")
         elif error is not None:
             expected = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             logger.info(
                 "stopped after %s in %s by %s",
-                counted(done, "step"),
+                counted(done, self._unit),
                 seconds,
                 kind.__name__ if kind else "",
                 exc_info=None if expected else error,
@@ -226,6 +235,8 @@ class Journal:
         self._timings = {}
         self._metrics.log_metrics(row, step=i)
         self._next_step = i + 1
+        if self._rows_kept is not None and i == self._total_steps:
+            self._finished = True
         self._display.update(i, row)
 
     @contextmanager
@@ -285,9 +296,9 @@ class Journal:
             if not holds_run(path):
                 self._refuse_foreign_files(path)
                 return _Place(path, None, [*remarks, f"run directory: {path}"])
-            last = get_last_checkpoint(path)
+            last = self._last(path)
             finished = bool(last and last.final and not self._goes_on_after(last))
-            contents = _describe(last, finished)
+            contents = _describe(last, finished, self._unit)
             if decide(path, behavior, contents) == "delete":
                 empty(path)
                 return _Place(path, None, [f"deleted {contents} from {path}"])
@@ -297,10 +308,20 @@ class Journal:
                 remarks = [f"{path} holds {contents}; this run gets a directory of its own"]
                 continue
             self._refuse_past_the_end(path, last)
-            resume, skipped = get_last_resumable_checkpoint(path, self._rest_client)
+            resume, skipped = last, []
+            if self._rows_kept is None:
+                resume, skipped = get_last_resumable_checkpoint(path, self._rest_client)
             remarks = [*skipped, self._resume_remark(path, resume), *self._other_length(path)]
             return _Place(path, resume, remarks)
         raise AssertionError("unreachable")
+
+    def _last(self, path: Path) -> CheckpointRecord | None:
+        """Where the run in a directory has got to."""
+        if self._rows_kept is None:
+            return get_last_checkpoint(path)
+        rows, total = self._rows_kept(path), self._total_steps
+        finished = total is not None and rows > total
+        return CheckpointRecord("rows", batch=total if finished else rows, final=finished)
 
     def _other_length(self, path: Path) -> list[str]:
         """What to know of a run that goes on with another end in sight than it began with."""
@@ -384,7 +405,8 @@ class Journal:
         if last is None:
             return f"{path} holds a run without a checkpoint: starting it again at step 0"
         of_total = "" if self._total_steps is None else f" of {self._total_steps}"
-        return f"resuming {path} at step {last.batch}{of_total} from checkpoint {last.name}"
+        kept = "" if self._rows_kept else f" from checkpoint {last.name}"
+        return f"resuming {path} at {self._unit} {last.batch}{of_total}{kept}"
 
 
 class _Place(NamedTuple):
@@ -417,11 +439,11 @@ def _without(config: Mapping[str, Any], patterns: Collection[str]) -> dict[str, 
     return kept
 
 
-def _describe(last: CheckpointRecord | None, finished: bool) -> str:
+def _describe(last: CheckpointRecord | None, finished: bool, unit: str) -> str:
     if last is None:
         return "an unfinished run without a checkpoint"
     state = "a finished" if finished else "an unfinished"
-    return f"{state} run of {counted(last.batch or 0, 'step')}"
+    return f"{state} run of {counted(last.batch or 0, unit)}"
 
 
 def _numbered(base: Path) -> Iterator[Path]:

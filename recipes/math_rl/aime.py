@@ -1,83 +1,64 @@
-r"""pass@k on AIME 2024 and 2025: 30 problems a year, each answer a whole number from 0 to 999.
+r"""pass@k on AIME 2024, 2025 and 2026: 30 problems a year, each answer a number from 0 to 999.
 
     python -m recipes.math_rl.aime model_name=Qwen/Qwen3-8B max_tokens=8192 num_samples=8
-    python -m recipes.math_rl.aime model_name=Qwen/Qwen3-8B model_path=tinker://... year=2025
+    python -m recipes.math_rl.aime model_name=Qwen/Qwen3-8B model_path=tinker://... year=2026
     python -m recipes.math_rl.aime path=../shared/data/datasets/aime num_samples=2
 
-The last line runs nano, which knows nothing of this: expect pass@k of 0, or near it.
+It leaves a directory like any run: config.json, metrics.jsonl (a row for each problem as it is
+finished, and a last one with pass@k and its standard error), logs.log, and in iteration_000000
+every reply with its grade: eval_aime_rollout_summaries.jsonl for programs, eval_aime.html for
+people. Stopped, the same command goes on with the problems that are not finished.
 
-On the hub: HuggingFaceH4/aime_2024, split train, and math-ai/aime25, split test, both with columns
-`problem` and `answer` (their data cards, as far as remembered: not fetched here). A local directory
-holds aime2024.jsonl and aime2025.jsonl.
+The last line above runs nano, which knows nothing of this: expect pass@k of 0, or near it, within a
+few minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
 
-import typing
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import chz
 
-from recipes.math_rl.math_datasets import BoxedAnswers
-from recipes.math_rl.pass_at_k import PassAtKEvaluator
-from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_problems
+from recipes.math_rl.aime_data import (
+    DEFAULT,
+    HUB,
+    YEARS,
+    Aime,
+    Year,
+    chosen_years,
+    problems_identity,
+)
+from recipes.math_rl.pass_at_k import (
+    Outcome,
+    PassAtKEvaluator,
+    checked_ks,
+    pass_at_k_metrics,
+    summary,
+)
+from recipes.math_rl.problems import Problem
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
-from tinker_cookbook.completers import completer_from
-from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.types import RLDataset
+from tinker_cookbook.completers import completer_from, derive_seed
+from tinker_cookbook.exceptions import AllTrajectoriesFailedError, ConfigurationError
+from tinker_cookbook.journal import Journal
+from tinker_cookbook.rl import transcripts
+from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.display import DisplayMode
+from tinker_cookbook.utils.ml_log import read_metrics
+from tinker_cookbook.utils.run_directory import LogDirBehavior
 
-Year = Literal["2024", "2025"]
-_HUB = {"2024": ("HuggingFaceH4/aime_2024", "train"), "2025": ("math-ai/aime25", "test")}
-YEARS: tuple[Year, ...] = typing.get_args(Year)
-_PER_YEAR = 30
+__all__ = ["CLI", "Aime", "main"]
 
-
-@chz.chz
-class Aime(BoxedAnswers):
-    """The problems of one year. There is nothing to train on: `test_set()` and `evaluator()`."""
-
-    path: str = chz.field(default="hub", doc="local directory or file (hub: the year's data set)")
-    year: Year = chz.field(default="2024", doc="2024 or 2025")
-    one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
-
-    def name(self) -> str:
-        return f"aime{self.year}"
-
-    def columns(self) -> Columns:
-        return Columns("problem", "answer")
-
-    def problems(self) -> list[Problem]:
-        local = Path(self.path).expanduser()
-        if self.path == "hub":
-            path, split = _HUB[self.year]
-        elif local.is_dir() and (local / f"{self.name()}.jsonl").is_file():
-            path, split = str(local / f"{self.name()}.jsonl"), "train"
-        elif local.is_dir() and any((local / f"aime{year}.jsonl").is_file() for year in YEARS):
-            raise ConfigurationError(
-                f"path={self.path} holds no {self.name()}.jsonl: set year= to a year that it holds"
-            )
-        else:
-            path, split = self.path, "train"
-        return read_problems(path, self.columns(), split)
-
-    def test_set(self, num_samples: int) -> ProblemDataset:
-        """All problems, each tried `num_samples` times."""
-        return ProblemDataset(
-            self.problems(),
-            self.env_maker(),
-            group_size=num_samples,
-            groups_per_batch=_PER_YEAR,
-            name=self.name(),
-        )
-
-    async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        raise ConfigurationError(
-            "data=Aime: its 30 problems are for evaluation only; train on another data set, and "
-            "evaluate with python -m recipes.math_rl.aime model_path=tinker://..."
-        )
+SPLIT = "eval_aime"
+HEADLINES = {"num_correct": "right", "so_far/pass@1": "pass@1 so far"}
 
 
 @chz.chz
@@ -89,9 +70,13 @@ class CLI:
     renderer_name: str | None = chz.field(
         default=None, doc="how messages become tokens (None: what suits checkpoint or model)"
     )
-    path: str = chz.field(default="hub", doc="local directory or file (hub: the year's data set)")
+    path: str = chz.field(
+        default="hub",
+        doc=f"local directory or file, or a name on the hub (hub: {', '.join(DEFAULT.values())};"
+        f" known besides: {', '.join(name for name in HUB if name not in DEFAULT.values())})",
+    )
     year: tuple[Year, ...] = chz.field(
-        default=YEARS, doc="which years, each by itself, e.g. year=2025"
+        default=(), doc=f"which of {', '.join(YEARS)}, e.g. year=2025,2026 (empty: all of path)"
     )
     num_samples: int = chz.field(default=8, doc="replies to each problem")
     k: list[int] = chz.field(
@@ -100,32 +85,117 @@ class CLI:
     max_tokens: int | None = chz.field(
         default=None, doc="tokens of a reply at most (None: 256 for nano, else 8192)"
     )
-    temperature: float = chz.field(default=1.0, doc="of sampling")
+    temperature: float = chz.field(default=1.0, doc="of sampling (0: the likeliest reply)")
     top_p: float = chz.field(default=1.0, doc="share of the probability that is sampled from")
     one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
     seed: int = chz.field(default=0, doc="seed of the replies")
+    log_path: str | None = chz.field(
+        default=None, doc="directory of the run (None: one in the runs directory)"
+    )
+    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
+        default=None, doc="for a directory that holds a run (None: resume it if it is this run)"
+    )
     base_url: str | None = chz.field(default=None, doc="server that samples (None: in process)")
     engine: EngineConfig = chz.field(
         default_factory=EngineConfig, doc="settings of the engine in process"
+    )
+    display: DisplayMode = chz.field(
+        default="auto", doc="what is shown of each problem (auto: live on a terminal, else plain)"
     )
 
     @chz.validate
     def _counts(self) -> None:
         if self.num_samples < 1:
             raise ConfigurationError(f"num_samples={self.num_samples}: expected 1 or more")
-        if not self.year or len(set(self.year)) < len(self.year):
-            raise ConfigurationError(
-                f"year={','.join(self.year)}: expected one or more of {', '.join(YEARS)}"
-            )
-        if len(self.year) > 1 and Path(self.path).expanduser().is_file():
-            raise ConfigurationError(
-                f"path={self.path} is one file, and year={','.join(self.year)} are"
-                f" {len(self.year)} sets of problems: set year= to its year, or path= to a"
-                " directory with aime2024.jsonl and aime2025.jsonl"
-            )
+        checked_ks(self.k, self.num_samples)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Another file of the same name is another run."""
+        return problems_identity(self.path)
 
 
 async def main(config: CLI) -> None:
+    years = chosen_years(config.path, config.year)
+    sets = [
+        Aime(
+            path=config.path,
+            year=year,
+            one_shot=config.one_shot,
+            model_name_for_tokenizer=config.model_name,
+        )
+        for year in years
+    ]
+    problems = [each.problems() for each in sets]
+    total = sum(len(each) for each in problems)
+    with Journal(
+        config,
+        recipe="aime",
+        total_steps=total,
+        headlines=HEADLINES,
+        unit="problem",
+        rows_kept=lambda directory: _rows_kept(directory, total),
+    ) as journal:
+        outcomes = _kept_outcomes(journal.log_path, config.num_samples)
+        parts = await _parts(config, sets, problems, journal)
+        plays = {
+            part.first + index: (part, index)
+            for part in parts
+            for index in range(len(part.evaluator.dataset.problems))
+            if part.first + index not in outcomes
+        }
+        tokenizer = get_tokenizer(config.model_name)
+        async with aclosing(_as_finished(plays)) as finished:
+            for step in range(journal.start_step, total):
+                with journal.step(step) as row:
+                    with journal.timed("replies"):
+                        number, group = await anext(finished)
+                    part, index = plays[number]
+                    name = f"{part.evaluator.dataset.name}, problem {index + 1}"
+                    if group.rollout_errors:
+                        journal.say(f"{name}: {group.rollout_errors[0].message}")
+                    tags = [part.evaluator.dataset.name, f"problem {index + 1}"]
+                    records = transcripts.append_group(
+                        journal.log_path, SPLIT, 0, number, group, tags, tokenizer
+                    )
+                    outcomes[number] = Outcome.of_records(records, config.num_samples)
+                    row.update(_row(number, name, outcomes))
+        if not any(each.graded for each in outcomes.values()):
+            raise AllTrajectoriesFailedError(
+                f"none of the replies to {total} problems could be graded, see {journal.log_path};"
+                " behavior_if_log_dir_exists=delete starts afresh"
+            )
+        with journal.step(total) as row:
+            for part in parts:
+                row.update(part.metrics(outcomes))
+            page = transcripts.write_page(journal.log_path, SPLIT, 0, tokenizer, row)
+        for part in parts:
+            journal.say(part.summary(outcomes))
+        journal.say(f"every reply and its grade: {page}")
+
+
+class _Part(NamedTuple):
+    """The problems of a year. `first`: number of its first problem among those of all years."""
+
+    first: int
+    evaluator: PassAtKEvaluator
+    client: Any
+
+    def of(self, outcomes: Mapping[int, Outcome]) -> list[Outcome]:
+        count = len(self.evaluator.dataset.problems)
+        return [outcomes[number] for number in range(self.first, self.first + count)]
+
+    def metrics(self, outcomes: Mapping[int, Outcome]) -> dict[str, float]:
+        name = self.evaluator.dataset.name
+        return pass_at_k_metrics(name, self.of(outcomes), self.evaluator.ks)
+
+    def summary(self, outcomes: Mapping[int, Outcome]) -> str:
+        name, metrics = self.evaluator.dataset.name, self.metrics(outcomes)
+        return summary(name, self.of(outcomes), self.evaluator.ks, metrics)
+
+
+async def _parts(
+    config: CLI, sets: Sequence[Aime], problems: Sequence[list[Problem]], journal: Journal
+) -> list[_Part]:
     max_tokens = config.max_tokens or (256 if config.model_name == "nano" else 8192)
     model = await completer_from(
         config.model_name,
@@ -136,26 +206,83 @@ async def main(config: CLI) -> None:
         engine=config.engine if config.base_url is None else None,
     )
     renderer_name = getattr(model.renderer.origin, "renderer_name", config.renderer_name)
-    print(f"{config.model_path or config.model_name}, renderer {renderer_name}")
-    for year in config.year:
-        aime = Aime(
-            path=config.path,
-            year=year,
-            one_shot=config.one_shot,
-            model_name_for_tokenizer=config.model_name,
-            renderer_name=renderer_name,
-        )
+    journal.say(
+        f"{config.model_path or config.model_name}, renderer {renderer_name}, {config.num_samples}"
+        f" replies of at most {max_tokens} tokens to each problem, temperature"
+        f" {config.temperature:g}"
+    )
+    parts, first = [], 0
+    for aime, own in zip(sets, problems, strict=True):
         evaluator = PassAtKEvaluator(
-            aime.test_set(config.num_samples),
+            chz.replace(aime, renderer_name=renderer_name).test_set(config.num_samples, own),
             max_tokens,
             ks=config.k,
             temperature=config.temperature,
             top_p=config.top_p,
             context_window=models.context_length(config.model_name),
-            seed=config.seed,
+            seed=derive_seed(config.seed, int(aime.year)),
         )
-        metrics = await evaluator(model.sampling_client)
-        print("\n".join([*evaluator.lines(), *(f"{key} = {metrics[key]:.4g}" for key in metrics)]))
+        parts.append(_Part(first, evaluator, model.sampling_client))
+        first += len(own)
+    return parts
+
+
+async def _as_finished(
+    plays: Mapping[int, tuple[_Part, int]],
+) -> AsyncGenerator[tuple[int, TrajectoryGroup], None]:
+    """All at once; each with its number, in the order in which they end."""
+    tasks = {
+        asyncio.ensure_future(part.evaluator.play(part.client, index)): number
+        for number, (part, index) in plays.items()
+    }
+    waiting = set(tasks)
+    try:
+        while waiting:
+            ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(ended, key=lambda each: tasks[each]):
+                yield tasks[task], task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _row(number: int, name: str, outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
+    """Of the problem that has just been finished; `group` is its group_idx in the replies' file."""
+    mine, known = outcomes[number], outcomes.values()
+    return {
+        "group": number,
+        "problem": name,
+        "num_correct": mine.correct,
+        "num_replies": mine.num_samples,
+        "num_failed": mine.num_samples - mine.graded,
+        "num_truncated": mine.truncated,
+        "num_tokens": mine.tokens,
+        "so_far/pass@1": sum(each.correct / each.num_samples for each in known) / len(known),
+    }
+
+
+def _rows_kept(directory: Path, total: int) -> int:
+    """Rows whose problems are finished: their replies are on disk before the row is. total + 1 with
+    the row of the results."""
+    rows = read_metrics(directory)
+    file = transcripts.rollouts_file(directory, SPLIT, 0)
+    there = {line.value["group_idx"] for line in jsonl.iter_lines(file)} if file.exists() else {}
+    kept = list(itertools.takewhile(lambda row: row.get("group") in there, rows))
+    return total + 1 if len(kept) == total < len(rows) else len(kept)
+
+
+def _kept_outcomes(directory: Path, num_samples: int) -> dict[int, Outcome]:
+    """By number, of the problems that have a row; replies to others, from the moment in which an
+    earlier process was stopped, are taken out of the file."""
+    numbers = [row["group"] for row in read_metrics(directory) if "group" in row]
+    file = transcripts.rollouts_file(directory, SPLIT, 0)
+    jsonl.keep_lines(file, lambda record: record["group_idx"] in numbers)
+    records: dict[int, list[Mapping[str, Any]]] = {number: [] for number in numbers}
+    for line in jsonl.iter_lines(file) if numbers else ():
+        short = [{key: step[key] for key in Outcome.READS} for step in line.value["steps"]]
+        records[line.value["group_idx"]].append({"steps": short})  # without a million tokens
+    return {number: Outcome.of_records(each, num_samples) for number, each in records.items()}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ may be trained on. On the hub:
 - HuggingFaceH4/MATH-500: split test, columns `problem`, `solution`, `answer`, `subject`, `level`,
   `unique_id`.
 
-(Their data cards, as far as remembered: not fetched here. Columns are checked when they are read.)
+Columns are checked when they are read.
 """
 
 from __future__ import annotations

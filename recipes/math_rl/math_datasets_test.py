@@ -11,8 +11,6 @@ from typing import Any
 import chz
 import pytest
 
-from recipes.math_rl import aime
-from recipes.math_rl.aime import Aime
 from recipes.math_rl.arithmetic import Arithmetic, SumEnv
 from recipes.math_rl.deepmath import DeepMath
 from recipes.math_rl.gsm8k import Gsm8k
@@ -22,7 +20,6 @@ from recipes.math_rl.math_env import MathEnv
 from recipes.math_rl.own_problems import OwnProblems
 from recipes.math_rl.polaris import Polaris
 from recipes.math_rl.problems import Problem, ProblemDataset, some, without
-from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
 from tinker_cookbook.nano.tasks import held_out_pair
 from tinker_cookbook.renderers import get_renderer
@@ -278,53 +275,6 @@ def test_a_test_that_leaves_nothing(tmp_path: Path) -> None:
         f"ownproblems: a test of 8 of the 8 problems of data.path={path} leaves none to train on:"
         " set data.test_size= to less (0: no test)"
     )
-
-
-def test_aime(shared_data: Path) -> None:
-    path = str(shared_data / "datasets" / "aime")
-    for year, first in (("2024", "204"), ("2025", "70")):
-        found = Aime(**NANO, path=path, year=year).test_set(8)
-        assert len(found.problems) == 30 and found.problems[0].answer == first
-        assert found.group_size == 8 and found.name == f"aime{year}"
-    with pytest.raises(ConfigurationError, match="for evaluation only"):
-        datasets(Aime(**NANO, path=path))
-
-
-def played_years(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """(name, problems) of what the program plays; no model is asked."""
-    played: list[tuple[str, int]] = []
-
-    async def play(self: Any, client: Any) -> dict[str, float]:
-        played.append((self.dataset.name, len(self.dataset.problems)))
-        return {f"{self.dataset.name}/pass@1": 0.5}
-
-    monkeypatch.setattr(aime.PassAtKEvaluator, "__call__", play)
-    asyncio.run(aime.main(parse(aime.CLI, ["num_samples=1", *words])))
-    return played
-
-
-def test_both_years_of_aime_are_played(
-    shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    directory = f"path={shared_data / 'datasets' / 'aime'}"
-    assert played_years([directory], monkeypatch) == [("aime2024", 30), ("aime2025", 30)]
-    said = capsys.readouterr().out
-    assert "aime2024/pass@1 = 0.5\n" in said and "aime2025/pass@1 = 0.5\n" in said
-    assert played_years([directory, "year=2025"], monkeypatch) == [("aime2025", 30)]
-    file = f"{directory}/aime2024.jsonl"
-    assert played_years([file, "year=2024"], monkeypatch) == [("aime2024", 30)]
-
-
-def test_years_of_aime_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path / "aime2024.jsonl", [{"problem": "1?", "answer": "1"}])
-    for words, message in (
-        ([f"path={file}"], "is one file, and year=2024,2025 are 2 sets of problems"),
-        ([f"path={tmp_path}", "year=2025"], r"holds no aime2025\.jsonl: set year="),
-        (["year="], "year=: expected one or more of 2024, 2025"),
-        (["year=2024,2024"], "year=2024,2024: expected one or more"),
-    ):
-        with pytest.raises(ConfigurationError, match=message):
-            played_years(words, monkeypatch)
 
 
 @pytest.mark.parametrize(

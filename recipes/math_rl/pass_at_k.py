@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import tinker
 
 from recipes.math_rl.problems import ProblemDataset
+from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.evaluators import SamplingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl.rollout_strategy import MinViableGroup
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.types import TrajectoryGroup
+
+# a reply that cannot be graded counts as wrong, and the others of its problem still count
+STRATEGY = MinViableGroup(min_size=1)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -37,14 +45,105 @@ def ks_up_to(num_samples: int) -> list[int]:
     return [*powers, num_samples]
 
 
-class PassAtKEvaluator(SamplingClientEvaluator):
-    """Tries each problem of a data set `group_size` times.
+def checked_ks(ks: Sequence[int] | None, num_samples: int) -> list[int]:
+    """The k asked for, or `ks_up_to`; ConfigurationError for one beyond the number of replies."""
+    for k in ks or ():
+        if not 1 <= k <= num_samples:
+            raise ConfigurationError(
+                f"k={k}: expected 1 to num_samples={num_samples}, the replies to each"
+            )
+    return list(ks) if ks else ks_up_to(num_samples)
 
-    Metrics, means over the problems: `<name>/pass@<k>`; over the replies: `<name>/correct`,
-    `<name>/format`, `<name>/ac_tokens` (tokens of a reply). A reply that could not be graded counts
-    as wrong; `<name>/failed` is how many there were. With a seed, the same weights give the same
-    replies each time.
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the replies to one problem; of those that could be graded, how many are right,
+    in the asked form, and cut off by max_tokens, and their tokens together."""
+
+    num_samples: int
+    graded: int
+    correct: int
+    in_form: int
+    truncated: int
+    tokens: int
+
+    READS: ClassVar = ("metrics", "stop_reason", "ac_len")  # of a step of the records
+
+    @classmethod
+    def of_group(cls, group: TrajectoryGroup, num_samples: int) -> Outcome:
+        replies = [trajectory.transitions[0] for trajectory in group.trajectories_G]
+        given = ((r.metrics, r.ac.stop_reason, len(r.ac.tokens)) for r in replies)
+        return cls._of(given, num_samples)
+
+    @classmethod
+    def of_records(cls, records: Iterable[Mapping[str, Any]], num_samples: int) -> Outcome:
+        """From the lines that rl/transcripts.py writes of a group."""
+        replies = [record["steps"][0] for record in records if record["steps"]]
+        given = ((r["metrics"], r["stop_reason"], r["ac_len"]) for r in replies)
+        return cls._of(given, num_samples)
+
+    @classmethod
+    def _of(
+        cls, replies: Iterable[tuple[Mapping[str, float], str, int]], num_samples: int
+    ) -> Outcome:
+        graded = list(replies)
+        return cls(
+            num_samples,
+            graded=len(graded),
+            correct=round(sum(metrics["correct"] for metrics, _, _ in graded)),
+            in_form=round(sum(metrics["format"] for metrics, _, _ in graded)),
+            truncated=sum(stop == "length" for _, stop, _ in graded),
+            tokens=sum(length for _, _, length in graded),
+        )
+
+
+def pass_at_k_metrics(
+    name: str, outcomes: Sequence[Outcome], ks: Sequence[int]
+) -> dict[str, float]:
+    """Means over the problems: `<name>/pass@<k>`, and `<name>/pass@<k>_stderr`, the standard error
+    of a sample of problems: std (ddof 1) of the problems' values / sqrt(problems), left out for a
+    single one. Means over the replies: `<name>/correct`, `format`, `truncated` (out of tokens),
+    `ac_tokens` (tokens of a reply). `<name>/failed`: replies that could not be graded.
     """
+    metrics: dict[str, float] = {}
+    for k in ks:
+        values = [pass_at_k(each.num_samples, each.correct, k) for each in outcomes]
+        metrics[f"{name}/pass@{k}"] = statistics.fmean(values)
+        if len(values) > 1:
+            error = statistics.stdev(values) / math.sqrt(len(values))
+            metrics[f"{name}/pass@{k}_stderr"] = error
+    total = sum(each.num_samples for each in outcomes)
+    graded = sum(each.graded for each in outcomes)
+    metrics[f"{name}/correct"] = sum(each.correct for each in outcomes) / total
+    metrics[f"{name}/format"] = sum(each.in_form for each in outcomes) / total
+    if graded:
+        metrics[f"{name}/truncated"] = sum(each.truncated for each in outcomes) / graded
+        metrics[f"{name}/ac_tokens"] = sum(each.tokens for each in outcomes) / graded
+    metrics[f"{name}/failed"] = float(total - graded)
+    return metrics
+
+
+def summary(
+    name: str, outcomes: Sequence[Outcome], ks: Sequence[int], metrics: Mapping[str, float]
+) -> str:
+    """One line for people."""
+    shares = []
+    for k in ks:
+        error = metrics.get(f"{name}/pass@{k}_stderr")
+        uncertain = "" if error is None else f" ± {error:.3f}"
+        shares.append(f"pass@{k} {metrics[f'{name}/pass@{k}']:.3f}{uncertain}")
+    problems = "1 problem" if len(outcomes) == 1 else f"{len(outcomes)} problems"
+    line = f"{name}: {problems}, {outcomes[0].num_samples} replies each: {', '.join(shares)}"
+    if truncated := metrics.get(f"{name}/truncated"):
+        line += f"; {truncated:.0%} of the replies ran out of tokens"
+    if failed := metrics[f"{name}/failed"]:
+        line += f"; {failed:.0f} could not be graded and count as wrong"
+    return line
+
+
+class PassAtKEvaluator(SamplingClientEvaluator):
+    """Tries each problem of a data set `group_size` times; metrics: `pass_at_k_metrics`. With a
+    seed, the same weights give the same replies each time."""
 
     def __init__(
         self,
@@ -60,19 +159,21 @@ class PassAtKEvaluator(SamplingClientEvaluator):
         """ks: of pass@k, each at most the data set's group size (None: 1, 2, 4, ... up to it)."""
         self.dataset, self.max_tokens = dataset, max_tokens
         self.num_samples = dataset.group_size
-        self.ks = list(ks) if ks else ks_up_to(self.num_samples)
-        for k in self.ks:
-            if not 1 <= k <= self.num_samples:
-                raise ConfigurationError(
-                    f"k={k}: expected 1 to num_samples={self.num_samples}, the replies to each"
-                )
+        self.ks = checked_ks(ks, self.num_samples)
         self.temperature, self.top_p = temperature, top_p
         self.context_window, self.seed = context_window, seed
         self._lines: list[str] = []
 
     async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]:
-        from tinker_cookbook.completers import TinkerTokenCompleter
+        numbers = range(len(self.dataset.problems))
+        groups = await asyncio.gather(*(self.play(client, number) for number in numbers))
+        outcomes = [Outcome.of_group(group, self.num_samples) for group in groups]
+        metrics = pass_at_k_metrics(self.dataset.name, outcomes, self.ks)
+        self._lines = [summary(self.dataset.name, outcomes, self.ks, metrics)]
+        return metrics
 
+    async def play(self, client: Any, number: int) -> TrajectoryGroup:
+        """The replies to one problem. They depend on no other."""
         policy = TinkerTokenCompleter(
             client,
             self.max_tokens,
@@ -80,34 +181,9 @@ class PassAtKEvaluator(SamplingClientEvaluator):
             top_p=self.top_p,
             context_window=self.context_window,
         )
-        builders = [self.dataset.group(problem) for problem in self.dataset.problems]
-        seeds = [None if self.seed is None else self.seed + i for i in range(len(builders))]
-        groups = await asyncio.gather(
-            *(do_group_rollout(b, policy, seed=s) for b, s in zip(builders, seeds))
-        )
-        return self._metrics(groups)
-
-    def _metrics(self, groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-        right = [round(sum(_of_replies(group, "correct"))) for group in groups]
-        replies = [t.transitions[0] for group in groups for t in group.trajectories_G]
-        total = self.num_samples * len(groups)
-        name = self.dataset.name
-        metrics = {
-            f"{name}/pass@{k}": sum(pass_at_k(self.num_samples, c, k) for c in right) / len(right)
-            for k in self.ks
-        }
-        metrics[f"{name}/correct"] = sum(right) / total
-        metrics[f"{name}/format"] = sum(x for g in groups for x in _of_replies(g, "format")) / total
-        if replies:
-            metrics[f"{name}/ac_tokens"] = sum(len(r.ac.tokens) for r in replies) / len(replies)
-        metrics[f"{name}/failed"] = float(total - len(replies))
-        shares = ", ".join(f"pass@{k} {metrics[f'{name}/pass@{k}']:.3f}" for k in self.ks)
-        self._lines = [f"{name}: {len(groups)} problems, {self.num_samples} replies each: {shares}"]
-        return metrics
+        seed = None if self.seed is None else derive_seed(self.seed, number)
+        builder = self.dataset.group(self.dataset.problems[number])
+        return await do_group_rollout(builder, policy, STRATEGY, seed=seed)
 
     def lines(self) -> list[str]:
         return self._lines
-
-
-def _of_replies(group: TrajectoryGroup, metric: str) -> list[float]:
-    return [float(t.transitions[0].metrics[metric]) for t in group.trajectories_G]

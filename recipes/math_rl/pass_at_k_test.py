@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from recipes.math_rl.math_env import MathEnv
-from recipes.math_rl.pass_at_k import PassAtKEvaluator, ks_up_to, pass_at_k
+from recipes.math_rl.pass_at_k import (
+    Outcome,
+    PassAtKEvaluator,
+    ks_up_to,
+    pass_at_k,
+    pass_at_k_metrics,
+    summary,
+)
 from recipes.math_rl.problems import Problem, ProblemDataset
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
@@ -90,11 +97,28 @@ def test_k_above_the_replies() -> None:
 
 
 @pytest.mark.slow
-def test_the_program(shared_data: Path) -> None:
+def test_the_program(shared_data: Path, tmp_path: Path) -> None:
     import subprocess
     import sys
 
     words = [f"path={shared_data / 'datasets' / 'aime'}", "num_samples=2", "max_tokens=16"]
-    program = [sys.executable, "-m", "recipes.math_rl.aime", *words]
+    program = [sys.executable, "-m", "recipes.math_rl.aime", *words, f"log_path={tmp_path / 'run'}"]
     run = subprocess.run(program, capture_output=True, text=True, check=True)
     assert "30 problems, 2 replies each: pass@1 0." in run.stdout
+    assert (tmp_path / "run/iteration_000000/eval_aime.html").is_file()
+
+
+def test_standard_error_by_hand() -> None:
+    """Four problems, 4 replies each, 0, 1, 2 and 4 of them right."""
+    outcomes = [Outcome(4, 4, c, in_form=4, truncated=1, tokens=10) for c in (0, 1, 2, 4)]
+    metrics = pass_at_k_metrics("x", outcomes, [1, 2])
+    ones, twos = [0, 1 / 4, 2 / 4, 1], [0, 1 / 2, 5 / 6, 1]  # C(3,2)/C(4,2) = 1/2, 1/6
+    for k, values in ((1, ones), (2, twos)):
+        mean = sum(values) / 4
+        variance = sum((value - mean) ** 2 for value in values) / 3
+        assert metrics[f"x/pass@{k}"] == pytest.approx(mean)
+        assert metrics[f"x/pass@{k}_stderr"] == pytest.approx(math.sqrt(variance / 4))
+    assert metrics["x/truncated"] == 0.25 and metrics["x/ac_tokens"] == 2.5
+    alone = pass_at_k_metrics("x", outcomes[:1], [1])
+    assert alone["x/pass@1"] == 0 and "x/pass@1_stderr" not in alone
+    assert summary("x", outcomes[:1], [1], alone).startswith("x: 1 problem, 4 replies each: pass@1")

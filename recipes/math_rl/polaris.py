@@ -1,7 +1,7 @@
 """Polaris: 53,000 problems chosen to be hard for reasoning models; it has no test of its own.
 
 On the hub: POLARIS-Project/Polaris-Dataset-53K, split train, columns `problem`, `answer`,
-`difficulty` (its data card, as far as remembered: not fetched here).
+`difficulty` (a pass rate, "3/8").
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class BaseModel:
         self.vocab_size = head.shape[0]
         self.context_length: int = self.config.max_position_embeddings
         self.num_layers: int = self.config.num_hidden_layers
-        self.eos_tokens = _eos_tokens(model)
+        self.eos_tokens = _eos_tokens(model, self.vocab_size)
         self._decode: Callable[[list[int]], str] | None = None
         self._recompute = False
         self.memory: memory.Memory | None = None
@@ -239,8 +239,9 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
     return model
 
 
-def _eos_tokens(model: Any) -> frozenset[int]:
-    """Tokens that end a text when the caller names no stop."""
+def _eos_tokens(model: Any, vocab_size: int) -> frozenset[int]:
+    """Tokens that end a text when the caller names no stop; of those that the model's files name,
+    the ones that it has."""
     eos = None
     if model.generation_config is not None:
         eos = model.generation_config.eos_token_id
@@ -248,4 +249,5 @@ def _eos_tokens(model: Any) -> frozenset[int]:
         eos = model.config.eos_token_id
     if eos is None:
         return frozenset()
-    return frozenset([eos] if isinstance(eos, int) else eos)
+    named = [eos] if isinstance(eos, int) else eos
+    return frozenset(token for token in named if 0 <= token < vocab_size)

@@ -7,6 +7,9 @@ pass over the vocabulary, nothing recomputed, and the gradient of the unembeddin
 comes out of the same pass. Any other loss goes in two steps: `jacobian` keeps d lp / d h, which is
 all that a frozen head needs; with an adapter on the head the chunks are computed again.
 
+At a temperature, z / temperature stands wherever z does: logprobs are those of the distribution
+that a sampler draws from at that temperature, and derivatives by z get the factor 1 / temperature.
+
 Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank. Targets and logprobs are
 [T] or [T, K].
 """
@@ -14,7 +17,7 @@ Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank. Targ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -57,24 +60,35 @@ class HeadLogprobs:
         )
         return add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
 
+    def _scaled(
+        self, hidden: torch.Tensor, adapter: Adapter | None, temperature: float
+    ) -> torch.Tensor:
+        """fp32 logits / temperature [T, V]."""
+        z = self.logits(hidden, adapter)
+        return z if temperature == 1 else z.div_(temperature)
+
     @torch.no_grad()
     def logprobs(
-        self, hidden: torch.Tensor, targets: torch.Tensor, adapter: Adapter | None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        adapter: Adapter | None,
+        temperature: float = 1.0,
     ) -> torch.Tensor:
-        """log p(target) at temperature 1, fp32, shaped like the targets."""
+        """log p(target), fp32, shaped like the targets."""
         out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for span in self._spans(hidden.shape[0]):
-            out[span] = _pick(self.logits(hidden[span], adapter), targets[span])[0]
+            out[span] = _pick(self._scaled(hidden[span], adapter, temperature), targets[span])[0]
         return out
 
     @torch.no_grad()
     def top_k(
-        self, hidden: torch.Tensor, k: int, adapter: Adapter | None
+        self, hidden: torch.Tensor, k: int, adapter: Adapter | None, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k most likely tokens and their logprobs at temperature 1, [T, k]."""
+        """The k most likely tokens and their logprobs, [T, k]."""
         tokens, logprobs = [], []
         for span in self._spans(hidden.shape[0]):
-            z = self.logits(hidden[span], adapter)
+            z = self._scaled(hidden[span], adapter, temperature)
             best = z.topk(k, dim=-1)
             tokens.append(best.indices)
             logprobs.append(best.values - torch.logsumexp(z, dim=-1, keepdim=True))
@@ -93,7 +107,7 @@ class HeadLogprobs:
         """A loss over N uses of the T rows, with its gradients.
 
         `uses` [N], ascending: which row each loss token reads (None: every row once). `inputs` and
-        the logprobs that come back belong to the uses.
+        the logprobs that come back belong to the uses, at the loss's temperature.
         """
         if not loss.elementwise:
             return self._backward_in_two(hidden, targets, inputs, loss, adapter, uses)
@@ -108,7 +122,7 @@ class HeadLogprobs:
         pair = adapter.pair(UNEMBED) if adapter is not None else None
         d_pair = [torch.zeros_like(p, dtype=torch.float32) for p in pair] if pair else []
         for span, used in self._spans_with_uses(uses, hidden.shape[0]):
-            z = self.logits(hidden[span], adapter)
+            z = self._scaled(hidden[span], adapter, loss.temperature)
             lp, lse = _pick(z, targets[span])
             local = uses[used] - span.start
             logprobs[used] = lp[local]
@@ -125,7 +139,7 @@ class HeadLogprobs:
             if len(live) < len(g):  # masked tokens cost their logprob, no gradient
                 z, lse, g = z[live], lse[live], g[live]
             h = hidden[rows]
-            dz = _d_logits(z, lse, targets[rows], g).to(hidden.dtype)
+            dz = _d_logits(z, lse, targets[rows], g / loss.temperature).to(hidden.dtype)
             d_rows = dz @ self.weight
             if pair and adapter is not None:
                 a, b = pair
@@ -150,9 +164,9 @@ class HeadLogprobs:
         frozen = adapter is None or adapter.pair(UNEMBED) is None
         jacobian = None
         if frozen and targets.ndim == 1:
-            logprobs, jacobian = self.jacobian(hidden, targets, adapter)
+            logprobs, jacobian = self.jacobian(hidden, targets, adapter, loss.temperature)
         else:
-            logprobs = self.logprobs(hidden, targets, adapter)
+            logprobs = self.logprobs(hidden, targets, adapter, loss.temperature)
         used = logprobs if uses is None else logprobs[uses]
         value, slope = loss.value_and_grad(used, inputs)
         steepness = slope.sum()
@@ -161,22 +175,25 @@ class HeadLogprobs:
         if jacobian is not None:
             d_hidden = jacobian.mul_(slope[:, None].to(jacobian.dtype))
             return HeadGradients(value, used, d_hidden, {}, steepness)
-        linear = self.backward(
-            hidden, targets, {"weights": -slope}, LOSSES["cross_entropy"], adapter
-        )
+        known = replace(LOSSES["cross_entropy"], temperature=loss.temperature)
+        linear = self.backward(hidden, targets, {"weights": -slope}, known, adapter)
         return HeadGradients(value, used, linear.hidden, linear.adapter, steepness)
 
     @torch.no_grad()
     def jacobian(
-        self, hidden: torch.Tensor, targets: torch.Tensor, adapter: Adapter | None
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        adapter: Adapter | None,
+        temperature: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logprobs [T] and d lp_t / d h_t [T, H], for a head without an adapter of its own."""
         logprobs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         out = torch.empty_like(hidden)
         for span in self._spans(hidden.shape[0]):
-            z = self.logits(hidden[span], adapter)
+            z = self._scaled(hidden[span], adapter, temperature)
             logprobs[span], lse = _pick(z, targets[span])
-            dz = _d_logits(z, lse, targets[span], torch.ones_like(lse))
+            dz = _d_logits(z, lse, targets[span], torch.full_like(lse, 1 / temperature))
             out[span] = dz.to(hidden.dtype) @ self.weight
         return logprobs, out
 

@@ -11,9 +11,13 @@ from tinker_cookbook.engine.losses import get_loss
 from tinker_cookbook.engine.trainer_test import on_cpu
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize("with_adapter", [True, False])
-def test_head_against_float64(chunk: int, with_adapter: bool, device: str) -> None:
+def test_head_against_float64(
+    chunk: int, with_adapter: bool, temperature: float, device: str
+) -> None:
+    tolerance = 1e-5 / min(temperature, 1.0) ** 2  # logits are divided by it, derivatives again
     generator = torch.Generator().manual_seed(0)
     tokens, hidden_size, vocab = 20, 16, 50
     weight = torch.randn(vocab, hidden_size, generator=generator)
@@ -35,7 +39,7 @@ def test_head_against_float64(chunk: int, with_adapter: bool, device: str) -> No
     logits = h @ weight.double().T
     if with_adapter:
         logits = logits + spec.scale * (h @ a.T) @ b.T
-    logprobs = logits.log_softmax(-1)[torch.arange(tokens), targets]
+    logprobs = (logits / temperature).log_softmax(-1)[torch.arange(tokens), targets]
     loss = -(weights.double() * logprobs).sum()
     loss.backward()
 
@@ -44,14 +48,16 @@ def test_head_against_float64(chunk: int, with_adapter: bool, device: str) -> No
     )
     head = HeadLogprobs(weight, chunk)
     inputs = {"weights": weights}
-    out = head.backward(hidden, targets, inputs, get_loss("cross_entropy", None), used)
+    known = get_loss("cross_entropy", {"temperature": temperature})
+    out = head.backward(hidden, targets, inputs, known, used)
     assert out.loss.item() == pytest.approx(loss.item(), abs=1e-4)
-    assert (out.logprobs.cpu() - logprobs).abs().max() <= 1e-5
-    assert (head.logprobs(hidden, targets, used).cpu() - logprobs).abs().max() <= 1e-5
-    assert (out.hidden.cpu() - h.grad).abs().max() <= 1e-5
+    assert (out.logprobs.cpu() - logprobs).abs().max() <= tolerance
+    scored = head.logprobs(hidden, targets, used, temperature)
+    assert (scored.cpu() - logprobs).abs().max() <= tolerance
+    assert (out.hidden.cpu() - h.grad).abs().max() <= tolerance
     own = on_cpu(out.adapter)
     if with_adapter:
-        assert (own[f"{UNEMBED}.lora_A"] - a.grad).abs().max() <= 1e-5
-        assert (own[f"{UNEMBED}.lora_B"] - b.grad).abs().max() <= 1e-5
+        assert (own[f"{UNEMBED}.lora_A"] - a.grad).abs().max() <= tolerance
+        assert (own[f"{UNEMBED}.lora_B"] - b.grad).abs().max() <= tolerance
     else:
         assert own == {}

@@ -1,7 +1,9 @@
 """Losses: pure functions of per-token logprobs. They are sums, never means.
 
-    lp   log p(target) under the weights being trained, [T] (cross_entropy also [T, K])
-    q    `logprobs`: log p(target) under the weights that sampled it
+    lp   log p(target) under the weights being trained, [T] (cross_entropy also [T, K]), at the
+         temperature that the configuration gives (1): p = softmax(logits / temperature)
+    q    `logprobs`: log p(target) under the weights that sampled it, as the sampler returned it:
+         at the temperature of sampling, which must be the one of lp
     A    `advantages`
     r    the ratio exp(lp - q)
 
@@ -19,11 +21,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.rows import TrainRow
+from tinker_cookbook.engine.rows import LOWEST_TEMPERATURE, TrainRow
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 Inputs = Mapping[str, torch.Tensor]
 Config = Mapping[str, float]
+TEMPERATURE = "temperature"  # key of every loss's configuration
 ROW = "row"  # in Inputs: which row of the request a token belongs to, int64 [T]
 # logprobs of each row, in the order of the request -> loss (a scalar), metrics
 CustomLoss = Callable[[list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]
@@ -104,7 +107,7 @@ class Loss:
     """A loss, what it needs, and what the engine may use of its structure.
 
     elementwise: a token's gradient depends on that token alone, so the head can be differentiated
-    chunk by chunk while its logits exist.
+    chunk by chunk while its logits exist. temperature: of the logprobs that it is a function of.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Loss:
     config: Config = field(default_factory=dict)  # keys and defaults
     elementwise: bool = True
     several_targets: bool = False  # also targets of shape [N, K]
+    temperature: float = 1.0
 
     def value(self, logprobs: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return self.function(logprobs, inputs, self.config)
@@ -162,21 +166,27 @@ def get_loss(name: str, config: Mapping[str, float | str] | None) -> Loss:
     if not isinstance(name, str) or name not in LOSSES:
         raise ConfigurationError(f"unknown loss_fn {name!r}; known: {', '.join(sorted(LOSSES))}")
     loss = LOSSES[name]
-    values = dict(loss.config)
+    values = {**loss.config, TEMPERATURE: loss.temperature}
     for key, value in (config or {}).items():
         if key not in values:
-            known = ", ".join(values) or "none"
+            known = ", ".join(values)
             raise ConfigurationError(f"loss_fn_config key {key!r}: {name} takes {known}")
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ConfigurationError(f"loss_fn_config {key}={value!r} must be a finite number")
         values[key] = float(value)
+    temperature = values.pop(TEMPERATURE)
+    if temperature < LOWEST_TEMPERATURE:
+        raise ConfigurationError(
+            f"loss_fn_config {TEMPERATURE}={temperature:g}: expected at least"
+            f" {LOWEST_TEMPERATURE:g}; it is the temperature that the tokens were sampled at"
+        )
     low, high = (values.get(key) for key in _CLIP)
     if low is not None and high is not None and not 0 <= low <= high:
         raise ConfigurationError(
             f"loss_fn_config {_CLIP[0]}={low:g} and {_CLIP[1]}={high:g}:"
             " they bound the ratio, 0 <= low <= high"
         )
-    return replace(loss, config=values)
+    return replace(loss, config=values, temperature=temperature)
 
 
 def check_rows(rows: Sequence[TrainRow], loss: Loss) -> None:

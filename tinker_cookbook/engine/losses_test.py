@@ -150,8 +150,11 @@ def test_refusals() -> None:
         get_loss("grpo", None)
     with pytest.raises(ConfigurationError, match="key 'clip_low': ppo takes clip_low_threshold"):
         get_loss("ppo", {"clip_low": 0.5})
-    with pytest.raises(ConfigurationError, match="cross_entropy takes none"):
+    with pytest.raises(ConfigurationError, match="cross_entropy takes temperature"):
         get_loss("cross_entropy", {"beta": 0.5})
+    for low in (0.0, -1.0, 1e-9):
+        with pytest.raises(ConfigurationError, match=f"temperature={low:g}: expected at least"):
+            get_loss("ppo", {"temperature": low})
     with pytest.raises(ConfigurationError, match="beta='big' must be a finite number"):
         get_loss("dro", {"beta": "big"})
     with pytest.raises(ConfigurationError, match="they bound the ratio, 0 <= low <= high"):

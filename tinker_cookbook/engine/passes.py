@@ -46,7 +46,9 @@ def forward(works: Sequence[Work]) -> list[TrainResult]:
         for each in _passes(works):
             for part, hidden in zip(each.parts, _hidden(works, each)):
                 work = works[part.request]
-                logprobs = head.logprobs(hidden, part.targets, work.trainer.adapter)
+                logprobs = head.logprobs(
+                    hidden, part.targets, work.trainer.adapter, work.loss.temperature
+                )
                 if part.uses is not None:
                     logprobs = logprobs[part.uses]
                 value = work.loss.value(logprobs, part.inputs)

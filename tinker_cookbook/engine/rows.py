@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 StopReason = Literal["stop", "length"]
+LOWEST_TEMPERATURE = 1e-4  # below, logits / temperature leave too few digits of fp32 for a softmax
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class SampleRequest:
     """`num_samples` continuations of one prompt.
 
     temperature 0 is greedy. `stop_tokens` and `stop_strings` end a sequence and stay in it.
-    `max_tokens=0` only scores the prompt. A seed fixes the random numbers of every sample.
+    `max_tokens=0` only scores the prompt: every sample is empty and ends by its length. A seed
+    fixes the random numbers of every sample. What is asked of the prompt is scored at
+    `prompt_temperature`, whatever the samples are drawn at.
     """
 
     prompt: np.ndarray  # int64 [P]
@@ -49,6 +52,7 @@ class SampleRequest:
     seed: int | None = None
     stop_tokens: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
+    prompt_temperature: float = 1.0
     prompt_logprobs: bool = False
     prompt_top_k: int = 0  # most likely tokens to report at each prompt position
     sample_top_k: int = 0  # ... and at each sampled position
@@ -74,7 +78,7 @@ class SampledTokens:
 
 @dataclass
 class SampleResult:
-    """Everything about the prompt is at temperature 1."""
+    """Everything about the prompt is at the request's `prompt_temperature`."""
 
     sequences: list[SampledTokens]
     prompt_logprobs: np.ndarray | None = None  # float32 [P], NaN at position 0

@@ -165,6 +165,8 @@ class TorchSampler:
             if job.last is not None and not (job.shared and (job.wanted or job.open)):
                 self.admission.release(job)
                 if not job.request.max_tokens:
+                    samples = range(job.request.num_samples)
+                    job.result.sequences = [SampledTokens([], [], "length") for _ in samples]
                     self._answer(job)
         self.rows += fresh
         for batch in self._batches(fresh):

@@ -85,7 +85,8 @@ def test_sampler_agrees_with_forward(
             scored = run(sampler, [SampleRequest(text, 0, prompt_logprobs=True)], trainer.adapter)[
                 0
             ]
-            assert scored.sequences == [] and scored.prompt_logprobs is not None
+            (empty,) = scored.sequences
+            assert empty.tokens == [] and scored.prompt_logprobs is not None
             got = scored.prompt_logprobs[len(req.prompt) :]
             worst = max(worst, np.abs(got - sequence.logprobs).max())
     assert worst <= TOLERANCE

@@ -13,6 +13,7 @@ from tinker_cookbook.engine.lora import Adapter
 from tinker_cookbook.engine.memory import SamplingLimits
 from tinker_cookbook.engine.prefix_cache import Path
 from tinker_cookbook.engine.rows import (
+    LOWEST_TEMPERATURE,
     SampledTokens,
     SampleRequest,
     SampleResult,
@@ -100,6 +101,7 @@ class PromptScores:
     def add(self, base: BaseModel, job: Job, hidden: torch.Tensor, start: int) -> None:
         """Hidden states [n, H] of the prompt's tokens from `start` on."""
         request, adapter, prompt = job.request, job.adapter, job.prompt
+        head, temperature = base.head, request.prompt_temperature
         stop = min(start + len(hidden), len(prompt) - 1)  # nothing follows the last token
         hidden = hidden[: stop - start]
         if stop <= start:
@@ -110,13 +112,15 @@ class PromptScores:
 
         if request.prompt_logprobs:
             following = tensor(prompt[start + 1 : stop + 1])
-            self.logprobs.append(base.head.logprobs(hidden, following, adapter).cpu().numpy())
+            scores = head.logprobs(hidden, following, adapter, temperature)
+            self.logprobs.append(scores.cpu().numpy())
         if request.prompt_top_k:
-            self.top_k.append(top_k(*base.head.top_k(hidden, request.prompt_top_k, adapter)))
+            best = head.top_k(hidden, request.prompt_top_k, adapter, temperature)
+            self.top_k.append(top_k(*best))
         if request.prompt_targets is not None:
             asked = np.asarray(request.prompt_targets)[start:stop]
             chosen = tensor(np.maximum(asked, 0))
-            scores = base.head.logprobs(hidden, chosen, adapter).cpu().numpy()
+            scores = head.logprobs(hidden, chosen, adapter, temperature).cpu().numpy()
             self.targets.append(np.where(asked == NOTHING, np.float32(0), scores))
 
     def finish(self, job: Job) -> None:
@@ -142,6 +146,7 @@ def top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:
 def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> None:
     """Raise DataValidationError or ConfigurationError for what can never be answered."""
     _check_parameters(request, base.vocab_size)
+    _check_stop_tokens(request.stop_tokens, base.vocab_size)
     try:
         check_tokens(request.prompt, base.vocab_size, "prompt")
         if request.prompt_targets is not None:
@@ -177,6 +182,19 @@ def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> No
         )
 
 
+def _is_temperature(value: object) -> bool:
+    return isinstance(value, (int, float)) and LOWEST_TEMPERATURE <= value < np.inf
+
+
+def _check_stop_tokens(tokens: frozenset[int], vocab_size: int) -> None:
+    for token in sorted(tokens):
+        if not 0 <= token < vocab_size:
+            raise DataValidationError(
+                f"stop holds token id {token}, which cannot be sampled: this model's ids are 0 to"
+                f" {vocab_size - 1}; take the stop tokens of this model's own tokenizer or renderer"
+            )
+
+
 def _check_parameters(request: SampleRequest, vocab_size: int) -> None:
     """Types too: SDK and server check only some of them, and a float would run into the sampler."""
     whole = {
@@ -195,11 +213,15 @@ def _check_parameters(request: SampleRequest, vocab_size: int) -> None:
             raise DataValidationError(
                 f"sampling parameter {key}={value!r}: expected a whole number {up}"
             )
-    finite = isinstance(request.temperature, (int, float)) and np.isfinite(request.temperature)
-    if not (finite and request.temperature >= 0):
+    if request.temperature != 0 and not _is_temperature(request.temperature):
         raise DataValidationError(
-            f"sampling parameter temperature={request.temperature!r}: expected a number of at"
-            " least 0 (0 takes the likeliest token)"
+            f"sampling parameter temperature={request.temperature!r}: expected 0 (takes the"
+            f" likeliest token) or a number of at least {LOWEST_TEMPERATURE:g}"
+        )
+    if not _is_temperature(request.prompt_temperature):
+        raise DataValidationError(
+            f"temperature={request.prompt_temperature!r} of prompt logprobs: expected a number of"
+            f" at least {LOWEST_TEMPERATURE:g}"
         )
     if not (isinstance(request.top_p, (int, float)) and 0 < request.top_p <= 1):
         raise DataValidationError(

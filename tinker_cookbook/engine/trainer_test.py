@@ -298,7 +298,7 @@ def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2))
     with pytest.raises(ConfigurationError, match="unknown loss_fn 'nll'; known: cispo, cross_"):
         trainer.forward(make_rows(), "nll", None)
-    with pytest.raises(ConfigurationError, match="key 'beta': cross_entropy takes none"):
+    with pytest.raises(ConfigurationError, match="key 'beta': cross_entropy takes temperature"):
         trainer.forward(make_rows(), "cross_entropy", {"beta": 1.0})
     with pytest.raises(DataValidationError, match="no datum"):
         trainer.forward([], "cross_entropy", None)

@@ -55,7 +55,11 @@ class Config(LoopConfig):
 
     dataset_builder: RLDatasetBuilder = chz.field(doc="what to play")
     max_tokens: int | None = chz.field(default=None, doc="tokens of a reply (None: by the model)")
-    temperature: float = chz.field(default=1.0, doc="of sampling")
+    temperature: float = chz.field(
+        default=1.0,
+        doc="of the policy: what is sampled, trained and held near to a reference is"
+        " softmax(logits / temperature)",
+    )
     limits: RolloutLimits = chz.field(
         default_factory=RolloutLimits, doc="bounds on turns, tokens and waiting of an episode"
     )

@@ -1,6 +1,7 @@
 """How far the logprobs of sampler, trainer and other models are apart, on sampled tokens.
 
-Everything here is in nats and over the tokens whose `mask` is not 0.
+Everything here is in nats and over the tokens whose `mask` is not 0. Logprobs that are compared are
+of the temperature at which the tokens were sampled (one exception: see rl/temperature.py).
 """
 
 from __future__ import annotations
@@ -116,12 +117,13 @@ def compute_kl_sample_train(
 
 
 async def compute_post_kl(
-    data_D: Sequence[tinker.Datum], post_sampling_client: Any
+    data_D: Sequence[tinker.Datum], post_sampling_client: Any, temperature: float = 1.0
 ) -> dict[str, float]:
     """How far a step has moved the policy: `kl_pre_post_v1` and `_v2` between the sampled logprobs
-    and those of the weights after it, on the tokens of the datums (which have `mask`)."""
+    and those of the weights after it, on the tokens of the datums (which have `mask`). temperature:
+    at which they were sampled."""
     gap = LogprobGap()
-    gap.add(data_D, await _datum_logprobs(data_D, post_sampling_client))
+    gap.add(data_D, await _datum_logprobs(data_D, post_sampling_client, temperature))
     if not gap.num_tokens:
         return {}
     return {"kl_pre_post_v1": gap.kl_v1, "kl_pre_post_v2": gap.kl_v2}
@@ -132,13 +134,14 @@ async def incorporate_kl_penalty(
     base_sampling_client: Any,
     kl_penalty_coef: float,
     kl_discount_factor: float,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """`signals.ReferenceKL` on datums: replaces their `advantages` by those with the penalty.
 
     The mean is over these datums, and a discounted sum goes over one datum, as it does not know
-    which others are of the same episode.
+    which others are of the same episode. temperature: at which the tokens were sampled.
     """
-    reference_D = await _datum_logprobs(data_D, base_sampling_client)
+    reference_D = await _datum_logprobs(data_D, base_sampling_client, temperature)
     masks = [as_numpy(datum.loss_fn_inputs["mask"]) != 0 for datum in data_D]
     differences = [
         (as_numpy(datum.loss_fn_inputs["logprobs"]) - reference)[mask]
@@ -161,7 +164,9 @@ def discounted_future_sum_vectorized(x: np.ndarray, gamma: float) -> np.ndarray:
     return discounted_future_sum(x, gamma)
 
 
-async def _datum_logprobs(data_D: Sequence[tinker.Datum], client: Any) -> list[np.ndarray]:
+async def _datum_logprobs(
+    data_D: Sequence[tinker.Datum], client: Any, temperature: float
+) -> list[np.ndarray]:
     """Of each datum's N targets, float64 [N]."""
     tokens = [from_datum(datum).tokens.tolist() for datum in data_D]
-    return [logprobs[1:] for logprobs in await sequence_logprobs(client, tokens)]
+    return [logprobs[1:] for logprobs in await sequence_logprobs(client, tokens, temperature)]

@@ -8,6 +8,7 @@ signal divides by them.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -138,20 +139,30 @@ class ModelSignal(ABC):
 
     Asks for them once per sequence, as soon as a group was played. d = lp_sampled - lp_model, in
     nats, on trained tokens; `add` decides what becomes of it.
+
+    Both logprobs are of softmax(logits / temperature): where the model is the policy, d is 0 at any
+    temperature.
     """
 
     needs_batch: bool = False
 
     def __init__(
-        self, client: Any, coef: float, discount: float = 0.0, timeout: float = 1800.0
+        self,
+        client: Any,
+        coef: float,
+        discount: float = 0.0,
+        timeout: float = 1800.0,
+        temperature: float = 1.0,
     ) -> None:
-        """client: a SamplingClient of that model. timeout: seconds that one group may wait."""
+        """client: a SamplingClient of that model. timeout: seconds that one group may wait.
+        temperature: of the policy's sampling; other than 1 only with clients in process."""
         if not math.isfinite(coef):
             raise ConfigurationError(f"kl_penalty_coef={coef}: must be a finite number")
         if not 0 <= discount <= 1:
             raise ConfigurationError(f"kl_discount_factor={discount}: must be from 0 to 1")
+        refuse_untempered(client, temperature)
         self._client, self.coef, self.discount = client, coef, discount
-        self._timeout = timeout
+        self._timeout, self.temperature = timeout, temperature
         self._logprobs: WeakKeyDictionary[TrainingGroup, list[np.ndarray]] = WeakKeyDictionary()
 
     @abstractmethod
@@ -159,7 +170,8 @@ class ModelSignal(ABC):
 
     def identity(self) -> dict[str, Any]:
         """What a run must have in common to go on with another's checkpoint."""
-        return {"coef": self.coef, "discount": self.discount}
+        settings = {"coef": self.coef, "discount": self.discount}
+        return settings if self.temperature == 1 else {**settings, "temperature": self.temperature}
 
     def client_for(self, group: TrainingGroup) -> Any:
         """The SamplingClient of the model that judges this group."""
@@ -170,7 +182,9 @@ class ModelSignal(ABC):
         tokens = [group.sequences_G[i][j].tokens.tolist() for i, j in group.trained()]
         try:
             async with asyncio.timeout(self._timeout):
-                self._logprobs[group] = await sequence_logprobs(self.client_for(group), tokens)
+                self._logprobs[group] = await sequence_logprobs(
+                    self.client_for(group), tokens, self.temperature
+                )
         except TimeoutError as error:
             raise TrainingError(
                 f"{type(self).__name__}: no logprobs of a group of {len(tokens)} sequences from the"
@@ -245,8 +259,33 @@ def add_to_trained(group: TrainingGroup, member: int, values: np.ndarray) -> Non
         start = end
 
 
-async def sequence_logprobs(client: Any, tokens: Sequence[list[int]]) -> list[np.ndarray]:
-    """Logprobs of whole sequences under the weights of a SamplingClient, float64 [N] each; NaN for
-    the first token, which nothing predicts. All are asked for before the first is awaited."""
-    futures = [client.compute_logprobs(tinker.ModelInput.from_ints(each)) for each in tokens]
+async def sequence_logprobs(
+    client: Any, tokens: Sequence[list[int]], temperature: float = 1.0
+) -> list[np.ndarray]:
+    """Logprobs of whole sequences under the weights of a SamplingClient, of its distribution at a
+    temperature, float64 [N] each; NaN for the first token, which nothing predicts. All are asked
+    for before the first is awaited.
+
+    Raises ConfigurationError where the client scores at temperature 1 only.
+    """
+    refuse_untempered(client, temperature)
+    given = {} if temperature == 1 else {"temperature": temperature}
+    futures = [
+        client.compute_logprobs(tinker.ModelInput.from_ints(each), **given) for each in tokens
+    ]
     return [as_numpy(await future) for future in futures]
+
+
+def refuse_untempered(client: Any, temperature: float) -> None:
+    """Raises ConfigurationError where a client cannot score at this temperature. Tokens sampled at
+    temperature T have logprobs of softmax(logits / T); scored at 1, they would seem to be far from
+    the very weights that sampled them."""
+    if temperature == 1:
+        return
+    parameters = inspect.signature(client.compute_logprobs).parameters
+    if "temperature" not in parameters:
+        raise ConfigurationError(
+            f"temperature={temperature:g}: {type(client).__name__}.compute_logprobs scores at"
+            " temperature 1 only, which cannot be compared with what was sampled; set"
+            " temperature=1, or score with a model in process (without base_url)"
+        )

@@ -42,6 +42,7 @@ from tinker_cookbook.rl.loop_watch import LoopWatch
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
+from tinker_cookbook.rl.temperature import about_temperature, check_temperature, loss_settings
 from tinker_cookbook.rl.training_step import Trainer
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.service import check_loss, connect
@@ -77,11 +78,12 @@ async def main(
     refuse_unclear_reference(config)
     refuse_unknown_signals(config)
     refuse_unused(config)
+    check_temperature(config)
     if filled is None:
         config, filled = keys.fill(config, "rl")
     keys.check(config)
     if config.base_url is None:  # another service may have other losses
-        check_loss(config.loss_fn, config.loss_fn_config)
+        check_loss(config.loss_fn, loss_settings(config))
     train, test = await config.dataset_builder()
     total_steps = len(train) if config.max_steps is None else min(len(train), config.max_steps)
     if total_steps < 1:
@@ -105,7 +107,7 @@ async def main(
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
         signals = await _signals(config, service)
-        for line in about(config, total_steps, num_groups, signals):
+        for line in about(config, total_steps, num_groups, signals) + about_temperature(config):
             journal.say(line)
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}
@@ -153,7 +155,14 @@ async def _signals(config: Config, service: Any) -> list[Signal]:
         client = await service.create_sampling_client(
             model_path=reference.load_checkpoint_path, base_model=reference.base_model
         )
-        signals.append(ReferenceKL(client, config.kl_penalty_coef, config.kl_discount_factor))
+        signals.append(
+            ReferenceKL(
+                client,
+                config.kl_penalty_coef,
+                config.kl_discount_factor,
+                temperature=config.temperature,
+            )
+        )
     return [*signals, *config.signals]
 
 

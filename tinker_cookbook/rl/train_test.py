@@ -307,11 +307,11 @@ async def test_a_gap_between_sampler_and_trainer_stops_the_run(tmp_path: Path) -
     await train.main(config(tmp_path / "free", max_logprob_gap=None))
 
 
-@pytest.mark.parametrize("changes", [{"max_lag": 1}, {"temperature": 0.7}, {"num_substeps": 2}])
+@pytest.mark.parametrize("changes", [{"max_lag": 1}, {"num_substeps": 2}])
 async def test_the_gap_of_same_weights_is_measured_in_every_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """Also where no sampled logprob can tell, as the policy or the temperature has changed."""
+    """Also where no sampled logprob can tell, as the policy has changed."""
     data = SomeAdditions(batches=3)
     await train.main(config(tmp_path / "run", data, **changes))
     rows = rows_of(tmp_path / "run")
@@ -323,8 +323,9 @@ async def test_the_gap_of_same_weights_is_measured_in_every_mode(
     if "num_substeps" in changes:  # the first substep's samples tell
         return
 
-    async def another_model(client: Any, tokens: Any) -> list[np.ndarray]:
-        return [logprobs - 0.5 for logprobs in await sequence_logprobs(client, tokens)]
+    async def another_model(client: Any, tokens: Any, temperature: float) -> list[np.ndarray]:
+        scored = await sequence_logprobs(client, tokens, temperature)
+        return [logprobs - 0.5 for logprobs in scored]
 
     monkeypatch.setattr(training_step, "sequence_logprobs", another_model)
     with pytest.raises(TrainingError, match=r"differ by 0\.5 .*max_logprob_gap=0\.1"):

@@ -29,6 +29,7 @@ from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.signals import Signal, sequence_logprobs
 from tinker_cookbook.rl.step_record import StepRecord, add_signals, num_trained_tokens
+from tinker_cookbook.rl.temperature import loss_settings, trainer_temperature
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import from_datum
@@ -86,6 +87,8 @@ class Trainer:
         self._context_window = models.context_length(config.model_name)
         self._writing: asyncio.Task[None] | None = None
         self._without_advantage = 0  # steps
+        # whether the logprobs of sampler and trainer are of the same distribution of the weights
+        self._comparable = config.temperature == trainer_temperature(config)
 
     async def play(self, ticket: Ticket) -> TrainingGroup:
         """Plays a group and fetches what the signals need of it."""
@@ -212,7 +215,7 @@ class Trainer:
             datums += made
             own += [substep == 0 and each.ticket.version == step] * len(made)
         sent = [remove_mask(datum, config.loss_fn) for datum in datums]
-        result = self._client.forward_backward(sent, config.loss_fn, config.loss_fn_config)
+        result = self._client.forward_backward(sent, config.loss_fn, loss_settings(config))
         return _Submitted([each.group for each in groups], datums, own, result)
 
     async def _record_output(self, part: _Submitted, record: StepRecord) -> None:
@@ -222,7 +225,7 @@ class Trainer:
         record.trained += part.groups
         record.trained_logprobs_D += logprobs
         record.gap.add(part.datums, logprobs)
-        if self._config.temperature == 1.0:  # else sampled logprobs are of another distribution
+        if self._comparable:
             record.same_weights_gap.add(
                 [datum for datum, own in zip(part.datums, part.own) if own],
                 [each for each, own in zip(logprobs, part.own) if own],
@@ -231,13 +234,17 @@ class Trainer:
 
     def _probe(self, first: _Submitted, sampling_client: Any) -> _Probe:
         """The first chunk is trained on the very weights of `sampling_client`. Where these, or the
-        temperature, are not what its replies were sampled with, a few are scored once more."""
+        trainer's temperature, are not what its replies were sampled with, a few are scored once
+        more."""
         needed = self._config.max_logprob_gap is not None and not (
-            any(first.own) and self._config.temperature == 1.0
+            any(first.own) and self._comparable
         )
         datums = first.datums[:PROBED] if needed else []
         tokens = [from_datum(datum).tokens.tolist() for datum in datums]
-        return _Probe(datums, sequence_logprobs(sampling_client, tokens), self._reminding)
+        logprobs = sequence_logprobs(
+            sampling_client, tokens, temperature=trainer_temperature(self._config)
+        )
+        return _Probe(datums, logprobs, self._reminding)
 
     async def _refuse_empty(self, record: StepRecord, step: int) -> NoReturn:
         if not record.played:
@@ -285,7 +292,8 @@ class Trainer:
             with self._journal.timed("compute_post_kl"):
                 row.update(
                     await self._reminding(
-                        compute_post_kl(datums, done.sampling_client), "compute_post_kl"
+                        compute_post_kl(datums, done.sampling_client, config.temperature),
+                        "compute_post_kl",
                     )
                 )
         self._say_if_nothing_was_learnt(record, step)

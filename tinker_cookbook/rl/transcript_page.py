@@ -119,7 +119,7 @@ class RolloutPage:
             self._summary(lines_name),
             fold(f"{len(metrics)} metrics", metrics_table(metrics)) if metrics else None,
             _shade_switch(with_gap=self._strongest["gap"] > 0),
-            [_group_html(number, group) for number, group in self._groups.items()],
+            [_group_html(number, group) for number, group in sorted(self._groups.items())],
             element("noscript", "Rollouts are shown by a script, which this browser does not run."),
             element("div", id="values", hidden=True),
         ]

@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _DIGITS = 6
+_LINES = "_rollout_summaries.jsonl"
 
 Record = dict[str, Any]
 
@@ -96,25 +97,16 @@ def write_step(
 
         def records() -> Iterator[Record]:
             for index, (group, names, step) in enumerate(safezip(groups, tags, steps)):
-                head = {
-                    "schema_version": SCHEMA_VERSION,
-                    "split": split,
-                    "iteration": iteration,
-                    "group_idx": index,
-                    "tags": list(names),
-                    "sampling_client_step": step,
-                }
+                head = _head(split, iteration, index, names, step)
                 for rest in _group_records(group, known, tokenizer):
                     record = head | rest
                     page.add(record)
                     yield record
 
         folder.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^\w.-]+", "_", split)
-        lines = folder / f"{name}_rollout_summaries.jsonl"
+        lines = rollouts_file(directory, split, iteration)
         jsonl.write_lines(lines, records())
-        title = f"{split}, iteration {iteration}"
-        replace_file(folder / f"{name}.html", page.html(title, plain(metrics), lines.name))
+        _write_page(lines, page, split, iteration, metrics)
     except Exception as error:
         reason = (str(error).strip() or "no message").splitlines()[0]
         logger.warning(
@@ -122,6 +114,63 @@ def write_step(
             *(folder, split, type(error).__name__, reason),
         )
         logger.info("where writing rollouts failed", exc_info=True)
+
+
+def append_group(
+    directory: Path,
+    split: str,
+    iteration: int,
+    index: int,
+    group: TrajectoryGroup,
+    tags: Sequence[str],
+    tokenizer: Any,
+) -> list[Record]:
+    """Adds the records of one group to the JSON lines of an evaluation, as soon as it was played,
+    and returns them; `write_page` makes the page of all. The order of groups is that of playing."""
+    head = _head(split, iteration, index, tags, None)
+    records = [head | rest for rest in _group_records(group, _Training((), None), tokenizer)]
+    file = rollouts_file(directory, split, iteration)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        jsonl.append_line(file, record)
+    return records
+
+
+def write_page(
+    directory: Path, split: str, iteration: int, tokenizer: Any, metrics: Mapping[str, Any]
+) -> Path:
+    """The page of the JSON lines that `append_group` has written."""
+    lines = rollouts_file(directory, split, iteration)
+    page = RolloutPage(tokenizer)
+    for line in jsonl.iter_lines(lines):
+        page.add(line.value)
+    return _write_page(lines, page, split, iteration, metrics)
+
+
+def rollouts_file(directory: Path, split: str, iteration: int) -> Path:
+    """The JSON lines of a step or an evaluation."""
+    name = re.sub(r"[^\w.-]+", "_", split)
+    return Path(directory) / f"iteration_{iteration:06d}" / f"{name}{_LINES}"
+
+
+def _write_page(
+    lines: Path, page: RolloutPage, split: str, iteration: int, metrics: Mapping[str, Any]
+) -> Path:
+    file = lines.with_name(lines.name.removesuffix(_LINES) + ".html")
+    title = f"{split}, iteration {iteration}"
+    replace_file(file, page.html(title, plain(metrics), lines.name))
+    return file
+
+
+def _head(split: str, iteration: int, index: int, tags: Sequence[str], step: int | None) -> Record:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "split": split,
+        "iteration": iteration,
+        "group_idx": index,
+        "tags": list(tags),
+        "sampling_client_step": step,
+    }
 
 
 def read_rollouts(path: str | Path) -> list[Record]:

@@ -34,6 +34,7 @@ from tinker_cookbook.service import convert, model_files
 from tinker_cookbook.service.rest import LocalRestClient
 from tinker_cookbook.service.store import CheckpointInfo, RunHandle, Store
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils.misc_utils import is_whole
 
 T = TypeVar("T")
 LossConfig = Mapping[str, float | str] | None
@@ -71,6 +72,8 @@ class LocalSamplingClient:
         """Samples with their logprobs; see `engine.sampler` for what a logprob means."""
         if prompt_alt_tokens_k:
             return _failed(TrainingError(f"sample: {prompt_alt_tokens_k=} is not supported"))
+        if error := _refused_last_n(prompt_logprobs_last_n, include_prompt_logprobs):
+            return _failed(error)
         targets = target_prompt_logprobs
         if isinstance(targets, types.TensorData):
             targets = targets.to_numpy()
@@ -91,15 +94,28 @@ class LocalSamplingClient:
         )
 
     def compute_logprobs(
-        self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
+        self,
+        prompt: types.ModelInput,
+        prompt_logprobs_last_n: int | None = None,
+        *,
+        temperature: float = 1.0,
     ) -> APIFuture[list[float | None]]:
-        """Logprob of every prompt token at temperature 1; None for the first."""
+        """Logprob of every prompt token; None for the first.
+
+        temperature: what samples are drawn at, to compare these with their logprobs. The SDK's
+        client scores at temperature 1 and has no such parameter.
+        """
+        if error := _refused_last_n(prompt_logprobs_last_n, True):
+            return _failed(error)
         params = types.SamplingParams(max_tokens=0)
 
         def answer(result: SampleResult) -> Any:
             return convert.response_of(result, prompt_logprobs_last_n).prompt_logprobs
 
-        return _Converted(self._request(prompt, 1, params, prompt_logprobs=True), answer)
+        future = self._request(
+            prompt, 1, params, prompt_logprobs=True, prompt_temperature=temperature
+        )
+        return _Converted(future, answer)
 
     def get_base_model(self) -> str:
         return self._base_model
@@ -578,6 +594,20 @@ def _check_base(info: CheckpointInfo, base_model: str) -> None:
 def _check_optimizer(optimizer: Any) -> None:
     if optimizer is not None and not isinstance(optimizer, tinker.AdamOptimizerConfig):
         raise ConfigurationError(f"optimizer {optimizer!r} is not supported; only AdamW is")
+
+
+def _refused_last_n(last_n: int | None, prompt_logprobs: bool) -> DataValidationError | None:
+    if last_n is None:
+        return None
+    if not is_whole(last_n) or last_n < 1:
+        return DataValidationError(
+            f"prompt_logprobs_last_n={last_n!r}: expected a whole number of at least 1"
+        )
+    if not prompt_logprobs:
+        return DataValidationError(
+            f"prompt_logprobs_last_n={last_n} has no effect without include_prompt_logprobs=True"
+        )
+    return None
 
 
 def _refuse(given: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:

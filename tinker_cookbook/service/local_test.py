@@ -310,8 +310,86 @@ def test_stop_and_max_tokens(service: LocalServiceClient, tiny_qwen3: str) -> No
     assert len(free) == 40
     assert tokens(max_tokens=40, stop=[free[7]]) == free[: free.index(free[7]) + 1]
     assert len(tokens(stop=[])) == 254  # to the end of the context of 256
-    with pytest.raises(DataValidationError, match="empty string"):
-        tokens(max_tokens=4, stop=[""])
+    for empty in ("", [""], ["x", ""]):
+        with pytest.raises(DataValidationError, match="empty string"):
+            tokens(max_tokens=4, stop=empty)
+    for outside in (-1, 307, 151645):
+        with pytest.raises(DataValidationError, match=f"stop holds token id {outside}, which"):
+            tokens(max_tokens=4, stop=[2, outside])
+
+
+def test_no_tokens_are_samples_without_tokens(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    prompt = types.ModelInput.from_ints([5, 6, 7])
+    response = sampler.sample(
+        prompt, 2, types.SamplingParams(max_tokens=0), include_prompt_logprobs=True
+    ).result()
+    assert [list(each.tokens) for each in response.sequences] == [[], []]
+    assert [list(each.logprobs or []) for each in response.sequences] == [[], []]
+    assert [each.stop_reason for each in response.sequences] == ["length", "length"]
+    assert response.sequences[0].sequence_id != response.sequences[1].sequence_id
+    scored = sampler.compute_logprobs(prompt).result()
+    assert response.prompt_logprobs[1:] == pytest.approx(scored[1:])
+
+
+@pytest.mark.parametrize("last_n", [0, -3, 1.5])
+def test_the_last_logprobs_that_are_none(
+    service: LocalServiceClient, tiny_qwen3: str, last_n: Any
+) -> None:
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    prompt, params = types.ModelInput.from_ints([5, 6, 7]), types.SamplingParams(max_tokens=1)
+    for future in (
+        sampler.compute_logprobs(prompt, last_n),
+        sampler.sample(prompt, 1, params, True, prompt_logprobs_last_n=last_n),
+    ):
+        with pytest.raises(DataValidationError, match=f"last_n={last_n}: expected a whole number"):
+            future.result()
+    without = sampler.sample(prompt, 1, params, prompt_logprobs_last_n=2)
+    with pytest.raises(DataValidationError, match="no effect without include_prompt_logprobs=True"):
+        without.result()
+
+
+def test_requests_that_cannot_be_answered(service: LocalServiceClient, tiny_qwen3: str) -> None:
+    """One line each, which names what was found; the next request is answered."""
+    sampler = service.create_sampling_client(base_model=tiny_qwen3)
+    training = service.create_lora_training_client(tiny_qwen3)
+    prompt = types.ModelInput.from_ints([5, 6, 7])
+
+    def sampled(count: Any = 1, **keys: Any) -> Any:
+        return sampler.sample(prompt, count, types.SamplingParams(max_tokens=2, **keys))
+
+    nothing, outside = types.ModelInput.from_ints([]), types.ModelInput.from_ints([5, 307])
+    params = types.SamplingParams(max_tokens=2)
+    cases = {
+        "num_samples=0": sampled(0),
+        "num_samples=-1": sampled(-1),
+        "seed=-1": sampled(seed=-1),
+        "top_k=-2": sampled(top_k=-2),
+        "top_p=0.0": sampled(top_p=0.0),
+        "top_p=1.5": sampled(top_p=1.5),
+        "top_p=nan": sampled(top_p=float("nan")),
+        "temperature=nan": sampled(temperature=float("nan")),
+        "temperature=inf": sampled(temperature=float("inf")),
+        "temperature=-0.5": sampled(temperature=-0.5),
+        "temperature=1e-40: expected 0": sampled(temperature=1e-40),
+        "prompt holds token id 307 at position 1": sampler.sample(outside, 1, params),
+        "prompt holds token id 307": sampler.compute_logprobs(outside),
+        "prompt must be a non-empty": sampler.sample(nothing, 1, params),
+        "must be a non-empty": sampler.compute_logprobs(nothing),
+        "model_input holds token id 307": training.forward(
+            [types.Datum(model_input=outside, loss_fn_inputs=datum([1, 2, 3]).loss_fn_inputs)],
+            "cross_entropy",
+        ),
+        "target_tokens holds token id 307": training.forward([datum([5, 307])], "cross_entropy"),
+    }
+    for message, future in cases.items():
+        with pytest.raises(DataValidationError) as caught:
+            future.result(60)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert len(sampled(top_k=10**6).result(60).sequences[0].tokens) == 2  # more than there are: all
+    assert len(sampled(temperature=1e6).result(60).sequences[0].tokens) == 2
+    same = [sampled(temperature=t, seed=3).result(60).sequences[0].tokens for t in (0.0, 1e-4)]
+    assert list(same[0]) == list(same[1])  # the lowest is greedy
 
 
 def test_deadlines(service: LocalServiceClient, tiny_qwen3: str) -> None:
@@ -334,7 +412,7 @@ def test_deadlines(service: LocalServiceClient, tiny_qwen3: str) -> None:
 )
 def test_interface_of_the_sdk(ours: type, theirs: type) -> None:
     """Every public method of the SDK's client is here, with the same parameters in the same order,
-    but for those that make no sense in process or are not there yet."""
+    but for those that make no sense in process or are not there yet. What ours add is named."""
     left_out = {
         "get_console_url", "get_telemetry", "copy_weights", "create_custom_loss", "create",
         "create_custom_loss_async", "save_weights_external", "save_weights_external_async",
@@ -350,7 +428,9 @@ def test_interface_of_the_sdk(ours: type, theirs: type) -> None:
             known = list(inspect.signature(method).parameters)[: len(mine)]
             assert list(mine) == known or name.endswith(("_async", "_custom")), name
         else:
-            assert list(mine) == list(inspect.signature(method).parameters), name
+            own = {"compute_logprobs": ["temperature"]}.get(name, [])
+            assert list(mine) == [*inspect.signature(method).parameters, *own], name
+            assert all(mine[each].kind is inspect.Parameter.KEYWORD_ONLY for each in own)
 
 
 def test_closing_a_session(tmp_path: Path, tiny_qwen3: str) -> None:

@@ -36,7 +36,7 @@ class Display:
 
     mode: "live" a line that redraws itself, "plain" one line a step without control characters,
     "table" all metrics of each step as a table, "none" nothing but what `say` prints;
-    "auto" is "live" on a terminal and "plain" elsewhere.
+    "auto" is "live" on a terminal and "plain" elsewhere. unit: what a step is called.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Display:
         mode: str = "auto",
         stream: IO[str] | None = None,
         headlines: Mapping[str, str] | None = None,
+        unit: str = "step",
     ) -> None:
         if mode not in get_args(DisplayMode):
             choices = ", ".join(get_args(DisplayMode))
@@ -54,7 +55,7 @@ class Display:
             mode = "live" if is_terminal(self._stream) else "plain"
         self._mode = mode
         self._console = Console(file=self._stream, highlight=False)
-        self._total = total_steps
+        self._total, self._unit = total_steps, unit
         self._headlines = HEADLINES | dict(headlines or {})
         self._ends: deque[float] = deque(maxlen=_WINDOW + 1)  # when the last steps ended
         self._tokens: deque[float] = deque(maxlen=_WINDOW)
@@ -78,7 +79,7 @@ class Display:
             refresh_per_second=4,
         )
         self._task = self._progress.add_task(
-            f"step {first_step}{self._of_total()}", total=self._total, completed=first_step
+            self._name(first_step), total=self._total, completed=first_step
         )
         self._progress.start()
         # Live hides the cursor, and a killed process could not show it again
@@ -89,11 +90,11 @@ class Display:
         self._ends.append(time.perf_counter())
         self._tokens.append(next((float(row[k]) for k in TOKEN_COUNTS if k in row), 0.0))
         done = step + 1 if self._total is None else min(step + 1, self._total)
-        line = "  ".join([f"step {done}{self._of_total()}", *self._figures(done, row)])
+        line = "  ".join([self._name(done), *self._figures(done, row)])
         if self._mode == "plain":
             self._write(line)
         elif self._mode == "table":
-            self._console.print(metrics_table(f"step {done}{self._of_total()}", row))
+            self._console.print(metrics_table(self._name(done), row))
         elif self._progress is not None:
             self._progress.update(self._task, completed=done, description=line)
             if evaluations(row):  # rare and worth keeping: the live line is overwritten
@@ -115,8 +116,9 @@ class Display:
         else:
             print(text, file=self._stream, flush=True)
 
-    def _of_total(self) -> str:
-        return "" if self._total is None else f"/{self._total}"
+    def _name(self, done: int) -> str:
+        of_total = "" if self._total is None else f"/{self._total}"
+        return f"{self._unit} {done}{of_total}"
 
     def _figures(self, done: int, row: Mapping[str, Any]) -> list[str]:
         figures = [

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,21 +69,23 @@ def read_lines(path: str | os.PathLike[str]) -> list[Line]:
     DataFormatError with file and line number.
     """
     try:
-        data = Path(path).read_bytes()
+        return list(iter_lines(path))
     except FileNotFoundError:
         return []
-    lines = data.splitlines(keepends=True)
-    found: list[Line] = []
-    for number, raw in enumerate(lines, start=1):
-        value = _parse(raw)
-        if value is not None:
-            found.append(Line(raw if raw.endswith(b"\n") else raw + b"\n", value))
-        elif number == len(lines) and not raw.endswith(b"\n"):
-            logger.warning("%s:%d is a half-written line; it is left out", path, number)
-        elif raw.strip():
-            shown = raw.decode(errors="replace").strip()[:80]
-            raise DataFormatError(f"{path}:{number} is not a JSON object: {shown!r}")
-    return found
+
+
+def iter_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
+    """As `read_lines`, one at a time, of a file that is there."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            value, whole = _parse(raw), raw.endswith(b"\n")
+            if value is not None:
+                yield Line(raw if whole else raw + b"\n", value)
+            elif not whole:  # the last one
+                logger.warning("%s:%d is a half-written line; it is left out", path, number)
+            elif raw.strip():
+                shown = raw.decode(errors="replace").strip()[:80]
+                raise DataFormatError(f"{path}:{number} is not a JSON object: {shown!r}")
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

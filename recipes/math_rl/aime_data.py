@@ -1,0 +1,178 @@
+r"""AIME, a competition: 30 problems a year, each answer a whole number from 0 to 999.
+
+On the hub there are several copies, with columns and splits of their own (`HUB`). A local directory
+holds aime2024.jsonl, aime2025.jsonl, aime2026.jsonl, or some of them, with columns `problem` and
+`answer`.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import chz
+
+from recipes.math_rl.math_datasets import BoxedAnswers
+from recipes.math_rl.math_grading import extract_boxed
+from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_problems
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.rl.types import RLDataset
+from tinker_cookbook.utils.data_identity import file_identity, path_identity
+
+Year = Literal["2024", "2025", "2026"]
+YEARS: tuple[Year, ...] = typing.get_args(Year)
+_PER_YEAR = 30
+
+
+def aime_answer(text: str) -> str:
+    r"""`025`, `$25$`, `25.` and `25^\circ` as 25; what is no whole number stays as it is."""
+    bare = re.sub(r"\^\{?\\circ\}?|°|\$|\\!|\s", "", text).rstrip(".")
+    bare = re.sub(r"\.0+$", "", bare)  # a column of floats
+    return str(int(bare)) if re.fullmatch(r"[0-9]+", bare) else text.strip()
+
+
+def _boxed(text: str) -> str:
+    return aime_answer(extract_boxed(text))
+
+
+class Source(NamedTuple):
+    """A copy of one year on the hub. `configurations`: its parts, one behind the other."""
+
+    year: Year
+    split: str
+    columns: Columns = Columns("problem", "answer", aime_answer)
+    configurations: tuple[str | None, ...] = (None,)
+
+
+HUB: dict[str, Source] = {
+    "HuggingFaceH4/aime_2024": Source("2024", "train"),
+    "Maxwell-Jia/AIME_2024": Source("2024", "train", Columns("Problem", "Answer", aime_answer)),
+    "math-ai/aime24": Source("2024", "test", Columns("problem", "solution", _boxed)),
+    "math-ai/aime25": Source("2025", "test"),
+    "opencompass/AIME2025": Source(
+        "2025",
+        "test",
+        Columns("question", "answer", aime_answer),
+        ("AIME2025-I", "AIME2025-II"),
+    ),
+    "MathArena/aime_2025": Source("2025", "train"),
+    "MathArena/aime_2026": Source("2026", "train"),
+}
+DEFAULT: dict[Year, str] = {
+    "2024": "HuggingFaceH4/aime_2024",
+    "2025": "math-ai/aime25",
+    "2026": "MathArena/aime_2026",
+}
+
+
+def years_of(path: str) -> tuple[Year, ...]:
+    """The years that a `path` is known to hold; () where only the user knows."""
+    if path == "hub":
+        return YEARS
+    if path in HUB:
+        return (HUB[path].year,)
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return tuple(year for year in YEARS if (local / _file(year)).is_file())
+    return tuple(year for year in YEARS if local.name == _file(year))
+
+
+def chosen_years(path: str, asked: tuple[Year, ...]) -> tuple[Year, ...]:
+    """The years to evaluate: those asked for, else all of `path`.
+
+    Raises ConfigurationError where `path` has others, or is one set of problems of no known year.
+    """
+    if len(set(asked)) < len(asked):
+        raise ConfigurationError(f"year={','.join(asked)}: a year stands there twice")
+    known = years_of(path)
+    if not known and len(asked) != 1:
+        found = f"year={','.join(asked)} are {len(asked)} years" if asked else "no year= is set"
+        raise ConfigurationError(
+            f"path={path} is one set of problems, and {found}: set year= to its year"
+        )
+    missing = [year for year in asked if known and year not in known]
+    if missing:
+        raise ConfigurationError(
+            f"path={path} has the problems of {', '.join(known)}, not of {missing[0]}: set year= to"
+            " what it has"
+        )
+    return asked or known
+
+
+def problems_identity(path: str) -> dict[str, Any]:
+    """The `identity()` of a configuration whose key `path` it is: of a directory, the years' files
+    alone, for it may well hold the runs, too."""
+    local = Path(path).expanduser()
+    if local.is_dir() and (years := years_of(path)):
+        return {"path": {year: file_identity(local / _file(year)) for year in years}}
+    return path_identity(path)
+
+
+def _file(year: str) -> str:
+    return f"aime{year}.jsonl"
+
+
+@chz.chz
+class Aime(BoxedAnswers):
+    """The problems of one year. There is nothing to train on: `test_set()`."""
+
+    path: str = chz.field(
+        default="hub", doc="local directory or file, or a name on the hub (hub: the year's own)"
+    )
+    year: Year = chz.field(default="2024", doc=f"one of {', '.join(YEARS)}")
+    one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
+    format_coef: float = chz.field(
+        default=0.0, doc="taken from the reward of a reply that is not in the asked form"
+    )
+
+    def name(self) -> str:
+        return f"aime{self.year}"
+
+    def columns(self) -> Columns:
+        return Columns("problem", "answer", aime_answer)
+
+    def problems(self) -> list[Problem]:
+        """Raises DataFormatError where an answer cannot be one of AIME."""
+        chosen_years(self.path, (self.year,))
+        path = DEFAULT[self.year] if self.path == "hub" else self.path
+        source = HUB.get(path, Source(self.year, "train", self.columns()))
+        local = Path(path).expanduser()
+        if local.is_dir() and years_of(path):
+            path = str(local / _file(self.year))
+        found = [
+            problem
+            for configuration in source.configurations
+            for problem in read_problems(path, source.columns, source.split, configuration)
+        ]
+        for number, problem in enumerate(found, start=1):
+            if not (problem.answer.isdecimal() and int(problem.answer) <= 999):
+                raise DataFormatError(
+                    f"{path}: the answer of problem {number} is {problem.answer!r}; those of AIME"
+                    " are whole numbers from 0 to 999. Other problems: env=own of"
+                    " recipes.math_rl.train"
+                )
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        return problems_identity(self.path)
+
+    def test_set(
+        self, num_samples: int, problems: Sequence[Problem] | None = None
+    ) -> ProblemDataset:
+        """All problems, each tried `num_samples` times. problems: where they were read already."""
+        return ProblemDataset(
+            self.problems() if problems is None else problems,
+            self.env_maker(),
+            group_size=num_samples,
+            groups_per_batch=_PER_YEAR,
+            name=self.name(),
+        )
+
+    async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
+        raise ConfigurationError(
+            "data=Aime: its 30 problems are for evaluation only; train on another data set, and "
+            "evaluate with python -m recipes.math_rl.aime model_path=tinker://..."
+        )
