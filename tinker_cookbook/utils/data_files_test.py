@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils import data_files
 
 ROW = '{"a": 1}\n'
 
@@ -35,6 +35,7 @@ def write(file: Path, text: str | bytes) -> str:
         ("x.json", '[{"a": 1},\n {"a": }]', ":2 is not JSON: Expecting value at column 8"),
         ("x.json", ROW * 2 + "{a}", ":3 is not JSON: "),
         ("x.csv", "", " has no rows"),
+        ("x.csv", "a,b\n", " has no rows"),
         ("folder/train.jsonl", ROW + "{\n", ":2 is not JSON: "),
         ("folder/train.jsonl", "", " has no rows"),
     ],
@@ -45,7 +46,7 @@ def test_what_is_wrong_and_where(
     file = write(tmp_path / name, text)
     for path in {file, str(Path(file).parent) if "/" in name else file}:
         with pytest.raises(DataFormatError) as caught:
-            hub.load(path)
+            data_files.open_rows(path)
         assert str(caught.value).startswith(f"{file}{message}")
         assert "HF_HUB_OFFLINE" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -54,17 +55,14 @@ def test_what_is_wrong_and_where(
 def test_other_files_that_cannot_be_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "x.parquet", "xx")
     with pytest.raises(ConfigurationError, match=r"x\.parquet: Parquet file size is 2 bytes"):
-        hub.load(file)
-    file = write(tmp_path / "head.csv", "a,b\n")
-    with pytest.raises(DataFormatError, match=r"head\.csv: split 'train' has no rows"):
-        hub.load(file)
+        data_files.open_rows(file)
     assert capfd.readouterr() == ("", "")
 
 
 def test_no_bars_for_local_files_and_those_of_others_as_they_were(tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", ROW * 3)
     program = (
-        "import sys; from tinker_cookbook.utils import hub; print(len(hub.load(sys.argv[1])))\n"
+        "import sys; from tinker_cookbook.utils import data_files; print(len(data_files.open_rows(sys.argv[1])))\n"
         "import datasets; print(datasets.are_progress_bars_disabled())"
     )
     done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True)
@@ -81,9 +79,9 @@ def test_offline_is_the_reason_for_names_on_the_hub_alone(
     def fail(*args: object, **keys: object) -> None:
         raise RuntimeError("no way")
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     with pytest.raises(DataError, match=r"no way \(HF_HUB_OFFLINE is set"):
-        hub.load("me/some")
+        data_files.open_rows("me/some")
     with pytest.raises(DataError) as caught:
-        hub.load(write(tmp_path / "x.jsonl", ROW))
+        data_files.open_rows(str(Path(write(tmp_path / "set" / "x.jsonl", ROW)).parent))
     assert str(caught.value).endswith("cannot be read: no way")
