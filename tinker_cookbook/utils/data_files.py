@@ -225,10 +225,11 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
         for path in paths:
             local = path.startswith(root)
             file = DataFile.of(path, f"{shown.rstrip('/')}/{path[len(root) :]}" if local else path)
-            if file is None:
+            is_csv = isinstance(config, CsvConfig)
+            if file is None or (file.delimiter is not None) != is_csv:
                 raise ConfigurationError(
-                    f"{path}: {kind(path) or 'such'} files are not read: unpack it, and name the"
-                    " directory with path="
+                    f"data set {shown} is taken for one of {'CSV' if is_csv else 'JSON'}: it"
+                    f" cannot have {path}; unpack that, or put it into a data set of its own"
                 )
             if isinstance(config, CsvConfig):
                 file = DataFile(file.path, file.shown, delimiter=config.delimiter or config.sep)
@@ -298,7 +299,7 @@ def _rows_of(splits: Splits, path: str, split: str, numbers_as_text: bool) -> Ro
         if not len(rows):
             raise _no_rows(splits[split])
         return rows
-    if _NAME_OF_SPLIT.fullmatch(split) and split != "all":
+    if _NAME_OF_SPLIT.fullmatch(split):
         raise _no_split(path, split, splits)
     return _part(splits, split, numbers_as_text)
 

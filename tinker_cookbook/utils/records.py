@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -96,10 +96,8 @@ def _opened(path: str) -> IO[bytes]:
         return open(path, "rb")
     import fsspec
 
-    if "://" not in path:
-        return fsspec.filesystem("file").open(path, "rb", compression="infer")
-    system, path = fsspec.url_to_fs(path)
-    return io.BufferedReader(system.open(path, "rb", compression="infer"), 1 << 20)  # type: ignore
+    system, place = fsspec.url_to_fs(path) if "://" in path else (fsspec.filesystem("file"), path)
+    return io.BufferedReader(system.open(place, "rb", compression="infer"), 1 << 20)
 
 
 def decode_row(text: bytes, numbers_as_text: bool = False) -> dict[str, Any]:
@@ -108,8 +106,8 @@ def decode_row(text: bytes, numbers_as_text: bool = False) -> dict[str, Any]:
 
 
 def _json(file: IO[bytes], source: DataFile, decoder: json.JSONDecoder) -> Iterator[Record]:
-    """One object a line; or a file that is one array of objects, or one object over several lines.
-    The latter two are held as text."""
+    """One object a line; or a file that is one array, or objects over several lines each. The
+    latter two are held as text."""
     offset = 0
     is_first = True
     for line, raw in enumerate(file, start=1):
@@ -119,64 +117,71 @@ def _json(file: IO[bytes], source: DataFile, decoder: json.JSONDecoder) -> Itera
         if not raw or raw.isspace():
             continue
         if is_first and (source.field is not None or raw.lstrip().startswith(b"[")):
-            yield from _array(_text(b"\n" * (line - 1) + raw + file.read(), source), source, decoder)
+            yield from _whole(b"\n" * (line - 1) + raw + file.read(), source, decoder, _in_array)
             return
         try:
             row = decoder.decode(_text(raw, source, line))
         except json.JSONDecodeError as error:
-            if is_first:  # perhaps an object that does not end in its first line
-                rest = file.read()
-                if rest.strip() and not rest.lstrip(b"\r\n").startswith(b"{"):  # else one a line
-                    yield from _one_object(raw + rest, source, line, decoder)
-                    return
+            rest = file.read() if is_first else b""
+            if rest.strip() and not rest.lstrip(b"\r\n").startswith(b"{"):
+                rest = b"\n" * (line - 1) + raw + rest
+                yield from _whole(rest, source, decoder, _one_by_one)
+                return
             raise _not_json(source, line, error.msg, error.colno) from error
+        except DataFormatError:
+            raise
         except (ValueError, RecursionError) as error:  # too many digits, too deep
             raise _not_json(source, line, _why(error)) from error
         is_first = False
         yield Record(line, _object(row, raw, source, line), raw, start)
 
 
-def _one_object(
-    whole: bytes, source: DataFile, line: int, decoder: json.JSONDecoder
+Values = Iterator[tuple[int, Any, int]]  # where a value starts, the value, where it ends
+
+
+def _whole(
+    content: bytes,
+    source: DataFile,
+    decoder: json.JSONDecoder,
+    values: Callable[[str, DataFile, json.JSONDecoder], Values],
 ) -> Iterator[Record]:
-    try:
-        row = decoder.decode(_text(whole, source))
-    except json.JSONDecodeError as error:
-        raise _not_json(source, line + error.lineno - 1, error.msg, error.colno) from error
-    except (ValueError, RecursionError) as error:
-        raise _not_json(source, line, _why(error)) from error
-    yield Record(line, _object(row, whole, source, line), whole, None)
-
-
-def _array(text: str, source: DataFile, decoder: json.JSONDecoder) -> Iterator[Record]:
-    """The objects of an array, each read by itself."""
+    text = _text(content, source)
     line, counted = 1, 0
     try:
-        at = _start_of_array(text, source, decoder)
-        at = _after_space(text, at + 1)
-        is_empty = text[at : at + 1] == "]"
-        while not is_empty:
-            line, counted = line + text.count("\n", counted, at), at
-            row, end = decoder.raw_decode(text, at)
-            raw = text[at:end].encode()
+        for start, row, end in values(text, source, decoder):
+            line, counted = line + text.count("\n", counted, start), start
+            raw = text[start:end].encode()
             yield Record(line, _object(row, raw, source, line), raw, None)
-            at = _after_space(text, end)
-            if text[at : at + 1] == "]":
-                break
-            if text[at : at + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-            at = _after_space(text, at + 1)
-        end = _after_space(text, at + 1)
-        if source.field is None and end != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
         raise _not_json(source, error.lineno, error.msg, error.colno) from error
-    except RecursionError as error:
-        raise _not_json(source, line, _why(error)) from error
     except DataFormatError:
         raise
-    except ValueError as error:
-        raise _not_json(source, line, _why(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _not_json(source, line, f"{_why(error)} (here or in the next row)") from error
+
+
+def _one_by_one(text: str, source: DataFile, decoder: json.JSONDecoder) -> Values:
+    end = 0
+    while (start := _after_space(text, end)) < len(text):
+        value, end = decoder.raw_decode(text, start)
+        yield start, value, end
+
+
+def _in_array(text: str, source: DataFile, decoder: json.JSONDecoder) -> Values:
+    start = _after_space(text, _start_of_array(text, source, decoder) + 1)
+    while text[start : start + 1] != "]":
+        value, end = decoder.raw_decode(text, start)
+        yield start, value, end
+        start = _after_space(text, end)
+        if text[start : start + 1] == ",":
+            start = _after_space(text, start + 1)
+            if text[start : start + 1] == "]":
+                raise json.JSONDecodeError("Illegal trailing comma", text, start)
+        elif text[start : start + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, start)
+    end = _after_space(text, start + 1)
+    if source.field is None and end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
 
 
 def _start_of_array(text: str, source: DataFile, decoder: json.JSONDecoder) -> int:
