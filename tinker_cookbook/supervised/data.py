@@ -192,7 +192,9 @@ class HubChats(ChatDatasetBuilder):
         return path_identity(self.path)
 
     def __call__(self) -> Datasets:
-        train_rows = data_files.open_rows(self.path, self.name, self.split).shuffle(seed=self.shuffle_seed)
+        train_rows = data_files.open_rows(self.path, self.name, self.split).shuffle(
+            seed=self.shuffle_seed
+        )
         test_rows = None
         if self.test_split is not None:
             test_rows = data_files.open_rows(self.path, self.name, self.test_split)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,9 +157,7 @@ def open_stream(
         found = _find(path, name, way_out, streaming=True)
         if not isinstance(found, dict):
             return Stream(_stored(found, path, name, split, streaming=True))
-        if split not in found:
-            raise _no_split(path, split, found)
-        files = found[split]
+        files = _files_of_split(found, path, split)
         first = next(placed_rows(files), None)
         if first is None:
             raise _no_rows(files)
@@ -219,12 +218,10 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
         return None
     _refuse_options(config, shown)
     splits: Splits = {}
-    root = f"{Path(directory).resolve()}/"
     for split, paths in config.data_files.items():
         splits[str(split)] = files = []
         for path in paths:
-            local = path.startswith(root)
-            file = DataFile.of(path, f"{shown.rstrip('/')}/{path[len(root) :]}" if local else path)
+            file = DataFile.of(path, f"{shown.rstrip('/')}/{_name_in_data_set(path, directory)}")
             is_csv = isinstance(config, CsvConfig)
             if file is None or (file.delimiter is not None) != is_csv:
                 raise ConfigurationError(
@@ -232,11 +229,18 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
                     f" cannot have {path}; unpack that, or put it into a data set of its own"
                 )
             if isinstance(config, CsvConfig):
-                file = DataFile(file.path, file.shown, delimiter=config.delimiter or config.sep)
-            elif config.field is not None:
-                file = DataFile(file.path, file.shown, field=config.field)
+                file = replace(file, delimiter=config.delimiter or config.sep)
+            else:
+                file = replace(file, field=config.field)
             files.append(file)
     return splits
+
+
+def _name_in_data_set(path: str, directory: str) -> str:
+    """`data/a.jsonl` of `/home/me/set/data/a.jsonl` or `hf://datasets/me/some@0123abc/data/a.jsonl`."""
+    if "://" in path:
+        return path.partition("@")[2].partition("/")[2]
+    return str(Path(path).relative_to(Path(directory).resolve()))
 
 
 _KNOWN_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features"}
@@ -261,16 +265,24 @@ def _files_on_hub(path: str, name: str | None, way_out: str, streaming: bool) ->
     try:
         found = _text_files(path, path, name)
     except Exception:
-        if copy := hub.copy_of(path):
-            return _text_files(copy, path, name)
-        raise
-    if found is None:  # also where there is no network, and `datasets` has a table of JSON files
-        copy = hub.copy_of(path)
-        return _text_files(copy, path, name) if copy else None
-    if streaming:
+        found = _downloaded_before(path, name)
+        if found is None:
+            raise
+    else:  # without a network, `datasets` may still have a table that was made of JSON
+        found = found or _downloaded_before(path, name)
+    if found is None or streaming and "://" in _all_files(found)[0].path:
         return found
-    names = [hub.name_in_repository(file.path) for files in found.values() for file in files]
-    return _text_files(hub.download(path, names), path, name)
+    names = {file: file.shown.removeprefix(f"{path}/") for file in _all_files(found)}
+    copies = hub.download(path, list(names.values()))
+    return {
+        split: [replace(file, path=f"{copies}/{names[file]}") for file in files]
+        for split, files in found.items()
+    }
+
+
+def _downloaded_before(path: str, name: str | None) -> Splits | None:
+    with hub.outline(path) as directory:
+        return None if directory is None else _text_files(directory, path, name)
 
 
 def _stored(path: str, shown: str, name: str | None, split: str, streaming: bool = False) -> Any:
@@ -294,21 +306,32 @@ def _stored(path: str, shown: str, name: str | None, split: str, streaming: bool
 
 
 def _rows_of(splits: Splits, path: str, split: str, numbers_as_text: bool) -> Rows:
-    if split in splits:
-        rows = Rows(FileRows(splits[split], numbers_as_text))
-        if not len(rows):
-            raise _no_rows(splits[split])
-        return rows
-    if _NAME_OF_SPLIT.fullmatch(split):
+    if not _NAME_OF_SPLIT.fullmatch(split):
+        return _part(splits, split, numbers_as_text)
+    files = _files_of_split(splits, path, split)
+    rows = Rows(FileRows(files, numbers_as_text))
+    if not len(rows):
+        raise _no_rows(files)
+    return rows
+
+
+def _files_of_split(splits: Splits, path: str, split: str) -> list[DataFile]:
+    if split == "all" and split not in splits:
+        return _all_files(splits)
+    if split not in splits:
         raise _no_split(path, split, splits)
-    return _part(splits, split, numbers_as_text)
+    return splits[split]
+
+
+def _all_files(splits: Splits) -> list[DataFile]:
+    return [file for files in splits.values() for file in files]
 
 
 def _part(splits: Splits, split: str, numbers_as_text: bool) -> Rows:
     """`train[:100]`, `train+test`: the spelling of `datasets`, which says what it means."""
     import datasets
 
-    source = FileRows([file for files in splits.values() for file in files], numbers_as_text)
+    source = FileRows(_all_files(splits), numbers_as_text)
     ends = np.cumsum([len(files) for files in splits.values()])
     stops = [source.ends[end - 1] for end in ends]
     starts = dict(zip(splits, [0, *stops]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError
@@ -30,7 +32,7 @@ def ask(path: str, way_out: str) -> None:
 
 
 def download(path: str, names: Sequence[str]) -> str:
-    """The directory with these files of the repository and what describes them."""
+    """The directory with these files of the repository; without a network, if it has all of them."""
     import huggingface_hub
 
     patterns = [glob.escape(name) for name in names]
@@ -39,20 +41,27 @@ def download(path: str, names: Sequence[str]) -> str:
     )
 
 
-def copy_of(path: str) -> str | None:
-    """The directory with the files that were downloaded before, if any."""
+@contextmanager
+def outline(path: str) -> Iterator[str | None]:
+    """A directory with the names of all files of a repository that was downloaded from before, for
+    those that tell by names which files belong to what; None where nothing is known of it."""
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError
 
     try:
-        return huggingface_hub.snapshot_download(path, repo_type="dataset", local_files_only=True)
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
-
-
-def name_in_repository(url: str) -> str:
-    """`data/a.jsonl` of `hf://datasets/me/some@0123abc/data/a.jsonl`."""
-    return url.partition("@")[2].partition("/")[2]
+        files = huggingface_hub.get_cached_repo_tree(path, repo_type="dataset")
+    except (CachedRepoTreeNotFoundError, HFValidationError):
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        for file in files:
+            copy = Path(directory, file.path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            known = file.path in _DESCRIPTIONS and huggingface_hub.try_to_load_from_cache(
+                path, file.path, repo_type="dataset"
+            )
+            copy.write_bytes(Path(known).read_bytes() if isinstance(known, str) else b"")
+        yield directory
 
 
 def refusal(path: str, error: Exception, way_out: str) -> ConfigurationError | DataError:
