@@ -40,6 +40,7 @@ from tinker_cookbook.supervised.streaming import (
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils import data_files
+from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
 
 __all__ = [
@@ -218,7 +219,7 @@ class HubChats(ChatDatasetBuilder):
         """What is trained where the key train_on_what is None."""
         return TrainOnWhat.ALL_ASSISTANT_MESSAGES
 
-    def _lazy(self, rows: Any, batch_size: int, shuffle_seed: int | None, name: str) -> LazyChats:
+    def _lazy(self, rows: Rows, batch_size: int, shuffle_seed: int | None, name: str) -> LazyChats:
         data_files.require_column(rows, self.message_field, self.path)
         config = self.config
         return LazyChats(

@@ -2,13 +2,14 @@
 
 | data | rows |
 |---|---|
-| JSON (.jsonl, .json, .ndjson; one object a line or one array), also .gz, .bz2, .xz, .zst | as the file says |
+| JSON (.jsonl, .json, .ndjson): one object a line, or one array | as the file says |
 | CSV and TSV | strings, as the file says; an empty cell is None |
 | Parquet, Arrow, a directory of `save_to_disk` | as stored; a key that other rows have is None |
 
-Which files of a directory or of a data set on the hub belong to which split, and in which order,
-is for `datasets` to say (names of files, or the configurations in README.md); so is the reading of
-tables. JSON and CSV are read by ourselves (`records`), for `datasets` would fit them into a table.
+JSON and CSV may be compressed (.gz, .bz2, .xz, .zst). Which files of a directory or of a data set
+on the hub belong to which split, and in which order, is for `datasets` to say (names of files, or
+the configurations in README.md); so is the reading of tables. JSON and CSV are read by ourselves
+(`records`), for `datasets` would fit them into a table.
 """
 
 from __future__ import annotations
@@ -270,7 +271,7 @@ def _files_on_hub(path: str, name: str | None, way_out: str, streaming: bool) ->
             raise
     else:  # without a network, `datasets` may still have a table that was made of JSON
         found = found or _downloaded_before(path, name)
-    if found is None or streaming and "://" in _all_files(found)[0].path:
+    if found is None or (streaming and "://" in _all_files(found)[0].path):
         return found
     names = {file: file.shown.removeprefix(f"{path}/") for file in _all_files(found)}
     copies = hub.download(path, list(names.values()))

@@ -54,7 +54,7 @@ class FileRows(Sequence[dict[str, Any]]):
         """Where `text` now stands in the temporary file."""
         try:
             if self._copies is None:
-                self._copies = tempfile.TemporaryFile(buffering=_BUFFER)
+                self._copies = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115
             at = self._copies.tell()
             self._copies.write(text)
             return at

@@ -32,7 +32,7 @@ def ask(path: str, way_out: str) -> None:
 
 
 def download(path: str, names: Sequence[str]) -> str:
-    """The directory with these files of the repository; without a network, if it has all of them."""
+    """The directory with these files of a repository; without a network, if all are there."""
     import huggingface_hub
 
     patterns = [glob.escape(name) for name in names]
