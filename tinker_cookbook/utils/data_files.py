@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -217,12 +217,16 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
     config = builder.config
     if not isinstance(config, JsonConfig | CsvConfig) or not config.data_files:
         return None
+    paths = [path for files in config.data_files.values() for path in files]
+    if any("://" in path and not path.startswith(f"hf://datasets/{directory}@") for path in paths):
+        return None  # from somewhere else, which `datasets` knows how to reach
     _refuse_options(config, shown)
     splits: Splits = {}
     for split, paths in config.data_files.items():
         splits[str(split)] = files = []
         for path in paths:
-            file = DataFile.of(path, f"{shown.rstrip('/')}/{_name_in_data_set(path, directory)}")
+            name_there = _name_in_data_set(path, directory)
+            file = DataFile.of(path, str(PurePosixPath(shown) / name_there))
             is_csv = isinstance(config, CsvConfig)
             if file is None or (file.delimiter is not None) != is_csv:
                 raise ConfigurationError(
@@ -241,7 +245,8 @@ def _name_in_data_set(path: str, directory: str) -> str:
     """`data/a.jsonl` of `/home/me/set/data/a.jsonl` or `hf://datasets/me/some@0123abc/data/a.jsonl`."""
     if "://" in path:
         return path.partition("@")[2].partition("/")[2]
-    return str(Path(path).relative_to(Path(directory).resolve()))
+    root = Path(directory).resolve()
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
 
 
 _KNOWN_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features"}

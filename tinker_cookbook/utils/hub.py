@@ -67,8 +67,11 @@ def outline(path: str) -> Iterator[str | None]:
 def refusal(path: str, error: Exception, way_out: str) -> ConfigurationError | DataError:
     """What to raise for what `datasets` raised for a name on the hub."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     reason = one_line(error)
+    if isinstance(error, LocalEntryNotFoundError):  # no network, and only some of the files
+        return DataError(f"data set {path} cannot be had: {reason}; {way_out}")
     if isinstance(error, ValueError | FileNotFoundError):  # unknown split, unknown configuration
         return ConfigurationError(f"data set {path}: {reason}; {way_out}")
     if HF_HUB_OFFLINE and not _is_no_hub_name(path):
