@@ -14,6 +14,7 @@ the configurations in README.md); so is the reading of tables. JSON and CSV are 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from tinker_cookbook.utils.records import COMPRESSED, CSV_SUFFIXES, JSON_SUFFIXE
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 _WAY_OUT = "dataset_path=FILE.jsonl trains on a file of your own"
+_LOOKED_AT = 100  # rows of a stream whose keys are its columns
 _NAME_OF_SPLIT = re.compile(r"\w+(\.\w+)*")
 
 Row = dict[str, Any]
@@ -98,7 +100,7 @@ class PlacedRow(NamedTuple):
 class Stream:
     """Rows one after the other, of a `datasets.IterableDataset`. from_files: it is `placed_rows`.
 
-    `column_names`: of the first row, or None where that cannot be told without reading.
+    `column_names`: of the first rows, or None where that cannot be told without reading.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ def open_stream(
     path: str, name: str | None = None, split: str = "train", way_out: str = _WAY_OUT
 ) -> Stream:
     """The rows of one split, read when they are asked for. Parameters and errors are those of
-    `open_rows`; what is wrong behind the first row is raised when it is reached."""
+    `open_rows`; what is wrong behind the first rows is raised when it is reached."""
     import datasets
 
     with _one_line_errors(path, way_out), _quietly(path):
@@ -159,11 +161,12 @@ def open_stream(
         if not isinstance(found, dict):
             return Stream(_stored(found, path, name, split, streaming=True))
         files = _files_of_split(found, path, split)
-        first = next(placed_rows(files), None)
-        if first is None:
+        first = list(itertools.islice(placed_rows(files), _LOOKED_AT))
+        if not first:
             raise _no_rows(files)
+        columns = dict.fromkeys(key for placed in first for key in placed["row"])
         stream = datasets.IterableDataset.from_generator(placed_rows, gen_kwargs={"files": files})
-        return Stream(stream, from_files=True, column_names=list(first["row"]))
+        return Stream(stream, from_files=True, column_names=list(columns))
 
 
 def require_column(rows: Rows | Stream, column: str, path: str) -> None:

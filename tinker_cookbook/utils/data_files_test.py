@@ -393,3 +393,10 @@ def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
         with pytest.raises(DataFormatError, match="no column 'messages'; found 'a', 'b': name"):
             data_files.require_column(opened(path), "messages", path)
         data_files.require_column(opened(path), "b", path)
+
+
+def test_a_column_that_only_a_later_file_has_is_there(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", ROW)
+    write(tmp_path / "b.jsonl", '{"messages": []}\n')
+    for opened in (open_rows, open_stream):
+        data_files.require_column(opened(str(tmp_path)), "messages", "x")
