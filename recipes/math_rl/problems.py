@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import logging
+import math
+import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +18,8 @@ from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
 from tinker_cookbook.rl.problem_env import ProblemGroupBuilder
 from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.data_files import Rows, open_rows
+from tinker_cookbook.utils.records import NumberText
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +47,18 @@ def read_problems(
     """The problems of one split. `path`: a data file (all of it), a directory, or a name on the hub
     (`name`: its configuration there).
 
-    Raises ConfigurationError or DataError where the data cannot be had (`utils.hub.load`),
-    DataFormatError where a column is missing or no row holds an answer. Rows without an answer are
-    left out, and a warning says how many.
+    A number is known as the file spells it, but for powers of ten: 1e16 is 10000000000000000, and
+    5.0 is 5. Raises ConfigurationError or DataError where the data cannot be had (`open_rows`),
+    DataFormatError where a column is missing, no row holds an answer, or one holds what is neither
+    text nor a number nor a date. Rows without an answer are left out, and a warning says how many.
     """
     local = Path(path).expanduser()
     if models.is_local_path(path) and not local.exists():
         raise ConfigurationError(f"path={path}: there is no such file or directory")
     if local.is_file():
         split = "train"  # what a single file is to the reader of files
-    table = hub.load(path, None if local.exists() else name, split, way_out=_WAY_OUT)
+    configuration = None if local.exists() else name
+    table = open_rows(path, configuration, split, way_out=_WAY_OUT, numbers_as_text=True)
     if columns.instead and columns.answer not in table.column_names:
         columns = columns.instead
     missing = [c for c in (columns.question, columns.answer) if c not in table.column_names]
@@ -61,11 +68,18 @@ def read_problems(
             f"{', '.join(map(repr, table.column_names))}; expected {columns.question!r} "
             f"(the problem) and {columns.answer!r} (its answer). data=OwnProblems reads any columns"
         )
+    table = table.only(columns.question, columns.answer)
     found: list[Problem] = []
     reason = "there are no rows"
-    for question, answer in zip(table[columns.question], table[columns.answer]):
+    for number, row in enumerate(table):
+        question, answer = (
+            _text(row.get(column), column, table, number)
+            for column in (columns.question, columns.answer)
+        )
         try:
-            found.append(Problem(_text(question), columns.answer_in(_text(answer))))
+            if not question.strip() or not answer.strip():
+                raise ValueError("an empty problem or answer")
+            found.append(Problem(question, columns.answer_in(answer)))
         except ValueError as error:
             reason = str(error)
     if not found:
@@ -77,11 +91,37 @@ def read_problems(
     return found
 
 
-def _text(value: Any) -> str:
-    text = "" if value is None else str(value)
-    if not text.strip():
-        raise ValueError("an empty problem or answer")
-    return text
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_ZEROS = 50  # of a power of ten that is written out
+
+
+def _text(value: Any, column: str, table: Rows, number: int) -> str:
+    """The value of a column as text; "" where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, NumberText | int | Decimal) or (
+        isinstance(value, float) and math.isfinite(value)
+    ):
+        return _plain_number(str(value))
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        return value.isoformat()
+    if isinstance(value, str) and not _SURROGATE.search(value):
+        return value
+    what = "half of a surrogate pair" if isinstance(value, str) else f"{value!r:.80}"
+    raise DataFormatError(
+        f"{table.where(number)}: {column!r} holds {what}; expected text, a number or a date:"
+        " write what a right reply says, as text"
+    )
+
+
+def _plain_number(text: str) -> str:
+    """`text` as people write numbers: no exponent that can be written out, no ".0"."""
+    digits, e, exponent = text.lower().partition("e")
+    if e and abs(int(exponent)) > _MAX_ZEROS:
+        return f"{digits} \\times 10^{{{int(exponent)}}}"
+    return re.sub(r"\.0+$", "", f"{Decimal(text):f}" if e else text)
 
 
 def without(problems: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:

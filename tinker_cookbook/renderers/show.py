@@ -34,7 +34,7 @@ from tinker_cookbook.renderers.messages import ToolSpec
 from tinker_cookbook.renderers.registry import get_renderer
 from tinker_cookbook.renderers.training_modes import TrainOnWhat
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.display import is_terminal
 
 
@@ -163,10 +163,10 @@ def _chats(config: Config, path: str | None) -> Iterator[Chat | BadRow]:
         yield from read_chats(path, key, data.message_field)
     else:
         way_out = "data.path=FILE.jsonl shows a file of your own"
-        rows = hub.load(path, data.name, data.split, streaming=True, way_out=way_out)
-        hub.require_column(rows, data.message_field, path)
-        for number, row in enumerate(rows):
-            where = f"{path}, row {number}"
+        rows = data_files.open_stream(path, data.name, data.split, way_out)
+        data_files.require_column(rows, data.message_field, path)
+        for number, (row, place) in enumerate(rows):
+            where = place or f"{path}, row {number}"
             try:
                 yield table_chat(row, where, data.message_field)
             except DataFormatError as error:

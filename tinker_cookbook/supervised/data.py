@@ -39,7 +39,8 @@ from tinker_cookbook.supervised.streaming import (
     StreamingSupervisedDatasetFromHFDataset,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils import data_files
+from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
 
 __all__ = [
@@ -192,10 +193,12 @@ class HubChats(ChatDatasetBuilder):
         return path_identity(self.path)
 
     def __call__(self) -> Datasets:
-        train_rows = hub.load(self.path, self.name, self.split).shuffle(seed=self.shuffle_seed)
+        train_rows = data_files.open_rows(self.path, self.name, self.split).shuffle(
+            seed=self.shuffle_seed
+        )
         test_rows = None
         if self.test_split is not None:
-            test_rows = hub.load(self.path, self.name, self.test_split)
+            test_rows = data_files.open_rows(self.path, self.name, self.test_split)
             if self.test_size:
                 test_rows = test_rows.select(range(min(self.test_size, len(test_rows))))
         elif self.test_size:
@@ -216,8 +219,8 @@ class HubChats(ChatDatasetBuilder):
         """What is trained where the key train_on_what is None."""
         return TrainOnWhat.ALL_ASSISTANT_MESSAGES
 
-    def _lazy(self, rows: Any, batch_size: int, shuffle_seed: int | None, name: str) -> LazyChats:
-        hub.require_column(rows, self.message_field, self.path)
+    def _lazy(self, rows: Rows, batch_size: int, shuffle_seed: int | None, name: str) -> LazyChats:
+        data_files.require_column(rows, self.message_field, self.path)
         config = self.config
         return LazyChats(
             rows,

@@ -22,6 +22,7 @@ from tinker_cookbook.renderers.chats import Chat, table_chat
 from tinker_cookbook.renderers.examples import SEVERAL_REPLIES, conversation_examples
 from tinker_cookbook.sequences import Reduction, Sequence, from_datum, to_datum
 from tinker_cookbook.supervised.types import MAX_NAMED, DataReport, SupervisedDataset
+from tinker_cookbook.utils.data_files import where
 
 if TYPE_CHECKING:
     import tinker
@@ -321,7 +322,7 @@ class LazyChats(_Shuffled):
         if not self._seen[row]:
             self._seen[row] = True
             self.report.complete = bool(self._seen.all())
-            count(self.report, rendered, f"row {row}")
+            count(self.report, rendered, where(self._rows, row))
         return rendered.datums
 
 

@@ -12,7 +12,8 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils import data_files
+from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import path_identity
 
 
@@ -70,11 +71,11 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
             self._dataset(test, None, len(test), None, "mixture (test)") if len(test) else None,
         )
 
-    def _load(self, source: HFDatasetSource) -> Any:
+    def _load(self, source: HFDatasetSource) -> Rows:
         if not source.weight > 0:
             raise ConfigurationError(f"{source.path}: weight={source.weight}: expected above 0")
-        rows = hub.load(source.path, source.name, source.split)
-        hub.require_column(rows, source.message_field, source.path)
+        rows = data_files.open_rows(source.path, source.name, source.split)
+        data_files.require_column(rows, source.message_field, source.path)
         return rows.shuffle(seed=self.shuffle_seed)
 
     def _dataset(
@@ -99,9 +100,10 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
 
 
 class MixtureRows:
-    """The rows of several tables, one after the other, each as `{"messages": [...]}`."""
+    """The rows of several data sets, one after the other, each with its messages under "messages"
+    and its other keys as they are."""
 
-    def __init__(self, parts: Sequence[Any], message_fields: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[Rows], message_fields: Sequence[str]) -> None:
         self.parts, self._fields = parts, message_fields
         self.offsets = np.cumsum([0, *(len(part) for part in parts)])
 
@@ -109,9 +111,22 @@ class MixtureRows:
         return int(self.offsets[-1])
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        part, number = self._place(row)
+        found, field = self.parts[part][number], self._fields[part]
+        if field == "messages":
+            return found
+        others = {key: value for key, value in found.items() if key != "messages"}
+        if field in others:
+            others["messages"] = others.pop(field)
+        return others
+
+    def where(self, row: int) -> str:
+        part, number = self._place(row)
+        return self.parts[part].where(number)
+
+    def _place(self, row: int) -> tuple[int, int]:
         part = int(np.searchsorted(self.offsets, row, side="right")) - 1
-        found = self.parts[part][row - int(self.offsets[part])]
-        return {"messages": found[self._fields[part]]}
+        return part, row - int(self.offsets[part])
 
 
 class LazyMixture(LazyChats):

@@ -20,7 +20,8 @@ from tinker_cookbook.supervised.datasets import (
     render_rows,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, DataReport, SupervisedDataset
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils import data_files
+from tinker_cookbook.utils.data_files import PlacedRow, Stream
 from tinker_cookbook.utils.data_identity import path_identity
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class StreamedRows(SupervisedDataset):
 
     def __init__(
         self,
-        stream: Any,
+        stream: Stream,
         render: RenderRow,
         *,
         batch_size: int,
@@ -76,7 +77,7 @@ class StreamedRows(SupervisedDataset):
 
     def _restart(self) -> None:
         self._stream.set_epoch(self._epoch)
-        self._rows: Iterator[Row] = iter(self._stream)
+        self._rows: Iterator[PlacedRow] = iter(self._stream)
         self._position = 0  # rows read
 
     def _batch(self, index: int) -> list[tinker.Datum]:
@@ -98,13 +99,13 @@ class StreamedRows(SupervisedDataset):
             datum for number, row in enumerate(rows, start) for datum in self._examples(row, number)
         ]
 
-    def _examples(self, row: Row, number: int) -> list[tinker.Datum]:
-        rendered = self._render(row)
+    def _examples(self, placed: PlacedRow, number: int) -> list[tinker.Datum]:
+        rendered = self._render(placed.row)
         if self._counted_epoch is None:
             self._counted_epoch = self._epoch
         if self._epoch == self._counted_epoch and number >= self._counted:
             self._counted = number + 1
-            count(self.report, rendered, f"row {number}")
+            count(self.report, rendered, placed.where or f"row {number}")
         return rendered.datums
 
 
@@ -123,7 +124,7 @@ class StreamingSupervisedDatasetFromHFDataset(StreamedRows):
         shuffle_seed: int = 0,
     ) -> None:
         super().__init__(
-            hf_dataset,
+            Stream(hf_dataset),
             mapped_rows(map_fn, flatmap_fn),
             batch_size=batch_size,
             length=length,
@@ -150,8 +151,8 @@ class StreamedHubChats(ChatDatasetBuilder):
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         config = self.config
-        stream = hub.load(self.path, self.name, self.split, streaming=True)
-        hub.require_column(stream, self.message_field, self.path)
+        stream = data_files.open_stream(self.path, self.name, self.split)
+        data_files.require_column(stream, self.message_field, self.path)
         train = StreamedRows(
             stream,
             render_rows(

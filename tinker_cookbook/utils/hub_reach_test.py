@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
@@ -8,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from tinker_cookbook.exceptions import DataError
-from tinker_cookbook.utils import hub, hub_reach
+from tinker_cookbook.utils import data_files, hub_reach
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +63,12 @@ def test_a_data_set_out_of_reach_is_told_at_once(
     with pytest.raises(
         DataError, match=r"me/Some_Chats cannot be had: the hub .* no route to host"
     ):
-        hub.load("me/Some_Chats")
+        data_files.open_rows("me/Some_Chats")
     assert len(asked) == 1
     (tmp_path / "datasets" / "me___some_chats").mkdir(parents=True)  # `datasets` has a copy
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: "the copy")
-    assert hub.load("me/Some_Chats") == "the copy"
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda *_: SimpleNamespace(config="of a copy")
+    )
+    table = datasets.Dataset.from_list([{"a": 1}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    assert list(data_files.open_rows("me/Some_Chats")) == [{"a": 1}]

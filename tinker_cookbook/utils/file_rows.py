@@ -1,0 +1,106 @@
+"""Rows of JSON and CSV files as a sequence, of which only the places are held in memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from tinker_cookbook.exceptions import DataError, DataFormatError
+from tinker_cookbook.utils.records import DataFile, Record, decode_row
+
+_BUFFER = 1 << 20
+
+
+class FileRows(Sequence[dict[str, Any]]):
+    """The rows of several files, one file after the other, as plain values.
+
+    All of them are read once at the start, so that nothing can turn out wrong later. Then a row of
+    a plain JSONL file is read where it stands each time, and a row of any other file (compressed,
+    an array, CSV) from a temporary file of JSON lines: 32 bytes of memory a row.
+    """
+
+    def __init__(self, files: Sequence[DataFile], numbers_as_text: bool = False) -> None:
+        self._files, self._numbers_as_text = list(files), numbers_as_text
+        self._copies: IO[bytes] | None = None  # rows that have no line of their own
+        self._file, self._size, self._sum = array("i"), array("q"), array("I")
+        self._start, self._line = array("q"), array("q")
+        self.ends: list[int] = []  # per file, the rows up to its end
+        columns: dict[str, None] = {}
+        for number, file in enumerate(self._files):
+            for record in file.records(numbers_as_text):
+                self._add(number, file, record)
+                if not record.row.keys() <= columns.keys():
+                    columns.update(dict.fromkeys(record.row))
+            self.ends.append(len(self._file))
+        self.column_names = list(columns)
+        if self._copies is not None:
+            self._copies.flush()
+
+    def _add(self, number: int, file: DataFile, record: Record) -> None:
+        start = record.offset
+        if start is None or file.is_compressed:
+            start = -1 - self._copy(record.text)
+        self._file.append(number)
+        self._start.append(start)
+        self._size.append(len(record.text))
+        self._sum.append(zlib.crc32(record.text))
+        self._line.append(record.line)
+
+    def _copy(self, text: bytes) -> int:
+        """Where `text` now stands in the temporary file."""
+        try:
+            if self._copies is None:
+                self._copies = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115
+            at = self._copies.tell()
+            self._copies.write(text)
+            return at
+        except OSError as error:
+            raise DataError(
+                f"the rows of {self._files[0].shown} cannot be copied to {tempfile.gettempdir()}"
+                f" ({error.strerror}): set TMPDIR= to a directory with room"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return decode_row(self._text(row), self._numbers_as_text)
+
+    def _text(self, row: int) -> bytes:
+        start, size = self._start[row], self._size[row]
+        if start < 0:
+            assert self._copies is not None
+            return os.pread(self._copies.fileno(), size, -1 - start)
+        path = self._files[self._file[row]].path
+        try:
+            with open(path, "rb") as file:
+                text = os.pread(file.fileno(), size, start)
+        except OSError as error:
+            raise DataError(f"{self.where(row)} cannot be read again: {error.strerror}") from error
+        if zlib.crc32(text) != self._sum[row]:
+            raise DataFormatError(
+                f"{self.where(row)} is not the line that was read at the start: the file has"
+                " changed; start again with a file that stays as it is"
+            )
+        return text
+
+    def where(self, row: int) -> str:
+        """ "chats.jsonl:17"."""
+        return f"{self._files[self._file[row]].shown}:{self._line[row]}"
+
+    def only(self, columns: Sequence[str]) -> FileRows:
+        """All of them: the others cost nothing until a row is read."""
+        return self
+
+
+def placed_rows(files: list[DataFile]) -> Iterator[dict[str, Any]]:
+    """Each row and its place, for streams: `{"where": "chats.jsonl:17", "row": {...}}`."""
+    for file in files:
+        for record in file.records():
+            yield {"where": f"{file.shown}:{record.line}", "row": record.row}

@@ -1,0 +1,293 @@
+"""The records of JSON and CSV files, one by one and exactly as the files say.
+
+A table has one type a column, so that readers of tables turn 5 into "5" or 5.0, dates into
+timestamps, and a list into its JSON text where an earlier row has a string. Here each row is read
+by itself, and what is wrong is named with its file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+MAX_DEPTH = 100  # of lists and objects in each other; what walks through rows is recursive
+
+_EXPECTED = "expected one JSON object a line, or one array of objects"
+_BOM = b"\xef\xbb\xbf"
+_MAX_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
+_SPACE = re.compile(r"[ \t\n\r]*")
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+class NumberText(str):
+    """A number of a JSON file in the file's own spelling."""
+
+
+class Record(NamedTuple):
+    line: int  # of the file, where the record starts; counted from 1
+    row: dict[str, Any]
+    text: bytes  # the row as JSON
+    offset: int | None  # bytes before `text` in the file; None: it stands there in another form
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A JSON or CSV file, which may be compressed. `delimiter` is that of CSV, None for JSON."""
+
+    path: str  # or URL
+    shown: str  # what messages call it
+    delimiter: str | None = None
+    field: str | None = None  # of one JSON object: the key whose value is the array of rows
+
+    @classmethod
+    def of(cls, path: str, shown: str) -> DataFile | None:
+        """By the end of its name; None for other kinds of files."""
+        end = kind(path)
+        if end in JSON_SUFFIXES:
+            return cls(path, shown)
+        return cls(path, shown, delimiter=CSV_SUFFIXES[end]) if end in CSV_SUFFIXES else None
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.path.endswith(COMPRESSED)
+
+    def records(self, numbers_as_text: bool = False) -> Iterator[Record]:
+        """All of them in order. numbers_as_text: as `NumberText`, so that none loses its spelling.
+
+        Raises DataFormatError, with the line, for what cannot be read.
+        """
+        try:
+            with _opened(self.path) as file:
+                if self.delimiter is not None:
+                    yield from _csv(file, self)
+                else:
+                    decoder = _AS_TEXT if numbers_as_text else _AS_VALUES
+                    yield from _json(file, self, decoder)
+        except (DataFormatError, ConfigurationError, GeneratorExit):
+            raise
+        except Exception as error:  # each way to compress has errors of its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataFormatError(f"{self.shown} cannot be read: {reason}") from error
+
+
+_AS_VALUES = json.JSONDecoder()
+_AS_TEXT = json.JSONDecoder(parse_float=NumberText, parse_int=NumberText)
+
+
+def kind(path: str) -> str:
+    """The end of a file's name that tells what is in it: ".jsonl" of "a.jsonl.gz"."""
+    name = PurePosixPath(path)
+    return (PurePosixPath(name.stem) if name.suffix in COMPRESSED else name).suffix.lower()
+
+
+def _opened(path: str) -> IO[bytes]:
+    if "://" not in path and not path.endswith(COMPRESSED):
+        return open(path, "rb")
+    import fsspec
+
+    system, place = fsspec.url_to_fs(path) if "://" in path else (fsspec.filesystem("file"), path)
+    return io.BufferedReader(system.open(place, "rb", compression="infer"), 1 << 20)
+
+
+def decode_row(text: bytes, numbers_as_text: bool = False) -> dict[str, Any]:
+    """The row of `Record.text`."""
+    return (_AS_TEXT if numbers_as_text else _AS_VALUES).decode(text.decode())
+
+
+def _json(file: IO[bytes], source: DataFile, decoder: json.JSONDecoder) -> Iterator[Record]:
+    """One object a line; or a file that is one array, or objects over several lines each. The
+    latter two are held as text."""
+    offset = 0
+    is_first = True
+    for line, raw in enumerate(file, start=1):
+        start, offset = offset, offset + len(raw)
+        if line == 1 and raw.startswith(_BOM):
+            raw, start = raw[len(_BOM) :], start + len(_BOM)
+        if not raw or raw.isspace():
+            continue
+        if is_first and (source.field is not None or raw.lstrip().startswith(b"[")):
+            yield from _whole(b"\n" * (line - 1) + raw + file.read(), source, decoder, _in_array)
+            return
+        try:
+            row = decoder.decode(_text(raw, source, line))
+        except json.JSONDecodeError as error:
+            rest = file.read() if is_first else b""
+            if rest.strip() and not rest.lstrip(b"\r\n").startswith(b"{"):
+                rest = b"\n" * (line - 1) + raw + rest
+                yield from _whole(rest, source, decoder, _one_by_one)
+                return
+            raise _not_json(source, line, error.msg, error.colno) from error
+        except DataFormatError:
+            raise
+        except (ValueError, RecursionError) as error:  # too many digits, too deep
+            raise _not_json(source, line, _why(error)) from error
+        is_first = False
+        yield Record(line, _object(row, raw, source, line), raw, start)
+
+
+Values = Iterator[tuple[int, Any, int]]  # where a value starts, the value, where it ends
+
+
+def _whole(
+    content: bytes,
+    source: DataFile,
+    decoder: json.JSONDecoder,
+    values: Callable[[str, DataFile, json.JSONDecoder], Values],
+) -> Iterator[Record]:
+    text = _text(content, source)
+    line, counted = 1, 0
+    try:
+        for start, row, end in values(text, source, decoder):
+            line, counted = line + text.count("\n", counted, start), start
+            raw = text[start:end].encode()
+            yield Record(line, _object(row, raw, source, line), raw, None)
+    except json.JSONDecodeError as error:
+        raise _not_json(source, error.lineno, error.msg, error.colno) from error
+    except DataFormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _not_json(source, line, f"{_why(error)} (here or in the next row)") from error
+
+
+def _one_by_one(text: str, source: DataFile, decoder: json.JSONDecoder) -> Values:
+    end = 0
+    while (start := _after_space(text, end)) < len(text):
+        value, end = decoder.raw_decode(text, start)
+        yield start, value, end
+
+
+def _in_array(text: str, source: DataFile, decoder: json.JSONDecoder) -> Values:
+    start = _after_space(text, _start_of_array(text, source, decoder) + 1)
+    while text[start : start + 1] != "]":
+        value, end = decoder.raw_decode(text, start)
+        yield start, value, end
+        start = _after_space(text, end)
+        if text[start : start + 1] == ",":
+            start = _after_space(text, start + 1)
+            if text[start : start + 1] == "]":
+                raise json.JSONDecodeError("Illegal trailing comma", text, start)
+        elif text[start : start + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, start)
+    end = _after_space(text, start + 1)
+    if source.field is None and end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _start_of_array(text: str, source: DataFile, decoder: json.JSONDecoder) -> int:
+    """Where the array of rows begins: with the text, or behind the key that the data set names."""
+    at = _after_space(text, 0)
+    if source.field is None:
+        return at
+    whole = decoder.decode(text)
+    if not isinstance(whole, dict) or not isinstance(whole.get(source.field), list):
+        raise DataFormatError(
+            f"{source.shown} has no array of rows under {source.field!r}, the field that the"
+            " README of the data set names"
+        )
+    at = _after_space(text, at + 1)
+    while True:  # the text is known to be right
+        key, end = decoder.raw_decode(text, at)
+        at = _after_space(text, _after_space(text, end) + 1)  # behind the colon
+        if key == source.field:
+            return at
+        _, end = decoder.raw_decode(text, at)
+        at = _after_space(text, _after_space(text, end) + 1)  # behind the comma
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def _object(value: Any, text: bytes, source: DataFile, line: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        shown = text.decode(errors="replace").strip()[:80]
+        raise DataFormatError(f"{source.shown}:{line} is not a JSON object: {shown!r}; {_EXPECTED}")
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise _not_json(source, line, _TOO_DEEP)
+    return value
+
+
+_TOO_DEEP = f"lists and objects are more than {MAX_DEPTH} deep in each other"
+
+
+def _depth(text: bytes) -> int:
+    depth = deepest = 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        if found[0] in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found[0] in (b"]", b"}"):
+            depth -= 1
+    return deepest
+
+
+def _text(raw: bytes, source: DataFile, line: int | None = None) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = line or raw.count(b"\n", 0, error.start) + 1
+        reason = f"not UTF-8 text, {error.reason}: {raw[error.start : error.start + 20]!r}"
+        raise _not_json(source, line, reason, None) from error
+
+
+def _not_json(
+    source: DataFile, line: int, reason: str, column: int | None = None
+) -> DataFormatError:
+    place = "" if column is None else f" at column {column}"
+    return DataFormatError(f"{source.shown}:{line} is not JSON: {reason}{place}; {_EXPECTED}")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return _TOO_DEEP
+    return " ".join(str(error).split())[:200]
+
+
+def _csv(file: IO[bytes], source: DataFile) -> Iterator[Record]:
+    """Cells are the strings that stand there; an empty one is None."""
+    csv.field_size_limit(_MAX_CELL)
+    assert source.delimiter is not None
+    reader = csv.reader(
+        io.TextIOWrapper(file, encoding="utf-8-sig", newline=""),
+        delimiter=source.delimiter,
+        strict=True,
+    )
+    line = 0
+    try:
+        names = next(reader, [])
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise DataFormatError(
+                f"{source.shown}:1 names the column {doubled[0]!r} twice: rename one of them"
+            )
+        line = reader.line_num
+        for cells in reader:
+            start, line = line + 1, reader.line_num
+            if not cells:  # a blank line
+                continue
+            if len(cells) != len(names):
+                raise DataFormatError(
+                    f"{source.shown}:{start} has {len(cells)} cells under {len(names)} columns:"
+                    f' put cells that hold {source.delimiter!r} or a newline in "quotes"'
+                )
+            row = {name: cell or None for name, cell in zip(names, cells)}
+            yield Record(start, row, json.dumps(row).encode(), None)
+    except csv.Error as error:
+        raise DataFormatError(f"{source.shown}:{line + 1} is not CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataFormatError(
+            f"{source.shown} is not UTF-8 text, {error.reason}, at line {line + 1} or some lines"
+            " below: save it as UTF-8"
+        ) from error
