@@ -226,7 +226,7 @@ def test_rows_of_a_data_set(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "saved, row 0: 15 tokens, 2 trained" in out
     assert "saved, row 1: 'chat' must be a list" in out
-    with pytest.raises(DataFormatError, match=r"no column 'messages'.*'chat'"):
+    with pytest.raises(DataFormatError, match=r"saved: row 0: no 'messages'; found 'chat', 'n'"):
         show.main(parse(show.Config, words[:1]))
 
 

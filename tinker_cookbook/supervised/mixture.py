@@ -10,6 +10,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.renderers.chats import Chat, RowReader, row_reader
 from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils import hub
@@ -51,20 +52,21 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         if not self.sources:
             raise ConfigurationError("sources is empty: expected at least one data set")
-        parts = [self._load(source) for source in self.sources]
+        tables = [self._load(source) for source in self.sources]
+        readers = [
+            row_reader(rows, source.message_field, source.path)
+            for rows, source in zip(tables, self.sources)
+        ]
+        parts = [rows.shuffle(seed=self.shuffle_seed) for rows in tables]
         sizes = [len(part) for part in parts]
         weights = [source.weight for source in self.sources]
         held_out = (
             mixture_counts(sizes, weights, self.test_size) if self.test_size else [0] * len(parts)
         )
         train = MixtureRows(
-            [part.select(range(n, len(part))) for part, n in zip(parts, held_out)],
-            [source.message_field for source in self.sources],
+            [part.select(range(n, len(part))) for part, n in zip(parts, held_out)], readers
         )
-        test = MixtureRows(
-            [part.select(range(n)) for part, n in zip(parts, held_out)],
-            [source.message_field for source in self.sources],
-        )
+        test = MixtureRows([part.select(range(n)) for part, n in zip(parts, held_out)], readers)
         return (
             self._dataset(train, weights, self.config.batch_size, self.shuffle_seed, "mixture"),
             self._dataset(test, None, len(test), None, "mixture (test)") if len(test) else None,
@@ -73,9 +75,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
     def _load(self, source: HFDatasetSource) -> Any:
         if not source.weight > 0:
             raise ConfigurationError(f"{source.path}: weight={source.weight}: expected above 0")
-        rows = hub.load(source.path, source.name, source.split)
-        hub.require_column(rows, source.message_field, source.path)
-        return rows.shuffle(seed=self.shuffle_seed)
+        return hub.load(source.path, source.name, source.split)
 
     def _dataset(
         self,
@@ -90,28 +90,38 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         return LazyMixture(
             rows,
             weights,
-            render_rows(self.renderer, config.max_length, train_on_what),
+            render_rows(self.renderer, config.max_length, train_on_what, rows.chat),
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             name=name,
             max_length=config.max_length,
+            forms=rows.forms,
         )
 
 
 class MixtureRows:
-    """The rows of several tables, one after the other, each as `{"messages": [...]}`."""
+    """The rows of several tables, one after the other, each with the number of its table."""
 
-    def __init__(self, parts: Sequence[Any], message_fields: Sequence[str]) -> None:
-        self.parts, self._fields = parts, message_fields
+    def __init__(self, parts: Sequence[Any], readers: Sequence[RowReader]) -> None:
+        self.parts, self._readers = parts, readers
         self.offsets = np.cumsum([0, *(len(part) for part in parts)])
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> tuple[int, Any]:
         part = int(np.searchsorted(self.offsets, row, side="right")) - 1
-        found = self.parts[part][row - int(self.offsets[part])]
-        return {"messages": found[self._fields[part]]}
+        return part, self.parts[part][row - int(self.offsets[part])]
+
+    @property
+    def forms(self) -> list[str]:
+        """How the tables are read, those that are converted."""
+        return [form for reader in self._readers for form in reader.forms]
+
+    def chat(self, row: tuple[int, Any], where: str) -> Chat:
+        """The conversation of a row, as the reader of its table has it."""
+        part, found = row
+        return self._readers[part](found, where)
 
 
 class LazyMixture(LazyChats):
