@@ -144,9 +144,13 @@ class RowReader:
         checks. DataFormatError that begins with `where`."""
         try:
             kept = _without_nulls(row)
-            if isinstance(row, Mapping) and self.message_field in row:
-                kept.setdefault(self.message_field, None)
-            form = row_format(kept, self.message_field, self.form)
+            try:
+                form = row_format(kept, self.message_field, self.form)
+            except DataFormatError:
+                if not isinstance(row, Mapping) or self.message_field not in row:
+                    raise
+                kept[self.message_field] = None  # a table has the column in every row
+                form = row_format(kept, self.message_field, self.form)
             if self.form is None:
                 self.form = form
             elif form != self.form:

@@ -36,12 +36,6 @@ _SYSTEM = frozenset(
     }
 )
 _THOUGHTS = frozenset({"thinking_content", "reasoning_details", "thought", "thoughts", "think"})
-_WEIGHTS = frozenset(
-    {
-        *("weight", "weights", "loss_weight", "loss_weights", "sample_weight", "example_weight"),
-        "token_weights",
-    }
-)
 TEXTS = REPLIES | _SYSTEM | _THOUGHTS | frozenset(REASONING)
 """Keys of rows whose text is not lost where the messages have it, too."""
 
@@ -74,12 +68,16 @@ def _is_false(value: Any) -> bool:
     return _plain(value) in _FALSE
 
 
+def _says_yes_or_no(value: Any) -> bool:
+    return _is_true(value) or _is_false(value)
+
+
 def _plain(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
 
 def _asks_otherwise(value: Any, role: str) -> bool:
-    """ "train": all but a yes to what is trained anyway."""
+    """All but a yes to what is trained anyway."""
     return not (_is_true(value) and role == "assistant")
 
 
@@ -102,6 +100,10 @@ def _unlike(*harmless: Any) -> Callable[[Any, str], bool]:
 _NOT_READ = " is not read; "
 _CUSTOMIZED = "give each message 'trainable': true or false, and set train_on_what=customized"
 _FLAG = ": {value} is not read; " + _CUSTOMIZED
+_ROW_WEIGHT = (
+    ": {value} is not read; every example counts alike: mix data sets by weight with"
+    " data=InterleavedChatDatasetBuilder, or remove the key"
+)
 _EVERY: tuple[Level, ...] = ("row", "message", "part")
 _words = str.split
 
@@ -179,9 +181,9 @@ _GROUPS = (
     ),
     _Group(
         ("row",),
-        frozenset(_words("input_ids token_ids labels loss_mask assistant_masks completion_mask")),
+        frozenset(_words("input_ids token_ids labels")),
         lambda value, role: isinstance(value, list) and isinstance([*value, ""][0], int),
-        _NOT_READ + "tokens and their masks are made of the messages",
+        _NOT_READ + "tokens are made of the messages",
     ),
     _Group(
         ("row", "message"),
@@ -190,56 +192,29 @@ _GROUPS = (
         _NOT_READ + "the formats here are for text",
     ),
     _Group(
-        ("row",),
-        _WEIGHTS,
-        _any,
-        ": {value} is not read; every example counts alike: mix data sets by weight with"
-        " data=InterleavedChatDatasetBuilder, or remove the key",
-    ),
-    _Group(
-        ("message", "part"),
-        _WEIGHTS,
-        _any,
-        _FLAG,
-    ),
-    _Group(
-        ("row",),
-        frozenset({"loss"}),  # of a row, a number is a figure of somebody's model
-        lambda value, role: isinstance(value, bool | list) and _asks_otherwise(value, role),
-        _FLAG,
-    ),
-    _Group(
-        _EVERY,
-        frozenset(
-            _words(
-                "train training trainable trained is_trainable is_trained do_train should_train"
-                " train_on train_on_turn train_on_input train_on_inputs train_on_what train_mask"
-                " training_mask learn learnable supervise supervised loss_mask calculate_loss"
-                " compute_loss include_in_loss requires_grad token_mask completion_mask"
-                " assistant_mask"
-            )
-        ),
-        _asks_otherwise,
-        _FLAG,
-    ),
-    _Group(("message", "part"), frozenset({"loss"}), _asks_otherwise, _FLAG),
-    _Group(
-        _EVERY,
-        frozenset(
-            _words(
-                "mask masked is_masked mask_loss loss_masked ignore ignored is_ignored ignore_loss"
-                " skip skip_loss no_loss no_train no_training dont_train do_not_train not_trained"
-                " not_trainable untrained untrainable exclude excluded exclude_from_loss frozen"
-                " freeze prefix context_only prompt_only"
-            )
-        ),
-        _asks_to_mask,
-        _FLAG,
+        _EVERY, frozenset({"skip", "prefix", "context_only", "prompt_only"}), _asks_to_mask, _FLAG
     ),
 )
 _GROUP_OF = {
     (level, key): group for group in _GROUPS for level in group.levels for key in group.keys
 }
+# words of keys that say what is trained
+_TRAIN = frozenset(
+    _words(
+        "train training trainable trained loss learn learnable supervise supervised unmasked grad"
+        " gradient"
+    )
+)
+_MASK = frozenset(
+    _words("mask masks masked ignore ignored exclude excluded untrained untrainable freeze frozen")
+)
+_NOT = frozenset(_words("no not non dont skip without"))
+_BESIDE = frozenset(
+    _words(
+        "is are do does should use calculate compute include requires on in for from to this turn"
+        " input inputs what message token tokens completion assistant sample example"
+    )
+)
 _CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -255,6 +230,8 @@ def refusal(
         if not group.matters(value, role):
             return None
         return repr(key) + group.advice.replace("{value}", f"{value!r:.40}")
+    if problem := _flag_problem(level, plain, value, role):
+        return repr(key) + problem.replace("{value}", f"{value!r:.40}")
     if level == "message" and key == "tool":  # some name the tool of a result so
         return None
     names = [*read, "trainable"]
@@ -264,6 +241,25 @@ def refusal(
     if near[0] == "trainable" and level != "message":
         return repr(key) + _FLAG.replace("{value}", f"{value!r:.40}")
     return f"unknown key {key!r}; did you mean {near[0]!r}?"
+
+
+def _flag_problem(level: Level, key: str, value: Any, role: str) -> str | None:
+    """Of a key whose words say what is trained ("do_not_train", "loss_mask") or how much."""
+    words = frozenset(key.replace("don't", "dont").split("_"))
+    says_all = words <= _TRAIN | _MASK | _NOT | _BESIDE | {"weight", "weights"}
+    if level == "row":
+        if not (says_all or isinstance(value, bool)):
+            return None
+        if key == "loss" and isinstance(value, float):  # a figure of somebody's model
+            return None
+    elif not (says_all or isinstance(value, bool | int | float | list) or _says_yes_or_no(value)):
+        return None
+    if words & {"weight", "weights"}:
+        return _ROW_WEIGHT if level == "row" else _FLAG
+    negative = bool(words & _MASK or (words & _TRAIN and words & _NOT))
+    positive = bool(words & _TRAIN) and not negative
+    asks = (negative and _asks_to_mask(value, role)) or (positive and _asks_otherwise(value, role))
+    return _FLAG if asks else None
 
 
 def _could_be(name: str, value: Any, level: Level) -> bool:

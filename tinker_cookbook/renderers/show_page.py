@@ -234,7 +234,7 @@ class Totals:
         ]
         if self._num_split:
             lines.append(split_note(self._num_split, self._num_parts))
-        return lines + self.rows.lines()
+        return lines + [f"{name}: {line}" for line in self.rows.lines()]
 
     def warnings(self) -> list[str]:
         """One line for each kind of thing that training refuses, cuts or leaves without weight."""

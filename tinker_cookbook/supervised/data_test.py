@@ -210,7 +210,7 @@ def test_local_copies(cwd):
 def test_a_missing_column_shows_those_that_are_there(cwd):
     table = [{"talk": row["messages"], "id": 1} for row in rows(4)]
     write(cwd / "some/set/train.jsonl", table)
-    with pytest.raises(DataFormatError, match="no 'messages'; found '(talk', 'id|id', 'talk)'"):
+    with pytest.raises(DataFormatError, match=r"no 'messages'; found '(talk', 'id|id', 'talk)'"):
         HubChats(common_config=COMMON, path="some/set")()
     train, _ = HubChats(common_config=COMMON, path="some/set", message_field="talk")()
     assert len(all_texts(train)) == 4

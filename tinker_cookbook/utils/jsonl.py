@@ -89,7 +89,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[Line]:
 def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested too deeply
         return None
     return value if isinstance(value, dict) else None
 
