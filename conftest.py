@@ -170,3 +170,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no shared data beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Inputs on which the product was wrong; tests that need them are skipped where they are
+    absent."""
+    directory = SHARED_DATA.parent / "cases"
+    if not directory.is_dir():
+        pytest.skip("no shared cases beside the checkout")
+    return directory

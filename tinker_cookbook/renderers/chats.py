@@ -36,7 +36,7 @@ from tinker_cookbook.utils.files import existing_file
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-_FILES = (".json", ".csv", ".parquet")
+_FILES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".bz2", ".xz", ".zst")
 _LOOKED_AT = 100  # rows, for one that tells the form
 
 
@@ -246,7 +246,7 @@ def _refuse_keys_of_row(
             continue
         problem = refusal("row", key, value, read)
         if key in REPLIES and messages[-1]["role"] != "assistant":
-            problem = f"{key!r} is not read; make it the last message"
+            problem = f"{key!r} is not read; make the reply the last message"
         if problem and not (key in TEXTS and _repeats(value, messages)):
             raise DataFormatError(problem)
         notes["row", key] += 1

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils.misc_utils import counted
 
 MESSAGES = "messages"
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, ...]}'
@@ -158,7 +159,7 @@ def _refuse_missing_results(calls: int, results: int, where: str) -> None:
     """One text that answers several calls belongs to none of them."""
     if calls and results and results != calls:
         raise DataFormatError(
-            f"{where}: {calls} calls of a 'function_call' and {results} results behind it; "
+            f"{where}: {counted(results, 'result')} behind {counted(calls, 'call')} of a 'function_call'; "
             "write an 'observation' for each call"
         )
 
