@@ -159,8 +159,8 @@ def _refuse_missing_results(calls: int, results: int, where: str) -> None:
     """One text that answers several calls belongs to none of them."""
     if calls and results and results != calls:
         raise DataFormatError(
-            f"{where}: {counted(results, 'result')} behind {counted(calls, 'call')} of a 'function_call'; "
-            "write an 'observation' for each call"
+            f"{where}: {counted(results, 'result')} behind {counted(calls, 'call')} of a "
+            "'function_call'; write an 'observation' for each"
         )
 
 

@@ -110,7 +110,7 @@ def test_calls_and_results_of_sharegpt():
         ({"conversations": turns("function_call", "f()")}, "message 0: a 'function_call' must be"),
         (
             {"conversations": turns("function_call", f"[{CALL}, {CALL}]", "tool", "4", "gpt", "a")},
-            "message 2: 1 result behind 2 calls of a 'function_call'",
+            "message 2: 1 result behind 2 calls of a 'function_call'; write",
         ),
         ({**ALPACA, "output": 3}, "'output' must be text, found 3"),
         (
@@ -148,7 +148,7 @@ def test_one_data_set_has_one_form():
     ):
         read({"conversations": []}, "row 3")
     with pytest.raises(DataFormatError, match="row 4: instruction/input/output, but the data set"):
-        RowReader.__call__(read, {"conversations": None, **ALPACA}, "row 4")
+        read({"conversations": None, **ALPACA}, "row 4")
 
 
 def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one():
