@@ -158,7 +158,7 @@ class RowReader:
                     f"{form.name}, but the data set begins with {self.form.name}; "
                     "one data set has one form"
                 )
-            return _chat(kept, form, where)
+            return _chat(kept, form, where, _nulls_left_out(row, kept, form))
         except DataFormatError as error:
             raise DataFormatError(f"{where}: {error}") from error
         except RecursionError:
@@ -183,11 +183,11 @@ def row_chat(row: Any, where: str, message_field: str = MESSAGES) -> Chat:
     return RowReader(message_field)(row, where)
 
 
-def _chat(row: Mapping[str, Any], form: RowFormat, where: str) -> Chat:
+def _chat(row: Mapping[str, Any], form: RowFormat, where: str, nulls: Iterable[str] = ()) -> Chat:
     messages = [  # counted from 0, as the renderers do
         _message(message, f"message {index}") for index, message in enumerate(form.turns(row))
     ]
-    notes: Counter[tuple[str, str]] = Counter()
+    notes: Counter[tuple[str, str]] = Counter(("null", what) for what in nulls)
     if form.read_as:
         notes["form", form.read_as] += 1
     prompt = row.get("prompt") if form.name == "prompt/completion" else None
@@ -255,11 +255,15 @@ def _refuse_keys_of_row(
 def _repeats(value: Any, messages: list[Message]) -> bool:
     """Whether a text stands in the messages, too, so that nothing is lost without it."""
     text = value.strip() if isinstance(value, str) else ""
-    return bool(text) and any(
-        text in str(message.get(key) or "")
-        for message in messages
-        for key in ("content", *REASONING)
-    )
+    return bool(text) and any(text in each for message in messages for each in _texts(message))
+
+
+def _texts(message: Message) -> list[str]:
+    values = [value for key, value in message.items() if key in ("content", *REASONING)]
+    if isinstance(content := message.get("content"), list):
+        parts = [part for part in content if isinstance(part, Mapping)]
+        values += [part.get(str(part.get("type"))) for part in parts]
+    return [value for value in values if isinstance(value, str)]
 
 
 def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:
@@ -298,6 +302,22 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return value
+
+
+def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[str]:
+    """Whether "tools" or "arguments" of a row, as objects, hold a null that `kept` does not."""
+    found: dict[str, None] = {}
+    if isinstance(row.get("tools"), list) and row["tools"] != kept["tools"]:
+        found["tools"] = None
+    messages = row.get(form.keys[0])
+    for message in messages if isinstance(messages, list) else []:
+        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        for call in calls if isinstance(calls, list) else []:
+            function = call.get("function") if isinstance(call, Mapping) else None
+            arguments = function.get("arguments") if isinstance(function, Mapping) else None
+            if arguments != _without_nulls(arguments):
+                found["arguments"] = None
+    return list(found)
 
 
 def _message(message: Any, where: str) -> Message:

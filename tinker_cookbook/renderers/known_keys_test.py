@@ -173,6 +173,11 @@ def test_text_that_the_messages_repeat_is_not_lost():
     row = {"messages": [SYSTEM, HI, {**YO, "reasoning_content": "They greet me."}]}
     chat = row_chat({**row, "system_prompt": "Be brief.", "reasoning": "They greet me."}, "row")
     assert chat.notes == {("row", "system_prompt"): 1, ("row", "reasoning"): 1}
+    parts = [{"type": "thinking", "thinking": "They\ngreet me."}, {"type": "text", "text": "Yo."}]
+    row["messages"][2] = {**YO, "content": parts}
+    assert row_chat({**row, "reasoning": "They\ngreet me."}, "row").notes
+    with pytest.raises(DataFormatError, match="'reasoning' is not read; put it into"):
+        row_chat({**row, "reasoning": "They do not."}, "row")
 
 
 @pytest.mark.parametrize("key", ["completion", "response", "output", "chosen"])

@@ -10,7 +10,8 @@ from tinker_cookbook.utils.misc_utils import counted
 
 Notes = Mapping[tuple[str, str], int]
 """Of a row: ("row" | "message" | "part", key that is not read), ("form", how it is read),
-("role", "human as user") or ("replies", "prompt") -> how often."""
+("role", "human read as user"), ("replies", "prompt"), ("null", "tools" | "arguments") -> how
+often."""
 
 MAX_KEYS = 50  # that a line names
 
@@ -37,6 +38,8 @@ class RowAccount:
                 f"{counted(number, 'row')} with replies in '{key}', which are trained like the "
                 "completion but under train_on_what=last_assistant_message"
             )
+        if nulls := [f"{what} ({counted(n, 'row')})" for what, n in self._of("null")]:
+            lines.append(f"nulls left out of {', '.join(nulls)}")
         keys = [
             f"{key} ({counted(number, level)})"
             for level in ("row", "message", "part")

@@ -211,6 +211,21 @@ def test_what_is_converted_is_said():
     )
 
 
+def test_nulls_that_are_left_out_are_said():
+    tool = {"name": "f", "parameters": {"x": {"default": None}}}
+    call = {"id": None, "function": {"name": "f", "arguments": {"x": 1, "y": None}}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call]}
+    row = {"messages": [HI[0], calling], "tools": [tool]}
+    chat = row_chat(row, "row")
+    assert chat.tools == [{"name": "f", "parameters": {"x": {}}}]
+    assert chat.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    assert account(row, row) == ["nulls left out of tools (2 rows), arguments (2 rows)"]
+    call["function"]["arguments"] = '{"x": 1, "y": null}'
+    kept = row_chat({**row, "tools": json.dumps([tool])}, "row")
+    assert kept.tools == [tool] and not kept.notes
+    assert kept.messages[1]["tool_calls"][0]["function"]["arguments"] == '{"x": 1, "y": null}'
+
+
 # Files that others have written
 
 

@@ -138,16 +138,6 @@ def _from_hub(path: str, name: str | None, split: str, streaming: bool, way_out:
         raise DataError(f"data set {path} cannot be had: {_why(path, error)}; {way_out}") from error
 
 
-def require_column(dataset: Any, column: str, path: str) -> None:
-    """Raise DataFormatError, naming the columns found, where `column` is missing."""
-    found = dataset.column_names
-    if found is not None and column not in found:  # a stream may not know its columns beforehand
-        raise DataFormatError(
-            f"data set {path}: no column {column!r}; found {', '.join(map(repr, found))}: "
-            "name the one with the list of messages with message_field="
-        )
-
-
 def _ask_hub(path: str, way_out: str) -> None:
     """DataError, at once, where the hub cannot be reached and `datasets` has no copy."""
     from datasets import config
