@@ -25,10 +25,9 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.supervised.common import compute_mean_nll
-from tinker_cookbook.supervised.data import JsonlChats
+from tinker_cookbook.supervised.data import HubChats, JsonlChats, data_at
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
-from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
@@ -37,7 +36,7 @@ from tinker_cookbook.utils.run_directory import LogDirBehavior
 class Config:
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
     dataset_path: str | None = chz.field(
-        default=None, doc="JSONL file of conversations (None: the bundled numbers in words)"
+        default=None, doc="conversations, see sl_basic (None: the bundled numbers in words)"
     )
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
@@ -62,11 +61,11 @@ class Config:
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
-        return {"dataset_path": file_identity(data_path(self))}
+        return {"dataset_path": data(self).identity().get("path", self.dataset_path)}
 
 
-def data_path(config: Config) -> str:
-    return config.dataset_path or number_words.path("train")
+def data(config: Config) -> JsonlChats | HubChats:
+    return data_at(config.dataset_path or number_words.path("train"), "dataset_path")
 
 
 async def main(config: Config) -> None:
@@ -74,15 +73,13 @@ async def main(config: Config) -> None:
     keys.check(config)
     assert config.renderer_name is not None and config.batch_size is not None
     assert config.learning_rate is not None
-    train, _ = JsonlChats(
-        path=data_path(config),
-        common_config=ChatDatasetBuilderCommonConfig(
-            model_name_for_tokenizer=config.model_name,
-            renderer_name=config.renderer_name,
-            max_length=config.max_length,
-            batch_size=config.batch_size,
-        ),
-    )()
+    common_config = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer=config.model_name,
+        renderer_name=config.renderer_name,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+    )
+    train, _ = chz.replace(data(config), common_config=common_config)()
     num_epochs = config.num_epochs
     if num_epochs is None:
         num_epochs = 1 if config.dataset_path else number_words.NUM_EPOCHS
@@ -97,6 +94,8 @@ async def main(config: Config) -> None:
     ) as journal:
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
+        for line in train.report.lines() if train.report else ():
+            journal.say(line)
         client = await start_training_client(service, config, journal.resume)
         for step in range(journal.start_step, total_steps):
             with journal.step(step) as row:

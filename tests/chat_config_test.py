@@ -5,13 +5,13 @@ import json
 import chz
 import pytest
 
-from recipes import sl_basic
+from recipes import sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
 from recipes.number_words import NumberWords
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve
-from tinker_cookbook.supervised.data import JsonlChats, NoRobots
+from tinker_cookbook.supervised.data import HubChats, JsonlChats, NoRobots
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
@@ -66,6 +66,26 @@ def test_a_missing_file_is_named_by_the_key_that_was_typed(tmp_path):
     file.write_text(json.dumps({"messages": []}))
     config, _ = resolve(ChatConfig(dataset_path=str(file)), "sl", NoRobots())
     assert isinstance(config.dataset_builder, JsonlChats) and config.dataset_path is None
+
+
+@pytest.mark.parametrize("key", ["dataset_path", "dataset"])
+def test_other_data_than_jsonl_is_a_data_set(tmp_path, key):
+    """By either key; sl_loop does the same."""
+    for path in (str(tmp_path / "chats.json"), str(tmp_path), "org/name"):
+        (tmp_path / "chats.json").write_text("[]")
+        if key == "dataset":
+            assert chat_sl.data_of(chat_sl.CLI(dataset=path)) == HubChats(path=path)
+        else:
+            config, _ = resolve(ChatConfig(dataset_path=path), "sl", NoRobots())
+            assert chz.replace(config.dataset_builder, common_config=None) == HubChats(path=path)
+            assert sl_loop.data(sl_loop.Config(dataset_path=path)) == HubChats(path=path)
+    with pytest.raises(ConfigurationError, match=rf"^{key}=.*chat\.csv: no such file"):
+        path = str(tmp_path / "chat.csv")
+        if key == "dataset":
+            chat_sl.data_of(chat_sl.CLI(dataset=path))
+        resolve(ChatConfig(dataset_path=path), "sl", NoRobots())
+    with pytest.raises(ConfigurationError, match="dataset='no_robot' is unknown; set no_robots"):
+        chat_sl.data_of(chat_sl.CLI(dataset="no_robot"))
 
 
 def test_lengths_above_the_context():

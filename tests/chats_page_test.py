@@ -141,6 +141,31 @@ def test_what_is_refused(message: str, error: str) -> None:
         example(renderer, row)
 
 
+@pytest.mark.parametrize("row, read_as", table("row"))
+def test_the_forms_of_rows(row: str, read_as: str) -> None:
+    def said(message: Any) -> str:
+        calls = [call["function"] for call in message.get("tool_calls", ())]
+        words = [f"{call['name']}({json.dumps(call['arguments'])})" for call in calls]
+        return f"{message['role']}: {message['content']}{''.join(words)}"
+
+    chat = row_chat(json.loads(row), "row")
+    assert " / ".join(map(said, chat.messages)).replace("\n", "⏎") == read_as
+
+
+@pytest.mark.parametrize("key, fate", table("beside the messages"))
+def test_what_becomes_of_a_key_beside_the_messages(key: str, fate: str) -> None:
+    row = {"messages": [user("Hi"), assistant("Hello")]}
+    more = {**row, **json.loads(f"{{{key}}}")}
+    if fate.startswith("refused"):
+        with pytest.raises(TinkerCookbookError, match=re.escape(fate.split("`: `")[1])):
+            row_chat(more, "row")
+        return
+    chat = row_chat(more, "row")
+    name = next(iter(more.keys() - row))
+    assert dict(chat.notes) == ({("row", name): 1} if fate == "not read" else {})
+    assert (chat.messages != row["messages"]) is (name == "system")
+
+
 def test_keys_that_say_nothing_of_tokens_are_not_read() -> None:
     renderer = get_renderer("qwen3_instruct", load("nano"))
     plain = {"messages": [user("Hi"), assistant("Hello")]}

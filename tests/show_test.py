@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import chz
 import numpy as np
 import pytest
 
@@ -214,6 +215,33 @@ def test_bad_files(tmp_path):
     show.main(parse(show.Config, words))
 
 
+def test_what_is_converted_and_what_is_not_read_as_in_training(tmp_path, capsys):
+    from tinker_cookbook.supervised.data import data_at
+    from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+
+    load("nano")
+    rows = [{"instruction": "Hi", "input": "", "output": "Yo.", "topic": "x"}] * 3
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer="nano",
+        renderer_name="qwen3_instruct",
+        max_length=30,
+        batch_size=3,
+    )
+    for path in (str(tmp_path / "a.json"), str(tmp_path / "a.jsonl")):
+        show.main(parse(show.Config, [f"dataset_path={path}", "shown=0"]))
+        out = capsys.readouterr().out
+        data, _ = chz.replace(data_at(path, "dataset_path"), common_config=common)()
+        data.get_batch(0)
+        said = [line for line in data.report.lines() if "rows" in line]
+        assert said == [
+            f"{path}: 3 rows of instruction/input/output, read as user and assistant messages",
+            f"{path}: keys that are not read: topic (3 rows)",
+        ]
+        assert all(f"{line}\n" in out for line in said)
+
+
 def test_rows_of_a_data_set(tmp_path, capsys):
     """A row without messages is left out, as in training."""
     import datasets
@@ -226,7 +254,7 @@ def test_rows_of_a_data_set(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "saved, row 0: 15 tokens, 2 trained" in out
     assert "saved, row 1: 'chat' must be a list" in out
-    with pytest.raises(DataFormatError, match=r"no column 'messages'.*'chat'"):
+    with pytest.raises(DataFormatError, match=r"saved: row 0: no 'messages'; found 'chat', 'n'"):
         show.main(parse(show.Config, words[:1]))
 
 

@@ -15,7 +15,6 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers.registry import renderer_factory
-from tinker_cookbook.utils.files import existing_file
 
 
 def fill(config: Any, method: str) -> FilledConfig:
@@ -106,8 +105,6 @@ def check(config: Any) -> None:
         _check_range(key, getattr(config, key, None), allowed)
     data = getattr(config, "dataset_builder", None)
     _check_range("shuffle_seed", getattr(data, "shuffle_seed", None), _SEED)
-    if getattr(config, "dataset_path", None) is not None:
-        existing_file(config.dataset_path, "dataset_path")
     for holder in (config, getattr(data, "common_config", None)):
         _check_length(getattr(holder, "max_length", None), config.model_name)
 

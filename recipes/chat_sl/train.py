@@ -13,6 +13,8 @@ Without keys: nano on the bundled conversations of sl_basic, with its curve: los
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import chz
 
 from recipes.number_words import NumberWords
@@ -20,9 +22,8 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
-from tinker_cookbook.supervised.data import HubChats, JsonlChats, NoRobots, Tulu3
+from tinker_cookbook.supervised.data import NoRobots, Tulu3, data_at
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
-from tinker_cookbook.utils.files import existing_file
 
 DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
 
@@ -31,25 +32,22 @@ DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
 class CLI(ChatConfig):
     dataset: str | None = chz.field(
         default=None,
-        doc="no_robots, tulu3, number_words, a *.jsonl file, or org/name of a hub data set with a"
-        " messages column (None: number_words for nano, else no_robots)",
+        doc="no_robots, tulu3, number_words, or what dataset_path takes: a file, a directory, a"
+        " name on the hub (None: number_words for nano, else no_robots)",
     )
     eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
 
 
 def data_of(config: CLI) -> ChatDatasetBuilder:
     name = config.dataset or ("number_words" if config.model_name == "nano" else "no_robots")
-    if name.endswith(".jsonl"):
-        existing_file(name, "dataset")  # under the key that the user knows
-        return JsonlChats(path=name)
-    if name not in DATASETS and name.count("/") == 1:
-        return HubChats(path=name)
-    if name not in DATASETS:
+    if name in DATASETS:
+        return DATASETS[name]()
+    if not Path(name).suffix and "/" not in name and not Path(name).exists():
         raise ConfigurationError(
-            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a *.jsonl file, org/name of"
-            " a hub data set, or data="
+            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a file, a directory, org/name"
+            " of a hub data set, or data="
         )
-    return DATASETS[name]()
+    return data_at(name, "dataset")
 
 
 async def main(config: CLI) -> None:

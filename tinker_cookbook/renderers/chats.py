@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.renderers.known_keys import (
+    MESSAGE_KEYS,
+    PART_KEYS,
+    REASONING,
+    REPLIES,
+    ROW_KEYS,
+    TEXTS,
+    refusal,
+)
 from tinker_cookbook.renderers.messages import SURROGATE, Message, get_text_content
+from tinker_cookbook.renderers.row_account import Notes
+from tinker_cookbook.renderers.row_formats import (
+    EXPECTED,
+    MESSAGES,
+    RowFormat,
+    role_meant,
+    row_format,
+    short,
+)
 from tinker_cookbook.renderers.tool_declarations import openai_tools
+from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.files import existing_file
+from tinker_cookbook.utils.records import DataFile
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-EXPECTED = '{"messages": [{"role": "user", "content": "..."}, ...]}'
+_LOOKED_AT = 100  # rows, for one that tells the form
 
 
 @dataclass(frozen=True)
 class Chat:
     """A conversation and where it stands, for messages to the user ("chats.jsonl:17").
 
-    tools: those that are declared to the model, as OpenAI's API or `ToolSpec` has them.
+    tools: those that are declared to the model, as OpenAI's API or `ToolSpec` has them. notes: what
+    of the row was converted or is not read.
     """
 
     messages: list[Message]
     where: str
     tools: list[dict[str, Any]] = field(default_factory=list)
+    notes: Notes = field(default_factory=dict, compare=False)
 
     def messages_for(self, renderer: Renderer) -> list[Message]:
         """The messages with the tools declared in front, as `renderer` does it; the system prompt,
@@ -54,105 +78,235 @@ class BadRow:
     problem: str
 
 
-def read_chats(path: str | Path, key: str = "path", message_field: str = "messages") -> list[Chat]:
-    """All conversations of a JSONL file, one `{"messages": [...]}` a line, with `"tools": [...]`
-    where tools are declared; blank lines are ignored.
+def is_jsonl(path: str) -> bool:
+    """Whether it names a file that training reads as a whole, and refuses for one bad line."""
+    return path.endswith(".jsonl")
 
-    `key` is the configuration key that named the file, `message_field` the one in each line that
+
+def refuse_missing_file(path: str, key: str) -> None:
+    """ConfigurationError for what looks like a file, not like a name on the hub, and is not there.
+    `key` is the configuration key that named it."""
+    if is_jsonl(path) or (data_files.is_file_name(path) and not Path(path).expanduser().exists()):
+        existing_file(path, key)
+
+
+def read_chats(path: str | Path, key: str = "path", message_field: str = "messages") -> list[Chat]:
+    """All conversations of a JSON file, one a line or in one array, in a form of `row_formats.py`.
+
+    `key` is the configuration key that named the file, `message_field` the one in each row that
     holds the messages. Raises ConfigurationError for a file that is not there, DataFormatError
     (with file and line number) for one that cannot be read.
     """
-    path = existing_file(path, key)
-    chats = []
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        try:
-            line = raw.decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise DataFormatError(f"{where}: not UTF-8 text: {raw[:80]!r}") from error
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataFormatError(
-                f"{where}: not JSON ({error.msg}, column {error.colno}); found {line[:80]}; "
-                f"expected one object a line: {EXPECTED}"
-            ) from error
-        chats.append(row_chat(row, where, message_field))
+    file = DataFile(str(existing_file(path, key)), str(path))
+    read = RowReader(message_field)
+    chats = [read(record.row, f"{path}:{record.line}") for record in file.records()]
     if not chats:
         raise DataFormatError(f"{path}: the file is empty; expected one object a line: {EXPECTED}")
     return chats
 
 
-def table_chat(row: Any, where: str, message_field: str = "messages") -> Chat:
-    """`row_chat` for a row of a table, which has every key of any row: what is None is not there,
-    also inside tools and the arguments of calls."""
-    kept = _without_nones(row)
-    if isinstance(row, Mapping) and message_field in row:
-        kept.setdefault(message_field, None)
-    return row_chat(kept, where, message_field)
+class RowReader:
+    """The conversations of one data set's rows, all in the form of its first row.
 
-
-def row_chat(row: Any, where: str, message_field: str = "messages") -> Chat:
-    """The conversation of one row, checked, but for roles, parts and tool calls, which the renderer
-    checks. Keys of messages that are None are left out; tools may be JSON in text.
+    A row is a mapping of plain values. What is null in it is not there, inside tools and the
+    arguments of calls too, as a table has every key of any row; to keep a null there, write tools
+    or arguments as JSON in text. message_field: key of the list of messages.
     """
-    if not isinstance(row, Mapping):
-        raise DataFormatError(f"{where}: found {_short(row)}; expected {EXPECTED}")
-    if message_field not in row:
-        raise DataFormatError(
-            f"{where}: no {message_field!r}; "
-            f"found {', '.join(map(repr, row)) or 'an empty object'}; expected {EXPECTED}"
-        )
-    messages = row[message_field]
-    if not isinstance(messages, list) or not messages:
-        raise DataFormatError(
-            f"{where}: {message_field!r} must be a list of messages that is not empty; "
-            f"found {_short(messages)}"
-        )
-    if row.get("functions"):
-        raise DataFormatError(f"{where}: 'functions' is not read; write them as 'tools'")
-    checked = [  # counted from 0, as the renderers do
-        _message(message, f"{where}: message {index}") for index, message in enumerate(messages)
+
+    def __init__(self, message_field: str = MESSAGES) -> None:
+        self.message_field = message_field
+        self.form: RowFormat | None = None
+
+    @property
+    def forms(self) -> list[str]:
+        """How rows are read, where they are converted."""
+        return [self.form.read_as] if self.form is not None and self.form.read_as else []
+
+    def __call__(self, row: Any, where: str) -> Chat:
+        """The conversation of a row, checked, but for what its messages hold, which the renderer
+        checks. DataFormatError that begins with `where`."""
+        try:
+            kept = _without_nulls(row)
+            try:
+                form = row_format(kept, self.message_field, self.form)
+            except DataFormatError:
+                if not isinstance(row, Mapping) or self.message_field not in row:
+                    raise
+                kept[self.message_field] = None  # a table has the column in every row
+                form = row_format(kept, self.message_field, self.form)
+            if self.form is None:
+                self.form = form
+            elif form != self.form:
+                raise DataFormatError(
+                    f"{form.name}, but the data set begins with {self.form.name}; "
+                    "one data set has one form"
+                )
+            return _chat(kept, form, where, _nulls_left_out(row, kept, form))
+        except DataFormatError as error:
+            raise DataFormatError(f"{where}: {error}") from error
+        except RecursionError:
+            raise DataFormatError(f"{where}: the row is nested too deeply") from None
+
+
+def row_reader(rows: Iterable[Any], message_field: str, name: str) -> RowReader:
+    """A reader in the form of the first of `rows` that has one. DataFormatError where none has."""
+    reader = RowReader(message_field)
+    problem = "no rows"
+    for number, row in enumerate(itertools.islice(rows, _LOOKED_AT)):
+        try:
+            reader.form = row_format(_without_nulls(row), message_field)
+            return reader
+        except (DataFormatError, RecursionError) as error:
+            problem = f"row {number}: {error}" if not number else problem
+    raise DataFormatError(f"data set {name}: {problem}")
+
+
+def row_chat(row: Any, where: str, message_field: str = MESSAGES) -> Chat:
+    """The conversation of one row that stands alone, see `RowReader`."""
+    return RowReader(message_field)(row, where)
+
+
+def _chat(row: Mapping[str, Any], form: RowFormat, where: str, nulls: Iterable[str] = ()) -> Chat:
+    messages = [  # counted from 0, as the renderers do
+        _message(message, f"message {index}") for index, message in enumerate(form.turns(row))
     ]
-    return Chat(checked, where, _tools(row.get("tools"), where))
+    notes: Counter[tuple[str, str]] = Counter(("null", what) for what in nulls)
+    if form.read_as:
+        notes["form", form.read_as] += 1
+    prompt = row.get("prompt") if form.name == "prompt/completion" else None
+    if isinstance(prompt, list):
+        replies = sum(message["role"] == "assistant" for message in messages[: len(prompt)])
+        notes["replies", "prompt"] += replies > 0
+    messages = [_with_known_role(message, notes) for message in messages]
+    system = row.get("system")
+    if system and _system_of(messages) != system:
+        messages = _with_system(system, messages)
+    elif system:
+        notes["row", "system"] += 1
+    _refuse_keys_of_row(row, form, messages, notes)
+    for message in messages:
+        _count_unread(message, notes)
+    return Chat(messages, where, _tools(row.get("tools")), +notes)
 
 
-def _tools(value: Any, where: str) -> list[dict[str, Any]]:
+def _with_known_role(message: Message, notes: Counter[tuple[str, str]]) -> Message:
+    role = message["role"]
+    meant = role_meant(role)
+    if meant == role:
+        return message
+    notes["role", f"{role} read as {meant}"] += 1
+    return {**message, "role": meant}
+
+
+def _system_of(messages: list[Message]) -> Any:
+    first = messages[0]
+    return first.get("content") if first["role"] in ("system", "developer") else None
+
+
+def _with_system(system: Any, messages: list[Message]) -> list[Message]:
+    if not isinstance(system, str):
+        raise DataFormatError(f"'system' must be text, {_found(system)}")
+    if _system_of(messages) is not None:
+        raise DataFormatError(
+            "'system' beside messages that begin with another system message; keep one of them"
+        )
+    first = Message(role="system", content=system)
+    if any("trainable" in message for message in messages):
+        first["trainable"] = False
+    return [first, *messages]
+
+
+def _refuse_keys_of_row(
+    row: Mapping[str, Any],
+    form: RowFormat,
+    messages: list[Message],
+    notes: Counter[tuple[str, str]],
+) -> None:
+    """Keys beside the conversation: refused, or noted as not read."""
+    read = (*form.keys, *ROW_KEYS)
+    for key, value in row.items():
+        if key in read or value in ("", [], {}):
+            continue
+        problem = refusal("row", key, value, read)
+        if key in REPLIES and messages[-1]["role"] != "assistant":
+            problem = f"{key!r} is not read; make the reply the last message"
+        if problem and not (key in TEXTS and _repeats(value, messages)):
+            raise DataFormatError(problem)
+        notes["row", key] += 1
+
+
+def _repeats(value: Any, messages: list[Message]) -> bool:
+    """Whether a text stands in the messages, too, so that nothing is lost without it."""
+    text = value.strip() if isinstance(value, str) else ""
+    return bool(text) and any(text in each for message in messages for each in _texts(message))
+
+
+def _texts(message: Message) -> list[str]:
+    values = [value for key, value in message.items() if key in ("content", *REASONING)]
+    if isinstance(content := message.get("content"), list):
+        parts = [part for part in content if isinstance(part, Mapping)]
+        values += [part.get(str(part.get("type"))) for part in parts]
+    return [value for value in values if isinstance(value, str)]
+
+
+def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:
+    notes.update(("message", key) for key in message if key not in MESSAGE_KEYS)
+    content = message.get("content")
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, Mapping):
+            notes.update(("part", key) for key in part if key not in PART_KEYS)
+
+
+def _tools(value: Any) -> list[dict[str, Any]]:
     """The tools of a row: a list of them, as it is or as JSON in text; none where it is empty."""
     tools = value or []
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) or []
         except json.JSONDecodeError:
-            raise DataFormatError(f"{where}: 'tools' is not JSON, {_found(value)}") from None
+            raise DataFormatError(f"'tools' is not JSON, {_found(value)}") from None
     if not isinstance(tools, list):
-        raise DataFormatError(f"{where}: 'tools' must be a list of tools, {_found(value)}")
+        raise DataFormatError(f"'tools' must be a list of tools, {_found(value)}")
     if SURROGATE.search(json.dumps(tools, ensure_ascii=False, default=str)):
-        raise DataFormatError(f"{where}: 'tools' hold half of a surrogate pair")
+        raise DataFormatError("'tools' hold half of a surrogate pair")
     for index, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise DataFormatError(
-                f"{where}: tool {index} must be an object with name, description and parameters, "
+                f"tool {index} must be an object with name, description and parameters, "
                 f"{_found(tool)}"
             )
     return tools
 
 
-def _without_nones(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_nones(item) for key, item in value.items() if item is not None}
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nones(item) for item in value]
+        return [_without_nulls(item) for item in value]
     return value
+
+
+def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[str]:
+    """Whether "tools" or "arguments" of a row, as objects, hold a null that `kept` does not."""
+    found: dict[str, None] = {}
+    if isinstance(row.get("tools"), list) and row["tools"] != kept["tools"]:
+        found["tools"] = None
+    messages = row.get(form.keys[0])
+    for message in messages if isinstance(messages, list) else []:
+        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        for call in calls if isinstance(calls, list) else []:
+            function = call.get("function") if isinstance(call, Mapping) else None
+            arguments = function.get("arguments") if isinstance(function, Mapping) else None
+            if arguments != _without_nulls(arguments):
+                found["arguments"] = None
+    return list(found)
 
 
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise DataFormatError(f"{where} must be an object with role and content, {_found(message)}")
-    kept = {key: value for key, value in message.items() if value is not None}
+    kept = dict(message)
     if not isinstance(kept.get("role"), str):
         raise DataFormatError(f"{where}: 'role' must be a string, {_found(message)}")
     # A message that only calls tools has no content in the form that APIs write.
@@ -165,16 +319,14 @@ def _message(message: Any, where: str) -> Message:
 
 
 def _is_text(part: Any) -> bool:
+    """Text and nothing else that matters, so that it may become one string with those around it."""
     return (
         isinstance(part, Mapping)
         and part.get("type") == "text"
         and isinstance(part.get("text"), str)
+        and all(key in ("type", "text") for key in part)
     )
 
 
 def _found(value: Any) -> str:
-    return f"found {_short(value)}"
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)[:80]
+    return f"found {short(value)}"

@@ -6,7 +6,7 @@ import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.renderers.chats import Chat, read_chats, row_chat, table_chat
+from tinker_cookbook.renderers.chats import Chat, read_chats, row_chat
 from tinker_cookbook.renderers.conftest import load
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
@@ -33,7 +33,7 @@ def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path):
     [
         ("oops " * 40, "not JSON (Expecting value, column 1); found " + ("oops " * 16) + ";"),
         ('{"messages": [', "not JSON (Expecting value, column 15)"),
-        ('{"conversations": []}', "no 'messages'; found 'conversations'"),
+        ('{"talk": []}', "no 'messages'; found 'talk'"),
         ("{}", "no 'messages'; found an empty object"),
         ("[1, 2]", "found [1, 2]; expected"),
         ('{"messages": "hi"}', "'messages' must be a list of messages that is not empty; found"),
@@ -95,10 +95,9 @@ def test_columns_without_a_value_are_left_out():
         ],
         "tools": None,
     }
+    call = {"function": {"name": "f", "arguments": {"x": 1}}}
     expected = {"role": "assistant", "tool_calls": [call]}
-    assert row_chat(row, "row", "text").messages == [{"role": "user", "content": "a"}, expected]
-    expected["tool_calls"] = [{"function": {"name": "f", "arguments": {"x": 1}}}]
-    chat = table_chat(row, "row", "text")
+    chat = row_chat(row, "row", "text")
     assert chat == Chat([{"role": "user", "content": "a"}, expected], "row", [])
 
 

@@ -7,15 +7,15 @@ renderer takes messages.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS, PART_KEYS, REASONING, refusal
 
 Role = str
 """Mostly "system", "user", "assistant" or "tool"; each renderer lists the roles it knows."""
@@ -236,8 +236,6 @@ def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-_READ = (*Message.__annotations__, *_REASONING, "tools")
 SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES_ELSEWHERE = {
     "human": "user",
@@ -260,37 +258,13 @@ def _role_meant(role: Any, roles: Sequence[Role]) -> str:
     return f" (write {meant!r})" if meant in roles and meant != role else ""
 
 
-def _unread_key(key: str, value: Any) -> str | None:
-    """What is wrong with a key that no renderer reads; None where nothing is lost by it."""
-    if key == "weight" and value is not None:
-        return (
-            f"'weight': {value!r} is not read; give each message 'trainable': true or false, and "
-            "set train_on_what=customized"
-        )
-    if key in ("loss", "loss_mask", "train", "training", "train_on_turn"):
-        if value in (False, 0):
-            return f"{key!r}: {value!r} is not read; use 'trainable' and train_on_what=customized"
-        return None
-    if not value or key == "tool":  # some name the tool of a result so
-        return None
-    if key == "function_call":
-        return "'function_call' is the older form of a call, which is not read; use 'tool_calls'"
-    if key in ("function_calls", "functions"):
-        return f"{key!r} is not read; use 'tool_calls', and 'tools' beside the messages"
-    if key in ("thinking_content", "reasoning_details", "thought", "think"):
-        return f"{key!r} is not read; use 'reasoning_content'"
-    if near := difflib.get_close_matches(key, _READ, n=1, cutoff=0.85):
-        return f"unknown key {key!r}; did you mean {near[0]!r}?"
-    return None
-
-
 def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Message:
     """A copy of `message` in the form that renderers read, or a RendererError naming `index`.
 
     An assistant message with tool calls may lack content (as OpenAI writes it), and an assistant's
     `reasoning_content` (`thinking` in gpt-oss data, `reasoning` in some replies of servers) becomes
     a thinking part. Keys that say nothing of tokens or weights (`id`, `timestamp`) are not read;
-    those that do, elsewhere, and near misses of the known keys are refused.
+    `known_keys.py` lists those that are refused.
     """
 
     def refuse(problem: str) -> RendererError:
@@ -303,7 +277,9 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
         hint = _role_meant(role, roles)
         raise refuse(f"unknown role {role!r}{hint}; this renderer knows {', '.join(roles)}")
     for key, value in message.items():
-        if key not in _READ and (problem := _unread_key(key, value)):
+        if key not in MESSAGE_KEYS and (
+            problem := refusal("message", key, value, MESSAGE_KEYS, str(role))
+        ):
             raise refuse(problem)
     content = message.get("content")
     for key in ("tool_calls", "unparsed_tool_calls"):
@@ -334,15 +310,20 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
                 raise refuse(f"a {kind} part without {kind!r}: {part!r:.80}")
             if kind == "thinking" and role != "assistant":
                 raise refuse(f"a {role} message cannot have a thinking part")
-    reasoning = next((message[key] for key in _REASONING if message.get(key)), None)
-    if role != "assistant" and (message.get("reasoning_content") or message.get("thinking")):
+            if problem := part_problem(part, str(role)):
+                raise refuse(problem)
+    given = {key: message[key] for key in REASONING if message.get(key)}
+    reasoning = next(iter(given.values()), None)
+    if role != "assistant" and given:
         raise refuse(f"a {role} message cannot have reasoning, found {reasoning!r:.80}")
+    if any(other != reasoning for other in given.values()):
+        raise refuse(f"{' and '.join(map(repr, given))} differ; keep one of them")
     if reasoning and role == "assistant":
         if not isinstance(reasoning, str):
             raise refuse(f"its reasoning must be text, found {reasoning!r:.80}")
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
-    for key in _REASONING:  # in content now; it must not be read again
+    for key in REASONING:  # in content now; it must not be read again
         result.pop(key, None)
     for key in ("tool_calls", "unparsed_tool_calls"):
         if not message.get(key):
@@ -361,6 +342,20 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     except ValueError as error:
         raise refuse(str(error)) from error
     return result  # type: ignore[return-value]
+
+
+def part_problem(part: Mapping[str, Any], role: Role) -> str | None:
+    """What a part of content says beside its text that would be lost; None where nothing is."""
+    kind = part.get("type")
+    for key, value in part.items():
+        if key in ("type", kind):
+            continue
+        if key in PART_KEYS:
+            if value:
+                return f"a {kind} part with {key!r}: {value!r:.40}; make it a part of its own"
+        elif problem := refusal("part", key, value, PART_KEYS, role):
+            return f"a part of its content: {problem}"
+    return None
 
 
 def _unparsed(call: Any) -> UnparsedToolCall:

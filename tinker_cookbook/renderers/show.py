@@ -28,7 +28,15 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.renderers.base import Renderer
-from tinker_cookbook.renderers.chats import BadRow, Chat, read_chats, row_chat, table_chat
+from tinker_cookbook.renderers.chats import (
+    BadRow,
+    Chat,
+    is_jsonl,
+    read_chats,
+    refuse_missing_file,
+    row_chat,
+    row_reader,
+)
 from tinker_cookbook.renderers.examples import conversation_examples
 from tinker_cookbook.renderers.messages import ToolSpec
 from tinker_cookbook.renderers.registry import get_renderer
@@ -42,12 +50,16 @@ from tinker_cookbook.utils.display import is_terminal
 class Conversations:
     path: str | None = chz.field(
         default=None,
-        doc='JSONL file, a line: {"messages": [...]}; or a data set: name on the hub, directory or'
-        " file (None: a few built-in conversations)",
+        doc="JSONL file of conversations; or a data set: name on the hub, directory or file (None:"
+        " a few built-in conversations)",
     )
     name: str | None = chz.field(default=None, doc="configuration of the data set")
     split: str = chz.field(default="train", doc="split of the data set")
-    message_field: str = chz.field(default="messages", doc="column with the list of messages")
+    message_field: str = chz.field(
+        default="messages",
+        doc="column with the list of messages (where there is no such column as the default: by"
+        " the form of the rows)",
+    )
 
 
 @chz.chz
@@ -84,7 +96,7 @@ def main(config: Config) -> None:
     warn_if_renderer_not_recommended(config.model_name, name)
     max_length = config.max_length or _usual_length(config.model_name, name)
     chats = itertools.islice(_chats(config, path), config.start, None)
-    is_file = path is None or path.endswith(".jsonl")
+    is_file = path is None or is_jsonl(path)
     limit = config.limit or (None if is_file else _ROWS)
     read = list(itertools.islice(chats, limit))
     if not read:
@@ -158,17 +170,19 @@ def _chats(config: Config, path: str | None) -> Iterator[Chat | BadRow]:
     data = config.data
     if path is None:
         yield from _built_in()
-    elif path.endswith(".jsonl"):
-        key = "dataset_path" if config.dataset_path else "data.path"
+        return
+    key = "dataset_path" if config.dataset_path else "data.path"
+    refuse_missing_file(path, key)
+    if is_jsonl(path):
         yield from read_chats(path, key, data.message_field)
     else:
         way_out = "data.path=FILE.jsonl shows a file of your own"
         rows = data_files.open_stream(path, data.name, data.split, way_out)
-        data_files.require_column(rows, data.message_field, path)
+        read = row_reader((placed.row for placed in rows), data.message_field, path)
         for number, (row, place) in enumerate(rows):
             where = place or f"{path}, row {number}"
             try:
-                yield table_chat(row, where, data.message_field)
+                yield read(row, where)
             except DataFormatError as error:
                 yield BadRow(where, str(error).removeprefix(f"{where}: "))
 

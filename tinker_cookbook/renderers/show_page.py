@@ -17,6 +17,7 @@ from tinker_cookbook.renderers.chats import BadRow, Chat
 from tinker_cookbook.renderers.examples import Example, conversation_examples, split_note
 from tinker_cookbook.renderers.messages import Message, split_thinking
 from tinker_cookbook.renderers.parsing import TokenDecoder
+from tinker_cookbook.renderers.row_account import RowAccount
 from tinker_cookbook.renderers.training_modes import REPLY_MODES, TrainOnWhat, trained_messages
 from tinker_cookbook.utils.misc_utils import counted
 
@@ -132,6 +133,7 @@ class Totals:
         self._refused_as_a_whole = refused_as_a_whole
         self.max_length, self.mode = max_length, train_on_what
         self.examples: list[Example] = []  # of the conversation that was added last
+        self.rows = RowAccount()
         self.num_conversations = self.num_examples = self.num_tokens = self.num_trained = 0
         self._refused, self._cut, self._useless = _Finding(), _Finding(), _Finding()
         self._masked, self._dropped = _Finding(), _Finding()
@@ -159,6 +161,7 @@ class Totals:
         except RendererError as error:
             self._refused.add(1, f"{chat.where}: {error}")
             return [f"cannot be rendered: {error}"]
+        self.rows.add(chat.notes)
         notes = [note for example in self.examples if (note := self._count(example, chat.where))]
         if len(self.examples) > 1:
             self._num_split += 1
@@ -218,7 +221,8 @@ class Totals:
         ]
 
     def lines(self, name: str) -> list[str]:
-        """The account: one line of totals, and one on conversations of several examples."""
+        """The account: one line of totals, one on conversations of several examples, and what of
+        the rows was converted or is not read."""
         share = ""
         if self.num_tokens:
             percent = f"{self.num_trained / self.num_tokens:.0%}"
@@ -230,7 +234,7 @@ class Totals:
         ]
         if self._num_split:
             lines.append(split_note(self._num_split, self._num_parts))
-        return lines
+        return lines + [f"{name}: {line}" for line in self.rows.lines()]
 
     def warnings(self) -> list[str]:
         """One line for each kind of thing that training refuses, cuts or leaves without weight."""

@@ -12,7 +12,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.data import JsonlChats
+from tinker_cookbook.supervised.data import data_at
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
@@ -31,7 +31,9 @@ class ChatConfig(train.Config):
         default=None, doc="what to train on, e.g. data=NoRobots (None: the recipe's own)"
     )
     dataset_path: str | None = chz.field(
-        default=None, doc="short for data=JsonlChats data.path=..., a JSONL file of conversations"
+        default=None,
+        doc="conversations: a JSONL file (short for data=JsonlChats data.path=...), else another"
+        " file, a directory or a name on the hub (data=HubChats)",
     )
     num_epochs: int | None = chz.field(
         default=None, doc="passes over the data (None: what suits the data, most often 1)"
@@ -64,7 +66,7 @@ def resolve(
     asked = config
     data = config.dataset_builder or default_data
     if config.dataset_path is not None:
-        data = JsonlChats(path=config.dataset_path)
+        data = data_at(config.dataset_path, "dataset_path")
     config, filled = keys.fill(chz.replace(config, dataset_builder=data), method)
     keys.check(config)
     changes: dict[str, Any] = {"dataset_path": None}  # the builder says it; once is enough

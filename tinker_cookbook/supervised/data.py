@@ -2,13 +2,14 @@
 
 | builder | conversations from |
 |---|---|
-| `JsonlChats`, `FromConversationFileBuilder` | a JSONL file, one `{"messages": [...]}` a line |
-| `HubChats` | a hub or local data set with a column of messages |
+| `JsonlChats`, `FromConversationFileBuilder` | a JSONL file, one conversation a line |
+| `HubChats` | a data set on the hub, or a local file or directory |
 | `NoRobots`, `Tulu3` | the two that recipes name |
 | `InterleavedChatDatasetBuilder` | several hub or local data sets, mixed by weight |
 | `StreamedHubChats` | a hub data set that is read while training runs |
-| `InMemoryChats` | Python: a list of `{"messages": [...]}` |
+| `InMemoryChats` | Python: a list of rows |
 
+A row is `{"messages": [...]}` or has another of the forms of `renderers/row_formats.py`.
 Beside its messages a row may have `tools`, which are declared as the renderer does it. Files and
 lists are rendered at the start; hub data is rendered as it is drawn.
 """
@@ -23,7 +24,14 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.renderers.chats import Chat, read_chats, row_chat
+from tinker_cookbook.renderers.chats import (
+    Chat,
+    RowReader,
+    is_jsonl,
+    read_chats,
+    refuse_missing_file,
+    row_reader,
+)
 from tinker_cookbook.supervised.datasets import (
     LazyChats,
     RenderedChats,
@@ -101,7 +109,7 @@ class _ChatLists(ChatDatasetBuilder):
 
 @chz.chz
 class JsonlChats(_ChatLists):
-    """A JSONL file of conversations, one `{"messages": [...]}` a line."""
+    """A JSONL file of conversations, one a line."""
 
     path: str = chz.field(doc="JSONL file, one conversation a line")
     test_path: str | None = chz.field(
@@ -148,7 +156,7 @@ class FromConversationFileBuilder(_ChatLists):
 
 @chz.chz
 class InMemoryChats(_ChatLists):
-    """Conversations that a program has made: lists of `{"messages": [...]}`."""
+    """Conversations that a program has made: lists of `{"messages": [...]}` or the like."""
 
     conversations: list[dict[str, Any]] = chz.field(doc="training data")
     test_conversations: list[dict[str, Any]] | None = chz.field(default=None, doc="test data")
@@ -169,12 +177,12 @@ class InMemoryChats(_ChatLists):
 
 def _named(rows: list[dict[str, Any]], label: str) -> list[Chat]:
     places = [f"{label}, conversation {number}" for number in range(len(rows))]
-    return [row_chat(row, where) for row, where in zip(rows, places)]
+    return list(map(RowReader(), rows, places))
 
 
 @chz.chz
 class HubChats(ChatDatasetBuilder):
-    """A hub or local data set with a column of messages."""
+    """A hub or local data set of conversations."""
 
     path: str = chz.field(doc="data set: name on the hub, directory or file")
     name: str | None = chz.field(default=None, doc="configuration of the data set")
@@ -185,7 +193,11 @@ class HubChats(ChatDatasetBuilder):
     test_size: int = chz.field(
         default=0, doc="rows: the first of the shuffled training split, or at most of test_split"
     )
-    message_field: str = chz.field(default="messages", doc="column with the list of messages")
+    message_field: str = chz.field(
+        default="messages",
+        doc="column with the list of messages (where there is no such column as the default: by"
+        " the form of the rows)",
+    )
     shuffle_seed: int = chz.field(default=0, doc="seed of the test rows and of each epoch's order")
 
     def identity(self) -> Mapping[str, Any]:
@@ -193,10 +205,9 @@ class HubChats(ChatDatasetBuilder):
         return path_identity(self.path)
 
     def __call__(self) -> Datasets:
-        train_rows = data_files.open_rows(self.path, self.name, self.split).shuffle(
-            seed=self.shuffle_seed
-        )
-        test_rows = None
+        train_rows = data_files.open_rows(self.path, self.name, self.split)
+        read = row_reader(train_rows, self.message_field, self.path)
+        train_rows, test_rows = train_rows.shuffle(seed=self.shuffle_seed), None
         if self.test_split is not None:
             test_rows = data_files.open_rows(self.path, self.name, self.test_split)
             if self.test_size:
@@ -209,8 +220,8 @@ class HubChats(ChatDatasetBuilder):
             test_rows = train_rows.select(range(self.test_size))
             train_rows = train_rows.select(range(self.test_size, len(train_rows)))
         return (
-            self._lazy(train_rows, self.config.batch_size, self.shuffle_seed, self.path),
-            self._lazy(test_rows, len(test_rows), None, f"{self.path} (test)")
+            self._lazy(train_rows, read, self.config.batch_size, self.shuffle_seed, self.path),
+            self._lazy(test_rows, read, len(test_rows), None, f"{self.path} (test)")
             if test_rows is not None
             else None,
         )
@@ -219,8 +230,9 @@ class HubChats(ChatDatasetBuilder):
         """What is trained where the key train_on_what is None."""
         return TrainOnWhat.ALL_ASSISTANT_MESSAGES
 
-    def _lazy(self, rows: Rows, batch_size: int, shuffle_seed: int | None, name: str) -> LazyChats:
-        data_files.require_column(rows, self.message_field, self.path)
+    def _lazy(
+        self, rows: Rows, read: RowReader, batch_size: int, shuffle_seed: int | None, name: str
+    ) -> LazyChats:
         config = self.config
         return LazyChats(
             rows,
@@ -228,13 +240,21 @@ class HubChats(ChatDatasetBuilder):
                 self.renderer,
                 config.max_length,
                 config.train_on_what or self.default_train_on_what(),
-                self.message_field,
+                read,
             ),
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             name=name,
             max_length=config.max_length,
+            forms=read.forms,
         )
+
+
+def data_at(path: str, key: str) -> JsonlChats | HubChats:
+    """The builder for conversations at a path, or under a name on the hub: what `dataset_path=`
+    means. ConfigurationError, with the key that named it, for a file that is not there."""
+    refuse_missing_file(path, key)
+    return JsonlChats(path=path) if is_jsonl(path) else HubChats(path=path)
 
 
 @chz.chz

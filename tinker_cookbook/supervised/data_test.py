@@ -1,14 +1,21 @@
 """The builders. Hub names are real; what they find is a directory of that name in a temporary cwd,
 which `datasets.load_dataset` prefers to the hub."""
 
+import csv
 import json
 from collections import Counter
+from pathlib import Path
 
 import chz
 import pytest
 
 from tinker_cookbook import tokenizer_utils
-from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
+from tinker_cookbook.exceptions import (
+    ConfigurationError,
+    DataError,
+    DataFormatError,
+    DataValidationError,
+)
 from tinker_cookbook.renderers import TrainOnWhat, register_renderer, unregister_renderer
 from tinker_cookbook.supervised.data import (
     FromConversationFileBuilder,
@@ -22,6 +29,7 @@ from tinker_cookbook.supervised.data import (
     StreamingSupervisedDatasetFromHFDataset,
     Tulu3,
     conversation_to_datum,
+    data_at,
 )
 from tinker_cookbook.supervised.datasets_test import LetterRenderer, epoch, shown, talk, texts
 from tinker_cookbook.supervised.mixture import mixture_counts
@@ -125,6 +133,101 @@ def test_lists_in_memory():
         InMemoryChats(common_config=COMMON, conversations=[{}], label="sums")()
 
 
+# What a row is, for all builders alike
+
+ROWS = {
+    "messages": [{"messages": talk(f"q{i}", f"a{i}"), "source": "s"} for i in range(8)],
+    "sharegpt": [
+        {
+            "conversations": [
+                {"from": "human", "value": f"q{i}"},
+                {"from": "gpt", "value": f"a{i}"},
+            ],
+            "source": "s",
+        }
+        for i in range(8)
+    ],
+    "alpaca": [{"instruction": f"q{i}", "output": f"a{i}", "source": "s"} for i in range(8)],
+    "completion": [{"prompt": f"q{i}", "completion": f"a{i}", "source": "s"} for i in range(8)],
+}
+BUILDERS = {
+    "jsonl": lambda table: JsonlChats(common_config=COMMON, path="s/train.jsonl"),
+    "memory": lambda table: InMemoryChats(common_config=COMMON, conversations=table),
+    "hub": lambda table: HubChats(common_config=COMMON, path="s"),
+    "json": lambda table: data_at("s.json", "dataset_path"),
+    "csv": lambda table: data_at("s.csv", "dataset_path"),
+    "parquet": lambda table: data_at("s.parquet", "dataset_path"),
+    "stream": lambda table: StreamedHubChats(common_config=COMMON, path="s", length=8),
+    "mixture": lambda table: InterleavedChatDatasetBuilder(
+        common_config=COMMON, sources=[HFDatasetSource(path="s")]
+    ),
+}
+
+
+def stored(table):
+    """The rows as files of five kinds."""
+    import datasets
+
+    write(Path("s/train.jsonl"), table)
+    Path("s.json").write_text(json.dumps(table))
+    datasets.Dataset.from_list(table).to_parquet("s.parquet")
+    with open("s.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        for row in table:
+            texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+            writer.writerow(texts)
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_every_builder_reads_every_form(cwd, form):
+    stored(ROWS[form])
+    for name, make in BUILDERS.items():
+        data, _ = chz.replace(make(ROWS[form]), common_config=COMMON)()
+        start = data.report.lines()
+        assert sorted(all_texts(data)) == [f"u:q{i}|a:a{i}|" for i in range(8)], name
+        lines = "\n".join(data.report.lines())
+        assert "keys that are not read: source (8 rows)" in lines, name
+        assert ("8 rows of " in lines) is (form != "messages"), name
+        assert any("rows of " in line for line in start) is (form != "messages"), name
+
+
+def test_every_builder_refuses_the_same_keys(cwd):
+    table = [{**row, "chat_template_kwargs": "{}"} for row in ROWS["messages"]]
+    stored(table)
+    for name, make in BUILDERS.items():
+        with pytest.raises((DataFormatError, DataValidationError)) as error:
+            data, _ = chz.replace(make(table), common_config=COMMON)()
+            data.get_batch(0)
+        assert "'chat_template_kwargs': '{}' is not read" in str(error.value), name
+
+
+def test_rows_of_another_form_than_the_first_are_named(cwd):
+    table = [*ROWS["messages"][:4], ROWS["alpaca"][0]]
+    problem = "instruction/input/output, but the data set begins with messages of role/content"
+    write(cwd / "s/train.jsonl", table)
+    for name in ("jsonl", "memory"):
+        with pytest.raises(DataFormatError, match=problem):
+            BUILDERS[name](table)()
+    common = chz.replace(COMMON, batch_size=5)
+    data, _ = chz.replace(BUILDERS["hub"](table), common_config=common)()
+    assert sorted(texts(data.get_batch(0))) == [f"u:q{i}|a:a{i}|" for i in range(4)]
+    (skipped,) = data.report.skipped
+    assert skipped.endswith(f"{problem}; one data set has one form")
+
+
+def test_a_mixture_of_forms(cwd):
+    write(cwd / "a/train.jsonl", ROWS["alpaca"])
+    write(cwd / "b/train.jsonl", ROWS["sharegpt"])
+    sources = [HFDatasetSource(path="a"), HFDatasetSource(path="b")]
+    data, _ = InterleavedChatDatasetBuilder(common_config=COMMON, sources=sources)()
+    assert sorted(all_texts(data)) == sorted([f"u:q{i}|a:a{i}|" for i in range(8)] * 2)
+    assert {line for line in data.report.lines() if "8 rows" in line} == {
+        "mixture: 8 rows of instruction/input/output, read as user and assistant messages",
+        "mixture: 8 rows of conversations of from/value, read as messages",
+    }
+
+
 # Configuration
 
 
@@ -208,11 +311,11 @@ def test_local_copies(cwd):
 
 
 def test_a_missing_column_shows_those_that_are_there(cwd):
-    table = [{"conversations": row["messages"], "id": 1} for row in rows(4)]
+    table = [{"talk": row["messages"], "id": 1} for row in rows(4)]
     write(cwd / "some/set/train.jsonl", table)
-    with pytest.raises(DataFormatError, match="no column 'messages'; found 'conversations', 'id'"):
+    with pytest.raises(DataFormatError, match=r"no 'messages'; found '(talk', 'id|id', 'talk)'"):
         HubChats(common_config=COMMON, path="some/set")()
-    train, _ = HubChats(common_config=COMMON, path="some/set", message_field="conversations")()
+    train, _ = HubChats(common_config=COMMON, path="some/set", message_field="talk")()
     assert len(all_texts(train)) == 4
 
 
@@ -320,8 +423,6 @@ def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd):
 
 
 def test_a_stream_that_is_too_short_or_too_small(cwd):
-    from tinker_cookbook.exceptions import DataValidationError
-
     data = streamed(cwd, count=6)
     data.get_batch(0)
     with pytest.raises(DataValidationError, match="length=40 promises more rows"):

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from tinker_cookbook.exceptions import (
     RendererError,
 )
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.renderers.chats import Chat, table_chat
+from tinker_cookbook.renderers.chats import Chat, RowReader
 from tinker_cookbook.renderers.examples import SEVERAL_REPLIES, conversation_examples
+from tinker_cookbook.renderers.row_account import Notes
 from tinker_cookbook.sequences import Reduction, Sequence, from_datum, to_datum
 from tinker_cookbook.supervised.types import MAX_NAMED, DataReport, SupervisedDataset
 from tinker_cookbook.utils.data_files import where
@@ -44,6 +45,7 @@ class Rendered:
     num_lost: int = 0  # trained tokens that were cut off
     num_split: int = 0  # examples that the conversation was split into, 0 where it was not
     skipped: list[str] = field(default_factory=list)  # a reason per example that was left out
+    notes: Notes = field(default_factory=dict)  # see `Chat.notes`
 
 
 RenderRow = Callable[[Row], Rendered]  # does not raise for what is wrong with one row alone
@@ -72,6 +74,19 @@ def render_conversation(
         num_split=len(examples) if len(examples) > 1 else 0,
         skipped=skipped,
     )
+
+
+def render_chat(
+    chat: Chat,
+    renderer: Renderer,
+    max_length: int | None,
+    train_on_what: TrainOnWhat,
+    reduction: Reduction = "mean",
+) -> Rendered:
+    """`render_conversation` with the tools declared, and with the notes of the row."""
+    messages = chat.messages_for(renderer)
+    rendered = render_conversation(messages, renderer, max_length, train_on_what, reduction)
+    return replace(rendered, notes=chat.notes)
 
 
 def conversation_to_datum(
@@ -116,18 +131,21 @@ def render_rows(
     renderer: Renderer,
     max_length: int | None,
     train_on_what: TrainOnWhat,
-    message_field: str = "messages",
+    read: Callable[[Any, str], Chat] | None = None,
 ) -> RenderRow:
-    """`render_conversation` for the rows of a table, whose messages stand in `message_field`.
+    """`render_conversation` for the rows of a table. read: from a row and its place to the
+    conversation (None: in the form of the first row).
 
     Rows are drawn while training runs, so one that cannot be rendered is skipped like one that
     trains nothing: hours of work must not end for it. The report names it.
     """
 
+    read = read or RowReader()
+
     def render(row: Row) -> Rendered:
         try:
-            messages = table_chat(row, "row", message_field).messages_for(renderer)
-            return render_conversation(messages, renderer, max_length, train_on_what)
+            chat = read(row, "row")
+            return render_chat(chat, renderer, max_length, train_on_what)
         except (DataFormatError, RendererError) as error:
             return Rendered([], skipped=[str(error).removeprefix("row: ")])
 
@@ -163,6 +181,7 @@ def count(report: DataReport, rendered: Rendered, where: str) -> None:
     report.num_split += rendered.num_split > 0
     report.num_split_examples += rendered.num_split
     report.num_skipped += len(rendered.skipped)
+    report.rows.add(rendered.notes)
     room = max(0, MAX_NAMED - len(report.skipped))
     report.skipped += [f"{where}: {reason}" for reason in rendered.skipped[:room]]
     for datum in rendered.datums:
@@ -262,9 +281,7 @@ class RenderedChats(_Shuffled):
         self._sequences: list[Sequence] = []
         for chat in chats:
             try:
-                rendered = render_conversation(
-                    chat.messages_for(renderer), renderer, max_length, train_on_what, reduction
-                )
+                rendered = render_chat(chat, renderer, max_length, train_on_what, reduction)
             except RendererError as error:
                 raise RendererError(f"{chat.where}: {error}") from error
             count(self.report, rendered, chat.where)
@@ -298,7 +315,8 @@ def _batching_notes(dataset: _Shuffled, unit: str) -> list[str]:
 class LazyChats(_Shuffled):
     """Rows that are rendered when they are drawn, for data sets too large to render at the start.
 
-    `rows` needs len() and [i]. `report` counts each row when it is first drawn.
+    `rows` needs len() and [i]. `report` counts each row when it is first drawn. forms: how rows
+    are known to be read, for the report at the start.
     """
 
     def __init__(
@@ -310,10 +328,12 @@ class LazyChats(_Shuffled):
         shuffle_seed: int | None = 0,
         name: str = "data",
         max_length: int | None = None,
+        forms: Rows[str] = (),
     ) -> None:
         super().__init__(len(rows), batch_size, shuffle_seed)
         self._rows, self._render = rows, render
         self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=len(rows))
+        self.report.rows.forms += forms
         self.report.notes += _batching_notes(self, "rows")
         self._seen = np.zeros(self.num_rows, dtype=bool)
 

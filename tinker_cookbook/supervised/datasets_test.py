@@ -295,6 +295,21 @@ def test_a_bad_row_is_skipped_and_named():
     ]
 
 
+def test_the_account_names_what_was_converted_and_what_is_not_read():
+    alpaca = [{"instruction": f"q{i}", "output": "a", "topic": "x"} for i in range(3)]
+    forms = ["instruction/input/output, read as user and assistant messages"]
+    data = lazy([*alpaca, {**alpaca[0], "weight": 2}], shuffle_seed=None, name="d", forms=forms)
+    assert data.report.lines()[1:] == [f"d: rows of {forms[0]}"]
+    for _ in range(2):
+        assert texts(data.get_batch(0)) == [f"u:q{i}|a:a|" for i in range(3)]
+    assert data.report.lines()[1:] == [
+        "d: 1 example skipped: row 3: 'weight': 2 is not read; every example counts alike: mix data"
+        " sets by weight with data=InterleavedChatDatasetBuilder, or remove the key",
+        f"d: 3 rows of {forms[0]}",
+        "d: keys that are not read: topic (3 rows)",
+    ]
+
+
 def test_a_batch_without_examples_takes_the_next_ones():
     bad = {"messages": talk("no reply")}
     data = lazy([bad, *rows(2)], batch_size=1, shuffle_seed=None)

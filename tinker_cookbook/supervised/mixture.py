@@ -10,6 +10,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.renderers.chats import Chat, RowReader, row_reader
 from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.utils import data_files
@@ -52,20 +53,21 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         if not self.sources:
             raise ConfigurationError("sources is empty: expected at least one data set")
-        parts = [self._load(source) for source in self.sources]
+        tables = [self._load(source) for source in self.sources]
+        readers = [
+            row_reader(rows, source.message_field, source.path)
+            for rows, source in zip(tables, self.sources)
+        ]
+        parts = [rows.shuffle(seed=self.shuffle_seed) for rows in tables]
         sizes = [len(part) for part in parts]
         weights = [source.weight for source in self.sources]
         held_out = (
             mixture_counts(sizes, weights, self.test_size) if self.test_size else [0] * len(parts)
         )
         train = MixtureRows(
-            [part.select(range(n, len(part))) for part, n in zip(parts, held_out)],
-            [source.message_field for source in self.sources],
+            [part.select(range(n, len(part))) for part, n in zip(parts, held_out)], readers
         )
-        test = MixtureRows(
-            [part.select(range(n)) for part, n in zip(parts, held_out)],
-            [source.message_field for source in self.sources],
-        )
+        test = MixtureRows([part.select(range(n)) for part, n in zip(parts, held_out)], readers)
         return (
             self._dataset(train, weights, self.config.batch_size, self.shuffle_seed, "mixture"),
             self._dataset(test, None, len(test), None, "mixture (test)") if len(test) else None,
@@ -74,9 +76,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
     def _load(self, source: HFDatasetSource) -> Rows:
         if not source.weight > 0:
             raise ConfigurationError(f"{source.path}: weight={source.weight}: expected above 0")
-        rows = data_files.open_rows(source.path, source.name, source.split)
-        data_files.require_column(rows, source.message_field, source.path)
-        return rows.shuffle(seed=self.shuffle_seed)
+        return data_files.open_rows(source.path, source.name, source.split)
 
     def _dataset(
         self,
@@ -91,34 +91,28 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         return LazyMixture(
             rows,
             weights,
-            render_rows(self.renderer, config.max_length, train_on_what),
+            render_rows(self.renderer, config.max_length, train_on_what, rows.chat),
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             name=name,
             max_length=config.max_length,
+            forms=rows.forms,
         )
 
 
 class MixtureRows:
-    """The rows of several data sets, one after the other, each with its messages under "messages"
-    and its other keys as they are."""
+    """The rows of several data sets, one after the other, each with the number of its data set."""
 
-    def __init__(self, parts: Sequence[Rows], message_fields: Sequence[str]) -> None:
-        self.parts, self._fields = parts, message_fields
+    def __init__(self, parts: Sequence[Rows], readers: Sequence[RowReader]) -> None:
+        self.parts, self._readers = parts, readers
         self.offsets = np.cumsum([0, *(len(part) for part in parts)])
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int) -> tuple[int, dict[str, Any]]:
         part, number = self._place(row)
-        found, field = self.parts[part][number], self._fields[part]
-        if field == "messages":
-            return found
-        others = {key: value for key, value in found.items() if key != "messages"}
-        if field in others:
-            others["messages"] = others.pop(field)
-        return others
+        return part, self.parts[part][number]
 
     def where(self, row: int) -> str:
         part, number = self._place(row)
@@ -127,6 +121,16 @@ class MixtureRows:
     def _place(self, row: int) -> tuple[int, int]:
         part = int(np.searchsorted(self.offsets, row, side="right")) - 1
         return part, row - int(self.offsets[part])
+
+    @property
+    def forms(self) -> list[str]:
+        """How the data sets are read, those that are converted."""
+        return [form for reader in self._readers for form in reader.forms]
+
+    def chat(self, row: tuple[int, dict[str, Any]], where: str) -> Chat:
+        """The conversation of a row, as the reader of its data set has it."""
+        part, found = row
+        return self._readers[part](found, where)
 
 
 class LazyMixture(LazyChats):

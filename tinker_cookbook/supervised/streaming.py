@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import TrainOnWhat
+from tinker_cookbook.renderers.chats import row_reader
 from tinker_cookbook.supervised.datasets import (
     MAX_EMPTY_BATCHES,
     RenderRow,
@@ -47,6 +48,7 @@ class StreamedRows(SupervisedDataset):
         shuffle_seed: int = 0,
         name: str = "data",
         max_length: int | None = None,
+        forms: Sequence[str] = (),
     ) -> None:
         if batch_size < 1 or length < batch_size:
             raise ConfigurationError(
@@ -55,6 +57,7 @@ class StreamedRows(SupervisedDataset):
         self._stream = stream.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
         self._render, self.batch_size, self.length = render, batch_size, length
         self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=length)
+        self.report.rows.forms += forms
         self._counted_epoch: int | None = None  # the first one drawn: only its rows are counted
         self._counted = 0  # rows of it that are in the report
         self.set_epoch(0)
@@ -152,14 +155,14 @@ class StreamedHubChats(ChatDatasetBuilder):
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         config = self.config
         stream = data_files.open_stream(self.path, self.name, self.split)
-        data_files.require_column(stream, self.message_field, self.path)
+        read = row_reader((placed.row for placed in stream), self.message_field, self.path)
         train = StreamedRows(
             stream,
             render_rows(
                 self.renderer,
                 config.max_length,
                 config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES,
-                self.message_field,
+                read,
             ),
             batch_size=config.batch_size,
             length=self.length,
@@ -167,5 +170,6 @@ class StreamedHubChats(ChatDatasetBuilder):
             shuffle_seed=self.shuffle_seed,
             name=self.path,
             max_length=config.max_length,
+            forms=read.forms,
         )
         return train, None

@@ -12,6 +12,7 @@ from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.examples import split_note
+from tinker_cookbook.renderers.row_account import RowAccount
 from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ class DataReport:
     num_tokens: int = 0  # input tokens of all examples, after truncation
     num_loss_tokens: int = 0  # trained tokens, each counted 1 whatever its weight
     skipped: list[str] = field(default_factory=list)  # the first MAX_NAMED of them, with the reason
+    rows: RowAccount = field(default_factory=RowAccount)  # what of them was converted or not read
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """One line of totals, then one for each thing that was changed or left out."""
         if not self.complete and not self.num_conversations:
             first = f"{counted(self.num_rows, 'conversation')}, rendered as they are drawn"
-            return [f"{self.name}: {first}", *(f"{self.name}: {note}" for note in self.notes)]
+            return [f"{self.name}: {line}" for line in (first, *self.rows.lines(), *self.notes)]
         so_far = "" if self.complete else f" of {self.num_rows:,} so far"
         lines = [
             f"{self.name}: {counted(self.num_conversations, 'conversation')}{so_far}, "
@@ -71,7 +73,7 @@ class DataReport:
             more = self.num_skipped - len(self.skipped)
             named = "; ".join(self.skipped) + (f"; and {more:,} more" if more else "")
             lines.append(f"{self.name}: {counted(self.num_skipped, 'example')} skipped: {named}")
-        return lines + [f"{self.name}: {note}" for note in self.notes]
+        return lines + [f"{self.name}: {note}" for note in (*self.rows.lines(), *self.notes)]
 
 
 class SupervisedDataset(ABC):

@@ -14,7 +14,6 @@ the configurations in README.md); so is the reading of tables. JSON and CSV are 
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ from tinker_cookbook.utils.records import COMPRESSED, CSV_SUFFIXES, JSON_SUFFIXE
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 _WAY_OUT = "dataset_path=FILE.jsonl trains on a file of your own"
-_LOOKED_AT = 100  # rows of a stream whose keys are its columns
 _NAME_OF_SPLIT = re.compile(r"\w+(\.\w+)*")
 
 Row = dict[str, Any]
@@ -98,23 +96,15 @@ class PlacedRow(NamedTuple):
 
 
 class Stream:
-    """Rows one after the other, of a `datasets.IterableDataset`. from_files: it is `placed_rows`.
+    """Rows one by one, of a `datasets.IterableDataset`. from_files: it is that of `placed_rows`."""
 
-    `column_names`: of the first rows, or None where that cannot be told without reading.
-    """
-
-    def __init__(
-        self, source: Any, from_files: bool = False, column_names: list[str] | None = None
-    ) -> None:
+    def __init__(self, source: Any, from_files: bool = False) -> None:
         self._source, self._from_files = source, from_files
-        self.column_names: list[str] | None = (
-            column_names if from_files else getattr(source, "column_names", None)
-        )
 
     def shuffle(self, seed: int, buffer_size: int) -> Stream:
         """The files among each other, and rows within a buffer, in an order for each epoch."""
         shuffled = self._source.shuffle(seed=seed, buffer_size=buffer_size)
-        return Stream(shuffled, self._from_files, self.column_names)
+        return Stream(shuffled, self._from_files)
 
     def set_epoch(self, epoch: int) -> None:
         self._source.set_epoch(epoch)
@@ -161,22 +151,15 @@ def open_stream(
         if not isinstance(found, dict):
             return Stream(_stored(found, path, name, split, streaming=True))
         files = _files_of_split(found, path, split)
-        first = list(itertools.islice(placed_rows(files), _LOOKED_AT))
-        if not first:
+        if next(iter(placed_rows(files)), None) is None:
             raise _no_rows(files)
-        columns = dict.fromkeys(key for placed in first for key in placed["row"])
         stream = datasets.IterableDataset.from_generator(placed_rows, gen_kwargs={"files": files})
-        return Stream(stream, from_files=True, column_names=list(columns))
+        return Stream(stream, from_files=True)
 
 
-def require_column(rows: Rows | Stream, column: str, path: str) -> None:
-    """Raise DataFormatError, naming the columns found, where `column` is missing."""
-    found = rows.column_names
-    if found is not None and column not in found:  # a stream may not know its columns beforehand
-        raise DataFormatError(
-            f"data set {path}: no column {column!r}; found {', '.join(map(repr, found))}: "
-            "name the one with the list of messages with message_field="
-        )
+def is_file_name(path: str) -> bool:
+    """Whether it looks like a data file rather than like a name on the hub."""
+    return kind(path) in (*JSON_SUFFIXES, *CSV_SUFFIXES, *_TABLES) or path.endswith(COMPRESSED)
 
 
 def where(rows: Any, row: int) -> str:

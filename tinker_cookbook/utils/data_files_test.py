@@ -17,7 +17,6 @@ import pytest
 import zstandard
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
-from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_files import open_rows, open_stream
 from tinker_cookbook.utils.records import MAX_DEPTH, NumberText
 
@@ -385,18 +384,3 @@ def test_offline_is_the_reason_for_names_on_the_hub_alone(
     with pytest.raises(DataError) as caught:
         open_rows(str(Path(write(tmp_path / "set" / "x.jsonl", ROW)).parent))
     assert str(caught.value).endswith("cannot be read: no way")
-
-
-def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl", '{"a": 1, "b": 2}\n')
-    for opened in (open_rows, open_stream):
-        with pytest.raises(DataFormatError, match="no column 'messages'; found 'a', 'b': name"):
-            data_files.require_column(opened(path), "messages", path)
-        data_files.require_column(opened(path), "b", path)
-
-
-def test_a_column_that_only_a_later_file_has_is_there(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", ROW)
-    write(tmp_path / "b.jsonl", '{"messages": []}\n')
-    for opened in (open_rows, open_stream):
-        data_files.require_column(opened(str(tmp_path)), "messages", "x")

@@ -91,7 +91,7 @@ def iter_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
 def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested too deeply
         return None
     return value if isinstance(value, dict) else None
 

@@ -56,13 +56,13 @@ def test_a_last_line_that_only_lacks_its_newline_counts(tmp_path: Path):
     assert file.read_bytes() == b'{"step": 0}\n{"step": 1}\n{"step": 2}\n'
 
 
-@pytest.mark.parametrize("bad", ["{oops}", "[1]", "{'a': 1}"])
+@pytest.mark.parametrize("bad", ["{oops}", "[1]", "{'a': 1}", "[" * 100_000 + "]" * 100_000])
 def test_a_broken_line_before_the_last_names_file_and_line(tmp_path: Path, bad: str):
     file = tmp_path / "x.jsonl"
     file.write_text('{"a": 1}\n' + bad + '\n{"a": 2}\n')
     with pytest.raises(DataFormatError) as e:
         jsonl.read_lines(file)
-    assert f"{file}:2" in str(e.value) and bad in str(e.value)
+    assert f"{file}:2" in str(e.value) and bad[:80] in str(e.value)
 
 
 def test_keep_lines_keeps_the_bytes_of_what_stays(tmp_path: Path):

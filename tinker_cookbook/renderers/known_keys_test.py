@@ -1,0 +1,187 @@
+"""Keys that decide about tokens or weights are refused on rows, messages and parts alike."""
+
+import json
+
+import pytest
+
+from tinker_cookbook.exceptions import DataFormatError, RendererError, TinkerCookbookError
+from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers.chats import row_chat
+from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS, PART_KEYS, refusal
+from tinker_cookbook.renderers.messages import Message
+
+HI, YO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+READ = {"row": ("messages", "tools", "system"), "message": MESSAGE_KEYS, "part": PART_KEYS}
+
+
+@pytest.mark.parametrize("level", READ)
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("train", False),
+        ("train", 0),
+        ("train", "false"),
+        ("Train", False),
+        ("trainabel", False),
+        ("isTrainable", False),
+        ("use_for_training", False),
+        ("loss", False),
+        ("loss", 0),
+        ("lossMask", [0, 1]),
+        ("include_in_loss", False),
+        ("train_on_what", "last_assistant_message"),
+        ("masked", True),
+        ("mask", 1),
+        ("ignored", "yes"),
+        ("do_not_train", True),
+        ("no-loss", True),
+        ("untrained", True),
+        ("skip", True),
+        ("prefix", True),
+        ("weight", 0),
+        ("weight", 1),
+        ("loss_weight", 0.5),
+    ],
+)
+def test_flags_of_other_tools_are_refused(level, key, value):
+    problem = refusal(level, key, value, READ[level])
+    assert problem and repr(key) in problem and "\n" not in problem
+
+
+@pytest.mark.parametrize("level", READ)
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("train", True),
+        ("train", None),
+        ("masked", False),
+        ("ignore", "no"),
+        ("do_not_train", False),
+        ("weight", None),
+        ("learning_rate", 0.1),
+        ("trained_model", "x"),
+        ("id", 0),
+        ("source", "web"),
+        ("cache_control", {"type": "ephemeral"}),
+    ],
+)
+def test_what_changes_nothing_is_not_refused(level, key, value):
+    assert refusal(level, key, value, READ[level]) is None
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("loss", 0.71),
+        ("train_steps", 3),
+        ("weight_kg", 70),
+        ("conversation_id", "a"),
+        ("tool", "x"),
+    ],
+)
+def test_figures_and_names_of_rows_are_not_refused(key, value):
+    assert refusal("row", key, value, ("conversations", "tools", "system")) is None
+
+
+def test_the_table_of_messages_has_all_that_are_read():
+    assert set(Message.__annotations__) <= set(MESSAGE_KEYS)
+
+
+def problem_of(row, tokenizer) -> str:
+    with pytest.raises(TinkerCookbookError) as error:
+        chat = row_chat(row, "row")
+        renderer = get_renderer("qwen3_instruct", tokenizer)
+        renderer.build_supervised_example(chat.messages_for(renderer))
+    assert isinstance(error.value, DataFormatError | RendererError)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "more, problem",
+    [
+        ({"Tools": [{"name": "f"}]}, "unknown key 'Tools'; did you mean 'tools'?"),
+        ({"tool": [{"name": "f"}]}, "unknown key 'tool'; did you mean 'tools'?"),
+        ({"functions": [{"name": "f"}]}, "'functions' is not read; write them as 'tools'"),
+        ({"available_tools": '[{"name": "f"}]'}, "write them as 'tools'"),
+        ({"system": 3}, "'system' must be text, found 3"),
+        ({"sytem": "S"}, "unknown key 'sytem'; did you mean 'system'?"),
+        ({"system_prompt": "S"}, "'system_prompt' is not read; write it as 'system'"),
+        ({"thinking": "Hm"}, "'thinking' is not read; put it into the assistant's message"),
+        ({"enable_thinking": False}, "'enable_thinking': False is not read; how messages become"),
+        ({"input_ids": [1, 2]}, "'input_ids' is not read; tokens are made of the messages"),
+        ({"images": ["a.png"]}, "'images' is not read; the formats here are for text"),
+        ({"Messages": [HI, YO]}, "unknown key 'Messages'; did you mean 'messages'?"),
+    ],
+)
+def test_keys_beside_the_messages(more, problem, tokenizer):
+    assert problem_of({"messages": [HI, YO], **more}, tokenizer).startswith("row: ")
+    assert problem in problem_of({"messages": [HI, YO], **more}, tokenizer)
+    row_chat({"messages": [HI, YO], **dict.fromkeys(more)}, "row")  # null counts as absent
+
+
+@pytest.mark.parametrize(
+    "more, problem",
+    [
+        ({"Trainable": False}, "'Trainable': False is not read"),
+        ({"toolCalls": [1]}, "unknown key 'toolCalls'; did you mean 'tool_calls'?"),
+        ({"channel": "analysis"}, "'channel': 'analysis' is not read; reasoning is"),
+        ({"end_turn": False}, "'end_turn': False is not read; every message ends its turn"),
+        ({"images": ["a.png"]}, "'images' is not read"),
+        ({"reasoning": "a", "thinking": "b"}, "'reasoning' and 'thinking' differ; keep one"),
+        ({"content": [{"type": "text", "text": "a", "train": False}]}, "'train': False is not"),
+        ({"content": [{"type": "text", "text": "a", "trainabel": False}]}, "'trainabel': False"),
+        ({"content": [{"type": "text", "text": "a", "thinking": "b"}]}, "a text part with 'thi"),
+        ({"content": [{"type": "text", "text": "a", "Text": "b"}]}, "did you mean 'text'?"),
+    ],
+)
+def test_keys_of_messages_and_parts(more, problem, tokenizer):
+    found = problem_of({"messages": [HI, {**YO, **more}]}, tokenizer)
+    assert found.startswith("message 1: ") and problem in found
+
+
+def test_a_flag_on_a_message_that_is_not_trained_anyway(tokenizer):
+    found = problem_of({"messages": [{**HI, "train": True}, YO]}, tokenizer)
+    assert found.startswith("message 0: 'train': True is not read")
+    assert "'reasoning'" not in problem_of({"messages": [{**HI, "reasoning": "x"}, YO]}, tokenizer)
+
+
+@pytest.mark.parametrize("file", ["row_keys_dropped.jsonl", "untrained_flags_ignored.jsonl"])
+def test_keys_that_were_dropped_once(file, tokenizer, shared_cases):
+    rows = [json.loads(line) for line in (shared_cases / file).read_text().splitlines()]
+    for row in rows:
+        if "system" in row:
+            assert row_chat(row, "row").messages[0]["content"] == row["system"]
+        else:
+            assert "row" not in problem_of(row, tokenizer)[5:]
+
+
+def test_a_system_prompt_beside_the_messages():
+    row = {"messages": [HI, YO], "system": "Be brief."}
+    assert row_chat(row, "row").messages == [SYSTEM, HI, YO]
+    assert row_chat({**row, "system": ""}, "row").messages == [HI, YO]
+    marked = [{**message, "trainable": True} for message in (HI, YO)]
+    first = row_chat({**row, "messages": marked}, "row").messages[0]
+    assert first == {**SYSTEM, "trainable": False}
+    again = row_chat({**row, "messages": [SYSTEM, HI, YO]}, "row")
+    assert again.messages == [SYSTEM, HI, YO] and again.notes == {("row", "system"): 1}
+    with pytest.raises(DataFormatError, match="row: 'system' beside messages that begin with anot"):
+        row_chat({**row, "messages": [{**SYSTEM, "content": "Be long."}, HI, YO]}, "row")
+
+
+def test_text_that_the_messages_repeat_is_not_lost():
+    row = {"messages": [SYSTEM, HI, {**YO, "reasoning_content": "They greet me."}]}
+    chat = row_chat({**row, "system_prompt": "Be brief.", "reasoning": "They greet me."}, "row")
+    assert chat.notes == {("row", "system_prompt"): 1, ("row", "reasoning"): 1}
+    parts = [{"type": "thinking", "thinking": "They\ngreet me."}, {"type": "text", "text": "Yo."}]
+    row["messages"][2] = {**YO, "content": parts}
+    assert row_chat({**row, "reasoning": "They\ngreet me."}, "row").notes
+    with pytest.raises(DataFormatError, match="'reasoning' is not read; put it into"):
+        row_chat({**row, "reasoning": "They do not."}, "row")
+
+
+@pytest.mark.parametrize("key", ["completion", "response", "output", "chosen"])
+def test_a_reply_beside_a_conversation_without_one(key):
+    with pytest.raises(DataFormatError, match=f"'{key}' is not read; make the reply the last"):
+        row_chat({"messages": [HI], key: "Yo."}, "row")
+    assert row_chat({"messages": [HI, YO], key: "Yo."}, "row").notes == {("row", key): 1}

@@ -1,0 +1,263 @@
+"""The forms in which data sets write conversations, recognised by the keys of a row.
+
+| a row has | read as |
+|---|---|
+| `messages` of role/content | as it stands |
+| `conversations` of from/value (ShareGPT) | messages; `function_call`: a call of tools |
+| `instruction`, `input`, `output`, `history` (Alpaca) | user and assistant messages |
+| `prompt`, `completion`: texts or lists of messages | one behind the other |
+
+Either list may have the form of the other, and `message_field=` gives it another name.
+Where there are `messages`, the rest is not read: data sets repeat the first question as `prompt`.
+Beside each form a row may have `system` (text) and `tools`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils.misc_utils import counted
+
+MESSAGES = "messages"
+EXPECTED = '{"messages": [{"role": "user", "content": "..."}, ...]}'
+OTHER_FORMS = (
+    "'conversations' of from/value, 'instruction' and 'output', or 'prompt' and 'completion'"
+)
+ROLES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "claude", "bot", "model"), "assistant"),
+    **dict.fromkeys(("observation", "function", "tool_response", "ipython"), "tool"),
+}
+"""Names that data sets have for the roles. Upper case is no other role."""
+
+Turns = list[Any]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A form of rows. Two are equal that read the same keys in the same way.
+
+    keys: of a row, that hold its conversation. read_as: for the account of the data; empty where
+    messages stand as they are read. turns: the messages of a row, DataFormatError without a place.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    read_as: str
+    turns: Callable[[Mapping[str, Any]], Turns] = field(compare=False)
+
+
+def row_format(
+    row: Any, message_field: str = MESSAGES, known: RowFormat | None = None
+) -> RowFormat:
+    """The form of a row without nulls. DataFormatError, with the keys found, where it has none or
+    more than one; `messages`, or a key that was asked for, goes before all. known: that of the
+    other rows, for a list that is empty and so does not tell."""
+    if not isinstance(row, Mapping):
+        raise DataFormatError(f"found {short(row)}; expected {EXPECTED}")
+    if message_field in row:
+        return _list_format(row, message_field, known)
+    found = ", ".join(map(repr, row)) or "an empty object"
+    if message_field != MESSAGES:
+        raise DataFormatError(
+            f"no {message_field!r}; found {found}: message_field= names the list of messages"
+        )
+    forms = [form for form in (_ALPACA, _COMPLETION) if form.keys[0] in row and form.keys[1] in row]
+    if "conversations" in row:
+        forms.insert(0, _list_format(row, "conversations", known))
+    if len(forms) == 1:
+        return forms[0]
+    if forms:
+        names = " and ".join(form.name for form in forms)
+        raise DataFormatError(
+            f"both {names}; found {found}: rename or remove the keys that are not meant"
+            + (", or set message_field=conversations" if "conversations" in row else "")
+        )
+    hint = ""
+    lists = [key for key, value in row.items() if _is_turn(_first(value))]
+    if {"chosen", "rejected"} <= row.keys():
+        hint = " (pairs of preferences are no conversations to imitate)"
+    elif len(lists) == 1:
+        hint = f" (message_field={lists[0]} reads that list)"
+    raise DataFormatError(
+        f"no 'messages'; found {found}{hint}; expected {EXPECTED} or {OTHER_FORMS}"
+    )
+
+
+def _list_format(row: Mapping[str, Any], key: str, known: RowFormat | None) -> RowFormat:
+    first = _first(row[key])
+    if first is None and known is not None and known.keys == (key,):
+        return known
+    if isinstance(first, Mapping) and "from" in first and "role" not in first:
+        turns, name = partial(_sharegpt, key), f"{key} of from/value"
+    else:
+        turns, name = partial(_messages, key), f"{key} of role/content"
+    converted = turns.func is _sharegpt or key == "conversations"
+    return RowFormat(name, (key,), f"{name}, read as messages" if converted else "", turns)
+
+
+def _first(value: Any) -> Any:
+    """The first turn of what may be a list of them; None where there is none."""
+    try:
+        value = json.loads(value) if isinstance(value, str) and value[:1] == "[" else value
+    except ValueError:
+        return None
+    return value[0] if isinstance(value, list) and value else None
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and ("role" in value or "from" in value)
+
+
+def _messages(key: str, row: Mapping[str, Any]) -> Turns:
+    value = row[key]
+    if isinstance(value, str):  # a column of text, as CSV has it
+        with suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, list) or not value:
+        raise DataFormatError(
+            f"{key!r} must be a list of messages that is not empty; found {short(row[key])}"
+        )
+    return value
+
+
+def _sharegpt(key: str, row: Mapping[str, Any]) -> Turns:
+    messages: Turns = []
+    calls = results = 0  # of the turn that calls, which has gone before
+    for index, turn in enumerate(_messages(key, row)):
+        where = f"message {index}"
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str):
+            raise DataFormatError(f"{where}: 'from' must be a string, found {short(turn)}")
+        if not isinstance(turn.get("value"), str):
+            raise DataFormatError(f"{where}: 'value' must be a string, found {short(turn)}")
+        for other in ("role", "content", "tool_calls"):
+            if turn.get(other) is not None:
+                raise DataFormatError(f"{where}: {other!r} beside 'from' and 'value'; keep one")
+        rest = {name: value for name, value in turn.items() if name not in ("from", "value")}
+        role, text = role_meant(turn["from"]), turn["value"]
+        if role != "tool":
+            _refuse_missing_results(calls, results, where)
+            calls = results = 0
+        if role == "function_call":
+            found = _calls(text, where)
+            calls = len(found)
+            messages.append({"role": "assistant", "content": "", "tool_calls": found, **rest})
+            continue
+        results += role == "tool"
+        messages.append({"role": role, "content": text, **rest})
+    _refuse_missing_results(calls, results, "the end")
+    return messages
+
+
+def _refuse_missing_results(calls: int, results: int, where: str) -> None:
+    """One text that answers several calls belongs to none of them."""
+    if calls and results and results != calls:
+        raise DataFormatError(
+            f"{where}: {counted(results, 'result')} behind {counted(calls, 'call')} of a "
+            "'function_call'; write an 'observation' for each"
+        )
+
+
+def _calls(text: str, where: str) -> list[dict[str, Any]]:
+    """The calls of a `function_call`: the JSON of `{"name", "arguments"}`, or of a list of them."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    calls = value if isinstance(value, list) else [value]
+    for call in calls:
+        if not isinstance(call, dict) or call.keys() != {"name", "arguments"}:
+            raise DataFormatError(
+                f"{where}: a 'function_call' must be the JSON of name and arguments, or of a list "
+                f"of these, found {short(text)}"
+            )
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _alpaca(row: Mapping[str, Any]) -> Turns:
+    texts = {key: row.get(key, "") for key in ("instruction", "input", "output")}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise DataFormatError(f"{key!r} must be text, found {short(text)}")
+    if "output" not in row or not (texts["instruction"] or texts["input"]):
+        raise DataFormatError("'instruction' and 'output' must have a text each")
+    if row.get("context") and not texts["input"]:
+        raise DataFormatError("'context' is not read; write it as 'input'")
+    messages: Turns = []
+    for pair in _history(row.get("history")):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and _are_texts(pair)):
+            raise DataFormatError(
+                f"'history' must be a list of pairs of question and answer, found {short(pair)}"
+            )
+        messages += _question_and_answer(*pair)
+    question = "\n\n".join(filter(None, (texts["instruction"], texts["input"])))
+    return messages + _question_and_answer(question, texts["output"])
+
+
+def _history(value: Any) -> list[Any]:
+    if isinstance(value, str) and value:
+        with suppress(ValueError):
+            value = json.loads(value)
+    if value and not isinstance(value, list):
+        raise DataFormatError(
+            f"'history' must be a list of pairs of question and answer, found {short(value)}"
+        )
+    return value or []
+
+
+def _completion(row: Mapping[str, Any]) -> Turns:
+    messages: Turns = []
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row.get(key)
+        if isinstance(value, str):
+            messages.append({"role": role, "content": value})
+        elif isinstance(value, list) and value:
+            messages += value
+        else:
+            raise DataFormatError(
+                f"{key!r} must be text or a list of messages, found {short(value)}"
+            )
+    if isinstance(row.get("label"), bool):
+        raise DataFormatError(
+            f"'label': {row['label']} is not read; leave out the completions that are not good"
+        )
+    return messages
+
+
+def _question_and_answer(question: str, answer: str) -> Turns:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _are_texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+_ALPACA = RowFormat(
+    "instruction/input/output",
+    ("instruction", "output", "input", "history"),
+    "instruction/input/output, read as user and assistant messages",
+    _alpaca,
+)
+_COMPLETION = RowFormat(
+    "prompt/completion",
+    ("prompt", "completion"),
+    "prompt/completion, read as user and assistant messages",
+    _completion,
+)
+
+
+def role_meant(role: str) -> str:
+    """The role's name here: `user` for `human`, `assistant` for `gpt` and `Assistant`."""
+    name = role.lower()
+    known = ("system", "user", "assistant", "tool", "function_call")
+    return ROLES.get(name, name if name in known else role)
+
+
+def short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)[:80]

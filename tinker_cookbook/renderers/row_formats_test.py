@@ -1,0 +1,254 @@
+"""Forms of rows, each read as messages or refused with the keys found."""
+
+import json
+
+import pytest
+
+from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers.chats import RowReader, read_chats, row_chat, row_reader
+from tinker_cookbook.renderers.row_account import MAX_KEYS, RowAccount
+
+
+def said(*words):
+    """(role, text), ... as messages."""
+    return [{"role": role, "content": text} for role, text in zip(words[::2], words[1::2])]
+
+
+def turns(*words):
+    return [{"from": role, "value": text} for role, text in zip(words[::2], words[1::2])]
+
+
+HI = said("user", "Hi", "assistant", "Yo.")
+SHAREGPT = {"conversations": turns("human", "Hi", "gpt", "Yo.")}
+ALPACA = {"instruction": "Hi", "input": "", "output": "Yo."}
+COMPLETION = {"prompt": "Hi", "completion": "Yo."}
+CALL = json.dumps({"name": "f", "arguments": {"x": 1}})
+
+
+def messages(row, **options):
+    return row_chat(row, "row", **options).messages
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": HI},
+        {"messages": json.dumps(HI)},
+        {"messages": said("human", "Hi", "gpt", "Yo.")},
+        {"messages": said("User", "Hi", "Assistant", "Yo.")},
+        {"messages": SHAREGPT["conversations"]},
+        {"messages": HI, "prompt": "Hi", "completion": "Yo.", **ALPACA, **SHAREGPT},
+        SHAREGPT,
+        {"conversations": HI},
+        {"conversations": json.dumps(SHAREGPT["conversations"])},
+        {"conversations": turns("Human", "Hi", "chatgpt", "Yo.")},
+        ALPACA,
+        {**ALPACA, "input": None},
+        {**ALPACA, "instruction": "", "input": "Hi"},
+        COMPLETION,
+        {"prompt": HI[:1], "completion": HI[1:]},
+        {"prompt": HI[:1], "completion": "Yo."},
+    ],
+)
+def test_forms_of_one_conversation(row):
+    assert messages(row) == HI
+
+
+def test_the_parts_of_each_form():
+    system, tools = {"role": "system", "content": "S"}, [{"name": "f"}]
+    for form in (SHAREGPT, ALPACA, COMPLETION):
+        chat = row_chat({**form, "system": "S", "tools": json.dumps(tools)}, "row")
+        assert chat.messages == [system, *HI] and chat.tools == tools
+    assert messages({"instruction": "Add", "input": "1\n2", "output": "3"}) == said(
+        "user", "Add\n\n1\n2", "assistant", "3"
+    )
+    for history in ([["a", "b"]], '[["a", "b"]]'):
+        assert messages({**ALPACA, "history": history}) == [
+            *said("user", "a", "assistant", "b"),
+            *HI,
+        ]
+    assert messages({"prompt": " Hi\n", "completion": " Yo."})[1]["content"] == " Yo."
+    assert messages({"talk": turns("human", "Hi", "gpt", "Yo.")}, message_field="talk") == HI
+
+
+def test_calls_and_results_of_sharegpt():
+    row = {"conversations": turns("human", "Hi", "function_call", CALL, "observation", "4")}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert messages(row) == [HI[0], calling, *said("tool", "4")]
+    two = turns("human", "Hi", "function_call", f"[{CALL}, {CALL}]", "tool", "4", "tool", "5")
+    calling["tool_calls"] = [call, call]
+    assert messages({"conversations": two}) == [HI[0], calling, *said("tool", "4", "tool", "5")]
+
+
+@pytest.mark.parametrize(
+    "row, problem",
+    [
+        ({"from": "x"}, "no 'messages'; found 'from'; expected {"),
+        (
+            {"question": "Hi", "answer": "Yo."},
+            "no 'messages'; found 'question', 'answer'; expected",
+        ),
+        ({"chat": HI, "id": 1}, "found 'chat', 'id' (message_field=chat reads that list)"),
+        (
+            {"chosen": "a", "rejected": "b"},
+            "(pairs of preferences are no conversations to imitate)",
+        ),
+        (
+            {**ALPACA, **COMPLETION},
+            "both instruction/input/output and prompt/completion; found 'ins",
+        ),
+        ({**SHAREGPT, **ALPACA}, "set message_field=conversations"),
+        ({"conversations": turns("human", 3)}, "message 0: 'value' must be a string, found {"),
+        ({"conversations": [*SHAREGPT["conversations"], {}]}, "message 2: 'from' must be a string"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a", "content": "b"}]},
+            "'content' beside 'fro",
+        ),
+        ({"conversations": []}, "'conversations' must be a list of messages that is not empty"),
+        ({"conversations": turns("function_call", "f()")}, "message 0: a 'function_call' must be"),
+        (
+            {"conversations": turns("function_call", f"[{CALL}, {CALL}]", "tool", "4", "gpt", "a")},
+            "message 2: 1 result behind 2 calls of a 'function_call'; write",
+        ),
+        ({**ALPACA, "output": 3}, "'output' must be text, found 3"),
+        (
+            {**ALPACA, "history": [["a"]]},
+            "'history' must be a list of pairs of question and answer",
+        ),
+        ({**ALPACA, "history": "a"}, "'history' must be a list of pairs of question and answer"),
+        ({"instruction": "Hi", "inputs": "x", "output": "y"}, "unknown key 'inputs'; did you mean"),
+        (
+            {"instruction": "Hi", "context": "x", "output": "y"},
+            "'context' is not read; write it as",
+        ),
+        ({"prompt": 3, "completion": "a"}, "'prompt' must be text or a list of messages, found 3"),
+        ({**COMPLETION, "label": False}, "'label': False is not read; leave out the completions"),
+        ({**SHAREGPT, "weight": 1}, "'weight': 1 is not read"),
+    ],
+)
+def test_what_is_refused(row, problem):
+    with pytest.raises(DataFormatError) as error:
+        row_chat(row, "data.json, row 3")
+    assert str(error.value).startswith("data.json, row 3: ") and problem in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_data_set_has_one_form():
+    read = RowReader()
+    assert [read(SHAREGPT, "row 0").messages, read(SHAREGPT, "row 1").messages] == [HI, HI]
+    for other in (ALPACA, {"messages": HI}, {"conversations": HI}):
+        with pytest.raises(
+            DataFormatError, match=r"row 2: .* but the data set begins with conversat"
+        ):
+            read(other, "row 2")
+    with pytest.raises(
+        DataFormatError, match=r"row 3: 'conversations' must be a list .* found \[\]"
+    ):
+        read({"conversations": []}, "row 3")
+    with pytest.raises(DataFormatError, match="row 4: instruction/input/output, but the data set"):
+        read({"conversations": None, **ALPACA}, "row 4")
+
+
+def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one():
+    read = row_reader([{"n": 1}, {"messages": None, **ALPACA}, {"messages": HI}], "messages", "set")
+    assert read.forms == ["instruction/input/output, read as user and assistant messages"]
+    with pytest.raises(DataFormatError, match="data set s: row 0: no 'messages'; found 'n'; exp"):
+        row_reader([{"n": 1}, {"m": 2}], "messages", "s")
+    with pytest.raises(DataFormatError, match="data set s: row 0: no 'talk'; found 'messages'"):
+        row_reader([{"messages": HI}], "talk", "s")
+
+
+def test_a_row_that_is_nested_too_deeply(tmp_path):
+    deep = "[" * 100_000 + "]" * 100_000
+    path = tmp_path / "deep.jsonl"
+    path.write_text(f'{{"messages": {json.dumps(HI)}, "more": {deep}}}\n')
+    with pytest.raises(DataFormatError, match=r"deep\.jsonl:1: the JSON is nested too deeply"):
+        read_chats(path)
+    value: list = []
+    for _ in range(10_000):
+        value = [value]
+    with pytest.raises(DataFormatError, match="row: the row is nested too deeply"):
+        row_chat({"messages": HI, "more": value}, "row")
+    with pytest.raises(DataFormatError, match="row: the row is nested too deeply"):
+        row_chat({"messages": HI, "tools": deep}, "row")
+
+
+# The account
+
+
+def account(*rows):
+    read, found = RowReader(), RowAccount()
+    for number, row in enumerate(rows):
+        found.add(read(row, f"row {number}").notes)
+    return found.lines()
+
+
+def test_what_is_not_read_is_named_once_with_its_count():
+    part = {"type": "text", "text": "Yo.", "index": 0}
+    row = {"messages": [{**HI[0], "id": "a"}, {**HI[1], "id": "b", "content": [part]}]}
+    assert account({**row, "source": "web"}, {"messages": HI, "source": "web", "meta": None}) == [
+        "keys that are not read: source (2 rows), id (2 messages), index (1 part)"
+    ]
+    assert account({"messages": HI, "meta": None, "tags": []}) == []
+    (many,) = account({"messages": HI, **{f"key {n}": n for n in range(MAX_KEYS + 7)}})
+    assert many.endswith(", key 49 (1 row), 7 more")
+
+
+def test_what_is_converted_is_said():
+    assert account(ALPACA, {**ALPACA, "text": "x"}) == [
+        "2 rows of instruction/input/output, read as user and assistant messages",
+        "keys that are not read: text (1 row)",
+    ]
+    assert account(SHAREGPT) == ["1 row of conversations of from/value, read as messages"]
+    assert account({"messages": said("human", "Hi", "gpt", "Yo.")}) == [
+        "roles: human read as user (1 message), gpt read as assistant (1 message)"
+    ]
+    assert account({"prompt": [*HI, HI[0]], "completion": HI[1:]}, COMPLETION)[1] == (
+        "1 row with replies in 'prompt', which are trained like the completion but under "
+        "train_on_what=last_assistant_message"
+    )
+
+
+def test_nulls_that_are_left_out_are_said():
+    tool = {"name": "f", "parameters": {"x": {"default": None}}}
+    call = {"id": None, "function": {"name": "f", "arguments": {"x": 1, "y": None}}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call]}
+    row = {"messages": [HI[0], calling], "tools": [tool]}
+    chat = row_chat(row, "row")
+    assert chat.tools == [{"name": "f", "parameters": {"x": {}}}]
+    assert chat.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    assert account(row, row) == ["nulls left out of tools (2 rows), arguments (2 rows)"]
+    call["function"]["arguments"] = '{"x": 1, "y": null}'
+    kept = row_chat({**row, "tools": json.dumps([tool])}, "row")
+    assert kept.tools == [tool] and not kept.notes
+    assert kept.messages[1]["tool_calls"][0]["function"]["arguments"] == '{"x": 1, "y": null}'
+
+
+# Files that others have written
+
+
+def test_real_alpaca_and_sharegpt(shared_data, tokenizer):
+    renderer = get_renderer("qwen3_instruct", tokenizer)
+    alpaca = json.loads((shared_data / "datasets/alpaca/alpaca_2000.json").read_text())
+    assert account(*alpaca) == [
+        "2,000 rows of instruction/input/output, read as user and assistant messages"
+    ]
+    path = shared_data / "datasets/llamafactory-demo/glaive_toolcall_en_demo.json"
+    read, calls = RowReader(), 0
+    for row in json.loads(path.read_text()):
+        chat = read(row, "row")
+        found = chat.messages_for(renderer)
+        values = [turn["value"] for turn in row["conversations"]]
+        for value, message in zip(values, chat.messages, strict=True):
+            if not (called := message.get("tool_calls")):
+                assert message["content"] == value
+                continue
+            calls += 1
+            assert json.loads(value) == called[0]["function"]
+        renderer.build_supervised_example(found[:8])
+    assert calls == 211
+    pairs = json.loads((shared_data / "datasets/llamafactory-demo/dpo_en_demo.json").read_text())
+    with pytest.raises(DataFormatError, match="row: 'chosen' is not read"):
+        row_chat(pairs[0], "row")
