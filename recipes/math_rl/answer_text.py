@@ -34,7 +34,7 @@ def extract_boxed(text: str) -> str:
     raise ValueError("the last \\boxed{ in the reply is never closed")
 
 
-_BOX = re.compile(r"\\f?box(?:ed)?\s*(?:\{|(?=[-+\d\\]))")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[\d\\]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are written braces, not groups
 
 
@@ -105,7 +105,6 @@ _UNICODE = str.maketrans(
         "\u03b8": "\\theta ",
         "\u03b1": "\\alpha ",
         "\u03b2": "\\beta ",
-        "\u221a": "\\sqrt ",
         "\u221e": "\\infty ",
         "\u222a": "\\cup ",
         "\u2229": "\\cap ",
@@ -161,7 +160,9 @@ _SPELLINGS = [
         (r"\s*\\text\{\s*(?:and|or)\s*\}\s*|\s+(?:and|or)\s+", ", "),
         (r",\s*,", ","),
         (r"^\\text\{([^{}\\]*[\d,;][^{}\\]*)\}$", r"\1"),  # \text{4:30 p.m.}
-        (r"(\d)\1\1+(?:\.\.\.|\\[lc]?dots)$", r"\1\\overline{\1}"),
+        (r"(\.\d*?)(\d)\2\2+(?:\.\.\.|\\[lc]?dots) ?$", r"\1\2\\overline{\2}"),  # 0.333...
+        (r"(?<![\\A-Za-z])(?:sqrt|\u221a) ?(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+        (r"\u221a", r"\\sqrt "),
         (rf"(?<![\\A-Za-z])(?<!\\text\{{)({_plain})(?![A-Za-z])", r"\\\1 "),
         (r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
         (

@@ -32,12 +32,13 @@ class _Worker:
         # -P: this folder must not shadow modules of the libraries. A fixed hash seed: the order in
         # which sympy tries things, and so what it finds, must not change from run to run. A session
         # of its own: Ctrl-C is for the program, which then closes our end.
+        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(_ROOT)},
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": path},
             start_new_session=True,
         )
         self._buffer = b""
