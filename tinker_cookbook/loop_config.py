@@ -63,7 +63,9 @@ class LoopConfig:
         default=None, doc="directory of the run (None: one in the runs directory)"
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
-        default=None, doc="for a directory that holds a run (None: resume it if it is this run)"
+        default=None,
+        doc="for a directory that holds a run (None: resume it if it is this run; resume: also"
+        " where the code of yours that it runs was edited)",
     )
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
     engine: EngineConfig = chz.field(

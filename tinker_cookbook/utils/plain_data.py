@@ -7,11 +7,12 @@ it returns is put under "identity" there. A key of it that is also a field of th
 that field wherever configurations are compared (`comparable`):
 
     JsonlChats(path="a.jsonl", batch_size=8)
-    -> {"class": "JsonlChats", "path": "a.jsonl", "batch_size": 8,
+    -> {"class": "tinker_cookbook.supervised.data:JsonlChats", "path": "a.jsonl", "batch_size": 8,
         "identity": {"path": {"rows": 16, "sha256": "9f86..."}}}
 
 so a moved file is the same data, and another file of the same name is not. An empty mapping says
-that nothing outside matters.
+that nothing outside matters. The code of a class is known by its module and name here; what is in
+the module's file: `utils/code_identity.py`.
 """
 
 from __future__ import annotations
@@ -28,15 +29,20 @@ from typing import Any
 import chz
 
 IDENTITY = "identity"
+CLASS = "class"  # "module:Name"
+REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
+PACKAGE = "tinker_cookbook"
+_KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
 def plain(value: Any) -> Any:
     """Plain data (dict, list, str, int, float, bool, None) that stands for `value`.
 
-    chz objects and dataclasses become {"class": name, **fields}, with "identity" if their class has
-    that method (see above), classes and functions become "module:name", paths become strings,
-    numpy and torch scalars become numbers. What has no stable text of its own (its repr holds an
-    address) is represented by the name of its class.
+    chz objects and dataclasses become {"class": "module:name", **fields}, with "identity" if their
+    class has that method (see above), classes and functions become "module:name", paths become
+    strings, numpy and torch scalars become numbers. Any other object becomes its repr, or the name
+    of its class where the repr holds an address; {"class": ..., "repr": ...} unless its class is
+    Python's own or an array library's.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -51,7 +57,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, type) or _is_function(value):
-        return f"{module_name(value.__module__ or 'builtins')}:{value.__qualname__}"
+        return _reference(value)
     if chz.is_chz(value):
         fields = chz.chz_fields(value)
         return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()})
@@ -76,15 +82,22 @@ def plain(value: Any) -> Any:
     if callable(getattr(type(value), IDENTITY, None)):
         return _tagged(value, {})
     text = repr(value)
-    return type(value).__qualname__ if " at 0x" in text or len(text) > 1000 else text
+    if " at 0x" in text or len(text) > 1000:
+        text = type(value).__qualname__
+    known = type(value).__module__.partition(".")[0] in _KNOWN_MODULES
+    return text if known else _tagged(value, {REPR: text})
 
 
 def comparable(value: Any) -> Any:
-    """Plain data without the fields that an "identity" beside them stands for."""
+    """Plain data without the fields that an "identity" beside them stands for, and with classes of
+    this package by their names alone: they may move from module to module between versions."""
     if isinstance(value, Mapping):
         identity = value.get(IDENTITY)
         known = identity if isinstance(identity, Mapping) else {}
-        return {k: comparable(v) for k, v in value.items() if k not in known}
+        kept = {k: comparable(v) for k, v in value.items() if k not in known}
+        if str(kept.get(CLASS)).startswith(f"{PACKAGE}."):
+            kept[CLASS] = kept[CLASS].partition(":")[2]
+        return kept
     return [comparable(v) for v in value] if isinstance(value, list) else value
 
 
@@ -101,8 +114,12 @@ def _is_function(value: Any) -> bool:
     return callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__")
 
 
+def _reference(value: Any) -> str:
+    return f"{module_name(value.__module__ or 'builtins')}:{value.__qualname__}"
+
+
 def _tagged(value: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    tagged = {"class": type(value).__qualname__, **{k: plain(v) for k, v in fields.items()}}
+    tagged = {CLASS: _reference(type(value)), **{k: plain(v) for k, v in fields.items()}}
     if callable(getattr(type(value), IDENTITY, None)) and (known := plain(value.identity())):
         tagged[IDENTITY] = known
     return tagged
