@@ -29,6 +29,7 @@ from tinker_cookbook.utils import code_identity, jsonl, ml_log
 from tinker_cookbook.utils.display import Display, duration
 from tinker_cookbook.utils.misc_utils import counted, runs_path, timed
 from tinker_cookbook.utils.plain_data import CLASS, comparable, plain
+from tinker_cookbook.utils.run_config import CONFIG_CLASS, RECIPE, USER_CODE
 from tinker_cookbook.utils.run_directory import RunLock, decide, differences, empty, holds_run
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,6 @@ FREE_KEYS = (
     "log_path",
     "behavior_if_log_dir_exists",
 )
-
-# of config.json: what tells where a configuration comes from, beside the keys themselves
-RECIPE, CONFIG_CLASS, USER_CODE = "recipe", "config_class", "user_code"
 
 
 class Journal:

@@ -13,6 +13,8 @@ Without keys: nano on the bundled conversations of sl_basic, with its curve: los
 
 from __future__ import annotations
 
+from typing import Any
+
 import chz
 
 from recipes.number_words import NumberWords
@@ -35,6 +37,12 @@ class CLI(ChatConfig):
         " messages column (None: number_words for nano, else no_robots)",
     )
     eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
+
+    @staticmethod
+    def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
+        config = ChatConfig.before_resolve(config)
+        named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
+        return {key: value for key, value in config.items() if key not in named}
 
 
 def data_of(config: CLI) -> ChatDatasetBuilder:

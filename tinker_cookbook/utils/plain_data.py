@@ -31,11 +31,12 @@ import chz
 IDENTITY = "identity"
 CLASS = "class"  # "module:Name"
 REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
+PARTIAL = "partial"
 PACKAGE = "tinker_cookbook"
 _KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, *, identities: bool = True) -> Any:
     """Plain data (dict, list, str, int, float, bool, None) that stands for `value`.
 
     chz objects and dataclasses become {"class": "module:name", **fields}, with "identity" if their
@@ -43,11 +44,14 @@ def plain(value: Any) -> Any:
     strings, numpy and torch scalars become numbers. Any other object becomes its repr, or the name
     of its class where the repr holds an address; {"class": ..., "repr": ...} unless its class is
     Python's own or an array library's.
+
+    identities=False: without asking what the data outside are, which may take long.
     """
+    inner = functools.partial(plain, identities=identities)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
-        return plain(value.value)
+        return inner(value.value)
     if isinstance(value, str):
         return str(value)
     if isinstance(value, int):
@@ -60,32 +64,32 @@ def plain(value: Any) -> Any:
         return _reference(value)
     if chz.is_chz(value):
         fields = chz.chz_fields(value)
-        return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()})
+        return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()}, inner)
     if dataclasses.is_dataclass(value):
         names = [f.name for f in dataclasses.fields(value)]
-        return _tagged(value, {name: getattr(value, name) for name in names})
+        return _tagged(value, {name: getattr(value, name) for name in names}, inner)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): inner(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [inner(v) for v in value]
     if isinstance(value, Set):
-        return sorted((plain(v) for v in value), key=repr)
+        return sorted((inner(v) for v in value), key=repr)
     if isinstance(value, functools.partial):
         arguments = {"args": value.args, "keywords": value.keywords}
-        return {"partial": plain(value.func), **plain(arguments)}
+        return {PARTIAL: inner(value.func), **inner(arguments)}
     if isinstance(value, datetime.date):
         return value.isoformat()
     if hasattr(value, "model_dump"):  # pydantic: types of the SDK
-        return _tagged(value, value.model_dump())
+        return _tagged(value, value.model_dump(), inner)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy or torch scalar
-        return plain(value.item())
+        return inner(value.item())
     if callable(getattr(type(value), IDENTITY, None)):
-        return _tagged(value, {})
+        return _tagged(value, {}, inner)
     text = repr(value)
     if " at 0x" in text or len(text) > 1000:
         text = type(value).__qualname__
     known = type(value).__module__.partition(".")[0] in _KNOWN_MODULES
-    return text if known else _tagged(value, {REPR: text})
+    return text if known else _tagged(value, {REPR: text}, inner)
 
 
 def comparable(value: Any) -> Any:
@@ -118,8 +122,9 @@ def _reference(value: Any) -> str:
     return f"{module_name(value.__module__ or 'builtins')}:{value.__qualname__}"
 
 
-def _tagged(value: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    tagged = {CLASS: _reference(type(value)), **{k: plain(v) for k, v in fields.items()}}
-    if callable(getattr(type(value), IDENTITY, None)) and (known := plain(value.identity())):
+def _tagged(value: Any, fields: Mapping[str, Any], inner: functools.partial[Any]) -> dict[str, Any]:
+    tagged = {CLASS: _reference(type(value)), **{k: inner(v) for k, v in fields.items()}}
+    has_identity = callable(getattr(type(value), IDENTITY, None))
+    if has_identity and inner.keywords["identities"] and (known := inner(value.identity())):
         tagged[IDENTITY] = known
     return tagged
