@@ -28,7 +28,7 @@ from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
-from tinker_cookbook.utils.data_identity import file_identity
+from tinker_cookbook.utils.data_identity import adapter_identity, file_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
@@ -40,7 +40,9 @@ class Config:
         default=None, doc="JSONL file of conversations (None: the bundled numbers in words)"
     )
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
-    load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
+    load_checkpoint_path: str | None = chz.field(
+        default=None, doc="weights to start from, see sl_basic"
+    )
     learning_rate: float | None = chz.field(default=None, doc="at the first step (None: by model)")
     batch_size: int | None = chz.field(default=None, doc="conversations a step (None: by model)")
     max_length: int | None = chz.field(default=None, doc="tokens at most (None: by model)")
@@ -62,7 +64,8 @@ class Config:
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
-        return {"dataset_path": file_identity(data_path(self))}
+        adapter = adapter_identity("load_checkpoint_path", self.load_checkpoint_path)
+        return {"dataset_path": file_identity(data_path(self)), **adapter}
 
 
 def data_path(config: Config) -> str:
@@ -97,7 +100,7 @@ async def main(config: Config) -> None:
     ) as journal:
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
-        client = await start_training_client(service, config, journal.resume)
+        client = await start_training_client(service, config, journal.resume, {"recipe": "sl_loop"})
         for step in range(journal.start_step, total_steps):
             with journal.step(step) as row:
                 # data

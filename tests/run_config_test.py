@@ -164,7 +164,7 @@ async def test_what_cannot_be_read_back_is_refused_by_name(start: Any, tmp_path:
     with pytest.raises(ConfigurationError, match=r"dataset_builder is gone_module:Game, .* No mod"):
         await start("recipes.rl_basic", given)
     given = write(first | {"old_key": 1}, tmp_path / "run")
-    with pytest.raises(ConfigurationError, match="unknown key 'old_key' in .*config.json"):
+    with pytest.raises(ConfigurationError, match=r"unknown key 'old_key' in .*config\.json"):
         await start("recipes.rl_basic", given)
 
 

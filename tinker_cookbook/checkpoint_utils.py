@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, DataFormatError
+from tinker_cookbook.service import CHECKPOINTS_FILE, locate_checkpoint
 from tinker_cookbook.utils import jsonl
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_FILE = "checkpoints.jsonl"
 FINAL_NAME = "final"
 PERIODIC_TTL_SECONDS = 7 * 24 * 3600
 RENDERER_NAME_KEY = "renderer_name"  # in the user_metadata of a training run
+_PATH_KEY = "load_checkpoint_path"
 
 CheckpointKind = Literal["state", "sampler", "both"]
 
@@ -358,7 +359,8 @@ def resolve_renderer_name_from_checkpoint_or_default(
     """
     stored = None
     if load_checkpoint_path is not None:
-        run = _rest_client(base_url).get_training_run_by_tinker_path(load_checkpoint_path).result()
+        path = locate_checkpoint(load_checkpoint_path, "weights", _PATH_KEY, base_url)
+        run = _rest_client(base_url).get_training_run_by_tinker_path(path).result()
         stored = _stored_renderer_name(run)
     return _choose_renderer(model_name, explicit_renderer_name, load_checkpoint_path, stored)
 
@@ -373,7 +375,8 @@ async def resolve_renderer_name_from_checkpoint_or_default_async(
     """`resolve_renderer_name_from_checkpoint_or_default` without blocking the event loop."""
     stored = None
     if load_checkpoint_path is not None:
-        run = await _rest_client(base_url).get_training_run_by_tinker_path(load_checkpoint_path)
+        path = locate_checkpoint(load_checkpoint_path, "weights", _PATH_KEY, base_url)
+        run = await _rest_client(base_url).get_training_run_by_tinker_path(path)
         stored = _stored_renderer_name(run)
     return _choose_renderer(model_name, explicit_renderer_name, load_checkpoint_path, stored)
 

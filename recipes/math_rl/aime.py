@@ -84,7 +84,7 @@ class Aime(BoxedAnswers):
 class CLI:
     model_name: str = chz.field(default="nano", doc="nano, a hub name, or a directory")
     model_path: str | None = chz.field(
-        default=None, doc="checkpoint of it, tinker://... (None: the base model)"
+        default=None, doc="tinker://..., a run's or PEFT adapter's directory (None: base model)"
     )
     renderer_name: str | None = chz.field(
         default=None, doc="how messages become tokens (None: what suits checkpoint or model)"

@@ -81,13 +81,16 @@ def read_spec(directory: Path) -> LoraSpec:
 
 
 def read_adapter(adapter: Adapter, directory: Path) -> None:
-    """Fill an adapter from disk; names and shapes must be exactly its own."""
-    tensors = _load(directory / ADAPTER_FILE)
+    """Fill an adapter from disk; names and shapes must be exactly its own, alpha need not."""
+    scale = read_spec(directory).scale / adapter.spec.scale
+    tensors = load(directory / ADAPTER_FILE)
     found = {name.removeprefix(PREFIX).removesuffix(".weight"): t for name, t in tensors.items()}
     _check(adapter, directory / ADAPTER_FILE, found)
     with torch.no_grad():
         for name, master in adapter.master.items():
             master.copy_(found[name])
+            if name.endswith(".lora_B") and scale != 1:
+                master.mul_(scale)
     adapter.refresh()
 
 
@@ -99,7 +102,13 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
             f"{directory} holds no optimizer state (it was saved for sampling);"
             " use create_training_client_from_state to start with a fresh optimizer"
         )
-    tensors = _load(file)
+    alpha = read_spec(directory).alpha
+    if alpha != trainer.spec.alpha:
+        raise CheckpointError(
+            f"{directory} was trained with alpha {alpha:g}, not {trainer.spec.alpha:g}: its"
+            " optimizer state fits only a client that is created from it"
+        )
+    tensors = load(file)
     step = tensors.pop("step", None)
     trainer.reset()
     state = trainer.optimizer.state
@@ -117,7 +126,8 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
             state[master]["step"] = step.to(master.device, copy=True)
 
 
-def _load(file: Path) -> dict[str, torch.Tensor]:
+def load(file: Path) -> dict[str, torch.Tensor]:
+    """CheckpointError: not a safetensors file."""
     try:
         return load_file(file)
     except Exception as error:  # safetensors raises its own type, OSError or ValueError

@@ -332,6 +332,18 @@ class Store:
             )
         return info
 
+    def path_of(self, directory: Path) -> str | None:
+        """The path of the checkpoint whose files these are; None if they are of no present one."""
+        directory = directory.resolve()
+        if not directory.is_relative_to(self._runs.resolve()):
+            return None
+        try:
+            manifest = _read_json(directory / _MANIFEST)
+            path = str(_checked_path(*(manifest[key] for key in CheckpointPath._fields)))
+            return path if self.resolve(path).directory == directory else None
+        except (OSError, ValueError, KeyError, CheckpointError):
+            return None
+
     def verify(self, info: CheckpointInfo) -> None:
         """CheckpointError names the first file that is missing or differs from the manifest."""
         for name, expected in info.manifest["files"].items():
