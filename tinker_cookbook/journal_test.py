@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -778,6 +779,7 @@ async def test_a_continued_run_says_so_until_its_next_checkpoint(tmp_path: Path)
 class SavingConfig(Config):
     save_every: int = 4
     rolling_save_every: int = 2
+    behavior_if_log_dir_exists: str | None = None
 
 
 @pytest.fixture
@@ -829,6 +831,12 @@ async def test_a_checkpoint_that_is_gone_is_skipped(tmp_path: Path, store, capsy
         "tinker://first/weights/000004",  # 000002 was replaced
     ]
     assert found["tinker://first/weights/000006"] is None
+    links = tmp_path / "x" / "weights"
+    runs = Path("..", "..", "store", "runs", "first")
+    assert {each.name: each.readlink() for each in links.iterdir()} == {
+        "000004": runs / "sampler_weights" / "000004",
+        "000006": runs / "weights" / "000006",
+    }
     assert found["tinker://first/weights/000004"] is not None
     store.delete("tinker://first/weights/000006")
     capsys.readouterr()
@@ -840,6 +848,14 @@ async def test_a_checkpoint_that_is_gone_is_skipped(tmp_path: Path, store, capsy
     assert [row["step"] for row in read_metrics(tmp_path / "x")] == list(range(9))
     left = {str(info.path) for info in store.list_checkpoints("second")}
     assert "tinker://second/weights/000006" not in left and len(left) == 2
+    assert {each.name for each in links.iterdir()} == {"000004", "000008"}
+    shutil.rmtree(tmp_path / "store" / "runs" / "first")
+    (links / "mine").write_text("")
+    again = await work(config, rest, StoreClient(store, "third"), 9, 12)
+    assert again.start_step == 8 and {each.name for each in links.iterdir()} == {"000008", "mine"}
+    replaced = chz.replace(config, behavior_if_log_dir_exists="delete")
+    await work(replaced, rest, StoreClient(store, "fourth"), 1, 12)
+    assert {each.name for each in links.iterdir()} == {"mine"}
 
 
 async def test_a_store_that_is_not_there_does_not_start_a_run_over(tmp_path: Path, store):

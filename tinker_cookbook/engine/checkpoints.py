@@ -47,7 +47,7 @@ def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
         f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
         for name, tensor in adapter.master.items()
     }
-    save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
+    _save(tensors, directory / ADAPTER_FILE)
 
 
 def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
@@ -61,7 +61,7 @@ def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
         for moment in MOMENTS:
             tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
         tensors["step"] = state["step"].cpu().clone()
-    save_file(tensors, directory / OPTIMIZER_FILE)
+    _save(tensors, directory / OPTIMIZER_FILE)
 
 
 def read_spec(directory: Path) -> LoraSpec:
@@ -124,6 +124,14 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
         for name, master in trainer.adapter.master.items():
             state[master][moment] = found[name].to(master.device)
             state[master]["step"] = step.to(master.device, copy=True)
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """With the permissions of any other file: safetensors writes for the owner's eyes alone."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def load(file: Path) -> dict[str, torch.Tensor]:

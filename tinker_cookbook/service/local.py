@@ -7,6 +7,7 @@ the SDK's own `APIFuture`. Errors come out of the future, as with the SDK.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -407,7 +408,7 @@ class LocalServiceClient:
     ) -> LocalTrainingClient:
         """A fresh adapter. Without a seed its start is random."""
         _check_optimizer(optimizer)
-        model_id = self._next_model_id()
+        model_id = self._next_model_id(base_model, user_metadata)
 
         def start() -> Trainer:
             spec = LoraSpec(
@@ -508,9 +509,14 @@ class LocalServiceClient:
 
     # -- inside
 
-    def _next_model_id(self) -> str:
-        number, self._models = self._models, self._models + 1
-        return f"{self._session}:train:{number}"
+    def _next_model_id(self, base_model: str, user_metadata: dict[str, str] | None) -> str:
+        """What the run's directory in the store is called: recipe, model, date and a few digits."""
+        self._models += 1
+        recipe = {**self._user_metadata, **(user_metadata or {})}.get("recipe", "")
+        model = str(base_model).rstrip("/").rpartition("/")[2]
+        number = f"-{self._models}" if self._models > 1 else ""
+        parts = [re.sub(r"[^\w.+-]+", "_", part)[:60].lstrip(".") for part in (recipe, model)]
+        return "-".join([*filter(None, parts), f"{self._session}{number}"])
 
     def _start(
         self,
@@ -540,7 +546,7 @@ class LocalServiceClient:
         optimizer: bool,
     ) -> LocalTrainingClient:
         found = weights(self.store, path, "weights", base_model)
-        model_id = self._next_model_id()
+        model_id = self._next_model_id(found.base_model, user_metadata)
 
         def start() -> Trainer:
             with found.open() as files:

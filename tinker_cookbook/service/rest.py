@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from tinker import APIFuture, types
@@ -182,6 +183,10 @@ class LocalRestClient:
         urls = {name: (info.directory / name).as_uri() for name in info.manifest["files"]}
         expires = info.expires_at or datetime.now(UTC) + timedelta(days=1)
         return types.ExternalWeightsUrlsResponse(urls=urls, expires=expires)
+
+    def link_checkpoint(self, tinker_path: str, at: Path) -> None:
+        """Of this store alone: see `Store.link`."""
+        self._store.link(tinker_path, at)
 
     def get_telemetry(self) -> None:
         """There is none in process."""

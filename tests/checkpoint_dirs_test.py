@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,23 @@ def test_a_directory_of_the_store_is_its_checkpoint(service: Any, tmp_path: Path
     for each in (directory, copy):
         found = service.create_sampling_client(model_path=str(each)).result()
         assert torch.equal(logprobs(found), expected)
+
+
+def test_readable_names_and_ordinary_permissions(service: Any, tmp_path: Path):
+    (tmp_path / "ordinary").touch()
+    mode = (tmp_path / "ordinary").stat().st_mode
+    metadata = {"recipe": "my recipe"}
+    clients = [
+        service.create_lora_training_client("nano", rank=2, user_metadata=metadata),
+        service.create_lora_training_client("nano", rank=2),
+    ]
+    saved = [client.save_state("a").result().path for client in clients]
+    runs = [path.split("/")[2] for path in saved]
+    assert re.fullmatch(r"my_recipe-nano-\d{8}-\d{6}-[0-9a-f]{6}", runs[0])
+    assert re.fullmatch(r"nano-\d{8}-\d{6}-[0-9a-f]{6}-2", runs[1])
+    directory = service.store.resolve(saved[0]).directory
+    modes = {file.name: file.stat().st_mode for file in directory.iterdir()}
+    assert set(modes.values()) == {mode} and "optimizer.safetensors" in modes
 
 
 @pytest.mark.parametrize(
