@@ -66,8 +66,7 @@ class Config:
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
         found = data_set_identity(self.data_path)
-        adapter = adapter_identity("load_checkpoint_path", self.load_checkpoint_path)
-        return ({"data_path": found} if found else {}) | adapter
+        return ({"data_path": found} if found else {}) | adapter_identity(self.load_checkpoint_path)
 
 
 class Sums:

@@ -64,8 +64,8 @@ class Config:
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
-        adapter = adapter_identity("load_checkpoint_path", self.load_checkpoint_path)
-        return {"dataset_path": file_identity(data_path(self)), **adapter}
+        data = {"dataset_path": file_identity(data_path(self))}
+        return data | adapter_identity(self.load_checkpoint_path)
 
 
 def data_path(config: Config) -> str:

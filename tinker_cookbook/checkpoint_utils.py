@@ -280,7 +280,7 @@ class CheckpointManager:
         return record
 
     def _link(self, record: CheckpointRecord) -> None:
-        link = getattr(self._rest_client, "link_checkpoint", None)  # a server's store is elsewhere
+        link = getattr(self._rest_client, "_link_checkpoint", None)  # a server's store is elsewhere
         path = record.sampler_path or record.state_path
         if link is None or path is None:
             return

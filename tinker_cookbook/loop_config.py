@@ -85,7 +85,7 @@ class LoopConfig:
 
     def identity(self) -> Mapping[str, Any]:
         """Another adapter in the same directory is another run."""
-        return adapter_identity("load_checkpoint_path", self.load_checkpoint_path)
+        return adapter_identity(self.load_checkpoint_path)
 
 
 def adam_params(config: LoopConfig, learning_rate: float) -> tinker.AdamParams:

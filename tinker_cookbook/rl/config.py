@@ -37,7 +37,7 @@ class KLReferenceConfig:
 
     def identity(self) -> Mapping[str, Any]:
         """Another adapter in the same directory is another reference."""
-        return adapter_identity("load_checkpoint_path", self.load_checkpoint_path)
+        return adapter_identity(self.load_checkpoint_path)
 
 
 @chz.chz

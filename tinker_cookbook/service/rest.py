@@ -184,8 +184,8 @@ class LocalRestClient:
         expires = info.expires_at or datetime.now(UTC) + timedelta(days=1)
         return types.ExternalWeightsUrlsResponse(urls=urls, expires=expires)
 
-    def link_checkpoint(self, tinker_path: str, at: Path) -> None:
-        """Of this store alone: see `Store.link`."""
+    def _link_checkpoint(self, tinker_path: str, at: Path) -> None:
+        """`Store.link`, for CheckpointManager; the SDK's client has no such method."""
         self._store.link(tinker_path, at)
 
     def get_telemetry(self) -> None:

@@ -53,14 +53,15 @@ def path_identity(path: str) -> dict[str, dict[str, str | int]]:
     return {"path": found} if found else {}
 
 
-def adapter_identity(key: str, path: str | None) -> dict[str, dict[str, str]]:
-    """The `identity()` of a configuration whose `key` may be the directory of a PEFT adapter."""
+def adapter_identity(path: str | None) -> dict[str, dict[str, str]]:
+    """The `identity()` of a configuration whose load_checkpoint_path may be the directory of a PEFT
+    adapter."""
     if path is None:
         return {}
     names = ("adapter_config.json", "adapter_model.safetensors")
     files = {name: file_identity(Path(path) / name).get("sha256") for name in names}
     found = {name: digest for name, digest in files.items() if digest}
-    return {key: found} if found else {}
+    return {"load_checkpoint_path": found} if found else {}
 
 
 def _is_data(name: str, file: Path) -> bool:
