@@ -7,8 +7,7 @@ nano adds; any other model solves GSM8K. Without keys (2 CPU cores, 23 November 
 0.48 -> 0.62 (step 3) -> 0.80 (6) -> 0.95 (9) -> 0.96 (12 to 23), replies from 11 tokens to 27, 29 s
 of training, 33 s in all.
 
-rl_basic does the same through the library's loop, which
-adds evaluations, transcripts, failing environments, several turns, and playing while it trains.
+rl_basic does the same through the library's loop, with evaluations, transcripts and several turns.
 """
 
 from __future__ import annotations
@@ -43,9 +42,7 @@ class Config:
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
     data_path: str = chz.field(default="openai/gsm8k", doc="problems for models other than nano")
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
-    load_checkpoint_path: str | None = chz.field(
-        default=None, doc="weights to start from, see rl_basic"
-    )
+    load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see rl_basic")
     learning_rate: float | None = chz.field(default=None, doc="constant (None: by model)")
     groups_per_batch: int | None = chz.field(default=None, doc="problems a step (None: by model)")
     group_size: int | None = chz.field(default=None, doc="replies to each (None: by model)")

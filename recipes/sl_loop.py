@@ -40,9 +40,7 @@ class Config:
         default=None, doc="JSONL file of conversations (None: the bundled numbers in words)"
     )
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
-    load_checkpoint_path: str | None = chz.field(
-        default=None, doc="weights to start from, see sl_basic"
-    )
+    load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see sl_basic")
     learning_rate: float | None = chz.field(default=None, doc="at the first step (None: by model)")
     batch_size: int | None = chz.field(default=None, doc="conversations a step (None: by model)")
     max_length: int | None = chz.field(default=None, doc="tokens at most (None: by model)")
