@@ -7,8 +7,7 @@ nano adds; any other model solves GSM8K. Without keys (2 CPU cores, 23 November 
 0.48 -> 0.62 (step 3) -> 0.80 (6) -> 0.95 (9) -> 0.96 (12 to 23), replies from 11 tokens to 27, 29 s
 of training, 33 s in all.
 
-rl_basic does the same through the library's loop, which
-adds evaluations, transcripts, failing environments, several turns, and playing while it trains.
+rl_basic does the same through the library's loop, with evaluations, transcripts and several turns.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.utils.data_identity import data_set_identity
+from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
@@ -43,7 +42,7 @@ class Config:
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
     data_path: str = chz.field(default="openai/gsm8k", doc="problems for models other than nano")
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
-    load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
+    load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see rl_basic")
     learning_rate: float | None = chz.field(default=None, doc="constant (None: by model)")
     groups_per_batch: int | None = chz.field(default=None, doc="problems a step (None: by model)")
     group_size: int | None = chz.field(default=None, doc="replies to each (None: by model)")
@@ -64,7 +63,7 @@ class Config:
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
         found = data_set_identity(self.data_path)
-        return {"data_path": found} if found else {}
+        return ({"data_path": found} if found else {}) | adapter_identity(self.load_checkpoint_path)
 
 
 class Sums:
@@ -141,7 +140,7 @@ async def main(config: Config) -> None:
     ) as journal:
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
-        client = await start_training_client(service, config, journal.resume)
+        client = await start_training_client(service, config, journal.resume, {"recipe": "rl_loop"})
         sampler = await client.save_weights_and_get_sampling_client()
         for step in range(journal.start_step, config.max_steps):
             with journal.step(step) as row:

@@ -28,6 +28,7 @@ from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import HubChats, JsonlChats, data_at
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
@@ -39,7 +40,7 @@ class Config:
         default=None, doc="conversations, see sl_basic (None: the bundled numbers in words)"
     )
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
-    load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
+    load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see sl_basic")
     learning_rate: float | None = chz.field(default=None, doc="at the first step (None: by model)")
     batch_size: int | None = chz.field(default=None, doc="conversations a step (None: by model)")
     max_length: int | None = chz.field(default=None, doc="tokens at most (None: by model)")
@@ -61,7 +62,8 @@ class Config:
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
-        return {"dataset_path": data(self).identity().get("path", self.dataset_path)}
+        files = {"dataset_path": data(self).identity().get("path", self.dataset_path)}
+        return files | adapter_identity(self.load_checkpoint_path)
 
 
 def data(config: Config) -> JsonlChats | HubChats:
@@ -96,7 +98,7 @@ async def main(config: Config) -> None:
             journal.say(models.filled_line(config.model_name, filled))
         for line in train.report.lines() if train.report else ():
             journal.say(line)
-        client = await start_training_client(service, config, journal.resume)
+        client = await start_training_client(service, config, journal.resume, {"recipe": "sl_loop"})
         for step in range(journal.start_step, total_steps):
             with journal.step(step) as row:
                 # data

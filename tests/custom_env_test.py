@@ -112,6 +112,24 @@ def test_the_recipe_trains_on_it(my_env: Any, tmp_path: Path) -> None:
     assert 0 < rows[0]["env/all/won"] < 1
     assert rows[0]["env/all/turns_per_episode"] > 1
 
+    # a longer run goes on with this one, but not with another game of the same name
+    longer = [*words, "max_steps=3", "log_path=run"]
+    (tmp_path / "other_env.py").write_text(SOURCE.replace("range(16)", "range(2)"))
+    done = run(
+        tmp_path, ["other_env:GuessNumber".join(w.split("my_env:GuessNumber")) for w in longer]
+    )
+    assert done.returncode == 2
+    assert '"my_env:GuessNumber" there and "other_env:GuessNumber" here' in done.stderr
+    (tmp_path / "my_env.py").write_text(SOURCE.replace("float(won)", "2.0 * won"))
+    done = run(tmp_path, longer)
+    assert done.returncode == 2
+    assert (
+        "my_env.py is not what it began with" in done.stderr and len(done.stderr.split("\n")) == 2
+    )
+    done = run(tmp_path, [*longer, "behavior_if_log_dir_exists=resume"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "my_env.py is not what it was: steps from here on are done by it" in done.stdout
+
 
 async def test_python_trains_on_it(my_env: Any, tmp_path: Path) -> None:
     """Also with a bound that was too short at first: the message says which to raise."""

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, DataFormatError
+from tinker_cookbook.service import CHECKPOINTS_FILE, locate_checkpoint
 from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.run_directory import WEIGHTS, remove_links
 
 if TYPE_CHECKING:
     import os
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_FILE = "checkpoints.jsonl"
 FINAL_NAME = "final"
 PERIODIC_TTL_SECONDS = 7 * 24 * 3600
 RENDERER_NAME_KEY = "renderer_name"  # in the user_metadata of a training run
+_PATH_KEY = "load_checkpoint_path"
 
 CheckpointKind = Literal["state", "sampler", "both"]
 
@@ -213,6 +215,8 @@ class CheckpointManager:
     Nothing is saved with an end: a run that was left alone can be resumed from its newest
     checkpoint at any time. When the next one is recorded, `rest_client` deletes a rolling one, and
     lets a periodic one expire after `ttl_seconds` (None: never). Without a rest_client all stay.
+    Where the store is this process's own, `weights/<name>` in the run's directory is a link to what
+    can be sampled from, as long as there is such a checkpoint.
     """
 
     def __init__(
@@ -240,6 +244,7 @@ class CheckpointManager:
         self._rest_client = rest_client
         # two: a crash may have come between recording the last and retiring the one before
         self._to_retire = load_checkpoints_file(log_path)[-2:]
+        remove_links(Path(log_path), only_dead=True)
 
     def submit(
         self, training_client: Any, step: int, *, final: bool = False, **loop_state: Any
@@ -268,10 +273,21 @@ class CheckpointManager:
         """Waits for the checkpoint, records it, then retires the one that it replaces."""
         record = await pending
         append_record(self._log_path, record)
+        self._link(record)
         replaced, self._to_retire = self._to_retire, [record]
         for old in replaced:
             await self._retire(old)
         return record
+
+    def _link(self, record: CheckpointRecord) -> None:
+        link = getattr(self._rest_client, "_link_checkpoint", None)  # a server's store is elsewhere
+        path = record.sampler_path or record.state_path
+        if link is None or path is None:
+            return
+        try:
+            link(path, Path(self._log_path) / WEIGHTS / record.name)
+        except (OSError, CheckpointError) as e:
+            logger.info("no link to checkpoint %s in %s: %s", record.name, self._log_path, e)
 
     async def _retire(self, old: CheckpointRecord) -> None:
         rest, ttl = self._rest_client, self._ttl_seconds
@@ -358,7 +374,8 @@ def resolve_renderer_name_from_checkpoint_or_default(
     """
     stored = None
     if load_checkpoint_path is not None:
-        run = _rest_client(base_url).get_training_run_by_tinker_path(load_checkpoint_path).result()
+        path = locate_checkpoint(load_checkpoint_path, "weights", _PATH_KEY, base_url)
+        run = _rest_client(base_url).get_training_run_by_tinker_path(path).result()
         stored = _stored_renderer_name(run)
     return _choose_renderer(model_name, explicit_renderer_name, load_checkpoint_path, stored)
 
@@ -373,7 +390,8 @@ async def resolve_renderer_name_from_checkpoint_or_default_async(
     """`resolve_renderer_name_from_checkpoint_or_default` without blocking the event loop."""
     stored = None
     if load_checkpoint_path is not None:
-        run = await _rest_client(base_url).get_training_run_by_tinker_path(load_checkpoint_path)
+        path = locate_checkpoint(load_checkpoint_path, "weights", _PATH_KEY, base_url)
+        run = await _rest_client(base_url).get_training_run_by_tinker_path(path)
         stored = _stored_renderer_name(run)
     return _choose_renderer(model_name, explicit_renderer_name, load_checkpoint_path, stored)
 

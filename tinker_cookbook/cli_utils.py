@@ -5,7 +5,8 @@
 
 A word is read by chz: `learning_rate=1e-4`, `data=JsonlChats data.path=x.jsonl` (a class by its
 name, then its fields), `...model_name=x` (every field of that name). `config=FILE` names a YAML
-file of the same keys, nested or dotted; it is applied before the other words.
+file of the same keys, nested or dotted, or the config.json of a run; it is applied before the other
+words.
 """
 
 from __future__ import annotations

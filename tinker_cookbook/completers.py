@@ -172,7 +172,8 @@ async def completer_from(
 ) -> TinkerMessageCompleter:
     """A model to talk to: an opponent, a judge, a grader, a teacher.
 
-    model_path: a checkpoint of it (tinker://...); None: the base model. renderer_name: None for the
+    model_path: a checkpoint of it (tinker://..., or the directory of a run or of a PEFT adapter);
+    None: the base model. renderer_name: None for the
     one that the checkpoint was trained with, else the model's own. base_url, engine: where it runs,
     as in `service.connect`. Its `sampling_client` and `renderer` serve other uses, e.g. logprobs.
     """
@@ -181,11 +182,13 @@ async def completer_from(
         resolve_renderer_name_from_checkpoint_or_default_async,
     )
     from tinker_cookbook.renderers import get_renderer
-    from tinker_cookbook.service import connect
+    from tinker_cookbook.service import connect, locate_checkpoint
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 
     if max_tokens < 1:
         raise ConfigurationError(f"max_tokens={max_tokens}: expected 1 or more")
+    if model_path is not None:
+        model_path = locate_checkpoint(model_path, "sampler_weights", "model_path", base_url)
     renderer_name = await resolve_renderer_name_from_checkpoint_or_default_async(
         model_name=model_name,
         explicit_renderer_name=renderer_name,

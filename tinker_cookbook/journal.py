@@ -25,10 +25,11 @@ from tinker_cookbook.checkpoint_utils import (
     get_last_resumable_checkpoint,
 )
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils import jsonl, ml_log
+from tinker_cookbook.utils import code_identity, jsonl, ml_log
 from tinker_cookbook.utils.display import Display, duration
 from tinker_cookbook.utils.misc_utils import counted, runs_path, timed
-from tinker_cookbook.utils.plain_data import comparable, plain
+from tinker_cookbook.utils.plain_data import CLASS, comparable, plain
+from tinker_cookbook.utils.run_config import CONFIG_CLASS, RECIPE, USER_CODE
 from tinker_cookbook.utils.run_directory import RunLock, decide, differences, empty, holds_run
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,11 @@ class Journal:
     larger than what it did; otherwise this run gets a new directory with a number behind it. A
     run of another config is refused with the keys that differ (ConfigurationError), FREE_KEYS and
     `also_free` (patterns of dotted keys) aside. What local data holds is part of the config:
-    see `identity` in utils/plain_data.py. A directory in use by another process is refused as well.
+    see `identity` in utils/plain_data.py. So are the modules of the user's own code, but not what
+    is in their files: an unfinished run whose code was edited is refused with the names of the
+    files, and goes on with behavior_if_log_dir_exists=resume; before its first checkpoint, and
+    where only evaluators were edited, it goes on in any case and says so. A directory in use by
+    another process is refused as well.
     """
 
     log_path: Path
@@ -135,8 +140,11 @@ class Journal:
         noticed before the loop loads it, and no checkpoint is ever deleted.
         """
         self._keys = _Keys(config)
-        fields = {key: value for key, value in plain(config).items() if key != "class"}
-        self._config = {"recipe": recipe, **fields}
+        fields = plain(config)
+        about = {CONFIG_CLASS: fields.pop(CLASS, None)}
+        if code := code_identity.user_code(fields):
+            about[USER_CODE] = code
+        self._config = {RECIPE: recipe, **fields, **about}
         self._recipe = recipe
         self._total_steps = total_steps
         self._progress = progress
@@ -312,7 +320,7 @@ class Journal:
             if self._rows_kept is None:
                 resume, skipped = get_last_resumable_checkpoint(path, self._rest_client)
             remarks = [*skipped, self._resume_remark(path, resume), *self._other_length(path)]
-            return _Place(path, resume, remarks)
+            return _Place(path, resume, remarks + self._other_code(path, contents, resume))
         raise AssertionError("unreachable")
 
     def _last(self, path: Path) -> CheckpointRecord | None:
@@ -348,15 +356,55 @@ class Journal:
             )
         if log_path is not None:
             return Path(log_path).expanduser().absolute()
+        path = self._named_by(self._fixed(self._config))
+        # before classes were known with their modules, the names of directories were others
+        older = self._named_by(code_identity.without_modules(self._fixed(self._config)))
+        return older if holds_run(older) and not holds_run(path) else path
+
+    def _named_by(self, fixed: Mapping[str, Any]) -> Path:
         model = str(self._keys.get("model_name", None) or "").rstrip("/").rpartition("/")[2]
-        text = json.dumps(self._fixed(self._config), sort_keys=True)
+        text = json.dumps(fixed, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = "-".join(part for part in (self._recipe, model, digest) if part)
         return runs_path(re.sub(r"[^\w.+-]+", "_", name))
 
     def _fixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The part of a config that must be the same for a run to go on."""
-        return _without(comparable(config), self._free)
+        return _without(comparable(config), (*self._free, CONFIG_CLASS, USER_CODE))
+
+    def _both_configs(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The one in a directory, and this one in the same form."""
+        there = json.loads((path / ml_log.CONFIG_FILE).read_bytes())
+        here = json.loads(jsonl.encode(self._config))
+        return there, here if CONFIG_CLASS in there else code_identity.without_modules(here)
+
+    def _other_code(self, path: Path, contents: str, resume: CheckpointRecord | None) -> list[str]:
+        """What to know of a run that goes on with edited code, or with other evaluations.
+
+        ConfigurationError where the steps to come would be done by other code than those done.
+        """
+        there, here = self._both_configs(path)
+        binding = code_identity.modules(self._fixed(self._config))
+        code, before = self._config.get(USER_CODE, {}), there.get(USER_CODE, {})
+        edited = code_identity.edited(before, {m: code[m] for m in code if m in binding})
+        names = ", ".join(edited)
+        if edited and resume and self._keys.get("behavior_if_log_dir_exists", None) != "resume":
+            raise ConfigurationError(
+                f"{path} holds {contents}, and {names} is not what it began with; restore it, set"
+                " another log_path, or say behavior_if_log_dir_exists=resume to go on with the"
+                " code as it is now, or =delete to start over"
+            )
+        remarks = (
+            [f"{names} is not what it was: steps from here on are done by it"] if names else []
+        )
+        if CONFIG_CLASS not in there and code:
+            unknown = ", ".join(sorted(code))
+            remarks += [f"an earlier version began this run, unaware of the code of {unknown}"]
+        evaluators = differences(_evaluators(there), _evaluators(here))
+        evaluators += code_identity.edited(before, {m: code[m] for m in code if m not in binding})
+        if evaluators and resume:
+            remarks += [f"other evaluations from here on: {'; '.join(evaluators[:4])}"]
+        return remarks
 
     def _length(self) -> dict[str, Any]:
         return {key: self._config[key] for key in LENGTH_KEYS if key in self._config}
@@ -368,15 +416,13 @@ class Journal:
         return more and done != self._length()
 
     def _refuse_other_config(self, path: Path) -> None:
-        file = path / ml_log.CONFIG_FILE
         try:
-            there = json.loads(file.read_bytes())
+            there, here = self._both_configs(path)
         except (OSError, ValueError):
             raise ConfigurationError(
-                f"{path} holds a run, but {file.name} cannot be read; set another log_path, "
-                "or behavior_if_log_dir_exists=delete"
+                f"{path} holds a run, but {ml_log.CONFIG_FILE} cannot be read; set another "
+                "log_path, or behavior_if_log_dir_exists=delete"
             ) from None
-        here = json.loads(jsonl.encode(self._config))
         found = differences(self._fixed(there), self._fixed(here))
         if found:
             more = f" and {len(found) - 4} more" if len(found) > 4 else ""
@@ -425,6 +471,10 @@ class _Keys:
         if isinstance(self._config, Mapping):
             return self._config.get(key, default)
         return getattr(self._config, key, default)
+
+
+def _evaluators(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in comparable(config).items() if fnmatchcase(k, "*evaluator_builders")}
 
 
 def _without(config: Mapping[str, Any], patterns: Collection[str]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """A small pipelined loop in processes that get killed, and the rules for run directories."""
 
 import asyncio
+import hashlib
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import pytest
 
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
-from tinker_cookbook.journal import Journal, _without
+from tinker_cookbook.journal import FREE_KEYS, Journal, _without
 from tinker_cookbook.utils.ml_log import read_metrics
 
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
@@ -583,7 +586,7 @@ async def test_other_data_is_another_run_and_moved_data_is_not(tmp_path: Path, r
     first = await do(a, 2)
     config = json.loads((first.log_path / "config.json").read_text())
     assert config["dataset_builder"] == {
-        "class": "File",
+        "class": f"{__name__}:File",
         "path": str(tmp_path / "a"),
         "identity": {"path": {"text": "one"}},
     }
@@ -599,6 +602,152 @@ async def test_other_data_is_another_run_and_moved_data_is_not(tmp_path: Path, r
         match=r'dataset_builder\.identity\.path\.text is "one" there and "one and more" here',
     ):
         await do(chz.replace(a, log_path=str(first.log_path), max_steps=9), 9)
+
+
+# ---- code of the user's own
+
+GAME = """
+import chz
+import rules
+
+@chz.chz
+class Game:
+    size: int = 1
+
+def evaluator():
+    pass
+"""
+
+
+@chz.chz
+class GameConfig(Config):
+    data: Any
+    evaluator_builders: list[Any] = chz.field(default_factory=list)
+    behavior_if_log_dir_exists: str | None = None
+
+
+@pytest.fixture
+def games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Imports modules of a user, anew after each change, as another process would."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    names = ("my_game", "other_game", "rules", "evals")
+
+    def write(**sources: str) -> dict[str, Any]:
+        for name, source in sources.items():
+            (folder / f"{name}.py").write_text(source)
+        for name in names:
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        there = [name for name in names if (folder / f"{name}.py").exists()]
+        return {name: importlib.import_module(name) for name in there}
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+async def begin(config: Any, steps: int, total: int = 9) -> Journal:
+    """`steps` steps and a checkpoint of an unfinished run."""
+    with Journal(config, recipe="r", total_steps=total) as journal:
+        journal._checkpoints._save_every = 1
+        for i in range(journal.start_step, steps):
+            with journal.step(i):
+                pending = journal.submit_save(Client(), i + 1)
+            await journal.finish(pending)
+    return journal
+
+
+async def test_a_class_of_the_same_name_in_another_module_is_another_run(
+    tmp_path: Path, runs: Path, games
+):
+    code = games(my_game=GAME, other_game=GAME, rules="N = 1")
+    mine, other = (GameConfig(data=code[m].Game()) for m in ("my_game", "other_game"))
+    first = await begin(mine, 2)
+    assert (await begin(mine, 3)).start_step == 2
+    another = await begin(other, 1)
+    assert another.log_path != first.log_path and another.start_step == 0
+    with pytest.raises(ConfigurationError, match=r"my_game:Game.* there and .*other_game:Game"):
+        await begin(chz.replace(other, log_path=str(first.log_path)), 4)
+
+
+@pytest.mark.parametrize("changed", ["my_game", "rules"])
+async def test_edited_code_is_refused_by_name_until_resume_is_asked_for(
+    tmp_path: Path, runs: Path, games, changed: str, capsys
+):
+    def config(**changes: Any) -> GameConfig:
+        return GameConfig(data=code["my_game"].Game(), **changes)
+
+    sources = {"my_game": GAME, "rules": "N = 1"}
+    code = games(**sources)
+    first = await begin(config(), 2)
+    code = games(**{changed: f"{sources[changed]}\n# edited"})
+    with pytest.raises(ConfigurationError) as refused:
+        await begin(config(), 3)
+    assert f"{changed}.py is not what it began with; restore it" in str(refused.value)
+    assert "behavior_if_log_dir_exists=resume to go on" in str(refused.value)
+    code = games(**sources)  # restored
+    assert (await begin(config(), 3)).start_step == 2
+    code = games(**{changed: f"{sources[changed]}\n# edited"})
+    capsys.readouterr()
+    again = await begin(config(behavior_if_log_dir_exists="resume"), 4)
+    assert (again.log_path, again.start_step) == (first.log_path, 3)
+    assert f"{changed}.py is not what it was: steps from here on" in capsys.readouterr().out
+    assert (await begin(config(), 5)).start_step == 4, "config.json knows the code of now"
+    await do(config(), 9)
+    code = games(**sources)
+    assert (await begin(config(), 1)).log_path.name == f"{first.log_path.name}-2", "finished"
+
+
+async def test_code_may_be_edited_before_the_first_checkpoint(runs: Path, games):
+    code = games(my_game=GAME, rules="N = 1")
+    with pytest.raises(KeyError), Journal(GameConfig(data=code["my_game"].Game()), recipe="r") as a:
+        raise KeyError
+    code = games(my_game=GAME + "# mended")
+    with Journal(GameConfig(data=code["my_game"].Game()), recipe="r") as b:
+        assert (b.log_path, b.start_step) == (a.log_path, 0)
+
+
+async def test_other_evaluators_go_on_and_say_so(runs: Path, games, capsys):
+    code = games(my_game=GAME, rules="N = 1", evals="def evaluator(): pass")
+    config = GameConfig(data=code["my_game"].Game(), evaluator_builders=[code["evals"].evaluator])
+    await begin(config, 1)
+    code = games(evals="def evaluator(): return 1")
+    config = GameConfig(data=code["my_game"].Game(), evaluator_builders=[code["evals"].evaluator])
+    capsys.readouterr()
+    assert (await begin(config, 2)).start_step == 1
+    assert "other evaluations from here on: evals.py" in capsys.readouterr().out
+    assert (await begin(chz.replace(config, evaluator_builders=[]), 3)).start_step == 2
+    assert "other evaluations from here on: evaluator_builders is " in capsys.readouterr().out
+    await begin(chz.replace(config, evaluator_builders=[]), 4)
+    assert "other evaluations" not in capsys.readouterr().out
+
+
+async def test_a_run_of_an_earlier_version_goes_on(runs: Path, games, capsys):
+    """Its config.json has classes without modules, and its directory's name comes from that."""
+    code = games(my_game=GAME, rules="N = 1")
+    config = GameConfig(data=code["my_game"].Game())
+    journal = await begin(config, 2)
+    file = journal.log_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["config_class"], content["user_code"]
+    content["data"]["class"] = "Game"
+    file.write_text(json.dumps(content))
+    text = json.dumps(_without(content, FREE_KEYS), sort_keys=True)
+    older = runs / f"{journal.log_path.name[:-8]}{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    journal.log_path.rename(older)
+    capsys.readouterr()
+    again = await begin(config, 3)
+    assert (again.log_path, again.start_step) == (older, 2)
+    assert "an earlier version began this run, unaware of the code of my_game" in (
+        capsys.readouterr().out
+    )
+    assert (await begin(config, 4)).log_path == older
+    with pytest.raises(ConfigurationError, match=r"data\.size is 1 there and 2 here"):
+        larger = GameConfig(data=code["my_game"].Game(size=2), log_path=str(older))
+        await begin(larger, 5)
 
 
 async def test_more_steps_of_the_data_alone_continue_no_finished_run(tmp_path: Path):
@@ -630,6 +779,7 @@ async def test_a_continued_run_says_so_until_its_next_checkpoint(tmp_path: Path)
 class SavingConfig(Config):
     save_every: int = 4
     rolling_save_every: int = 2
+    behavior_if_log_dir_exists: str | None = None
 
 
 @pytest.fixture
@@ -681,6 +831,12 @@ async def test_a_checkpoint_that_is_gone_is_skipped(tmp_path: Path, store, capsy
         "tinker://first/weights/000004",  # 000002 was replaced
     ]
     assert found["tinker://first/weights/000006"] is None
+    links = tmp_path / "x" / "weights"
+    runs = Path("..", "..", "store", "runs", "first")
+    assert {each.name: each.readlink() for each in links.iterdir()} == {
+        "000004": runs / "sampler_weights" / "000004",
+        "000006": runs / "weights" / "000006",
+    }
     assert found["tinker://first/weights/000004"] is not None
     store.delete("tinker://first/weights/000006")
     capsys.readouterr()
@@ -692,6 +848,14 @@ async def test_a_checkpoint_that_is_gone_is_skipped(tmp_path: Path, store, capsy
     assert [row["step"] for row in read_metrics(tmp_path / "x")] == list(range(9))
     left = {str(info.path) for info in store.list_checkpoints("second")}
     assert "tinker://second/weights/000006" not in left and len(left) == 2
+    assert {each.name for each in links.iterdir()} == {"000004", "000008"}
+    shutil.rmtree(tmp_path / "store" / "runs" / "first")
+    (links / "mine").write_text("")
+    again = await work(config, rest, StoreClient(store, "third"), 9, 12)
+    assert again.start_step == 8 and {each.name for each in links.iterdir()} == {"000008", "mine"}
+    replaced = chz.replace(config, behavior_if_log_dir_exists="delete")
+    await work(replaced, rest, StoreClient(store, "fourth"), 1, 12)
+    assert {each.name for each in links.iterdir()} == {"mine"}
 
 
 async def test_a_store_that_is_not_there_does_not_start_a_run_over(tmp_path: Path, store):

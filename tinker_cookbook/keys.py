@@ -15,6 +15,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers.registry import renderer_factory
+from tinker_cookbook.service import locate_checkpoint
 
 
 def fill(config: Any, method: str) -> FilledConfig:
@@ -23,7 +24,8 @@ def fill(config: Any, method: str) -> FilledConfig:
 
     renderer_name: the one that the data's own common_config renders with; else the one that
     load_checkpoint_path was trained with; else the model's. One that does not fit the model is
-    taken, with a warning.
+    taken, with a warning. load_checkpoint_path: the directory of a run becomes the tinker:// path
+    of its last checkpoint.
     """
     common = getattr(getattr(config, "dataset_builder", None), "common_config", None)
     name = config.renderer_name
@@ -34,16 +36,21 @@ def fill(config: Any, method: str) -> FilledConfig:
                 f"{common.renderer_name}: drop renderer_name"
             )
         name = common.renderer_name
-    if config.load_checkpoint_path is not None:
+    path = config.load_checkpoint_path
+    if path is not None:
+        path = locate_checkpoint(path, "weights", "load_checkpoint_path", config.base_url)
         name = resolve_renderer_name_from_checkpoint_or_default(
             model_name=config.model_name,
             explicit_renderer_name=name,
-            load_checkpoint_path=config.load_checkpoint_path,
+            load_checkpoint_path=path,
             base_url=config.base_url,
         )
     if name is not None:
         renderer_factory(name)  # refused before anything is said of it
-    filled = models.fill_defaults(chz.replace(config, renderer_name=name), method)
+    located = chz.replace(config, renderer_name=name, load_checkpoint_path=path)
+    filled = models.fill_defaults(located, method)
+    if path != config.load_checkpoint_path:
+        filled.filled["load_checkpoint_path"] = path
     if config.renderer_name is None:
         filled.filled.setdefault("renderer_name", filled.config.renderer_name)
     warn_if_renderer_not_recommended(config.model_name, filled.config.renderer_name)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import chz
 import tinker
 
 from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
 from tinker_cookbook.utils.run_directory import LogDirBehavior
@@ -24,7 +28,9 @@ class LoopConfig:
         default=None, doc="how messages become tokens (None: what suits model or checkpoint)"
     )
     load_checkpoint_path: str | None = chz.field(
-        default=None, doc="tinker://... to start from its weights, with a fresh optimizer"
+        default=None,
+        doc="tinker://..., the directory of a run (its last checkpoint) or of a PEFT adapter, to"
+        " start from its weights with a fresh optimizer",
     )
 
     learning_rate: float | None = chz.field(default=None, doc="peak rate (None: by the model)")
@@ -63,7 +69,9 @@ class LoopConfig:
         default=None, doc="directory of the run (None: one in the runs directory)"
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
-        default=None, doc="for a directory that holds a run (None: resume it if it is this run)"
+        default=None,
+        doc="for a directory that holds a run (None: resume it if it is this run; resume: also"
+        " where the code of yours that it runs was edited)",
     )
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
     engine: EngineConfig = chz.field(
@@ -74,6 +82,10 @@ class LoopConfig:
     )
     wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
     wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
+
+    def identity(self) -> Mapping[str, Any]:
+        """Another adapter in the same directory is another run."""
+        return adapter_identity(self.load_checkpoint_path)
 
 
 def adam_params(config: LoopConfig, learning_rate: float) -> tinker.AdamParams:

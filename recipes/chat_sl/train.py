@@ -14,6 +14,7 @@ Without keys: nano on the bundled conversations of sl_basic, with its curve: los
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import chz
 
@@ -36,6 +37,12 @@ class CLI(ChatConfig):
         " name on the hub (None: number_words for nano, else no_robots)",
     )
     eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
+
+    @staticmethod
+    def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
+        config = ChatConfig.before_resolve(config)
+        named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
+        return {key: value for key, value in config.items() if key not in named}
 
 
 def data_of(config: CLI) -> ChatDatasetBuilder:

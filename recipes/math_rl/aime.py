@@ -65,7 +65,7 @@ HEADLINES = {"num_correct": "right", "so_far/pass@1": "pass@1 so far"}
 class CLI:
     model_name: str = chz.field(default="nano", doc="nano, a hub name, or a directory")
     model_path: str | None = chz.field(
-        default=None, doc="checkpoint of it, tinker://... (None: the base model)"
+        default=None, doc="tinker://..., a run's or PEFT adapter's directory (None: base model)"
     )
     renderer_name: str | None = chz.field(
         default=None, doc="how messages become tokens (None: what suits checkpoint or model)"

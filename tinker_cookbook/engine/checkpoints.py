@@ -47,7 +47,7 @@ def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
         f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
         for name, tensor in adapter.master.items()
     }
-    save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
+    _save(tensors, directory / ADAPTER_FILE)
 
 
 def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
@@ -61,7 +61,7 @@ def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
         for moment in MOMENTS:
             tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
         tensors["step"] = state["step"].cpu().clone()
-    save_file(tensors, directory / OPTIMIZER_FILE)
+    _save(tensors, directory / OPTIMIZER_FILE)
 
 
 def read_spec(directory: Path) -> LoraSpec:
@@ -81,13 +81,16 @@ def read_spec(directory: Path) -> LoraSpec:
 
 
 def read_adapter(adapter: Adapter, directory: Path) -> None:
-    """Fill an adapter from disk; names and shapes must be exactly its own."""
-    tensors = _load(directory / ADAPTER_FILE)
+    """Fill an adapter from disk; names and shapes must be exactly its own, alpha need not."""
+    scale = read_spec(directory).scale / adapter.spec.scale
+    tensors = load(directory / ADAPTER_FILE)
     found = {name.removeprefix(PREFIX).removesuffix(".weight"): t for name, t in tensors.items()}
     _check(adapter, directory / ADAPTER_FILE, found)
     with torch.no_grad():
         for name, master in adapter.master.items():
             master.copy_(found[name])
+            if name.endswith(".lora_B") and scale != 1:
+                master.mul_(scale)
     adapter.refresh()
 
 
@@ -99,7 +102,13 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
             f"{directory} holds no optimizer state (it was saved for sampling);"
             " use create_training_client_from_state to start with a fresh optimizer"
         )
-    tensors = _load(file)
+    alpha = read_spec(directory).alpha
+    if alpha != trainer.spec.alpha:
+        raise CheckpointError(
+            f"{directory} was trained with alpha {alpha:g}, not {trainer.spec.alpha:g}: its"
+            " optimizer state fits only a client that is created from it"
+        )
+    tensors = load(file)
     step = tensors.pop("step", None)
     trainer.reset()
     state = trainer.optimizer.state
@@ -117,7 +126,16 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
             state[master]["step"] = step.to(master.device, copy=True)
 
 
-def _load(file: Path) -> dict[str, torch.Tensor]:
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """With the permissions of any other file: safetensors writes for the owner's eyes alone."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def load(file: Path) -> dict[str, torch.Tensor]:
+    """CheckpointError: not a safetensors file."""
     try:
         return load_file(file)
     except Exception as error:  # safetensors raises its own type, OSError or ValueError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import chz
@@ -15,6 +15,8 @@ from tinker_cookbook.rl.limits import RolloutLimits
 from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.signals import AdvantageKind, Signal
 from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.service import locate_checkpoint
+from tinker_cookbook.utils.data_identity import adapter_identity
 
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
 
@@ -28,8 +30,14 @@ class KLReferenceConfig:
 
     base_model: str = chz.field(doc="name or directory; its tokenizer must be the policy's")
     load_checkpoint_path: str | None = chz.field(
-        default=None, doc="sampler weights of a checkpoint of it (None: the base model itself)"
+        default=None,
+        doc="its weights: tinker://.../sampler_weights/..., the directory of a run or of a PEFT"
+        " adapter (None: the base model itself)",
     )
+
+    def identity(self) -> Mapping[str, Any]:
+        """Another adapter in the same directory is another reference."""
+        return adapter_identity(self.load_checkpoint_path)
 
 
 @chz.chz
@@ -149,6 +157,18 @@ def with_known_keys(config: Config) -> Config:
     return chz.replace(config, **changes)
 
 
+def with_located_reference(config: Config) -> Config:
+    """The config with the checkpoint that the reference's directory of a run holds now."""
+    reference = config.kl_reference_config
+    if reference is None or reference.load_checkpoint_path is None:
+        return config
+    key = "kl_reference_config.load_checkpoint_path"
+    given = reference.load_checkpoint_path
+    path = locate_checkpoint(given, "sampler_weights", key, config.base_url)
+    located = chz.replace(reference, load_checkpoint_path=path)
+    return chz.replace(config, kl_reference_config=located)
+
+
 def refuse_unused(config: Config) -> None:
     """Keys that would have no effect, or leave no room for a prompt."""
     if not config.kl_penalty_coef:
@@ -176,7 +196,8 @@ def refuse_unclear_reference(config: Config) -> None:
         raise ConfigurationError(
             "kl_penalty_coef with load_checkpoint_path needs a reference: set"
             " kl_reference_config.base_model, and kl_reference_config.load_checkpoint_path to the"
-            " sampler weights (tinker://.../sampler_weights/...) of that checkpoint"
+            " sampler weights (tinker://.../sampler_weights/...) of that checkpoint, or to the"
+            " directory of its run"
         )
 
 

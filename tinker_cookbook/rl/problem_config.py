@@ -12,6 +12,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line, and names of the Tinker cookbook
 ALIASES = {
@@ -33,6 +34,20 @@ class ProblemConfig(train.Config):
     groups_per_batch: int | None = chz.field(
         default=None, doc="problems in a step (None: by the model)"
     )
+
+    @staticmethod
+    def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
+        """A plain config without what `resolve` has put into the data."""
+        data = config.get("dataset_builder")
+        if not isinstance(data, dict):
+            return config
+        fields = chz.chz_fields(type(rebuild(data, "dataset_builder")))
+        own = {
+            name
+            for name, key in _FILLED.items()
+            if name in fields and fields[name]._default is None and data[name] == config[key]
+        }
+        return config | {"dataset_builder": {k: v for k, v in data.items() if k not in own}}
 
 
 # fields of a data set's builder that a recipe's keys fill in: builder's name -> recipe's name

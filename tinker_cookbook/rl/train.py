@@ -36,6 +36,7 @@ from tinker_cookbook.rl.config import (
     refuse_unknown_signals,
     refuse_unused,
     with_known_keys,
+    with_located_reference,
 )
 from tinker_cookbook.rl.group_source import GroupSource
 from tinker_cookbook.rl.loop_watch import LoopWatch
@@ -74,7 +75,7 @@ async def main(
             f"rollout_executor={rollout_executor!r} is not supported: episodes are played by the"
             " event loop of this process; leave it out"
         )
-    asked, config = config, with_known_keys(config)
+    asked, config = config, with_located_reference(with_known_keys(config))
     refuse_unclear_reference(config)
     refuse_unknown_signals(config)
     refuse_unused(config)

@@ -7,6 +7,7 @@ the SDK's own `APIFuture`. Errors come out of the future, as with the SDK.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -25,14 +26,14 @@ from tinker_cookbook.engine.rows import SampleResult
 from tinker_cookbook.engine.scheduler import Engine, Kind
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.exceptions import (
-    CheckpointError,
     ConfigurationError,
     DataValidationError,
     TrainingError,
 )
 from tinker_cookbook.service import convert, model_files
+from tinker_cookbook.service.loading import Files, weights
 from tinker_cookbook.service.rest import LocalRestClient
-from tinker_cookbook.service.store import CheckpointInfo, RunHandle, Store
+from tinker_cookbook.service.store import RunHandle, Store
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.misc_utils import is_whole
 
@@ -390,9 +391,8 @@ class LocalTrainingClient(_Ready):
 
     def _load(self, path: str, optimizer: bool) -> APIFuture[types.LoadWeightsResponse]:
         def load(trainer: Trainer) -> types.LoadWeightsResponse:
-            with self._store.open_checkpoint(path) as info:
-                _check_base(info, self._base_model)
-                _fill(trainer, info, optimizer)
+            with weights(self._store, path, "weights", self._base_model).open() as files:
+                _fill(trainer, files, optimizer)
             return types.LoadWeightsResponse(path=path, model_id=self.model_id)
 
         return self._queue(load)
@@ -424,7 +424,7 @@ class LocalServiceClient:
     ) -> LocalTrainingClient:
         """A fresh adapter. Without a seed its start is random."""
         _check_optimizer(optimizer)
-        model_id = self._next_model_id()
+        model_id = self._next_model_id(base_model, user_metadata)
 
         def start() -> Trainer:
             spec = LoraSpec(
@@ -467,7 +467,8 @@ class LocalServiceClient:
         retry_config: Any = None,
         **kwargs: Any,
     ) -> ReadySamplingClient:
-        """A sampling client of a checkpoint (tinker://...), or of a base model alone."""
+        """A sampling client of a checkpoint (tinker://..., or a directory, see `checkpoint_dirs`),
+        or of a base model alone."""
         _refuse(kwargs, {"record_stability_info": False})
         if model_path is None:
             if base_model is None:
@@ -480,19 +481,17 @@ class LocalServiceClient:
 
             future = self.engine.submit(load, after=model_files.fetch(name))
             return ReadySamplingClient(self.engine, name, future, None)
-        info = self.store.resolve(model_path)
-        if base_model is not None:
-            _check_base(info, base_model)
+        found = weights(self.store, model_path, "sampler_weights", base_model)
 
         def read() -> Adapter | None:
-            with self.store.open_checkpoint(model_path) as opened:
-                base = self.engine.base_model(models.load_path(_base_of(opened)))
-                adapter = base.new_adapter(checkpoints.read_spec(opened.directory))
-                checkpoints.read_adapter(adapter, opened.directory)
+            with found.open() as files:
+                base = self.engine.base_model(models.load_path(found.base_model))
+                adapter = base.new_adapter(files.spec)
+                files.read(adapter, base)
                 return base.residency.admit(adapter.snapshot())
 
-        future = self.engine.submit(read, after=model_files.fetch(_base_of(info)))
-        return ReadySamplingClient(self.engine, _base_of(info), future, model_path)
+        future = self.engine.submit(read, after=model_files.fetch(found.base_model))
+        return ReadySamplingClient(self.engine, found.base_model, future, model_path)
 
     def create_rest_client(self) -> LocalRestClient:
         return LocalRestClient(self.store)
@@ -526,9 +525,14 @@ class LocalServiceClient:
 
     # -- inside
 
-    def _next_model_id(self) -> str:
-        number, self._models = self._models, self._models + 1
-        return f"{self._session}:train:{number}"
+    def _next_model_id(self, base_model: str, user_metadata: dict[str, str] | None) -> str:
+        """What the run's directory in the store is called: recipe, model, date and a few digits."""
+        self._models += 1
+        recipe = {**self._user_metadata, **(user_metadata or {})}.get("recipe", "")
+        model = str(base_model).rstrip("/").rpartition("/")[2]
+        number = f"-{self._models}" if self._models > 1 else ""
+        parts = [re.sub(r"[^\w.+-]+", "_", part)[:60].lstrip(".") for part in (recipe, model)]
+        return "-".join([*filter(None, parts), f"{self._session}{number}"])
 
     def _start(
         self,
@@ -557,38 +561,24 @@ class LocalServiceClient:
         user_metadata: dict[str, str] | None,
         optimizer: bool,
     ) -> LocalTrainingClient:
-        info = self.store.resolve(path)
-        if base_model is not None:
-            _check_base(info, base_model)
-        model_id = self._next_model_id()
+        found = weights(self.store, path, "weights", base_model)
+        model_id = self._next_model_id(found.base_model, user_metadata)
 
         def start() -> Trainer:
-            with self.store.open_checkpoint(path) as opened:
-                spec = checkpoints.read_spec(opened.directory)
-                trainer = self._start(model_id, _base_of(opened), spec, user_metadata)
-                _fill(trainer, opened, optimizer)
+            with found.open() as files:
+                trainer = self._start(model_id, found.base_model, files.spec, user_metadata)
+                _fill(trainer, files, optimizer)
                 return trainer
 
-        return LocalTrainingClient(self, model_id, _base_of(info), start)
+        return LocalTrainingClient(self, model_id, found.base_model, start)
 
 
-def _fill(trainer: Trainer, info: CheckpointInfo, optimizer: bool) -> None:
-    checkpoints.read_adapter(trainer.adapter, info.directory)
+def _fill(trainer: Trainer, files: Files, optimizer: bool) -> None:
+    files.read(trainer.adapter, trainer.base)
     if optimizer:
-        checkpoints.read_optimizer(trainer, info.directory)
+        files.read_optimizer(trainer)
     else:
         trainer.reset()
-
-
-def _base_of(info: CheckpointInfo) -> str:
-    return info.manifest["base_model"]
-
-
-def _check_base(info: CheckpointInfo, base_model: str) -> None:
-    if _base_of(info) != base_model:
-        raise CheckpointError(
-            f"{info.path} was trained on {_base_of(info)!r}, not on {base_model!r}"
-        )
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import tinker
 
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
+from tinker_cookbook.service.checkpoint_dirs import SCHEME, Use, locate
 
 REACH_SECONDS = 10.0  # for the first connection to a server
 
@@ -26,8 +28,36 @@ class RemoteServiceClient(tinker.ServiceClient):
         self._url = base_url
         super().__init__(user_metadata=user_metadata, base_url=base_url, api_key=self._key)
 
+    def create_sampling_client(
+        self, model_path: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        path = None if model_path is None else remote_path(model_path, "sampler_weights")
+        return super().create_sampling_client(path, *args, **kwargs)
+
+    def create_training_client_from_state(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        path = remote_path(path, "weights")
+        return super().create_training_client_from_state(path, *args, **kwargs)
+
+    def create_training_client_from_state_with_optimizer(
+        self, path: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        path = remote_path(path, "weights")
+        return super().create_training_client_from_state_with_optimizer(path, *args, **kwargs)
+
     def create_rest_client(self) -> tinker.RestClient:
         return tinker.RestClient(base_url=self._url, api_key=self._key)
+
+
+def remote_path(path: str, use: Use, key: str = "model_path") -> str:
+    """The tinker:// path of a run's last checkpoint. CheckpointError for an adapter on this
+    machine: the protocol has no way to hand it over."""
+    located = locate(path, use, key)
+    if not located.startswith(SCHEME):
+        raise CheckpointError(
+            f"{key}={path} is an adapter on this machine, which the server of base_url cannot"
+            " read: drop base_url, or give a tinker:// path of that server"
+        )
+    return located
 
 
 def _reach(base_url: str) -> None:

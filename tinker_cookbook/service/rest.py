@@ -11,13 +11,16 @@ import inspect
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from tinker import APIFuture, types
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 from tinker.lib.public_interfaces.rest_client import RestClient
 
+from tinker_cookbook.engine.peft_adapters import PeftAdapter, describe
 from tinker_cookbook.exceptions import TinkerCookbookError, TrainingError
+from tinker_cookbook.service.loading import find
 from tinker_cookbook.service.store import CheckpointInfo, Kind, RunInfo, Store, page, parse_path
 
 P = ParamSpec("P")
@@ -81,7 +84,12 @@ class LocalRestClient:
     def get_training_run_by_tinker_path(
         self, tinker_path: str, access_scope: AccessScope = "owned"
     ) -> types.TrainingRun:
-        return self._training_run(self._store.get_run(parse_path(tinker_path).run_id))
+        """Of a PEFT adapter's directory: a run without metadata."""
+        located = self._locate(tinker_path)
+        if isinstance(located, PeftAdapter):
+            info = RunInfo(tinker_path, datetime.now(UTC), located.base_model, located.spec.rank)
+            return _training_run(info, {})
+        return self._training_run(self._store.get_run(parse_path(located).run_id))
 
     @_answer
     def list_training_runs(
@@ -103,7 +111,18 @@ class LocalRestClient:
 
     @_answer
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> types.WeightsInfoResponse:
-        manifest = self._store.resolve(tinker_path).manifest
+        located = self._locate(tinker_path)
+        if isinstance(located, PeftAdapter):
+            spec = located.spec
+            return types.WeightsInfoResponse(
+                base_model=located.base_model,
+                is_lora=True,
+                lora_rank=spec.rank,
+                train_unembed=spec.train_unembed,
+                train_mlp=spec.train_mlp,
+                train_attn=spec.train_attn,
+            )
+        manifest = self._store.resolve(located).manifest
         return types.WeightsInfoResponse(
             base_model=manifest["base_model"],
             is_lora=True,
@@ -165,6 +184,10 @@ class LocalRestClient:
         expires = info.expires_at or datetime.now(UTC) + timedelta(days=1)
         return types.ExternalWeightsUrlsResponse(urls=urls, expires=expires)
 
+    def _link_checkpoint(self, tinker_path: str, at: Path) -> None:
+        """`Store.link`, for CheckpointManager; the SDK's client has no such method."""
+        self._store.link(tinker_path, at)
+
     def get_telemetry(self) -> None:
         """There is none in process."""
         return None
@@ -181,22 +204,31 @@ class LocalRestClient:
     unpublish_checkpoint_from_tinker_path_async = _twin(unpublish_checkpoint_from_tinker_path)
     get_external_weights_urls_async = _twin(get_external_weights_urls)
 
+    def _locate(self, path: str) -> str | PeftAdapter:
+        """A tinker:// path for whatever is in the store."""
+        located = find(self._store, path, "weights")
+        return located if isinstance(located, str) else describe(located)
+
     def _training_run(self, run: RunInfo) -> types.TrainingRun:
         newest: dict[Kind, types.Checkpoint] = {}
         for info in self._store.list_checkpoints(run.run_id):
             newest.setdefault(info.path.kind, _checkpoint(info))
-        return types.TrainingRun(
-            training_run_id=run.run_id,
-            base_model=run.base_model,
-            model_owner="local",
-            is_lora=True,
-            corrupted=run.corrupted,
-            lora_rank=run.rank,
-            last_request_time=run.last_request_time,
-            last_checkpoint=newest.get("weights"),
-            last_sampler_checkpoint=newest.get("sampler_weights"),
-            user_metadata=run.user_metadata,
-        )
+        return _training_run(run, newest)
+
+
+def _training_run(run: RunInfo, newest: dict[Kind, types.Checkpoint]) -> types.TrainingRun:
+    return types.TrainingRun(
+        training_run_id=run.run_id,
+        base_model=run.base_model,
+        model_owner="local",
+        is_lora=True,
+        corrupted=run.corrupted,
+        lora_rank=run.rank,
+        last_request_time=run.last_request_time,
+        last_checkpoint=newest.get("weights"),
+        last_sampler_checkpoint=newest.get("sampler_weights"),
+        user_metadata=run.user_metadata,
+    )
 
 
 def _checkpoint(info: CheckpointInfo) -> types.Checkpoint:

@@ -332,6 +332,18 @@ class Store:
             )
         return info
 
+    def path_of(self, directory: Path) -> str | None:
+        """The path of the checkpoint whose files these are; None if they are of no present one."""
+        directory = directory.resolve()
+        if not directory.is_relative_to(self._runs.resolve()):
+            return None
+        try:
+            manifest = _read_json(directory / _MANIFEST)
+            path = str(_checked_path(*(manifest[key] for key in CheckpointPath._fields)))
+            return path if self.resolve(path).directory == directory else None
+        except (OSError, ValueError, KeyError, CheckpointError):
+            return None
+
     def verify(self, info: CheckpointInfo) -> None:
         """CheckpointError names the first file that is missing or differs from the manifest."""
         for name, expected in info.manifest["files"].items():
@@ -365,10 +377,25 @@ class Store:
             raise self._unknown(parsed)
         with _disk_errors(f"delete {path}", directory):
             with self._changing(parsed.run_id):
+                with suppress(CheckpointError):  # a damaged one does not know
+                    if info := self._load(parsed):
+                        self._remove_links(info)
                 link.unlink(missing_ok=True)
                 sync_directory(link.parent)
             _touch(directory)
         self.sweep(parsed.run_id)
+
+    def link(self, path: str, at: Path) -> None:
+        """Make `at` a relative symbolic link to a checkpoint, in place of any link there; it goes
+        when the checkpoint does. OSError: not a link is there, or the file system has none."""
+        target = self._link(self.resolve(path).path)
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at = at.parent.resolve() / at.name
+        if at.is_symlink():
+            at.unlink()
+        at.symlink_to(os.path.relpath(target.parent.resolve() / target.name, at.parent))
+        known = self.resolve(path).manifest.get("links", [])
+        self._edit(path, links=sorted({*known, str(at)}))
 
     def set_ttl(self, path: str, ttl_seconds: float | None) -> None:
         """Let a checkpoint expire `ttl_seconds` from now; None = never."""
@@ -476,7 +503,18 @@ class Store:
             with self._changing(run_id):
                 for info in self._all(run_id):  # once more: set_ttl may have been faster
                     if info.expired:
+                        self._remove_links(info)
                         self._link(info.path).unlink()
+
+    def _remove_links(self, info: CheckpointInfo) -> None:
+        """Those that `link` has made, as far as they still lead to this checkpoint."""
+        target = self._link(info.path)
+        for name in info.manifest.get("links", []):
+            at = Path(name)
+            with suppress(OSError):
+                leads_to = Path(os.path.normpath(at.parent / at.readlink()))
+                if leads_to == target.parent.resolve() / target.name:
+                    at.unlink()
 
     def _drop_unnamed(self, run_id: str) -> None:
         data = self._runs / run_id / "data"

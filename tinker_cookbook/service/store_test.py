@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -876,3 +877,35 @@ def test_delete(run: Store) -> None:
     assert len(data_entries(run)) == 2
     with pytest.raises(CheckpointError, match="has no weights/a"):
         run.delete(path)
+
+
+# ---- links to checkpoints from elsewhere
+
+
+def test_a_link_leads_to_a_checkpoint_and_goes_with_it(tmp_path: Path):
+    store = Store(tmp_path / "store")
+    store.create_run(RUN, "nano", 8)
+    for name in ("kept", "deleted", "brief", "again"):
+        store.write_checkpoint(RUN, "weights", name, writes(name.encode()))
+    at = tmp_path / "run" / "weights"
+    paths = {name: f"tinker://{RUN}/weights/{name}" for name in ("kept", "deleted", "brief")}
+    for name, path in paths.items():
+        store.link(path, at / name)
+        assert not os.path.isabs((at / name).readlink())
+        assert (at / name / "manifest.json").is_file()
+    store.link(paths["deleted"], at / "other")
+    store.link(paths["kept"], at / "other")  # in its place
+    store.delete(paths["deleted"])
+    store.set_ttl(paths["brief"], 0.05)
+    time.sleep(0.1)
+    store.sweep()
+    assert {each.name for each in at.iterdir()} == {"kept", "other"}
+    assert all(each.exists() for each in at.iterdir())
+    (at / "kept").unlink()
+    (at / "kept").write_text("the user's own")
+    with pytest.raises(OSError):
+        store.link(paths["kept"], at / "kept")
+    store.delete(paths["kept"])
+    assert (at / "kept").read_text() == "the user's own"
+    shutil.move(tmp_path / "store", tmp_path / "elsewhere")
+    assert not Store(tmp_path / "elsewhere").resolve(f"tinker://{RUN}/weights/again").expired

@@ -18,6 +18,8 @@ from tinker_cookbook.supervised.types import (
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
 )
+from tinker_cookbook.utils.plain_data import CLASS, plain
+from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line
 ALIASES = {"data": "dataset_builder"}
@@ -46,7 +48,27 @@ class ChatConfig(train.Config):
         default=None, doc="which messages are trained (None: what the data is meant for)"
     )
 
+    @staticmethod
+    def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
+        """A plain config without what `resolve` has put into the data and taken from it."""
+        data = config.get("dataset_builder")
+        if not isinstance(data, dict) or not isinstance(data.get("common_config"), dict):
+            return config
+        common = {k: v for k, v in data["common_config"].items() if k != CLASS}
+        if common != {name: config[key] for name, key in _COMMON.items()}:
+            return config
+        builder = rebuild(data, "dataset_builder")
+        evaluators = plain(builder.default_evaluator_builders(), identities=False)
+        own = ("evaluator_builders",) if config.get("evaluator_builders") == evaluators else ()
+        data = {key: value for key, value in data.items() if key != "common_config"}
+        return {k: v for k, v in config.items() if k not in own} | {"dataset_builder": data}
 
+
+# fields of common_config -> the keys that fill them
+_COMMON = {
+    "model_name_for_tokenizer": "model_name",
+    **{key: key for key in ("renderer_name", "max_length", "batch_size", "train_on_what")},
+}
 # keys that only data without a common_config of its own can follow
 _RENDERING_KEYS = ("batch_size", "max_length", "train_on_what")
 
@@ -71,14 +93,8 @@ def resolve(
     keys.check(config)
     changes: dict[str, Any] = {"dataset_path": None}  # the builder says it; once is enough
     if isinstance(data, ChatDatasetBuilder) and data.common_config is None:
-        assert config.renderer_name is not None and config.batch_size is not None
-        common = ChatDatasetBuilderCommonConfig(
-            model_name_for_tokenizer=config.model_name,
-            renderer_name=config.renderer_name,
-            max_length=config.max_length,
-            batch_size=config.batch_size,
-            train_on_what=config.train_on_what,
-        )
+        filling = {name: getattr(config, key) for name, key in _COMMON.items()}
+        common = ChatDatasetBuilderCommonConfig(**filling)
         changes["dataset_builder"] = data = chz.replace(data, common_config=common)
     else:
         _refuse_unused(asked, data)

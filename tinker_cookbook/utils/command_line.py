@@ -1,4 +1,4 @@
-"""Words of a command line, and YAML files of the same keys, to a chz config; errors in one line."""
+"""Words of a command line, and files of the same keys, to a chz config; errors in one line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from chz.blueprint import (
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.utils.command_types import alternatives, choices, is_object, type_text
 from tinker_cookbook.utils.command_yaml import read_yaml
+from tinker_cookbook.utils.run_config import RunConfig
+from tinker_cookbook.utils.run_config import read as read_run
 
 C = TypeVar("C")
 CHZ_ERRORS = (
@@ -40,17 +42,23 @@ def parse(
     request = read_request(config_class, argv, aliases)
     with errors_in_one_line(request):
         blueprint = request.blueprint()
-        refuse_unknown_keys(request, parameters(blueprint))
-        return blueprint.make()
+        refuse_unknown_keys(request, found := parameters(blueprint))
+        config = blueprint.make()
+        for source in request.sources:
+            if source.run is not None:
+                source.run.check(config, request.given(found))
+        return config
 
 
 class Source(NamedTuple):
-    """A group of keys with the text of their values; file: where they came from, "" for argv;
-    written: how the user spelled each key."""
+    """A group of keys with the text of their values (or, from a run, objects without a text);
+    file: where they came from, "" for argv; written: how the user spelled each key; run: the
+    config.json, where the file is one."""
 
     file: str
-    keys: dict[str, str]
+    keys: dict[str, Any]
     written: Mapping[str, str] = types.MappingProxyType({})
+    run: RunConfig | None = None
 
     def where(self) -> str:
         return f" in {self.file}" if self.file else ""
@@ -86,17 +94,27 @@ class Request(NamedTuple):
         field = chz.chz_fields(self.config_class).get(key)
         return field is not None and not is_object(field.final_type)
 
+    def given(self, known: Iterable[str]) -> list[str]:
+        """The known keys that the command line itself gives a value."""
+        return [path for path in known if any(_matches(k, path) for k in self.sources[-1].keys)]
+
     def blueprint(self, without: str | None = None) -> chz.Blueprint:
         """All words, or all but those that give a value to the key `without`."""
         blueprint = chz.Blueprint(self.config_class)
         for source in self.sources:
             layer = {
-                key.removesuffix("@"): Reference(value) if key.endswith("@") else Castable(value)
+                key.removesuffix("@"): _argument(key, value)
                 for key, value in source.keys.items()
                 if without is None or not _matches(key, without)
             }
             blueprint.apply(layer, layer_name=source.file or "command line")
         return blueprint
+
+
+def _argument(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return Reference(value) if key.endswith("@") else Castable(value)
 
 
 def read_request(
@@ -120,11 +138,27 @@ def read_request(
             words.append((key, value))
     if len(files) > 1:
         raise ConfigurationError(f"config= is given twice ({', '.join(files)}); give one")
-    sources = [_source(name, read_yaml(name), aliases) for name in files]
-    return Request(config_class, [*sources, _source("", words, aliases)], aliases)
+    given = _source("", words, aliases)
+    sources = [_file_source(name, config_class, given, aliases) for name in files]
+    return Request(config_class, [*sources, given], aliases)
 
 
-def _source(file: str, pairs: Iterable[tuple[str, str]], aliases: Mapping[str, str]) -> Source:
+def _file_source(
+    name: str, config_class: type, given: Source, aliases: Mapping[str, str]
+) -> Source:
+    run = read_run(name, config_class)
+    if run is None:
+        return _source(name, read_yaml(name), aliases)
+    # another class has other keys: those of the one that it replaces go with it
+    pairs = [
+        (key, value)
+        for key, value in run.keys(config_class)
+        if not any(key.startswith(f"{each}.") for each in given.keys)
+    ]
+    return _source(name, pairs, {})._replace(run=run)
+
+
+def _source(file: str, pairs: Iterable[tuple[str, Any]], aliases: Mapping[str, str]) -> Source:
     source = Source(file, {}, written := {})
     for name, value in pairs:
         key = _canonical(name, aliases)

@@ -54,17 +54,17 @@ def read_yaml(name: str) -> Iterator[tuple[str, str]]:
     if not isinstance(content, dict):
         found = type(content).__name__
         raise ConfigurationError(f"{name} must hold keys and values, but it holds a {found}")
-    return _dotted(content, "")
+    return dotted(content, "")
 
 
-def _dotted(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def dotted(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """Leaves of nested mappings and lists as (dotted key, text as on the command line)."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
-            yield from _dotted(inner, f"{path}.{key}" if path else str(key))
+            yield from dotted(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and value:
         for i, inner in enumerate(value):
-            yield from _dotted(inner, f"{path}.{i}")
+            yield from dotted(inner, f"{path}.{i}")
     elif isinstance(value, dict | list):
         yield path, ""  # chz reads the empty text as an empty list or dict
     else:

@@ -53,6 +53,17 @@ def path_identity(path: str) -> dict[str, dict[str, str | int]]:
     return {"path": found} if found else {}
 
 
+def adapter_identity(path: str | None) -> dict[str, dict[str, str]]:
+    """The `identity()` of a configuration whose load_checkpoint_path may be the directory of a PEFT
+    adapter."""
+    if path is None:
+        return {}
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    files = {name: file_identity(Path(path) / name).get("sha256") for name in names}
+    found = {name: digest for name, digest in files.items() if digest}
+    return {"load_checkpoint_path": found} if found else {}
+
+
 def _is_data(name: str, file: Path) -> bool:
     hidden = any(part.startswith(".") for part in name.split("/"))
     return file.is_file() and not hidden and not file.match("cache-*.arrow")

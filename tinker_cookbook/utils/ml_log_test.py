@@ -35,7 +35,7 @@ def test_metrics_lines_have_the_step_first_and_read_back(tmp_path: Path, capsys)
 def test_config_and_code_are_written(tmp_path: Path):
     ml_log.setup_logging(tmp_path, config=Config()).close()
     assert json.loads((tmp_path / "config.json").read_text()) == {
-        "class": "Config",
+        "class": f"{__name__}:Config",
         "rate": 0.1,
         "name": "x",
     }

@@ -7,11 +7,12 @@ it returns is put under "identity" there. A key of it that is also a field of th
 that field wherever configurations are compared (`comparable`):
 
     JsonlChats(path="a.jsonl", batch_size=8)
-    -> {"class": "JsonlChats", "path": "a.jsonl", "batch_size": 8,
+    -> {"class": "tinker_cookbook.supervised.data:JsonlChats", "path": "a.jsonl", "batch_size": 8,
         "identity": {"path": {"rows": 16, "sha256": "9f86..."}}}
 
 so a moved file is the same data, and another file of the same name is not. An empty mapping says
-that nothing outside matters.
+that nothing outside matters. The code of a class is known by its module and name here; what is in
+the module's file: `utils/code_identity.py`.
 """
 
 from __future__ import annotations
@@ -28,20 +29,29 @@ from typing import Any
 import chz
 
 IDENTITY = "identity"
+CLASS = "class"  # "module:Name"
+REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
+PARTIAL = "partial"
+PACKAGE = "tinker_cookbook"
+_KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, *, identities: bool = True) -> Any:
     """Plain data (dict, list, str, int, float, bool, None) that stands for `value`.
 
-    chz objects and dataclasses become {"class": name, **fields}, with "identity" if their class has
-    that method (see above), classes and functions become "module:name", paths become strings,
-    numpy and torch scalars become numbers. What has no stable text of its own (its repr holds an
-    address) is represented by the name of its class.
+    chz objects and dataclasses become {"class": "module:name", **fields}, with "identity" if their
+    class has that method (see above), classes and functions become "module:name", paths become
+    strings, numpy and torch scalars become numbers. Any other object becomes its repr, or the name
+    of its class where the repr holds an address; {"class": ..., "repr": ...} unless its class is
+    Python's own or an array library's.
+
+    identities=False: without asking what the data outside are, which may take long.
     """
+    inner = functools.partial(plain, identities=identities)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
-        return plain(value.value)
+        return inner(value.value)
     if isinstance(value, str):
         return str(value)
     if isinstance(value, int):
@@ -51,40 +61,47 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, type) or _is_function(value):
-        return f"{module_name(value.__module__ or 'builtins')}:{value.__qualname__}"
+        return _reference(value)
     if chz.is_chz(value):
         fields = chz.chz_fields(value)
-        return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()})
+        return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()}, inner)
     if dataclasses.is_dataclass(value):
         names = [f.name for f in dataclasses.fields(value)]
-        return _tagged(value, {name: getattr(value, name) for name in names})
+        return _tagged(value, {name: getattr(value, name) for name in names}, inner)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): inner(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [inner(v) for v in value]
     if isinstance(value, Set):
-        return sorted((plain(v) for v in value), key=repr)
+        return sorted((inner(v) for v in value), key=repr)
     if isinstance(value, functools.partial):
         arguments = {"args": value.args, "keywords": value.keywords}
-        return {"partial": plain(value.func), **plain(arguments)}
+        return {PARTIAL: inner(value.func), **inner(arguments)}
     if isinstance(value, datetime.date):
         return value.isoformat()
     if hasattr(value, "model_dump"):  # pydantic: types of the SDK
-        return _tagged(value, value.model_dump())
+        return _tagged(value, value.model_dump(), inner)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy or torch scalar
-        return plain(value.item())
+        return inner(value.item())
     if callable(getattr(type(value), IDENTITY, None)):
-        return _tagged(value, {})
+        return _tagged(value, {}, inner)
     text = repr(value)
-    return type(value).__qualname__ if " at 0x" in text or len(text) > 1000 else text
+    if " at 0x" in text or len(text) > 1000:
+        text = type(value).__qualname__
+    known = type(value).__module__.partition(".")[0] in _KNOWN_MODULES
+    return text if known else _tagged(value, {REPR: text}, inner)
 
 
 def comparable(value: Any) -> Any:
-    """Plain data without the fields that an "identity" beside them stands for."""
+    """Plain data without the fields that an "identity" beside them stands for, and with classes of
+    this package by their names alone: they may move from module to module between versions."""
     if isinstance(value, Mapping):
         identity = value.get(IDENTITY)
         known = identity if isinstance(identity, Mapping) else {}
-        return {k: comparable(v) for k, v in value.items() if k not in known}
+        kept = {k: comparable(v) for k, v in value.items() if k not in known}
+        if str(kept.get(CLASS)).startswith(f"{PACKAGE}."):
+            kept[CLASS] = kept[CLASS].partition(":")[2]
+        return kept
     return [comparable(v) for v in value] if isinstance(value, list) else value
 
 
@@ -101,8 +118,13 @@ def _is_function(value: Any) -> bool:
     return callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__")
 
 
-def _tagged(value: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    tagged = {"class": type(value).__qualname__, **{k: plain(v) for k, v in fields.items()}}
-    if callable(getattr(type(value), IDENTITY, None)) and (known := plain(value.identity())):
+def _reference(value: Any) -> str:
+    return f"{module_name(value.__module__ or 'builtins')}:{value.__qualname__}"
+
+
+def _tagged(value: Any, fields: Mapping[str, Any], inner: functools.partial[Any]) -> dict[str, Any]:
+    tagged = {CLASS: _reference(type(value)), **{k: inner(v) for k, v in fields.items()}}
+    has_identity = callable(getattr(type(value), IDENTITY, None))
+    if has_identity and inner.keywords["identities"] and (known := inner(value.identity())):
         tagged[IDENTITY] = known
     return tagged

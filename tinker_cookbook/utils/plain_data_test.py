@@ -48,8 +48,8 @@ class Opaque:
 
 def test_a_config_becomes_plain_data_in_the_order_of_its_fields():
     assert plain(Outer()) == {
-        "class": "Outer",
-        "inner": {"class": "Inner", "size": 3},
+        "class": f"{__name__}:Outer",
+        "inner": {"class": f"{__name__}:Inner", "size": 3},
         "rate": 0.0001,
         "color": "red",
         "path": "a/b",
@@ -64,14 +64,15 @@ def test_classes_of_equal_fields_stay_apart():
 
 
 def test_other_values():
-    assert plain(Point(x=1)) == {"class": "Point", "x": 1}
+    assert plain(Point(x=1)) == {"class": f"{__name__}:Point", "x": 1}
     assert plain({"b", "a"}) == ["a", "b"]
     assert plain(functools.partial(int, base=2)) == {
         "partial": "builtins:int",
         "args": [],
         "keywords": {"base": 2},
     }
-    assert plain(Opaque()) == "Opaque"
+    assert plain(Opaque()) == {"class": f"{__name__}:Opaque", "repr": "Opaque"}
+    assert plain([1 + 2j, np.ones(2)]) == ["(1+2j)", "array([1., 1.])"]
     assert plain(lambda: 0) == f"{__name__}:test_other_values.<locals>.<lambda>"
     assert plain([np.int64(3), True, None]) == [3, True, None]
     json.dumps(plain(Outer()), allow_nan=False)
@@ -115,7 +116,7 @@ def test_identity_stands_for_the_field_of_the_same_name(tmp_path: Path):
     a, moved, b = (plain([File(path=str(tmp_path / name))]) for name in ("a", "moved", "b"))
     assert a == [
         {
-            "class": "File",
+            "class": f"{__name__}:File",
             "path": str(tmp_path / "a"),
             "batch_size": 8,
             "identity": {"path": {"bytes": 3}},
@@ -128,7 +129,14 @@ def test_identity_stands_for_the_field_of_the_same_name(tmp_path: Path):
     assert plain([File(path=str(tmp_path / "a"))]) != a
 
 
+def test_a_class_of_this_package_may_move_to_another_module():
+    """A newer version must go on with a run of an older one; a user's class is its module's."""
+    a, b = ([{"class": f"tinker_cookbook.{m}:Chats", "n": 1}] for m in ("old", "new"))
+    assert comparable(a) == comparable(b) == [{"class": "Chats", "n": 1}]
+    assert comparable({"class": "my_env:Game"}) == {"class": "my_env:Game"}
+
+
 def test_without_an_identity_every_field_counts():
-    assert plain(NoFile(path="x")) == {"class": "NoFile", "path": "x"}
+    assert plain(NoFile(path="x")) == {"class": f"{__name__}:NoFile", "path": "x"}
     assert comparable(plain(NoFile(path="x"))) != comparable(plain(NoFile(path="y")))
     assert plain(NoFile) == f"{__name__}:NoFile"

@@ -25,7 +25,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # a directory with one of these holds a run; any other directory is never deleted (config.json
 # would not do: a directory with a model has one, too)
 RUN_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
-# all that runs write
+WEIGHTS = "weights"  # links to the checkpoints in the store
+# all that runs write, beside those links
 _WRITTEN = (
     *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
     *("iteration_*", "timing_*", "trace_*", "wandb"),
@@ -116,6 +117,7 @@ def empty(directory: Path) -> None:
     and stays."""
     if not holds_run(directory):
         raise ValueError(f"{directory} holds no run")
+    remove_links(directory)
     for entry in directory.iterdir():
         if not any(fnmatchcase(entry.name, pattern) for pattern in _WRITTEN):
             continue
@@ -123,6 +125,21 @@ def empty(directory: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def remove_links(directory: Path, *, only_dead: bool = False) -> None:
+    """Those in `weights/`; only_dead: those whose checkpoint is gone from a store that is there."""
+    folder = directory / WEIGHTS
+    if not folder.is_dir():
+        return
+    for entry in list(folder.iterdir()):
+        if not entry.is_symlink():
+            continue
+        runs = (folder / entry.readlink()).parents[2]  # <runs>/<run>/<kind>/<name>
+        if not only_dead or (not entry.exists() and runs.is_dir()):
+            entry.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def check_log_dir(

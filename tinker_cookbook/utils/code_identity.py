@@ -1,0 +1,143 @@
+"""Which code of the user's own a configuration names, and what is in its files today.
+
+A run with `data=my_env:GuessNumber` is played by my_env.py. Its module and name are part of the
+plain configuration (`plain_data.plain`); the content of the file is here, because an edited file
+is for the user to judge: a corrected typo is the same run, another reward is not.
+
+The user's own is what belongs neither to this package and its recipes (code.diff tells of those)
+nor to Python. Of an installed package the version counts; of any other module its file and, as far
+as they lie below the same folder of the import path, the files that it imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinker_cookbook.utils.plain_data import CLASS, PACKAGE, REPR, module_name
+
+_OURS = {PACKAGE, "recipes"}
+_REFERENCE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_<][\w.<>]*")
+_INSTALLED = {Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib")}
+
+Code = dict[str, dict[str, str]]
+"""Module -> file below the folder it is imported from (or "version") -> sha256 (or the version)."""
+
+
+def user_code(config: Any) -> Code:
+    """The code that a plain configuration names, in class tags and as module:Name anywhere."""
+    return {name: _content(name) for name in sorted(modules(config))}
+
+
+def modules(config: Any) -> set[str]:
+    """The user's own modules that a plain configuration names."""
+    return set(_modules(config))
+
+
+def edited(there: Mapping[str, Mapping[str, str]], here: Code) -> list[str]:
+    """What is not the same in both, by name, of the modules that both have."""
+    found = []
+    for module in sorted(there.keys() & here.keys()):
+        was, now = there[module], here[module]
+        for name in sorted(was.keys() | now.keys()):
+            if was.get(name) != now.get(name):
+                versions = f"{was.get(name)} -> {now.get(name)}"
+                found.append(f"{module} ({versions})" if name == _VERSION else name)
+    return list(dict.fromkeys(found))
+
+
+def without_modules(config: Any) -> Any:
+    """Classes by their names alone, as runs were written before their modules were."""
+    if isinstance(config, Mapping):
+        if REPR in config and CLASS in config:
+            return config[REPR]
+        kept = {key: without_modules(value) for key, value in config.items()}
+        if CLASS in kept:
+            kept[CLASS] = str(kept[CLASS]).rpartition(":")[2]
+        return kept
+    return [without_modules(each) for each in config] if isinstance(config, list) else config
+
+
+_VERSION = "version"
+
+
+def _modules(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        for value in config.values():
+            yield from _modules(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _modules(value)
+    elif isinstance(config, str) and (match := _REFERENCE.fullmatch(config)):
+        root = match[1].partition(".")[0]
+        if root in _OURS or (root in sys.stdlib_module_names and root != "__main__"):
+            return
+        if _file(match[1]) is not None or match[1] == module_name("__main__"):
+            yield match[1]
+
+
+def _file(module: str) -> Path | None:
+    """Of an imported module, or of the program."""
+    loaded = sys.modules.get(module)
+    if loaded is None and module == module_name("__main__"):
+        loaded = sys.modules.get("__main__")
+    file = getattr(loaded, "__file__", None)
+    return Path(file).resolve() if file else None
+
+
+def _content(module: str) -> dict[str, str]:
+    file = _file(module)
+    if file is None or not file.is_file():  # typed into an interpreter
+        return {}
+    if any(file.is_relative_to(folder) for folder in _INSTALLED):
+        root = module.partition(".")[0]
+        for name in importlib.metadata.packages_distributions().get(root, []):
+            return {_VERSION: importlib.metadata.version(name)}
+    depth = module.count(".") + (file.name == "__init__.py")
+    folder = file.parents[depth] if depth < len(file.parents) else file.parent
+    digests: dict[str, str] = {}
+    _add(file, module, folder, digests)
+    return dict(sorted(digests.items()))
+
+
+def _add(file: Path, module: str, folder: Path, digests: dict[str, str]) -> None:
+    """The digest of a file and of what it imports from below `folder`."""
+    name = file.relative_to(folder).as_posix()
+    if name in digests:
+        return
+    content = file.read_bytes()
+    digests[name] = hashlib.sha256(content).hexdigest()
+    if file.suffix != ".py":
+        return
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for imported in _imports(content, package):
+        parts = imported.split(".")
+        for end in range(1, len(parts) + 1):  # a package's own code runs first
+            path = folder.joinpath(*parts[:end])
+            for each in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+                if parts[0] not in _OURS and each.is_file():
+                    _add(each, ".".join(parts[:end]), folder, digests)
+
+
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """Absolute names of all that may be a module, wherever in the file it is imported."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # edited since it was imported
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                name = ".".join([*parts[: len(parts) - node.level + 1], *name.split(".")])
+            yield from (f"{name}.{alias.name}".strip(".") for alias in node.names)
