@@ -30,6 +30,8 @@ def get_tokenizer(model_name: str, trust_remote_code: bool | None = None) -> Tok
     without a vocabulary, which would encode any text as nothing.
     """
     with _lock:
+        if model_name not in _registered:
+            model_name = models.loaded_name(model_name)
         if model_name in _registered:
             key = (model_name, False)
             if key not in _cache:

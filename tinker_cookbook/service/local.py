@@ -408,6 +408,7 @@ class LocalServiceClient:
     ) -> LocalTrainingClient:
         """A fresh adapter. Without a seed its start is random."""
         _check_optimizer(optimizer)
+        base_model = _published(base_model)
         model_id = self._next_model_id()
 
         def start() -> Trainer:
@@ -456,7 +457,7 @@ class LocalServiceClient:
         if model_path is None:
             if base_model is None:
                 raise ConfigurationError("create_sampling_client needs model_path or base_model")
-            name = base_model
+            name = _published(base_model)
 
             def load() -> Adapter | None:
                 self.engine.base_model(models.load_path(name))
@@ -485,7 +486,12 @@ class LocalServiceClient:
         """The models of the table that the engine runs; others of their families work too."""
         return types.GetServerCapabilitiesResponse(
             supported_models=[
-                types.SupportedModel(model_name=name, trainable=True, sampleable=True)
+                types.SupportedModel(
+                    model_name=name,
+                    max_context_length=info.context_length,
+                    trainable=True,
+                    sampleable=True,
+                )
                 for name, info in models.TABLE.items()
                 if info.family in FAMILIES
             ]
@@ -568,8 +574,13 @@ def _base_of(info: CheckpointInfo) -> str:
     return info.manifest["base_model"]
 
 
+def _published(base_model: Any) -> Any:
+    """The name that run, checkpoints and clients tell; what is no name is refused later on."""
+    return models.loaded_name(base_model) if isinstance(base_model, str) else base_model
+
+
 def _check_base(info: CheckpointInfo, base_model: str) -> None:
-    if _base_of(info) != base_model:
+    if _base_of(info) != models.published_name(base_model):
         raise CheckpointError(
             f"{info.path} was trained on {_base_of(info)!r}, not on {base_model!r}"
         )
