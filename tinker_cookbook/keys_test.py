@@ -75,7 +75,7 @@ def test_lengths_above_the_context():
 def test_a_server_is_asked_for_the_name_as_given(given):
     """In process the model is that of the published repository; a server has names of its own."""
     here, _ = keys.fill(config(model_name=given), "sl")
-    there, filled = keys.fill(config(model_name=given, base_url="http://127.0.0.1:9"), "sl")
+    there, _ = keys.fill(config(model_name=given, base_url="http://127.0.0.1:9"), "sl")
     assert there.model_name == given and here.model_name == models.published_name(given) != given
     assert there.learning_rate == here.learning_rate and there.renderer_name == here.renderer_name
 

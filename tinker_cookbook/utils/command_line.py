@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import chz
 from chz.blueprint import (
@@ -21,7 +21,9 @@ from chz.blueprint import (
 )
 
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.utils import foreign_keys
 from tinker_cookbook.utils.command_types import alternatives, choices, is_object, type_text
+from tinker_cookbook.utils.command_words import Misread, misread
 from tinker_cookbook.utils.command_yaml import read_yaml
 
 C = TypeVar("C")
@@ -76,7 +78,9 @@ class Request(NamedTuple):
             if (key == long or key.startswith(f"{long}.")) and not self.is_plain(long)
         }
         words = [word for each in written for word in each.values()]
-        in_use = [alias for alias in names if any(word.startswith(f"{alias}.") for word in words)]
+        in_use = [
+            alias for alias in names if any(f"{word}.".startswith(f"{alias}.") for word in words)
+        ]
         for alias in [*in_use, *names]:
             return alias + key.removeprefix(names[alias])
         return key
@@ -106,14 +110,13 @@ def read_request(
     aliases = aliases or {}
     words: list[tuple[str, str]] = []
     files: list[str] = []
-    for word in argv:
+    for number, word in enumerate(argv):
         if word in ("--help", "-h"):
             continue
         key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"{word!r} is not key=value; --help lists the keys")
-        if key.startswith("-"):
-            raise ConfigurationError(f"{word!r}: write {word.lstrip('-')} without hyphens")
+        if not equals or not key or key.startswith("-"):
+            request = Request(config_class, [_source("", words, aliases)], aliases)
+            _refuse_word(request, misread(argv, number))
         if key == "config":
             files.append(value)
         else:
@@ -122,6 +125,43 @@ def read_request(
         raise ConfigurationError(f"config= is given twice ({', '.join(files)}); give one")
     sources = [_source(name, read_yaml(name), aliases) for name in files]
     return Request(config_class, [*sources, _source("", words, aliases)], aliases)
+
+
+def _refuse_word(request: Request, word: Misread) -> NoReturn:
+    """Raises ConfigurationError for a word that is not key=value, with what to write instead."""
+    known = _known_so_far(request)
+    named = [*known, *request.aliases]
+    key, value = word.key, word.value
+    said = f"{word.shown!r}: write "
+    if key.startswith("no_") and _canonical(key[3:], request.aliases) in known:
+        raise ConfigurationError(f"{said}{key[3:]}=False")
+    if _canonical(key, request.aliases) in named or key == "config":
+        if value is None:
+            value = "True" if key in known and known[key].type is bool else "..."
+        raise ConfigurationError(f"{said}{key}={value}{word.without}")
+    if (other := _other_name(request, key, known)) is not None:
+        if value is not None and other.key and not other.note and not other.example:
+            raise ConfigurationError(f"{said}{other.key}={value}{word.without}")
+        raise ConfigurationError(f"{word.shown!r}: {other}")
+    if key and (nearest := _nearest(key, named)):
+        meant = f"{request.spell(nearest)}={'...' if value is None else value}"
+        raise ConfigurationError(f"{word.shown!r}: did you mean {meant}?")
+    raise ConfigurationError(f"{word.shown!r} is not key=value; --help lists the keys")
+
+
+def _known_so_far(request: Request) -> Mapping[str, Parameter]:
+    """The keys that exist, with the classes that the words choose, if they are right."""
+    try:
+        return parameters(request.blueprint())
+    except (*CHZ_ERRORS, TinkerCookbookError):
+        return parameters(chz.Blueprint(request.config_class))
+
+
+def _other_name(
+    request: Request, key: str, known: Mapping[str, Parameter]
+) -> foreign_keys.Advice | None:
+    choices = {path: parameter.choices for path, parameter in known.items()}
+    return foreign_keys.advice(key, choices, request.spell)
 
 
 def _source(file: str, pairs: Iterable[tuple[str, str]], aliases: Mapping[str, str]) -> Source:
@@ -159,12 +199,14 @@ def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> Non
                 continue
             asked = key.strip(".").removesuffix("@")
             _refuse_key_of_no_class(request, source, asked, known)
+            name = request.spell(key)
+            if (other := _other_name(request, name, known)) is not None:
+                raise ConfigurationError(f"unknown key {name!r}{source.where()}; {other}")
             possible = [path for path in [*known, *request.aliases] if f"{path}." not in asked]
             nearest = _nearest(asked, possible)
             hint = "--help lists the keys"
             if nearest:
                 hint = f"did you mean {request.spell(nearest)!r}?"
-            name = request.spell(key)
             raise ConfigurationError(f"unknown key {name!r}{source.where()}; {hint}")
 
 
@@ -186,7 +228,9 @@ def _refuse_key_of_no_class(
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    # what another tool's name looks like by chance is not what it means
+    alike = 1.0 if foreign_keys.meaning(key) else 0.6
+    close = difflib.get_close_matches(key, known, n=1, cutoff=alike)
     if close:
         return close[0]
     last = key.rpartition(".")[2]  # right name, wrong level

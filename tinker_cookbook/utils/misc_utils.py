@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +60,22 @@ def all_same(items: Iterable[Any]) -> bool:
 def is_whole(value: object) -> bool:
     """Whether it is an integer, numpy's included; 2.0 and True are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def install_line(extra: str) -> str:
+    """The command that installs an extra of the cookbook where this program runs: in a checkout, as
+    scripts/environment.sh installs."""
+    checkout = Path(__file__).parents[2]
+    line = [_from_here(Path(sys.executable)), "-m", "pip", "install"]
+    if not (checkout / "pyproject.toml").is_file():
+        return shlex.join([*line, f"open-tinker-cookbook[{extra}]"])
+    constraints, here = _from_here(checkout / "constraints.txt"), _from_here(checkout)
+    return shlex.join([*line, "--constraint", constraints, "--editable", f"{here}[{extra}]"])
+
+
+def _from_here(path: Path) -> str:
+    """Relative to the working directory, if it lies in there."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def counted(number: int, noun: str) -> str:
