@@ -43,7 +43,7 @@ def error(program: str, line: str) -> str:
         ("sl_basic", "path=x.jsonl", "here it is dataset_path="),
         ("sl_basic", "data=JsonlChats path=x.jsonl", "here it is data.path="),
         ("rl_loop", "path=x", "here it is data_path="),
-        ("math_rl", "env=gsm8k path=x", "here it is env.path="),
+        ("math_rl", "env=gsm8k path=x", "here it is data.path="),
         ("math_rl", "path=x", "here it is data.path=, e.g. data=gsm8k data.path=..."),
         ("math_rl", "epochs=3", "here it is data.num_epochs=, e.g. data=arithmetic "),
         ("sl_basic", "epochs=3", "here it is num_epochs="),

@@ -78,9 +78,7 @@ class Request(NamedTuple):
             if (key == long or key.startswith(f"{long}.")) and not self.is_plain(long)
         }
         words = [word for each in written for word in each.values()]
-        in_use = [
-            alias for alias in names if any(f"{word}.".startswith(f"{alias}.") for word in words)
-        ]
+        in_use = [alias for alias in names if any(word.startswith(f"{alias}.") for word in words)]
         for alias in [*in_use, *names]:
             return alias + key.removeprefix(names[alias])
         return key
