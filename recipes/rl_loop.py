@@ -37,11 +37,13 @@ from tinker_cookbook.utils.data_identity import data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
+GSM8K = "openai/gsm8k"
+
 
 @chz.chz
 class Config:
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
-    data_path: str = chz.field(default="openai/gsm8k", doc="problems for models other than nano")
+    data_path: str = chz.field(default=GSM8K, doc="problems for models other than nano")
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
     learning_rate: float | None = chz.field(default=None, doc="constant (None: by model)")
@@ -124,6 +126,11 @@ async def main(config: Config) -> None:
     keys.check(config)
     assert config.renderer_name is not None and config.learning_rate is not None
     assert config.groups_per_batch is not None and config.group_size is not None
+    if config.model_name == "nano" and config.data_path != GSM8K:
+        raise ConfigurationError(
+            f"data_path={config.data_path} has no effect with nano, which adds: set model_name= to"
+            " another model, or drop data_path"
+        )
     renderer = get_renderer(config.renderer_name, get_tokenizer(config.model_name))
     task = (
         Sums()

@@ -44,7 +44,7 @@ def error(program: str, line: str) -> str:
         ("sl_basic", "data=JsonlChats path=x.jsonl", "here it is data.path="),
         ("rl_loop", "path=x", "here it is data_path="),
         ("math_rl", "env=gsm8k path=x", "here it is data.path="),
-        ("math_rl", "path=x", "here it is data.path=, e.g. data=gsm8k data.path=..."),
+        ("math_rl", "path=x", "here it is data.path=, e.g. data=own data.path=..."),
         ("math_rl", "epochs=3", "here it is data.num_epochs=, e.g. data=arithmetic "),
         ("sl_basic", "epochs=3", "here it is num_epochs="),
         ("rl_basic", "num_generations=8", "here it is group_size="),
@@ -63,6 +63,8 @@ def error(program: str, line: str) -> str:
         # what the program lacks is no hint, nor what looks alike by chance
         ("sl_basic", "num_generations=8", "--help lists the keys"),
         ("sl_loop", "eval_steps=8", "--help lists the keys"),
+        ("sl_loop", "eval_every=8", "only the recipes on the library's loops have it, such as"),
+        ("sl_basic", "data.eval_every=8", "did you mean 'eval_every'?"),
         ("sl_loop", "kl_coef=8", "--help lists the keys"),
         ("sl_basic", "data=HubChats eval_file=x", "--help lists the keys"),
         # a typo is one as before

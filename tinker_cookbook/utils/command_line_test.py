@@ -178,7 +178,7 @@ class Unchosen:
 
 def test_a_key_of_a_class_that_is_not_chosen_yet(tmp_path: Path):
     assert error("data.batch_size=3", cls=Unchosen) == (
-        "data.batch_size=3: data= must name a class first, e.g. data=Jsonl data.batch_size=3"
+        "data.batch_size=3: data= must name a class first, e.g. data=Hub data.batch_size=3"
     )
     assert error("d.name=x", cls=Unchosen, aliases={"e": "named", "d": "named"}) == (
         "d.name=x: d= must name a class first, e.g. d=online d.name=x"

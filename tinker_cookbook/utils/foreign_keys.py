@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import chz
+from tinker_cookbook.utils.command_types import class_with
 
 
 class Meaning(NamedTuple):
@@ -117,7 +117,7 @@ _NAMES: Mapping[Meaning, str] = {
     ),
     # of a class that is chosen, then the short forms, then of a class yet to be chosen
     Meaning("dataset_builder.path dataset_path data_path path"): (
-        "path file files data_path data_file data_files train_file train_files train_path"
+        "data path file files data_path data_file data_files train_file train_files train_path"
         " dataset_path prompt_data jsonl"
     ),
     Meaning("dataset_builder.test_path"): (
@@ -179,6 +179,10 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("", "WANDB_ENTITY in the environment means it"): "wandb_entity entity",
     Meaning("display"): "verbose quiet disable_tqdm log_level verbosity",
     Meaning("", f"nothing is uploaded; {_DROP}"): "push_to_hub hub_model_id hub_strategy",
+    Meaning("", "only the recipes on the library's loops have it, such as sl_basic and rl_basic"): (
+        "eval_every infrequent_eval_every evaluator_builders rolling_save_every ttl_seconds"
+        " lr_schedule adam_beta1 adam_beta2 adam_eps weight_decay grad_clip_norm"
+    ),
     # machine
     Meaning("seed"): "random_seed data_seed manual_seed shuffle_seed",
     Meaning("engine.device"): "device device_map device_type gpu use_cpu cuda",
@@ -236,15 +240,12 @@ def advice(
         head, _, field = ours.partition(".")
         if any(path.startswith(f"{head}.") for path in known):  # the class is chosen, and lacks it
             continue
-        classes = [name for name, each in known.get(head, {}).items() if _has(each, field)]
-        # bases are among the choices, too, and seldom what is meant
-        for name in sorted(classes, key=lambda name: bool(known[head][name].__subclasses__())):
+        if name := class_with(known.get(head, {}), field):
             return Advice(spell(ours), found.note, f"{spell(head)}={name} {spell(ours)}=...")
-    return None if found.keys else Advice("", found.note)
-
-
-def _has(chosen: Any, field: str) -> bool:
-    return chz.is_chz(chosen) and field in chz.chz_fields(chosen)
+    last = key.rpartition(".")[2]
+    if found.keys or any(path.rpartition(".")[2] == last for path in known):  # of another level
+        return None
+    return Advice("", found.note)
 
 
 def meaning(key: str) -> Meaning | None:

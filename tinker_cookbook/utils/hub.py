@@ -10,6 +10,7 @@ from typing import Any
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
 from tinker_cookbook.utils import hub_reach
+from tinker_cookbook.utils.files import existing_file
 
 _FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _WAY_OUT = "dataset_path=FILE.jsonl trains on a file of your own"
@@ -31,6 +32,8 @@ def load(
     """
     local = Path(path).expanduser()
     if not local.exists():
+        if local.suffix in _FILE_FORMATS:  # no name on a hub ends so
+            existing_file(path, "path")
         return _from_hub(path, name, split, streaming, way_out)
     try:
         with _quietly():
