@@ -7,8 +7,8 @@ nano adds; any other model solves GSM8K. Without keys (2 CPU cores, 23 November 
 0.48 -> 0.62 (step 3) -> 0.80 (6) -> 0.95 (9) -> 0.96 (12 to 23), replies from 11 tokens to 27, 29 s
 of training, 33 s in all.
 
-rl_basic does the same through the library's loop, which
-adds evaluations, transcripts, failing environments, several turns, and playing while it trains.
+rl_basic does the same through the library's loop, which adds evaluations, transcripts, failing
+environments, several turns, and playing while it trains.
 """
 
 from __future__ import annotations
@@ -37,13 +37,11 @@ from tinker_cookbook.utils.data_identity import data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
-GSM8K = "openai/gsm8k"
-
 
 @chz.chz
 class Config:
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
-    data_path: str = chz.field(default=GSM8K, doc="problems for models other than nano")
+    data_path: str | None = chz.field(default=None, doc="problems to solve (None: openai/gsm8k)")
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="tinker://... to start from")
     learning_rate: float | None = chz.field(default=None, doc="constant (None: by model)")
@@ -67,7 +65,7 @@ class Config:
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
-        found = data_set_identity(self.data_path)
+        found = self.data_path and data_set_identity(self.data_path)
         return {"data_path": found} if found else {}
 
 
@@ -85,12 +83,10 @@ class Sums:
 class WordProblems:
     """GSM8K, answers in a box."""
 
-    def __init__(self, path: str, at_a_time: int) -> None:
-        self.problems = Gsm8k(path=path).train_problems()
-        if at_a_time > len(self.problems):
-            raise ConfigurationError(
-                f"groups_per_batch={at_a_time}: {path} has only {len(self.problems)} problems"
-            )
+    def __init__(self, path: str | None, at_a_time: int) -> None:
+        self.problems = (Gsm8k(path=path) if path else Gsm8k()).train_problems()
+        if (count := len(self.problems)) < at_a_time:
+            raise ConfigurationError(f"groups_per_batch={at_a_time}: there are {count} problems")
 
     def draw(self, rng: random.Random, count: int) -> list[tuple[str, Any]]:
         drawn = rng.sample(self.problems, count)
@@ -126,17 +122,10 @@ async def main(config: Config) -> None:
     keys.check(config)
     assert config.renderer_name is not None and config.learning_rate is not None
     assert config.groups_per_batch is not None and config.group_size is not None
-    if config.model_name == "nano" and config.data_path != GSM8K:
-        raise ConfigurationError(
-            f"data_path={config.data_path} has no effect with nano, which adds: set model_name= to"
-            " another model, or drop data_path"
-        )
+    if (nano := config.model_name == "nano") and config.data_path is not None:
+        raise ConfigurationError(f"data_path={config.data_path}: nano only adds; set model_name=")
     renderer = get_renderer(config.renderer_name, get_tokenizer(config.model_name))
-    task = (
-        Sums()
-        if config.model_name == "nano"
-        else WordProblems(config.data_path, config.groups_per_batch)
-    )
+    task = Sums() if nano else WordProblems(config.data_path, config.groups_per_batch)
 
     service = connect(config.base_url, config.engine)
     rest_client = service.create_rest_client()  # looks after the run's checkpoints

@@ -158,7 +158,7 @@ def test_the_class_that_an_example_names_leads_on(directory: Path) -> None:
 
 
 async def test_data_that_nano_does_not_read() -> None:
-    with pytest.raises(ConfigurationError, match="data_path=x has no effect with nano"):
+    with pytest.raises(ConfigurationError, match=r"^data_path=x: nano only adds"):
         await rl_loop.main(rl_loop.Config(data_path="x"))
 
 
