@@ -64,6 +64,10 @@ def is_tokenizer_registered(name: str) -> bool:
     return name in _registered
 
 
+def get_registered_tokenizer_names() -> list[str]:
+    return sorted(_registered)
+
+
 def _trusted() -> bool:
     value = os.environ.get(TRUST, "")
     if value not in ("", "0", "1"):

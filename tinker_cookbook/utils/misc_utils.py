@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import shlex
@@ -55,6 +56,25 @@ def all_same(items: Iterable[Any]) -> bool:
     iterator = iter(items)
     first = next(iterator, None)
     return all(item == first for item in iterator)
+
+
+def concat_lists(lists: Iterable[Iterable[T]]) -> list[T]:
+    """All items, one list after the other."""
+    return list(itertools.chain.from_iterable(lists))
+
+
+def not_none(value: T | None) -> T:
+    """The value itself; ValueError where it is None."""
+    if value is None:
+        raise ValueError("there is no value here (None)")
+    return value
+
+
+def import_of(name: str, package: str, modules: Mapping[str, str]) -> Any:
+    """For `__getattr__` of a package: a name that it takes from one of its modules."""
+    if name not in modules:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tinker_cookbook.{modules[name]}"), name)
 
 
 def is_whole(value: object) -> bool:

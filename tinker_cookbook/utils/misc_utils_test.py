@@ -8,10 +8,12 @@ import pytest
 from tinker_cookbook.utils import misc_utils
 from tinker_cookbook.utils.misc_utils import (
     all_same,
+    concat_lists,
     counted,
     dict_mean,
     install_line,
     is_whole,
+    not_none,
     runs_path,
     safezip,
     split_list,
@@ -23,6 +25,13 @@ def test_safezip_pairs_and_refuses_other_lengths_before_the_first_item():
     assert list(safezip([1, 2], "ab")) == [(1, "a"), (2, "b")]
     with pytest.raises(ValueError, match=r"\[2, 1\]"):
         safezip([1, 2], [3])
+
+
+def test_lists_and_nones():
+    assert concat_lists([[1, 2], [], (3,)]) == [1, 2, 3] and concat_lists([]) == []
+    assert not_none(0) == 0 and not_none("") == ""
+    with pytest.raises(ValueError, match="None"):
+        not_none(None)
 
 
 def test_the_line_that_installs_an_extra(monkeypatch, tmp_path):
