@@ -31,7 +31,11 @@ from tinker_cookbook.utils.command_line import parse
         ("--no-train-attn", "'--no-train-attn': write train_attn=False"),
         ("--config a.yaml", "'--config a.yaml': write config=a.yaml"),
         ("data=JsonlChats --data.path x", "'--data.path x': write data.path=x"),
-        ("--bf16 --lr 1", "'--bf16': here it is engine.dtype="),
+        ("--bf16 --lr 1", "'--bf16': here it is engine.dtype=, which is bfloat16 or float32"),
+        (
+            "--report-to none",
+            "'--report-to none': here it is wandb_project=, the name of a project",
+        ),
         ("--lora-alpha 16", "'--lora-alpha 16': LoRA's alpha is 32 at any rank here; drop it"),
         ("--learning-rat 3", "'--learning-rat 3': did you mean learning_rate=3?"),
         ("--unheard-of 3", "'--unheard-of 3' is not key=value; --help lists the keys"),

@@ -347,8 +347,8 @@ def _explain_value(text: str, request: Request) -> str:
         expected = known.get(key) or _of_dict(known[key.rpartition(".")[0]])
     except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
         return f"{given} has the wrong type; --help lists the types"
-    if not expected.choices and is_object(expected.type):
-        own = [request.spell(path) for path in known if path.startswith(f"{key}.")]
+    own = [request.spell(path) for path in known if path.startswith(f"{key}.")]
+    if own and not expected.choices and is_object(expected.type):
         return f"{given}: it has keys of its own instead, such as {'=, '.join(own[:3])}="
     near = difflib.get_close_matches(value.strip("'\""), expected.choices, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""

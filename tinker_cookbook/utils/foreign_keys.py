@@ -14,7 +14,8 @@ from tinker_cookbook.utils.command_types import class_with
 
 class Meaning(NamedTuple):
     """keys: what it is here, by preference, since programs differ; "" for what does not exist here.
-    note: what to know besides."""
+    note: what to know besides; always there where the other tool's value would mean something else.
+    """
 
     keys: str
     note: str = ""
@@ -134,9 +135,9 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("dataset_builder"): "env_id environment env env_name reward_funcs reward_fn",
     # reinforcement learning
     Meaning("kl_penalty_coef"): (
-        "beta kl_coef kl_loss_coef kl_beta init_kl_coef kl_weight kl_penalty use_kl_loss"
-        " use_kl_in_reward"
+        "beta kl_coef kl_loss_coef kl_beta init_kl_coef kl_weight kl_penalty"
     ),
+    Meaning("kl_penalty_coef", "a weight (0: none)"): "use_kl_loss use_kl_in_reward",
     Meaning("kl_reference_config.base_model kl_penalty_coef"): "ref_model reference_model",
     Meaning("loss_fn"): "loss_type policy_loss loss_mode",
     Meaning("advantage"): "adv_estimator advantage_estimator scale_rewards",
@@ -162,7 +163,7 @@ _NAMES: Mapping[Meaning, str] = {
         "save_steps save_freq save_interval checkpoint_every ckpt_interval saves_per_epoch"
         " save_strategy checkpoint_interval"
     ),
-    Meaning("ttl_seconds"): "save_total_limit keep_last",
+    Meaning("ttl_seconds", "how long periodic checkpoints are kept"): "save_total_limit keep_last",
     Meaning("log_path"): (
         "output_dir out_dir save_dir run_dir log_dir logdir logging_dir default_local_dir"
         " checkpoint_dir ckpt_dir output_path save_path local_dir output"
@@ -170,14 +171,19 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("", "the same command resumes by itself, and log_path= names the run's directory"): (
         "resume resume_from_checkpoint auto_resume resume_mode resume_from resume_path"
     ),
-    Meaning("behavior_if_log_dir_exists"): "overwrite overwrite_output_dir",
+    Meaning("behavior_if_log_dir_exists", "which is resume, delete, raise or ask"): (
+        "overwrite overwrite_output_dir"
+    ),
     Meaning("", f"every step is logged; {_DROP}"): (
         "logging_steps log_every log_freq log_interval logging_strategy"
     ),
-    Meaning("wandb_project"): "report_to use_wandb wandb log_with project project_name",
+    Meaning("wandb_project"): "project project_name",
+    Meaning("wandb_project", "the name of a project"): "report_to use_wandb wandb log_with",
     Meaning("wandb_name"): "wandb_run_name run_name experiment_name exp_name run",
     Meaning("", "WANDB_ENTITY in the environment means it"): "wandb_entity entity",
-    Meaning("display"): "verbose quiet disable_tqdm log_level verbosity",
+    Meaning("display", "which is auto, live, plain, table or none"): (
+        "verbose quiet disable_tqdm log_level verbosity"
+    ),
     Meaning("", f"nothing is uploaded; {_DROP}"): "push_to_hub hub_model_id hub_strategy",
     Meaning("", "only the recipes on the library's loops have it, such as sl_basic and rl_basic"): (
         "eval_every infrequent_eval_every evaluator_builders rolling_save_every ttl_seconds"
@@ -186,10 +192,10 @@ _NAMES: Mapping[Meaning, str] = {
     # machine
     Meaning("seed"): "random_seed data_seed manual_seed shuffle_seed",
     Meaning("engine.device"): "device device_map device_type gpu use_cpu cuda",
-    Meaning("engine.dtype"): (
+    Meaning("engine.dtype", "which is bfloat16 or float32"): (
         "bf16 fp16 tf32 dtype torch_dtype precision mixed_precision compute_dtype"
     ),
-    Meaning("engine.checkpointing"): (
+    Meaning("engine.checkpointing", "which is auto, always or never"): (
         "gradient_checkpointing activation_checkpointing use_gradient_checkpointing"
     ),
     Meaning("", f"the engine packs examples itself, apart from one another; {_DROP}"): (
