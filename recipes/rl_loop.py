@@ -40,7 +40,7 @@ from tinker_cookbook.utils.run_directory import LogDirBehavior
 @chz.chz
 class Config:
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
-    data_path: str = chz.field(default="openai/gsm8k", doc="problems for models other than nano")
+    data_path: str | None = chz.field(default=None, doc="problems to solve (None: openai/gsm8k)")
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see rl_basic")
     learning_rate: float | None = chz.field(default=None, doc="constant (None: by model)")
@@ -59,10 +59,12 @@ class Config:
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
     engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="engine in process")
     display: DisplayMode = chz.field(default="auto", doc="what is shown of each step")
+    wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
+    wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""
-        found = data_set_identity(self.data_path)
+        found = self.data_path and data_set_identity(self.data_path)
         return ({"data_path": found} if found else {}) | adapter_identity(self.load_checkpoint_path)
 
 
@@ -80,12 +82,10 @@ class Sums:
 class WordProblems:
     """GSM8K, answers in a box."""
 
-    def __init__(self, path: str, at_a_time: int) -> None:
-        self.problems = Gsm8k(path=path).train_problems()
-        if at_a_time > len(self.problems):
-            raise ConfigurationError(
-                f"groups_per_batch={at_a_time}: {path} has only {len(self.problems)} problems"
-            )
+    def __init__(self, path: str | None, at_a_time: int) -> None:
+        self.problems = (Gsm8k(path=path) if path else Gsm8k()).train_problems()
+        if (count := len(self.problems)) < at_a_time:
+            raise ConfigurationError(f"groups_per_batch={at_a_time}: there are {count} problems")
 
     def draw(self, rng: random.Random, count: int) -> list[tuple[str, Any]]:
         drawn = rng.sample(self.problems, count)
@@ -121,12 +121,10 @@ async def main(config: Config) -> None:
     keys.check(config)
     assert config.renderer_name is not None and config.learning_rate is not None
     assert config.groups_per_batch is not None and config.group_size is not None
+    if (nano := config.model_name == "nano") and config.data_path is not None:
+        raise ConfigurationError(f"data_path={config.data_path}: nano only adds; set model_name=")
     renderer = get_renderer(config.renderer_name, get_tokenizer(config.model_name))
-    task = (
-        Sums()
-        if config.model_name == "nano"
-        else WordProblems(config.data_path, config.groups_per_batch)
-    )
+    task = Sums() if nano else WordProblems(config.data_path, config.groups_per_batch)
 
     service = connect(config.base_url, config.engine)
     rest_client = service.create_rest_client()  # looks after the run's checkpoints

@@ -59,6 +59,8 @@ class Config:
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
     engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="engine in process")
     display: DisplayMode = chz.field(default="auto", doc="what is shown of each step")
+    wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
+    wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
 
     def identity(self) -> Mapping[str, Any]:
         """Another file of the same name is another run."""

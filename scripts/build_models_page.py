@@ -33,6 +33,11 @@ question: it says so when it loads one.
   tokenizer's own chat template, for chat models without a renderer of their own; `role_colon` is a
   plain transcript, for base models. `./scripts/run tinker_cookbook.renderers.show model_name=...`
   shows what a model would see.
+- **Names in Tinker's lists** that are not those of the published repositories lead to these, and a
+  line says so (`model_name=...: loading ..., the published repository`):
+{tinker_names}
+  What follows a colon (`Qwen/Qwen3-8B:...`) is left out likewise. In process a run under either
+  name is the same run; with `base_url=` the server is asked for the name as given.
 - **Known names that are left out**: the official cookbook also has `qwen3_vl`,
   `qwen3_vl_instruct`, `qwen3_5*`, `qwen3_8_*`, `kimi_k25*`, `kimi_k26*`, `deepseekv4_1*`,
   `glm5_3_*`, `nemotron3*` and `tml_v0`. These formats are not here under those names, and a
@@ -85,7 +90,8 @@ COLUMNS = (
 
 
 def page() -> str:
-    sections = [INTRODUCTION]
+    names = "\n".join(f"  - `{name}`: `{meant}`" for name, meant in models.TINKER_NAMES.items())
+    sections = [INTRODUCTION.replace("{tinker_names}", names)]
     for family, heading in HEADINGS.items():
         rows = [row for row in models.TABLE.values() if row.family == family]
         lines = [_line(COLUMNS), "|---" * len(COLUMNS) + "|", *map(_row, rows)]

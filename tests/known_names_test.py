@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 from operator import attrgetter
 
 import chz
@@ -20,7 +22,15 @@ NAMES = {
     " RenderedMessage Renderer get_renderer register_renderer unregister_renderer"
     " is_renderer_registered get_registered_renderer_names get_text_content ensure_text"
     " format_content_as_string parse_content_blocks classify_parse_failure"
-    " tokens_weights_from_strings_weights",
+    " tokens_weights_from_strings_weights MessageDelta StreamingTextDelta StreamingThinkingDelta",
+    "tinker_cookbook.renderers.base": "ensure_list",
+    "tinker_cookbook.supervised": "ChatDatasetBuilder ChatDatasetBuilderCommonConfig"
+    " FromConversationFileBuilder StreamingSupervisedDatasetFromHFDataset SupervisedDataset"
+    " SupervisedDatasetBuilder SupervisedDatasetFromHFDataset compute_mean_nll"
+    " conversation_to_datum datum_from_model_input_weights",
+    "tinker_cookbook.rl": "Action Env EnvGroupBuilder FailFast Logs Metrics Observation RLDataset"
+    " RLDatasetBuilder RetryOnFailure RolloutError RolloutStrategy StepResult Trajectory"
+    " TrajectoryGroup Transition",
     "tinker_cookbook.supervised.common": "compute_mean_nll compute_bpb"
     " create_rightshifted_model_input_and_leftshifted_targets datum_from_model_input_weights",
     "tinker_cookbook.supervised.data": "conversation_to_datum SupervisedDatasetFromHFDataset"
@@ -40,8 +50,10 @@ NAMES = {
     " get_full_finetune_lr_multiplier",
     "tinker_cookbook.model_info": "get_model_attributes ModelAttributes"
     " get_recommended_renderer_name get_recommended_renderer_names"
-    " warn_if_renderer_not_recommended",
-    "tinker_cookbook.tokenizer_utils": "get_tokenizer register_tokenizer",
+    " warn_if_renderer_not_recommended get_llama_info get_qwen_info get_deepseek_info"
+    " get_gpt_oss_info get_moonshot_info get_nvidia_info",
+    "tinker_cookbook.tokenizer_utils": "get_tokenizer register_tokenizer"
+    " get_registered_tokenizer_names",
     "tinker_cookbook.cli_utils": "check_log_dir runs_path",
     "tinker_cookbook.completers": "TokensWithLogprobs StopCondition TokenCompleter"
     " MessageCompleter TinkerTokenCompleter TinkerMessageCompleter",
@@ -63,7 +75,8 @@ NAMES = {
     "tinker_cookbook.rl.play_w_env": "",
     "tinker_cookbook.utils.ml_log": "setup_logging",
     "tinker_cookbook.utils.lr_scheduling": "compute_schedule_lr_multiplier",
-    "tinker_cookbook.utils.misc_utils": "safezip timed dict_mean all_same split_list",
+    "tinker_cookbook.utils.misc_utils": "safezip timed dict_mean all_same split_list"
+    " concat_lists not_none",
     "tinker_cookbook.utils.code_state": "",
 }
 
@@ -99,6 +112,9 @@ SIGNATURES = {
     "completers:TinkerMessageCompleter": "sampling_client renderer max_tokens stop_condition"
     " temperature",
     "rl.types:StepResult": "reward episode_done next_observation next_stop_condition metrics logs",
+    "rl.types:EnvGroupBuilder.compute_group_rewards": "self trajectory_group env_group",
+    "checkpoint_utils:CheckpointRecord.has": "self key",
+    "checkpoint_utils:CheckpointRecord.get": "self key default",
     "rl.types:Trajectory": "transitions final_ob stop_reason",
     "rl.types:TrajectoryGroup": "trajectories_G final_rewards_G metrics_G rollout_errors",
     "rl.train:main": "config rollout_executor",
@@ -143,3 +159,32 @@ def test_signatures(path: str) -> None:
     parameters = list(inspect.signature(thing).parameters.values())
     assert [p.name for p in parameters][: len(known)] == known
     assert all(p.default is not p.empty for p in parameters[len(known) :])
+
+
+@pytest.mark.parametrize("package", ["tinker_cookbook.rl", "tinker_cookbook.supervised"])
+def test_packages_give_the_names_of_their_modules(package: str) -> None:
+    """Each is the very thing that its module has; no other name is made up."""
+    found = importlib.import_module(package)
+    assert sorted(found.__all__) == sorted(NAMES[package].split()) == sorted(found._MODULES)
+    for name, module in found._MODULES.items():
+        there = importlib.import_module(f"tinker_cookbook.{module}")
+        assert getattr(found, name) is getattr(there, name)
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'absent'"):
+        _ = found.absent
+
+
+def test_packages_load_nothing_before_a_name_is_asked_for() -> None:
+    program = (
+        "import sys, tinker_cookbook.rl, tinker_cookbook.supervised;"
+        " print(sorted({'torch', 'transformers', 'datasets', 'tinker'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_completers_are_classes() -> None:
+    from tinker_cookbook import completers
+
+    assert issubclass(completers.TinkerTokenCompleter, completers.TokenCompleter)
+    assert issubclass(completers.TinkerMessageCompleter, completers.MessageCompleter)
+    assert not issubclass(completers.TinkerMessageCompleter, completers.TokenCompleter)

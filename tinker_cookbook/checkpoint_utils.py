@@ -54,6 +54,14 @@ class CheckpointRecord:
         known = {key: getattr(self, key) for key in _FIELDS}
         return {k: v for k, v in known.items() if v is not None} | self.extra
 
+    def has(self, key: str) -> bool:
+        """Whether there is a value for a field or an extra key."""
+        return self.get(key) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a field or an extra key; `default` where there is none."""
+        return self.to_dict().get(key, default)
+
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> CheckpointRecord:
         if not isinstance(line.get("name"), str):

@@ -455,3 +455,11 @@ def test_renderer_name_without_a_checkpoint(service):
         model_name="m", explicit_renderer_name=None, load_checkpoint_path=None, base_url=None
     )
     assert name == "recommended"
+
+
+def test_a_value_of_a_record_by_its_key():
+    record = CheckpointRecord("000004", batch=0, final=None, state_path="p", extra={"cursor": 3})
+    assert record.has("state_path") and record.has("batch") and record.has("cursor")
+    assert not record.has("final") and not record.has("sampler_path") and not record.has("absent")
+    assert (record.get("batch"), record.get("cursor"), record.get("name")) == (0, 3, "000004")
+    assert record.get("final") is None and record.get("sampler_path", "none") == "none"

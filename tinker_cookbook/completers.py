@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import tinker
 
@@ -42,18 +43,20 @@ class TokensWithLogprobs:
         return self.maybe_logprobs
 
 
-class TokenCompleter(Protocol):
+class TokenCompleter(ABC):
     """A reply to a prompt, in tokens; ended by `stop`, or after `max_tokens` (None: by the
     completer's own bound, which holds in any case)."""
 
+    @abstractmethod
     async def __call__(
         self, model_input: tinker.ModelInput, stop: StopCondition, *, max_tokens: int | None = None
     ) -> TokensWithLogprobs: ...
 
 
-class MessageCompleter(Protocol):
+class MessageCompleter(ABC):
     """A reply to a conversation."""
 
+    @abstractmethod
     async def __call__(self, messages: list[Message]) -> Message: ...
 
 

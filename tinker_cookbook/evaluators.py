@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.utils.misc_utils import timed
 
@@ -48,6 +49,12 @@ class Evaluations:
 
     def __init__(self, due: Sequence[tuple[int, Sequence[Evaluator]]], journal: Journal) -> None:
         """due: (steps between evaluations, 0 for none in between; the evaluators it holds for)."""
+        for evaluator in (each for _, evaluators in due for each in evaluators):
+            if not callable(evaluator):
+                raise ConfigurationError(
+                    f"evaluator_builders make {type(evaluator).__name__}, which is no evaluator:"
+                    " expected a SamplingClientEvaluator or a TrainingClientEvaluator"
+                )
         self._due = due
         # a finished run that goes on has lost the results of its final weights: N was its last row
         self._always = {0, journal.start_step} if journal.continued else {0}

@@ -22,12 +22,15 @@ def fill(config: Any, method: str) -> FilledConfig:
     """A copy of a chz config in which keys that are None have what suits the data, the checkpoint
     it starts from and the model, in this order; and what was filled.
 
+    model_name: in process, the published repository that it means (a server knows its own names).
     renderer_name: the one that the data's own common_config renders with; else the one that
     load_checkpoint_path was trained with; else the model's. One that does not fit the model is
     taken, with a warning. load_checkpoint_path: the directory of a run becomes the tinker:// path
     of its last checkpoint.
     """
     common = getattr(getattr(config, "dataset_builder", None), "common_config", None)
+    if config.base_url is None:
+        config = chz.replace(config, model_name=models.loaded_name(config.model_name))
     name = config.renderer_name
     if common is not None:
         if name not in (None, common.renderer_name):

@@ -5,7 +5,7 @@ import math
 import chz
 import pytest
 
-from tinker_cookbook import keys
+from tinker_cookbook import keys, models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import train
@@ -69,6 +69,15 @@ def test_lengths_above_the_context():
     keys.check(config(dataset_builder=chz.replace(data, common_config=OWN)))
     # what no table knows, a server may
     keys.check(config(dataset_builder=data, model_name="me/unheard-of"))
+
+
+@pytest.mark.parametrize("given", ["Qwen/Qwen3-4B-Instruct", "Qwen/Qwen3-8B:peft:131072"])
+def test_a_server_is_asked_for_the_name_as_given(given):
+    """In process the model is that of the published repository; a server has names of its own."""
+    here, _ = keys.fill(config(model_name=given), "sl")
+    there, _ = keys.fill(config(model_name=given, base_url="http://127.0.0.1:9"), "sl")
+    assert there.model_name == given and here.model_name == models.published_name(given) != given
+    assert there.learning_rate == here.learning_rate and there.renderer_name == here.renderer_name
 
 
 @pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("max_length", -5)])

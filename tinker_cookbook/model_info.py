@@ -35,6 +35,42 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
     )
 
 
+def get_llama_info() -> dict[str, ModelAttributes]:
+    return _of_organization("meta-llama")
+
+
+def get_qwen_info() -> dict[str, ModelAttributes]:
+    return _of_organization("Qwen")
+
+
+def get_deepseek_info() -> dict[str, ModelAttributes]:
+    return _of_organization("deepseek-ai")
+
+
+def get_gpt_oss_info() -> dict[str, ModelAttributes]:
+    return _of_organization("openai")
+
+
+def get_moonshot_info() -> dict[str, ModelAttributes]:
+    return _of_organization("moonshotai")
+
+
+def get_nvidia_info() -> dict[str, ModelAttributes]:
+    raise ConfigurationError(
+        "nothing is known of NVIDIA's models by name; get_model_attributes tells what it can of a"
+        " hub name or a local directory"
+    )
+
+
+def _of_organization(organization: str) -> dict[str, ModelAttributes]:
+    """The models of the table by their names without the organization."""
+    return {
+        name.partition("/")[2]: get_model_attributes(name)
+        for name, row in models.TABLE.items()
+        if row.organization == organization
+    }
+
+
 def get_recommended_renderer_names(model_name: str) -> list[str]:
     """The renderers that fit, best first; empty where none can be told."""
     return list(models.resolve(model_name).renderers)

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from tinker_cookbook import model_info, models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.model_info import (
     ModelAttributes,
@@ -23,6 +24,36 @@ def test_attributes():
         recommended_renderers=("qwen3", "qwen3_disable_thinking"),
     )
     assert get_model_attributes("meta-llama/Llama-3.2-1B").is_chat is False
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("deepseek-ai/DeepSeek-V3.1", "3"),
+        ("deepseek-ai/DeepSeek-V3.1-Base", "3"),
+        ("moonshotai/Kimi-K2-Thinking", "K2"),
+        ("moonshotai/Kimi-K2-Instruct-0905", "K2"),
+        ("Qwen/Qwen3-8B", "3"),
+        ("meta-llama/Llama-3.2-1B", "3.2"),
+    ],
+)
+def test_versions(name, version):
+    assert get_model_attributes(name).version_str == version
+    assert get_model_attributes(f"{name}:peft:131072").version_str == version
+
+
+def test_models_by_organization():
+    found = [
+        model_info.get_llama_info(),
+        model_info.get_qwen_info(),
+        model_info.get_deepseek_info(),
+        model_info.get_gpt_oss_info(),
+        model_info.get_moonshot_info(),
+    ]
+    assert sum(map(len, found)) == len(models.TABLE) - 1  # all but nano
+    assert found[1]["Qwen3-8B"] == get_model_attributes("Qwen/Qwen3-8B")
+    with pytest.raises(ConfigurationError, match="NVIDIA"):
+        model_info.get_nvidia_info()
 
 
 def test_recommended_renderers():

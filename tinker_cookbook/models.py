@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import hub_reach
 from tinker_cookbook.utils.misc_utils import is_whole
+
+logger = logging.getLogger(__name__)
 
 # The exponent of the learning-rate formula in hyperparam_utils, by family. For Llama and Qwen the
 # official Tinker cookbook fitted it to sweeps and takes it for every generation, as is done here by
@@ -205,11 +208,11 @@ _ROWS = [
         for suffix in ("", "-Instruct")
     ),
     _llama("3.3", "70B", 8192, "-Instruct"),
-    _moe("deepseek-ai/DeepSeek-V3.1", "deepseek_v3", "3.1", "671B-A37B", 7168, 131_072, _DEEPSEEK),
+    _moe("deepseek-ai/DeepSeek-V3.1", "deepseek_v3", "3", "671B-A37B", 7168, 131_072, _DEEPSEEK),
     _moe(
         "deepseek-ai/DeepSeek-V3.1-Base",
         "deepseek_v3",
-        "3.1",
+        "3",
         "671B-A37B",
         7168,
         131_072,
@@ -217,17 +220,43 @@ _ROWS = [
     ),
     _moe("openai/gpt-oss-20b", "gpt_oss", "1", "21B-A3.6B", 2880, 131_072, _GPT_OSS),
     _moe("openai/gpt-oss-120b", "gpt_oss", "1", "117B-A5.1B", 2880, 131_072, _GPT_OSS),
-    _moe("moonshotai/Kimi-K2-Base", "kimi_k2", "2", "1T-A32B", 7168, 131_072, ("role_colon",)),
+    _moe("moonshotai/Kimi-K2-Base", "kimi_k2", "K2", "1T-A32B", 7168, 131_072, ("role_colon",)),
     # kimi_k2 is the format of the thinking model: the others' replies have no think block
-    _moe("moonshotai/Kimi-K2-Instruct", "kimi_k2", "2", "1T-A32B", 7168, 131_072, _TEMPLATE),
-    _moe("moonshotai/Kimi-K2-Instruct-0905", "kimi_k2", "2", "1T-A32B", 7168, 262_144, _TEMPLATE),
-    _moe("moonshotai/Kimi-K2-Thinking", "kimi_k2", "2", "1T-A32B", 7168, 262_144, ("kimi_k2",)),
+    _moe("moonshotai/Kimi-K2-Instruct", "kimi_k2", "K2", "1T-A32B", 7168, 131_072, _TEMPLATE),
+    _moe("moonshotai/Kimi-K2-Instruct-0905", "kimi_k2", "K2", "1T-A32B", 7168, 262_144, _TEMPLATE),
+    _moe("moonshotai/Kimi-K2-Thinking", "kimi_k2", "K2", "1T-A32B", 7168, 262_144, ("kimi_k2",)),
 ]
 TABLE: Mapping[str, ModelInfo] = {row.name: row for row in _ROWS}
+# Names in Tinker's lists of models that are not those of the published repositories
+TINKER_NAMES: Mapping[str, str] = {
+    **{f"Qwen/Qwen3-{size}-Instruct": f"Qwen/Qwen3-{size}-Instruct-2507" for size in _QWEN3_2507},
+    "meta-llama/Llama-3.3-70B": "meta-llama/Llama-3.3-70B-Instruct",
+    "DeepSeek-V3.1": "deepseek-ai/DeepSeek-V3.1",
+}
+_said: set[str] = set()  # names of which `loaded_name` has spoken
+
+
+def published_name(model_name: str) -> str:
+    """The repository that a name from Tinker's lists means, without the `:suffix` that some have;
+    any other name as it is, and what is a directory here."""
+    name = model_name.partition(":")[0]
+    if is_local_path(model_name) or not ("/" in name or name in TINKER_NAMES):
+        return model_name
+    return TINKER_NAMES.get(name, name)
+
+
+def loaded_name(model_name: str) -> str:
+    """`published_name`, for those who load the model's files: another name is said, once."""
+    name = published_name(model_name)
+    if name != model_name and model_name not in _said:
+        _said.add(model_name)
+        logger.warning("model_name=%s: loading %s, the published repository", model_name, name)
+    return name
 
 
 def resolve(model_name: str) -> ModelInfo:
     """What is known of a model. ConfigurationError, with the nearest known names, if nothing is."""
+    model_name = published_name(model_name)
     if model_name in TABLE:
         return TABLE[model_name]
     if is_local_path(model_name):
@@ -267,6 +296,7 @@ def context_length(model_name: str) -> int | None:
 
 def load_path(model_name: str) -> str:
     """What to hand to `from_pretrained`: a directory in the package for nano, else the name."""
+    model_name = loaded_name(model_name)
     if model_name == "nano":
         return str(_NANO_DIRECTORY)
     return os.path.expanduser(model_name) if model_name.startswith("~") else model_name
@@ -312,10 +342,10 @@ def check_files(model_name: str, file: str = "config.json") -> None:
 
 def access_hint(model_name: str) -> str:
     """What to try when a model's files cannot be had, to be put behind the reason."""
-    row = TABLE.get(model_name)
+    row = TABLE.get(published_name(model_name))
     if row is not None and row.gated:
         return (
-            f"; {model_name} is gated: accept its licence on the hub and set HF_TOKEN, or set "
+            f"; {row.name} is gated: accept its licence on the hub and set HF_TOKEN, or set "
             "model_name= to a local directory"
         )
     near = [] if row is not None else _nearest(model_name)

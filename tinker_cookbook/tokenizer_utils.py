@@ -30,6 +30,8 @@ def get_tokenizer(model_name: str, trust_remote_code: bool | None = None) -> Tok
     without a vocabulary, which would encode any text as nothing.
     """
     with _lock:
+        if model_name not in _registered:
+            model_name = models.loaded_name(model_name)
         if model_name in _registered:
             key = (model_name, False)
             if key not in _cache:
@@ -60,6 +62,10 @@ def unregister_tokenizer(name: str) -> None:
 
 def is_tokenizer_registered(name: str) -> bool:
     return name in _registered
+
+
+def get_registered_tokenizer_names() -> list[str]:
+    return sorted(_registered)
 
 
 def _trusted() -> bool:

@@ -13,6 +13,7 @@ from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import (
     TRUST,
+    get_registered_tokenizer_names,
     get_tokenizer,
     is_tokenizer_registered,
     register_tokenizer,
@@ -29,7 +30,7 @@ def test_registered_tokenizers_are_made_once_and_can_be_replaced():
 
     register_tokenizer("mine", factory)
     try:
-        assert is_tokenizer_registered("mine")
+        assert is_tokenizer_registered("mine") and get_registered_tokenizer_names() == ["mine"]
         assert get_tokenizer("mine") is get_tokenizer("mine") is made[0]
         register_tokenizer("mine", factory)
         assert get_tokenizer("mine") is made[1]

@@ -30,6 +30,7 @@ from tinker_cookbook.renderers.messages import (
     get_text_content,
     parse_content_blocks,
 )
+from tinker_cookbook.renderers.parsing import Delta as MessageDelta
 from tinker_cookbook.renderers.parsing import (
     ParsedResponse,
     ParseFailureKind,
@@ -39,6 +40,8 @@ from tinker_cookbook.renderers.parsing import (
     ToolCallDelta,
     classify_parse_failure,
 )
+from tinker_cookbook.renderers.parsing import TextDelta as StreamingTextDelta
+from tinker_cookbook.renderers.parsing import ThinkingDelta as StreamingThinkingDelta
 from tinker_cookbook.renderers.registry import (
     RendererFactory,
     get_registered_renderer_names,
@@ -56,6 +59,7 @@ __all__ = [
     "FunctionBody",
     "ImagePart",
     "Message",
+    "MessageDelta",
     "ParseFailureKind",
     "ParseTermination",
     "ParsedResponse",
@@ -64,6 +68,8 @@ __all__ = [
     "Renderer",
     "RendererFactory",
     "Role",
+    "StreamingTextDelta",
+    "StreamingThinkingDelta",
     "SupervisedExample",
     "TextDelta",
     "TextPart",

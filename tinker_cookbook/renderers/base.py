@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 
+ensure_list = content_parts  # under the Tinker cookbook's name
+
+
 @dataclass(frozen=True)
 class RenderContext:
     """Where a message stands in its conversation. `last_user_index` is -1 where nobody asked.

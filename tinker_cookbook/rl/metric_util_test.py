@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -40,9 +41,7 @@ def member(*rewards, metrics=(), cut=False, stop=StopReason.DONE):
         each.metrics = values
     if cut:
         turns[-1].ac = TokensWithLogprobs([1, 2], [-1.0, -1.0], "length")
-    episode = trajectory(*turns)
-    episode.stop_reason = stop
-    return episode
+    return dataclasses.replace(trajectory(*turns), stop_reason=stop)
 
 
 def group_of(*members, finals=None, metrics=None, errors=()):

@@ -94,7 +94,7 @@ class Transition:
     trainable: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trajectory:
     """An episode. `final_ob`: the prompt after the last action."""
 
@@ -150,11 +150,11 @@ class EnvGroupBuilder(ABC):
         """Fresh envs, one for each member."""
 
     async def compute_group_rewards(
-        self, trajectories_G: list[Trajectory], env_group: Sequence[Env]
+        self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
     ) -> list[tuple[float, Metrics]]:
         """A reward on top of those of the turns, for each trajectory, e.g. from comparing them, and
         metrics. `env_group[i]` is the env of trajectory i."""
-        return [(0.0, {}) for _ in trajectories_G]
+        return [(0.0, {}) for _ in trajectory_group]
 
     async def cleanup(self) -> None:  # noqa: B027 (most have nothing to give back)
         """Called once after the group was played, also if it failed."""

@@ -44,6 +44,7 @@ def locate(path: str, use: Use, key: str = "model_path") -> str:
 
 def same_model(one: str, other: str) -> bool:
     """Whether two names are of one base model: equal, or a hub name and a copy in a directory."""
+    one, other = models.published_name(one), models.published_name(other)
     return one == other or _short(one) == _short(other)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tinker_cookbook import models
 from tinker_cookbook.engine import checkpoints, peft_adapters
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
@@ -48,6 +49,8 @@ def find(store: Store, path: str, use: Use) -> str | Path:
 
 def weights(store: Store, path: str, use: Use, base_model: str | None) -> Weights:
     """Of a path or directory. CheckpointError: of another base model than the one given."""
+    if isinstance(base_model, str):
+        base_model = models.published_name(base_model)
     located = find(store, path, use)
     if isinstance(located, Path):
         return PeftWeights(located, base_model)

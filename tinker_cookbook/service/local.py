@@ -424,6 +424,7 @@ class LocalServiceClient:
     ) -> LocalTrainingClient:
         """A fresh adapter. Without a seed its start is random."""
         _check_optimizer(optimizer)
+        base_model = _published(base_model)
         model_id = self._next_model_id(base_model, user_metadata)
 
         def start() -> Trainer:
@@ -473,7 +474,7 @@ class LocalServiceClient:
         if model_path is None:
             if base_model is None:
                 raise ConfigurationError("create_sampling_client needs model_path or base_model")
-            name = base_model
+            name = _published(base_model)
 
             def load() -> Adapter | None:
                 self.engine.base_model(models.load_path(name))
@@ -500,7 +501,12 @@ class LocalServiceClient:
         """The models of the table that the engine runs; others of their families work too."""
         return types.GetServerCapabilitiesResponse(
             supported_models=[
-                types.SupportedModel(model_name=name, trainable=True, sampleable=True)
+                types.SupportedModel(
+                    model_name=name,
+                    max_context_length=info.context_length,
+                    trainable=True,
+                    sampleable=True,
+                )
                 for name, info in models.TABLE.items()
                 if info.family in FAMILIES
             ]
@@ -579,6 +585,11 @@ def _fill(trainer: Trainer, files: Files, optimizer: bool) -> None:
         files.read_optimizer(trainer)
     else:
         trainer.reset()
+
+
+def _published(base_model: Any) -> Any:
+    """The name that run, checkpoints and clients tell; what is no name is refused later on."""
+    return models.loaded_name(base_model) if isinstance(base_model, str) else base_model
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -439,7 +439,10 @@ def test_closing_a_session(tmp_path: Path, tiny_qwen3: str) -> None:
         client.save_state("a").result()
     with pytest.raises(CheckpointError, match="not open for writing"):
         client.save_state("b").result()
-    names = [m.model_name for m in service.get_server_capabilities().supported_models]
+    supported = service.get_server_capabilities().supported_models
+    names = [m.model_name for m in supported]
+    contexts = {m.model_name: m.max_context_length for m in supported}
+    assert (contexts["nano"], contexts["Qwen/Qwen3-4B-Instruct-2507"]) == (2048, 262_144)
     assert {"nano", "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "openai/gpt-oss-20b"} <= set(names)
     assert not any("DeepSeek" in name or "Kimi" in name for name in names)  # refused at load
 

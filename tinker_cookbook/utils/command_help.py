@@ -8,6 +8,8 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import chz
+
 from tinker_cookbook.utils.command_line import (
     Parameter,
     Request,
@@ -45,6 +47,8 @@ def help_text(
         lines += ["", title]
         for name in names:
             lines += _entry(request.spell(name), known[name], width)
+    for name in known:
+        lines += _keys_by_class(request, name, known, width)
     return "\n".join(lines)
 
 
@@ -64,6 +68,35 @@ def _groups(request: Request, known: Mapping[str, Parameter]) -> dict[str, list[
         title = _object_title(request.spell(head), known[head]) if dot else owners[name]
         groups.setdefault(title, []).append(name)
     return {title: names for title, names in groups.items() if names}
+
+
+def _keys_by_class(
+    request: Request, name: str, known: Mapping[str, Parameter], width: int
+) -> list[str]:
+    """The names of the keys that come with each class that `name` may be set to, while none is."""
+    if any(key.startswith(f"{name}.") for key in known):
+        return []
+    classes = {k: cls for k, cls in known[name].choices.items() if chz.is_chz(cls)}
+    keys = {choice: list(chz.chz_fields(cls)) for choice, cls in classes.items()}
+    if not any(keys.values()):
+        return []
+    short = request.spell(name)
+    shared = [key for key in min(keys.values(), key=len) if all(key in k for k in keys.values())]
+    # one that has keys of its own and is no base of the others
+    example = max(keys, key=lambda k: (not classes[k].__subclasses__(), len(keys[k])))
+    lines = ["", f"keys of {short}, by class ({short}={example} --help says what they mean)"]
+    for choice, own in keys.items():
+        besides = [f"{short}.{key}" for key in own if key not in shared]
+        lines += _row(f"{short}={choice}", ", ".join(besides) or "-", width)
+    if shared:
+        lines += _row("all of them", ", ".join(f"{short}.{key}" for key in shared), width)
+    return lines
+
+
+def _row(name: str, text: str, width: int) -> list[str]:
+    start = 2 + _NAME + 2
+    first, *rest = textwrap.wrap(text, max(width - start, 30), break_on_hyphens=False)
+    return [f"  {name:<{_NAME}}  {first}", *(" " * start + part for part in rest)]
 
 
 def _object_title(key: str, parameter: Parameter) -> str:

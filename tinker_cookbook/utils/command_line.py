@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
 
 import chz
 from chz.blueprint import (
@@ -21,7 +21,16 @@ from chz.blueprint import (
 )
 
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
-from tinker_cookbook.utils.command_types import alternatives, choices, is_object, type_text
+from tinker_cookbook.utils import foreign_keys
+from tinker_cookbook.utils.command_types import (
+    alternatives,
+    choices,
+    class_with,
+    expected_text,
+    is_object,
+    type_text,
+)
+from tinker_cookbook.utils.command_words import Misread, misread
 from tinker_cookbook.utils.command_yaml import read_yaml
 from tinker_cookbook.utils.run_config import RunConfig
 from tinker_cookbook.utils.run_config import read as read_run
@@ -42,11 +51,13 @@ def parse(
     request = read_request(config_class, argv, aliases)
     with errors_in_one_line(request):
         blueprint = request.blueprint()
-        refuse_unknown_keys(request, found := parameters(blueprint))
+        known = parameters(blueprint)
+        refuse_unknown_keys(request, known)
+        _refuse_empty(request, known)
         config = blueprint.make()
         for source in request.sources:
             if source.run is not None:
-                source.run.check(config, request.given(found))
+                source.run.check(config, request.given(known))
         return config
 
 
@@ -124,14 +135,15 @@ def read_request(
     aliases = aliases or {}
     words: list[tuple[str, str]] = []
     files: list[str] = []
-    for word in argv:
+    for number, word in enumerate(argv):
         if word in ("--help", "-h"):
             continue
         key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"{word!r} is not key=value; --help lists the keys")
-        if key.startswith("-"):
-            raise ConfigurationError(f"{word!r}: write {word.lstrip('-')} without hyphens")
+        if key.endswith("."):
+            raise ConfigurationError(f"{word!r}: the name of a key is missing behind the dot")
+        if not equals or not key or key.startswith("-"):
+            request = Request(config_class, [_source("", words, aliases)], aliases)
+            _refuse_word(request, misread(argv, number))
         if key == "config":
             files.append(value)
         else:
@@ -141,6 +153,43 @@ def read_request(
     given = _source("", words, aliases)
     sources = [_file_source(name, config_class, given, aliases) for name in files]
     return Request(config_class, [*sources, given], aliases)
+
+
+def _refuse_word(request: Request, word: Misread) -> NoReturn:
+    """Raises ConfigurationError for a word that is not key=value, with what to write instead."""
+    known = _known_so_far(request)
+    named = [*known, *request.aliases]
+    key, value = word.key, word.value
+    said = f"{word.shown!r}: write "
+    if key.startswith("no_") and _canonical(key[3:], request.aliases) in known:
+        raise ConfigurationError(f"{said}{key[3:]}=False")
+    if _canonical(key, request.aliases) in named or key == "config":
+        if value is None:
+            value = "True" if key in known and known[key].type is bool else "..."
+        raise ConfigurationError(f"{said}{key}={value}{word.without}")
+    if (other := _other_name(request, key, known)) is not None:
+        if value is not None and other.key and not other.note and not other.example:
+            raise ConfigurationError(f"{said}{other.key}={value}{word.without}")
+        raise ConfigurationError(f"{word.shown!r}: {other}")
+    if key and (nearest := _nearest(key, named)):
+        meant = f"{request.spell(nearest)}={'...' if value is None else value}"
+        raise ConfigurationError(f"{word.shown!r}: did you mean {meant}?")
+    raise ConfigurationError(f"{word.shown!r} is not key=value; --help lists the keys")
+
+
+def _known_so_far(request: Request) -> Mapping[str, Parameter]:
+    """The keys that exist, with the classes that the words choose, if they are right."""
+    try:
+        return parameters(request.blueprint())
+    except (*CHZ_ERRORS, TinkerCookbookError):
+        return parameters(chz.Blueprint(request.config_class))
+
+
+def _other_name(
+    request: Request, key: str, known: Mapping[str, Parameter]
+) -> foreign_keys.Advice | None:
+    choices = {path: parameter.choices for path, parameter in known.items()}
+    return foreign_keys.advice(key, choices, request.spell)
 
 
 def _file_source(
@@ -193,13 +242,31 @@ def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> Non
                 continue
             asked = key.strip(".").removesuffix("@")
             _refuse_key_of_no_class(request, source, asked, known)
+            name = request.spell(key)
+            if (other := _other_name(request, name, known)) is not None:
+                raise ConfigurationError(f"unknown key {name!r}{source.where()}; {other}")
             possible = [path for path in [*known, *request.aliases] if f"{path}." not in asked]
             nearest = _nearest(asked, possible)
             hint = "--help lists the keys"
+            if (holder := asked.rpartition(".")[0]) in known and not known[holder].choices:
+                hint = f"{request.spell(holder)} is a value, without keys of its own"
             if nearest:
                 hint = f"did you mean {request.spell(nearest)!r}?"
-            name = request.spell(key)
             raise ConfigurationError(f"unknown key {name!r}{source.where()}; {hint}")
+
+
+def _refuse_empty(request: Request, known: Mapping[str, Parameter]) -> None:
+    """Raises ConfigurationError for a text without a letter, as an unset variable of a shell leaves
+    it: an empty path would be the working directory."""
+    for source in request.sources:
+        for key in (key for key, value in source.keys.items() if not value):
+            for path in (path for path in known if _matches(key, path)):
+                is_text = set(alternatives(type_text(known[path].type))) <= {"str", "None"}
+                if is_text and known[path].default != "''":
+                    raise ConfigurationError(
+                        f"{request.spell(key)}= is empty{source.where()}; give a value, or leave"
+                        " the key out"
+                    )
 
 
 def _refuse_key_of_no_class(
@@ -209,18 +276,18 @@ def _refuse_key_of_no_class(
     head, _, rest = key.partition(".")
     if head not in known or any(path.startswith(f"{head}.") for path in known):
         return
-    field = rest.partition(".")[0]
-    for name, chosen in known[head].choices.items():
-        if chz.is_chz(chosen) and field in chz.chz_fields(chosen):
-            short, given = request.spell(head), f"{request.spell(key)}={source.keys[key]}"
-            raise ConfigurationError(
-                f"{given}{source.where()}: {short}= must name a class first, e.g."
-                f" {short}={name} {given}"
-            )
+    if name := class_with(known[head].choices, rest.partition(".")[0]):
+        short, given = request.spell(head), f"{request.spell(key)}={source.keys[key]}"
+        raise ConfigurationError(
+            f"{given}{source.where()}: {short}= must name a class first, e.g."
+            f" {short}={name} {given}"
+        )
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    # what another tool's name looks like by chance is not what it means
+    alike = 1.0 if foreign_keys.meaning(key) else 0.6
+    close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=alike)
     if close:
         return close[0]
     last = key.rpartition(".")[2]  # right name, wrong level
@@ -262,6 +329,8 @@ def _default(param: Any, chosen: Any) -> str:
         return ""
     if param.default.factory in _EMPTY:
         return _EMPTY[param.default.factory]
+    if param.default.value == "":
+        return "''"
     text = param.default.to_help_str()
     if isinstance(param.default.value, enum.Enum):
         text = str(param.default.value.value)
@@ -280,6 +349,13 @@ def errors_in_one_line(request: Request) -> Iterator[None]:
         raise ConfigurationError(f"missing {', '.join(keys)}; --help says what to give") from None
     except InvalidBlueprintArg as e:
         raise ConfigurationError(_explain_value(str(e), request)) from None
+    except KeyError as e:  # of a key@=, what it refers to has no value of its own
+        if not _raised_by_chz(e):
+            raise
+        raise ConfigurationError(f"{one_line(e)}: a key@= needs a key with a value") from None
+    except SyntaxError as e:  # in the module of a value module:Name
+        where = f"{e.filename}:{e.lineno}: " if e.filename else ""
+        raise ConfigurationError(f"{where}{type(e).__name__}: {e.msg}") from None
     except (ConstructionException, ExtraneousBlueprintArg) as e:
         raise ConfigurationError(one_line(e)) from None
     except ValueError as e:  # a validator's verdict on a value
@@ -301,13 +377,27 @@ def _explain_value(text: str, request: Request) -> str:
     if missing := _missing_name(text):
         return f"{given}: {missing}"
     try:
-        expected = parameters(request.blueprint(without=key))[key]
+        known = parameters(request.blueprint(without=key))
+        expected = known.get(key) or _of_dict(known[key.rpartition(".")[0]])
     except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
         return f"{given} has the wrong type; --help lists the types"
-    names = list(expected.choices or alternatives(type_text(expected.type)))
+    own = [request.spell(path) for path in known if path.startswith(f"{key}.")]
+    if own and not expected.choices and is_object(expected.type):
+        return f"{given}: it has keys of its own instead, such as {'=, '.join(own[:3])}="
     near = difflib.get_close_matches(value.strip("'\""), expected.choices, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"{given}: expected {' or '.join(names)}{meant}"
+    names = " or ".join(expected.choices) or expected_text(expected.type)
+    if re.fullmatch(r"'[\w.]+:\w+'", value):  # it could be imported, but is of another kind
+        names += f", or module:name of another {type_text(expected.type).removesuffix(' | None')}"
+    return f"{given}: expected {names}{meant}"
+
+
+def _of_dict(parameter: Parameter) -> Parameter:
+    """Of a value in a dict. KeyError where it is none."""
+    kinds = [a for a in (parameter.type, *get_args(parameter.type)) if get_origin(a) is dict]
+    if not kinds:
+        raise KeyError
+    return parameter._replace(type=get_args(kinds[0])[1], choices={})
 
 
 def _missing_name(text: str) -> str | None:

@@ -178,7 +178,7 @@ class Unchosen:
 
 def test_a_key_of_a_class_that_is_not_chosen_yet(tmp_path: Path):
     assert error("data.batch_size=3", cls=Unchosen) == (
-        "data.batch_size=3: data= must name a class first, e.g. data=Jsonl data.batch_size=3"
+        "data.batch_size=3: data= must name a class first, e.g. data=Hub data.batch_size=3"
     )
     assert error("d.name=x", cls=Unchosen, aliases={"e": "named", "d": "named"}) == (
         "d.name=x: d= must name a class first, e.g. d=online d.name=x"
@@ -396,3 +396,17 @@ def test_alternatives():
 
 def test_help_words_are_no_keys():
     assert read_request(Config, ["--help", "-h"]).sources == [Source("", {})]
+
+
+def test_help_names_the_keys_of_each_class_while_none_is_chosen():
+    lines = help_text(Unchosen, aliases={"d": "data"}, width=90).splitlines()
+    start = lines.index("keys of d, by class (d=Jsonl --help says what they mean)")
+    assert [" ".join(line.split()) for line in lines[start + 1 : start + 4]] == [
+        "d=Jsonl d.path, d.model_name",
+        "d=Hub d.name",
+        "all of them d.batch_size",
+    ]
+    assert "  named=online                   named.name" in lines
+    chosen = help_text(Unchosen, ["d=Jsonl"], {"d": "data"}, width=90)
+    assert "keys of d (Jsonl)" in chosen and "keys of d, by class" not in chosen
+    assert "by class" not in help_text(Config) and "by class" not in help_text(Strict)

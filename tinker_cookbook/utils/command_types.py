@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import chz
+from chz.util import MISSING_TYPE
 
 
 def type_text(t: Any) -> str:
@@ -54,6 +55,38 @@ def _subclasses(t: Any) -> dict[str, type]:
             found.setdefault(cls.__name__, cls)
         below += cls.__subclasses__()
     return found
+
+
+def class_with(choices: Mapping[str, Any], field: str) -> str | None:
+    """The name of the class that is most likely meant where the key `field` is given: no base of
+    others, one that must be told the key, and as little else as can be."""
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        fields = chz.chz_fields(choices[name])
+        required = [key for key in fields if _is_required(fields[key])]
+        return bool(choices[name].__subclasses__()), field not in required, len(required)
+
+    having = [k for k, cls in choices.items() if chz.is_chz(cls) and field in chz.chz_fields(cls)]
+    return min(having, key=rank, default=None)
+
+
+def _is_required(field: Any) -> bool:
+    # chz has no public way to ask; the version is pinned
+    return isinstance(field._default, MISSING_TYPE) and isinstance(
+        field._default_factory, MISSING_TYPE
+    )
+
+
+def expected_text(t: Any) -> str:
+    """What may be written behind `key=`: `float or None`; `2024 or 2025, or several with ...`."""
+    origin, arguments = typing.get_origin(t), [a for a in typing.get_args(t) if a is not ...]
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(expected_text(a) for a in arguments)
+    if t is bool:
+        return "True or False"
+    if origin in (list, tuple, collections.abc.Sequence) and len(arguments) == 1:
+        return f"{expected_text(arguments[0])}, or several with commas between"
+    return " or ".join(alternatives(type_text(t)))
 
 
 def is_object(t: Any) -> bool:

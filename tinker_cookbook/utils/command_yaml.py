@@ -37,6 +37,8 @@ _YamlLoader.yaml_implicit_resolvers = {
 
 def read_yaml(name: str) -> Iterator[tuple[str, str]]:
     """Its leaves as (dotted key, text as on the command line). Raises ConfigurationError."""
+    if not name:
+        raise ConfigurationError("config= is empty; give a YAML file of keys")
     try:
         text = Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -46,7 +48,9 @@ def read_yaml(name: str) -> Iterator[tuple[str, str]]:
         content = yaml.load(text, _YamlLoader)
     except yaml.MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise ConfigurationError(f"{name}{line} is not YAML: {e.problem or e.context}") from None
+        reasons = [e.context, e.problem] if str(e.problem).startswith("but") else [e.problem]
+        reason = " ".join(filter(None, reasons)) or e.context
+        raise ConfigurationError(f"{name}{line} is not YAML: {reason}") from None
     except yaml.YAMLError as e:
         raise ConfigurationError(f"{name} is not YAML: {' '.join(str(e).split())}") from None
     if content is None:

@@ -26,6 +26,7 @@ import numpy as np
 from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
 from tinker_cookbook.utils import hub
 from tinker_cookbook.utils.file_rows import FileRows, placed_rows
+from tinker_cookbook.utils.files import existing_file
 from tinker_cookbook.utils.records import COMPRESSED, CSV_SUFFIXES, JSON_SUFFIXES, DataFile, kind
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -183,6 +184,8 @@ def _find(path: str, name: str | None, way_out: str, streaming: bool = False) ->
     if local.is_dir():
         directory = str(local.absolute())  # a mere "json" is the name of a reader for `datasets`
         return directory if _is_saved(local) else _text_files(directory, path, name) or directory
+    if is_file_name(path):  # no name on the hub ends so
+        existing_file(path, "path")
     return _files_on_hub(path, name, way_out, streaming) or path
 
 

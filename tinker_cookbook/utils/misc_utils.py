@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -55,9 +58,44 @@ def all_same(items: Iterable[Any]) -> bool:
     return all(item == first for item in iterator)
 
 
+def concat_lists(lists: Iterable[Iterable[T]]) -> list[T]:
+    """All items, one list after the other."""
+    return list(itertools.chain.from_iterable(lists))
+
+
+def not_none(value: T | None) -> T:
+    """The value itself; ValueError where it is None."""
+    if value is None:
+        raise ValueError("there is no value here (None)")
+    return value
+
+
+def import_of(name: str, package: str, modules: Mapping[str, str]) -> Any:
+    """For `__getattr__` of a package: a name that it takes from one of its modules."""
+    if name not in modules:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tinker_cookbook.{modules[name]}"), name)
+
+
 def is_whole(value: object) -> bool:
     """Whether it is an integer, numpy's included; 2.0 and True are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def install_line(extra: str) -> str:
+    """The command that installs an extra of the cookbook where this program runs: in a checkout, as
+    scripts/environment.sh installs."""
+    checkout = Path(__file__).parents[2]
+    line = [_from_here(Path(sys.executable)), "-m", "pip", "install"]
+    if not (checkout / "pyproject.toml").is_file():
+        return shlex.join([*line, f"open-tinker-cookbook[{extra}]"])
+    constraints, here = _from_here(checkout / "constraints.txt"), _from_here(checkout)
+    return shlex.join([*line, "--constraint", constraints, "--editable", f"{here}[{extra}]"])
+
+
+def _from_here(path: Path) -> str:
+    """Relative to the working directory, if it lies in there."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def counted(number: int, noun: str) -> str:

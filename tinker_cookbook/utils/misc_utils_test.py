@@ -1,14 +1,19 @@
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tinker_cookbook.utils import misc_utils
 from tinker_cookbook.utils.misc_utils import (
     all_same,
+    concat_lists,
     counted,
     dict_mean,
+    install_line,
     is_whole,
+    not_none,
     runs_path,
     safezip,
     split_list,
@@ -20,6 +25,28 @@ def test_safezip_pairs_and_refuses_other_lengths_before_the_first_item():
     assert list(safezip([1, 2], "ab")) == [(1, "a"), (2, "b")]
     with pytest.raises(ValueError, match=r"\[2, 1\]"):
         safezip([1, 2], [3])
+
+
+def test_lists_and_nones():
+    assert concat_lists([[1, 2], [], (3,)]) == [1, 2, 3] and concat_lists([]) == []
+    assert not_none(0) == 0 and not_none("") == ""
+    with pytest.raises(ValueError, match="None"):
+        not_none(None)
+
+
+def test_the_line_that_installs_an_extra(monkeypatch, tmp_path):
+    checkout = Path(misc_utils.__file__).parents[2]
+    assert (checkout / "constraints.txt").is_file()
+    monkeypatch.chdir(checkout)
+    monkeypatch.setattr(sys, "executable", str(checkout / ".venv" / "bin" / "python"))
+    assert install_line("wandb") == (
+        ".venv/bin/python -m pip install --constraint constraints.txt --editable '.[wandb]'"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert install_line("wandb").startswith(f"{checkout}/.venv/bin/python -m pip install ")
+    assert install_line("wandb").endswith(f"'{checkout}[wandb]'")
+    monkeypatch.setattr(misc_utils, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    assert install_line("wandb").endswith(" -m pip install 'open-tinker-cookbook[wandb]'")
 
 
 def test_timed_adds_up_and_survives_an_exception():

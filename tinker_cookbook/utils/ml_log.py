@@ -16,6 +16,7 @@ from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.display import is_terminal, metrics_table
 from tinker_cookbook.utils.files import replace_file
+from tinker_cookbook.utils.misc_utils import install_line
 from tinker_cookbook.utils.plain_data import plain
 
 METRICS_FILE = "metrics.jsonl"
@@ -161,8 +162,8 @@ class WandbSink:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigurationError(
-                f"wandb_project={project!r} needs the package wandb; "
-                "install it with: pip install 'open-tinker-cookbook[wandb]'"
+                f"wandb_project={project!r} needs the package wandb; install it with: "
+                + install_line("wandb")
             ) from None
         try:
             self._run = wandb.init(

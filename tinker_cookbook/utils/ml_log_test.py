@@ -65,7 +65,7 @@ def test_python_logging_goes_to_the_file_until_close(tmp_path: Path, capsys):
 
 def test_wandb_missing_names_its_install_line(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigurationError, match=r"wandb_project='p'.*pip install.*\[wandb\]"):
+    with pytest.raises(ConfigurationError, match=r"wandb_project='p'.* -m pip install.*\[wandb\]"):
         ml_log.setup_logging(tmp_path, wandb_project="p")
 
 

@@ -1,0 +1,44 @@
+"""Words of a command line that are not key=value: what their writer meant by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Misread(NamedTuple):
+    """shown: the words as they were written. value: None where there is none. without: what to
+    leave out besides, to be put behind the right words."""
+
+    shown: str
+    key: str
+    value: str | None
+    without: str
+
+
+def misread(argv: Sequence[str], number: int) -> Misread:
+    """The word at `number`, with those beside it that belong to it: `--lr 1e-4`, `lr = 1e-4`,
+    `lr 1e-4`, `lr= 1e-4`."""
+    word, before, after = argv[number], list(argv[:number]), list(argv[number + 1 :])
+    name, equals, value = word.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    if word.startswith("-"):
+        if equals:
+            return Misread(word, key, value, " without hyphens")
+        if after and "=" not in after[0] and not after[0].startswith("--"):
+            return Misread(f"{word} {after[0]}", key, after[0], "")
+        return Misread(word, key, None, "")
+    if word.startswith("=") and before and "=" not in before[-1]:
+        before, word, after = before[:-1], before[-1], [word, *after]
+        key = word.replace("-", "_")
+    if after and after[0].startswith("="):  # key = value, key =value
+        there = after[0][1:] or "".join(after[1:2])
+        shown = " ".join([word, *after[: 1 if after[0][1:] else 2]])
+        return Misread(shown, key, there, " without spaces")
+    if before and before[-1].endswith("="):  # key= value
+        return Misread(f"{before[-1]} {word}", before[-1][:-1], word, " without spaces")
+    if not key or equals:
+        return Misread(word, "", None, "")
+    if after and "=" not in after[0]:
+        return Misread(f"{word} {after[0]}", key, after[0], "")
+    return Misread(word, key, None, "")
