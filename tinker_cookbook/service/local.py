@@ -40,6 +40,11 @@ LossConfig = Mapping[str, float | str] | None
 # Of the model table, what the engine can load by its name. It computes DeepSeek-V3 and Kimi-K2 too,
 # but cannot read the 8-bit and 4-bit weights that the table's names stand for.
 FAMILIES = ("nano", "qwen3", "qwen3_moe", "llama3", "gpt_oss")
+TIED = (
+    "{model} has tied embeddings: load this adapter beside the model and do not merge it as it is,"
+    " because what it adds to the unembedding would land in the input embeddings, too (untie them"
+    " first, or train with train_unembed=False)"
+)
 
 
 class LocalSamplingClient:
@@ -339,6 +344,15 @@ class LocalTrainingClient(_Ready):
     def get_tokenizer(self) -> Any:
         return get_tokenizer(self._base_model)
 
+    def about_engine(self) -> list[str]:
+        """Lines that whoever starts a run should see: threads, and what its model is apt to."""
+        trainer: Trainer = self._created.result()
+        threads = self._engine.thread_count.threads
+        lines = [threads.line()] if threads is not None else []
+        if trainer.base.tied and trainer.spec.train_unembed and self._base_model != "nano":
+            lines.append(TIED.format(model=self._base_model))
+        return lines
+
     # -- inside
 
     def _queue(self, operation: Callable[[Trainer], T]) -> APIFuture[T]:
@@ -376,7 +390,7 @@ class LocalTrainingClient(_Ready):
         def load(trainer: Trainer) -> types.LoadWeightsResponse:
             with self._store.open_checkpoint(path) as info:
                 _check_base(info, self._base_model)
-                _fill(trainer, info, optimizer)
+                _fill(self._engine, trainer, info, optimizer)
             return types.LoadWeightsResponse(path=path, model_id=self.model_id)
 
         return self._queue(load)
@@ -550,16 +564,20 @@ class LocalServiceClient:
             with self.store.open_checkpoint(path) as opened:
                 spec = checkpoints.read_spec(opened.directory)
                 trainer = self._start(model_id, _base_of(opened), spec, user_metadata)
-                _fill(trainer, opened, optimizer)
+                _fill(self.engine, trainer, opened, optimizer)
                 return trainer
 
         return LocalTrainingClient(self, model_id, _base_of(info), start)
 
 
-def _fill(trainer: Trainer, info: CheckpointInfo, optimizer: bool) -> None:
+def _fill(engine: Engine, trainer: Trainer, info: CheckpointInfo, optimizer: bool) -> None:
+    """optimizer: everything is as when it was saved, the last bits of what follows included."""
     checkpoints.read_adapter(trainer.adapter, info.directory)
     if optimizer:
         checkpoints.read_optimizer(trainer, info.directory)
+        number = checkpoints.read_num_threads(info.directory)
+        if number is not None and trainer.base.device.type == "cpu":
+            engine.thread_count.keep(number)
     else:
         trainer.reset()
 

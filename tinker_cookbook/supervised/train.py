@@ -110,6 +110,8 @@ async def main(
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}
         )
+        for line in checkpoint_utils.start_lines(client):
+            journal.say(line)
         evaluations = _evaluations(config, test, journal)
         schedule = _Steps(config, train, total_steps)
         ahead: deque[_Submitted] = deque()
