@@ -18,7 +18,7 @@ from tinker_cookbook.exceptions import (
     WeightsError,
     WeightsMergeError,
 )
-from tinker_cookbook.utils.threads import wait_asleep
+from tinker_cookbook.utils.cpu_threads import wait_asleep
 
 wait_asleep()  # before anything imports torch
 

@@ -123,7 +123,7 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
 
 
 def read_num_threads(directory: Path) -> int | None:
-    """CPU threads that a training state was computed with; None: on a GPU, or nobody wrote it down."""
+    """CPU threads that a training state was computed with; None: on a GPU, or by an old version."""
     file = directory / OPTIMIZER_FILE
     try:
         with safe_open(file, "pt") as tensors:

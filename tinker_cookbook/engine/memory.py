@@ -62,7 +62,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _group_free() -> list[int]:
-    """What the process's control groups and those above them leave; none where there is no limit."""
+    """What the process's control groups and those above them leave; none without a limit."""
     found = []
     for controller, group in own_groups(GROUP_FILES):
         limit, use, cache = GROUP_FILES[controller]

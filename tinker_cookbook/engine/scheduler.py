@@ -28,7 +28,7 @@ from tinker_cookbook.engine.passes import Work
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainResult
 from tinker_cookbook.engine.sampler import Sampler, TorchSampler
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
-from tinker_cookbook.utils.threads import ThreadCount
+from tinker_cookbook.utils.cpu_threads import ThreadCount
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

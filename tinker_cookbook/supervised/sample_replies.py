@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ MAX_REPLY = 64  # tokens
 MAX_PROMPT = 1024  # tokens; of longer conversations nothing is shown
 SHOWN = 200  # characters of a reply
 SHOWN_PROMPT = 80  # ... and of what was asked
+TOKENS_PER_CHARACTER = 4  # at most, one for each byte; so much is decoded for what is shown
 
 
 class _Example(NamedTuple):
@@ -74,7 +75,7 @@ class SampleReplies(SamplingClientEvaluator):
         tokens = list(tokens)
         if tokens and tokens[-1] in stops:
             tokens.pop()
-        text = self._tokenizer.decode(tokens[: SHOWN + 1]).strip()  # a token is a character or more
+        text = str(self._tokenizer.decode(tokens[: TOKENS_PER_CHARACTER * SHOWN])).strip()
         for stop in stops:
             text = text.removesuffix(stop).strip() if isinstance(stop, str) else text
         return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
@@ -87,7 +88,7 @@ class SampleReplies(SamplingClientEvaluator):
         start = next(
             (end for end in range(len(prompt), 0, -1) if before and _ends(prompt[:end], before)), 0
         )
-        text = self._tokenizer.decode(prompt[start:][-SHOWN_PROMPT:]).strip()
+        text = str(self._tokenizer.decode(prompt[start:][-TOKENS_PER_CHARACTER * SHOWN_PROMPT :])).strip()
         return repr(text if len(text) <= SHOWN_PROMPT else f"...{text[-SHOWN_PROMPT:]}")
 
 
@@ -120,7 +121,11 @@ def _surroundings(renderer: Renderer) -> tuple[list[int], list[int]]:
         renderer.build_generation_prompt([{"role": "user", "content": text}]).to_ints()
         for text in ("0", "1")
     )
-    return os.path.commonprefix([one, two])[-3:], os.path.commonprefix([one[::-1], two[::-1]])[::-1]
+    return _common_prefix(one, two)[-3:], _common_prefix(one[::-1], two[::-1])[::-1]
+
+
+def _common_prefix(one: list[int], two: list[int]) -> list[int]:
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two))]
 
 
 def _ends(tokens: list[int], with_these: list[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Replies to prompts of the data, before and after training, that change nothing of the training."""
+"""Replies to prompts of the data, before and after training, which they do not change."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from tinker_cookbook.renderers import TrainOnWhat, get_renderer
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import sample_replies, train
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve
-from tinker_cookbook.supervised.data import InMemoryChats, conversation_to_datum, conversation_to_datums
+from tinker_cookbook.supervised.data import (
+    InMemoryChats,
+    conversation_to_datum,
+    conversation_to_datums,
+)
 from tinker_cookbook.supervised.sample_replies import SampleReplies
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 LONG = "Where is the ship? " * 20
 CHATS: list[list[tuple[str, str]]] = [
     [("user", "Who are you?"), ("assistant", "A pirate! Arr!")],
-    [("system", "Be brief."), ("user", "What do you want?\nTell me."), ("assistant", "Gold!\nArr!")],
+    [
+        ("system", "Be brief."),
+        ("user", "What do you want?\nTell me."),
+        ("assistant", "Gold!\nArr!"),
+    ],
     [("user", "Hi"), ("assistant", "Ahoy."), ("user", LONG), ("assistant", "At sea.")],
 ]
 
@@ -64,7 +72,7 @@ async def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[st
     before, after = (out[head + 1 : head + 10] for head in heads)
     tail = LONG.strip()[-60:]
     questions = [before[0], before[3], before[6]]
-    assert sorted(questions)[1:] == ["  'What do you want?\\nTell me.'", "  'Who are you?'"]
+    assert sorted(questions)[1:] == ["  'Who are you?'", "  'Your aim?\\nTell me.'"]
     assert re.fullmatch(rf"  '\.\.\..*{re.escape(tail)}'", sorted(questions)[0])
     said = {"  data 'A pirate! Arr!'", "  data 'Gold!\\nArr!'", "  data 'At sea.'"}
     assert {before[2], before[5], before[8]} == {after[2], after[5], after[8]} == said

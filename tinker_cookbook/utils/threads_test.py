@@ -1,227 +1,62 @@
-"""How many threads compute, how they wait, and that a run keeps its number."""
+"""`in_thread`: results, errors, and calls that hang."""
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextvars
 import subprocess
 import sys
-from pathlib import Path
+import threading
+import time
 
-import numpy as np
 import pytest
-import tinker
-import torch
 
-from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.service.local import LocalServiceClient
-from tinker_cookbook.service.store import Store
-from tinker_cookbook.utils import control_groups, threads
-from tinker_cookbook.utils.threads import HOW_MANY, HOW_TO_WAIT, ThreadCount, Threads
-
-NANO, LARGE = 2_000_000, 8_000_000_000
+from tinker_cookbook.utils.threads import in_thread
 
 
-@pytest.mark.parametrize(
-    ("parameters", "cores", "free", "spinning", "number"),
-    [
-        (1000, 64, None, False, 1),
-        (NANO, 64, 64, False, 1),
-        (150_000_000, 2, None, False, 2),
-        (150_000_000, 1, 0.0, False, 1),
-        (150_000_000, 64, 64, False, 37),  # no more than pay
-        (LARGE, 64, 64, False, 64),
-        (LARGE, 64, 47.6, False, 48),  # what is free
-        (LARGE, 64, 3.0, False, 32),  # but half of it stays
-        (150_000_000, 64, 3.0, False, 19),
-        (LARGE, 64, None, False, 64),  # the load does not count
-        (LARGE, 2, 1.6, False, 2),
-        (LARGE, 2, 1.4, False, 1),
-        (LARGE, 2, 0.0, False, 1),
-        (LARGE, 64, 3.0, True, 3),  # threads that spin leave nothing to others
-        (LARGE, 64, 0.0, True, 1),
-    ],
-)
-def test_the_choice(
-    parameters: int, cores: int, free: float | None, spinning: bool, number: int
-) -> None:
-    assert Threads.choose(parameters, cores, free, spinning).number == number
+async def test_results_and_errors() -> None:
+    assert await in_thread(divmod, 7, 2) == (3, 1)
+    assert await in_thread(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(divmod, 7, 0)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(in_thread(next, iter([])), 5)
 
 
-def test_the_line_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_spinning", False)
-    assert Threads.choose(NANO, 8).line() == "1 CPU thread (2.0 M parameters)"
-    assert Threads.choose(LARGE, 8).line() == "8 CPU threads (8 cores)"
-    assert Threads.choose(LARGE, 8, 4.8).line() == "5 CPU threads (4.8 of 8 cores are free)"
-    assert Threads.choose(LARGE, 1).line() == "1 CPU thread (one core)"
-    monkeypatch.setattr(threads, "_spinning", True)
-    assert "spin while they wait: set OMP_WAIT_POLICY=PASSIVE" in Threads.choose(LARGE, 8).line()
-    assert "spin" not in Threads.choose(NANO, 8).line()
+async def test_context_variables_travel() -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(3)
+    assert await in_thread(variable.get) == 3
 
 
-@pytest.fixture
-def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of 8 cores, of which 3 are free, and a torch that nobody has told anything."""
-    for name in HOW_MANY:
-        monkeypatch.delenv(name, raising=False)
-    state = {"number": 8}
-    monkeypatch.setattr(torch, "get_num_threads", lambda: state["number"])
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: state.update(number=number))
-    monkeypatch.setattr(threads, "_found", None)
-    monkeypatch.setattr(threads, "_set_here", None)
-    monkeypatch.setattr(threads, "_spinning", False)
-    monkeypatch.setattr(threads, "_cpus", lambda: list(range(8)))
-    monkeypatch.setattr(threads.control_groups, "cpu_quota", lambda: None)
-    monkeypatch.setattr("psutil.cpu_count", lambda logical: 8)
-    monkeypatch.setattr(threads, "free_cores", lambda cores: 5.0)
+async def test_more_at_once_than_a_pool_has() -> None:
+    barrier = threading.Barrier(100)
+    await asyncio.wait_for(asyncio.gather(*(in_thread(barrier.wait) for _ in range(100))), 20)
 
 
-def settled(parameters: int, asked: int | None = None, fixed: bool = False) -> Threads:
-    count = ThreadCount(asked, fixed)
-    count.settle(parameters)
-    assert count.threads is not None
-    assert torch.get_num_threads() == count.threads.number
-    return count.threads
+async def test_a_late_answer_to_a_cancelled_call() -> None:
+    event = threading.Event()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(in_thread(event.wait), 0.01)
+    event.set()
+    await asyncio.sleep(0.05)  # an InvalidStateError would show up in the loop's handler
 
 
-def test_who_decides(untouched: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settled(LARGE).number == 5
-    assert settled(NANO).number == 1
-    assert settled(LARGE).number == 5  # what the engines before have set is not the user's word
-    assert settled(LARGE, fixed=True).number == 8
-    assert settled(NANO, asked=3).number == 3
-    torch.set_num_threads(6)
-    assert settled(NANO) == Threads(6, "torch.set_num_threads")
-    assert settled(NANO, asked=3).number == 3
-    torch.set_num_threads(8)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    assert settled(NANO) == Threads(8, "OMP_NUM_THREADS")
-    assert settled(NANO).number == 8
-    monkeypatch.setattr(threads, "_cpus", lambda: list(range(16)))
-    monkeypatch.setattr(threads.control_groups, "cpu_quota", lambda: 2.5)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert settled(LARGE, fixed=True).number == 2  # a container
-
-
-def test_the_first_model_decides_and_a_saved_run_keeps_its_number(untouched: None) -> None:
-    count = ThreadCount(None, fixed=False)
-    count.settle(NANO)
-    count.settle(LARGE)
-    assert count.threads and count.threads.number == torch.get_num_threads() == 1
-    count.keep(4)
-    assert count.threads.number == torch.get_num_threads() == 4
-    asked = ThreadCount(3, fixed=False)
-    asked.settle(LARGE)
-    asked.keep(4)  # what the user says now is the last word
-    assert asked.threads and asked.threads.number == torch.get_num_threads() == 3
-
-
-def test_a_container_has_what_its_groups_allow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(control_groups, "GROUPS", tmp_path)
-    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "own")
-    assert control_groups.cpu_quota() is None  # not Linux
-    (tmp_path / "own").write_text("0::/a/b\n3:cpu,cpuacct:/c\n")
-    assert control_groups.cpu_quota() is None
-    inner = tmp_path / "a" / "b"
-    inner.mkdir(parents=True)
-    (inner / "cpu.max").write_text("max 100000\n")
-    assert control_groups.cpu_quota() is None
-    (tmp_path / "a" / "cpu.max").write_text("350000 100000\n")  # the group above
-    assert control_groups.cpu_quota() == 3.5
-    (tmp_path / "cpu,cpuacct" / "c").mkdir(parents=True)  # version 1
-    for directory, quota in ((tmp_path / "cpu,cpuacct", -1), (tmp_path / "cpu,cpuacct/c", 150000)):
-        (directory / "cpu.cfs_quota_us").write_text(f"{quota}\n")
-        (directory / "cpu.cfs_period_us").write_text("100000\n")
-    assert control_groups.cpu_quota() == 1.5
-
-
-def test_what_is_free_excludes_what_others_use() -> None:
-    cores = threads.allowed_cores()
-    assert 1 <= cores <= (os.cpu_count() or 1)
-    assert 0 <= threads.free_cores(cores) <= cores
-
-
-def policy(code: str, **given: str) -> str:
-    """What a fresh Python prints."""
-    kept = {k: v for k, v in os.environ.items() if k not in HOW_TO_WAIT}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**kept, **given}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-SHOW = """
-from tinker_cookbook.utils import threads
-print(os.environ.get("OMP_WAIT_POLICY"), threads._spinning)
+def test_a_call_that_hangs_does_not_keep_the_program() -> None:
+    """asyncio.to_thread does: the same program with it is still there after the time given."""
+    program = """
+import asyncio, time
+from tinker_cookbook.utils.threads import in_thread
+async def main():
+    try:
+        await asyncio.wait_for(in_thread(time.sleep, 60), 0.05)
+    except TimeoutError:
+        print("went on")
+asyncio.run(main())
 """
-
-
-def test_threads_wait_asleep_unless_the_user_says_otherwise() -> None:
-    recipe = "import os, sys\nimport recipes\nassert 'torch' not in sys.modules\n" + SHOW
-    assert policy(recipe) == "PASSIVE False"
-    assert policy(recipe, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE True"
-    assert policy(recipe, GOMP_SPINCOUNT="500") == "None True"
-    assert policy(recipe, GOMP_SPINCOUNT="0") == "None False"
-
-
-def test_after_torch_it_is_too_late() -> None:
-    """tinker imports torch, so a program that imports tinker first is told."""
-    assert policy("import os, tinker\nimport tinker_cookbook\n" + SHOW) == "None True"
-    given = policy("import os, tinker\nimport tinker_cookbook\n" + SHOW, OMP_WAIT_POLICY="passive")
-    assert given == "passive False"
-
-
-@pytest.fixture
-def same_number() -> object:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def number_of(service: LocalServiceClient) -> int:
-    """On the thread that computes."""
-    return service.engine.submit(torch.get_num_threads).result()
-
-
-def test_a_run_that_goes_on_keeps_its_number(
-    tiny_qwen3: str, tmp_path: Path, same_number: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def service(number: int | None) -> LocalServiceClient:
-        engine = Engine(EngineConfig(device="cpu", num_threads=number))
-        return LocalServiceClient(engine, Store(tmp_path))
-
-    first = service(2)
-    client = first.create_lora_training_client(tiny_qwen3, rank=4, seed=0)
-    datum = tinker.Datum(
-        model_input=tinker.ModelInput.from_ints([5, 6, 7]),
-        loss_fn_inputs={"target_tokens": np.array([6, 7, 8]), "weights": np.ones(3, np.float32)},
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
     )
-    client.forward_backward([datum], "cross_entropy").result()
-    client.optim_step(tinker.AdamParams(learning_rate=1e-3)).result()
-    state = client.save_state("here").result().path
-    assert client.about_engine()[0].startswith("2 CPU threads (engine.num_threads)")
-
-    for name in HOW_MANY:
-        monkeypatch.delenv(name, raising=False)
-    fresh = service(None)
-    fresh.create_lora_training_client(tiny_qwen3, rank=4).get_info()
-    assert number_of(fresh) == 1
-    resumed = service(None)
-    client = resumed.create_training_client_from_state_with_optimizer(state)
-    assert client.about_engine()[0].startswith("2 CPU threads (as when the run was saved)")
-    assert number_of(resumed) == 2
-    loaded = service(None)  # by hand, as a loop of one's own does
-    client = loaded.create_lora_training_client(tiny_qwen3, rank=4)
-    client.load_state_with_optimizer(state).result()
-    assert number_of(loaded) == 2
-    weights = service(None)  # a new run, from its weights alone
-    weights.create_training_client_from_state(state).get_info()
-    assert number_of(weights) == 1
-    changed = service(1)
-    changed.create_training_client_from_state_with_optimizer(state).get_info()
-    assert number_of(changed) == 1
-    for each in (first, fresh, resumed, loaded, weights, changed):
-        each.engine.close()
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "went on", "")
+    assert time.monotonic() - started < 45
