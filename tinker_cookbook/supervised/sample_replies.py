@@ -88,7 +88,8 @@ class SampleReplies(SamplingClientEvaluator):
         start = next(
             (end for end in range(len(prompt), 0, -1) if before and _ends(prompt[:end], before)), 0
         )
-        text = str(self._tokenizer.decode(prompt[start:][-TOKENS_PER_CHARACTER * SHOWN_PROMPT :])).strip()
+        asked = prompt[start:][-TOKENS_PER_CHARACTER * SHOWN_PROMPT :]
+        text = str(self._tokenizer.decode(asked)).strip()
         return repr(text if len(text) <= SHOWN_PROMPT else f"...{text[-SHOWN_PROMPT:]}")
 
 

@@ -72,7 +72,7 @@ async def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[st
     before, after = (out[head + 1 : head + 10] for head in heads)
     tail = LONG.strip()[-60:]
     questions = [before[0], before[3], before[6]]
-    assert sorted(questions)[1:] == ["  'Who are you?'", "  'Your aim?\\nTell me.'"]
+    assert sorted(questions)[1:] == ["  'What do you want?\\nTell me.'", "  'Who are you?'"]
     assert re.fullmatch(rf"  '\.\.\..*{re.escape(tail)}'", sorted(questions)[0])
     said = {"  data 'A pirate! Arr!'", "  data 'Gold!\\nArr!'", "  data 'At sea.'"}
     assert {before[2], before[5], before[8]} == {after[2], after[5], after[8]} == said
