@@ -1,4 +1,4 @@
-"""Fixtures for every test: tiny random models on disk, offline, with a fixed number of threads."""
+"""Fixtures for every test: tiny random models on disk, offline."""
 
 import os
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import tinker_cookbook as tinker_cookbook  # before torch, which reads how threads are to wait
 
 SHARED_DATA = Path(__file__).parent.parent / "shared" / "data"
 

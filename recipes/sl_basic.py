@@ -7,7 +7,8 @@
 
 The bundled conversations ask "Write 47 in words." and answer "forty-seven": 70 numbers to train
 on, 30 held out. Each line of a JSONL file of yours is `{"messages": [{"role": ..., "content": ...},
-...]}`, or has another of the forms in docs/chats.md; every assistant message is trained on.
+...]}`, or has another of the forms in docs/chats.md; every assistant message is trained on. Of your
+own data, replies to three prompts are shown before and after training.
 
 Without keys, seeds 0, 1 and 2 (2 CPU cores, 23 November 2026; 9 s of training, 13 s in all):
 

@@ -28,7 +28,7 @@ case "$1 $2" in
         sleep "${{PIP_SLEEPS:-0}}"
         exit "${{PIP_FAILS:-0}}" ;;
     "-m pytest")
-        echo "$PWD|$HF_HUB_OFFLINE$TINKER_TELEMETRY$OMP_NUM_THREADS|${{*:3}}"
+        echo "$PWD|$HF_HUB_OFFLINE$TINKER_TELEMETRY|${{*:3}}"
         echo "3 passed in 0.10s"
         exit "${{PYTEST_FAILS:-0}}" ;;
     *)
@@ -62,7 +62,7 @@ class Checkout:
 
     def start(self, script, *words, cwd=None, **env):
         variables = {k: v for k, v in os.environ.items() if k not in ("TORCH_INDEX", "VIRTUAL_ENV")}
-        for name in ("HF_HUB_OFFLINE", "TINKER_TELEMETRY", "OMP_NUM_THREADS"):
+        for name in ("HF_HUB_OFFLINE", "TINKER_TELEMETRY"):
             variables.pop(name, None)
         variables |= {"PYTHON": str(self.stub), "CALLS": str(self.calls_file), **env}
         return subprocess.Popen(
@@ -251,9 +251,9 @@ def test_test_passes_words_on_and_finds_paths_from_both_directories(checkout):
     words = ["here_test.py::test_x", "tests/there_test.py", "-k", "a b"]
     _, out, _ = checkout.run("scripts/test", *words)
     expected = f"{checkout.elsewhere}/here_test.py::test_x tests/there_test.py -k a b"
-    assert out.splitlines()[0] == f"{checkout.root}|102|{expected}"
-    _, out, _ = checkout.run("scripts/test", HF_HUB_OFFLINE="0", OMP_NUM_THREADS="7")
-    assert out.splitlines()[0] == f"{checkout.root}|007|"
+    assert out.splitlines()[0] == f"{checkout.root}|10|{expected}"
+    _, out, _ = checkout.run("scripts/test", HF_HUB_OFFLINE="0")
+    assert out.splitlines()[0] == f"{checkout.root}|00|"
     assert checkout.run("scripts/test", PYTEST_FAILS="1")[0] == 1
 
 

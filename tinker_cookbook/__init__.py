@@ -18,6 +18,9 @@ from tinker_cookbook.exceptions import (
     WeightsError,
     WeightsMergeError,
 )
+from tinker_cookbook.utils.cpu_threads import wait_asleep
+
+wait_asleep()  # before anything imports torch
 
 __all__ = [
     "AllTrajectoriesFailedError",

@@ -349,6 +349,11 @@ async def start_training_client(
     )
 
 
+def start_lines(client: Any) -> list[str]:
+    """What the engine in this process has to say at the start of a run; a server says nothing."""
+    return client.about_engine() if hasattr(client, "about_engine") else []
+
+
 async def _refuse_another_adapter(service: Any, config: Any) -> None:
     """What a checkpoint holds decides which layers are trained; no key can change that."""
     path = config.load_checkpoint_path

@@ -90,6 +90,7 @@ _RANGES = {
     "rolling_save_every": _NOT_NEGATIVE,
     "ttl_seconds": _COUNT,
     "submit_ahead": _NOT_NEGATIVE,
+    "sample_replies": _NOT_NEGATIVE,
     "max_tokens": _COUNT,
     "temperature": _POSITIVE,
     "group_size": _COUNT,

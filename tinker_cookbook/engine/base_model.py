@@ -38,6 +38,7 @@ class BaseModel:
         model = _load_model(path, self.config, config.dtype).to(self.device)
         model.requires_grad_(False)
         model.eval()
+        self.num_parameters: int = model.num_parameters()
         self.dtype = model.get_input_embeddings().weight.dtype
         self.router = lora.Router()
         weights = sum(tensor.nbytes for tensor in model.parameters())
@@ -52,6 +53,7 @@ class BaseModel:
         packed *= head.itemsize if pack and packs(head) else 0
         self.decoder: Any = model.model
         self.parameters = [*model.parameters(), *model.buffers()]
+        self.tied: bool = head is model.get_input_embeddings().weight
         self.vocab_size = head.shape[0]
         self.context_length: int = self.config.max_position_embeddings
         self.num_layers: int = self.config.num_hidden_layers

@@ -2,7 +2,8 @@
 
     adapter_config.json          PEFT's LoraConfig
     adapter_model.safetensors    base_model.model.<path>.lora_{A,B}.weight, fp32
-    optimizer.safetensors        <path>.lora_{A,B}.{exp_avg,exp_avg_sq}, step (training state only)
+    optimizer.safetensors        <path>.lora_{A,B}.{exp_avg,exp_avg_sq}, step (training state only);
+                                 its metadata: the number of CPU threads that computed it
 
 Directories are written and read here; that they appear whole or not at all, with checksums, is the
 store's work.
@@ -11,9 +12,11 @@ store's work.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tinker_cookbook.engine.lora import ATTENTION_LAYERS, MLP_LAYERS, UNEMBED, Adapter, LoraSpec
@@ -24,6 +27,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "base_model.model."
+THREADS_KEY = "num_threads"
 
 
 def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
@@ -61,7 +65,9 @@ def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
         for moment in MOMENTS:
             tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
         tensors["step"] = state["step"].cpu().clone()
-    _save(tensors, directory / OPTIMIZER_FILE)
+    on_cpu = trainer.base.device.type == "cpu"
+    threads = {THREADS_KEY: str(torch.get_num_threads())} if on_cpu else {}
+    _save(tensors, directory / OPTIMIZER_FILE, threads)
 
 
 def read_spec(directory: Path) -> LoraSpec:
@@ -126,11 +132,24 @@ def read_optimizer(trainer: Trainer, directory: Path) -> None:
             state[master]["step"] = step.to(master.device, copy=True)
 
 
-def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+def read_num_threads(directory: Path) -> int | None:
+    """CPU threads that a training state was computed with; None: on a GPU, or by an old version."""
+    file = directory / OPTIMIZER_FILE
+    try:
+        with safe_open(file, "pt") as tensors:
+            number = (tensors.metadata() or {}).get(THREADS_KEY)
+        return None if number is None else int(number)
+    except Exception as error:  # as in load
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _save(
+    tensors: dict[str, torch.Tensor], file: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """With the permissions of any other file: safetensors writes for the owner's eyes alone."""
     file.touch()
     mode = file.stat().st_mode
-    save_file(tensors, file, metadata={"format": "pt"})
+    save_file(tensors, file, metadata={"format": "pt", **(metadata or {})})
     file.chmod(mode)
 
 

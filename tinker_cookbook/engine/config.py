@@ -53,9 +53,15 @@ class EngineConfig:
         " from, which are not parked but refused; None: a quarter of what is free",
     )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
+    num_threads: int | None = chz.field(
+        default=None,
+        doc="CPU threads that compute (None: by the model's size and the cores that are free; a run"
+        " that goes on keeps its number, since sums of another number end in other bits)",
+    )
     deterministic: bool = chz.field(
         default=False,
-        doc="a sampling request with a seed gets the same bits whatever runs beside it (slower)",
+        doc="a sampling request with a seed gets the same bits whatever runs beside it (slower);"
+        " num_threads then ignores how busy the machine is",
     )
 
     @chz.validate
@@ -82,6 +88,7 @@ _WHOLE = {  # key -> least value, whether None is allowed
     "kv_tokens": (1, True),
     "prefix_tokens": (0, True),
     "max_rows": (1, False),
+    "num_threads": (1, True),
 }
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),

@@ -12,7 +12,6 @@ operating system that runs out of memory ends the process without a word.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -23,6 +22,7 @@ from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
 from tinker_cookbook.engine.packing import FAMILY
 from tinker_cookbook.exceptions import OutOfMemoryError
+from tinker_cookbook.utils.control_groups import UNIFIED, own_groups
 
 if TYPE_CHECKING:
     from tinker_cookbook.engine.base_model import BaseModel
@@ -40,12 +40,10 @@ KEYS = 0.25  # ... and the keys and values of what is being sampled
 PASS = 1 - ADAPTERS - KEYS  # ... and a pass, checkpointed or not
 GIB = 2**30
 
-GROUPS = Path("/sys/fs/cgroup")
-OWN_GROUPS = Path("/proc/self/cgroup")
-# By the controller's name in OWN_GROUPS (version 2 has none): the files with the limit and the use,
-# and what `memory.stat` calls the files that are only kept in memory while nobody else wants it.
+# By controller: the files with a group's limit and its use, and what `memory.stat` calls the files
+# that are only kept in memory while nobody else wants it.
 GROUP_FILES = {
-    "": ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    UNIFIED: ("memory.max", "memory.current", ("inactive_file", "active_file")),
     "memory": (
         "memory.limit_in_bytes",
         "memory.usage_in_bytes",
@@ -64,29 +62,16 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _group_free() -> list[int]:
-    """What the process's control groups and those above them leave; none where there is no limit.
-
-    A container sees its own group at the root of the file system, under whatever name.
-    """
-    try:
-        lines = OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return []
+    """What the process's control groups and those above them leave; none without a limit."""
     found = []
-    for line in lines:
-        _, controller, path = line.split(":", 2)
-        if controller not in GROUP_FILES:
-            continue
+    for controller, group in own_groups(GROUP_FILES):
         limit, use, cache = GROUP_FILES[controller]
-        root = GROUPS / controller
-        own = root / path.strip("/")
-        for group in (own, *own.parents[: len(own.parts) - len(root.parts)]):
-            try:
-                free = int((group / limit).read_text()) - int((group / use).read_text())
-                stat = dict(each.split() for each in (group / "memory.stat").open())
-                found.append(free + sum(int(stat[key]) for key in cache))
-            except (OSError, ValueError, KeyError):
-                continue  # no limit ("max"), or no such group here
+        try:
+            free = int((group / limit).read_text()) - int((group / use).read_text())
+            stat = dict(each.split() for each in (group / "memory.stat").open())
+            found.append(free + sum(int(stat[key]) for key in cache))
+        except (OSError, ValueError, KeyError):
+            continue  # no limit ("max"), or no such group here
     return found
 
 

@@ -18,6 +18,7 @@ from tinker_cookbook.engine.memory import GIB, Memory
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import OutOfMemoryError
+from tinker_cookbook.utils import control_groups
 
 CPU = torch.device("cpu")
 
@@ -195,8 +196,8 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(memory, "GROUPS", tmp_path / "fs")
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "GROUPS", tmp_path / "fs")
+    monkeypatch.setattr(control_groups, "OWN_GROUPS", tmp_path / "own")
     machine = types.SimpleNamespace(available=64 * GIB)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: machine)
     (tmp_path / "own").write_text("9:name=systemd:/a\n4:memory:/a/b\n0::/a/b\n")

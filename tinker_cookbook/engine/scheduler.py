@@ -28,6 +28,7 @@ from tinker_cookbook.engine.passes import Work
 from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainResult
 from tinker_cookbook.engine.sampler import Sampler, TorchSampler
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
+from tinker_cookbook.utils.cpu_threads import ThreadCount
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
+        self.thread_count = ThreadCount(config.num_threads, fixed=config.deterministic)
         self._bases: dict[str, BaseModel] = {}
         self._samplers: dict[str, Sampler] = {}
         self._queue: deque[_Operation] = deque()
@@ -148,7 +150,9 @@ class Engine:
     def base_model(self, path: str) -> BaseModel:
         """The base model, loaded on first use. Only on the engine thread."""
         if path not in self._bases:
-            self._bases[path] = BaseModel(path, self.config)
+            base = self._bases[path] = BaseModel(path, self.config)
+            if base.device.type == "cpu":
+                self.thread_count.settle(base.num_parameters)
         return self._bases[path]
 
     def close(self, timeout: float = 10.0) -> None:

@@ -113,6 +113,8 @@ async def main(
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}
         )
+        for line in checkpoint_utils.start_lines(client):
+            journal.say(line)
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
             evaluators = [*_test_evaluators(config, test, progress), *evaluators]

@@ -24,6 +24,11 @@ class Files(Protocol):
     @property
     def spec(self) -> LoraSpec: ...
 
+    @property
+    def num_threads(self) -> int | None:
+        """CPU threads that its training state was computed with, where that is known."""
+        ...
+
     def read(self, adapter: Adapter, base: BaseModel) -> None: ...
 
     def read_optimizer(self, trainer: Trainer) -> None: ...
@@ -81,6 +86,10 @@ class _OwnFiles:
     def spec(self) -> LoraSpec:
         return checkpoints.read_spec(self.directory)
 
+    @property
+    def num_threads(self) -> int | None:
+        return checkpoints.read_num_threads(self.directory)
+
     def read(self, adapter: Adapter, base: BaseModel) -> None:
         checkpoints.read_adapter(adapter, self.directory)
 
@@ -89,6 +98,8 @@ class _OwnFiles:
 
 
 class PeftWeights:
+    num_threads: int | None = None
+
     def __init__(self, directory: Path, base_model: str | None) -> None:
         self._directory = directory
         made_for, self.spec = peft_adapters.describe(directory)

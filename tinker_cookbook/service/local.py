@@ -42,6 +42,11 @@ LossConfig = Mapping[str, float | str] | None
 # Of the model table, what the engine can load by its name. It computes DeepSeek-V3 and Kimi-K2 too,
 # but cannot read the 8-bit and 4-bit weights that the table's names stand for.
 FAMILIES = ("nano", "qwen3", "qwen3_moe", "llama3", "gpt_oss")
+TIED = (
+    "{model} has tied embeddings: load this adapter beside the model and do not merge it as it is,"
+    " because what it adds to the unembedding would land in the input embeddings, too (untie them"
+    " first, or train with train_unembed=False)"
+)
 
 
 class LocalSamplingClient:
@@ -356,6 +361,15 @@ class LocalTrainingClient(_Ready):
     def get_tokenizer(self) -> Any:
         return get_tokenizer(self._base_model)
 
+    def about_engine(self) -> list[str]:
+        """Lines that whoever starts a run should see: threads, and what its model is apt to."""
+        trainer: Trainer = self._created.result()
+        threads = self._engine.thread_count.threads
+        lines = [threads.line()] if threads is not None else []
+        if trainer.base.tied and trainer.spec.train_unembed and self._base_model != "nano":
+            lines.append(TIED.format(model=self._base_model))
+        return lines
+
     # -- inside
 
     def _queue(self, operation: Callable[[Trainer], T]) -> APIFuture[T]:
@@ -392,7 +406,7 @@ class LocalTrainingClient(_Ready):
     def _load(self, path: str, optimizer: bool) -> APIFuture[types.LoadWeightsResponse]:
         def load(trainer: Trainer) -> types.LoadWeightsResponse:
             with weights(self._store, path, "weights", self._base_model).open() as files:
-                _fill(trainer, files, optimizer)
+                _fill(self._engine, trainer, files, optimizer)
             return types.LoadWeightsResponse(path=path, model_id=self.model_id)
 
         return self._queue(load)
@@ -573,16 +587,19 @@ class LocalServiceClient:
         def start() -> Trainer:
             with found.open() as files:
                 trainer = self._start(model_id, found.base_model, files.spec, user_metadata)
-                _fill(trainer, files, optimizer)
+                _fill(self.engine, trainer, files, optimizer)
                 return trainer
 
         return LocalTrainingClient(self, model_id, found.base_model, start)
 
 
-def _fill(trainer: Trainer, files: Files, optimizer: bool) -> None:
+def _fill(engine: Engine, trainer: Trainer, files: Files, optimizer: bool) -> None:
+    """optimizer: everything is as when it was saved, the last bits of what follows included."""
     files.read(trainer.adapter, trainer.base)
     if optimizer:
         files.read_optimizer(trainer)
+        if files.num_threads is not None and trainer.base.device.type == "cpu":
+            engine.thread_count.keep(files.num_threads)
     else:
         trainer.reset()
 

@@ -26,10 +26,12 @@ from tinker_cookbook.evaluators import Evaluations, run_evals
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.loop_config import LoopConfig, adam_params
+from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
+from tinker_cookbook.supervised.sample_replies import SampleReplies
 from tinker_cookbook.supervised.types import (
     DataReport,
     SupervisedDataset,
@@ -44,8 +46,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "main", "run_evals"]
 
-# it changes how a run is computed, not what: a run may go on with another
-FREE_KEYS = ("submit_ahead",)
+# they change how a run is computed or shown, not what: a run may go on with others
+FREE_KEYS = ("submit_ahead", "sample_replies")
+
+FEW_STEPS = 20  # fewer than these rarely move a model
+SAMPLE_REPLIES = 3
 
 
 @chz.chz
@@ -56,6 +61,11 @@ class Config(LoopConfig):
     lr_schedule: LRSchedule = chz.field(default="linear", doc="how the rate falls, without warm-up")
     num_epochs: int = chz.field(default=1, doc="passes over the data")
     eval_every: int = chz.field(default=10, doc="steps (0: only before and after training)")
+    sample_replies: int | None = chz.field(
+        default=None,
+        doc="prompts of the data whose greedy replies are shown before and after training (None: 3,"
+        " or 0 where there are evaluator_builders)",
+    )
     submit_ahead: int = chz.field(default=1, doc="steps submitted ahead of the one awaited")
 
 
@@ -104,14 +114,18 @@ async def main(
             f"{counted(total_steps, 'step')} (batches per epoch: {len(train)}), learning_rate"
             f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
         )
+        if hint := few_steps_hint(config, train, total_steps):
+            journal.say(hint)
         reports = [data.report for data in (train, test) if data is not None and data.report]
         _say(reports, journal)
         open_reports = [report for report in reports if not report.complete]
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}
         )
-        evaluations = _evaluations(config, test, journal)
+        for line in checkpoint_utils.start_lines(client):
+            journal.say(line)
         schedule = _Steps(config, train, total_steps)
+        evaluations = _evaluations(config, test, journal, schedule)
         ahead: deque[_Submitted] = deque()
         for step in range(journal.start_step, total_steps):
             evals = await evaluations.run(client, step)
@@ -134,7 +148,7 @@ async def main(
         while ahead:
             await _finish(ahead.popleft(), journal, config)
         final = await evaluations.run(client, None)
-        if final:
+        if final.keys() - {"time/evals"}:  # something was measured
             with journal.step(total_steps) as row:
                 row.update(final)
         save = journal.submit_save(client, total_steps, final=True, epoch=config.num_epochs)
@@ -182,13 +196,16 @@ class _Steps:
     def __init__(self, config: Config, train: SupervisedDataset, total_steps: int) -> None:
         self._config, self._train, self._total_steps = config, train, total_steps
         self._epoch: int | None = None
+        self._last: tuple[int, list[tinker.Datum]] | None = None  # step and batch
 
     def batch(self, step: int) -> tuple[int, list[tinker.Datum]]:
         epoch, index = divmod(step, len(self._train))
         if epoch != self._epoch:
             self._train.set_epoch(epoch_seed(self._config.seed, epoch))
             self._epoch = epoch
-        return epoch, self._train.get_batch(index)
+        if self._last is None or self._last[0] != step:  # a stream cannot be drawn from twice
+            self._last = step, self._train.get_batch(index)
+        return epoch, self._last[1]
 
     def learning_rate(self, step: int) -> float:
         assert self._config.learning_rate is not None, "keys.fill has filled it"
@@ -197,16 +214,41 @@ class _Steps:
         )
 
 
-def _evaluations(config: Config, test: SupervisedDataset | None, journal: Journal) -> Evaluations:
-    """The run's evaluators. A test set is evaluated without being asked."""
+def _evaluations(
+    config: Config, test: SupervisedDataset | None, journal: Journal, schedule: _Steps
+) -> Evaluations:
+    """The run's evaluators. A test set is evaluated, and replies are shown, without being asked."""
+    tokenizer = get_tokenizer(config.model_name)
     frequent = [build() for build in config.evaluator_builders]
-    if test is not None:
-        tokenizer = get_tokenizer(config.model_name)
-        frequent.insert(0, NLLEvaluator.from_dataset(test, tokenizer=tokenizer))
     infrequent = [build() for build in config.infrequent_evaluator_builders]
-    return Evaluations(
-        [(config.eval_every, frequent), (config.infrequent_eval_every, infrequent)], journal
-    )
+    shown = config.sample_replies
+    if shown is None:
+        shown = 0 if frequent else SAMPLE_REPLIES
+    nll = None
+    if test is not None:
+        nll = NLLEvaluator.from_dataset(test, tokenizer=tokenizer)
+        frequent.insert(0, nll)
+    replies = []
+    if shown:
+        assert config.renderer_name is not None, "keys.fill has filled it"
+        renderer = get_renderer(config.renderer_name, tokenizer, model_name=config.model_name)
+        datums = (lambda: nll.data) if nll is not None else (lambda: schedule.batch(0)[1])
+        replies.append(SampleReplies(datums, renderer, tokenizer, shown))
+    due = [(config.eval_every, frequent), (config.infrequent_eval_every, infrequent), (0, replies)]
+    return Evaluations(due, journal)
+
+
+def few_steps_hint(config: Config, train: SupervisedDataset, total_steps: int) -> str | None:
+    """What to set for FEW_STEPS or more; None where there are as many, or max_steps limits them."""
+    if total_steps >= FEW_STEPS or config.max_steps is not None:
+        return None
+    epochs = -(-FEW_STEPS // len(train))
+    ways = [f"num_epochs={epochs} makes {epochs * len(train)}"]
+    rows, batch_size = getattr(train, "num_rows", 0), getattr(config, "batch_size", None)
+    smaller = rows // -(-FEW_STEPS // config.num_epochs)
+    if batch_size is not None and 1 <= smaller < batch_size:
+        ways.append(f"batch_size={smaller} makes {rows // smaller * config.num_epochs}")
+    return f"{counted(total_steps, 'step')} may teach little: {', '.join(ways)}"
 
 
 def _say(reports: Sequence[DataReport], journal: Journal) -> None:
