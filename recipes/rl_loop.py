@@ -165,10 +165,12 @@ async def main(config: Config) -> None:
                     for number, prompt in enumerate(prompts)
                 ]
 
+                with journal.droppable():  # when asked to stop: they are sampled again on resume
+                    groups = [(await future).sequences for future in futures]
+
                 # grade: a group whose replies are all as good teaches nothing
                 batch, rewards, lengths = [], [], []
-                for (_, answer), prompt, future in zip(problems, prompts, futures):
-                    replies = (await future).sequences
+                for (_, answer), prompt, replies in zip(problems, prompts, groups):
                     graded = []
                     for reply in replies:
                         message, termination = renderer.parse_response(reply.tokens)
@@ -179,12 +181,16 @@ async def main(config: Config) -> None:
                     if len(set(graded)) > 1:
                         batch += datums(prompt.to_ints(), replies, graded)
 
-                # train: both are queued before either is awaited
+                # train: all is queued before anything is awaited
+                output = optim_step = None
                 if batch:
+                    adam = tinker.AdamParams(learning_rate=config.learning_rate)
                     output = client.forward_backward(batch, "importance_sampling")
-                    await client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
-                    row.update((await output).metrics)
+                    optim_step = client.optim_step(adam)
                 save = journal.submit_save(client, step + 1)
+                if output and optim_step:
+                    row.update((await output).metrics)
+                    await optim_step
                 sampler = await client.save_weights_and_get_sampling_client()
 
                 # log

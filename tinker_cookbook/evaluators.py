@@ -66,13 +66,13 @@ class Evaluations:
         self, client: Any, step: int | None, sampling_client: Any = None
     ) -> dict[str, float]:
         """Metrics of the evaluators due before `step`, with the seconds it took as `time/evals`;
-        {} where none is. The clients: see `run_evals`."""
+        {} where none is. The clients: see `run_evals`. A stop cancels it."""
         due = self.due(step)
         if not due:
             return {}
         # not the journal's own clock: its present row may belong to an earlier step
         seconds: dict[str, float] = {}
-        with timed("evals", seconds):
+        with self._journal.droppable(), timed("evals", seconds):
             metrics = await run_evals(due, client, sampling_client)
         for evaluator in due:
             for line in evaluator.lines():
