@@ -230,17 +230,50 @@ def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop):
     assert loop.numbers() == whole.numbers()
 
 
-def test_ctrl_c_then_the_same_command_resumes(tmp_path: Path, whole: Loop):
-    loop = Loop(tmp_path, "run")
-    child = loop.start("pause=0.05")
-    while len(read_metrics(loop.log)) < 6:
+def stopped(loop: Loop, number: signal.Signals, *words: str, rows: int) -> tuple[int, list[str]]:
+    """Exit code and stderr of a loop that gets the signal after so many rows."""
+    child = loop.start(*words)
+    while len(read_metrics(loop.log)) < rows:
         time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
+        assert child.poll() is None
+    child.send_signal(number)
     _, err = child.communicate(timeout=20)
-    assert (child.returncode, err) == (130, "interrupted; the same command resumes\n")
-    loop.run("pause=0.05")
+    return child.returncode, err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_loop_that_does_not_ask_is_stopped_behind_a_step(
+    tmp_path: Path, whole: Loop, number: signal.Signals, code: int
+):
+    """It submits a step ahead without asking `stopping`: that step is dropped, none is repeated."""
+    loop = Loop(tmp_path, "run")
+    returned, err = stopped(loop, number, "pause=0.05", "rolling_save_every=0", rows=6)
+    assert returned == code
+    assert err[0].startswith(f"{number.name}: finishing ")
+    done = len(read_metrics(loop.log))
+    assert err[1:] == [f"stopped after {done} of 12 steps; the same command resumes from there"]
+    last = load_checkpoints_file(loop.log)[-1]
+    assert (last.name, last.batch, last.extra["rolling"]) == (f"{done:06d}", done, True)
+    assert f"resuming {loop.log} at step {done} of 12" in loop.run("pause=0.05")
     assert loop.numbers() == whole.numbers()
     assert loop.final_state() == whole.final_state()
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    child = loop.start("pause=0.3")
+    while not read_metrics(loop.log):
+        time.sleep(0.01)
+    for _ in range(2):
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert err.splitlines()[1:] == ["ended at once; the same command resumes"]
+    loop.run("pause=0.3")
+    assert loop.numbers() == whole.numbers()
 
 
 def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path):

@@ -154,7 +154,8 @@ def handled() -> Iterator[StopSignals]:
         _active = None
         for number, handler in previous.items():
             if signal.getsignal(number) == signals._handle:
-                signal.signal(number, handler)
+                # a late signal must not change the exit code of a process that is ending
+                signal.signal(number, signal.SIG_IGN if signals.requested else handler)
 
 
 def discard(stream: IO[str]) -> None:
