@@ -137,7 +137,7 @@ class RunStop:
         if self._can_drop():
             if self._rows == self._recorded:
                 done = counted(self._rows, "step")
-                return f"stopping, {done} saved" if self._rows else "stopping, nothing to save yet"
+                return f"stopping, {done} saved" if self._rows else "stopping, nothing to save"
             return f"dropping what is not trained yet, saving {counted(self._rows, 'step')}"
         under_way = max(self._submitted - self._rows, 1)
         return f"finishing {counted(under_way, 'step')} under way, then saving"
