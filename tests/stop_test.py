@@ -192,8 +192,8 @@ def test_ten_random_moments(tmp_path: Path, whole: Callable[[str], Whole], recip
         number = (signal.SIGINT, signal.SIGTERM)[trial % 2]
         program = Program(tmp_path / str(trial), recipe)
         moment = rng.uniform(0.15, 0.95) * expected.seconds
-        started = time.monotonic()
-        code, err = program.stop(number, lambda: time.monotonic() > started + moment)
+        deadline = time.monotonic() + moment
+        code, err = program.stop(number, lambda end=deadline: time.monotonic() > end)
         assert code == 128 + number, err
         done = len(program.rows())
         resumed = re.search(r"at step (\d+) of", program.finish())

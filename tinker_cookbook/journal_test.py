@@ -23,7 +23,7 @@ from tinker_cookbook.utils.ml_log import read_metrics
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
 # checkpoint that holds one step too many, or a step done twice, changes every number after it.
 LOOP = """
-import asyncio, json, os, signal, uuid
+import asyncio, json, os, resource, signal, uuid
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +69,9 @@ class Client:
         return FileFuture(f"tinker://{self.run}/sampler_weights/{name}")
 
 def at(point):
+    if os.environ.get("FULL") == point:  # no file may grow: the next row is cut in the middle
+        size = os.path.getsize(os.environ["LOG"] + "/metrics.jsonl") + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     if os.environ.get("KILL") == point:
         for name in ("metrics", "checkpoints"):
             if point.startswith("torn"):
@@ -117,18 +120,18 @@ class Loop:
         self.log = tmp_path / name
         self._env = {**os.environ, "STORE": str(self.store), "LOG": str(self.log)}
 
-    def start(self, *words: str, kill: str = "") -> subprocess.Popen:
+    def start(self, *words: str, kill: str = "", full: str = "") -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, str(self.program), f"log_path={self.log}", *words],
-            env={**self._env, "KILL": kill},
+            env={**self._env, "KILL": kill, "FULL": full},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *words: str, kill: str = "", code: int = 0) -> str:
+    def run(self, *words: str, kill: str = "", full: str = "", code: int = 0) -> str:
         """What it printed on stdout; on stderr if it was to fail with `code`."""
-        child = self.start(*words, kill=kill)
+        child = self.start(*words, kill=kill, full=full)
         out, err = child.communicate(timeout=60)
         assert child.returncode == code, err
         return err if code == 2 else out
@@ -204,6 +207,21 @@ def test_killed_and_started_again_equals_uninterrupted(
         assert f"resuming {loop.log} at step {resumes_at} of 12" in said
     else:
         assert "without a checkpoint: starting it again at step 0" in said
+    assert loop.numbers() == whole.numbers()
+    assert loop.final_state() == whole.final_state()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    *warnings, error = loop.run(full="after-finish:6", code=2).splitlines()
+    reason = "cannot be written: File too large; free space"
+    assert error == (
+        f"error: {loop.log}/metrics.jsonl {reason} and run the same command; it resumes"
+    )
+    assert warnings == [f"WARNING: {loop.log}/logs.log {reason}, or this log has gaps"]
+    assert [row["step"] for row in read_metrics(loop.log)] == list(range(7))
+    assert (loop.log / "metrics.jsonl").read_text().endswith("}\n")  # no half line
+    loop.run()
     assert loop.numbers() == whole.numbers()
     assert loop.final_state() == whole.final_state()
 

@@ -73,6 +73,7 @@ async def main(
             f"rollout_executor={rollout_executor!r} is not supported: episodes are played by the"
             " event loop of this process; leave it out"
         )
+    keys.check_types(config)
     asked, config = config, with_known_keys(config)
     refuse_unclear_reference(config)
     refuse_unknown_signals(config)
