@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -83,6 +83,14 @@ class Journal:
     order; a row at i == total_steps is allowed, for evaluations of the final weights. Everything
     that depends on the clock lies under `time/`: all else of a resumed run equals an
     uninterrupted one.
+
+    Steps are counted from 0 in rows, on the screen and in directories (iteration_000007); step 7
+    begins with the weights after 7 steps, which are checkpoint 000007.
+
+    The first Ctrl-C, SIGTERM or SIGHUP (cli_utils.cli, stop_signals.handled) ends the run where no
+    finished step is lost: `finish` and `step` raise once every submitted step has its row, the
+    journal saves what is not saved, and the process exits with 130, 143 or 129. Only a `droppable`
+    block, and what comes before the first step, is cancelled at once.
 
     `timed(name)` adds seconds to `time/<name>` of the present row, or of the next one when no step
     is open. `say(text)` prints a line without breaking the live display, and logs it.
@@ -221,6 +229,10 @@ class Journal:
             )
         return words
 
+    @property
+    def total_steps(self) -> int | None:
+        return self._total_steps
+
     def say(self, text: str) -> None:
         """One line for the person who watches; also into logs.log."""
         self._display.say(text)
@@ -245,7 +257,7 @@ class Journal:
         self._metrics.log_metrics(row, step=i)
         self._next_step = i + 1
         self._stop.row_written(i)
-        self._display.update(i, row)
+        logger.info("%s", self._display.update(i, row))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -309,6 +321,17 @@ class Journal:
         only before anything of the step has changed the weights: see `commit`.
         """
         return self._stop.droppable()
+
+    @contextmanager
+    def evaluating(self, step: int | None, seconds_after: Callable[[int], float]) -> Iterator[None]:
+        """Around the evaluations before `step` (None: after the last): shown, and droppable.
+
+        seconds_after: what the evaluations after a given step will take, for the ETA.
+        """
+        self._display.evaluations_after = seconds_after
+        with self.droppable():
+            self._display.evaluating(self._next_step if step is None else step)
+            yield
 
     def commit(self, step: int) -> None:
         """Says that an optimizer step of step index `step` was submitted: a stop waits for it.

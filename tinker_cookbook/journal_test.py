@@ -468,7 +468,7 @@ async def test_files_of_a_run(tmp_path: Path, capsys):
     assert list(config)[:3] == ["recipe", "model_name", "rate"] and config["rate"] == 0.1
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"run directory: {journal.log_path}"
-    assert out[1].startswith("step 1/2  loss 1  ") and out[2].startswith("step 2/2  loss 1  ")
+    assert out[1].startswith("step 0/2  loss 1  ") and out[2].startswith("step 1/2  loss 1  ")
     assert out[3].startswith("final weights: tinker://")
     assert out[4].startswith("finished: 2 steps in 0:0")
     log = (journal.log_path / "logs.log").read_text()
