@@ -147,30 +147,29 @@ def last_words(steps: int, program: Program) -> str:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "number", "code", "rows"),
+    ("recipe", "stops"),
     [
-        ("sl_basic", signal.SIGINT, 130, 2),  # while a step is under way, one more ahead
-        ("sl_basic", signal.SIGTERM, 143, 4),  # in the evaluation before step 4
-        ("sl_loop", signal.SIGTERM, 143, 3),
-        ("rl_basic", signal.SIGINT, 130, 2),  # in rollouts
-        ("rl_basic", signal.SIGTERM, 143, 3),  # in the evaluation before step 3
-        ("rl_loop", signal.SIGINT, 130, 2),
+        # in the evaluation before step 4; while a step is under way and one is submitted ahead
+        ("sl_basic", [(signal.SIGTERM, 4), (signal.SIGINT, 5)]),
+        ("sl_loop", [(signal.SIGTERM, 3)]),
+        # in the evaluation before step 3; in rollouts
+        ("rl_basic", [(signal.SIGINT, 3), (signal.SIGTERM, 4)]),
+        ("rl_loop", [(signal.SIGINT, 2)]),
     ],
 )
 def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
     tmp_path: Path,
     whole: Callable[[str], Whole],
     recipe: str,
-    number: signal.Signals,
-    code: int,
-    rows: int,
+    stops: list[tuple[signal.Signals, int]],
 ):
     program, expected = Program(tmp_path, recipe), whole(recipe)
-    returned, err = program.stop(number, lambda: len(program.rows()) >= rows)
-    done = len(program.rows())
-    assert rows <= done < program.max_steps
-    assert err[0].startswith(f"{number.name}: ") and "again ends it at once" in err[0]
-    assert (returned, err[1:]) == (code, [last_words(done, program)])
+    for number, rows in stops:
+        returned, err = program.stop(number, lambda rows=rows: len(program.rows()) >= rows)
+        done = len(program.rows())
+        assert rows <= done < program.max_steps
+        assert err[0].startswith(f"{number.name}: ") and "again ends it at once" in err[0]
+        assert (returned, err[1:]) == (128 + number, [last_words(done, program)])
     assert f"at step {done} of {program.max_steps} from checkpoint" in program.finish()
     assert program.rows() == expected.rows
     assert program.weights() == expected.weights
