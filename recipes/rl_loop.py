@@ -7,8 +7,7 @@ nano adds; any other model solves GSM8K. Without keys (2 CPU cores, 23 November 
 0.48 -> 0.62 (step 3) -> 0.80 (6) -> 0.95 (9) -> 0.96 (12 to 23), replies from 11 tokens to 27, 29 s
 of training, 33 s in all.
 
-rl_basic does the same through the library's loop, which
-adds evaluations, transcripts, failing environments, several turns, and playing while it trains.
+rl_basic does the same through the library's loop, with evaluations, transcripts and several turns.
 """
 
 from __future__ import annotations
@@ -164,7 +163,6 @@ async def main(config: Config) -> None:
                     )
                     for number, prompt in enumerate(prompts)
                 ]
-
                 with journal.droppable():  # when asked to stop: they are sampled again on resume
                     groups = [(await future).sequences for future in futures]
 
@@ -181,16 +179,12 @@ async def main(config: Config) -> None:
                     if len(set(graded)) > 1:
                         batch += datums(prompt.to_ints(), replies, graded)
 
-                # train: all is queued before anything is awaited
-                output = optim_step = None
+                # train: both are queued before either is awaited
                 if batch:
-                    adam = tinker.AdamParams(learning_rate=config.learning_rate)
                     output = client.forward_backward(batch, "importance_sampling")
-                    optim_step = client.optim_step(adam)
-                save = journal.submit_save(client, step + 1)
-                if output and optim_step:
+                    await client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
                     row.update((await output).metrics)
-                    await optim_step
+                save = journal.submit_save(client, step + 1)
                 sampler = await client.save_weights_and_get_sampling_client()
 
                 # log
