@@ -163,11 +163,12 @@ async def main(config: Config) -> None:
                     )
                     for number, prompt in enumerate(prompts)
                 ]
+                with journal.droppable():  # when asked to stop: they are sampled again on resume
+                    groups = [(await future).sequences for future in futures]
 
                 # grade: a group whose replies are all as good teaches nothing
                 batch, rewards, lengths = [], [], []
-                for (_, answer), prompt, future in zip(problems, prompts, futures):
-                    replies = (await future).sequences
+                for (_, answer), prompt, replies in zip(problems, prompts, groups):
                     graded = []
                     for reply in replies:
                         message, termination = renderer.parse_response(reply.tokens)

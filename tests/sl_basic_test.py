@@ -116,7 +116,11 @@ def test_ctrl_c_and_a_second_run(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert stderr.decode().splitlines() == ["interrupted; the same command resumes"]
+    first, last = stderr.decode().splitlines()
+    assert first.startswith("SIGINT: finishing ")
+    assert re.fullmatch(
+        r"stopped after \d+ of 4000 steps; the same command resumes from there", last
+    )
     other = run(tmp_path, f"log_path={log_path}", "learning_rate=1e-4")
     assert other.returncode == 2 and "learning_rate" in other.stderr
     assert "another config" in other.stderr and len(other.stderr.splitlines()) == 1

@@ -217,8 +217,8 @@ class CheckpointManager:
     """Decides after which steps to save what, and records it.
 
     Periodic: every `save_every` steps, state and sampler weights. Rolling: every
-    `rolling_save_every` steps in between, state only. Final: state and sampler weights, kept for
-    good, record with "final": true. 0 switches periodic or rolling off.
+    `rolling_save_every` steps in between, and where a run is stopped, state only. Final: state and
+    sampler weights, kept for good, record with "final": true. 0 switches periodic or rolling off.
 
     Nothing is saved with an end: a run that was left alone can be resumed from its newest
     checkpoint at any time. When the next one is recorded, `rest_client` deletes a rolling one, and
@@ -255,24 +255,30 @@ class CheckpointManager:
         remove_links(Path(log_path), only_dead=True)
 
     def submit(
-        self, training_client: Any, step: int, *, final: bool = False, **loop_state: Any
+        self,
+        training_client: Any,
+        step: int,
+        *,
+        final: bool = False,
+        last: bool = False,
+        **loop_state: Any,
     ) -> PendingSave | None:
         """Submits what is due when `step` optimizer steps have been submitted; None: nothing is.
 
         Call it right after the optim_step of step index `step - 1` and before submitting anything
         of the next step. Nothing periodic is saved at the last step: the final one follows.
+        last: the run stops here, so something is saved in any case, as a rolling checkpoint is.
         """
         state = {"batch": step, **loop_state}
         if final:
             return submit_checkpoint(
                 training_client, FINAL_NAME, {**state, "final": True}, kind="both"
             )
-        if step == self._total_steps:
-            return None
+        at_the_end = step == self._total_steps
         name = f"{step:06d}"
-        if self._save_every and step % self._save_every == 0:
+        if not at_the_end and _is_due(step, self._save_every):
             return submit_checkpoint(training_client, name, state, "both")
-        if self._rolling_save_every and step % self._rolling_save_every == 0:
+        if last or (not at_the_end and _is_due(step, self._rolling_save_every)):
             state["rolling"] = True
             return submit_checkpoint(training_client, name, state, "state")
         return None
@@ -313,6 +319,10 @@ class CheckpointManager:
             except Exception as e:  # one checkpoint too many: training matters more
                 if not _says_gone(e):
                     logger.warning("checkpoint %s stays where it is: %s", path, e)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 async def start_training_client(

@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import os
-import signal
 import sys
-import threading
-import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.utils import stop_signals
 from tinker_cookbook.utils.command_help import help_text
 from tinker_cookbook.utils.command_line import one_line, parse
 from tinker_cookbook.utils.misc_utils import runs_path
 from tinker_cookbook.utils.run_directory import LogDirBehavior, check_log_dir
+from tinker_cookbook.utils.stop_signals import StopSignals
 
 __all__ = ["LogDirBehavior", "check_log_dir", "cli", "help_text", "parse", "runs_path"]
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
-_GRACE_SECONDS = 10.0  # after Ctrl-C, for what is running in threads
+EXIT_BROKEN_PIPE = 130
 
 
 def cli(
@@ -43,8 +40,8 @@ def cli(
 
     aliases: {"data": "dataset_builder"} lets `data=X data.path=Y` stand for the longer key.
     Errors that are the user's end the program with one line on stderr and exit code 2; every other
-    exception keeps its traceback. The first Ctrl-C unwinds `main` and exits with 130, a second one
-    (or ten seconds) ends the process at once.
+    exception keeps its traceback. The first Ctrl-C or SIGTERM saves the run that is under way (see
+    `Journal`), unwinds `main` and exits with 130 or 143; a second one ends the process at once.
     """
     argv = sys.argv[1:]
     with _one_line_errors():
@@ -52,11 +49,10 @@ def cli(
             print(help_text(config_class, argv, aliases, about=_about(main)))
             return
         config = parse(config_class, argv, aliases)
-        with _interruptible():
+        with stop_signals.handled() as signals:
             if inspect.iscoroutinefunction(main):
-                asyncio.run(_run_async(main(config)))
+                asyncio.run(_run_async(main(config), signals))
             else:
-                _second_interrupt_ends()
                 main(config)
 
 
@@ -74,7 +70,7 @@ def _one_line_errors() -> Iterator[None]:
         _fail(e)
     except BrokenPipeError:  # whoever read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(EXIT_BROKEN_PIPE)
     except BaseExceptionGroup as group:
         # a TaskGroup wraps what its tasks raised: the first of ours is the reason
         known, others = group.split(TinkerCookbookError)
@@ -91,60 +87,18 @@ def _fail(error: BaseException) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.getsignal(signal.SIGINT) if in_main_thread else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        _say_interrupted()
-        sys.exit(EXIT_INTERRUPTED)
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
+async def _run_async(main: Awaitable[None], signals: StopSignals) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
 
+    def cancel() -> None:
+        signals.end_soon()  # the loop may be blocked
+        loop.call_soon_threadsafe(task.cancel)
 
-async def _run_async(main: Awaitable[None]) -> None:
-    # in here, because asyncio.run puts its own handler (which cancels this task) only over
-    # Python's default one
-    _second_interrupt_ends()
-    await main
-
-
-def _say_interrupted() -> None:
-    print("interrupted; the same command resumes", file=sys.stderr, flush=True)
-
-
-def _second_interrupt_ends() -> None:
-    """Leaves the first Ctrl-C to the present handler; a second one, or the grace time, ends it all.
-
-    Threads that compute cannot be stopped from outside, and Python would wait for them. Nothing is
-    lost by not waiting: everything that a run keeps is written atomically.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    first = signal.getsignal(signal.SIGINT)
-    if not callable(first):  # ignored, as in a background job
-        return
-    count = 0
-
-    def end() -> None:
-        if sys.stdout.isatty():
-            sys.stdout.write("\x1b[?25h")  # a live display may have hidden the cursor
-            sys.stdout.flush()
-        _say_interrupted()
-        logging.shutdown()
-        os._exit(EXIT_INTERRUPTED)
-
-    def handler(number: int, frame: types.FrameType | None) -> None:
-        nonlocal count
-        count += 1
-        if count > 1:
-            end()
-        timer = threading.Timer(_GRACE_SECONDS, end)
-        timer.daemon = True
-        timer.start()
-        first(number, frame)
-
-    signal.signal(signal.SIGINT, handler)
+    with signals.watch(lambda: "stopping, nothing to save", cancel):
+        try:
+            await main
+        except asyncio.CancelledError:
+            if signals.requested is None:
+                raise
+            raise signals.stopped() from None

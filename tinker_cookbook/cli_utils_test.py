@@ -57,9 +57,6 @@ def main(config):
     print("mode", config.mode)
 
 if __name__ == "__main__":
-    if "grace" in sys.argv:
-        sys.argv.remove("grace")
-        cli_utils._GRACE_SECONDS = 0.5
     if "sync" in sys.argv:
         sys.argv.remove("sync")
         cli_utils.cli(main, CLI)
@@ -81,19 +78,31 @@ def run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def interrupt(program: Path, *words: str, times: int = 1) -> tuple[int, str, str, float]:
+def interrupt(
+    program: Path,
+    *words: str,
+    signals: tuple[signal.Signals, ...] = (signal.SIGINT,),
+    ignored: tuple[signal.Signals, ...] = (),
+    pause: float = 0.3,
+) -> tuple[int, str, str, float]:
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     child = subprocess.Popen(
         [sys.executable, str(program), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=prepare,
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     started = time.monotonic()
-    for _ in range(times):
-        os.kill(child.pid, signal.SIGINT)
-        time.sleep(0.3)
+    for number in signals:
+        os.kill(child.pid, number)
+        time.sleep(pause)
     out, err = child.communicate(timeout=30)
     return child.returncode, out, err, time.monotonic() - started
 
@@ -153,25 +162,50 @@ def test_help_is_quick_and_complete(program: Path):
     )
 
 
-def test_ctrl_c_unwinds_and_says_one_line(program: Path):
-    code, out, err, seconds = interrupt(program, "mode=sleep")
-    assert (code, out, err) == (130, "unwound\n", "interrupted; the same command resumes\n")
+STOPPING = "{}: stopping, nothing to save; Ctrl-C again ends it at once\n"
+STOPPED = "stopped; run the same command to go on\n"
+AT_ONCE = "ended at once; the same command resumes\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_unwinds_and_says_how_to_go_on(program: Path, number: signal.Signals, code: int):
+    returned, out, err, seconds = interrupt(program, "mode=sleep", signals=(number,))
+    assert (returned, out, err) == (code, "unwound\n", STOPPING.format(number.name) + STOPPED)
     assert seconds < 3
 
 
-def test_ctrl_c_in_a_program_that_waits_without_asyncio(program: Path):
-    code, _, err, seconds = interrupt(program, "sync", "mode=event")
-    assert (code, err) == (130, "interrupted; the same command resumes\n")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_program_that_waits_without_asyncio(program: Path, number: signal.Signals, code: int):
+    returned, _, err, seconds = interrupt(program, "sync", "mode=event", signals=(number,))
+    assert returned == code
+    assert err == f"{number.name}: stopping; Ctrl-C again ends it at once\n{STOPPED}"
     assert seconds < 3
 
 
-def test_a_second_ctrl_c_does_not_wait_for_threads(program: Path):
-    code, _, err, seconds = interrupt(program, "mode=thread", times=2)
-    assert (code, err) == (130, "interrupted; the same command resumes\n")
-    assert seconds < 3
+def test_a_second_signal_does_not_wait_for_threads(program: Path):
+    signals = (signal.SIGTERM, signal.SIGINT)
+    code, _, err, seconds = interrupt(program, "mode=thread", signals=signals)
+    assert (code, err) == (130, STOPPING.format("SIGTERM") + AT_ONCE)
+    assert seconds < 1.5  # and not by the grace time
 
 
-def test_without_a_second_ctrl_c_the_grace_time_ends_it(program: Path):
-    code, out, err, seconds = interrupt(program, "grace", "mode=thread")
-    assert (code, err) == (130, "interrupted; the same command resumes\n")
-    assert out == "unwound\n" and 0.4 < seconds < 5
+def test_a_signal_that_a_wrapper_passes_on_is_no_second_one(program: Path):
+    code, out, err, _ = interrupt(program, "mode=sleep", signals=(signal.SIGINT,) * 2, pause=0.01)
+    assert (code, out, err) == (130, "unwound\n", STOPPING.format("SIGINT") + STOPPED)
+
+
+def test_a_thread_that_hangs_is_left_after_the_grace_time(program: Path):
+    code, out, err, seconds = interrupt(program, "mode=thread")
+    assert (code, err) == (130, STOPPING.format("SIGINT") + STOPPED)
+    assert out == "unwound\n" and 1.9 < seconds < 6
+
+
+def test_an_ignored_signal_stays_ignored(program: Path):
+    """As nohup does it, and shells for background jobs."""
+    ignored = (signal.SIGHUP, signal.SIGINT)
+    code, _, err, _ = interrupt(
+        program, "mode=sleep", signals=(*ignored, signal.SIGTERM), ignored=ignored
+    )
+    assert (code, err) == (143, STOPPING.format("SIGTERM") + STOPPED)

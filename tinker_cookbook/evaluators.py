@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import ConfigurationError
@@ -59,28 +62,54 @@ class Evaluations:
         # a finished run that goes on has lost the results of its final weights: N was its last row
         self._always = {0, journal.start_step} if journal.continued else {0}
         self._journal = journal
+        self._seconds: dict[tuple[int, ...], float] = {}  # what those due together took last
 
     def due(self, step: int | None) -> list[Evaluator]:
         """The evaluators due before `step`. None: after the last step, all are."""
-        return [
-            evaluator
-            for every, evaluators in self._due
-            for evaluator in evaluators
-            if step is None or step in self._always or (every and step % every == 0)
-        ]
+        return [each for index in self._groups_due(step) for each in self._due[index][1]]
+
+    def _groups_due(self, step: int | None) -> tuple[int, ...]:
+        return tuple(
+            index
+            for index, (every, evaluators) in enumerate(self._due)
+            if evaluators
+            and (step is None or step in self._always or (every and step % every == 0))
+        )
+
+    @cached_property
+    def _steps(self) -> dict[tuple[int, ...], list[int]]:
+        """The steps of the run before which the same evaluators are due, the end included."""
+        steps: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        total = self._journal.total_steps
+        if total is not None:
+            for step in range(total):
+                steps[self._groups_due(step)].append(step)
+            steps[self._groups_due(None)].append(total)
+        return steps
+
+    def _seconds_after(self, step: int) -> float:
+        """Of the evaluations after `step`; those that have not been done yet cost as the others."""
+        known = self._seconds
+        guess = sum(known.values()) / len(known) if known else 0.0
+        return sum(
+            known.get(groups, guess) * (len(steps) - bisect_right(steps, step))
+            for groups, steps in self._steps.items()
+            if groups
+        )
 
     async def run(
         self, client: Any, step: int | None, sampling_client: Any = None
     ) -> dict[str, float]:
         """Metrics of the evaluators due before `step`, with the seconds it took as `time/evals`;
-        {} where none is. The clients: see `run_evals`."""
+        {} where none is. The clients: see `run_evals`. A stop cancels it."""
         due = self.due(step)
         if not due:
             return {}
         # not the journal's own clock: its present row may belong to an earlier step
         seconds: dict[str, float] = {}
-        with timed("evals", seconds):
+        with self._journal.evaluating(step, self._seconds_after), timed("evals", seconds):
             metrics = await run_evals(due, client, sampling_client)
+        self._seconds[self._groups_due(step)] = seconds["time/evals"]
         for evaluator in due:
             for line in evaluator.lines():
                 self._journal.say(line)

@@ -37,6 +37,10 @@ class CheckpointError(TinkerCookbookError, RuntimeError):
     """A checkpoint that is missing, damaged, in use, or belongs to another model."""
 
 
+class StorageError(TinkerCookbookError, OSError):
+    """A file of a run that the disk refuses to take: it is full, or must not be written to."""
+
+
 class AllTrajectoriesFailedError(TrainingError):
     """No rollout of a group survived."""
 

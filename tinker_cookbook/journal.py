@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from tinker_cookbook.checkpoint_utils import (
     get_last_resumable_checkpoint,
 )
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.stopping import RunStop
 from tinker_cookbook.utils import code_identity, jsonl, ml_log
 from tinker_cookbook.utils.display import Display, duration
 from tinker_cookbook.utils.misc_utils import counted, runs_path, timed
@@ -83,6 +84,14 @@ class Journal:
     order; a row at i == total_steps is allowed, for evaluations of the final weights. Everything
     that depends on the clock lies under `time/`: all else of a resumed run equals an
     uninterrupted one.
+
+    Steps are counted from 0 in rows, on the screen and in directories (iteration_000007); step 7
+    begins with the weights after 7 steps, which are checkpoint 000007.
+
+    The first Ctrl-C, SIGTERM or SIGHUP (cli_utils.cli, stop_signals.handled) ends the run where no
+    finished step is lost: `finish` and `step` raise once every submitted step has its row, the
+    journal saves what is not saved, and the process exits with 130, 143 or 129. Only a `droppable`
+    block, and what comes before the first step, is cancelled at once.
 
     `timed(name)` adds seconds to `time/<name>` of the present row, or of the next one when no step
     is open. `say(text)` prints a line without breaking the live display, and logs it.
@@ -189,6 +198,14 @@ class Journal:
                 self._total_steps, mode, headlines=self._headlines, unit=self._unit
             )
             stack.callback(self._display.close)
+            self._stop = RunStop(
+                self._checkpoints,
+                self.start_step,
+                self._total_steps,
+                self._unit,
+                rows_are_kept=self._rows_kept is not None,
+            )
+            stack.enter_context(self._stop.watched())
             for line in place.remarks:
                 self.say(line)
             self._started = time.perf_counter()
@@ -202,24 +219,42 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._display.close()
+        stopped = self._stop.requested and (
+            error is None or isinstance(error, asyncio.CancelledError)
+        )
+        try:
+            if stopped and not self._finished:
+                self._stop.save()
+            self._display.close()
+            words = self._closing_words(error, stopped)
+        finally:
+            self._stack.close()
+        if stopped:
+            raise self._stop.stopped(words) from None
+
+    def _closing_words(self, error: BaseException | None, stopped: bool) -> str:
         seconds = duration(time.perf_counter() - self._started)
         last = min(self._next_step, self._total_steps or self._next_step)
-        done = last - self.start_step
-        if error is None and self._finished:
-            made = counted(done, self._unit)
+        done = counted(last - self.start_step, self._unit)
+        if self._finished and error is None:
             of_all = f" ({last} in all)" if self.start_step else ""
-            self.say(f"finished: {made} in {seconds}{of_all}; everything is in {self.log_path}")
+            self.say(f"finished: {done} in {seconds}{of_all}; everything is in {self.log_path}")
+            return "stopped; the run is finished"
+        words = self._stop.last_words()
+        if stopped:
+            logger.info("%s (%s in %s)", words, done, seconds)
         elif error is not None:
             expected = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             logger.info(
                 "stopped after %s in %s by %s",
-                counted(done, self._unit),
-                seconds,
-                kind.__name__ if kind else "",
+                *(done, seconds, type(error).__name__),
                 exc_info=None if expected else error,
             )
-        self._stack.close()
+        return words
+
+    @property
+    def total_steps(self) -> int | None:
+        return self._total_steps
 
     def say(self, text: str) -> None:
         """One line for the person who watches; also into logs.log."""
@@ -231,6 +266,7 @@ class Journal:
     @contextmanager
     def step(self, i: int) -> Iterator[dict[str, Any]]:
         """The metrics row of step i (0-based), written when the block ends without an exception."""
+        self._stop.end_here()
         if i != self._next_step:
             raise RuntimeError(f"row {i} out of order: row {self._next_step} is the next one")
         row: dict[str, Any] = {}
@@ -245,7 +281,8 @@ class Journal:
         self._next_step = i + 1
         if self._rows_kept is not None and i == self._total_steps:
             self._finished = True
-        self._display.update(i, row)
+        self._stop.row_written(i)
+        logger.info("%s", self._display.update(i, row))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -272,11 +309,12 @@ class Journal:
         """
         if final:  # what "finished" meant: see _goes_on_after
             loop_state = {**self._length(), **loop_state}
-        return self._checkpoints.submit(training_client, step, final=final, **loop_state)
+        return self._stop.submit_save(training_client, step, final, loop_state)
 
     async def finish(self, pending: PendingSave | None) -> CheckpointRecord | None:
         """Waits until the checkpoint exists and records it."""
         if pending is None:
+            self._stop.end_here()
             return None
         steps = pending.record.batch or 0
         if steps > self._next_step:
@@ -285,12 +323,47 @@ class Journal:
                 " is written"
             )
         with self.timed("save_checkpoint"):
-            record = await self._checkpoints.finish(pending)
+            record = await self._stop.record(pending)
         self._finished = self._finished or bool(record.final)
         logger.info("saved checkpoint %s: %s", record.name, record.state_path)
         if record.final:
             self.say(f"final weights: {record.sampler_path} (to train on: {record.state_path})")
+        else:
+            self._stop.end_here()
         return record
+
+    # ---- stopping
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the user has asked to stop: a loop that submits ahead submits nothing more."""
+        return self._stop.requested
+
+    def droppable(self) -> AbstractContextManager[None]:
+        """A block that a stop cancels at its next await, if no step is under way.
+
+        For what is long and done again on resume, such as evaluations and rollouts. Within `step`,
+        only before anything of the step has changed the weights: see `commit`.
+        """
+        return self._stop.droppable()
+
+    @contextmanager
+    def evaluating(self, step: int | None, seconds_after: Callable[[int], float]) -> Iterator[None]:
+        """Around the evaluations before `step` (None: after the last): shown, and droppable.
+
+        seconds_after: what the evaluations after a given step will take, for the ETA.
+        """
+        self._display.evaluations_after = seconds_after
+        with self.droppable():
+            self._display.evaluating(self._next_step if step is None else step)
+            yield
+
+    def commit(self, step: int) -> None:
+        """Says that an optimizer step of step index `step` was submitted: a stop waits for it.
+
+        `submit_save` says it as well; needed where rollouts are waited for in between.
+        """
+        self._stop.commit(step)
 
     # ---- the directory
 

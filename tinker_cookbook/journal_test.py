@@ -26,7 +26,7 @@ from tinker_cookbook.utils.ml_log import read_metrics
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
 # checkpoint that holds one step too many, or a step done twice, changes every number after it.
 LOOP = """
-import asyncio, json, os, signal, uuid
+import asyncio, json, os, resource, signal, uuid
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +72,9 @@ class Client:
         return FileFuture(f"tinker://{self.run}/sampler_weights/{name}")
 
 def at(point):
+    if os.environ.get("FULL") == point:  # no file may grow: the next row is cut in the middle
+        size = os.path.getsize(os.environ["LOG"] + "/metrics.jsonl") + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     if os.environ.get("KILL") == point:
         for name in ("metrics", "checkpoints"):
             if point.startswith("torn"):
@@ -120,18 +123,18 @@ class Loop:
         self.log = tmp_path / name
         self._env = {**os.environ, "STORE": str(self.store), "LOG": str(self.log)}
 
-    def start(self, *words: str, kill: str = "") -> subprocess.Popen:
+    def start(self, *words: str, kill: str = "", full: str = "") -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, str(self.program), f"log_path={self.log}", *words],
-            env={**self._env, "KILL": kill},
+            env={**self._env, "KILL": kill, "FULL": full},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *words: str, kill: str = "", code: int = 0) -> str:
+    def run(self, *words: str, kill: str = "", full: str = "", code: int = 0) -> str:
         """What it printed on stdout; on stderr if it was to fail with `code`."""
-        child = self.start(*words, kill=kill)
+        child = self.start(*words, kill=kill, full=full)
         out, err = child.communicate(timeout=60)
         assert child.returncode == code, err
         return err if code == 2 else out
@@ -211,6 +214,21 @@ def test_killed_and_started_again_equals_uninterrupted(
     assert loop.final_state() == whole.final_state()
 
 
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    *warnings, error = loop.run(full="after-finish:6", code=2).splitlines()
+    reason = "cannot be written: File too large; free space"
+    assert error == (
+        f"error: {loop.log}/metrics.jsonl {reason} and run the same command; it resumes"
+    )
+    assert warnings == [f"WARNING: {loop.log}/logs.log {reason}, or this log has gaps"]
+    assert [row["step"] for row in read_metrics(loop.log)] == list(range(7))
+    assert (loop.log / "metrics.jsonl").read_text().endswith("}\n")  # no half line
+    loop.run()
+    assert loop.numbers() == whole.numbers()
+    assert loop.final_state() == whole.final_state()
+
+
 def test_killed_three_times(tmp_path: Path, whole: Loop):
     loop = Loop(tmp_path, "run")
     for kill in ("after-row:3", "after-finish:5", "in-step:6"):
@@ -233,17 +251,50 @@ def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop):
     assert loop.numbers() == whole.numbers()
 
 
-def test_ctrl_c_then_the_same_command_resumes(tmp_path: Path, whole: Loop):
-    loop = Loop(tmp_path, "run")
-    child = loop.start("pause=0.05")
-    while len(read_metrics(loop.log)) < 6:
+def stopped(loop: Loop, number: signal.Signals, *words: str, rows: int) -> tuple[int, list[str]]:
+    """Exit code and stderr of a loop that gets the signal after so many rows."""
+    child = loop.start(*words)
+    while len(read_metrics(loop.log)) < rows:
         time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
+        assert child.poll() is None
+    child.send_signal(number)
     _, err = child.communicate(timeout=20)
-    assert (child.returncode, err) == (130, "interrupted; the same command resumes\n")
-    loop.run("pause=0.05")
+    return child.returncode, err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_loop_that_does_not_ask_is_stopped_behind_a_step(
+    tmp_path: Path, whole: Loop, number: signal.Signals, code: int
+):
+    """It submits a step ahead without asking `stopping`: that step is dropped, none is repeated."""
+    loop = Loop(tmp_path, "run")
+    returned, err = stopped(loop, number, "pause=0.05", "rolling_save_every=0", rows=6)
+    assert returned == code
+    assert err[0].startswith(f"{number.name}: finishing ")
+    done = len(read_metrics(loop.log))
+    assert err[1:] == [f"stopped after {done} of 12 steps; the same command resumes from there"]
+    last = load_checkpoints_file(loop.log)[-1]
+    assert (last.name, last.batch, last.extra["rolling"]) == (f"{done:06d}", done, True)
+    assert f"resuming {loop.log} at step {done} of 12" in loop.run("pause=0.05")
     assert loop.numbers() == whole.numbers()
     assert loop.final_state() == whole.final_state()
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, whole: Loop):
+    loop = Loop(tmp_path, "run")
+    child = loop.start("pause=0.3")
+    while not read_metrics(loop.log):
+        time.sleep(0.01)
+    for _ in range(2):
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert err.splitlines()[1:] == ["ended at once; the same command resumes"]
+    loop.run("pause=0.3")
+    assert loop.numbers() == whole.numbers()
 
 
 def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path):
@@ -420,7 +471,7 @@ async def test_files_of_a_run(tmp_path: Path, capsys):
     assert list(config)[:3] == ["recipe", "model_name", "rate"] and config["rate"] == 0.1
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"run directory: {journal.log_path}"
-    assert out[1].startswith("step 1/2  loss 1  ") and out[2].startswith("step 2/2  loss 1  ")
+    assert out[1].startswith("step 0/2  loss 1  ") and out[2].startswith("step 1/2  loss 1  ")
     assert out[3].startswith("final weights: tinker://")
     assert out[4].startswith("finished: 2 steps in 0:0")
     log = (journal.log_path / "logs.log").read_text()

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple, get_args
 
 import chz
+from chz.tiepin import is_subtype_instance, type_repr
 
 from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
@@ -28,6 +30,7 @@ def fill(config: Any, method: str) -> FilledConfig:
     taken, with a warning. load_checkpoint_path: the directory of a run becomes the tinker:// path
     of its last checkpoint.
     """
+    check_types(config)
     common = getattr(getattr(config, "dataset_builder", None), "common_config", None)
     if config.base_url is None:
         config = chz.replace(config, model_name=models.loaded_name(config.model_name))
@@ -58,6 +61,19 @@ def fill(config: Any, method: str) -> FilledConfig:
         filled.filled.setdefault("renderer_name", filled.config.renderer_name)
     warn_if_renderer_not_recommended(config.model_name, filled.config.renderer_name)
     return filled
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """Raises ConfigurationError for the first field of a chz config, or of one in it, whose value
+    is not of the annotated type. chz checks words of the command line, but nothing that Python
+    code passes. Whole numbers of any library will do for an int, and real ones for a float."""
+    for key, field in chz.chz_fields(config).items():
+        value = getattr(config, key)
+        if not _is_of_type(value, field.x_type):
+            expected = type_repr(field.x_type).replace(" | ", " or ")
+            raise ConfigurationError(f"{prefix}{key}={value!r}: expected {expected}")
+        if chz.is_chz(value) and not isinstance(value, type):
+            check_types(value, f"{prefix}{key}.")
 
 
 class _Range(NamedTuple):
@@ -118,6 +134,17 @@ def check(config: Any) -> None:
     _check_range("shuffle_seed", getattr(data, "shuffle_seed", None), _SEED)
     for holder in (config, getattr(data, "common_config", None)):
         _check_length(getattr(holder, "max_length", None), config.model_name)
+
+
+def _is_of_type(value: Any, annotation: Any) -> bool:
+    if isinstance(value, bool) and annotation not in (Any, object):
+        return bool in (annotation, *get_args(annotation))  # True is an int to Python
+    plain: Any = value
+    if isinstance(value, Integral):
+        plain = int(value)
+    elif isinstance(value, Real):
+        plain = float(value)
+    return is_subtype_instance(plain, annotation)
 
 
 def _check_range(key: str, value: float | None, allowed: _Range) -> None:

@@ -3,13 +3,16 @@
 import math
 
 import chz
+import numpy as np
 import pytest
 
 from tinker_cookbook import keys, models
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl import train as rl_train
+from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.data import InMemoryChats
+from tinker_cookbook.supervised.data import InMemoryChats, JsonlChats
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
@@ -53,6 +56,42 @@ async def test_a_value_that_cannot_work(key, value, expected):
     with pytest.raises(ConfigurationError) as error:
         await train.main(config(**{key: value}))
     assert str(error.value) == f"{key}={value}: expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("num_epochs", "three", "'three': expected int"),
+        ("num_epochs", 2.0, "2.0: expected int"),
+        ("num_epochs", None, "None: expected int"),
+        ("learning_rate", "1e-4", "'1e-4': expected float or None"),
+        ("max_steps", True, "True: expected int or None"),
+        ("train_mlp", 1, "1: expected bool"),
+        ("log_path", 5, "5: expected str or None"),
+        ("lr_schedule", "linaer", "'linaer': expected "),
+        ("evaluator_builders", 3, "3: expected list["),
+    ],
+)
+async def test_a_value_of_another_type(key, value, expected):
+    with pytest.raises(ConfigurationError) as error:
+        await train.main(config(**{key: value}))
+    assert str(error.value).startswith(f"{key}={expected}")
+
+
+async def test_a_value_of_another_type_further_down():
+    data = JsonlChats(path=3.5, common_config=OWN)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"^dataset_builder\.path=3\.5: expected str"):
+        await train.main(config(dataset_builder=data))
+    problems = rl_train.Config(dataset_builder=RLDatasetBuilder(), max_lag="1")
+    with pytest.raises(ConfigurationError, match=r"^max_lag='1': expected int$"):
+        await rl_train.main(problems)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    keys.check_types(config(num_epochs=np.int64(2), learning_rate=np.float32(0.5)))
+    keys.check_types(config(learning_rate=1))
+    with pytest.raises(ConfigurationError, match="expected int"):
+        keys.check_types(config(num_epochs=np.float64(2)))
 
 
 def test_values_at_the_edge_work():

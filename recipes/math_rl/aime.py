@@ -147,7 +147,7 @@ async def main(config: CLI) -> None:
         async with aclosing(_as_finished(plays)) as finished:
             for step in range(journal.start_step, total):
                 with journal.step(step) as row:
-                    with journal.timed("replies"):
+                    with journal.droppable(), journal.timed("replies"):
                         number, group = await anext(finished)
                     part, index = plays[number]
                     name = f"{part.evaluator.dataset.name}, problem {index + 1}"

@@ -24,7 +24,7 @@ import chz
 import tinker
 
 from tinker_cookbook import models
-from tinker_cookbook.cli_utils import EXIT_INTERRUPTED, cli
+from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import StopCondition, TokenCompleter, TokensWithLogprobs
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
@@ -75,13 +75,13 @@ def main(config: Config) -> None:
 def _ctrl_c() -> Iterator[None]:
     """A second Ctrl-C ends the process where cleaning up after the first takes too long.
 
-    In place of the handler of `cli`, which promises that the same command resumes.
+    In place of the handler of `cli`, which says how a run goes on.
     """
     pressed = itertools.count(1)
 
     def handler(number: int, frame: types.FrameType | None) -> None:
         if next(pressed) > 1:
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(128 + number)
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGINT, handler)

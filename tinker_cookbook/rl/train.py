@@ -75,6 +75,7 @@ async def main(
             f"rollout_executor={rollout_executor!r} is not supported: episodes are played by the"
             " event loop of this process; leave it out"
         )
+    keys.check_types(config)
     asked, config = config, with_located_reference(with_known_keys(config))
     refuse_unclear_reference(config)
     refuse_unknown_signals(config)
@@ -124,14 +125,15 @@ async def main(
         )
         trainer = Trainer(config, client, signals, journal, total_steps, progress)
         sampling_client = await client.save_weights_and_get_sampling_client()
-        async with GroupSource(
+        source = GroupSource(
             train.get_batch,
             trainer.play,
             steps=range(journal.start_step, total_steps),
             max_lag=config.max_lag,
             workers=config.groups_at_a_time,
             waiting=trainer.say_waiting,
-        ) as source:
+        )
+        async with trainer, source:
             for step in range(journal.start_step, total_steps):
                 source.publish(sampling_client, step)
                 with journal.step(step) as row:

@@ -71,7 +71,7 @@ class _Submitted:
 
 
 class Trainer:
-    """What a step does with the groups of its batch."""
+    """What a step does with the groups of its batch; `async with` waits for its last transcript."""
 
     def __init__(
         self,
@@ -89,6 +89,12 @@ class Trainer:
         self._without_advantage = 0  # steps
         # whether the logprobs of sampler and trainer are of the same distribution of the weights
         self._comparable = config.temperature == trainer_temperature(config)
+
+    async def __aenter__(self) -> Trainer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.finish_writing()
 
     async def play(self, ticket: Ticket) -> TrainingGroup:
         """Plays a group and fetches what the signals need of it."""
@@ -139,6 +145,7 @@ class Trainer:
                 submitted.append(self._forward_backward(kept, step, chunk.substep))
             if chunk.last and len(submitted) > trained_before:
                 optimizer.append(self._client.optim_step(self._adam(step)))
+                self._journal.commit(step)
                 trained_before = len(submitted)
         if not submitted:
             await self._refuse_empty(record, step)
@@ -179,7 +186,7 @@ class Trainer:
         arrivals = source.arrivals(step)
         while current < len(substeps):
             if len(ready[current]) < sizes[current][0]:
-                with self._journal.timed("wait_for_groups"):
+                with self._journal.droppable(), self._journal.timed("wait_for_groups"):
                     played = await anext(arrivals)
                 ready[substep_of[played.ticket.index]].append(played)
                 continue

@@ -34,7 +34,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
-from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TinkerCookbookError
+from tinker_cookbook.exceptions import (
+    CheckpointError,
+    ConfigurationError,
+    StorageError,
+    TinkerCookbookError,
+)
 from tinker_cookbook.utils.files import FileLock, replace_file, sync_directory
 
 Kind = Literal["weights", "sampler_weights", "external_weights"]
@@ -576,17 +581,18 @@ def _disk_errors(action: str, directory: Path) -> Iterator[None]:
     """Turn what the disk refuses into one line with the directory and the space left."""
     try:
         yield
-    except TinkerCookbookError:
-        raise
     except Exception as error:
-        if not isinstance(error, OSError) and not any(text in str(error) for text in _DISK_SAYS):
+        refused = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(refused, TinkerCookbookError):
+            raise
+        if not isinstance(refused, OSError) and not any(text in str(error) for text in _DISK_SAYS):
             raise
         there = next(folder for folder in (directory, *directory.parents) if folder.is_dir())
         raise CheckpointError(
-            f"cannot {action} in {directory}: {error} ({shutil.disk_usage(there).free:,} bytes "
+            f"cannot {action} in {directory}: {refused} ({shutil.disk_usage(there).free:,} bytes "
             "free); make room, correct the permissions or name another directory in "
-            "TINKER_COOKBOOK_STORE_DIR"
-        ) from error
+            "TINKER_COOKBOOK_STORE_DIR; the same command resumes a run"
+        ) from refused
 
 
 def _now() -> datetime:

@@ -2,7 +2,7 @@
 
     with Journal(...) as journal:
         for step in range(journal.start_step, total_steps):
-            evaluators that are due, on the weights before this step
+            evaluators that are due, on the weights before this step, all rows before it written
             forward_backward + optim_step (+ a save that is due), submitted
             the step before it, awaited -> one row of metrics.jsonl
         evaluators on the final weights, the final checkpoint
@@ -127,7 +127,14 @@ async def main(
         schedule = _Steps(config, train, total_steps)
         evaluations = _evaluations(config, test, journal, schedule)
         ahead: deque[_Submitted] = deque()
+
+        async def finish(but: int = 0) -> None:
+            while len(ahead) > but:
+                await _finish(ahead.popleft(), journal, config)
+
         for step in range(journal.start_step, total_steps):
+            if evaluations.due(step) or journal.stopping:
+                await finish()  # a stop can then drop the evaluations, and loses no step
             evals = await evaluations.run(client, step)
             epoch, batch = schedule.batch(step)
             learning_rate = schedule.learning_rate(step)
@@ -143,10 +150,8 @@ async def main(
                     journal.submit_save(client, step + 1, epoch=epoch),
                 )
             )
-            while len(ahead) > config.submit_ahead:
-                await _finish(ahead.popleft(), journal, config)
-        while ahead:
-            await _finish(ahead.popleft(), journal, config)
+            await finish(but=config.submit_ahead)
+        await finish()
         final = await evaluations.run(client, None)
         if final.keys() - {"time/evals"}:  # something was measured
             with journal.step(total_steps) as row:

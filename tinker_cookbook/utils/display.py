@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Literal, get_args
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column, Table
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils import stop_signals
 
 DisplayMode = Literal["auto", "live", "plain", "table", "none"]
 
@@ -29,6 +30,8 @@ HEADLINES = {
 }
 TOKEN_COUNTS = ("num_tokens", "env/all/total_ac_tokens")  # tokens of one step, for tokens/s
 _WINDOW = 20  # steps that speed and ETA are averaged over
+_BAR_WIDTH = 20
+_NOT_TEXT = _BAR_WIDTH + 4  # columns of the live line that spinner, bar and gaps take
 
 
 class Display:
@@ -57,19 +60,24 @@ class Display:
         self._console = Console(file=self._stream, highlight=False)
         self._total, self._unit = total_steps, unit
         self._headlines = HEADLINES | dict(headlines or {})
-        self._ends: deque[float] = deque(maxlen=_WINDOW + 1)  # when the last steps ended
+        # seconds of the evaluations after a step, to be set by whoever knows (see Evaluations)
+        self.evaluations_after: Callable[[int], float] = lambda step: 0.0
+        self._last_end = 0.0
+        self._warm = False  # the first step also loads, compiles and fills caches
+        self._seconds: deque[float] = deque(maxlen=_WINDOW)  # of steps without evaluations
         self._tokens: deque[float] = deque(maxlen=_WINDOW)
         self._progress: Progress | None = None
         self._task: Any = None
 
     def start(self, first_step: int = 0) -> None:
-        """Starts the clock; `first_step` is the number of steps done by an earlier process."""
-        self._ends.append(time.perf_counter())
+        """Starts the clock; `first_step`: the step to begin with, as earlier processes did those
+        before it."""
+        self._last_end = time.perf_counter()
         if self._mode != "live":
             return
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=_BAR_WIDTH),
             TextColumn(
                 "{task.description}",
                 markup=False,
@@ -85,20 +93,33 @@ class Display:
         # Live hides the cursor, and a killed process could not show it again
         self._console.show_cursor(True)
 
-    def update(self, step: int, row: Mapping[str, Any]) -> None:
-        """Shows the metrics of the 0-based step that just ended."""
-        self._ends.append(time.perf_counter())
-        self._tokens.append(next((float(row[k]) for k in TOKEN_COUNTS if k in row), 0.0))
-        done = step + 1 if self._total is None else min(step + 1, self._total)
-        line = "  ".join([self._name(done), *self._figures(done, row)])
+    def update(self, step: int, row: Mapping[str, Any]) -> str:
+        """Shows the metrics of the step that just ended, by the number that its row has; returns
+        the line in full."""
+        now = time.perf_counter()
+        training = self._total is None or step < self._total
+        if training and self._warm:
+            self._seconds.append(max(now - self._last_end - row.get("time/evals", 0.0), 0.0))
+            self._tokens.append(next((float(row[k]) for k in TOKEN_COUNTS if k in row), 0.0))
+        self._warm, self._last_end = True, now
+        figures = self._figures(step, row)
+        line = "  ".join([self._name(step), *figures])
         if self._mode == "plain":
             self._write(line)
         elif self._mode == "table":
-            self._console.print(metrics_table(self._name(done), row))
+            self._console.print(metrics_table(self._name(step), row))
         elif self._progress is not None:
-            self._progress.update(self._task, completed=done, description=line)
+            self._live(step, figures, completed=step + training)
             if evaluations(row):  # rare and worth keeping: the live line is overwritten
                 self._write(line)
+        return line
+
+    def evaluating(self, step: int) -> None:
+        """Says that the weights before `step` are being evaluated."""
+        if self._progress is not None:
+            self._live(step, ["evaluating"], completed=step)
+        elif self._mode in ("plain", "table"):
+            self._write(f"{self._name(step)}  evaluating")
 
     def say(self, text: str) -> None:
         """Prints a line above the live line."""
@@ -111,27 +132,46 @@ class Display:
             self._progress = None
 
     def _write(self, text: str) -> None:
-        if self._progress is not None:
-            self._console.print(text, markup=False, soft_wrap=True)
-        else:
-            print(text, file=self._stream, flush=True)
+        try:
+            if self._progress is not None:
+                self._console.print(text, markup=False, soft_wrap=True)
+            else:
+                print(text, file=self._stream, flush=True)
+        except OSError:
+            # the Ctrl-C that stops a run also ends `tee`: what is under way is saved all the same
+            if stop_signals.active().requested is None:
+                raise
+            stop_signals.discard(self._stream)
 
-    def _name(self, done: int) -> str:
+    def _live(self, step: int, figures: Sequence[str], completed: int) -> None:
+        """Redraws the live line with as many figures as fit, the more important first."""
+        assert self._progress is not None
+        room = self._console.width - _NOT_TEXT - len(self._name(step))
+        important = sorted(figures, key=lambda text: not text.startswith("ETA"))
+        kept = set()
+        for text in [*figures[:1], *important]:
+            if text not in kept and len(text) + 2 <= room:
+                kept.add(text)
+                room -= len(text) + 2
+        line = "  ".join([self._name(step), *(text for text in figures if text in kept)])
+        self._progress.update(self._task, completed=completed, description=line)
+
+    def _name(self, step: int) -> str:
         of_total = "" if self._total is None else f"/{self._total}"
-        return f"{self._unit} {done}{of_total}"
+        return f"{self._unit} {step}{of_total}"
 
-    def _figures(self, done: int, row: Mapping[str, Any]) -> list[str]:
+    def _figures(self, step: int, row: Mapping[str, Any]) -> list[str]:
         figures = [
             f"{label} {short(row[key])}" for key, label in self._headlines.items() if key in row
         ]
         figures += [f"{key} {short(value)}" for key, value in evaluations(row).items()]
-        seconds = self._ends[-1] - self._ends[0]
-        steps = len(self._ends) - 1
-        if steps and seconds > 0:
+        seconds = sum(self._seconds)
+        if seconds > 0:
             if any(self._tokens):
                 figures.append(f"{short(sum(self._tokens) / seconds)} tok/s")
-            if self._total is not None and done < self._total:
-                figures.append(f"ETA {duration((self._total - done) * seconds / steps)}")
+            if self._total is not None and step < self._total:
+                steps = (self._total - step - 1) * seconds / len(self._seconds)
+                figures.append(f"ETA {duration(steps + self.evaluations_after(step))}")
         figures.append(memory())
         return figures
 

@@ -16,21 +16,61 @@ class Terminal(io.StringIO):
 
 
 def test_plain_lines_hold_all_figures_and_no_control_characters(monkeypatch):
-    now = iter([10.0, 12.0, 14.0])
+    """The first step and evaluations count neither for the speed nor for the ETA."""
+    now = iter([10.0, 50.0, 52.0, 57.0])
     monkeypatch.setattr(display.time, "perf_counter", lambda: next(now))
     monkeypatch.setattr(display, "memory", lambda: "1.50 GiB")
     stream = io.StringIO()
-    shown = Display(4, stream=stream)
+    shown = Display(5, stream=stream)
     shown.start()
-    shown.update(0, {"train_mean_nll": 2.5, "num_tokens": 1000, "time/total": 1.9})
+    lines = [
+        shown.update(0, {"train_mean_nll": 2.5, "num_tokens": 1000, "time/total": 39.9}),
+        shown.update(1, {"train_mean_nll": 1.25, "num_tokens": 1000}),
+    ]
     shown.say("saved [x]")
-    shown.update(1, {"train_mean_nll": 1.25, "num_tokens": 3000, "test/nll": 3.0})
+    shown.evaluating(2)
+    shown.evaluations_after = lambda step: 3.0
+    row = {"train_mean_nll": 1.0, "num_tokens": 3000, "test/nll": 3.0, "time/evals": 3.0}
+    shown.update(2, row)
     shown.close()
     assert stream.getvalue() == (
-        "step 1/4  loss 2.5  500 tok/s  ETA 0:06  1.50 GiB\n"
+        "step 0/5  loss 2.5  1.50 GiB\n"
+        "step 1/5  loss 1.25  500 tok/s  ETA 0:06  1.50 GiB\n"
         "saved [x]\n"
-        "step 2/4  loss 1.25  test/nll 3  1000 tok/s  ETA 0:04  1.50 GiB\n"
+        "step 2/5  evaluating\n"
+        "step 2/5  loss 1  test/nll 3  1000 tok/s  ETA 0:07  1.50 GiB\n"
     )
+    assert "".join(f"{line}\n" for line in lines) == "".join(stream.getvalue().splitlines(True)[:2])
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (80, "step 3/24  reward 0.5  reply tokens 10.25  ETA 0:40"),
+        (60, "step 3/24  reward 0.5  ETA 0:40"),
+        (
+            120,
+            "step 3/24  reward 0.5  reply tokens 10.25  other 1  25.05 tok/s  ETA 0:40  1.50 GiB",
+        ),
+    ],
+)
+def test_the_live_line_leaves_out_what_does_not_fit(monkeypatch, columns: int, expected: str):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(display, "memory", lambda: "1.50 GiB")
+    now = iter([0.0, 5.0, 7.0])
+    stream = Terminal()
+    shown = Display(24, stream=stream, headlines={"tokens": "reply tokens", "other": "other"})
+    monkeypatch.setattr(display.time, "perf_counter", lambda: next(now))
+    row = {"reward/total": 0.5, "tokens": 10.25, "other": 1, "num_tokens": 50.1}
+    shown.start()
+    shown.update(2, row)
+    shown.update(3, row)
+    assert shown._progress is not None
+    assert shown._progress.tasks[0].description == expected
+    assert len(expected) + 23 <= columns
+    monkeypatch.undo()
+    shown.close()
 
 
 def test_a_run_without_a_known_end_has_no_eta():
@@ -38,7 +78,7 @@ def test_a_run_without_a_known_end_has_no_eta():
     shown = Display(None, stream=stream)
     shown.start(7)
     shown.update(7, {"env/all/reward/total": 0.5})
-    assert re.fullmatch(r"step 8  reward 0\.5  [\d.]+ GiB\n", stream.getvalue())
+    assert re.fullmatch(r"step 7  reward 0\.5  [\d.]+ GiB\n", stream.getvalue())
 
 
 def test_the_row_after_the_last_step_does_not_count_as_a_step():
@@ -70,7 +110,7 @@ def test_on_a_terminal_the_line_is_redrawn_and_evaluations_stay(monkeypatch):
     text = stream.getvalue()
     assert "\x1b[2K" in text  # redrawn
     assert "a remark\n" in text
-    assert re.search(r"step 2/3  loss 0.5  test/nll 0.75 .*GiB\n", text)
+    assert re.search(r"step 1/3  loss 0.5  test/nll 0.75 .*GiB\n", text)
     # the cursor is visible while the run lives, so that a killed one leaves it visible
     assert text.index("\x1b[?25h") < text.index("a remark")
 

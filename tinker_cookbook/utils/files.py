@@ -13,11 +13,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, ClassVar, Self
 
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, StorageError
 
 logger = logging.getLogger(__name__)
 
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the disk refuses into a StorageError: one line with the file and the way on."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno not in (*_FULL, *_REFUSED):
+            raise
+        remedy = "free space" if error.errno in _FULL else "make it writable"
+        raise StorageError(
+            f"{path} cannot be written: {os.strerror(error.errno)}; {remedy} and run the same"
+            " command; it resumes"
+        ) from error
 
 
 class FileLock:
@@ -99,16 +120,18 @@ def replace_file(path: str | os.PathLike[str], data: bytes | str) -> None:
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """An open file that takes the place of `path` when the block ends; not if the block raises.
 
-    One writer at a time: the temporary name beside the file is always the same.
+    StorageError: the disk is full or refuses. One writer at a time: the temporary name beside the
+    file is always the same.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with disk_errors(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()  # on a full disk it is in the way

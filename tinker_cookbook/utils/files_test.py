@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tinker_cookbook.exceptions import StorageError
 from tinker_cookbook.utils.files import FileLock, replace_file, sync_directory
 
 
@@ -55,7 +56,8 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, monkeypatch: p
     replace_file(file, "old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-        with pytest.raises(OSError, match="full"):
+        words = "x.json cannot be written: No space left on device; free space and run the same"
+        with pytest.raises(StorageError, match=words):
             replace_file(file, "new")
     assert file.read_text() == "old"
     replace_file(file, b"new")

@@ -14,11 +14,12 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import DataFormatError
-from tinker_cookbook.utils.files import replace_file, replacing
+from tinker_cookbook.utils.files import disk_errors, replace_file, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +98,21 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 
 def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Adds one line and returns when it is on disk (fsync)."""
+    """Adds one line and returns when it is on disk (fsync); StorageError, and the file as it was,
+    where the disk does not take it."""
     line = encode(record).encode() + b"\n"
-    with open(path, "ab+") as file:
+    with disk_errors(path), open(path, "ab+", buffering=0) as file:
         _repair_tail(file, path)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+        size = file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:

@@ -1,10 +1,12 @@
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
-from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.exceptions import DataFormatError, StorageError
 from tinker_cookbook.utils import jsonl
 
 
@@ -100,3 +102,24 @@ def test_written_lines_replace_the_file_at_once_or_not_at_all(tmp_path: Path):
         jsonl.write_lines(file, failing())
     assert values(file) == [{"a": 1}, {"a": [1, "NaN"]}]
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EROFS, "make it writable")]
+)
+def test_what_the_disk_does_not_take_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+):
+    file = tmp_path / "x.jsonl"
+    jsonl.append_line(file, {"step": 0})
+
+    def refuse(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(
+            StorageError, match=rf"x\.jsonl cannot be written: .*; {remedy} and run"
+        ):
+            jsonl.append_line(file, {"step": 1})
+    assert file.read_text() == '{"step": 0}\n'

@@ -8,6 +8,7 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.display import is_terminal, metrics_table
-from tinker_cookbook.utils.files import replace_file
+from tinker_cookbook.utils.files import disk_errors, replace_file
 from tinker_cookbook.utils.misc_utils import install_line
 from tinker_cookbook.utils.plain_data import plain
 
@@ -205,9 +206,32 @@ class _Stderr(logging.StreamHandler):
         return sys.stderr
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk is told once, in one line: a run does not depend on its log."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(
+                f"WARNING: {self.baseFilename} cannot be written: {error.strerror}; free space,"
+                " or this log has gaps",
+                file=sys.stderr,
+            )
+
+    def close(self) -> None:
+        with suppress(OSError):  # it tries once more to write what could not be written
+            super().close()
+
+
 def _python_logging(path: Path) -> list[logging.Handler]:
     """Everything from INFO up goes to the file; warnings also to stderr, as without a file."""
-    file = logging.FileHandler(path, encoding="utf-8")
+    with disk_errors(path):
+        file = _LogFile(path, encoding="utf-8")
     file.setLevel(logging.INFO)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     console = _Stderr()

@@ -1,0 +1,221 @@
+"""Runs that are asked to stop, at chosen and at random moments, and then go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tinker_cookbook.nano import PATH as NANO
+from tinker_cookbook.service.store import Store
+
+pytestmark = pytest.mark.skipif(
+    not (NANO / "model.safetensors").exists(), reason="nano is being built"
+)
+
+SMALL = ("lora_rank=4", "engine.deterministic=True")
+SAMPLED = ("groups_per_batch=4", "group_size=4", "max_tokens=16")
+# no checkpoint but those of a stop: without one, all would be done again
+WORDS = {
+    "sl_basic": (*SMALL, "max_steps=8", "eval_every=4", "save_every=0"),
+    "sl_loop": (*SMALL, "max_steps=8", "save_every=100"),
+    "rl_basic": (
+        *(*SMALL, *SAMPLED, "max_steps=6", "eval_every=3", "save_every=0"),
+        *("data=Arithmetic", "data.test_size=4", "eval_greedy=False"),
+        *("num_substeps=2", "num_minibatches=2"),
+    ),
+    "rl_loop": (*SMALL, *SAMPLED, "max_steps=6", "save_every=100"),
+}
+
+
+class Program:
+    """One command, in one log directory, with a store of its own."""
+
+    def __init__(self, directory: Path, recipe: str, *words: str) -> None:
+        self.log_path, self._runs = directory / "log", directory / "runs"
+        words = (f"log_path={self.log_path}", *WORDS[recipe], *words)
+        self._command = [sys.executable, "-m", f"recipes.{recipe}", *words]
+        self.max_steps = int(next(w for w in words if w.startswith("max_steps=")).partition("=")[2])
+
+    def start(self) -> subprocess.Popen[str]:
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            self._command,
+            env={**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(self._runs)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a background job, as a test run may be, has it ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def finish(self) -> str:
+        """What it printed."""
+        out, err = (process := self.start()).communicate(timeout=300)
+        assert (process.returncode, err) == (0, "")
+        return out
+
+    def stop(self, number: signal.Signals, when: Callable[[], bool]) -> tuple[int, list[str]]:
+        """Sends the signal once `when()` is true; exit code and lines on stderr."""
+        process = self.start()
+        deadline = time.monotonic() + 200
+        while not when() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=100)
+        return process.returncode, err.splitlines()
+
+    def rows(self) -> list[dict]:
+        file = self.log_path / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+    def seconds(self) -> float:
+        """The mean time of a step, evaluations included."""
+        lines = (self.log_path / "metrics.jsonl").read_text().splitlines()
+        return sum(json.loads(line)["time/total"] for line in lines) / len(lines)
+
+    def weights(self) -> dict[str, bytes]:
+        """Adapter and optimizer of the final checkpoint."""
+        last = json.loads((self.log_path / "checkpoints.jsonl").read_text().splitlines()[-1])
+        assert last["final"] is True
+        tensors = {}
+        with Store(self._runs / "store").open_checkpoint(last["state_path"]) as info:
+            for name in ("adapter_model", "optimizer"):
+                tensors.update(load_file(info.directory / f"{name}.safetensors"))
+        return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+    def started(self) -> bool:
+        return (self.log_path / "config.json").exists()
+
+
+@dataclass
+class Clock:
+    """Rings so many seconds after `begun()` is true for the first time."""
+
+    begun: Callable[[], bool]
+    seconds: float
+    deadline: float | None = None
+
+    def rings(self) -> bool:
+        if self.deadline is None and self.begun():
+            self.deadline = time.monotonic() + self.seconds
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+@dataclass
+class Whole:
+    """An uninterrupted run, and the seconds between two of its rows."""
+
+    rows: list[dict]
+    weights: dict[str, bytes]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+    known: dict[str, Whole] = {}
+
+    def run(recipe: str) -> Whole:
+        if recipe not in known:
+            program = Program(tmp_path_factory.mktemp(recipe), recipe)
+            program.finish()
+            known[recipe] = Whole(program.rows(), program.weights(), program.seconds())
+        return known[recipe]
+
+    return run
+
+
+def last_words(steps: int, program: Program) -> str:
+    return (
+        f"stopped after {steps} of {program.max_steps} steps; the same command resumes from there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stops"),
+    [
+        # in the evaluation before step 4; while a step is under way and one is submitted ahead
+        ("sl_basic", [(signal.SIGTERM, 4), (signal.SIGINT, 5)]),
+        ("sl_loop", [(signal.SIGTERM, 3)]),
+        # in the evaluation before step 3; in rollouts
+        ("rl_basic", [(signal.SIGINT, 3), (signal.SIGTERM, 4)]),
+        ("rl_loop", [(signal.SIGINT, 2)]),
+    ],
+)
+def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
+    tmp_path: Path,
+    whole: Callable[[str], Whole],
+    recipe: str,
+    stops: list[tuple[signal.Signals, int]],
+):
+    program, expected = Program(tmp_path, recipe), whole(recipe)
+    for number, rows in stops:
+        returned, err = program.stop(number, lambda rows=rows: len(program.rows()) >= rows)
+        done = len(program.rows())
+        assert rows <= done < program.max_steps
+        assert err[0].startswith(f"{number.name}: ") and "again ends it at once" in err[0]
+        assert (returned, err[1:]) == (128 + number, [last_words(done, program)])
+    assert f"at step {done} of {program.max_steps} from checkpoint" in program.finish()
+    assert program.rows() == expected.rows
+    assert program.weights() == expected.weights
+
+
+def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path):
+    program = Program(tmp_path, "rl_basic")
+    returned, err = program.stop(signal.SIGTERM, program.started)
+    assert returned == 143
+    assert err == [
+        "SIGTERM: stopping, nothing to save; Ctrl-C again ends it at once",
+        "stopped before the first step was finished; the same command starts again",
+    ]
+    assert program.rows() == [] and not (program.log_path / "checkpoints.jsonl").exists()
+
+
+def test_a_reader_that_the_same_ctrl_c_ends(tmp_path: Path):
+    """`recipe | tee log`: tee is gone before the last line is printed to it."""
+    program = Program(tmp_path, "sl_basic")
+    process = program.start()
+    while len(program.rows()) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    err = process.stderr.read().splitlines()
+    assert process.wait(timeout=60) == 130
+    assert err[1:] == [last_words(len(program.rows()), program)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["sl_basic", "rl_basic"])
+def test_ten_random_moments(tmp_path: Path, whole: Callable[[str], Whole], recipe: str):
+    expected, rng = whole(recipe), random.Random(recipe)
+    figures = []
+    for trial in range(10):
+        number = (signal.SIGINT, signal.SIGTERM)[trial % 2]
+        program = Program(tmp_path / str(trial), recipe)
+        rows, delay = rng.randrange(program.max_steps - 1), rng.uniform(0, expected.seconds)
+        begun = (lambda p=program, n=rows: len(p.rows()) >= n) if rows else program.started
+        code, err = program.stop(number, Clock(begun, delay).rings)
+        assert code == 128 + number, err
+        done = len(program.rows())
+        resumed = re.search(r"at step (\d+) of", program.finish())
+        repeated = done - int(resumed[1]) if resumed else done
+        equal = (program.rows(), program.weights()) == (expected.rows, expected.weights)
+        figures.append((number.name, f"{delay:.2f} s after row {rows}", done, repeated))
+        print(*figures[-1], equal, err)
+        assert equal
+    assert [repeated for *_, repeated in figures] == [0] * 10

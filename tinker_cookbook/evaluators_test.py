@@ -1,0 +1,63 @@
+"""When evaluators are due, and what the rest of them will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinker_cookbook.evaluators import Evaluations, TrainingClientEvaluator
+from tinker_cookbook.journal import Journal
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Slow(TrainingClientEvaluator):
+    """Takes so many seconds."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock, self._seconds = clock, seconds
+
+    async def __call__(self, client: Any, /) -> dict[str, float]:
+        self._clock.now += self._seconds
+        return {"test/score": 1.0}
+
+
+async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    clock = Clock()
+    monkeypatch.setattr("tinker_cookbook.utils.display.time", clock)
+    monkeypatch.setattr("tinker_cookbook.utils.misc_utils.time", clock)
+    with Journal({"log_path": str(tmp_path)}, recipe="r", total_steps=10) as journal:
+        due = [(4, [Slow(clock, 3.0)]), (0, [Slow(clock, 7.0)])]
+        evaluations = Evaluations(due, journal)
+        for step in range(10):
+            with journal.step(step) as row:
+                row.update(await evaluations.run(None, step))
+                clock.now += 60.0 if step == 0 else 2.0
+    lines = capsys.readouterr().out.splitlines()
+    etas = {line.split("  ")[0]: line.partition("ETA ")[2][:4] for line in lines if "ETA" in line}
+    # to come: 8 steps of 2 s, the evaluation before step 8, and all (10 s) after the last step;
+    # until it has been done once alone, the one before step 4 is expected to take 10 s as well
+    assert etas["step 1/10"] == "0:46"
+    assert etas["step 4/10"] == "0:23"
+    assert etas["step 9/10"] == "0:10"
+    assert [line for line in lines if "evaluating" in line] == [
+        f"step {step}/10  evaluating" for step in (0, 4, 8)
+    ]
+    log = (tmp_path / "logs.log").read_text()
+    assert "step 4/10  test/score 1  ETA 0:23" in log
+
+
+async def test_a_block_that_may_be_dropped_is_left_alone_without_a_signal(tmp_path: Path):
+    with Journal({"log_path": str(tmp_path)}, recipe="r", total_steps=1) as journal:
+        with journal.droppable():
+            assert not journal.stopping
+        assert await Evaluations([], journal).run(None, 0) == {}

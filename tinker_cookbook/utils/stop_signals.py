@@ -1,0 +1,183 @@
+"""SIGINT, SIGTERM and SIGHUP: the first asks a program to stop, the second ends it at once."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE_SECONDS = 2.0  # to clean up in, once there is nothing left to save
+# wrappers pass on a Ctrl-C that the terminal has sent to all of them; a person needs longer
+_ECHO_SECONDS = 0.1
+_DEFAULT_WORDS = "stopped; run the same command to go on"
+
+
+class Stopped(SystemExit):
+    """Ends a program that was asked to stop, with the exit code that shells give the signal."""
+
+    def __init__(self, number: signal.Signals, message: str) -> None:
+        super().__init__(128 + number)
+        self.message = message
+
+
+class StopSignals:
+    """What has been asked for, and who is to be told: see `handled` and `watch`."""
+
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self._requested_at = 0.0
+        self._said_last = False
+        self._watchers: list[tuple[Callable[[], str], Callable[[], None]]] = []
+
+    @contextmanager
+    def watch(self, describe: Callable[[], str], act: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, the first signal says `describe()` and calls `act()`.
+
+        Both run inside the signal handler, between any two instructions of the main thread: they
+        must take no lock and print nothing. Of several, those that came last but not the first
+        are called: the first one is the program's own, for when there is no run to be saved.
+        """
+        watcher = describe, act
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+
+    def end_soon(
+        self, last_words: str = _DEFAULT_WORDS, unless: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Nothing is left to save: ends the process after the grace time, whatever still hangs.
+
+        Threads that compute cannot be stopped from outside, and Python would wait for them. All
+        that a run keeps is written atomically. unless: asked when the time is up.
+        """
+
+        def end() -> None:
+            time.sleep(_GRACE_SECONDS)
+            if not unless():
+                self._end(self.requested, last_words)
+
+        # not by `threading`: the signal may have come while its lock was held
+        _thread.start_new_thread(end, ())
+
+    def say_last(self, words: str) -> None:
+        if not self._said_last:
+            self._said_last = True
+            _write_now(f"{words}\n")
+
+    def stopped(self, message: str = _DEFAULT_WORDS) -> Stopped:
+        """The exception to raise for the signal that came."""
+        assert self.requested is not None, "no signal has come"
+        return Stopped(self.requested, message)
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            for stream in (sys.stdout, sys.stderr):
+                if _is_gone(stream):
+                    discard(stream)
+        if self.requested is None:
+            self.requested, self._requested_at = signal.Signals(number), time.monotonic()
+            self._tell()
+        # a shell that loses its terminal sends SIGHUP again
+        elif number != signal.SIGHUP and time.monotonic() - self._requested_at > _ECHO_SECONDS:
+            self._end(signal.Signals(number), "ended at once; the same command resumes")
+
+    def _tell(self) -> None:
+        assert self.requested is not None
+        told = self._watchers[1:] or self._watchers
+        what = "; ".join(describe() for describe, _ in told) or "stopping"
+        _write_now(f"{self.requested.name}: {what}; Ctrl-C again ends it at once\n")
+        for _, act in told:
+            act()
+        if not told:
+            self.end_soon()
+            raise KeyboardInterrupt if self.requested == signal.SIGINT else self.stopped()
+
+    def _end(self, number: signal.Signals | None, last_words: str) -> None:
+        with suppress(Exception):
+            if sys.stdout.isatty():  # a live display may have hidden the cursor
+                os.write(sys.stdout.fileno(), b"\x1b[?25h")
+        self.say_last(last_words)
+        logging.shutdown()
+        os._exit(128 + (number or signal.SIGTERM))
+
+
+_active: StopSignals | None = None
+
+
+def active() -> StopSignals:
+    """Those that the program handles; without `handled`, or outside the main thread, none comes."""
+    return _active or StopSignals()
+
+
+@contextmanager
+def handled() -> Iterator[StopSignals]:
+    """Handles the signals while the block runs, and prints the message of `Stopped` at its end.
+
+    For programs that are not started by `cli_utils.cli`:
+
+        with stop_signals.handled():
+            asyncio.run(train.main(config))
+
+    Signals that are ignored (nohup, a background job) stay ignored, and handlers of the program's
+    own stay in place. Does nothing inside another `handled` or outside the main thread.
+    """
+    global _active
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if _active is not None or not in_main_thread:
+        yield active()
+        return
+    _active = signals = StopSignals()
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in previous.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, signals._handle)
+    try:
+        yield signals
+    except (KeyboardInterrupt, Stopped) as error:
+        signals.requested = signals.requested or signal.SIGINT
+        stopped = error if isinstance(error, Stopped) else signals.stopped()
+        signals.say_last(stopped.message)
+        raise stopped from None
+    finally:
+        _active = None
+        for number, handler in previous.items():
+            if signal.getsignal(number) == signals._handle:
+                # a late signal must not change the exit code of a process that is ending
+                signal.signal(number, signal.SIG_IGN if signals.requested else handler)
+
+
+def discard(stream: IO[str]) -> None:
+    """From now on what is written to the stream goes nowhere, without an error."""
+    with suppress(OSError, ValueError):  # ValueError: not a file, or closed
+        target = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(target, stream.fileno())
+        os.close(target)
+
+
+def _is_gone(stream: IO[str]) -> bool:
+    """Whether the stream is a terminal that was closed: each write would raise."""
+    try:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty()
+    except (OSError, ValueError):
+        return False
+
+
+def _write_now(text: str) -> None:
+    """To stderr, past its buffer: the handler may have interrupted a print."""
+    with suppress(OSError, ValueError):
+        on_terminal = sys.stderr.isatty()
+        # over a live line or the ^C that the terminal shows
+        start = "\r\x1b[2K" if on_terminal else ""
+        os.write(sys.stderr.fileno(), (start + text).encode())
