@@ -23,7 +23,7 @@ from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.math_env import REQUEST
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
 from tinker_cookbook import keys, models, sequences
-from tinker_cookbook.checkpoint_utils import start_lines, start_training_client
+from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
@@ -138,9 +138,9 @@ async def main(config: Config) -> None:
     ) as journal:
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
-        client = await start_training_client(service, config, journal.resume, {"recipe": "rl_loop"})
-        for line in start_lines(client):
-            journal.say(line)
+        client = await start_training_client(
+            service, config, journal.resume, {"recipe": "rl_loop"}, say=journal.say
+        )
         sampler = await client.save_weights_and_get_sampling_client()
         for step in range(journal.start_step, config.max_steps):
             with journal.step(step) as row:

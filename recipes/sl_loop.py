@@ -20,7 +20,7 @@ import tinker
 
 from recipes import number_words
 from tinker_cookbook import keys, models
-from tinker_cookbook.checkpoint_utils import start_lines, start_training_client
+from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.service import EngineConfig, connect
@@ -100,9 +100,9 @@ async def main(config: Config) -> None:
             journal.say(models.filled_line(config.model_name, filled))
         for line in train.report.lines() if train.report else ():
             journal.say(line)
-        client = await start_training_client(service, config, journal.resume, {"recipe": "sl_loop"})
-        for line in start_lines(client):
-            journal.say(line)
+        client = await start_training_client(
+            service, config, journal.resume, {"recipe": "sl_loop"}, say=journal.say
+        )
         for step in range(journal.start_step, total_steps):
             with journal.step(step) as row:
                 # data

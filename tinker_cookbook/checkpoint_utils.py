@@ -9,7 +9,7 @@ only when the checkpoint exists.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -330,6 +330,7 @@ async def start_training_client(
     config: Any,
     resume: CheckpointRecord | None,
     user_metadata: dict[str, str] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Any:
     """The training client of a run: where it was left, else from a checkpoint, else a new adapter.
 
@@ -337,7 +338,22 @@ async def start_training_client(
     the weights, with a fresh optimizer; ConfigurationError if its adapter is not the one that
     lora_rank and the train_* keys describe. Otherwise a new adapter by model_name, lora_rank, seed
     and the train_* keys. The renderer's name is kept with the run for whoever loads it later.
+
+    say: told what the engine in this process has to say at the start of a run.
     """
+    client = await _training_client(service, config, resume, user_metadata)
+    if say is not None and hasattr(client, "about_engine"):  # a server's client has none
+        for line in client.about_engine():
+            say(line)
+    return client
+
+
+async def _training_client(
+    service: Any,
+    config: Any,
+    resume: CheckpointRecord | None,
+    user_metadata: dict[str, str] | None,
+) -> Any:
     metadata = {RENDERER_NAME_KEY: config.renderer_name, **(user_metadata or {})}
     if resume is not None:
         return await service.create_training_client_from_state_with_optimizer(
@@ -357,11 +373,6 @@ async def start_training_client(
         train_unembed=config.train_unembed,
         user_metadata=metadata,
     )
-
-
-def start_lines(client: Any) -> list[str]:
-    """What the engine in this process has to say at the start of a run; a server says nothing."""
-    return client.about_engine() if hasattr(client, "about_engine") else []
 
 
 async def _refuse_another_adapter(service: Any, config: Any) -> None:

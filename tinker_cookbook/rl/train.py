@@ -112,10 +112,8 @@ async def main(
         for line in about(config, total_steps, num_groups, signals) + about_temperature(config):
             journal.say(line)
         client = await checkpoint_utils.start_training_client(
-            service, config, journal.resume, {"recipe": recipe}
+            service, config, journal.resume, {"recipe": recipe}, say=journal.say
         )
-        for line in checkpoint_utils.start_lines(client):
-            journal.say(line)
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
             evaluators = [*_test_evaluators(config, test, progress), *evaluators]

@@ -120,10 +120,8 @@ async def main(
         _say(reports, journal)
         open_reports = [report for report in reports if not report.complete]
         client = await checkpoint_utils.start_training_client(
-            service, config, journal.resume, {"recipe": recipe}
+            service, config, journal.resume, {"recipe": recipe}, say=journal.say
         )
-        for line in checkpoint_utils.start_lines(client):
-            journal.say(line)
         schedule = _Steps(config, train, total_steps)
         evaluations = _evaluations(config, test, journal, schedule)
         ahead: deque[_Submitted] = deque()

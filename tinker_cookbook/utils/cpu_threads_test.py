@@ -23,11 +23,11 @@ NANO, LARGE = 2_000_000, 8_000_000_000
         (NANO, 64, 64, False, 1),
         (150_000_000, 2, None, False, 2),
         (150_000_000, 1, 0.0, False, 1),
-        (150_000_000, 64, 64, False, 37),  # no more than pay
+        (150_000_000, 64, 64, False, 15),  # no more than pay
         (LARGE, 64, 64, False, 64),
         (LARGE, 64, 47.6, False, 48),  # what is free
         (LARGE, 64, 3.0, False, 32),  # but half of it stays
-        (150_000_000, 64, 3.0, False, 19),
+        (150_000_000, 64, 3.0, False, 8),
         (LARGE, 64, None, False, 64),  # the load does not count
         (LARGE, 2, 1.6, False, 2),
         (LARGE, 2, 1.4, False, 1),
