@@ -253,7 +253,7 @@ def test_test_passes_words_on_and_finds_paths_from_both_directories(checkout):
     expected = f"{checkout.elsewhere}/here_test.py::test_x tests/there_test.py -k a b"
     assert out.splitlines()[0] == f"{checkout.root}|10|{expected}"
     _, out, _ = checkout.run("scripts/test", HF_HUB_OFFLINE="0")
-    assert out.splitlines()[0] == f"{checkout.root}|00|"
+    assert out.splitlines()[0] == f"{checkout.root}|00|--numprocesses logical --dist worksteal"
     assert checkout.run("scripts/test", PYTEST_FAILS="1")[0] == 1
 
 
