@@ -200,6 +200,7 @@ def test_a_reader_that_the_same_ctrl_c_ends(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("recipe", ["sl_basic", "rl_basic"])
 def test_ten_random_moments(tmp_path: Path, whole: Callable[[str], Whole], recipe: str):
     expected, rng = whole(recipe), random.Random(recipe)

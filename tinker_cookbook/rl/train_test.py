@@ -381,8 +381,12 @@ async def test_a_signal_of_ones_own(tmp_path: Path, store: Path) -> None:
     assert any(v.any() for k, v in adapter_of(tmp_path / "run", store).items() if "lora_B" in k)
     with pytest.raises(ConfigurationError, match="another config"):
         await train.main(config(tmp_path / "run", data, signals=[Liking(2.0)], max_steps=9))
-    with pytest.raises(ConfigurationError, match="object does not say"):
+    with pytest.raises(ConfigurationError, match=r"signals=\[<object .*: expected list\["):
         await train.main(config(tmp_path / "other", data, signals=[object()]))
+    parts = {"needs_batch": False, "prepare": Liking.prepare, "add": Liking.add}
+    silent = type("Silent", (), parts)()
+    with pytest.raises(ConfigurationError, match="Silent does not say"):
+        await train.main(config(tmp_path / "other", data, signals=[silent]))
 
 
 async def test_kl_to_the_base_model(tmp_path: Path) -> None:
