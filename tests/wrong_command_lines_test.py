@@ -13,7 +13,7 @@ from recipes.math_rl import train as math_rl
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.evaluators import Evaluations
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.data_files import open_rows
 
 FILES = {
     "own.py": "class Mine:\n    pass\n",
@@ -78,7 +78,10 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("math_rl loss_fn_config=x", "loss_fn_config='x': expected dict[str, float] or None"),
         ("sl_basic evaluator_builders=x", "evaluator_builders='x': expected module:function, or s"),
-        ("aime year=2023", "year='2023': expected 2024 or 2025, or several with commas between"),
+        (
+            "aime year=2023",
+            "year='2023': expected 2024 or 2025 or 2026, or several",
+        ),
         ("aime k=x", "k='x': expected int, or several with commas between"),
         ("sl_basic seed@=nope", "Invalid reference target 'nope' for param seed"),
         ("sl_basic seed@=max_steps", "'max_steps': a key@= needs a key with a value"),
@@ -164,7 +167,7 @@ async def test_data_that_nano_does_not_read() -> None:
 
 def test_a_file_that_is_absent_is_looked_for_on_no_hub(directory: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^path=row\.jsonl: no such file; there is rows"):
-        hub.load("row.jsonl")
+        open_rows("row.jsonl")
 
 
 def test_what_is_no_evaluator() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from recipes.math_rl import aime
+from recipes.math_rl import aime, problems
 from recipes.math_rl.aime_data import DEFAULT, HUB, YEARS, Aime, aime_answer, chosen_years
 from recipes.math_rl.pass_at_k import pass_at_k
 from tinker_cookbook.cli_utils import parse
@@ -23,7 +23,7 @@ from tinker_cookbook.exceptions import (
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.rl.transcripts import read_rollouts
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.data_files import Rows, open_rows
 from tinker_cookbook.utils.ml_log import read_metrics
 
 NANO: dict[str, Any] = {"model_name_for_tokenizer": "nano", "renderer_name": "qwen3_instruct"}
@@ -88,14 +88,16 @@ ROWS = {  # as the data cards have them: (rows, answer of the first)
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_copies_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = str(tmp_path / "copy.parquet")
+    datasets.Dataset.from_list(ROWS[name]).to_parquet(table)
     asked: list[tuple[str, str | None, str]] = []
 
-    def load(path: str, configuration: str | None, split: str, **_: Any) -> datasets.Dataset:
+    def load(path: str, configuration: str | None, split: str, **_: Any) -> Rows:
         asked.append((path, configuration, split))
-        return datasets.Dataset.from_list(ROWS[name])
+        return open_rows(table)
 
-    monkeypatch.setattr(hub, "load", load)
+    monkeypatch.setattr(problems, "open_rows", load)
     year = HUB[name].year
     by_name = Aime(**NANO, path=name, year=year).problems()
     assert [(each.question, each.answer) for each in by_name] == [("?", "25")] * len(asked)

@@ -66,7 +66,7 @@ def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
             tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
         tensors["step"] = state["step"].cpu().clone()
     on_cpu = trainer.base.device.type == "cpu"
-    threads = {THREADS_KEY: str(torch.get_num_threads())} if on_cpu else {}
+    threads = {THREADS_KEY: str(torch.get_num_threads())} if on_cpu else None
     _save(tensors, directory / OPTIMIZER_FILE, threads)
 
 
@@ -146,10 +146,13 @@ def read_num_threads(directory: Path) -> int | None:
 def _save(
     tensors: dict[str, torch.Tensor], file: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """With the permissions of any other file: safetensors writes for the owner's eyes alone."""
+    """With the permissions of any other file: safetensors writes for the owner's eyes alone.
+
+    metadata: one key, for safetensors writes several in an order that changes.
+    """
     file.touch()
     mode = file.stat().st_mode
-    save_file(tensors, file, metadata={"format": "pt", **(metadata or {})})
+    save_file(tensors, file, metadata=dict(metadata or {"format": "pt"}))
     file.chmod(mode)
 
 

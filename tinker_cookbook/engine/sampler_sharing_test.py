@@ -27,7 +27,7 @@ def same(one: SampleResult, other: SampleResult, temperature: float = 1.0) -> No
     tolerance = TOLERANCE / min(temperature, 1.0)  # the logits, and their errors, are divided by it
     for a, b in zip(one.sequences, other.sequences, strict=True):
         assert a.tokens == b.tokens and a.stop_reason == b.stop_reason
-        assert np.abs(np.array(a.logprobs) - b.logprobs).max() <= tolerance
+        assert np.abs(np.array(a.logprobs) - b.logprobs).max(initial=0) <= tolerance
         for best, expected in zip(a.top_k, b.top_k, strict=True):
             assert np.array_equal(best.tokens, expected.tokens)
             assert np.abs(best.logprobs - expected.logprobs).max() <= tolerance

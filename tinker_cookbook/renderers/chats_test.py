@@ -31,11 +31,11 @@ def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path):
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("oops " * 40, "not JSON (Expecting value, column 1); found " + ("oops " * 16) + ";"),
-        ('{"messages": [', "not JSON (Expecting value, column 15)"),
+        ("oops " * 40, "not JSON: Expecting value at column 1; expected one JSON object a line"),
+        ('{"messages": [', "not JSON: Expecting value at column 1"),
         ('{"talk": []}', "no 'messages'; found 'talk'"),
         ("{}", "no 'messages'; found an empty object"),
-        ("[1, 2]", "found [1, 2]; expected"),
+        ("[1, 2]", "is not a JSON object: '[1, 2]'; expected"),
         ('{"messages": "hi"}', "'messages' must be a list of messages that is not empty; found"),
         ('{"messages": []}', "not empty; found []"),
         ('{"messages": ["hi"]}', 'message 0 must be an object with role and content, found "hi"'),
@@ -60,7 +60,7 @@ def test_a_bad_line_is_named(tmp_path, line, found):
 def test_what_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "latin.jsonl"
     path.write_bytes(GOOD.encode() + b"\n" + '{"messages": "é"}'.encode("latin-1"))
-    with pytest.raises(DataFormatError, match=r"latin\.jsonl:2: not UTF-8"):
+    with pytest.raises(DataFormatError, match=r"latin\.jsonl:2 is not JSON: not UTF-8"):
         read_chats(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import linecache
 import logging
 import os
@@ -101,7 +102,8 @@ def _users_frame(innermost: FrameType) -> FrameType:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
+    """Up to the event loop: the program that has started it does not block it."""
+    while frame is not None and frame.f_code.co_filename != asyncio.events.__file__:
         yield frame
         frame = frame.f_back
 

@@ -138,8 +138,8 @@ async def test_over_the_sdk_the_difference_is_said_and_measured(
             sent.append(loss_fn_config)
             return self._client.forward_backward(data, loss_fn, loss_fn_config)
 
-    async def start(*args: Any) -> Any:
-        return Remote(await original(*args))
+    async def start(*args: Any, **kwargs: Any) -> Any:
+        return Remote(await original(*args, **kwargs))
 
     original = train.checkpoint_utils.start_training_client
     monkeypatch.setattr(train.checkpoint_utils, "start_training_client", start)

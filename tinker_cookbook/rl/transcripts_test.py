@@ -245,7 +245,7 @@ def test_a_failure_to_write_is_a_warning_and_leaves_the_old_files(
         write(tmp_path, [group(trajectory(turn("p", "new")))])
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warnings) == 1 and "disk full" in warnings[0] and str(folder) in warnings[0]
+    assert len(warnings) == 1 and os.strerror(28) in warnings[0] and str(folder) in warnings[0]
 
 
 def test_a_failure_half_way_through_the_records_leaves_no_half_file(tmp_path: Path, caplog):

@@ -7,6 +7,7 @@ import pytest
 
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.renderers import show
+from tinker_cookbook.renderers.chats import RowReader
 from tinker_cookbook.supervised.data import (
     HFDatasetSource,
     HubChats,
@@ -133,9 +134,10 @@ def test_a_mixture_keeps_the_other_keys_of_each_row(cwd):
     rows = [{"messages": talk("old", "no"), "chat": calling({"x": i}), "id": i} for i in range(4)]
     write(cwd / "a/train.jsonl", [{**row, "tools": [tool(row["id"])]} for row in rows])
     table = data_files.open_rows("a")
-    both = MixtureRows([table, table], ["chat", "messages"])
-    assert both[1] == {"messages": calling({"x": 1}), "id": 1, "tools": [tool(1)]}
-    assert both[5] == table[1] and both.where(5) == "a/train.jsonl:2"
+    both = MixtureRows([table, table], [RowReader("chat"), RowReader("messages")])
+    assert both.chat(both[1], "row").messages == calling({"x": 1})
+    assert both.chat(both[1], "row").tools == [tool(1)]
+    assert both[5] == (1, table[1]) and both.where(5) == "a/train.jsonl:2"
     parts = [{"path": "a", "message_field": "chat"}, {"path": "a"}]
     assert mixed(*parts) == sorted(hub("a", message_field="chat") + hub("a"))
     assert all('"name": "f"' in text for text in mixed(parts[0]))

@@ -259,6 +259,8 @@ def _refuse_empty(request: Request, known: Mapping[str, Parameter]) -> None:
     """Raises ConfigurationError for a text without a letter, as an unset variable of a shell leaves
     it: an empty path would be the working directory."""
     for source in request.sources:
+        if source.run is not None:  # it ran with this text
+            continue
         for key in (key for key, value in source.keys.items() if not value):
             for path in (path for path in known if _matches(key, path)):
                 is_text = set(alternatives(type_text(known[path].type))) <= {"str", "None"}

@@ -21,6 +21,7 @@ from tinker_cookbook.utils.data_files import open_rows, open_stream
 from tinker_cookbook.utils.records import MAX_DEPTH, NumberText
 
 ROW = '{"a": 1}\n'
+CUT_OFF = gzip.compress(ROW.encode() * 99, mtime=0)[:-9]
 MANY = 10_500  # rows of a kilobyte: more than the 10 MB that `datasets` looks at for types
 
 
@@ -129,9 +130,8 @@ def test_cells_of_csv_are_strings(tmp_path: Path) -> None:
     rows = read(tmp_path / "c")
     assert [row["a"] for row in rows] == cells and rows[0]["q"] == 'x, "y"\nz'
     assert open_rows(str(tmp_path / "c")).where(1).endswith("x.csv:4")
-    file = write(
-        tmp_path / "t" / "x.tsv.gz", gzip.compress(text.replace(",", "\t").encode(), mtime=0)
-    )
+    packed = gzip.compress(text.replace(",", "\t").encode(), mtime=0)
+    file = write(tmp_path / "t" / "x.tsv.gz", packed)
     for path in (file, tmp_path / "t"):
         assert [row["a"] for row in read(path)] == cells
 
@@ -314,11 +314,7 @@ DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
         ("x.json", '["a", "b"]', ":1 is not a JSON object: '\"a\"'"),
         ("x.json", ROW * 2 + "{a}", ":3 is not JSON: "),
         ("x.json", '{\n"a": 1\n"b": 2}', ":3 is not JSON: Expecting ',' delimiter at column 1"),
-        (
-            "x.jsonl.gz",
-            gzip.compress(ROW.encode() * 99, mtime=0)[:-9],
-            " cannot be read: Compressed file",
-        ),
+        ("x.jsonl.gz", CUT_OFF, " cannot be read: Compressed file"),
         ("x.jsonl.zst", b"nothing of zstd", " cannot be read: "),
         ("x.csv", "", " has no rows"),
         ("x.csv", "a,b\n", " has no rows"),
