@@ -288,7 +288,8 @@ def test_prompts_that_share_a_beginning(
 
 
 def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str, device: str) -> None:
-    """Ranks, targets and none at all side by side; each request as if it were alone."""
+    """Ranks, targets and none at all side by side; each request as if it were alone, up to what
+    products of other numbers of rows round differently (1.05e-5 with two threads on AVX2)."""
     base = BaseModel(tiny_llama, EngineConfig(device=device))
     specs = [
         LoraSpec(rank=4),
@@ -321,10 +322,10 @@ def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str, device: str) -> N
         (alone,) = run(TorchSampler(base, EngineConfig()), [request], owner)
         for one, other in zip(result.sequences, alone.sequences, strict=True):
             assert one.tokens == other.tokens
-            assert np.abs(np.array(one.logprobs) - other.logprobs).max() <= TOLERANCE
+            assert np.abs(np.array(one.logprobs) - other.logprobs).max() <= 2 * TOLERANCE
         assert result.prompt_logprobs is not None and alone.prompt_logprobs is not None
         gap = np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:]
-        assert gap.size == 0 or gap.max() <= TOLERANCE
+        assert gap.size == 0 or gap.max() <= 2 * TOLERANCE
         (bare,) = run(TorchSampler(base, EngineConfig()), [request], None)
         if bare.sequences[0].tokens != alone.sequences[0].tokens:
             different.add(id(owner))
