@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -22,9 +23,13 @@ from recipes.math_rl.expression_equality import (
 from recipes.math_rl.expression_values import Undefined, value
 from recipes.math_rl.latex_expression import Node, Unreadable, symbols
 
+_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})")
+
 
 def same(given: str, truth: str) -> bool:
     """Whether the answer `given` is `truth`; both as `answer_text.normalise` spells them."""
+    if (date := _date(truth)) is not None:
+        return _date(given) == date
     try:
         mine, known = answer_parts.read(given), answer_parts.read(truth)
     except Unreadable:
@@ -33,6 +38,12 @@ def same(given: str, truth: str) -> bool:
         return True
     both = isinstance(mine, Relation) and isinstance(known, Relation)
     return both and _same_relations(mine, known)  # 2x + 1 < 7 and x < 3
+
+
+def _date(text: str) -> tuple[int, ...] | None:
+    """Year, month and day of an ISO date, which is no difference of numbers."""
+    found = _DATE.fullmatch(text.replace(" ", ""))
+    return None if found is None else tuple(int(part) for part in found.groups())
 
 
 def _same(mine: Part, known: Part) -> bool:

@@ -187,6 +187,7 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("2516_{\\text{eight}}", "2516_{\\text{eight}}"),
         ("52", "52_8"),
     ],
+    "dates": [("2021-5-3", "2021-05-03"), ("\\text{2021-05-03}", "2021-05-03")],
 }
 
 UNEQUAL: dict[str, list[tuple[str, str]]] = {
@@ -326,4 +327,5 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("...", "4"),
         ("\\boxed{}", "4"),
     ],
+    "dates": [("2013", "2021-05-03"), ("2021-03-05", "2021-05-03"), ("-2013", "2021-05-03")],
 }
