@@ -151,7 +151,7 @@ class Journal:
         self._keys = _Keys(config)
         fields = plain(config)
         about = {CONFIG_CLASS: fields.pop(CLASS, None)}
-        if code := code_identity.user_code(fields):
+        if code := code_identity.user_code(fields | about):  # the program's own file included
             about[USER_CODE] = code
         self._config = {RECIPE: recipe, **fields, **about}
         self._recipe = recipe
@@ -431,7 +431,8 @@ class Journal:
             return Path(log_path).expanduser().absolute()
         path = self._named_by(self._fixed(self._config))
         # before classes were known with their modules, the names of directories were others
-        older = self._named_by(code_identity.without_modules(self._fixed(self._config)))
+        fixed = {k: v for k, v in self._fixed(self._config).items() if k != CONFIG_CLASS}
+        older = self._named_by(code_identity.without_modules(fixed))
         return older if holds_run(older) and not holds_run(path) else path
 
     def _named_by(self, fixed: Mapping[str, Any]) -> Path:
@@ -442,14 +443,21 @@ class Journal:
         return runs_path(re.sub(r"[^\w.+-]+", "_", name))
 
     def _fixed(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of a config that must be the same for a run to go on."""
-        return _without(comparable(config), (*self._free, CONFIG_CLASS, USER_CODE))
+        """The part of a config that must be the same for a run to go on. A program of the user's
+        own is part of it: two copies of a recipe may differ in all that matters."""
+        fixed = _without(comparable(config), (*self._free, CONFIG_CLASS, USER_CODE))
+        program = config.get(CONFIG_CLASS)
+        return fixed | ({CONFIG_CLASS: program} if code_identity.modules([program]) else {})
 
     def _both_configs(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """The one in a directory, and this one in the same form."""
         there = json.loads((path / ml_log.CONFIG_FILE).read_bytes())
         here = json.loads(jsonl.encode(self._config))
-        return there, here if CONFIG_CLASS in there else code_identity.without_modules(here)
+        if CONFIG_CLASS not in there:  # written before modules were known
+            here = code_identity.without_modules(
+                {key: value for key, value in here.items() if key != CONFIG_CLASS}
+            )
+        return there, here
 
     def _other_code(self, path: Path, contents: str, resume: CheckpointRecord | None) -> list[str]:
         """What to know of a run that goes on with edited code, or with other evaluations.

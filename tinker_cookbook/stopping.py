@@ -151,7 +151,7 @@ class RunStop:
 
     def _wake(self) -> None:
         if self._can_drop() and self._rows == self._start:
-            self._signals.end_soon(self.last_words(), unless=lambda: self._submitted > self._rows)
+            self._signals.end_soon(self.last_words(), unless=lambda: self._submitted > self._start)
         if self._loop is not None:
             # between two turns of the loop, where the run is at an await and can be looked at
             self._loop.call_soon_threadsafe(self._drop)

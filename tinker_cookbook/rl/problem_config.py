@@ -45,7 +45,9 @@ class ProblemConfig(train.Config):
         own = {
             name
             for name, key in _FILLED.items()
-            if name in fields and fields[name]._default is None and data[name] == config[key]
+            if name in fields
+            and fields[name]._default is None
+            and data.get(name) == config.get(key)
         }
         return config | {"dataset_builder": {k: v for k, v in data.items() if k not in own}}
 

@@ -108,12 +108,12 @@ async def main(
     ):
         if filled:
             journal.say(models.filled_line(config.model_name, filled))
-        signals = await _signals(config, service)
-        for line in about(config, total_steps, num_groups, signals) + about_temperature(config):
-            journal.say(line)
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}, say=journal.say
         )
+        signals = await _signals(config, service)  # the policy first: it decides about threads
+        for line in about(config, total_steps, num_groups, signals) + about_temperature(config):
+            journal.say(line)
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
             evaluators = [*_test_evaluators(config, test, progress), *evaluators]

@@ -45,7 +45,11 @@ def locate(path: str, use: Use, key: str = "model_path") -> str:
 def same_model(one: str, other: str) -> bool:
     """Whether two names are of one base model: equal, or a hub name and a copy in a directory."""
     one, other = models.published_name(one), models.published_name(other)
-    return one == other or _short(one) == _short(other)
+    if one == other:
+        return True
+    if all(name.startswith(("/", "~", ".")) for name in (one, other)):
+        return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return _short(one) == _short(other)
 
 
 def _last(directory: Path, use: Use, key: str) -> str:

@@ -57,6 +57,8 @@ class ChatConfig(train.Config):
         common = {k: v for k, v in data["common_config"].items() if k != CLASS}
         if common != {name: config[key] for name, key in _COMMON.items()}:
             return config
+        if common["max_length"] is None:  # no limit, where a key that is None asks for the usual
+            return config
         builder = rebuild(data, "dataset_builder")
         evaluators = plain(builder.default_evaluator_builders(), identities=False)
         own = ("evaluator_builders",) if config.get("evaluator_builders") == evaluators else ()

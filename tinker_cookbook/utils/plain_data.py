@@ -21,6 +21,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Set
@@ -60,8 +61,10 @@ def plain(value: Any, *, identities: bool = True) -> Any:
         return float(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, type) or _is_function(value):
+    if isinstance(value, type):
         return _reference(value)
+    if _is_function(value):
+        return _function(value, inner)
     if chz.is_chz(value):
         fields = chz.chz_fields(value)
         return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()}, inner)
@@ -116,6 +119,22 @@ def module_name(name: str) -> str:
 
 def _is_function(value: Any) -> bool:
     return callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__")
+
+
+def _function(value: Any, inner: functools.partial[Any]) -> Any:
+    """module:name, with what it holds: the object of a method, the variables of a closure."""
+    owner = getattr(value, "__self__", None)
+    if inspect.ismethod(value) and not isinstance(owner, type):
+        return {"method": _reference(value), "self": inner(owner)}
+    try:
+        variables = inspect.getclosurevars(value).nonlocals if inspect.isfunction(value) else {}
+    except ValueError:  # a variable that is not set yet
+        variables = {}
+    settings = {key: each for key, each in variables.items() if isinstance(each, _SETTINGS)}
+    return {"function": _reference(value), **inner(settings)} if settings else _reference(value)
+
+
+_SETTINGS = (bool, int, float, str, list, tuple, dict, enum.Enum)
 
 
 def _reference(value: Any) -> str:

@@ -140,3 +140,28 @@ def test_without_an_identity_every_field_counts():
     assert plain(NoFile(path="x")) == {"class": f"{__name__}:NoFile", "path": "x"}
     assert comparable(plain(NoFile(path="x"))) != comparable(plain(NoFile(path="y")))
     assert plain(NoFile) == f"{__name__}:NoFile"
+
+
+class _Grader:
+    def __init__(self, bonus: float) -> None:
+        self.bonus = bonus
+
+    def identity(self) -> dict[str, float]:
+        return {"bonus": self.bonus}
+
+    def grade(self) -> float:
+        return self.bonus
+
+
+def _grader_of(bonus: float):
+    def grade() -> float:
+        return bonus
+
+    return grade
+
+
+def test_a_function_holds_what_its_closure_or_object_holds():
+    """Another bonus is another run, though the function has the same name."""
+    assert plain(_grader_of(0.5)) == plain(_grader_of(0.5)) != plain(_grader_of(0.9))
+    assert plain(_Grader(1).grade) == plain(_Grader(1).grade) != plain(_Grader(2).grade)
+    assert isinstance(plain(_grader_of), str)

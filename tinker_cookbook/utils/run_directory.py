@@ -135,8 +135,9 @@ def remove_links(directory: Path, *, only_dead: bool = False) -> None:
     for entry in list(folder.iterdir()):
         if not entry.is_symlink():
             continue
-        runs = (folder / entry.readlink()).parents[2]  # <runs>/<run>/<kind>/<name>
-        if not only_dead or (not entry.exists() and runs.is_dir()):
+        parents = (folder / entry.readlink()).parents  # <runs>/<run>/<kind>/<name>
+        ours = len(parents) > 2 and parents[0].name in ("weights", "sampler_weights")
+        if ours and (not only_dead or (not entry.exists() and parents[2].is_dir())):
             entry.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
