@@ -48,7 +48,7 @@ from tinker_cookbook.exceptions import AllTrajectoriesFailedError, Configuration
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.types import TrajectoryGroup
-from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.service import EngineConfig, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import DisplayMode
@@ -126,6 +126,11 @@ async def main(config: CLI) -> None:
         for year in years
     ]
     problems = [each.problems() for each in sets]
+    if config.model_path is not None:  # of a run that trains on, the checkpoint that it has now
+        path = locate_checkpoint(
+            config.model_path, "sampler_weights", "model_path", config.base_url
+        )
+        config = chz.replace(config, model_path=path)
     total = sum(len(each) for each in problems)
     with Journal(
         config,

@@ -13,6 +13,7 @@ steps holds exactly N steps although the loop runs ahead of what it awaits.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,12 @@ async def main(
             f"{counted(total_steps, 'step')} (batches per epoch: {len(train)}), learning_rate"
             f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
         )
+        if config.max_steps is not None and config.max_steps > total_steps:
+            enough = math.ceil(config.max_steps / len(train))
+            journal.say(
+                f"max_steps={config.max_steps} is not reached: num_epochs={config.num_epochs} ends"
+                f" at {counted(total_steps, 'step')}; num_epochs={enough} would reach it"
+            )
         if hint := few_steps_hint(config, train, total_steps):
             journal.say(hint)
         reports = [data.report for data in (train, test) if data is not None and data.report]

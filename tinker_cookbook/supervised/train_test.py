@@ -138,3 +138,9 @@ class Nothing(SupervisedDatasetBuilder):
 async def test_data_without_a_batch_is_refused(tmp_path):
     with pytest.raises(DataValidationError, match="no batch"):
         await train.main(config(tmp_path, dataset_builder=Nothing()))
+
+
+async def test_more_steps_than_the_epochs_have_are_said_to_be_out_of_reach(tmp_path, capsys):
+    await train.main(config(tmp_path, max_steps=5))
+    line = "max_steps=5 is not reached: num_epochs=1 ends at 2 steps; num_epochs=3 would reach it"
+    assert line in capsys.readouterr().out.splitlines()

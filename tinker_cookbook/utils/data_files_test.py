@@ -386,3 +386,8 @@ def test_offline_is_the_reason_for_names_on_the_hub_alone(
     with pytest.raises(DataError) as caught:
         open_rows(str(Path(write(tmp_path / "set" / "x.jsonl", ROW)).parent))
     assert str(caught.value).endswith("cannot be read: no way")
+
+
+def test_a_string_without_an_end_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataFormatError, match="Unterminated string starting at column"):
+        open_rows(write(tmp_path / "y.json", '[{"a": "'))

@@ -247,7 +247,9 @@ def _not_json(
     source: DataFile, line: int, reason: str, column: int | None = None
 ) -> DataFormatError:
     place = "" if column is None else f" at column {column}"
-    return DataFormatError(f"{source.shown}:{line} is not JSON: {reason}{place}; {_EXPECTED}")
+    return DataFormatError(
+        f"{source.shown}:{line} is not JSON: {reason.removesuffix(' at')}{place}; {_EXPECTED}"
+    )
 
 
 def _why(error: Exception) -> str:
