@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import sympy
 from sympy import Expr, MatrixBase
 
 from recipes.math_rl import answer_parts, answer_text, answer_units
-from recipes.math_rl.answer_parts import Based, Items, Leaf, Part, Ratio, Relation, Sets
+from recipes.math_rl.answer_parts import Based, Date, Items, Leaf, Part, Ratio, Relation, Sets
 from recipes.math_rl.expression_equality import (
     fraction,
     readings,
@@ -23,13 +23,9 @@ from recipes.math_rl.expression_equality import (
 from recipes.math_rl.expression_values import Undefined, value
 from recipes.math_rl.latex_expression import Node, Unreadable, symbols
 
-_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})")
-
 
 def same(given: str, truth: str) -> bool:
     """Whether the answer `given` is `truth`; both as `answer_text.normalise` spells them."""
-    if (date := _date(truth)) is not None:
-        return _date(given) == date
     try:
         mine, known = answer_parts.read(given), answer_parts.read(truth)
     except Unreadable:
@@ -40,15 +36,11 @@ def same(given: str, truth: str) -> bool:
     return both and _same_relations(mine, known)  # 2x + 1 < 7 and x < 3
 
 
-def _date(text: str) -> tuple[int, ...] | None:
-    """Year, month and day of an ISO date, which is no difference of numbers."""
-    found = _DATE.fullmatch(text.replace(" ", ""))
-    return None if found is None else tuple(int(part) for part in found.groups())
-
-
 def _same(mine: Part, known: Part) -> bool:
     if isinstance(known, Relation) or isinstance(mine, Relation):
         return _same_relations(mine, known)
+    if isinstance(mine, Date) or isinstance(known, Date):
+        return answer_parts.date(mine) == answer_parts.date(known)
     if isinstance(mine, Leaf) and isinstance(known, Leaf):
         return _same_leaves(mine, known)
     if isinstance(known, Sets) or isinstance(mine, Sets):
@@ -409,17 +401,37 @@ def _same_equations(mine: Relation, known: Relation) -> bool:
 
 
 def _same_solutions(f: Node, g: Node) -> bool:
-    """Whether both are zero for the same values of one of their variables."""
+    """Whether both are zero for the same values of their variables, each solved for."""
     if symbols(f) != symbols(g):
         return False
     names = sorted(symbols(f))
     at = {name: sympy.Symbol(f"v{i}", real=True) for i, name in enumerate(names)}
     f0, g0 = value(f, at), value(g, at)
+    agreed = False
     for symbol in at.values():
         try:
-            mine, known = sympy.solve(f0, symbol), sympy.solve(g0, symbol)
+            mine, known = _solve(f0, symbol), _solve(g0, symbol)
         except (NotImplementedError, ValueError, TypeError):
             continue
-        if mine and len(mine) == len(known) and not any(s.has(sympy.Piecewise) for s in mine):
-            return all(any(sympy.simplify(a - b) == 0 for b in known) for a in mine)
+        if any(s.has(sympy.Piecewise) for s in (*mine, *known)):
+            continue
+        if not mine or len(mine) != len(known):
+            return False
+        if not all(any(sympy.simplify(a - b) == 0 for b in known) for a in mine):
+            return False
+        agreed = True
+    return agreed
+
+
+def _solve(f: Any, symbol: sympy.Symbol) -> list[Expr]:
+    """Solutions for the variable, without those that are real nowhere: y^3 = x has but one."""
+    return [s for s in sympy.solve(f, symbol) if s.has(sympy.Piecewise) or _real_somewhere(s)]
+
+
+def _real_somewhere(solution: Expr) -> bool:
+    names = sorted(solution.free_symbols, key=str)
+    for start in (sympy.Rational(2, 7), sympy.Rational(19, 7)):
+        number = solution.subs({name: start + i for i, name in enumerate(names)}).evalf()
+        if number.is_real or abs(sympy.im(number)) < 1e-9:
+            return True
     return False

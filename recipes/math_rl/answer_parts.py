@@ -66,7 +66,16 @@ class Relation:
     signs: tuple[str, ...]
 
 
-Part = Leaf | Items | Ratio | Based | Sets | Relation
+@dataclass(frozen=True)
+class Date:
+    """2021-05-03, which is no difference of numbers."""
+
+    year: int
+    month: int
+    day: int
+
+
+Part = Date | Leaf | Items | Ratio | Based | Sets | Relation
 
 EMPTY = Items("set", ())
 _CLOSE = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
@@ -103,6 +112,8 @@ def read(text: str, depth: int = 0) -> Part:
     if text == "\\mathbb{R}":
         infinity = Leaf("\\infty")
         return Items("tuple", (Leaf("-\\infty"), infinity), "()")
+    if match := _DATE.fullmatch(text):
+        return Date(*map(int, match.groups()))
     tokens = _TOKEN.findall(text)
     pieces = _split(tokens, (",", ";"))
     if len(pieces) > 1:
@@ -236,6 +247,18 @@ def _ratio(text: str) -> Ratio | None:
 
 
 _TIME = re.compile(r"(?:0?\d|1\d|2[0-4]):[0-5]\d", re.ASCII)
+
+
+_DATE = re.compile(r"(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", re.ASCII)
+_SHORT_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})", re.ASCII)
+
+
+def date(part: Part) -> Date | None:
+    """A date, also as 2021-5-3, which only beside another date is one."""
+    if not isinstance(part, Leaf):
+        return part if isinstance(part, Date) else None
+    match = _SHORT_DATE.fullmatch(part.latex.replace(" ", ""))
+    return Date(*map(int, match.groups())) if match else None
 
 
 def leaf(text: str) -> Leaf:

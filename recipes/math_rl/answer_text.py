@@ -169,6 +169,7 @@ _SPELLINGS = [
             r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\d.A-Za-z^_])",
             r"\1 \\times 10^{\2}",
         ),
+        (r"\s+", " "),  # what the spellings above have put side by side
     )
 ]
 _NAMED = {

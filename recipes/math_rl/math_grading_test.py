@@ -141,7 +141,7 @@ def test_math_solutions_against_known_answers(shared_data: Path) -> None:
 def leaves(part: answer_parts.Part) -> Iterator[answer_parts.Leaf]:
     if isinstance(part, answer_parts.Leaf):
         yield part
-    elif not isinstance(part, answer_parts.Based):
+    elif not isinstance(part, (answer_parts.Based, answer_parts.Date)):
         for inner in part.sides if isinstance(part, answer_parts.Relation) else part.items:
             yield from leaves(inner)
 
