@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -287,10 +288,15 @@ def _simple(part: Part) -> Part:
     return Relation(sides, signs)
 
 
+_GEOMETRIC = re.compile(r"m? ?\\(?:measured)?angle ?\{? ?[A-Z]{1,3} ?\}?|[A-Z]{2,3}")
+
+
 def _is_name(part: Part) -> bool:
-    """A variable: x, a_1, \\theta, f(x), (x, y)."""
+    """A variable: x, a_1, \\theta, f(x), (x, y); a segment or an angle: AB, \\angle A."""
     if isinstance(part, Items):
         return part.kind == "tuple" and all(map(_is_name, part.items))
+    if isinstance(part, Leaf) and _GEOMETRIC.fullmatch(part.latex):
+        return True
     node = _node(part)
     if node is None:
         return False

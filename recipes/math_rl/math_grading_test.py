@@ -302,6 +302,8 @@ def test_text_of_hostile_answers_is_read_in_time() -> None:
         "/ ",
         "$",
         "%",
+        "~",
+        "\\,",
     ]
     texts = [a * 150 + b * 150 for a in pieces for b in pieces] + [a * 300 for a in HOSTILE]
     start = time.process_time()
