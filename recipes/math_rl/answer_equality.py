@@ -117,10 +117,19 @@ def _same_items(mine: Part, known: Part) -> bool:
             and (_in_order(mine.items, known.items))
         )
     if kinds == {"list"}:
+        if _assigns(known) and not any(isinstance(item, Relation) for item in mine.items):
+            return _in_order(mine.items, known.items)  # 1, 2 where x=1, y=2 is known
         return _in_any_order(mine.items, known.items)
     return _in_any_order(
         *(_distinct(side.items) if side.kind == "set" else side.items for side in (mine, known))
     )
+
+
+def _assigns(items: Items) -> bool:
+    """Whether its items are set to variables that are not all the same: x=1, y=2."""
+    found = [isinstance(item, Relation) and _assignment(item) for item in items.items]
+    names = [pair[0] for pair in found if pair and pair[0]]
+    return len(names) == len(found) and any(not _same(names[0], name) for name in names)
 
 
 def _as_items(part: Part, other: Part) -> Part:
@@ -181,7 +190,7 @@ def _same_ratios(mine: Part, known: Part) -> bool:
     if isinstance(mine, Ratio) and isinstance(known, Ratio):
         if not answer_units.fits(mine.unit, known.unit) or len(mine.items) != len(known.items):
             return False
-        if _in_order(mine.items, known.items):
+        if mine.time == known.time and _in_order(mine.items, known.items):
             return True
         if mine.time or known.time:
             return False
@@ -195,6 +204,8 @@ def _same_ratios(mine: Part, known: Part) -> bool:
     ratio, other = (mine, known) if isinstance(mine, Ratio) else (known, mine)
     if isinstance(ratio, Ratio) and isinstance(other, Leaf) and len(ratio.items) == 2:
         a, b, c = (_node(part) for part in (*ratio.items, other))
+        if ratio.time:  # 3:10 is 3/10, but 10:30 is not 1/3
+            return c == Node("/", (a, b))
         return None not in (a, b, c) and same_expressions(Node("/", (a, b)), c)  # pyright: ignore
     return False
 
@@ -211,11 +222,24 @@ def _same_sets(mine: Part, known: Part) -> bool:
         unordered = mine.operator == known.operator != "\\setminus"
         if unordered and _in_any_order(mine.items, known.items):
             return True
+    if len(_variables(mine) | _variables(known)) > 1:  # x > 1 and y < 2
+        both = isinstance(mine, (Sets, Items)) and isinstance(known, (Sets, Items))
+        sides = (mine.items + known.items) if both else ()
+        related = bool(sides) and all(isinstance(item, Relation) for item in sides)
+        return both and related and _in_any_order(mine.items, known.items)
     try:
         a, b = _set(mine), _set(known)
     except (Undefined, Unreadable, TypeError, NotImplementedError):
         return False
     return a == b or a.symmetric_difference(b) == sympy.EmptySet
+
+
+def _variables(part: Part) -> set[str]:
+    """The variables of the inequalities that it joins."""
+    if isinstance(part, (Sets, Items)):
+        return set().union(*map(_variables, part.items))
+    nodes = map(_node, part.sides) if isinstance(part, Relation) else ()
+    return set().union(*(symbols(node) for node in nodes if node is not None))
 
 
 def _set(part: Part) -> sympy.Set:
@@ -230,6 +254,8 @@ def _set(part: Part) -> sympy.Set:
         return functools.reduce(join[part.operator], sets)
     if isinstance(part, Items) and part.kind == "tuple" and len(part.items) == 2:
         low, high = (_real(item) for item in part.items)
+        if (high - low).is_extended_negative:
+            raise Undefined("an interval that ends before it begins")
         closed = part.brackets[0] == "[", part.brackets[1] == "]"
         if (closed[0] and low.is_infinite) or (closed[1] and high.is_infinite):
             raise Undefined("an interval that holds infinity")

@@ -120,6 +120,9 @@ def read(text: str, depth: int = 0) -> Part:
         if len(pieces) > MAX_ITEMS:
             raise latex_expression.Unreadable("too many items")
         return Items("list", tuple(_each(pieces, depth)))
+    pieces = _split(tokens, ("\\land",))
+    if len(pieces) > 1:  # x > 1 and x < 3
+        return Sets("\\cap", tuple(read(piece, depth + 1) for piece in pieces))
     if (relation := _relation(tokens, depth)) is not None:
         return relation
     for operator in _SET_OPERATORS:
@@ -290,7 +293,11 @@ _GROUPED = re.compile(
 
 def _based(text: str) -> Based | None:
     match = _BASED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).replace(" ", ""))
+    if prefixed := _PREFIXED.fullmatch(text.casefold()):
+        return Based(prefixed[2].lstrip("0") or "0", _PREFIXES[prefixed[1]])
     if not match:
+        return None
+    if match[3].isdecimal() and not 2 <= int(match[3]) <= 36:
         return None
     digits = match[2].casefold().lstrip("0") or "0"
     base = match[3].casefold()
@@ -300,6 +307,8 @@ def _based(text: str) -> Based | None:
 _BASED = re.compile(
     r"([+-]?)\(?([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)\)?_\{?\(?(\d+|[a-z]+)\)?\}?", re.ASCII
 )
+_PREFIXED = re.compile(r"0([xob])([\da-f]+)", re.ASCII)
+_PREFIXES = {"x": "16", "o": "8", "b": "2"}
 _NAMES = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 )

@@ -126,6 +126,7 @@ _UNICODE = str.maketrans(
     }
 )
 _plain = "|".join([*sorted([*FUNCTION_NAMES, *GREEK], key=len, reverse=True), "pi"])
+_inequality = r"(?:[<>]|\\[lg](?:eq?|t)(?![A-Za-z]))"
 _SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -158,6 +159,11 @@ _SPELLINGS = [
         (r"^(?:\\(?:approx|therefore|implies|Rightarrow|equiv)(?![A-Za-z])|=)\s*", ""),
         (r"^(?:\\text ?\{ ?)?(?:about|approximately|approx\.?|roughly) ?\}? ?(?=[-\d\\.])", ""),
         (r"(?<=\d) ?\^? ?\{? ?(?:\\text ?\{ ?)?(?:st|nd|rd|th) ?\}? ?\}?$", ""),  # 5^{th}
+        (  # x > 1 and x < 3
+            rf"({_inequality}[^,;]{{0,60}}?)(?:\\text\{{\s*and\s*\}}|\band\b|\\wedge\b|\\land\b)"
+            rf"(?=[^,;]{{0,60}}{_inequality})",
+            r"\1 \\land ",
+        ),
         (r"\s*\\text\{\s*(?:and|or)\s*\}\s*|\s+(?:and|or)\s+", ", "),
         (r",\s*,", ","),
         (r"^\\text\{([^{}\\]*[\d,;][^{}\\]*)\}$", r"\1"),  # \text{4:30 p.m.}

@@ -42,6 +42,7 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("1:2:3", "2:4:6"),
         ("0.30000000000000004", "\\frac{3}{10}"),
         ("2\\cdot\\frac12", "1"),
+        ("3/10", "3:10"),
     ],
     "roots and constants": [
         ("e^{i\\pi}", "-1"),
@@ -143,6 +144,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("ab", "ba"),
         ("Prt", "Ptr"),
         ("Bh", "hB"),
+        ("|x-10^9|", "|10^9-x|"),
+        ("\\frac{x}{\\sqrt{x^2+1}}", "\\frac{x\\sqrt{x^2+1}}{x^2+1}"),
     ],
     "equations and assignments": [
         ("y-3=2(x-1)", "y=2x+1"),
@@ -189,6 +192,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("(1,2),(3,4)", "(3,4),(1,2)"),
         ("\\{\\}", "\\emptyset"),
         ("A, C", "C, A"),
+        ("1,2", "x=1,y=2"),
+        ("2,1", "x=1,x=2"),
     ],
     "intervals": [
         ("(-oo, 3]", "(-\\infty,3]"),
@@ -199,6 +204,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\mathbb{R}", "(-\\infty,\\infty)"),
         ("x≥2", "[2,\\infty)"),
         ("0<x\\leq 5", "(0,5]"),
+        ("x>1 \\text{ and } x<3", "(1,3)"),
+        ("x>1 and y<2", "x>1, y<2"),
     ],
     "text": [
         ("\\textbf{yes}", "Yes"),
@@ -225,6 +232,7 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("x \\equiv 3 \\mod 7", "3 \\pmod 7"),
         ("3 (\\bmod 7)", "3\\pmod{7}"),
         ("3 \\pod 7", "3"),
+        ("0x1A", "1A_{16}"),
     ],
     "dates": [
         ("2021-05-03, 2022-01-02", "2022-01-02, 2021-05-03"),
@@ -268,6 +276,9 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("0.\\dot{3}", "0.3"),
         ("2.5e-3", "2.5e3"),
         ("\\frac{10^{40}+1}{10^{40}}", "1"),
+        ("1", "10:10"),
+        ("1/3", "10:30"),
+        ("3:05", "3:5"),
     ],
     "roots and constants": [
         ("\\tanh(500)", "1"),
@@ -371,6 +382,11 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\frac{1}{x}", "x"),
         ("x^3", "x^2"),
         ("e^x", "e^{-x}"),
+        ("\\sqrt{(x-300)^2}", "300-x"),
+        ("\\sqrt{(x-30000)^2}", "30000-x"),
+        ("((x-300)^2)^{1/2}", "300-x"),
+        ("|x-10^9|", "10^9-x"),
+        ("|x+10^6|", "x+10^6"),
     ],
     "equations and assignments": [
         ("x=x+1", "x=x+2"),
@@ -410,6 +426,7 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("\\pm 2", "2"),
         ("(1,2),(3,4)", "(1,3),(2,4)"),
         ("A, B", "A, C"),
+        ("2,1", "x=1,y=2"),
     ],
     "intervals": [
         ("[-\\infty, 4)", "(-\\infty, 4)"),
@@ -420,6 +437,9 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("x<1 \\text{ or } x>3", "(1,3)"),
         ("[2,3]", "(2,3)"),
         ("x \\ne 2", "2"),
+        ("(5,3)\\cup(0,1)", "(0,1)"),
+        ("x<1 and x>3", "x<1 or x>3"),
+        ("x>1 and y<3", "(1,3)"),
     ],
     "text": [
         ("5 \\text{ or } 5", "5"),
@@ -446,6 +466,8 @@ UNEQUAL: dict[str, list[tuple[str, str]]] = {
         ("17 \\bmod 5", "17"),
         ("x\\bmod 2", "x"),
         ("x \\equiv 3 \\bmod 5", "x \\equiv 3 \\pmod{7}"),
+        ("1_000", "1"),
+        ("0x10", "0"),
     ],
     "dates": [
         ("2013, 2019", "2021-05-03, 2022-01-02"),
