@@ -127,7 +127,7 @@ def _same_items(mine: Part, known: Part) -> bool:
 
 def _assigns(items: Items) -> bool:
     """Whether its items are set to variables that are not all the same: x=1, y=2."""
-    found = [isinstance(item, Relation) and _assignment(item) for item in items.items]
+    found = [_assignment(item) for item in items.items]
     names = [pair[0] for pair in found if pair and pair[0]]
     return len(names) == len(found) and any(not _same(names[0], name) for name in names)
 
@@ -223,10 +223,10 @@ def _same_sets(mine: Part, known: Part) -> bool:
         if unordered and _in_any_order(mine.items, known.items):
             return True
     if len(_variables(mine) | _variables(known)) > 1:  # x > 1 and y < 2
-        both = isinstance(mine, (Sets, Items)) and isinstance(known, (Sets, Items))
-        sides = (mine.items + known.items) if both else ()
-        related = bool(sides) and all(isinstance(item, Relation) for item in sides)
-        return both and related and _in_any_order(mine.items, known.items)
+        if not (isinstance(mine, (Sets, Items)) and isinstance(known, (Sets, Items))):
+            return False
+        related = all(isinstance(item, Relation) for item in mine.items + known.items)
+        return related and _in_any_order(mine.items, known.items)
     try:
         a, b = _set(mine), _set(known)
     except (Undefined, Unreadable, TypeError, NotImplementedError):
