@@ -7,12 +7,13 @@ import itertools
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import sympy
 from sympy import Expr, MatrixBase
 
 from recipes.math_rl import answer_parts, answer_text, answer_units
-from recipes.math_rl.answer_parts import Based, Items, Leaf, Part, Ratio, Relation, Sets
+from recipes.math_rl.answer_parts import Based, Date, Items, Leaf, Part, Ratio, Relation, Sets
 from recipes.math_rl.expression_equality import (
     fraction,
     readings,
@@ -23,13 +24,9 @@ from recipes.math_rl.expression_equality import (
 from recipes.math_rl.expression_values import Undefined, value
 from recipes.math_rl.latex_expression import Node, Unreadable, symbols
 
-_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})")
-
 
 def same(given: str, truth: str) -> bool:
     """Whether the answer `given` is `truth`; both as `answer_text.normalise` spells them."""
-    if (date := _date(truth)) is not None:
-        return _date(given) == date
     try:
         mine, known = answer_parts.read(given), answer_parts.read(truth)
     except Unreadable:
@@ -40,15 +37,11 @@ def same(given: str, truth: str) -> bool:
     return both and _same_relations(mine, known)  # 2x + 1 < 7 and x < 3
 
 
-def _date(text: str) -> tuple[int, ...] | None:
-    """Year, month and day of an ISO date, which is no difference of numbers."""
-    found = _DATE.fullmatch(text.replace(" ", ""))
-    return None if found is None else tuple(int(part) for part in found.groups())
-
-
 def _same(mine: Part, known: Part) -> bool:
     if isinstance(known, Relation) or isinstance(mine, Relation):
         return _same_relations(mine, known)
+    if isinstance(mine, Date) or isinstance(known, Date):
+        return answer_parts.date(mine) == answer_parts.date(known)
     if isinstance(mine, Leaf) and isinstance(known, Leaf):
         return _same_leaves(mine, known)
     if isinstance(known, Sets) or isinstance(mine, Sets):
@@ -124,10 +117,19 @@ def _same_items(mine: Part, known: Part) -> bool:
             and (_in_order(mine.items, known.items))
         )
     if kinds == {"list"}:
+        if _assigns(known) and not any(isinstance(item, Relation) for item in mine.items):
+            return _in_order(mine.items, known.items)  # 1, 2 where x=1, y=2 is known
         return _in_any_order(mine.items, known.items)
     return _in_any_order(
         *(_distinct(side.items) if side.kind == "set" else side.items for side in (mine, known))
     )
+
+
+def _assigns(items: Items) -> bool:
+    """Whether its items are set to variables that are not all the same: x=1, y=2."""
+    found = [_assignment(item) for item in items.items]
+    names = [pair[0] for pair in found if pair and pair[0]]
+    return len(names) == len(found) and any(not _same(names[0], name) for name in names)
 
 
 def _as_items(part: Part, other: Part) -> Part:
@@ -188,7 +190,7 @@ def _same_ratios(mine: Part, known: Part) -> bool:
     if isinstance(mine, Ratio) and isinstance(known, Ratio):
         if not answer_units.fits(mine.unit, known.unit) or len(mine.items) != len(known.items):
             return False
-        if _in_order(mine.items, known.items):
+        if mine.time == known.time and _in_order(mine.items, known.items):
             return True
         if mine.time or known.time:
             return False
@@ -202,6 +204,8 @@ def _same_ratios(mine: Part, known: Part) -> bool:
     ratio, other = (mine, known) if isinstance(mine, Ratio) else (known, mine)
     if isinstance(ratio, Ratio) and isinstance(other, Leaf) and len(ratio.items) == 2:
         a, b, c = (_node(part) for part in (*ratio.items, other))
+        if ratio.time:  # 3:10 is 3/10, but 10:30 is not 1/3
+            return c == Node("/", (a, b))
         return None not in (a, b, c) and same_expressions(Node("/", (a, b)), c)  # pyright: ignore
     return False
 
@@ -218,11 +222,24 @@ def _same_sets(mine: Part, known: Part) -> bool:
         unordered = mine.operator == known.operator != "\\setminus"
         if unordered and _in_any_order(mine.items, known.items):
             return True
+    if len(_variables(mine) | _variables(known)) > 1:  # x > 1 and y < 2
+        if not (isinstance(mine, (Sets, Items)) and isinstance(known, (Sets, Items))):
+            return False
+        related = all(isinstance(item, Relation) for item in mine.items + known.items)
+        return related and _in_any_order(mine.items, known.items)
     try:
         a, b = _set(mine), _set(known)
     except (Undefined, Unreadable, TypeError, NotImplementedError):
         return False
     return a == b or a.symmetric_difference(b) == sympy.EmptySet
+
+
+def _variables(part: Part) -> set[str]:
+    """The variables of the inequalities that it joins."""
+    if isinstance(part, (Sets, Items)):
+        return set().union(*map(_variables, part.items))
+    nodes = map(_node, part.sides) if isinstance(part, Relation) else ()
+    return set().union(*(symbols(node) for node in nodes if node is not None))
 
 
 def _set(part: Part) -> sympy.Set:
@@ -237,6 +254,8 @@ def _set(part: Part) -> sympy.Set:
         return functools.reduce(join[part.operator], sets)
     if isinstance(part, Items) and part.kind == "tuple" and len(part.items) == 2:
         low, high = (_real(item) for item in part.items)
+        if (high - low).is_extended_negative:
+            raise Undefined("an interval that ends before it begins")
         closed = part.brackets[0] == "[", part.brackets[1] == "]"
         if (closed[0] and low.is_infinite) or (closed[1] and high.is_infinite):
             raise Undefined("an interval that holds infinity")
@@ -295,10 +314,15 @@ def _simple(part: Part) -> Part:
     return Relation(sides, signs)
 
 
+_GEOMETRIC = re.compile(r"m? ?\\(?:measured)?angle ?\{? ?[A-Z]{1,3} ?\}?|[A-Z]{2,3}")
+
+
 def _is_name(part: Part) -> bool:
-    """A variable: x, a_1, \\theta, f(x), (x, y)."""
+    """A variable: x, a_1, \\theta, f(x), (x, y); a segment or an angle: AB, \\angle A."""
     if isinstance(part, Items):
         return part.kind == "tuple" and all(map(_is_name, part.items))
+    if isinstance(part, Leaf) and _GEOMETRIC.fullmatch(part.latex):
+        return True
     node = _node(part)
     if node is None:
         return False
@@ -409,17 +433,37 @@ def _same_equations(mine: Relation, known: Relation) -> bool:
 
 
 def _same_solutions(f: Node, g: Node) -> bool:
-    """Whether both are zero for the same values of one of their variables."""
+    """Whether both are zero for the same values of their variables, each solved for."""
     if symbols(f) != symbols(g):
         return False
     names = sorted(symbols(f))
     at = {name: sympy.Symbol(f"v{i}", real=True) for i, name in enumerate(names)}
     f0, g0 = value(f, at), value(g, at)
+    agreed = False
     for symbol in at.values():
         try:
-            mine, known = sympy.solve(f0, symbol), sympy.solve(g0, symbol)
+            mine, known = _solve(f0, symbol), _solve(g0, symbol)
         except (NotImplementedError, ValueError, TypeError):
             continue
-        if mine and len(mine) == len(known) and not any(s.has(sympy.Piecewise) for s in mine):
-            return all(any(sympy.simplify(a - b) == 0 for b in known) for a in mine)
+        if any(s.has(sympy.Piecewise) for s in (*mine, *known)):
+            continue
+        if not mine or len(mine) != len(known):
+            return False
+        if not all(any(sympy.simplify(a - b) == 0 for b in known) for a in mine):
+            return False
+        agreed = True
+    return agreed
+
+
+def _solve(f: Any, symbol: sympy.Symbol) -> list[Expr]:
+    """Solutions for the variable, without those that are real nowhere: y^3 = x has but one."""
+    return [s for s in sympy.solve(f, symbol) if s.has(sympy.Piecewise) or _real_somewhere(s)]
+
+
+def _real_somewhere(solution: Expr) -> bool:
+    names = sorted(solution.free_symbols, key=str)
+    for start in (sympy.Rational(2, 7), sympy.Rational(19, 7)):
+        number = solution.subs({name: start + i for i, name in enumerate(names)}).evalf()
+        if number.is_real or abs(sympy.im(number)) < 1e-9:
+            return True
     return False

@@ -66,7 +66,16 @@ class Relation:
     signs: tuple[str, ...]
 
 
-Part = Leaf | Items | Ratio | Based | Sets | Relation
+@dataclass(frozen=True)
+class Date:
+    """2021-05-03, which is no difference of numbers."""
+
+    year: int
+    month: int
+    day: int
+
+
+Part = Date | Leaf | Items | Ratio | Based | Sets | Relation
 
 EMPTY = Items("set", ())
 _CLOSE = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
@@ -103,12 +112,17 @@ def read(text: str, depth: int = 0) -> Part:
     if text == "\\mathbb{R}":
         infinity = Leaf("\\infty")
         return Items("tuple", (Leaf("-\\infty"), infinity), "()")
+    if match := _DATE.fullmatch(text):
+        return Date(*map(int, match.groups()))
     tokens = _TOKEN.findall(text)
     pieces = _split(tokens, (",", ";"))
     if len(pieces) > 1:
         if len(pieces) > MAX_ITEMS:
             raise latex_expression.Unreadable("too many items")
         return Items("list", tuple(_each(pieces, depth)))
+    pieces = _split(tokens, ("\\land",))
+    if len(pieces) > 1:  # x > 1 and x < 3
+        return Sets("\\cap", tuple(read(piece, depth + 1) for piece in pieces))
     if (relation := _relation(tokens, depth)) is not None:
         return relation
     for operator in _SET_OPERATORS:
@@ -238,6 +252,18 @@ def _ratio(text: str) -> Ratio | None:
 _TIME = re.compile(r"(?:0?\d|1\d|2[0-4]):[0-5]\d", re.ASCII)
 
 
+_DATE = re.compile(r"(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", re.ASCII)
+_SHORT_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})", re.ASCII)
+
+
+def date(part: Part) -> Date | None:
+    """A date, also as 2021-5-3, which only beside another date is one."""
+    if not isinstance(part, Leaf):
+        return part if isinstance(part, Date) else None
+    match = _SHORT_DATE.fullmatch(part.latex.replace(" ", ""))
+    return Date(*map(int, match.groups())) if match else None
+
+
 def leaf(text: str) -> Leaf:
     """An expression without its unit and percent sign."""
     text = text.strip()
@@ -267,7 +293,11 @@ _GROUPED = re.compile(
 
 def _based(text: str) -> Based | None:
     match = _BASED.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).replace(" ", ""))
+    if prefixed := _PREFIXED.fullmatch(text.casefold()):
+        return Based(prefixed[2].lstrip("0") or "0", _PREFIXES[prefixed[1]])
     if not match:
+        return None
+    if match[3].isdecimal() and not 2 <= int(match[3]) <= 36:
         return None
     digits = match[2].casefold().lstrip("0") or "0"
     base = match[3].casefold()
@@ -277,6 +307,8 @@ def _based(text: str) -> Based | None:
 _BASED = re.compile(
     r"([+-]?)\(?([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)\)?_\{?\(?(\d+|[a-z]+)\)?\}?", re.ASCII
 )
+_PREFIXED = re.compile(r"0([xob])([\da-f]+)", re.ASCII)
+_PREFIXES = {"x": "16", "o": "8", "b": "2"}
 _NAMES = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 )

@@ -126,6 +126,7 @@ _UNICODE = str.maketrans(
     }
 )
 _plain = "|".join([*sorted([*FUNCTION_NAMES, *GREEK], key=len, reverse=True), "pi"])
+_inequality = r"(?:[<>]|\\[lg](?:eq?|t)(?![A-Za-z]))"
 _SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -154,9 +155,15 @@ _SPELLINGS = [
         (r"\\(?:euro|EUR)(?![A-Za-z])(?:\{\})?", "\u20ac"),
         (r"\\(?:pounds|textsterling)(?![A-Za-z])(?:\{\})?", "\u00a3"),
         (r"\\yen(?![A-Za-z])", "\u00a5"),
+        (r"(\\equiv[^=,;]*?)\\b?mod(?![A-Za-z])", r"\1\\pmod"),  # else it is an operator
         (r"^(?:\\(?:approx|therefore|implies|Rightarrow|equiv)(?![A-Za-z])|=)\s*", ""),
         (r"^(?:\\text ?\{ ?)?(?:about|approximately|approx\.?|roughly) ?\}? ?(?=[-\d\\.])", ""),
         (r"(?<=\d) ?\^? ?\{? ?(?:\\text ?\{ ?)?(?:st|nd|rd|th) ?\}? ?\}?$", ""),  # 5^{th}
+        (  # x > 1 and x < 3
+            rf"({_inequality}[^,;]{{0,60}}?)(?:\\text\{{\s*and\s*\}}|\band\b|\\wedge\b|\\land\b)"
+            rf"(?=[^,;]{{0,60}}{_inequality})",
+            r"\1 \\land ",
+        ),
         (r"\s*\\text\{\s*(?:and|or)\s*\}\s*|\s+(?:and|or)\s+", ", "),
         (r",\s*,", ","),
         (r"^\\text\{([^{}\\]*[\d,;][^{}\\]*)\}$", r"\1"),  # \text{4:30 p.m.}
@@ -169,6 +176,7 @@ _SPELLINGS = [
             r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\d.A-Za-z^_])",
             r"\1 \\times 10^{\2}",
         ),
+        (r"\s+", " "),  # what the spellings above have put side by side
     )
 ]
 _NAMED = {
@@ -209,6 +217,9 @@ def _as_fraction(match: re.Match[str]) -> str:
 def same_words(given: str, truth: str) -> bool | None:
     """Whether the words are the same; None where one side is mathematics. The letter of a choice
     may be small, a variable not."""
+    short = _same_short_words(given, truth)
+    if short is not None:
+        return short
     marked = "\\text" in given + truth
     mine, known = _words(given, marked), _words(truth, marked)
     if mine is None or known is None:
@@ -216,6 +227,31 @@ def same_words(given: str, truth: str) -> bool | None:
     if len(mine) == 1 and (given, truth) == (mine, known):
         return mine == known
     return mine.casefold() == known.casefold()
+
+
+def _same_short_words(given: str, truth: str) -> bool | None:
+    """Of two or three letters, which may be a product: ab is ba. Capitals are names as they stand
+    (HHT, AB), and so is a word (No, Tom, odd) but for the case of its letters."""
+    mine, known = (re.sub(r"[()\s]", "", side) for side in (given, truth))
+    if not (_SHORT.fullmatch(mine) and _SHORT.fullmatch(known)):
+        return None
+    if mine.isupper() and known.isupper():
+        return mine == known
+    if any(
+        side.casefold() in _SHORT_WORDS or _SHORT_NAME.fullmatch(side) for side in (mine, known)
+    ):
+        return mine.casefold() == known.casefold()
+    return None
+
+
+_SHORT = re.compile(r"[A-Za-z]{2,3}")
+_SHORT_NAME = re.compile(r"(?=..?[aeiouy])[A-Z][a-z]{2}")  # a vowel: Leo, not Prt
+_short = (
+    "yes no odd red on off won one two six ten now not new old up top low tie win all cat dog sun"
+    " mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec ann tom bob"
+    " sss sas asa aas ssa hl"
+)
+_SHORT_WORDS = frozenset(_short.split())
 
 
 def _words(latex: str, marked: bool) -> str | None:
@@ -241,4 +277,5 @@ RESTATES = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![A-Za-z
 def compact(latex: str) -> str:
     """For comparing two spellings: no \\text around words, no space that separates nothing."""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", latex).strip()
+    bare = re.sub(r" +", " ", bare)
     return re.sub(r"(?<![0-9A-Za-z]) +| +(?![0-9A-Za-z])", "", bare)

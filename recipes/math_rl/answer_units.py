@@ -81,13 +81,19 @@ def fits(given: Unit, truth: Unit) -> bool:
         money = [[m for m in side.measures if m[0] in _CURRENCIES] for side in (given, truth)]
         if all(money):  # dollars or dollars an hour
             return money[0] == money[1]
-        return given.measures == truth.measures
+        ways = [side.words & _DIRECTIONS for side in (given, truth)]
+        return given.measures == truth.measures and (not all(ways) or ways[0] == ways[1])
     mine, known = given.words - _GENERIC, truth.words - _GENERIC
     if (given.measures and known) or (mine and truth.measures):
         return False
     return not mine or not known or mine <= known or known <= mine
 
 
+_ways = (
+    "north south east west northeast northwest southeast southwest up down left right forward"
+    " backward"
+)
+_DIRECTIONS = frozenset(_ways.split())
 _GENERIC = frozenset(("unit", "in", "of", "the", "total", "altogether", "each", "all", "a", "an"))
 
 
@@ -119,7 +125,8 @@ def read(phrase: str) -> Unit:
             measures[name], last = sign * power, name
             power = 1
         elif token.isalpha():
-            words.add(_singular(token.casefold()))
+            abbreviated = len(token) == 2 and not token.islower()  # MW is not mW
+            words.add(token if abbreviated else _singular(token.casefold()))
     for scale in ("degC", "degF"):
         if scale in measures:
             measures.pop("deg", None)
@@ -159,7 +166,7 @@ def _no_unit(match: re.Match[str]) -> bool:
 
 
 _POWER = r"(\s*\^\s*\{?\s*-?\d\s*\}?)?"
-_MODULUS = re.compile(r"(.+?)\s*(?:\(?\s*\\[pb]?mod|\(\s*mod)\s*(\{?\s*\d+\s*\}?)\s*\)?")
+_MODULUS = re.compile(r"(.+?)\s*(?:\\p(?:mod|od)|\(\s*(?:\\b?)?mod)\s*(\{?\s*\d+\s*\}?)\s*\)?")
 _DEGREES = re.compile(r"([^\u00b0]+)(\u00b0\s*(?:C|F|\\text\s*\{\s*[CF]\s*\})?)()")
 _TEXT = re.compile(
     r"(.*[\d})a-z.])\s*(\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?(?:\s*/\s*\\text\s*\{[^{}]*\})?)"
@@ -182,6 +189,9 @@ _PER = re.compile(rf"(.*\d)\s*(/\s*(?:{'|'.join(reversed(_long))})s?)()")
 _SAYS_MORE = re.compile(
     r"[<>=]|\\(?!text|cdot)|\b(?:and|or|not|no|to|than|is|if|else|but|maybe|perhaps|mod|base"
     r"|inf|infinity|pi|tau|phi|theta|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|million|billion"
-    r"|thousand|hundred)\b",
+    r"|thousand|hundred|dozens?|googol|googolplex|factorial|half(?!-)|halves|thirds?|fourths?|fifths?"
+    r"|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?|below"
+    r"|negative(?=\s*\}?$)|minus|plus|point|over|divided|by|out|zero|true|false|wrong|never|none)\b"
+    r"|^\s*(?:\\text\s*\{\s*)?(?:squared|cubed)\b",
     re.IGNORECASE,
 )

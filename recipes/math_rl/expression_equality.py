@@ -94,6 +94,38 @@ def _points(names: list[str], whole: bool, pieces: bool) -> list[Values]:
     return points if len(names) > 1 else points[: 2 * len(sizes)]
 
 
+def _beyond(nodes: Iterable[Node], names: list[str]) -> list[Values]:
+    """Points on the far side of the largest number in them, where |x - 10^9| turns."""
+    largest = max((abs(number) for node in nodes for number in _constants(node)), default=0)
+    if largest <= 1000:
+        return []
+    points = []
+    for sign in (1, -1):
+        numbers = (sign * (3 * largest + Rational(v)) for v in _cycle(_LARGE))
+        points.append(dict(zip(names, numbers)))
+    return points
+
+
+def _constants(node: Node) -> Iterator[Rational]:
+    """The rational numbers in it, of 18 digits at most; 10^9 is one."""
+    if node.kind in ("number", "^", "*", "/") and not symbols(node):
+        if any(n.kind not in ("number", "^", "*", "/", "neg") for n in walk(node)):
+            return
+        if any(n.kind == "^" and n.args[1].kind != "number" for n in walk(node)):
+            return
+        if any(n.kind == "number" and n.args[0] > 10**18 for n in walk(node)):
+            return
+        if any(n.kind == "^" and n.args[1].args[0] > 18 for n in walk(node)):
+            return
+        number = value(node, {})
+        if isinstance(number, Rational) and abs(number) <= 10**18:
+            yield number
+        return
+    for inner in node.args:
+        if isinstance(inner, Node):
+            yield from _constants(inner)
+
+
 def _cycle(values: Iterable[Any]) -> Iterator[Any]:
     """The values again and again, each time by one larger: no two variables are the same."""
     for i in itertools.count():
@@ -102,6 +134,15 @@ def _cycle(values: Iterable[Any]) -> Iterator[Any]:
 
 
 _PIECEWISE = {"abs", "max", "min", "lfloor", "lceil", "mod"}
+
+
+def _is_root(node: Node) -> bool:
+    r"""Whether it is a root of what holds a variable; \sqrt{(x-300)^2} turns at 300."""
+    if node.kind == "^":
+        power = node.args[1]
+        broken = power.kind == "/" or (power.kind == "number" and power.args[0].denominator > 1)
+        return broken and bool(symbols(node.args[0]))
+    return node.kind == "root" and bool(symbols(node.args[0]))
 
 
 def _wants_whole(*nodes: Node) -> bool:
@@ -145,7 +186,12 @@ def same_expressions(a: Node, b: Node) -> bool:
 def values_at_points(*nodes: Node) -> Iterator[list[Any]]:
     names = sorted(set().union(*(symbols(node) for node in nodes)))
     pieces = any(n.kind in _PIECEWISE for node in nodes for n in walk(node))
-    for point in _points(names, _wants_whole(*nodes), pieces):
+    roots = any(_is_root(n) for node in nodes for n in walk(node))
+    whole = _wants_whole(*nodes)
+    points = _points(names, whole, pieces or roots)
+    if names and not whole and (pieces or roots):
+        points += _beyond(nodes, names)
+    for point in points:
         values = _values_at(nodes, point)
         if values is not None:
             yield values
