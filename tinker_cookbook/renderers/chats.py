@@ -29,6 +29,8 @@ from tinker_cookbook.renderers.row_formats import (
     role_meant,
     row_format,
     short,
+    turns_meant,
+    without_nulls,
 )
 from tinker_cookbook.renderers.tool_declarations import openai_tools
 from tinker_cookbook.utils import data_files
@@ -126,7 +128,7 @@ class RowReader:
         """The conversation of a row, checked, but for what its messages hold, which the renderer
         checks. DataFormatError that begins with `where`."""
         try:
-            kept = _without_nulls(row)
+            kept = without_nulls(row)
             try:
                 form = row_format(kept, self.message_field, self.form)
             except DataFormatError:
@@ -154,7 +156,7 @@ def row_reader(rows: Iterable[Any], message_field: str, name: str) -> RowReader:
     problem = "no rows"
     for number, row in enumerate(itertools.islice(rows, _LOOKED_AT)):
         try:
-            reader.form = row_format(_without_nulls(row), message_field)
+            reader.form = row_format(without_nulls(row), message_field)
             return reader
         except (DataFormatError, RecursionError) as error:
             problem = f"row {number}: {error}" if not number else problem
@@ -173,12 +175,12 @@ def _chat(row: Mapping[str, Any], form: RowFormat, where: str, nulls: Iterable[s
     notes: Counter[tuple[str, str]] = Counter(("null", what) for what in nulls)
     if form.read_as:
         notes["form", form.read_as] += 1
-    prompt = row.get("prompt") if form.name == "prompt/completion" else None
+    prompt = turns_meant(row.get("prompt")) if form.name == "prompt/completion" else None
     if isinstance(prompt, list):
         replies = sum(message["role"] == "assistant" for message in messages[: len(prompt)])
         notes["replies", "prompt"] += replies > 0
     messages = [_with_known_role(message, notes) for message in messages]
-    system = row.get("system")
+    system = None if _is_empty(row.get("system")) else row["system"]
     if system and _system_of(messages) != system:
         messages = _with_system(system, messages)
     elif system:
@@ -225,7 +227,7 @@ def _refuse_keys_of_row(
     """Keys beside the conversation: refused, or noted as not read."""
     read = (*form.keys, *ROW_KEYS)
     for key, value in row.items():
-        if key in read or value in ("", [], {}):
+        if key in read or _is_empty(value):
             continue
         problem = refusal("row", key, value, read)
         if key in REPLIES and messages[-1]["role"] != "assistant":
@@ -233,6 +235,10 @@ def _refuse_keys_of_row(
         if problem and not (key in TEXTS and _repeats(value, messages)):
             raise DataFormatError(problem)
         notes["row", key] += 1
+
+
+def _is_empty(value: Any) -> bool:
+    return not value.strip() if isinstance(value, str) else value in (None, [], {})
 
 
 def _repeats(value: Any, messages: list[Message]) -> bool:
@@ -279,26 +285,18 @@ def _tools(value: Any) -> list[dict[str, Any]]:
     return tools
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
-
-
 def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[str]:
     """Whether "tools" or "arguments" of a row, as objects, hold a null that `kept` does not."""
     found: dict[str, None] = {}
     if isinstance(row.get("tools"), list) and row["tools"] != kept["tools"]:
         found["tools"] = None
-    messages = row.get(form.keys[0])
-    for message in messages if isinstance(messages, list) else []:
+    lists = [value for key in form.keys if isinstance(value := turns_meant(row.get(key)), list)]
+    for message in itertools.chain.from_iterable(lists):
         calls = message.get("tool_calls") if isinstance(message, Mapping) else None
         for call in calls if isinstance(calls, list) else []:
             function = call.get("function") if isinstance(call, Mapping) else None
             arguments = function.get("arguments") if isinstance(function, Mapping) else None
-            if arguments != _without_nulls(arguments):
+            if arguments != without_nulls(arguments):
                 found["arguments"] = None
     return list(found)
 

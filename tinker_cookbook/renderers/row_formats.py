@@ -104,10 +104,7 @@ def _list_format(row: Mapping[str, Any], key: str, known: RowFormat | None) -> R
 
 def _first(value: Any) -> Any:
     """The first turn of what may be a list of them; None where there is none."""
-    try:
-        value = json.loads(value) if isinstance(value, str) and value[:1] == "[" else value
-    except ValueError:
-        return None
+    value = _list_meant(value)
     return value[0] if isinstance(value, list) and value else None
 
 
@@ -115,11 +112,30 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and ("role" in value or "from" in value)
 
 
+def _list_meant(value: Any) -> Any:
+    """The list that a text holds as JSON, as a column of CSV has it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def turns_meant(value: Any) -> Any:
+    """The turns that a text holds as JSON; any other value as it is."""
+    return _list_meant(value) if _is_turn(_first(value)) else value
+
+
+def without_nulls(value: Any) -> Any:
+    """Without the keys whose value is null, however deep."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
 def _messages(key: str, row: Mapping[str, Any]) -> Turns:
-    value = row[key]
-    if isinstance(value, str):  # a column of text, as CSV has it
-        with suppress(ValueError):
-            value = json.loads(value)
+    value = without_nulls(_list_meant(row[key]))
     if not isinstance(value, list) or not value:
         raise DataFormatError(
             f"{key!r} must be a list of messages that is not empty; found {short(row[key])}"
@@ -214,7 +230,7 @@ def _history(value: Any) -> list[Any]:
 def _completion(row: Mapping[str, Any]) -> Turns:
     messages: Turns = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
-        value = row.get(key)
+        value = without_nulls(turns_meant(row.get(key)))
         if isinstance(value, str):
             messages.append({"role": role, "content": value})
         elif isinstance(value, list) and value:

@@ -49,6 +49,11 @@ def messages(row, **options):
         COMPLETION,
         {"prompt": HI[:1], "completion": HI[1:]},
         {"prompt": HI[:1], "completion": "Yo."},
+        {"prompt": '[{"role":"user","content":"Hi"}]', "completion": "Yo."},
+        {"prompt": json.dumps(HI[:1]), "completion": json.dumps(HI[1:])},
+        {"prompt": '[{"role":"user","content":"Hi","trainable":null}]', "completion": "Yo."},
+        {"messages": json.dumps([{**HI[0], "trainable": None}, HI[1]])},
+        {"messages": HI, "system": "  "},
     ],
 )
 def test_forms_of_one_conversation(row):
@@ -69,6 +74,7 @@ def test_the_parts_of_each_form():
             *HI,
         ]
     assert messages({"prompt": " Hi\n", "completion": " Yo."})[1]["content"] == " Yo."
+    assert messages({"prompt": "[1, 2]", "completion": "Yo."})[0]["content"] == "[1, 2]"
     assert messages({"talk": turns("human", "Hi", "gpt", "Yo.")}, message_field="talk") == HI
 
 
@@ -223,6 +229,11 @@ def test_nulls_that_are_left_out_are_said():
     assert chat.tools == [{"name": "f", "parameters": {"x": {}}}]
     assert chat.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
     assert account(row, row) == ["nulls left out of tools (2 rows), arguments (2 rows)"]
+    as_text = {**row, "messages": json.dumps(row["messages"])}
+    assert row_chat(as_text, "row").messages == chat.messages
+    assert row_chat(as_text, "row").notes == chat.notes
+    replies = {"prompt": row["messages"][:1], "completion": row["messages"][1:]}
+    assert ("null", "arguments") in row_chat(replies, "row").notes
     call["function"]["arguments"] = '{"x": 1, "y": null}'
     kept = row_chat({**row, "tools": json.dumps([tool])}, "row")
     assert kept.tools == [tool] and not kept.notes
