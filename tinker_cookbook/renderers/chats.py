@@ -17,10 +17,16 @@ from tinker_cookbook.renderers.known_keys import (
     REASONING,
     REPLIES,
     ROW_KEYS,
+    SYSTEM,
     TEXTS,
     refusal,
 )
-from tinker_cookbook.renderers.messages import SURROGATE, Message, get_text_content
+from tinker_cookbook.renderers.messages import (
+    SURROGATE,
+    Message,
+    get_text_content,
+    parse_content_blocks,
+)
 from tinker_cookbook.renderers.row_account import Notes
 from tinker_cookbook.renderers.row_formats import (
     EXPECTED,
@@ -232,7 +238,7 @@ def _refuse_keys_of_row(
         problem = refusal("row", key, value, read)
         if key in REPLIES and messages[-1]["role"] != "assistant":
             problem = f"{key!r} is not read; make the reply the last message"
-        if problem and not (key in TEXTS and _repeats(value, messages)):
+        if problem and not (key in TEXTS and _repeats(key, value, messages)):
             raise DataFormatError(problem)
         notes["row", key] += 1
 
@@ -241,18 +247,41 @@ def _is_empty(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else value in (None, [], {})
 
 
-def _repeats(value: Any, messages: list[Message]) -> bool:
-    """Whether a text stands in the messages, too, so that nothing is lost without it."""
+def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
+    """Whether the messages have a text, too, as what the key says, so that nothing is lost."""
+    if key in SYSTEM:
+        first = messages[0]
+        found = [_texts(first)] if first["role"] in ("system", "developer") else []
+    else:
+        replies = [message for message in messages if message["role"] == "assistant"]
+        found = list(map(_texts if key in REPLIES else _reasoning, replies))
     text = value.strip() if isinstance(value, str) else ""
-    return bool(text) and any(text in each for message in messages for each in _texts(message))
+    return bool(text) and text in [each for texts in found for each in texts]
 
 
 def _texts(message: Message) -> list[str]:
-    values = [value for key, value in message.items() if key in ("content", *REASONING)]
-    if isinstance(content := message.get("content"), list):
-        parts = [part for part in content if isinstance(part, Mapping)]
-        values += [part.get(str(part.get("type"))) for part in parts]
-    return [value for value in values if isinstance(value, str)]
+    """The text of a message, with the reasoning in it and without."""
+    content: Any = message.get("content")
+    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
+    return [_joined(content, "text"), _joined(parts, "text")]
+
+
+def _reasoning(message: Message) -> list[str]:
+    """The reasoning of a message: all that it may have, and the whole of each kind."""
+    content: Any = message.get("content")
+    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
+    under_key = [str(value).strip() for key, value in message.items() if key in REASONING]
+    return [*under_key, "" if isinstance(parts, str) else _joined(parts, "thinking")]
+
+
+def _joined(content: Any, kind: str) -> str:
+    """All parts of a kind; a string is text."""
+    if isinstance(content, str):
+        return content.strip()
+    parts = [part for part in content or () if isinstance(part, Mapping)]
+    return "".join(
+        str(part[kind]) for part in parts if part.get("type") == kind and kind in part
+    ).strip()
 
 
 def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:

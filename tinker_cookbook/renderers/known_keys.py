@@ -28,16 +28,21 @@ REPLIES = frozenset(
 )
 """Keys of rows that hold a reply where the conversation does not end with one."""
 
-_SYSTEM = frozenset(
+SYSTEM = frozenset(
     {
         *("system_prompt", "system_message", "system_instruction", "system_instructions"),
         *("sys_prompt", "system_text", "system_content", "systemprompt", "custom_system_prompt"),
-        *("developer_message", "developer_prompt", "custom_instructions"),
+        *("developer_message", "developer_prompt", "custom_instructions", "sys"),
     }
 )
-_THOUGHTS = frozenset({"thinking_content", "reasoning_details", "thought", "thoughts", "think"})
-TEXTS = REPLIES | _SYSTEM | _THOUGHTS | frozenset(REASONING)
-"""Keys of rows whose text is not lost where the messages have it, too."""
+_THOUGHTS = frozenset(
+    {
+        *("thinking_content", "reasoning_details", "thought", "thoughts", "think"),
+        *("reasoning_text", "thinking_blocks", "chain_of_thought"),
+    }
+)
+TEXTS = REPLIES | SYSTEM | _THOUGHTS | frozenset(REASONING)
+"""Keys of rows whose text is not lost where the messages have it, too, as what the key says."""
 
 _TRUE = (True, "true", "yes", "1")  # the number 1 equals True
 _FALSE = (False, "false", "no", "0", "", [], {})
@@ -150,6 +155,7 @@ _GROUPS = (
             _words(
                 "functions function_definitions available_functions available_tools tool_list"
                 " tool_definitions tool_specs tool_schemas tools_json openai_tools function_specs"
+                " tools_schema tool_schema apis api_list function_list"
             )
         ),
         _filled,
@@ -158,7 +164,7 @@ _GROUPS = (
     _Group(("row",), frozenset({"function"}), _structured, _NOT_READ + "write it as 'tools'"),
     _Group(
         ("row",),
-        _SYSTEM,
+        SYSTEM,
         _filled,
         _NOT_READ + "write it as 'system', or as the first message",
     ),
