@@ -73,6 +73,66 @@ def test_what_changes_nothing_is_not_refused(level, key, value):
 @pytest.mark.parametrize(
     "key, value",
     [
+        ("masked_turns", [0]),
+        ("masked_turns", "[0]"),
+        ("train_turns", [1]),
+        ("trainable_messages", [1]),
+        ("ignore_messages", [0]),
+        ("mask_ranges", [[0, 3]]),
+        ("mask_spans", [[0, 3]]),
+        ("untrained_indices", [0]),
+        ("importance_weight", 0.0),
+        ("instance_weight", 0),
+        ("row_weight", 0.2),
+        ("row_weight", "0.2"),
+        ("sampling_weight", 3),
+        ("loss_scale", 0.0),
+        ("loss_multiplier", 0),
+        ("train_on_input", True),
+        ("train_on_inputs", "true"),
+        ("train_on_prompt", True),
+        ("mask_prompt", False),
+        ("mask_user_input", False),
+        ("train_last", True),
+        ("only_last_turn_loss", True),
+        ("label", False),
+        ("label", 0),
+        ("label", "False"),
+        ("desirable", False),
+        ("kto_tag", False),
+    ],
+)
+def test_flags_of_rows_are_refused(key, value):
+    assert repr(key) in (refusal("row", key, value, READ["row"]) or "")
+
+
+@pytest.mark.parametrize("key", ["train_on_input", "train_on_prompt", "train_last"])
+def test_flags_of_replies_that_ask_for_more_or_less_are_refused(key):
+    problem = refusal("message", key, True, MESSAGE_KEYS, "assistant")
+    assert problem and problem.startswith(f"'{key}': True is not read; give each message")
+
+
+def test_the_bad_replies_of_preferences_are_not_trained():
+    with pytest.raises(DataFormatError, match="row: 'label': False is not read; leave out the com"):
+        row_chat({"messages": [HI, YO], "label": False}, "row")
+    with pytest.raises(DataFormatError, match="row: 'label': 0 is not read; leave out the compl"):
+        row_chat({"prompt": "Hi", "completion": "Yo.", "label": 0}, "row")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("label", True),
+        ("label", 1),
+        ("label", 3),
+        ("label", "positive"),
+        ("body_weight", "heavy"),
+        ("turns", 3),
+        ("scale", 3),
+        ("user", "Bob"),
+        ("last", True),
+        ("context", "x"),
+        ("messages_count", 2),
         ("loss", 0.71),
         ("train_steps", 3),
         ("weight_kg", 70),

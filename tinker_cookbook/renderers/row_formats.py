@@ -239,10 +239,6 @@ def _completion(row: Mapping[str, Any]) -> Turns:
             raise DataFormatError(
                 f"{key!r} must be text or a list of messages, found {short(value)}"
             )
-    if isinstance(row.get("label"), bool):
-        raise DataFormatError(
-            f"'label': {row['label']} is not read; leave out the completions that are not good"
-        )
     return messages
 
 
