@@ -19,6 +19,7 @@ from tinker_cookbook.renderers.known_keys import (
     ROW_KEYS,
     SYSTEM,
     TEXTS,
+    TOOL_KEYS,
     refusal,
 )
 from tinker_cookbook.renderers.messages import (
@@ -311,7 +312,18 @@ def _tools(value: Any) -> list[dict[str, Any]]:
                 f"tool {index} must be an object with name, description and parameters, "
                 f"{_found(tool)}"
             )
+        _refuse_keys_of_tool(tool, function, f"tool {index}")
     return tools
+
+
+def _refuse_keys_of_tool(tool: Mapping[str, Any], function: Mapping[str, Any], where: str) -> None:
+    """Near misses of keys that formats declare, which some would leave out."""
+    for key, value in [*tool.items(), *function.items()]:
+        if key not in TOOL_KEYS and (problem := refusal("tool", key, value, TOOL_KEYS)):
+            raise DataFormatError(f"{where}: {problem}")
+    for key in ("name", "description", "parameters"):
+        if key in tool and tool[key] != function.get(key):
+            raise DataFormatError(f"{where}: {key!r} beside 'function'; write it inside")
 
 
 def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[str]:

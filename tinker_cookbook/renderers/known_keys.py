@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
-Level = Literal["row", "message", "part"]
+Level = Literal["row", "message", "part", "tool"]
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 ROW_KEYS = ("tools", "system")  # beside those that hold the conversation
@@ -22,6 +22,7 @@ MESSAGE_KEYS = (
     *REASONING,
     "tools",  # refused by all renderers but `template`, which writes them itself
 )
+TOOL_KEYS = ("type", "function", "name", "description", "parameters", "strict")
 PART_KEYS = ("type", "text", "thinking", "image")
 REPLIES = frozenset(
     {"completion", "response", "output", "answer", "reply", "target", "chosen", "rejected"}
@@ -212,6 +213,30 @@ _GROUPS = (
     _Group(
         _EVERY, frozenset({"skip", "prefix", "context_only", "prompt_only"}), _asks_to_mask, _FLAG
     ),
+    _Group(
+        ("tool",),
+        frozenset(
+            _words(
+                "input_schema inputs_schema parameters_schema parameter_schema args_schema"
+                " arguments_schema json_schema schema args arguments argument params param inputs"
+                " input input_parameters properties parameters_json_schema"
+            )
+        ),
+        _filled,
+        _NOT_READ + "write it as 'parameters'",
+    ),
+    _Group(
+        ("tool",),
+        frozenset({"required"}),
+        _structured,
+        _NOT_READ + "write it inside 'parameters'",
+    ),
+    _Group(
+        ("tool",),
+        frozenset(_words("desc descr docstring")),
+        _filled,
+        _NOT_READ + "write it as 'description'",
+    ),
 )
 _GROUP_OF = {
     (level, key): group for group in _GROUPS for level in group.levels for key in group.keys
@@ -259,11 +284,11 @@ def refusal(
         if not group.matters(value, role):
             return None
         return repr(key) + group.advice.replace("{value}", f"{value!r:.40}")
-    if problem := _flag_problem(level, plain, value, role):
+    if level != "tool" and (problem := _flag_problem(level, plain, value, role)):
         return repr(key) + problem.replace("{value}", f"{value!r:.40}")
     if level == "message" and key == "tool":  # some name the tool of a result so
         return None
-    names = [*read, "trainable"]
+    names = [*read] if level == "tool" else [*read, "trainable"]
     near = difflib.get_close_matches(plain, names, n=1, cutoff=0.85)
     if not near or not _could_be(near[0], value, level):
         return None
