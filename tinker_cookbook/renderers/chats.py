@@ -36,6 +36,7 @@ from tinker_cookbook.renderers.row_formats import (
     role_meant,
     row_format,
     short,
+    tells,
     turns_meant,
     without_nulls,
 )
@@ -144,7 +145,7 @@ class RowReader:
                 kept[self.message_field] = None  # a table has the column in every row
                 form = row_format(kept, self.message_field, self.form)
             if self.form is None:
-                self.form = form
+                self.form = form if tells(form, kept) else None
             elif form != self.form:
                 raise DataFormatError(
                     f"{form.name}, but the data set begins with {self.form.name}; "
@@ -163,8 +164,13 @@ def row_reader(rows: Iterable[Any], message_field: str, name: str) -> RowReader:
     problem = "no rows"
     for number, row in enumerate(itertools.islice(rows, _LOOKED_AT)):
         try:
-            reader.form = row_format(without_nulls(row), message_field)
-            return reader
+            kept = without_nulls(row)
+            form = row_format(kept, message_field)
+            if tells(form, kept):
+                reader.form = form
+                return reader
+            form.turns(kept)  # says what is wrong
+            problem = problem if number else "row 0: it begins with no message"
         except (DataFormatError, RecursionError) as error:
             problem = f"row {number}: {error}" if not number else problem
     raise DataFormatError(f"data set {name}: {problem}")
@@ -195,6 +201,7 @@ def _chat(row: Mapping[str, Any], form: RowFormat, where: str, nulls: Iterable[s
     _refuse_keys_of_row(row, form, messages, notes)
     for message in messages:
         _count_unread(message, notes)
+    messages = list(map(_with_one_text, messages))
     return Chat(messages, where, _tools(row.get("tools")), +notes)
 
 
@@ -351,10 +358,17 @@ def _message(message: Any, where: str) -> Message:
     # A message that only calls tools has no content in the form that APIs write.
     if not isinstance(kept.get("content"), str | list) and not kept.get("tool_calls"):
         raise DataFormatError(f"{where}: 'content' must be a string or a list, {_found(message)}")
-    content = kept.get("content")
-    if kept["role"] == "assistant" and isinstance(content, list) and all(map(_is_text, content)):
-        kept["content"] = "".join(part["text"] for part in content)  # with its <think>, if any
     return kept  # type: ignore[return-value]
+
+
+def _with_one_text(message: Message) -> Message:
+    """An assistant's parts of text as one string, with its <think>, if any."""
+    content: Any = message.get("content")
+    if message["role"] != "assistant" or not isinstance(content, list):
+        return message
+    if not all(map(_is_text, content)):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
 
 
 def _is_text(part: Any) -> bool:
@@ -363,7 +377,12 @@ def _is_text(part: Any) -> bool:
         isinstance(part, Mapping)
         and part.get("type") == "text"
         and isinstance(part.get("text"), str)
-        and all(key in ("type", "text") for key in part)
+        and not any(part.get(key) for key in PART_KEYS if key not in ("type", "text"))
+        and not any(
+            refusal("part", key, value, PART_KEYS)
+            for key, value in part.items()
+            if key not in PART_KEYS
+        )
     )
 
 

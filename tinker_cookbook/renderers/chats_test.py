@@ -117,6 +117,13 @@ def test_text_parts_of_a_reply_are_one_string():
     parts = [{"type": "text", "text": "<think>Hm</think>"}, {"type": "text", "text": "2"}]
     chat = chat_with(None, USER, {"role": "assistant", "content": parts})
     assert chat.messages[1]["content"] == "<think>Hm</think>2"
+    parts[0]["id"] = 1
+    chat = chat_with(None, USER, {"role": "assistant", "content": parts})
+    assert chat.messages[1]["content"] == "<think>Hm</think>2"
+    assert chat.notes == {("part", "id"): 1}
+    parts[0]["train"] = False  # for the renderer to refuse
+    chat = chat_with(None, USER, {"role": "assistant", "content": parts})
+    assert chat.messages[1]["content"] == parts
 
 
 @pytest.mark.parametrize("head", [[], [SYSTEM]])

@@ -102,6 +102,11 @@ def _list_format(row: Mapping[str, Any], key: str, known: RowFormat | None) -> R
     return RowFormat(name, (key,), f"{name}, read as messages" if converted else "", turns)
 
 
+def tells(form: RowFormat, row: Mapping[str, Any]) -> bool:
+    """Whether a row in this form tells that others have it, too: an empty list could be any."""
+    return len(form.keys) > 1 or _first(row[form.keys[0]]) is not None
+
+
 def _first(value: Any) -> Any:
     """The first turn of what may be a list of them; None where there is none."""
     value = _list_meant(value)
@@ -203,8 +208,9 @@ def _alpaca(row: Mapping[str, Any]) -> Turns:
             raise DataFormatError(f"{key!r} must be text, found {short(text)}")
     if "output" not in row or not (texts["instruction"] or texts["input"]):
         raise DataFormatError("'instruction' and 'output' must have a text each")
-    if row.get("context") and not texts["input"]:
-        raise DataFormatError("'context' is not read; write it as 'input'")
+    if row.get("context") and row["context"] != texts["input"]:
+        where = "into" if texts["input"] else "as"
+        raise DataFormatError(f"'context' is not read; write it {where} 'input'")
     messages: Turns = []
     for pair in _history(row.get("history")):
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and _are_texts(pair)):
@@ -228,6 +234,12 @@ def _history(value: Any) -> list[Any]:
 
 
 def _completion(row: Mapping[str, Any]) -> Turns:
+    for key in ("history", "instruction", "input"):
+        value = row.get(key)
+        if value and str(value).strip() not in ("", "[]", str(row["prompt"]).strip()):
+            raise DataFormatError(
+                f"{key!r} beside 'prompt' and 'completion' is not read; write it into 'prompt'"
+            )
     messages: Turns = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = without_nulls(turns_meant(row.get(key)))

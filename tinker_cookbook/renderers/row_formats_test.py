@@ -129,6 +129,13 @@ def test_calls_and_results_of_sharegpt():
             {"instruction": "Hi", "context": "x", "output": "y"},
             "'context' is not read; write it as",
         ),
+        (
+            {**ALPACA, "input": "x", "context": "y"},
+            "'context' is not read; write it into 'input'",
+        ),
+        ({**COMPLETION, "history": [["a", "b"]]}, "'history' beside 'prompt' and 'completion' is"),
+        ({**COMPLETION, "instruction": "Add."}, "'instruction' beside 'prompt' and 'completion'"),
+        ({**COMPLETION, "input": "2 3"}, "'input' beside 'prompt' and 'completion' is not read; w"),
         ({"prompt": 3, "completion": "a"}, "'prompt' must be text or a list of messages, found 3"),
         ({**COMPLETION, "label": False}, "'label': False is not read; leave out the completions"),
         ({**SHAREGPT, "weight": 1}, "'weight': 1 is not read"),
@@ -160,6 +167,15 @@ def test_one_data_set_has_one_form():
 def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one():
     read = row_reader([{"n": 1}, {"messages": None, **ALPACA}, {"messages": HI}], "messages", "set")
     assert read.forms == ["instruction/input/output, read as user and assistant messages"]
+    for first in ({"conversations": []}, {"conversations": "[]"}):
+        read = row_reader([first, SHAREGPT], "messages", "set")
+        assert read(SHAREGPT, "row 1").messages == HI
+        read = RowReader()
+        with pytest.raises(DataFormatError, match="row 0: 'conversations' must be a list"):
+            read(first, "row 0")
+        assert read(SHAREGPT, "row 1").messages == HI
+    with pytest.raises(DataFormatError, match="data set s: row 0: 'messages' must be a list"):
+        row_reader([{"messages": []}], "messages", "s")
     with pytest.raises(DataFormatError, match="data set s: row 0: no 'messages'; found 'n'; exp"):
         row_reader([{"n": 1}, {"m": 2}], "messages", "s")
     with pytest.raises(DataFormatError, match="data set s: row 0: no 'talk'; found 'messages'"):
