@@ -104,7 +104,7 @@ def _list_format(row: Mapping[str, Any], key: str, known: RowFormat | None) -> R
 
 def tells(form: RowFormat, row: Mapping[str, Any]) -> bool:
     """Whether a row in this form tells that others have it, too: an empty list could be any."""
-    return len(form.keys) > 1 or _first(row[form.keys[0]]) is not None
+    return len(form.keys) != 1 or _first(row[form.keys[0]]) is not None
 
 
 def _first(value: Any) -> Any:
