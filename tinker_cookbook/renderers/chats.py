@@ -17,10 +17,17 @@ from tinker_cookbook.renderers.known_keys import (
     REASONING,
     REPLIES,
     ROW_KEYS,
+    SYSTEM,
     TEXTS,
+    TOOL_KEYS,
     refusal,
 )
-from tinker_cookbook.renderers.messages import SURROGATE, Message, get_text_content
+from tinker_cookbook.renderers.messages import (
+    SURROGATE,
+    Message,
+    get_text_content,
+    parse_content_blocks,
+)
 from tinker_cookbook.renderers.row_account import Notes
 from tinker_cookbook.renderers.row_formats import (
     EXPECTED,
@@ -29,6 +36,9 @@ from tinker_cookbook.renderers.row_formats import (
     role_meant,
     row_format,
     short,
+    tells,
+    turns_meant,
+    without_nulls,
 )
 from tinker_cookbook.renderers.tool_declarations import openai_tools
 from tinker_cookbook.utils import data_files
@@ -126,7 +136,7 @@ class RowReader:
         """The conversation of a row, checked, but for what its messages hold, which the renderer
         checks. DataFormatError that begins with `where`."""
         try:
-            kept = _without_nulls(row)
+            kept = without_nulls(row)
             try:
                 form = row_format(kept, self.message_field, self.form)
             except DataFormatError:
@@ -135,7 +145,7 @@ class RowReader:
                 kept[self.message_field] = None  # a table has the column in every row
                 form = row_format(kept, self.message_field, self.form)
             if self.form is None:
-                self.form = form
+                self.form = form if tells(form, kept) else None
             elif form != self.form:
                 raise DataFormatError(
                     f"{form.name}, but the data set begins with {self.form.name}; "
@@ -154,8 +164,13 @@ def row_reader(rows: Iterable[Any], message_field: str, name: str) -> RowReader:
     problem = "no rows"
     for number, row in enumerate(itertools.islice(rows, _LOOKED_AT)):
         try:
-            reader.form = row_format(_without_nulls(row), message_field)
-            return reader
+            kept = without_nulls(row)
+            form = row_format(kept, message_field)
+            if tells(form, kept):
+                reader.form = form
+                return reader
+            form.turns(kept)  # says what is wrong
+            problem = problem if number else "row 0: it begins with no message"
         except (DataFormatError, RecursionError) as error:
             problem = f"row {number}: {error}" if not number else problem
     raise DataFormatError(f"data set {name}: {problem}")
@@ -173,12 +188,12 @@ def _chat(row: Mapping[str, Any], form: RowFormat, where: str, nulls: Iterable[s
     notes: Counter[tuple[str, str]] = Counter(("null", what) for what in nulls)
     if form.read_as:
         notes["form", form.read_as] += 1
-    prompt = row.get("prompt") if form.name == "prompt/completion" else None
+    prompt = turns_meant(row.get("prompt")) if form.name == "prompt/completion" else None
     if isinstance(prompt, list):
         replies = sum(message["role"] == "assistant" for message in messages[: len(prompt)])
         notes["replies", "prompt"] += replies > 0
     messages = [_with_known_role(message, notes) for message in messages]
-    system = row.get("system")
+    system = None if _is_empty(row.get("system")) else row["system"]
     if system and _system_of(messages) != system:
         messages = _with_system(system, messages)
     elif system:
@@ -186,6 +201,7 @@ def _chat(row: Mapping[str, Any], form: RowFormat, where: str, nulls: Iterable[s
     _refuse_keys_of_row(row, form, messages, notes)
     for message in messages:
         _count_unread(message, notes)
+    messages = list(map(_with_one_text, messages))
     return Chat(messages, where, _tools(row.get("tools")), +notes)
 
 
@@ -225,28 +241,55 @@ def _refuse_keys_of_row(
     """Keys beside the conversation: refused, or noted as not read."""
     read = (*form.keys, *ROW_KEYS)
     for key, value in row.items():
-        if key in read or value in ("", [], {}):
+        if key in read or _is_empty(value):
             continue
         problem = refusal("row", key, value, read)
         if key in REPLIES and messages[-1]["role"] != "assistant":
             problem = f"{key!r} is not read; make the reply the last message"
-        if problem and not (key in TEXTS and _repeats(value, messages)):
+        if problem and not (key in TEXTS and _repeats(key, value, messages)):
             raise DataFormatError(problem)
         notes["row", key] += 1
 
 
-def _repeats(value: Any, messages: list[Message]) -> bool:
-    """Whether a text stands in the messages, too, so that nothing is lost without it."""
+def _is_empty(value: Any) -> bool:
+    return not value.strip() if isinstance(value, str) else value in (None, [], {})
+
+
+def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
+    """Whether the messages have a text, too, as what the key says, so that nothing is lost."""
+    if key in SYSTEM:
+        first = messages[0]
+        found = [_texts(first)] if first["role"] in ("system", "developer") else []
+    else:
+        replies = [message for message in messages if message["role"] == "assistant"]
+        found = list(map(_texts if key in REPLIES else _reasoning, replies))
     text = value.strip() if isinstance(value, str) else ""
-    return bool(text) and any(text in each for message in messages for each in _texts(message))
+    return bool(text) and text in [each for texts in found for each in texts]
 
 
 def _texts(message: Message) -> list[str]:
-    values = [value for key, value in message.items() if key in ("content", *REASONING)]
-    if isinstance(content := message.get("content"), list):
-        parts = [part for part in content if isinstance(part, Mapping)]
-        values += [part.get(str(part.get("type"))) for part in parts]
-    return [value for value in values if isinstance(value, str)]
+    """The text of a message, with the reasoning in it and without."""
+    content: Any = message.get("content")
+    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
+    return [_joined(content, "text"), _joined(parts, "text")]
+
+
+def _reasoning(message: Message) -> list[str]:
+    """The reasoning of a message: all that it may have, and the whole of each kind."""
+    content: Any = message.get("content")
+    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
+    under_key = [str(value).strip() for key, value in message.items() if key in REASONING]
+    return [*under_key, "" if isinstance(parts, str) else _joined(parts, "thinking")]
+
+
+def _joined(content: Any, kind: str) -> str:
+    """All parts of a kind; a string is text."""
+    if isinstance(content, str):
+        return content.strip()
+    parts = [part for part in content or () if isinstance(part, Mapping)]
+    return "".join(
+        str(part[kind]) for part in parts if part.get("type") == kind and kind in part
+    ).strip()
 
 
 def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:
@@ -276,15 +319,18 @@ def _tools(value: Any) -> list[dict[str, Any]]:
                 f"tool {index} must be an object with name, description and parameters, "
                 f"{_found(tool)}"
             )
+        _refuse_keys_of_tool(tool, function, f"tool {index}")
     return tools
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+def _refuse_keys_of_tool(tool: Mapping[str, Any], function: Mapping[str, Any], where: str) -> None:
+    """Near misses of keys that formats declare, which some would leave out."""
+    for key, value in [*tool.items(), *function.items()]:
+        if key not in TOOL_KEYS and (problem := refusal("tool", key, value, TOOL_KEYS)):
+            raise DataFormatError(f"{where}: {problem}")
+    for key in ("name", "description", "parameters"):
+        if key in tool and tool[key] != function.get(key):
+            raise DataFormatError(f"{where}: {key!r} beside 'function'; write it inside")
 
 
 def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[str]:
@@ -292,13 +338,13 @@ def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[
     found: dict[str, None] = {}
     if isinstance(row.get("tools"), list) and row["tools"] != kept["tools"]:
         found["tools"] = None
-    messages = row.get(form.keys[0])
-    for message in messages if isinstance(messages, list) else []:
+    lists = [value for key in form.keys if isinstance(value := turns_meant(row.get(key)), list)]
+    for message in itertools.chain.from_iterable(lists):
         calls = message.get("tool_calls") if isinstance(message, Mapping) else None
         for call in calls if isinstance(calls, list) else []:
             function = call.get("function") if isinstance(call, Mapping) else None
             arguments = function.get("arguments") if isinstance(function, Mapping) else None
-            if arguments != _without_nulls(arguments):
+            if arguments != without_nulls(arguments):
                 found["arguments"] = None
     return list(found)
 
@@ -312,10 +358,17 @@ def _message(message: Any, where: str) -> Message:
     # A message that only calls tools has no content in the form that APIs write.
     if not isinstance(kept.get("content"), str | list) and not kept.get("tool_calls"):
         raise DataFormatError(f"{where}: 'content' must be a string or a list, {_found(message)}")
-    content = kept.get("content")
-    if kept["role"] == "assistant" and isinstance(content, list) and all(map(_is_text, content)):
-        kept["content"] = "".join(part["text"] for part in content)  # with its <think>, if any
     return kept  # type: ignore[return-value]
+
+
+def _with_one_text(message: Message) -> Message:
+    """An assistant's parts of text as one string, with its <think>, if any."""
+    content: Any = message.get("content")
+    if message["role"] != "assistant" or not isinstance(content, list):
+        return message
+    if not all(map(_is_text, content)):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
 
 
 def _is_text(part: Any) -> bool:
@@ -324,7 +377,12 @@ def _is_text(part: Any) -> bool:
         isinstance(part, Mapping)
         and part.get("type") == "text"
         and isinstance(part.get("text"), str)
-        and all(key in ("type", "text") for key in part)
+        and not any(part.get(key) for key in PART_KEYS if key not in ("type", "text"))
+        and not any(
+            refusal("part", key, value, PART_KEYS)
+            for key, value in part.items()
+            if key not in PART_KEYS
+        )
     )
 
 

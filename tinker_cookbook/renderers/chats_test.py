@@ -117,13 +117,25 @@ def test_text_parts_of_a_reply_are_one_string():
     parts = [{"type": "text", "text": "<think>Hm</think>"}, {"type": "text", "text": "2"}]
     chat = chat_with(None, USER, {"role": "assistant", "content": parts})
     assert chat.messages[1]["content"] == "<think>Hm</think>2"
+    parts[0]["id"] = 1
+    chat = chat_with(None, USER, {"role": "assistant", "content": parts})
+    assert chat.messages[1]["content"] == "<think>Hm</think>2"
+    assert chat.notes == {("part", "id"): 1}
+    parts[0]["train"] = False  # for the renderer to refuse
+    chat = chat_with(None, USER, {"role": "assistant", "content": parts})
+    assert chat.messages[1]["content"] == parts
 
 
 @pytest.mark.parametrize("head", [[], [SYSTEM]])
 @pytest.mark.parametrize(
     "tools",
-    [[ADD], [{"type": "function", "function": ADD}], json.dumps([ADD])],
-    ids=["specs", "openai", "text"],
+    [
+        [ADD],
+        [{"type": "function", "function": ADD}],
+        [{"type": "function", **ADD}],
+        json.dumps([ADD]),
+    ],
+    ids=["specs", "openai", "responses", "text"],
 )
 @pytest.mark.parametrize("name", ["qwen3_instruct", "template"])
 def test_tools_are_declared_as_the_renderer_does_it(name, tools, head, tokenizer):
@@ -206,6 +218,26 @@ def test_the_older_name_of_tools_is_not_overlooked():
         ([{**ADD, "description": "\ud83d"}], "row: 'tools' hold half of a surrogate pair"),
         (3, "row: 'tools' must be a list of tools, found 3"),
         (["add"], 'row: tool 0 must be an object with name, description and parameters, found "'),
+        (
+            [{"name": "f", "description": "Adds.", "input_schema": {"type": "object"}}],
+            "row: tool 0: 'input_schema' is not read; write it as 'parameters'",
+        ),
+        (
+            [{"name": "f", "parametres": {"type": "object"}}],
+            "row: tool 0: unknown key 'parametres'; did you mean 'parameters'?",
+        ),
+        (
+            [ADD, {"type": "function", "function": {"name": "f", "Parameters": {"x": {}}}}],
+            "row: tool 1: unknown key 'Parameters'; did you mean 'parameters'?",
+        ),
+        (
+            [{**ADD, "required": ["x"]}],
+            "row: tool 0: 'required' is not read; write it inside 'parameters'",
+        ),
+        (
+            [{"function": {"name": "f"}, "parameters": {"type": "object"}}],
+            "row: tool 0: 'parameters' beside 'function'; write it inside",
+        ),
         ([ADD, {"function": {}}], "row: tool 1 must be an object with name"),
     ],
 )

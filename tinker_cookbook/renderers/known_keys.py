@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
-Level = Literal["row", "message", "part"]
+Level = Literal["row", "message", "part", "tool"]
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 ROW_KEYS = ("tools", "system")  # beside those that hold the conversation
@@ -22,25 +22,31 @@ MESSAGE_KEYS = (
     *REASONING,
     "tools",  # refused by all renderers but `template`, which writes them itself
 )
+TOOL_KEYS = ("type", "function", "name", "description", "parameters", "strict")
 PART_KEYS = ("type", "text", "thinking", "image")
 REPLIES = frozenset(
     {"completion", "response", "output", "answer", "reply", "target", "chosen", "rejected"}
 )
 """Keys of rows that hold a reply where the conversation does not end with one."""
 
-_SYSTEM = frozenset(
+SYSTEM = frozenset(
     {
         *("system_prompt", "system_message", "system_instruction", "system_instructions"),
         *("sys_prompt", "system_text", "system_content", "systemprompt", "custom_system_prompt"),
-        *("developer_message", "developer_prompt", "custom_instructions"),
+        *("developer_message", "developer_prompt", "custom_instructions", "sys"),
     }
 )
-_THOUGHTS = frozenset({"thinking_content", "reasoning_details", "thought", "thoughts", "think"})
-TEXTS = REPLIES | _SYSTEM | _THOUGHTS | frozenset(REASONING)
-"""Keys of rows whose text is not lost where the messages have it, too."""
+_THOUGHTS = frozenset(
+    {
+        *("thinking_content", "reasoning_details", "thought", "thoughts", "think"),
+        *("reasoning_text", "thinking_blocks", "chain_of_thought"),
+    }
+)
+TEXTS = REPLIES | SYSTEM | _THOUGHTS | frozenset(REASONING)
+"""Keys of rows whose text is not lost where the messages have it, too, as what the key says."""
 
-_TRUE = (True, "true", "yes", "1")  # the number 1 equals True
-_FALSE = (False, "false", "no", "0", "", [], {})
+_TRUE = (True, "true", "yes", "1", "1.0")  # the number 1 equals True
+_FALSE = (False, "false", "no", "0", "0.0", "", [], {})
 
 
 class _Group(NamedTuple):
@@ -150,6 +156,7 @@ _GROUPS = (
             _words(
                 "functions function_definitions available_functions available_tools tool_list"
                 " tool_definitions tool_specs tool_schemas tools_json openai_tools function_specs"
+                " tools_schema tool_schema apis api_list function_list"
             )
         ),
         _filled,
@@ -158,7 +165,7 @@ _GROUPS = (
     _Group(("row",), frozenset({"function"}), _structured, _NOT_READ + "write it as 'tools'"),
     _Group(
         ("row",),
-        _SYSTEM,
+        SYSTEM,
         _filled,
         _NOT_READ + "write it as 'system', or as the first message",
     ),
@@ -181,6 +188,18 @@ _GROUPS = (
     ),
     _Group(
         ("row",),
+        frozenset(_words("label desirable is_desirable kto_tag kto_label")),
+        lambda value, role: _is_false(value),
+        ": {value} is not read; leave out the completions that are not good",
+    ),
+    _Group(
+        ("row",),
+        frozenset({"undesirable", "is_undesirable"}),
+        _asks_to_mask,
+        ": {value} is not read; leave out the completions that are not good",
+    ),
+    _Group(
+        ("row",),
         frozenset(_words("input_ids token_ids labels")),
         lambda value, role: isinstance(value, list) and isinstance([*value, ""][0], int),
         _NOT_READ + "tokens are made of the messages",
@@ -193,6 +212,30 @@ _GROUPS = (
     ),
     _Group(
         _EVERY, frozenset({"skip", "prefix", "context_only", "prompt_only"}), _asks_to_mask, _FLAG
+    ),
+    _Group(
+        ("tool",),
+        frozenset(
+            _words(
+                "input_schema inputs_schema parameters_schema parameter_schema args_schema"
+                " arguments_schema json_schema schema args arguments argument params param inputs"
+                " input input_parameters properties parameters_json_schema"
+            )
+        ),
+        _filled,
+        _NOT_READ + "write it as 'parameters'",
+    ),
+    _Group(
+        ("tool",),
+        frozenset({"required"}),
+        _structured,
+        _NOT_READ + "write it inside 'parameters'",
+    ),
+    _Group(
+        ("tool",),
+        frozenset(_words("desc descr docstring")),
+        _filled,
+        _NOT_READ + "write it as 'description'",
     ),
 )
 _GROUP_OF = {
@@ -209,10 +252,21 @@ _MASK = frozenset(
     _words("mask masks masked ignore ignored exclude excluded untrained untrainable freeze frozen")
 )
 _NOT = frozenset(_words("no not non dont skip without"))
+_OTHERS = frozenset(
+    _words(
+        "input inputs prompt prompts user users human system instruction instructions question"
+        " questions query context header headers"
+    )
+)
+"""What is not trained by default."""
+_FEWER = frozenset(_words("last final first only just"))
+_AMOUNT = frozenset(_words("weight weights scale multiplier factor coefficient coef"))
 _BESIDE = frozenset(
     _words(
-        "is are do does should use calculate compute include requires on in for from to this turn"
-        " input inputs what message token tokens completion assistant sample example"
+        "is are do does should use calculate compute include requires on in for from to this what"
+        " the of all turn turns message messages token tokens completion completions response"
+        " responses reply replies output outputs assistant assistants role roles sample samples"
+        " example examples range ranges span spans index indexes indices idx position positions"
     )
 )
 _CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -230,11 +284,11 @@ def refusal(
         if not group.matters(value, role):
             return None
         return repr(key) + group.advice.replace("{value}", f"{value!r:.40}")
-    if problem := _flag_problem(level, plain, value, role):
+    if level != "tool" and (problem := _flag_problem(level, plain, value, role)):
         return repr(key) + problem.replace("{value}", f"{value!r:.40}")
     if level == "message" and key == "tool":  # some name the tool of a result so
         return None
-    names = [*read, "trainable"]
+    names = [*read] if level == "tool" else [*read, "trainable"]
     near = difflib.get_close_matches(plain, names, n=1, cutoff=0.85)
     if not near or not _could_be(near[0], value, level):
         return None
@@ -246,20 +300,36 @@ def refusal(
 def _flag_problem(level: Level, key: str, value: Any, role: str) -> str | None:
     """Of a key whose words say what is trained ("do_not_train", "loss_mask") or how much."""
     words = frozenset(key.replace("don't", "dont").split("_"))
-    says_all = words <= _TRAIN | _MASK | _NOT | _BESIDE | {"weight", "weights"}
+    if level == "row" and key.endswith(("_weight", "_weights")) and _is_amount(value):
+        return _ROW_WEIGHT
+    says_all = words <= _TRAIN | _MASK | _NOT | _BESIDE | _OTHERS | _FEWER | _AMOUNT
     if level == "row":
-        if not (says_all or isinstance(value, bool)):
+        if not (says_all or isinstance(value, bool | list)):
             return None
         if key == "loss" and isinstance(value, float):  # a figure of somebody's model
             return None
     elif not (says_all or isinstance(value, bool | int | float | list) or _says_yes_or_no(value)):
         return None
-    if words & {"weight", "weights"}:
+    if words & {"weight", "weights"} or (says_all and words & _AMOUNT and words & _TRAIN):
         return _ROW_WEIGHT if level == "row" else _FLAG
     negative = bool(words & _MASK or (words & _TRAIN and words & _NOT))
     positive = bool(words & _TRAIN) and not negative
-    asks = (negative and _asks_to_mask(value, role)) or (positive and _asks_otherwise(value, role))
+    others = bool(words & _OTHERS)  # to mask these is no more than usual, but not for all modes
+    asks = (negative and (others or _asks_to_mask(value, role))) or (
+        positive and (others or bool(words & _FEWER) or _asks_otherwise(value, role))
+    )
     return _FLAG if asks else None
+
+
+def _is_amount(value: Any) -> bool:
+    """A number, as it is or as text of it, or a list of them."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_amount, value))
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _could_be(name: str, value: Any, level: Level) -> bool:

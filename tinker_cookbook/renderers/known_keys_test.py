@@ -73,6 +73,66 @@ def test_what_changes_nothing_is_not_refused(level, key, value):
 @pytest.mark.parametrize(
     "key, value",
     [
+        ("masked_turns", [0]),
+        ("masked_turns", "[0]"),
+        ("train_turns", [1]),
+        ("trainable_messages", [1]),
+        ("ignore_messages", [0]),
+        ("mask_ranges", [[0, 3]]),
+        ("mask_spans", [[0, 3]]),
+        ("untrained_indices", [0]),
+        ("importance_weight", 0.0),
+        ("instance_weight", 0),
+        ("row_weight", 0.2),
+        ("row_weight", "0.2"),
+        ("sampling_weight", 3),
+        ("loss_scale", 0.0),
+        ("loss_multiplier", 0),
+        ("train_on_input", True),
+        ("train_on_inputs", "true"),
+        ("train_on_prompt", True),
+        ("mask_prompt", False),
+        ("mask_user_input", False),
+        ("train_last", True),
+        ("only_last_turn_loss", True),
+        ("label", False),
+        ("label", 0),
+        ("label", "False"),
+        ("desirable", False),
+        ("kto_tag", False),
+    ],
+)
+def test_flags_of_rows_are_refused(key, value):
+    assert repr(key) in (refusal("row", key, value, READ["row"]) or "")
+
+
+@pytest.mark.parametrize("key", ["train_on_input", "train_on_prompt", "train_last"])
+def test_flags_of_replies_that_ask_for_more_or_less_are_refused(key):
+    problem = refusal("message", key, True, MESSAGE_KEYS, "assistant")
+    assert problem and problem.startswith(f"'{key}': True is not read; give each message")
+
+
+def test_the_bad_replies_of_preferences_are_not_trained():
+    with pytest.raises(DataFormatError, match="row: 'label': False is not read; leave out the com"):
+        row_chat({"messages": [HI, YO], "label": False}, "row")
+    with pytest.raises(DataFormatError, match="row: 'label': 0 is not read; leave out the compl"):
+        row_chat({"prompt": "Hi", "completion": "Yo.", "label": 0}, "row")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("label", True),
+        ("label", 1),
+        ("label", 3),
+        ("label", "positive"),
+        ("body_weight", "heavy"),
+        ("turns", 3),
+        ("scale", 3),
+        ("user", "Bob"),
+        ("last", True),
+        ("context", "x"),
+        ("messages_count", 2),
         ("loss", 0.71),
         ("train_steps", 3),
         ("weight_kg", 70),
@@ -103,6 +163,13 @@ def problem_of(row, tokenizer) -> str:
         ({"Tools": [{"name": "f"}]}, "unknown key 'Tools'; did you mean 'tools'?"),
         ({"tool": [{"name": "f"}]}, "unknown key 'tool'; did you mean 'tools'?"),
         ({"functions": [{"name": "f"}]}, "'functions' is not read; write them as 'tools'"),
+        ({"tools_schema": [{"name": "f"}]}, "'tools_schema' is not read; write them as 'tools'"),
+        ({"tool_schema": [{"name": "f"}]}, "write them as 'tools'"),
+        ({"apis": [{"name": "f"}]}, "write them as 'tools'"),
+        ({"api_list": [{"name": "f"}]}, "write them as 'tools'"),
+        ({"function_list": [{"name": "f"}]}, "write them as 'tools'"),
+        ({"sys": "S"}, "'sys' is not read; write it as 'system'"),
+        ({"chain_of_thought": "Hm"}, "put it into the assistant's message"),
         ({"available_tools": '[{"name": "f"}]'}, "write them as 'tools'"),
         ({"system": 3}, "'system' must be text, found 3"),
         ({"sytem": "S"}, "unknown key 'sytem'; did you mean 'system'?"),
@@ -123,6 +190,9 @@ def test_keys_beside_the_messages(more, problem, tokenizer):
 @pytest.mark.parametrize(
     "more, problem",
     [
+        ({"reasoning_text": "Hm"}, "'reasoning_text' is not read; use 'reasoning_content'"),
+        ({"thinking_blocks": [{"thinking": "Hm"}]}, "'thinking_blocks' is not read; use 'reas"),
+        ({"chain_of_thought": "Hm"}, "'chain_of_thought' is not read; use 'reasoning_content'"),
         ({"Trainable": False}, "'Trainable': False is not read"),
         ({"toolCalls": [1]}, "unknown key 'toolCalls'; did you mean 'tool_calls'?"),
         ({"channel": "analysis"}, "'channel': 'analysis' is not read; reasoning is"),
@@ -178,6 +248,31 @@ def test_text_that_the_messages_repeat_is_not_lost():
     assert row_chat({**row, "reasoning": "They\ngreet me."}, "row").notes
     with pytest.raises(DataFormatError, match="'reasoning' is not read; put it into"):
         row_chat({**row, "reasoning": "They do not."}, "row")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system_prompt": "Be kind", "messages": [{**HI, "content": "Be kind to Bob?"}, YO]},
+        {"system_prompt": "Be brief.", "messages": [HI, {**YO, "content": "Be brief."}]},
+        {"system_prompt": "Be", "messages": [SYSTEM, HI, YO]},
+        {"sys": "Be", "messages": [SYSTEM, HI, YO]},
+        {"reasoning": "2+2", "messages": [{**HI, "content": "2+2?"}, YO]},
+        {"reasoning": "Hi", "messages": [HI, YO]},
+        {"reasoning": "Yo.", "messages": [HI, YO]},
+        {"reasoning": "greet", "messages": [HI, {**YO, "reasoning_content": "They greet me."}]},
+        {"completion": "Yo.", "messages": [{**HI, "content": "Yo. Hi"}]},
+        {"completion": "Hi", "messages": [HI]},
+    ],
+)
+def test_text_that_stands_elsewhere_in_the_messages_would_be_lost(row):
+    with pytest.raises(DataFormatError, match="is not read"):
+        row_chat(row, "row")
+
+
+def test_reasoning_beside_a_reply_that_has_it_in_its_string():
+    row = {"messages": [HI, {**YO, "content": "<think>\nHm.\n</think>\n\nYo."}], "reasoning": "Hm."}
+    assert row_chat(row, "row").notes == {("row", "reasoning"): 1}
 
 
 @pytest.mark.parametrize("key", ["completion", "response", "output", "chosen"])

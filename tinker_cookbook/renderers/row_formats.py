@@ -102,12 +102,14 @@ def _list_format(row: Mapping[str, Any], key: str, known: RowFormat | None) -> R
     return RowFormat(name, (key,), f"{name}, read as messages" if converted else "", turns)
 
 
+def tells(form: RowFormat, row: Mapping[str, Any]) -> bool:
+    """Whether a row in this form tells that others have it, too: an empty list could be any."""
+    return len(form.keys) != 1 or _first(row[form.keys[0]]) is not None
+
+
 def _first(value: Any) -> Any:
     """The first turn of what may be a list of them; None where there is none."""
-    try:
-        value = json.loads(value) if isinstance(value, str) and value[:1] == "[" else value
-    except ValueError:
-        return None
+    value = _list_meant(value)
     return value[0] if isinstance(value, list) and value else None
 
 
@@ -115,11 +117,30 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and ("role" in value or "from" in value)
 
 
+def _list_meant(value: Any) -> Any:
+    """The list that a text holds as JSON, as a column of CSV has it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def turns_meant(value: Any) -> Any:
+    """The turns that a text holds as JSON; any other value as it is."""
+    return _list_meant(value) if _is_turn(_first(value)) else value
+
+
+def without_nulls(value: Any) -> Any:
+    """Without the keys whose value is null, however deep."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
 def _messages(key: str, row: Mapping[str, Any]) -> Turns:
-    value = row[key]
-    if isinstance(value, str):  # a column of text, as CSV has it
-        with suppress(ValueError):
-            value = json.loads(value)
+    value = without_nulls(_list_meant(row[key]))
     if not isinstance(value, list) or not value:
         raise DataFormatError(
             f"{key!r} must be a list of messages that is not empty; found {short(row[key])}"
@@ -187,8 +208,9 @@ def _alpaca(row: Mapping[str, Any]) -> Turns:
             raise DataFormatError(f"{key!r} must be text, found {short(text)}")
     if "output" not in row or not (texts["instruction"] or texts["input"]):
         raise DataFormatError("'instruction' and 'output' must have a text each")
-    if row.get("context") and not texts["input"]:
-        raise DataFormatError("'context' is not read; write it as 'input'")
+    if row.get("context") and row["context"] != texts["input"]:
+        where = "into" if texts["input"] else "as"
+        raise DataFormatError(f"'context' is not read; write it {where} 'input'")
     messages: Turns = []
     for pair in _history(row.get("history")):
         if not (isinstance(pair, list | tuple) and len(pair) == 2 and _are_texts(pair)):
@@ -212,9 +234,15 @@ def _history(value: Any) -> list[Any]:
 
 
 def _completion(row: Mapping[str, Any]) -> Turns:
+    for key in ("history", "instruction", "input"):
+        value = row.get(key)
+        if value and str(value).strip() not in ("", "[]", str(row["prompt"]).strip()):
+            raise DataFormatError(
+                f"{key!r} beside 'prompt' and 'completion' is not read; write it into 'prompt'"
+            )
     messages: Turns = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
-        value = row.get(key)
+        value = without_nulls(turns_meant(row.get(key)))
         if isinstance(value, str):
             messages.append({"role": role, "content": value})
         elif isinstance(value, list) and value:
@@ -223,10 +251,6 @@ def _completion(row: Mapping[str, Any]) -> Turns:
             raise DataFormatError(
                 f"{key!r} must be text or a list of messages, found {short(value)}"
             )
-    if isinstance(row.get("label"), bool):
-        raise DataFormatError(
-            f"'label': {row['label']} is not read; leave out the completions that are not good"
-        )
     return messages
 
 

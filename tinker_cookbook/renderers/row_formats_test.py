@@ -49,6 +49,11 @@ def messages(row, **options):
         COMPLETION,
         {"prompt": HI[:1], "completion": HI[1:]},
         {"prompt": HI[:1], "completion": "Yo."},
+        {"prompt": '[{"role":"user","content":"Hi"}]', "completion": "Yo."},
+        {"prompt": json.dumps(HI[:1]), "completion": json.dumps(HI[1:])},
+        {"prompt": '[{"role":"user","content":"Hi","trainable":null}]', "completion": "Yo."},
+        {"messages": json.dumps([{**HI[0], "trainable": None}, HI[1]])},
+        {"messages": HI, "system": "  "},
     ],
 )
 def test_forms_of_one_conversation(row):
@@ -69,6 +74,7 @@ def test_the_parts_of_each_form():
             *HI,
         ]
     assert messages({"prompt": " Hi\n", "completion": " Yo."})[1]["content"] == " Yo."
+    assert messages({"prompt": "[1, 2]", "completion": "Yo."})[0]["content"] == "[1, 2]"
     assert messages({"talk": turns("human", "Hi", "gpt", "Yo.")}, message_field="talk") == HI
 
 
@@ -123,6 +129,13 @@ def test_calls_and_results_of_sharegpt():
             {"instruction": "Hi", "context": "x", "output": "y"},
             "'context' is not read; write it as",
         ),
+        (
+            {**ALPACA, "input": "x", "context": "y"},
+            "'context' is not read; write it into 'input'",
+        ),
+        ({**COMPLETION, "history": [["a", "b"]]}, "'history' beside 'prompt' and 'completion' is"),
+        ({**COMPLETION, "instruction": "Add."}, "'instruction' beside 'prompt' and 'completion'"),
+        ({**COMPLETION, "input": "2 3"}, "'input' beside 'prompt' and 'completion' is not read; w"),
         ({"prompt": 3, "completion": "a"}, "'prompt' must be text or a list of messages, found 3"),
         ({**COMPLETION, "label": False}, "'label': False is not read; leave out the completions"),
         ({**SHAREGPT, "weight": 1}, "'weight': 1 is not read"),
@@ -154,6 +167,15 @@ def test_one_data_set_has_one_form():
 def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one():
     read = row_reader([{"n": 1}, {"messages": None, **ALPACA}, {"messages": HI}], "messages", "set")
     assert read.forms == ["instruction/input/output, read as user and assistant messages"]
+    for first in ({"conversations": []}, {"conversations": "[]"}):
+        read = row_reader([first, SHAREGPT], "messages", "set")
+        assert read(SHAREGPT, "row 1").messages == HI
+        read = RowReader()
+        with pytest.raises(DataFormatError, match="row 0: 'conversations' must be a list"):
+            read(first, "row 0")
+        assert read(SHAREGPT, "row 1").messages == HI
+    with pytest.raises(DataFormatError, match="data set s: row 0: 'messages' must be a list"):
+        row_reader([{"messages": []}], "messages", "s")
     with pytest.raises(DataFormatError, match="data set s: row 0: no 'messages'; found 'n'; exp"):
         row_reader([{"n": 1}, {"m": 2}], "messages", "s")
     with pytest.raises(DataFormatError, match="data set s: row 0: no 'talk'; found 'messages'"):
@@ -223,6 +245,11 @@ def test_nulls_that_are_left_out_are_said():
     assert chat.tools == [{"name": "f", "parameters": {"x": {}}}]
     assert chat.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
     assert account(row, row) == ["nulls left out of tools (2 rows), arguments (2 rows)"]
+    as_text = {**row, "messages": json.dumps(row["messages"])}
+    assert row_chat(as_text, "row").messages == chat.messages
+    assert row_chat(as_text, "row").notes == chat.notes
+    replies = {"prompt": row["messages"][:1], "completion": row["messages"][1:]}
+    assert ("null", "arguments") in row_chat(replies, "row").notes
     call["function"]["arguments"] = '{"x": 1, "y": null}'
     kept = row_chat({**row, "tools": json.dumps([tool])}, "row")
     assert kept.tools == [tool] and not kept.notes

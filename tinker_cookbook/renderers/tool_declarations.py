@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,13 @@ _PROMPT = "SYSTEM-PROMPT-HERE"  # the prompt's own text could look like the temp
 
 def openai_tools(tools: Sequence[ToolSpec | dict[str, Any]]) -> list[dict[str, Any]]:
     """Tools in the form that chat templates read: `{"type": "function", "function": {...}}`."""
-    return [
-        dict(tool) if "function" in tool else {"type": "function", "function": tool}
-        for tool in tools
-    ]
+    return [dict(tool) if "function" in tool else _openai_tool(tool) for tool in tools]
+
+
+def _openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a tool without `function`; OpenAI's Responses API writes "type" beside "name"."""
+    function = {key: value for key, value in tool.items() if (key, value) != ("type", "function")}
+    return {"type": "function", "function": function}
 
 
 def undeclared_tool(

@@ -45,6 +45,11 @@ class Rows(Sequence[Row]):
         self._order = np.arange(len(source)) if order is None else order
 
     @property
+    def from_files(self) -> bool:
+        """Whether `where` names a file and a line."""
+        return isinstance(self._source, FileRows)
+
+    @property
     def column_names(self) -> list[str]:
         """The keys that any of the rows has."""
         return self._source.column_names
@@ -144,10 +149,15 @@ def open_stream(
     path: str, name: str | None = None, split: str = "train", way_out: str = _WAY_OUT
 ) -> Stream:
     """The rows of one split, read when they are asked for. Parameters and errors are those of
-    `open_rows`; what is wrong behind the first rows is raised when it is reached."""
+    `open_rows`; what is wrong behind the first rows is raised when it is reached. Of a part such as
+    `train[:100]` all rows are read first, as they must be counted."""
     import datasets
 
     with _one_line_errors(path, way_out), _quietly(path):
+        if not _NAME_OF_SPLIT.fullmatch(split):
+            rows = open_rows(path, name, split, way_out)
+            stream = datasets.IterableDataset.from_generator(_placed, gen_kwargs={"rows": rows})
+            return Stream(stream, from_files=True)
         found = _find(path, name, way_out, streaming=True)
         if not isinstance(found, dict):
             return Stream(_stored(found, path, name, split, streaming=True))
@@ -156,6 +166,12 @@ def open_stream(
             raise _no_rows(files)
         stream = datasets.IterableDataset.from_generator(placed_rows, gen_kwargs={"files": files})
         return Stream(stream, from_files=True)
+
+
+def _placed(rows: Rows) -> Iterator[dict[str, Any]]:
+    """As `placed_rows`."""
+    for number in range(len(rows)):
+        yield {"where": rows.where(number) if rows.from_files else None, "row": rows[number]}
 
 
 def is_file_name(path: str) -> bool:

@@ -174,13 +174,18 @@ def test_files_belong_to_splits_as_for_datasets(tmp_path: Path) -> None:
         "test+train[-1:]": ["t", 1],
     }.items():
         assert [row["a"] for row in open_rows(path, split=split)] == found
+        assert [placed.row["a"] for placed in open_stream(path, split=split)] == found
     for opened in (open_rows, open_stream):
         with pytest.raises(ConfigurationError, match=r"no split 'dev'; found train, test"):
             opened(path, split="dev")
-    with pytest.raises(ConfigurationError, match=r"no split 'train\[:1\]'; found train, test"):
-        open_stream(path, split="train[:1]")
-    with pytest.raises(DataFormatError, match=r"split=train\[:0\]: it has no rows of 3"):
-        open_rows(path, split="train[:0]")
+        with pytest.raises(DataFormatError, match=r"split=train\[:0\]: it has no rows of 3"):
+            opened(path, split="train[:0]")
+
+
+def test_a_stream_of_a_part_of_one_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", '[{"a": 1}, {"a": 2}]')
+    stream = open_stream(path, split="train[:1]")
+    assert [list(stream) for _ in range(2)] == [[({"a": 1}, f"{path}:1")]] * 2
 
 
 README = """---
