@@ -177,6 +177,8 @@ def _same_digits(mine: Part, known: Part) -> bool:
     sides = []
     for side in (mine, known):
         if isinstance(side, Leaf):
+            if side.percent or side.unit != answer_units.NO_UNIT:  # 25 degrees are no 25_6
+                return False
             digits = side.latex.replace(" ", "").casefold()
             side = Based(digits.lstrip("0") or digits, "")
         if not isinstance(side, Based):

@@ -197,7 +197,11 @@ def test_neighbours_among_all_answers_differ(shared_data: Path) -> None:
         if grade_answer(*pair)
         and len({answer_text.compact(answer_text.normalise(a)) for a in pair}) == 2
     ]
-    assert equal == [("2.5", "\\$2.50"), ("7.5", "\\$7.50")]
+    assert len(equal) < 50
+    for pair in equal:  # one of them leaves its unit out, or names another word for "units"
+        first, second = (re.match(r"[$\\]*([\d.]*\d)(\\sqrt{3})?", each) for each in pair)
+        assert first is not None and second is not None
+        assert (float(first[1]), first[2]) == (float(second[1]), second[2])
 
 
 def test_gsm8k_solutions_against_their_answers(shared_data: Path) -> None:
