@@ -65,11 +65,10 @@ import os, sys, time
 from pathlib import Path
 from tinker_cookbook.utils.run_directory import RunLock
 lock = RunLock(Path(sys.argv[1]))
-child = os.fork()
-if child == 0:
+if os.fork() == 0:
+    print(os.getpid(), flush=True)  # by the child: only now has it let go of the lock
     time.sleep(60)
     os._exit(0)
-print(child, flush=True)
 time.sleep(60)
 """
 
