@@ -157,7 +157,7 @@ class Client:
 def replace_sampler() -> None:
     """Engines made from now on answer every sampling request with the same tokens."""
     from tinker_cookbook.engine import scheduler
-    from tinker_cookbook.engine.rows import SampledTokens, SampleRequest, SampleResult
+    from tinker_cookbook.engine.requests import SampledTokens, SampleRequest, SampleResult
 
     class AnswersAtOnce:
         def __init__(self, *_: Any) -> None:

@@ -151,7 +151,7 @@ class Admission:
         self, job: Job, count: int, need: int, left: int, fresh: bool = False
     ) -> Start | None:
         """The job's next stretch beside `count` rows that need `need` tokens each, or None."""
-        size, tokens = len(job.prompt), job.request.max_tokens
+        size, tokens = len(job.prompt), job.max_tokens
         if job.last is not None:
             rows = min(job.wanted, self._room(count, need, tokens))
             return Start(job, job.path, size, rows, None) if rows > 0 else None

@@ -17,6 +17,7 @@ from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.frozen_linear import packs
 from tinker_cookbook.engine.head import HeadLogprobs
+from tinker_cookbook.engine.model_facts import model_facts
 from tinker_cookbook.engine.residency import Residency
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -53,11 +54,12 @@ class BaseModel:
         packed *= head.itemsize if pack and packs(head) else 0
         self.decoder: Any = model.model
         self.parameters = [*model.parameters(), *model.buffers()]
-        self.tied: bool = head is model.get_input_embeddings().weight
-        self.vocab_size = head.shape[0]
-        self.context_length: int = self.config.max_position_embeddings
-        self.num_layers: int = self.config.num_hidden_layers
-        self.eos_tokens = _eos_tokens(model, self.vocab_size)
+        self.facts = model_facts(path, self.config)
+        self.vocab_size = self.facts.vocab_size
+        self.context_length = self.facts.context_length
+        self.num_layers = self.facts.num_layers
+        self.hidden_size: int = self.config.hidden_size
+        self.sliding_window: int = getattr(self.config, "sliding_window", None) or 0
         self._decode: Callable[[list[int]], str] | None = None
         self._recompute = False
         self.memory: memory.Memory | None = None
@@ -239,17 +241,3 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, dtype))
     return model
-
-
-def _eos_tokens(model: Any, vocab_size: int) -> frozenset[int]:
-    """Tokens that end a text when the caller names no stop; of those that the model's files name,
-    the ones that it has."""
-    eos = None
-    if model.generation_config is not None:
-        eos = model.generation_config.eos_token_id
-    if eos is None:
-        eos = model.config.eos_token_id
-    if eos is None:
-        return frozenset()
-    named = [eos] if isinstance(eos, int) else eos
-    return frozenset(token for token in named if 0 <= token < vocab_size)

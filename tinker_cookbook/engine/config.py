@@ -52,6 +52,10 @@ class EngineConfig:
         " are parked, a GPU's in CPU memory, a CPU's on disk; as many for adapters being sampled"
         " from, which are not parked but refused; None: a quarter of what is free",
     )
+    sampler: Literal["torch"] = chz.field(
+        default="torch",
+        doc="what samples; torch: on the weights that are trained",
+    )
     max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
     num_threads: int | None = chz.field(
         default=None,
@@ -93,6 +97,7 @@ _WHOLE = {  # key -> least value, whether None is allowed
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "checkpointing": ("auto", "always", "never"),
+    "sampler": ("torch",),
 }
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 

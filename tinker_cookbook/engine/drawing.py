@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from tinker_cookbook.engine.rows import SampleRequest
+from tinker_cookbook.engine.requests import SampleRequest
 
 STRETCH = 256  # the vocabulary is summed in stretches of so many tokens, then one is searched
 

@@ -31,10 +31,10 @@ from tinker_cookbook.engine.checkpoints import (
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.packing import lay_out, positions_of
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
-from tinker_cookbook.engine.sampler import TorchSampler
-from tinker_cookbook.engine.sampler_test import run, trainer_logprobs
-from tinker_cookbook.engine.trainer import AdamConfig, Trainer
+from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainRow
+from tinker_cookbook.engine.torch_sampler import TorchSampler
+from tinker_cookbook.engine.torch_sampler_test import run, trainer_logprobs
+from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import PeftReference, make_rows, make_trainer, on_cpu
 from tinker_cookbook.exceptions import ConfigurationError
 
@@ -400,7 +400,7 @@ def test_adapters_side_by_side_in_a_decoding_batch(family: str, path: str, devic
     together: list[SampleResult] = [None] * 10  # type: ignore[list-item]
     sampler = TorchSampler(base, EngineConfig(max_rows=7))
     for i, (request, owner) in enumerate(zip(requests, owners)):
-        sampler.add(request, owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
+        sampler.take(request, owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
     while sampler.busy:
         sampler.step()
     worst, changed = 0.0, set()

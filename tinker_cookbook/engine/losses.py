@@ -21,15 +21,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.rows import LOWEST_TEMPERATURE, TrainRow
+from tinker_cookbook.engine.requests import LOWEST_TEMPERATURE, TrainRow
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 Inputs = Mapping[str, torch.Tensor]
 Config = Mapping[str, float]
 TEMPERATURE = "temperature"  # key of every loss's configuration
 ROW = "row"  # in Inputs: which row of the request a token belongs to, int64 [T]
-# logprobs of each row, in the order of the request -> loss (a scalar), metrics
-CustomLoss = Callable[[list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]
 
 
 def cross_entropy(logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:

@@ -12,20 +12,17 @@ operating system that runs out of memory ends the process without a word.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import psutil
 import torch
 
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.lora import AdapterRows, LoraSpec
+from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.packing import FAMILY
 from tinker_cookbook.exceptions import OutOfMemoryError
 from tinker_cookbook.utils.control_groups import UNIFIED, own_groups
-
-if TYPE_CHECKING:
-    from tinker_cookbook.engine.base_model import BaseModel
 
 KV_USUAL = {"cpu": 65536, "cuda": 524288}  # tokens of keys and values; few ask for more
 USUAL = {"cpu": 2048, "cuda": 16384}  # tokens per pass; beyond, a pass gets larger, not faster
@@ -131,6 +128,27 @@ class Memory:
         return tokens * self.plain * BACKWARD > share
 
 
+class Measurable(Protocol):
+    """A loaded model, as far as counting its memory goes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_layers: int
+    hidden_size: int
+    sliding_window: int  # tokens; 0: none
+    parameters: list[torch.Tensor]  # and buffers
+
+    def new_adapter(self, spec: LoraSpec) -> Adapter: ...
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        plan: PackedPlan,
+        adapters: list[AdapterRows],
+    ) -> torch.Tensor: ...
+
+
 class _KeySize:
     """Where a pass puts keys and values to have them counted."""
 
@@ -141,18 +159,18 @@ class _KeySize:
         self.bytes += keys.nbytes + values.nbytes
 
 
-def measure(base: BaseModel, packed: int = 0) -> Memory:
+def measure(base: Measurable, packed: int = 0) -> Memory:
     """Count what a forward over a few tokens keeps, with an adapter on everything.
 
     It grows evenly with the rank, so two small ranks tell of RANK: an adapter of that rank on all
     of a large model's experts might not fit. A window's part is known only beyond the window.
     """
-    window = getattr(base.config, "sliding_window", None) or 0
+    window = base.sliding_window
     tokens = max(PROBE, 2 * window) if window <= WIDEST else PROBE
     keys = _KeySize()
     one, two = (_kept(base, rank, tokens, keys) for rank in (1, 2))
     plain = (one + (RANK - 1) * (two - one)) / tokens
-    inputs = base.num_layers * base.config.hidden_size * base.dtype.itemsize
+    inputs = base.num_layers * base.hidden_size * base.dtype.itemsize
     return Memory(
         plain,
         inputs + plain / base.num_layers,
@@ -162,11 +180,11 @@ def measure(base: BaseModel, packed: int = 0) -> Memory:
     )
 
 
-def _kept(base: BaseModel, rank: int, length: int, keys: _KeySize) -> int:
+def _kept(base: Measurable, rank: int, length: int, keys: _KeySize) -> int:
     """Bytes that autograd holds at the end of a forward, without what is there anyway."""
     adapter = base.new_adapter(LoraSpec(rank=rank))
     fixed = {id_of(t) for t in (*base.parameters, *adapter.copy.values())}
-    kept: dict[int, Any] = {}  # holds the tensors, or their memory would be used again
+    kept: dict[int, torch.Tensor] = {}  # holds the tensors, or their memory would be used again
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept.setdefault(id_of(tensor), tensor)

@@ -45,7 +45,7 @@ def test_merging_needs_untied_embeddings(
 
     base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     tied = bool(base.config.tie_word_embeddings)
-    assert tied == (family == "tiny_qwen3") == trainer.base.tied
+    assert tied == (family == "tiny_qwen3") == trainer.base.facts.tied
     if untie:
         base.config.tie_word_embeddings = False
         base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())

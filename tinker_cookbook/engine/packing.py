@@ -24,7 +24,7 @@ import torch
 
 from tinker_cookbook.engine.attention import Segment
 from tinker_cookbook.engine.losses import ROW
-from tinker_cookbook.engine.rows import TrainRow
+from tinker_cookbook.engine.requests import TrainRow
 
 # A shared stretch saves its tokens' passes through every layer and costs a few attention calls
 # more; below this many tokens it does not pay.

@@ -15,7 +15,7 @@ from tinker_cookbook.engine.attention import ancestry, parts_of
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.packing import pack, plan_passes
-from tinker_cookbook.engine.rows import TrainRow
+from tinker_cookbook.engine.requests import TrainRow
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import TOLERANCE, VOCAB, make_trainer, on_cpu, with_inputs
 

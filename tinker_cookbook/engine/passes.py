@@ -9,27 +9,44 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from tinker_cookbook.engine import finite
 from tinker_cookbook.engine.attention import PackedPlan
+from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, AdapterRows
 from tinker_cookbook.engine.losses import Loss
 from tinker_cookbook.engine.packing import PackedBatch, Pass, pack
-from tinker_cookbook.engine.rows import TrainResult, TrainRow
+from tinker_cookbook.engine.requests import TrainResult, TrainRow
 
-if TYPE_CHECKING:
-    from tinker_cookbook.engine.trainer import Trainer
+
+class InTraining(Protocol):
+    """A run, as far as a pass over its rows goes."""
+
+    @property
+    def base(self) -> BaseModel: ...
+
+    @property
+    def adapter(self) -> Adapter: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights, gradient and optimizer."""
+        ...
+
+    def accumulate(self, grads: dict[str, torch.Tensor]) -> None:
+        """Add gradients to those of the step."""
+        ...
 
 
 @dataclass(frozen=True)
 class Work:
     """Checked rows of one trainer and the loss on them; made by `Trainer.work`."""
 
-    trainer: Trainer
+    trainer: InTraining
     rows: Sequence[TrainRow]
     loss: Loss
 

@@ -22,9 +22,9 @@ from tinker_cookbook.engine.families_test import MOE, MergedReference, largest
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
 from tinker_cookbook.engine.packing_test import batch_with_everything, gradients
-from tinker_cookbook.engine.rows import SampleRequest, TrainRow
-from tinker_cookbook.engine.sampler import TorchSampler
-from tinker_cookbook.engine.sampler_test import run, trainer_logprobs
+from tinker_cookbook.engine.requests import SampleRequest, TrainRow
+from tinker_cookbook.engine.torch_sampler import TorchSampler
+from tinker_cookbook.engine.torch_sampler_test import run, trainer_logprobs
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import PeftReference, make_trainer, with_inputs
 

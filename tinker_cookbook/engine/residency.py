@@ -10,17 +10,14 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from tinker_cookbook.engine.lora import Adapter
 from tinker_cookbook.engine.memory import GIB
 from tinker_cookbook.exceptions import OutOfMemoryError
-
-if TYPE_CHECKING:
-    from tinker_cookbook.engine.lora import Adapter
-    from tinker_cookbook.engine.trainer import Trainer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -32,6 +29,22 @@ class Parked(NamedTuple):
     drop: Callable[[], object]
 
 
+class Parkable(Protocol):
+    """An adapter in training, as far as memory goes."""
+
+    size: int  # bytes: weights, gradient, optimizer
+    last_use: int
+
+    @property
+    def awake(self) -> bool:
+        """Whether all of it is in the device's memory."""
+        ...
+
+    def park(self) -> None:
+        """Move all of it elsewhere, until it is used again."""
+        ...
+
+
 class Residency:
     """Which trainers and which adapters to sample from a device's memory holds, for a base model.
 
@@ -41,7 +54,7 @@ class Residency:
     def __init__(self, device: torch.device, limit: int) -> None:
         self.device = device
         self.limit = limit
-        self._trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
+        self._trainers: weakref.WeakSet[Parkable] = weakref.WeakSet()
         self._sampled: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self._clock = itertools.count()
         self._directory: tempfile.TemporaryDirectory[str] | None = None
@@ -55,7 +68,7 @@ class Residency:
                 " lower the rank or raise engine.adapter_gib"
             )
 
-    def add(self, trainer: Trainer) -> None:
+    def add(self, trainer: Parkable) -> None:
         self._trainers.add(trainer)
 
     def tick(self) -> int:
@@ -72,7 +85,7 @@ class Residency:
             trainer.park()
             total -= trainer.size
 
-    def store(self, tensors: Tensors, owner: Trainer) -> Parked:
+    def store(self, tensors: Tensors, owner: Parkable) -> Parked:
         """Move tensors out of the way."""
         if self.device.type != "cpu":
             parked = {name: tensor.to("cpu") for name, tensor in tensors.items()}

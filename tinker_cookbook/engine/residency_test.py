@@ -10,9 +10,11 @@ import torch
 
 from tinker_cookbook.engine import EngineConfig, checkpoints
 from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.engine_calls import call
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
+from tinker_cookbook.engine.requests import AdamConfig, CreateRun, DropRun, ForwardBackward
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.engine.trainer import AdamConfig, Trainer
+from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_rows
 from tinker_cookbook.exceptions import OutOfMemoryError
 
@@ -71,18 +73,20 @@ def test_a_parked_run_can_be_restored_from_a_checkpoint(
 
 def test_the_longest_idle_make_room(tiny_qwen3: str) -> None:
     engine = Engine(EngineConfig(device="cpu"))
-    base = engine.submit(lambda: engine.base_model(tiny_qwen3)).result(60)
-    runs = [engine.submit(lambda: Trainer(base, LoraSpec(rank=4))).result(60) for _ in range(4)]
+    for index in range(4):
+        engine.submit(CreateRun(str(index), tiny_qwen3, LoraSpec(rank=4))).result(60)
+    runs = [engine.worker.runs[str(index)] for index in range(4)]
+    base = runs[0].base
     base.residency.limit = 2 * runs[0].size
     for index in (0, 1, 2, 3, 1):
-        work = lambda run=runs[index]: run.work(make_rows(), "cross_entropy", None)  # noqa: E731
-        engine.train(str(index), "forward_backward", work).result(60)
-    engine.submit(lambda: None).result(60)  # room is made after an operation
+        engine.submit(ForwardBackward(str(index), make_rows(), "cross_entropy")).result(60)
+    call(engine, lambda: None).result(60)  # room is made after an operation
     assert [run.awake for run in runs] == [False, True, False, True]
     files = Path(base.residency._directory.name)  # type: ignore[union-attr]
     assert len(list(files.iterdir())) == 2
     runs.clear()
-    del work
+    for index in range(4):
+        engine.submit(DropRun(str(index))).result(60)
     gc.collect()
     assert not list(files.iterdir())
     engine.close()

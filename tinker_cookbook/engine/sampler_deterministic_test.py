@@ -11,8 +11,8 @@ import torch
 from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult
-from tinker_cookbook.engine.sampler import TorchSampler
+from tinker_cookbook.engine.requests import SampleRequest, SampleResult
+from tinker_cookbook.engine.torch_sampler import TorchSampler
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def sample(
     answers: list[SampleResult | Exception | None] = [None] * len(asked)
     for i in order:
         owner = owners[i % len(owners)]
-        sampler.add(asked[i], owner, lambda out, i=i: answers.__setitem__(i, out))  # type: ignore
+        sampler.take(asked[i], owner, lambda out, i=i: answers.__setitem__(i, out))  # type: ignore
         while alone and sampler.busy:
             sampler.step()
     while sampler.busy:

@@ -13,9 +13,9 @@ from tinker_cookbook.engine.attention import PackedPlan, Segment, _by_segment, _
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.kv_cache import Block, Slice
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult
-from tinker_cookbook.engine.sampler import TorchSampler
-from tinker_cookbook.engine.sampler_test import TOLERANCE, run, trainer_logprobs
+from tinker_cookbook.engine.requests import SampleRequest, SampleResult
+from tinker_cookbook.engine.torch_sampler import TorchSampler
+from tinker_cookbook.engine.torch_sampler_test import TOLERANCE, run, trainer_logprobs
 from tinker_cookbook.engine.trainer_test import make_trainer
 
 
@@ -252,8 +252,8 @@ def test_many_samples_do_not_hold_up_the_others(tiny_qwen3: str) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     sampler = TorchSampler(base, EngineConfig(max_rows=4))
     order: list[str] = []
-    sampler.add(SampleRequest(text(9), 10, 200, seed=0), None, lambda _: order.append("many"))
-    sampler.add(SampleRequest(text(9, 1), 10, 1, seed=0), None, lambda _: order.append("one"))
+    sampler.take(SampleRequest(text(9), 10, 200, seed=0), None, lambda _: order.append("many"))
+    sampler.take(SampleRequest(text(9, 1), 10, 1, seed=0), None, lambda _: order.append("one"))
     for _ in range(25):
         sampler.step()
     assert order == ["one"]
@@ -267,9 +267,9 @@ def test_nobody_is_answered_twice(tiny_qwen3: str, monkeypatch: pytest.MonkeyPat
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     sampler = TorchSampler(base, EngineConfig())
     answers: list[list[object]] = [[], [], []]
-    sampler.add(SampleRequest(text(5), 0, prompt_logprobs=True), None, answers[0].append)
-    sampler.add(SampleRequest(text(5), 1, 2), None, answers[1].append)
-    sampler.add(SampleRequest(text(5), 9), None, answers[2].append)
+    sampler.take(SampleRequest(text(5), 0, prompt_logprobs=True), None, answers[0].append)
+    sampler.take(SampleRequest(text(5), 1, 2), None, answers[1].append)
+    sampler.take(SampleRequest(text(5), 9), None, answers[2].append)
     monkeypatch.setattr(sampler, "_decode", lambda: 1 / 0)
     sampler.step()
     assert [[type(each) for each in got] for got in answers] == [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,19 +12,21 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter
 from tinker_cookbook.engine.memory import SamplingLimits
 from tinker_cookbook.engine.prefix_cache import Path
-from tinker_cookbook.engine.rows import (
+from tinker_cookbook.engine.requests import (
     LOWEST_TEMPERATURE,
+    Cancelled,
+    ModelFacts,
+    OnDone,
+    OnToken,
     SampledTokens,
     SampleRequest,
     SampleResult,
     TopK,
-    check_tokens,
 )
+from tinker_cookbook.engine.token_ids import check_tokens
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.utils.misc_utils import is_whole
 
-Done = Callable[[SampleResult | Exception], None]
-Cancelled = Callable[[], bool]
 NOTHING = -1  # in prompt_targets: a cell that asks for nothing; it is answered with 0
 
 
@@ -34,11 +36,14 @@ class Job:
     job may need them; `shared` rows read them there, others have a copy in their slot."""
 
     request: SampleRequest
+    max_tokens: int
+    stop_tokens: frozenset[int]
     adapter: Adapter | None
-    done: Done
+    on_done: OnDone
     owner: object  # whose tree of the prefix cache it reads and fills
     prompt: np.ndarray  # int64 [P]
-    cancelled: Cancelled = lambda: False  # whether nobody waits for it any more
+    cancelled: Cancelled
+    on_token: OnToken | None = None
     result: SampleResult = field(default_factory=lambda: SampleResult([]))
     path: Path = field(default_factory=list)
     last: torch.Tensor | None = None  # [H], hidden state of the last prompt token, once computed
@@ -70,12 +75,12 @@ class Job:
     @property
     def wanted(self) -> int:
         """Samples that have no slot yet."""
-        return self.request.num_samples - self.started if self.request.max_tokens else 0
+        return self.request.num_samples - self.started if self.max_tokens else 0
 
     @property
     def slot_tokens(self) -> int:
         """What a row may come to hold in its slot."""
-        return self.request.max_tokens + (0 if self.shared else len(self.prompt))
+        return self.max_tokens + (0 if self.shared else len(self.prompt))
 
 
 @dataclass
@@ -83,6 +88,7 @@ class Row:
     """One sample being generated, in the slot of its index."""
 
     job: Job
+    index: int  # of the sample
     out: SampledTokens
     rng: np.random.Generator
     base: int  # tokens of its context that lie elsewhere
@@ -143,16 +149,33 @@ def top_k(tokens: torch.Tensor, logprobs: torch.Tensor) -> TopK:
     return TopK(tokens.cpu().numpy().astype(np.int32), logprobs.float().cpu().numpy())
 
 
-def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> None:
+class Ends(NamedTuple):
+    """Where a request's samples end, what it left to the model and to the memory filled in."""
+
+    max_tokens: int
+    stop_tokens: frozenset[int]
+
+
+def check(request: SampleRequest, facts: ModelFacts, limits: SamplingLimits) -> Ends:
     """Raise DataValidationError or ConfigurationError for what can never be answered."""
-    _check_parameters(request, base.vocab_size)
-    _check_stop_tokens(request.stop_tokens, base.vocab_size)
+    _check_parameters(request, facts.vocab_size)
+    stop_tokens = facts.eos_tokens if request.stop_tokens is None else request.stop_tokens
+    _check_stop_tokens(stop_tokens, facts.vocab_size)
+    _check_prompt(request, facts.vocab_size)
+    length, max_tokens = len(request.prompt), request.max_tokens
+    if max_tokens is None:
+        max_tokens = max(min(facts.context_length, limits.kv_tokens) - length, 1)
+    _check_room(length, max_tokens, facts.context_length, limits)
+    return Ends(max_tokens, stop_tokens)
+
+
+def _check_prompt(request: SampleRequest, vocab_size: int) -> None:
     try:
-        check_tokens(request.prompt, base.vocab_size, "prompt")
+        check_tokens(request.prompt, vocab_size, "prompt")
         if request.prompt_targets is not None:
             asked = np.asarray(request.prompt_targets)
             checked = np.where(asked == NOTHING, 0, asked)
-            check_tokens(checked, base.vocab_size, "target_prompt_logprobs")
+            check_tokens(checked, vocab_size, "target_prompt_logprobs")
             if len(request.prompt_targets) != len(request.prompt) - 1:
                 raise ValueError(
                     f"target_prompt_logprobs has {len(request.prompt_targets)} rows, the prompt"
@@ -160,21 +183,22 @@ def check(request: SampleRequest, base: BaseModel, limits: SamplingLimits) -> No
                 )
     except ValueError as error:
         raise DataValidationError(str(error)) from error
-    length = len(request.prompt)
-    need = length + request.max_tokens
+
+
+def _check_room(length: int, max_tokens: int, context_length: int, limits: SamplingLimits) -> None:
+    need = length + max_tokens
     what = f"prompt of {length} tokens"
-    if request.max_tokens:
-        what += f" + max_tokens={request.max_tokens}"
+    if max_tokens:
+        what += f" + max_tokens={max_tokens}"
 
     def fix(room: int) -> str:
         return "lower max_tokens" if length < room else "shorten the prompt"
 
-    if need > base.context_length:
+    if need > context_length:
         raise DataValidationError(
-            f"{what}: more than the model's context of {base.context_length};"
-            f" {fix(base.context_length)}"
+            f"{what}: more than the model's context of {context_length}; {fix(context_length)}"
         )
-    keeps = request.max_tokens or length > limits.tokens_per_pass
+    keeps = max_tokens or length > limits.tokens_per_pass
     if keeps and need > limits.kv_tokens:
         raise ConfigurationError(
             f"{what}: more than engine.kv_tokens={limits.kv_tokens}; raise it or"
@@ -199,11 +223,12 @@ def _check_parameters(request: SampleRequest, vocab_size: int) -> None:
     """Types too: SDK and server check only some of them, and a float would run into the sampler."""
     whole = {
         "num_samples": (1, None),
-        "max_tokens": (0, None),
         "top_k": (-1, None),
         "prompt_top_k": (0, vocab_size),
         "sample_top_k": (0, vocab_size),
     }
+    if request.max_tokens is not None:
+        whole["max_tokens"] = (0, None)
     if request.seed is not None:
         whole["seed"] = (0, None)
     for key, (low, high) in whole.items():

@@ -1,42 +1,38 @@
-"""The engine thread: operations in the order they were given, training and sampling in turns.
+"""The engine thread: requests in the order they were given, training and sampling in turns.
 
-Callers never wait: every operation answers with a future. Operations of one run happen in the order
-of the calls. Training requests of different runs that wait at the same time go through the base
-model together ("a clock cycle"), up to the token budget of a pass. While both training operations
+Callers never wait: every request is answered with a future. Requests of one run are carried out in
+the order of the calls. Training requests of different runs that wait at the same time go through
+the base model together ("a clock cycle"), up to the token budget of a pass. While both training
 and samples are waiting, each side gets about as much time as the other.
 """
 
 from __future__ import annotations
 
-import logging
+import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Generic, TypeVar
 
-import torch
-
-from tinker_cookbook.engine import passes
-from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.lora import Adapter
 from tinker_cookbook.engine.passes import Work
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainResult
-from tinker_cookbook.engine.sampler import Sampler, TorchSampler
-from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
-from tinker_cookbook.utils.cpu_threads import ThreadCount
+from tinker_cookbook.engine.requests import (
+    DropRun,
+    DropWeights,
+    OnToken,
+    Request,
+    Sample,
+    SampleResult,
+    Train,
+    TrainResult,
+)
+from tinker_cookbook.engine.worker import Worker
+from tinker_cookbook.exceptions import TrainingError
 
-T = TypeVar("T")
-logger = logging.getLogger(__name__)
-Kind = Literal["forward", "forward_backward"]
-COMPUTE: dict[Kind, Callable[[Sequence[Work]], list[TrainResult]]] = {
-    "forward": passes.forward,
-    "forward_backward": passes.forward_backward,
-}
+R = TypeVar("R")
 CLOSED = "the engine is closed"
 
 # Runs that trained a moment ago are about to send their next batch: a pass waits for them for this
@@ -46,153 +42,133 @@ MOMENT = 3.0  # ... and "a moment" is this many times the time of the last pass
 
 
 @dataclass(eq=False)
-class _Operation:
-    """A function to call on the engine thread. Those of one `run` keep their order.
+class _Operation(Generic[R]):
+    """A request in the queue. `coming`: it is not there yet and keeps its place."""
 
-    It is not called before `after` is done, and answered with its error if it fails.
-    """
+    lane: str
+    request: Request[R] | None
+    coming: Future[Request[R]] | None = None
+    on_token: OnToken | None = None
+    future: Future[R] = field(default_factory=Future)
+    work: Work | None = None  # of a training request, once it has been checked
 
-    run: str | None
-    function: Callable[[], Any]
-    future: Future[Any] = field(default_factory=Future)
-    after: Future[Any] | None = None
+    @property
+    def ready(self) -> bool:
+        return self.coming is None or self.coming.done()
+
+    def arrive(self) -> Request[R]:
+        """The request; raises the error of what it was waiting for."""
+        if self.request is None:
+            assert self.coming is not None
+            self.request = self.coming.result(0)
+        return self.request
 
     def start(self) -> bool:
         """Whether the caller still wants it; from now on it cannot be cancelled."""
         return self.future.running() or self.future.set_running_or_notify_cancel()
 
-    def answer(self, outcome: Any) -> None:
-        """Give the caller a result, or an error."""
-        _answer(self.future, outcome)
+    def succeed(self, result: R) -> None:
+        with suppress(InvalidStateError):  # cancelled while it was waiting
+            self.future.set_result(result)
 
-
-@dataclass(eq=False)
-class _Training(_Operation):
-    """A forward or forward_backward; `function` makes the work, when its turn has come."""
-
-    kind: Kind = "forward"
-    work: Work | None = None
-
-
-def _answer(future: Future[Any], outcome: Any) -> None:
-    with suppress(InvalidStateError):  # cancelled while it was waiting
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+    def fail(self, error: BaseException) -> None:
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
 
 
 class Engine:
-    """Base models by path, each loaded once, and the one thread that computes on them.
-
-    Everything that touches a model runs on that thread: through `submit`, `train` or `sample`.
-    """
+    """The one thread that computes, and the queue in front of it."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.thread_count = ThreadCount(config.num_threads, fixed=config.deterministic)
-        self._bases: dict[str, BaseModel] = {}
-        self._samplers: dict[str, Sampler] = {}
-        self._queue: deque[_Operation] = deque()
-        self._wake = threading.Condition()
+        self.worker = Worker(config)
+        # What callers have sent; a None only wakes the thread. SimpleQueue, because a destructor
+        # may send, too, at any moment and on any thread.
+        self._inbox: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._queue: deque[_Operation] = deque()  # the engine thread's alone
         self._closed = False
-        self._trained: dict[str | None, float] = {}  # run -> when its last pass ended
+        self._ended: TrainingError | None = None
+        self._trained: dict[str, float] = {}  # lane -> when its last pass ended
         self._last_pass = 0.0  # seconds
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(
-        self,
-        function: Callable[[], T],
-        run: str | None = None,
-        after: Future[Any] | None = None,
-    ) -> Future[T]:
-        """Run a function on the engine thread, after everything this run submitted before.
+    def submit(self, request: Request[R], on_token: OnToken | None = None) -> Future[R]:
+        """Carry out a request, after everything that was asked before in its lane.
 
-        Without a run: after everything that was submitted before. What waits for something outside
-        the engine (`after`) holds up its own run alone.
+        on_token: of a `Sample`, is called on the engine's thread with every token as it comes.
         """
-        return self._enqueue(_Operation(run, function, after=after))
+        return self._send(_Operation(request.lane, request, on_token=on_token))
 
-    def train(self, run: str, kind: Kind, build: Callable[[], Work]) -> Future[TrainResult]:
-        """Queue a training request; `build` makes it on the engine thread, when its turn has come.
+    def submit_when(
+        self, coming: Future[Request[R]], lane: str, on_token: OnToken | None = None
+    ) -> Future[R]:
+        """As `submit`, for a request that is not known yet; its place in the lane is taken now.
 
-        It goes through the model together with requests of other runs that wait for the same.
+        Its lane alone waits for it. If it does not come, its error is the answer.
         """
-        return self._enqueue(_Training(run, build, kind=kind))
+        future = self._send(_Operation(lane, None, coming, on_token))
+        coming.add_done_callback(lambda _: self._inbox.put(None))
+        return future
 
-    def sample(
-        self,
-        path: str,
-        build: Callable[[], tuple[Adapter | None, SampleRequest]],
-        after: Future[Any] | None = None,
-    ) -> Future[SampleResult]:
-        """Queue a request; `build` makes it on the engine thread, when its turn has come."""
-        answer: Future[SampleResult] = Future()
+    def dispose(self, request: DropRun | DropWeights) -> None:
+        """As `submit`, without an answer; a destructor may call it, and on a closed engine."""
+        if not self._closed:
+            self._inbox.put(_Operation(request.lane, request))
 
-        def done(outcome: SampleResult | BaseException) -> None:
-            failed = isinstance(outcome, BaseException)
-            _answer(answer, self._explain(outcome) if failed else outcome)
-
-        def add() -> None:
-            if answer.cancelled():
-                return
-            adapter, request = build()
-            self._sampler(path).add(request, adapter, done, answer.cancelled)
-
-        def added(future: Future[None]) -> None:
-            if error := future.exception():
-                done(error)
-
-        self._enqueue(_Operation(None, add, after=after)).add_done_callback(added)
-        return answer
-
-    def base_model(self, path: str) -> BaseModel:
-        """The base model, loaded on first use. Only on the engine thread."""
-        if path not in self._bases:
-            base = self._bases[path] = BaseModel(path, self.config)
-            if base.device.type == "cpu":
-                self.thread_count.settle(base.num_parameters)
-        return self._bases[path]
+    @property
+    def tokens_per_pass(self) -> int | None:
+        """Of the models that are loaded, the least; before, what the configuration says."""
+        return self.worker.tokens_per_pass or self.config.tokens_per_pass
 
     def close(self, timeout: float = 10.0) -> None:
-        """Stop after the operation that is running; what is still queued fails."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        """Stop after the request that is running; what is still queued fails."""
+        self._closed = True
+        self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
-    def _sampler(self, path: str) -> Sampler:
-        if path not in self._samplers:
-            self._samplers[path] = TorchSampler(self.base_model(path), self.config)
-        return self._samplers[path]
+    # -- the queue
 
-    def _enqueue(self, operation: _Operation) -> Future[Any]:
-        with self._wake:
-            if self._closed:
-                raise TrainingError(CLOSED)
-            self._queue.append(operation)
-            self._wake.notify()
-        if operation.after is not None and not operation.after.done():
-            operation.after.add_done_callback(self._look_again)
+    def _send(self, operation: _Operation[R]) -> Future[R]:
+        if self._closed:
+            raise TrainingError(CLOSED)
+        self._inbox.put(operation)
+        if self._ended is not None:  # between the two lines: nobody will look any more
+            self._fail_all(self._ended)
         return operation.future
 
-    def _look_again(self, _: Future[Any]) -> None:
-        with self._wake:
-            self._wake.notify()
+    def _receive(self, timeout: float | None = 0.0) -> None:
+        """Take in what has come; wait for something for so many seconds (None: for ever)."""
+        with suppress(queue.Empty):
+            while True:
+                operation = self._inbox.get(timeout != 0.0, timeout)
+                timeout = 0.0
+                if operation is None:
+                    continue
+                if isinstance(operation.request, DropRun | DropWeights) and not any(
+                    each.lane == operation.lane for each in self._queue
+                ):
+                    self._do(operation)  # at once: what waits may want the memory
+                else:
+                    self._queue.append(operation)
 
     def _first(self) -> _Operation | None:
         """The first operation in the queue that can begin."""
-        held: set[str] = set()  # runs that wait for something outside
+        held: set[str] = set()  # lanes that wait for a request
         for operation in self._queue:
-            if operation.run in held:
+            if operation.lane in held:
                 continue
-            if operation.after is None or operation.after.done():
+            if operation.ready:
                 return operation
-            if operation.run is not None:
-                held.add(operation.run)
+            held.add(operation.lane)
         return None
+
+    def _fail_all(self, error: TrainingError) -> None:
+        self._receive()
+        with suppress(IndexError):  # the queue is empty
+            while True:
+                self._queue.popleft().fail(error)
 
     def _run(self) -> None:
         why = TrainingError(CLOSED)
@@ -202,166 +178,151 @@ class Engine:
             why = TrainingError(f"{CLOSED} after an error of its own: {error!r}")
             raise
         finally:
-            with self._wake:  # from here on nothing is added
-                self._closed = True
-            for operation in self._queue:
-                operation.answer(why)
-            for sampler in self._samplers.values():
+            self._closed, self._ended = True, why
+            self._fail_all(why)
+            for sampler in self.worker.samplers.values():
                 sampler.abort(why)
+                sampler.close()
 
     def _loop(self) -> None:
         owed = 0.0  # seconds that sampling may still take before the next operation
         while True:
-            busy = [sampler for sampler in self._samplers.values() if sampler.busy]
-            with self._wake:
-                while (operation := self._first()) is None and not (busy or self._closed):
-                    self._wake.wait()
-                if self._closed:
-                    return
-                waiting = operation is not None
-                if operation is not None and (owed <= 0 or not busy):
-                    self._queue.remove(operation)
-                else:
-                    operation = None
+            busy = [sampler for sampler in self.worker.samplers.values() if sampler.busy]
+            self._receive()
+            while (operation := self._first()) is None and not (busy or self._closed):
+                self._receive(None)
+            if self._closed:
+                return
             start = time.perf_counter()
-            if operation is not None:
+            waiting = operation is not None
+            if operation is not None and (owed <= 0 or not busy):
+                self._queue.remove(operation)
                 self._do(operation)
-                operation = None  # its trainer may be gone before the next one comes
-                self._make_room()
+                operation = None  # its run may be gone before the next one comes
+                self.worker.make_room()
                 owed = owed + time.perf_counter() - start if busy else 0.0
                 continue
+            operation = None
             for sampler in busy:
                 sampler.step()
             # what sampling takes while nothing waits, it owes to nobody; but for the last step
             owed = (owed if waiting else 0.0) - (time.perf_counter() - start)
 
-    def _make_room(self) -> None:
-        for base in self._bases.values():
-            try:
-                base.residency.make_room()
-            except Exception as error:  # a full disk, say: they stay where they are
-                logger.warning("idle adapters cannot be parked: %s", error)
+    # -- one operation
 
     def _do(self, operation: _Operation) -> None:
-        if not operation.start():
-            return
-        if isinstance(operation, _Training):
-            if self._build(operation):
-                self._train(self._gather(operation))
+        if operation.future.cancelled():
             return
         try:
-            if operation.after is not None:
-                operation.after.result(0)
-            operation.answer(operation.function())
+            request = operation.arrive()
+            if isinstance(request, Sample):
+                self._sample(operation, request)
+            elif operation.start():
+                if isinstance(request, Train):
+                    operation.work = self.worker.work(request)
+                    kind = type(request)
+                    self._train(self._gather(operation, kind, operation.work), kind)
+                else:
+                    operation.succeed(self.worker.perform(request))
         except BaseException as error:  # whatever it is, somebody waits for it
-            operation.answer(self._explain(error))
+            operation.fail(self.worker.explain(error))
 
-    def _build(self, request: _Training) -> bool:
-        """Make the work of a request; if that fails, the request is answered with the error."""
-        try:
-            request.work = request.work or request.function()
-            return True
-        except BaseException as error:
-            request.answer(self._explain(error))
-            return False
+    def _sample(self, operation: _Operation[SampleResult], request: Sample) -> None:
+        """The sampler answers, and the caller may give the request up until then."""
+
+        def done(outcome: SampleResult | Exception) -> None:
+            if isinstance(outcome, SampleResult):
+                operation.succeed(outcome)
+            else:
+                operation.fail(self.worker.explain(outcome))
+
+        self.worker.sample(request, done, operation.future.cancelled, operation.on_token)
 
     # -- one pass for several runs
 
-    def _gather(self, first: _Training) -> list[_Training]:
+    def _gather(
+        self, first: _Operation[TrainResult], kind: type[Train], work: Work
+    ) -> list[_Operation[TrainResult]]:
         """This request and those of other runs that can share its passes.
 
         A request can if it is of the same kind, on the same base model, the first that its run has
         in the queue, and fits into what the passes of `first` leave free of the token budget.
         """
-        assert first.work is not None
-        base = first.work.trainer.base
-        room = -first.work.tokens % base.tokens_per_pass
-        memory = base.residency.limit - first.work.trainer.size
-        chosen, seen = [first], {first.run, None}
+        base = work.trainer.base
+        room = -work.tokens % base.tokens_per_pass
+        memory = base.residency.limit - work.trainer.size
+        chosen, seen = [first], {first.lane}
         deadline = time.perf_counter() + PATIENCE * self._last_pass
         while room:
-            with self._wake:
-                fresh = [each for each in self._queue if each.run not in seen]
-                if not fresh:
-                    patience = deadline - time.perf_counter()
-                    if self._closed or patience <= 0 or not self._expected(seen):
-                        break
-                    self._wake.wait(patience)
-                    continue
+            self._receive()
+            fresh = [each for each in self._queue if each.lane not in seen]
+            if not fresh:
+                patience = deadline - time.perf_counter()
+                if self._closed or patience <= 0 or not self._expected(seen):
+                    break
+                self._receive(patience)
+                continue
             for each in fresh:
-                if each.run in seen:
+                if each.lane in seen:
                     continue  # behind another one of its run
-                seen.add(each.run)
-                if not isinstance(each, _Training) or each.kind != first.kind:
-                    continue
-                if not (each.start() and self._build(each)):
-                    self._remove(each)
-                elif (
-                    each.work
-                    and each.work.trainer.base is base
-                    and each.work.tokens <= room
-                    and each.work.trainer.size <= memory
+                seen.add(each.lane)
+                other = self._checked(each, kind)
+                if (
+                    other is not None
+                    and other.trainer.base is base
+                    and other.tokens <= room
+                    and other.trainer.size <= memory
                 ):
-                    self._remove(each)
+                    self._queue.remove(each)
                     chosen.append(each)
-                    room -= each.work.tokens
-                    memory -= each.work.trainer.size
+                    room -= other.tokens
+                    memory -= other.trainer.size
         return chosen
 
-    def _remove(self, operation: _Operation) -> None:
-        with self._wake:
+    def _checked(self, operation: _Operation, kind: type[Train]) -> Work | None:
+        """The work of an operation of this kind that waits; one that fails is answered."""
+        if not operation.ready:
+            return None
+        try:
+            request = operation.arrive()
+            if type(request) is not kind:
+                return None
+            if not operation.start():
+                self._queue.remove(operation)
+                return None
+            operation.work = operation.work or self.worker.work(request)
+            return operation.work
+        except BaseException as error:
             self._queue.remove(operation)
+            operation.fail(self.worker.explain(error))
+            return None
 
-    def _expected(self, seen: set[str | None]) -> bool:
+    def _expected(self, seen: set[str]) -> bool:
         """Whether a run that trained a moment ago has not sent its next request yet."""
         recent = time.perf_counter() - MOMENT * self._last_pass
-        return any(run not in seen and ended > recent for run, ended in self._trained.items())
+        return any(lane not in seen and ended > recent for lane, ended in self._trained.items())
 
-    def _train(self, requests: list[_Training]) -> None:
+    def _train(self, operations: list[_Operation[TrainResult]], kind: type[Train]) -> None:
         start = time.perf_counter()
-        works = [request.work for request in requests if request.work]
-        outcome: list[Any]
+        works = [operation.work for operation in operations if operation.work]
+        results: list[TrainResult] = []
+        failure: BaseException | None = None
         try:
-            outcome = list(COMPUTE[requests[0].kind](works))
+            results = self.worker.compute(kind, works)
         except BaseException as error:
-            outcome = [self._explain(error)]
-            error.__traceback__ = None if len(requests) > 1 else error.__traceback__
-        if len(outcome) < len(requests):  # whose fault was it? Each alone, so that only that fails
-            for request in requests:
-                self._train([request])
+            failure = self.worker.explain(error)
+            if len(operations) > 1:
+                error.__traceback__ = None  # which holds what the pass had computed
+        if failure is not None and len(operations) > 1:
+            for operation in operations:  # whose fault was it? Each alone, so that only that fails
+                self._train([operation], kind)
             return
         end = time.perf_counter()
         self._last_pass = end - start
         horizon = end - MOMENT * self._last_pass
-        self._trained = {run: t for run, t in self._trained.items() if t > horizon}
-        self._trained |= {request.run: end for request in requests}
-        for request, each in zip(requests, outcome):
-            request.answer(each)
-
-    def _explain(self, error: BaseException) -> BaseException:
-        """An out-of-memory error names the keys to lower; anything else stays as it is."""
-        text = str(error)
-        starved = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and "allocate memory" in text
-        )
-        if not starved or isinstance(error, OutOfMemoryError):
-            return error
-        for sampler in self._samplers.values():
-            sampler.release()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        detail = text.splitlines()[0] if text else ""
-        bases = list(self._bases.values())
-        limits = [base.limits for base in bases]
-        if not limits:
-            return OutOfMemoryError(
-                f"out of memory while the model was loaded on {self.config.device}: take a smaller"
-                f" one or engine.dtype=bfloat16; {detail}"
-            )
-        tokens = min(each.tokens_per_pass for each in limits)
-        keys = min(each.kv_tokens for each in limits)
-        return OutOfMemoryError(
-            f"out of memory on {bases[0].device}: set engine.tokens_per_pass={tokens // 2} (now"
-            f" {tokens}) or train on shorter rows, engine.kv_tokens={keys // 2} (now"
-            f" {keys}) for sampling; {detail}"
-        )
+        self._trained = {lane: t for lane, t in self._trained.items() if t > horizon}
+        self._trained |= {operation.lane: end for operation in operations}
+        if failure is not None:
+            operations[0].fail(failure)
+        for operation, result in zip(operations, results):
+            operation.succeed(result)

@@ -6,17 +6,29 @@ import gc
 import threading
 import time
 import weakref
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import torch
 
 from tinker_cookbook.engine import EngineConfig
+from tinker_cookbook.engine.engine_calls import call, sampled
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
-from tinker_cookbook.engine.rows import SampleRequest, TrainResult, TrainRow
+from tinker_cookbook.engine.requests import (
+    AdamConfig,
+    CreateRun,
+    DropRun,
+    Forward,
+    ForwardBackward,
+    OptimStep,
+    SampleRequest,
+    Train,
+    TrainResult,
+    TrainRow,
+)
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.engine.trainer import AdamConfig, Trainer
 from tinker_cookbook.engine.trainer_test import TOLERANCE, make_rows, with_inputs
 from tinker_cookbook.exceptions import DataValidationError, OutOfMemoryError, TrainingError
 
@@ -37,7 +49,7 @@ def test_operations_run_in_the_order_of_the_calls(engine: Engine) -> None:
         seen.append(i)
         return i * i
 
-    futures = [engine.submit(lambda i=i: operation(i)) for i in range(200)]
+    futures = [call(engine, lambda i=i: operation(i)) for i in range(200)]
     assert [future.result(10) for future in futures] == [i * i for i in range(200)]
     assert seen == list(range(200)) and threads == {"engine"}
 
@@ -46,9 +58,9 @@ def test_an_error_stays_with_its_operation(engine: Engine) -> None:
     def leave() -> None:
         raise SystemExit("a library gave up")
 
-    bad = engine.submit(lambda: 1 // 0)
-    worse = engine.submit(leave)
-    good = engine.submit(lambda: 5)
+    bad = call(engine, lambda: 1 // 0)
+    worse = call(engine, leave)
+    good = call(engine, lambda: 5)
     with pytest.raises(ZeroDivisionError):
         bad.result(10)
     with pytest.raises(SystemExit):
@@ -66,21 +78,21 @@ def test_an_error_stays_with_its_operation(engine: Engine) -> None:
 )
 def test_out_of_memory_names_the_key(engine: Engine, tiny_qwen3: str, error: Exception) -> None:
     def starve() -> None:
-        engine.base_model(tiny_qwen3)
+        engine.worker.base_model(tiny_qwen3)
         raise error
 
     with pytest.raises(OutOfMemoryError, match=r"set engine\.tokens_per_pass=1024 \(now 2048\)"):
-        engine.submit(starve).result(10)
+        call(engine, starve).result(10)
 
 
 def test_training_and_sampling_take_turns(engine: Engine, tiny_qwen3: str) -> None:
     """A long queue of operations does not starve a sample, nor the other way round."""
     request = SampleRequest(np.array([5, 6, 7]), 100, num_samples=4, seed=0)
-    engine.submit(lambda: engine.base_model(tiny_qwen3)).result(60)
+    call(engine, lambda: engine.worker.base_model(tiny_qwen3)).result(60)
     finished: list[str] = []
-    sample = engine.sample(tiny_qwen3, lambda: (None, request))
+    sample = sampled(engine, tiny_qwen3, request)
     sample.add_done_callback(lambda _: finished.append("sample"))
-    operations = [engine.submit(lambda: time.sleep(0.01)) for _ in range(400)]
+    operations = [call(engine, lambda: time.sleep(0.01)) for _ in range(400)]
     operations[20].add_done_callback(lambda _: finished.append("operation 20"))
     operations[-1].add_done_callback(lambda _: finished.append("last operation"))
     assert len(sample.result(60).sequences) == 4
@@ -91,12 +103,12 @@ def test_training_and_sampling_take_turns(engine: Engine, tiny_qwen3: str) -> No
 
 def test_cancelled_operations_do_not_run(engine: Engine) -> None:
     gate = threading.Event()
-    engine.submit(gate.wait)
+    call(engine, gate.wait)
     ran: list[int] = []
-    waiting = engine.submit(lambda: ran.append(1))
+    waiting = call(engine, lambda: ran.append(1))
     assert waiting.cancel()
     gate.set()
-    engine.submit(lambda: None).result(10)
+    call(engine, lambda: None).result(10)
     assert ran == []
 
 
@@ -110,8 +122,8 @@ def test_close(tiny_qwen3: str) -> None:
         return 7
 
     endless = SampleRequest(np.array([5]), 200, num_samples=200)
-    sample = engine.sample(tiny_qwen3, lambda: (None, endless))
-    running, queued = engine.submit(slow), engine.submit(lambda: 8)
+    sample = sampled(engine, tiny_qwen3, endless)
+    running, queued = call(engine, slow), call(engine, lambda: 8)
     started.wait(10)
     engine.close()
     assert running.result(0) == 7
@@ -119,7 +131,7 @@ def test_close(tiny_qwen3: str) -> None:
         with pytest.raises(TrainingError, match="engine is closed"):
             future.result(1)
     with pytest.raises(TrainingError, match="engine is closed"):
-        engine.submit(lambda: 9)
+        call(engine, lambda: 9)
 
 
 class Tenant:
@@ -127,9 +139,8 @@ class Tenant:
 
     def __init__(self, engine: Engine, path: str, name: str, spec: LoraSpec, loss: str) -> None:
         self.engine, self.name, self.loss = engine, name, loss
-        self.trainer: Trainer = engine.submit(
-            lambda: Trainer(engine.base_model(path), spec), name
-        ).result(60)
+        engine.submit(CreateRun(name, path, spec)).result(60)
+        self.trainer = engine.worker.runs[name]
         generator = torch.Generator().manual_seed(spec.seed)
         with torch.no_grad():
             for key, tensor in self.trainer.adapter.master.items():
@@ -137,8 +148,16 @@ class Tenant:
                     tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
         self.trainer.adapter.refresh()
 
-    def train(self, rows: list[TrainRow], kind="forward_backward"):  # type: ignore[no-untyped-def]
-        return self.engine.train(self.name, kind, lambda: self.trainer.work(rows, self.loss, None))
+    def __del__(self) -> None:
+        self.engine.dispose(DropRun(self.name))
+
+    def train(
+        self, rows: list[TrainRow], kind: type[Train] = ForwardBackward
+    ) -> Future[TrainResult]:
+        return self.engine.submit(kind(self.name, rows, self.loss))
+
+    def step(self) -> Future[dict[str, float]]:
+        return self.engine.submit(OptimStep(self.name, AdamConfig(learning_rate=1e-3)))
 
 
 def tenants_of(engine: Engine, path: str) -> list[Tenant]:
@@ -158,7 +177,7 @@ def tenants_of(engine: Engine, path: str) -> list[Tenant]:
 
 def count_passes(engine: Engine, path: str) -> list[int]:
     """Grows by the number of tokens of every pass from now on."""
-    base = engine.base_model(path)
+    base = engine.worker.base_model(path)
     seen: list[int] = []
     hidden = base.hidden
 
@@ -189,7 +208,7 @@ def test_runs_share_passes_and_nothing_else(
         grads[each.name], each.trainer.grads = each.trainer.grads, None
     passes = count_passes(engine, path)
     gate = threading.Event()
-    engine.submit(gate.wait)
+    call(engine, gate.wait)
     futures = [each.train(rows[each.name]) for each in tenants for _ in range(2)]
     gate.set()
     together = [future.result(60) for future in futures][1::2]
@@ -216,17 +235,14 @@ def test_a_run_keeps_its_order_while_others_join(engine: Engine, tiny_qwen3: str
     passes = count_passes(engine, tiny_qwen3)
     order: list[str] = []
     gate = threading.Event()
-    engine.submit(gate.wait)
+    call(engine, gate.wait)
     rows = {each.name: with_inputs(make_rows(), each.loss) for each in (one, two)}
     for step in range(3):
         for each in (one, two):
             done = each.train(rows[each.name])
             done.add_done_callback(lambda _, x=f"{each.name} fb {step}": order.append(x))
-            adam = AdamConfig(learning_rate=1e-3)
-            engine.submit(
-                lambda each=each, adam=adam: each.trainer.optim_step(adam), each.name
-            ).add_done_callback(lambda _, x=f"{each.name} step {step}": order.append(x))
-    last = engine.submit(lambda: None)
+            each.step().add_done_callback(lambda _, x=f"{each.name} step {step}": order.append(x))
+    last = call(engine, lambda: None)
     gate.set()
     last.result(60)
     for each in (one, two):
@@ -244,7 +260,7 @@ def test_a_bad_request_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
     key = next(iter(broken))
     broken[key] = broken[key].detach()[:, :3].requires_grad_()  # a product with it must fail
     gate = threading.Event()
-    engine.submit(gate.wait)
+    call(engine, gate.wait)
     futures = [each.train(own) for each, own in zip(tenants, rows)]
     gate.set()
     assert futures[0].result(60).logprobs and futures[3].result(60).logprobs
@@ -272,7 +288,7 @@ def test_a_loss_that_is_not_finite_fails_alone(engine: Engine, tiny_qwen3: str) 
     bad[3].inputs["logprobs"][2] = -1000
     seen = count_passes(engine, tiny_qwen3)
     gate = threading.Event()
-    engine.submit(gate.wait)
+    call(engine, gate.wait)
     futures = [each.train(own) for each, own in zip(tenants, (rows[0], bad, rows[2]))]
     gate.set()
     futures[0].result(60), futures[2].result(60)
@@ -289,8 +305,8 @@ def test_forwards_of_runs_are_merged_with_forwards_only(engine: Engine, tiny_qwe
     tenants = tenants_of(engine, tiny_qwen3)[:4]
     passes = count_passes(engine, tiny_qwen3)
     gate = threading.Event()
-    engine.submit(gate.wait)
-    kinds = ("forward", "forward_backward", "forward", "forward_backward")
+    call(engine, gate.wait)
+    kinds = (Forward, ForwardBackward, Forward, ForwardBackward)
     futures = [
         each.train(with_inputs(make_rows(), each.loss), kind) for each, kind in zip(tenants, kinds)
     ]
@@ -304,7 +320,7 @@ def test_forwards_of_runs_are_merged_with_forwards_only(engine: Engine, tiny_qwe
 def test_a_cancelled_request_is_not_trained_on(engine: Engine, tiny_qwen3: str) -> None:
     tenants = tenants_of(engine, tiny_qwen3)[:3]
     gate = threading.Event()
-    engine.submit(gate.wait)
+    call(engine, gate.wait)
     futures = [each.train(with_inputs(make_rows(), each.loss)) for each in tenants]
     assert futures[1].cancel()
     gate.set()
@@ -315,26 +331,23 @@ def test_a_cancelled_request_is_not_trained_on(engine: Engine, tiny_qwen3: str) 
 
 def test_a_cancelled_sample_stops(engine: Engine, tiny_qwen3: str) -> None:
     endless = SampleRequest(np.array([5]), 250, num_samples=500)
-    sample = engine.sample(tiny_qwen3, lambda: (None, endless))
+    sample = sampled(engine, tiny_qwen3, endless)
     time.sleep(0.2)
     assert sample.cancel()
     start = time.perf_counter()
     short = SampleRequest(np.array([5]), 2)
-    engine.sample(tiny_qwen3, lambda: (None, short)).result(60)
-    engine.submit(lambda: None).result(60)
-    assert not engine._sampler(tiny_qwen3).busy
+    sampled(engine, tiny_qwen3, short).result(60)
+    call(engine, lambda: None).result(60)
+    assert not engine.worker.samplers[tiny_qwen3].busy
     assert time.perf_counter() - start < 20
 
 
 def test_requests_sent_together_enter_the_batch_together(engine: Engine, tiny_qwen3: str) -> None:
     passes = count_passes(engine, tiny_qwen3)
     gate = threading.Event()
-    engine.submit(gate.wait)
+    call(engine, gate.wait)
     prompt = np.arange(3, 43)
-    futures = [
-        engine.sample(tiny_qwen3, lambda i=i: (None, SampleRequest(prompt, 30, seed=i)))
-        for i in range(64)
-    ]
+    futures = [sampled(engine, tiny_qwen3, SampleRequest(prompt, 30, seed=i)) for i in range(64)]
     gate.set()
     for future in futures:
         future.result(60)
@@ -359,8 +372,8 @@ def test_a_full_disk_ends_nothing(
 def test_an_error_of_the_engine_itself_is_told_to_all() -> None:
     engine = Engine(EngineConfig(device="cpu"))
     gate = threading.Event()
-    running, queued = engine.submit(gate.wait), engine.submit(lambda: 8)
-    engine._make_room = lambda: 1 // 0  # type: ignore[method-assign]
+    running, queued = call(engine, gate.wait), call(engine, lambda: 8)
+    engine.worker.make_room = lambda: 1 // 0  # type: ignore[method-assign]
     gate.set()
     running.result(10)
     with pytest.raises(TrainingError, match=r"after an error of its own: ZeroDivisionError"):

@@ -11,9 +11,9 @@ import torch
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
-from tinker_cookbook.engine.rows import SampleRequest, TrainRow
-from tinker_cookbook.engine.sampler import TorchSampler
-from tinker_cookbook.engine.sampler_test import run
+from tinker_cookbook.engine.requests import SampleRequest, TrainRow
+from tinker_cookbook.engine.torch_sampler import TorchSampler
+from tinker_cookbook.engine.torch_sampler_test import run
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import VOCAB, PeftReference, make_trainer, on_cpu
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,36 +13,13 @@ from tinker_cookbook.engine import losses, passes
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.passes import Work
+from tinker_cookbook.engine.requests import AdamConfig, CustomLoss, TrainResult, TrainRow
 from tinker_cookbook.engine.residency import Parked
-from tinker_cookbook.engine.rows import TrainResult, TrainRow, check_tokens
+from tinker_cookbook.engine.token_ids import check_tokens
 from tinker_cookbook.exceptions import DataValidationError, TrainingError
 
 Tensors = dict[str, torch.Tensor]
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class AdamConfig:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101): decay is decoupled.
-
-    `grad_clip_norm` bounds the global L2 norm of the gradient; 0 does not clip.
-    """
-
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-12
-    weight_decay: float = 0.0
-    grad_clip_norm: float = 0.0
-
-    def __post_init__(self) -> None:
-        for key in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
-            value = getattr(self, key)
-            if not (math.isfinite(value) and value >= 0):
-                raise DataValidationError(f"adam {key}={value} must be finite and not negative")
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise DataValidationError(f"adam {key}={getattr(self, key)} must be in [0, 1)")
 
 
 class Trainer:
@@ -151,7 +127,7 @@ class Trainer:
         return passes.forward_backward([self.work(rows, loss_fn, config)])[0]
 
     def forward_backward_custom(
-        self, rows: Sequence[TrainRow], function: losses.CustomLoss
+        self, rows: Sequence[TrainRow], function: CustomLoss
     ) -> TrainResult:
         """Any differentiable function of the logprobs of all rows, each shaped like its targets.
 
@@ -240,7 +216,7 @@ def _kind(value: object) -> str:
 class _Custom:
     """A user's loss in the engine's form: one call with the tokens of all rows of the request."""
 
-    def __init__(self, function: losses.CustomLoss) -> None:
+    def __init__(self, function: CustomLoss) -> None:
         self.function = function
         self.metrics: dict[str, float] = {}
 

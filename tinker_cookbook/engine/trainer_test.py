@@ -16,8 +16,8 @@ from tinker_cookbook.engine.checkpoints import read_adapter, read_optimizer, wri
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
-from tinker_cookbook.engine.rows import TrainRow
-from tinker_cookbook.engine.trainer import AdamConfig, Trainer
+from tinker_cookbook.engine.requests import AdamConfig, TrainRow
+from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.exceptions import (
     CheckpointError,
     ConfigurationError,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -11,8 +10,14 @@ from tinker import types
 from tinker.types.topk_logprobs import MASK_LOGPROB as EMPTY_LOGPROB
 from tinker.types.topk_logprobs import TopkLogprobs
 
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TopK, TrainResult, TrainRow
-from tinker_cookbook.engine.trainer import AdamConfig
+from tinker_cookbook.engine.requests import (
+    AdamConfig,
+    SampleRequest,
+    SampleResult,
+    TopK,
+    TrainResult,
+    TrainRow,
+)
 from tinker_cookbook.exceptions import DataValidationError
 
 
@@ -102,30 +107,33 @@ def request_of(
     prompt: types.ModelInput,
     num_samples: int,
     params: types.SamplingParams,
-    eos_tokens: frozenset[int],
-    room: int,
-    **wanted: Any,
+    *,
+    prompt_logprobs: bool = False,
+    prompt_top_k: int = 0,
+    sample_top_k: int = 0,
+    prompt_targets: types.TensorData | None = None,
+    prompt_temperature: float = 1.0,
 ) -> SampleRequest:
-    """A sampling request; `wanted` are further fields of it.
+    """A sampling request.
 
     `stop=None` means the model's own end tokens, `stop=[]` none at all; `max_tokens=None` means as
     far as the context goes, and what the memory for keys and values holds.
     """
     tokens = tokens_of(prompt, "prompt")
     _expect(params, types.SamplingParams, "sampling_params")
-    stop_tokens, stop_strings = eos_tokens, ()
+    if prompt_targets is not None and not isinstance(prompt_targets, types.TensorData):
+        kind = type(prompt_targets).__name__
+        raise DataValidationError(f"target_prompt_logprobs is {kind}, not TensorData")
+    stop_tokens, stop_strings = None, ()
     if params.stop is not None:
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop)
         stop_strings = tuple(item for item in stop if isinstance(item, str))
         stop_tokens = frozenset(item for item in stop if not isinstance(item, str))
         if "" in stop_strings:
             raise DataValidationError("stop holds an empty string, which would stop at once")
-    max_tokens = params.max_tokens
-    if max_tokens is None:
-        max_tokens = max(room - len(tokens), 1)
     return SampleRequest(
         prompt=tokens,
-        max_tokens=max_tokens,
+        max_tokens=params.max_tokens,
         num_samples=num_samples,
         temperature=params.temperature,
         top_k=params.top_k,
@@ -133,7 +141,11 @@ def request_of(
         seed=params.seed,
         stop_tokens=stop_tokens,
         stop_strings=stop_strings,
-        **wanted,
+        prompt_logprobs=prompt_logprobs,
+        prompt_top_k=prompt_top_k,
+        sample_top_k=sample_top_k,
+        prompt_targets=None if prompt_targets is None else prompt_targets.to_numpy(),
+        prompt_temperature=prompt_temperature,
     )
 
 

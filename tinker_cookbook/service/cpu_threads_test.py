@@ -11,6 +11,7 @@ import tinker
 import torch
 
 from tinker_cookbook.engine import EngineConfig
+from tinker_cookbook.engine.engine_calls import call
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.service.local import LocalServiceClient
 from tinker_cookbook.service.store import Store
@@ -26,7 +27,7 @@ def same_number() -> Iterator[None]:
 
 def number_of(service: LocalServiceClient) -> int:
     """On the thread that computes."""
-    return service.engine.submit(torch.get_num_threads).result()
+    return call(service.engine, torch.get_num_threads).result()
 
 
 def test_a_run_that_goes_on_keeps_its_number(

@@ -4,42 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tinker_cookbook import models
 from tinker_cookbook.engine import checkpoints, peft_adapters
-from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.lora import Adapter, LoraSpec
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.requests import CheckpointWeights
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.service.checkpoint_dirs import SCHEME, Use, locate, same_model
 from tinker_cookbook.service.store import Store
 
 
-class Files(Protocol):
-    """Open files of weights. `read` fills an adapter of `spec`, or of one with another alpha."""
+class WeightsFiles(Protocol):
+    """Weights on disk that were found to fit."""
 
-    @property
-    def spec(self) -> LoraSpec: ...
-
-    @property
-    def num_threads(self) -> int | None:
-        """CPU threads that its training state was computed with, where that is known."""
-        ...
-
-    def read(self, adapter: Adapter, base: BaseModel) -> None: ...
-
-    def read_optimizer(self, trainer: Trainer) -> None: ...
-
-
-class Weights(Protocol):
     @property
     def base_model(self) -> str: ...
 
-    def open(self) -> AbstractContextManager[Files]:
-        """On the engine's thread; the files stay for as long as it is open."""
+    def open(self, id: str) -> AbstractContextManager[CheckpointWeights]:
+        """The engine's reference of them, under an id; the files stay for as long as it is open."""
         ...
 
 
@@ -52,17 +35,17 @@ def find(store: Store, path: str, use: Use) -> str | Path:
     return store.path_of(Path(located)) or Path(located)
 
 
-def weights(store: Store, path: str, use: Use, base_model: str | None) -> Weights:
+def weights_files(store: Store, path: str, use: Use, base_model: str | None) -> WeightsFiles:
     """Of a path or directory. CheckpointError: of another base model than the one given."""
     if isinstance(base_model, str):
         base_model = models.published_name(base_model)
     located = find(store, path, use)
     if isinstance(located, Path):
-        return PeftWeights(located, base_model)
-    return StoredWeights(store, located, base_model)
+        return _PeftDirectory(located, base_model)
+    return _StoredCheckpoint(store, located, base_model)
 
 
-class StoredWeights:
+class _StoredCheckpoint:
     def __init__(self, store: Store, path: str, base_model: str | None) -> None:
         self._store, self._path = store, path
         manifest = store.resolve(path).manifest
@@ -73,36 +56,15 @@ class StoredWeights:
             )
 
     @contextmanager
-    def open(self) -> Iterator[Files]:
+    def open(self, id: str) -> Iterator[CheckpointWeights]:
         with self._store.open_checkpoint(self._path) as info:
-            yield _OwnFiles(info.directory)
+            yield CheckpointWeights(models.load_path(self.base_model), id, str(info.directory))
 
 
-@dataclass(frozen=True)
-class _OwnFiles:
-    directory: Path
-
-    @property
-    def spec(self) -> LoraSpec:
-        return checkpoints.read_spec(self.directory)
-
-    @property
-    def num_threads(self) -> int | None:
-        return checkpoints.read_num_threads(self.directory)
-
-    def read(self, adapter: Adapter, base: BaseModel) -> None:
-        checkpoints.read_adapter(adapter, self.directory)
-
-    def read_optimizer(self, trainer: Trainer) -> None:
-        checkpoints.read_optimizer(trainer, self.directory)
-
-
-class PeftWeights:
-    num_threads: int | None = None
-
+class _PeftDirectory:
     def __init__(self, directory: Path, base_model: str | None) -> None:
         self._directory = directory
-        made_for, self.spec = peft_adapters.describe(directory)
+        made_for = peft_adapters.describe(directory).base_model
         if base_model is None and not made_for:
             raise ConfigurationError(
                 f"{directory} does not say which model it was made for: give base_model"
@@ -115,11 +77,6 @@ class PeftWeights:
         self.base_model = base_model or made_for
 
     @contextmanager
-    def open(self) -> Iterator[Files]:
-        yield self
-
-    def read(self, adapter: Adapter, base: BaseModel) -> None:
-        peft_adapters.read(adapter, base, self._directory)
-
-    def read_optimizer(self, trainer: Trainer) -> None:
-        checkpoints.read_optimizer(trainer, self._directory)  # says that there is none
+    def open(self, id: str) -> Iterator[CheckpointWeights]:
+        model = models.load_path(self.base_model)
+        yield CheckpointWeights(model, id, str(self._directory), foreign=True)

@@ -13,13 +13,14 @@ from tinker_cookbook.engine.admission import Admission, Start
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.drawing import Drawn, draw
+from tinker_cookbook.engine.engine_calls import sampled
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
-from tinker_cookbook.engine.rows import SampleRequest, SampleResult, TrainRow
-from tinker_cookbook.engine.sampler import TorchSampler
+from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainRow
 from tinker_cookbook.engine.sampling_jobs import Job
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.engine.trainer import AdamConfig, Trainer
+from tinker_cookbook.engine.torch_sampler import TorchSampler
+from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import (
     ConfigurationError,
@@ -33,7 +34,7 @@ TOLERANCE = 1e-5
 def run(sampler: TorchSampler, requests: list[SampleRequest], adapter=None) -> list[SampleResult]:
     results: list[SampleResult | Exception | None] = [None] * len(requests)
     for index, request in enumerate(requests):
-        sampler.add(request, adapter, lambda out, i=index: results.__setitem__(i, out))
+        sampler.take(request, adapter, lambda out, i=index: results.__setitem__(i, out))
     while sampler.busy:
         sampler.step()
         assert sampler.admission.tokens <= sampler.limits.kv_tokens
@@ -272,7 +273,7 @@ def test_prompts_that_share_a_beginning(
     together: list[SampleResult] = [None] * 14  # type: ignore[list-item]
     for i in range(14):
         owner = trainer.adapter if i % 2 else None
-        sampler.add(requests[i // 2], owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
+        sampler.take(requests[i // 2], owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
     sampler.step()
     # 60 + 5 + 9 + 1 + 20 + 20 for each of the two, and 5 + 9 that are too short to be shared; then
     # one decoding step of 28 rows
@@ -314,7 +315,7 @@ def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str, device: str) -> N
     together: list[SampleResult] = [None] * 15  # type: ignore[list-item]
     sampler = TorchSampler(base, EngineConfig(max_rows=7, tokens_per_pass=80))
     for i, (request, owner) in enumerate(zip(requests, owners)):
-        sampler.add(request, owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
+        sampler.take(request, owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
     while sampler.busy:
         sampler.step()
     different = set()
@@ -379,7 +380,7 @@ def test_an_error_in_a_step_answers_everybody_in_it(
     outcomes: list[list[object]] = [[] for _ in range(6)]
     for index, outcome in enumerate(outcomes):
         samples = 9 if index == 0 else 1  # the first needs several rounds of slots
-        sampler.add(SampleRequest(np.array([5, 6]), 10, samples, seed=index), None, outcome.append)
+        sampler.take(SampleRequest(np.array([5, 6]), 10, samples, seed=index), None, outcome.append)
     for _ in range(500):
         if sampler.busy:
             sampler.step()
@@ -408,10 +409,10 @@ def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
         }
         for message, request in cases.items():
             with pytest.raises(DataValidationError, match=message):
-                engine.sample(tiny_qwen3, lambda r=request: (None, r)).result(30)
+                sampled(engine, tiny_qwen3, request).result(30)
         with pytest.raises(ConfigurationError, match=r"engine\.kv_tokens=100"):
-            engine.sample(tiny_qwen3, lambda: (None, SampleRequest(np.array([5]), 150))).result(30)
-        assert len(engine.sample(tiny_qwen3, lambda: (None, good)).result(30).sequences) == 1
+            sampled(engine, tiny_qwen3, SampleRequest(np.array([5]), 150)).result(30)
+        assert len(sampled(engine, tiny_qwen3, good).result(30).sequences) == 1
     finally:
         engine.close()
 
@@ -429,7 +430,7 @@ def test_a_cancelled_request_leaves_the_batch(tiny_qwen3: str) -> None:
     gone: set[int] = set()
     results = {}
     for i, request in enumerate(requests):
-        sampler.add(
+        sampler.take(
             request,
             None,
             lambda out, i=i: (done.append(i), results.update({i: out})),  # type: ignore[misc]
@@ -478,8 +479,8 @@ def test_memory_that_runs_out_while_slots_grow_is_told(
     monkeypatch.setattr(KVCache, "reserve", starve)
     request = SampleRequest(np.arange(5, 40), 5, seed=0)
     with pytest.raises(OutOfMemoryError, match="no slots"):
-        engine.sample(tiny_qwen3, lambda: (None, request)).result(60)
-    assert len(engine.sample(tiny_qwen3, lambda: (None, request)).result(60).sequences) == 1
+        sampled(engine, tiny_qwen3, request).result(60)
+    assert len(sampled(engine, tiny_qwen3, request).result(60).sequences) == 1
     engine.close()
 
 
@@ -496,7 +497,7 @@ def test_cells_of_prompt_targets_that_ask_for_nothing(tiny_qwen3: str) -> None:
     assert (sparse[some == -1] == 0).all()
     assert np.abs(sparse - whole)[some != -1].max() <= TOLERANCE
     with pytest.raises(DataValidationError, match="holds token id -2"):
-        sampler.add(SampleRequest(prompt, 0, prompt_targets=full * 0 - 2), None, print)
+        sampler.take(SampleRequest(prompt, 0, prompt_targets=full * 0 - 2), None, print)
 
 
 def test_an_error_before_anything_runs_answers_the_request(
@@ -515,8 +516,7 @@ def test_an_error_before_anything_runs_answers_the_request(
     try:
         prompt = np.arange(5, 40)
         bad, good = (
-            engine.sample(tiny_qwen3, lambda s=seed: (None, SampleRequest(prompt, 5, seed=s)))
-            for seed in (13, 14)
+            sampled(engine, tiny_qwen3, SampleRequest(prompt, 5, seed=seed)) for seed in (13, 14)
         )
         with pytest.raises(RuntimeError, match="stumbled"):
             bad.result(20)
@@ -531,4 +531,4 @@ def test_numbers_of_things_are_whole(tiny_qwen3: str, key: str, value: object) -
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     values = {"max_tokens": 3, key: value}
     with pytest.raises(DataValidationError, match=f"{key}={value!r}: expected a whole number"):
-        TorchSampler(base, EngineConfig()).add(SampleRequest(np.array([5]), **values), None, print)
+        TorchSampler(base, EngineConfig()).take(SampleRequest(np.array([5]), **values), None, print)

@@ -12,10 +12,9 @@ another computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,45 +35,37 @@ from tinker_cookbook.engine.lora import (
 )
 from tinker_cookbook.engine.packing import Forest, positions_of
 from tinker_cookbook.engine.prefix_cache import length
-from tinker_cookbook.engine.rows import SampledTokens, SampleRequest
-from tinker_cookbook.engine.sampling_jobs import Cancelled, Done, Job, Row, check, top_k
+from tinker_cookbook.engine.requests import (
+    Cancelled,
+    OnDone,
+    OnToken,
+    Sample,
+    SampledTokens,
+    SampleRequest,
+    WeightsRef,
+)
+from tinker_cookbook.engine.sampling_jobs import Job, Row, check, top_k
+from tinker_cookbook.exceptions import TrainingError
 
 FIXED_ROWS = 32  # of every decoding batch of a deterministic sampler
 
 
-class Sampler(Protocol):
-    """What the scheduler needs of a sampler."""
-
-    def add(
-        self, request: SampleRequest, adapter: Adapter | None, done: Done, cancelled: Cancelled
-    ) -> None:
-        """Take a request. `done` is called once, from `step`, with the result or the error; a
-        request that says it is `cancelled` may be answered with less."""
-        ...
-
-    def step(self) -> None:
-        """Do a bounded piece of work: at most one prefill pass and one token per sequence."""
-        ...
-
-    def abort(self, error: Exception) -> None:
-        """Answer every request that is waiting or running with this error."""
-        ...
-
-    def release(self) -> None:
-        """Give back the memory that is kept for requests to come."""
-        ...
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is waiting or running."""
-        ...
+def _no_adapters(weights: WeightsRef) -> Adapter | None:
+    raise TrainingError(f"the weights {weights.id} are not there to sample from")
 
 
 class TorchSampler:
     """The engine's own sampler over a BaseModel: rows of any adapters in one batch."""
 
-    def __init__(self, base: BaseModel, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        config: EngineConfig,
+        adapter_of: Callable[[WeightsRef], Adapter | None] = _no_adapters,
+    ) -> None:
+        """adapter_of: the adapter that a request's weights stand for, for `add`."""
         self.base = base
+        self.adapter_of = adapter_of
         assert base.memory is not None
         self.limits = base.memory.sampling_limits(config, base.device)
         self.cache = KVCache(base.num_layers)
@@ -90,15 +81,36 @@ class TorchSampler:
 
     def add(
         self,
+        request: Sample,
+        on_done: OnDone,
+        cancelled: Cancelled,
+        on_token: OnToken | None = None,
+    ) -> None:
+        """See `samplers.Sampler`."""
+        adapter = self.adapter_of(request.weights)
+        self.take(request.request, adapter, on_done, cancelled, on_token)
+
+    def take(
+        self,
         request: SampleRequest,
         adapter: Adapter | None,
-        done: Done,
+        on_done: OnDone,
         cancelled: Cancelled = lambda: False,
+        on_token: OnToken | None = None,
     ) -> None:
-        check(request, self.base, self.limits)
-        prompt = np.asarray(request.prompt, dtype=np.int64)
-        owner = adapter.weights if adapter else self.base
-        job = Job(request, adapter, done, owner, prompt, cancelled)
+        """As `add`, with the adapter itself."""
+        max_tokens, stop_tokens = check(request, self.base.facts, self.limits)
+        job = Job(
+            request,
+            max_tokens,
+            stop_tokens,
+            adapter,
+            on_done,
+            owner=adapter.weights if adapter else self.base,
+            prompt=np.asarray(request.prompt, dtype=np.int64),
+            cancelled=cancelled,
+            on_token=on_token,
+        )
         if self.limits.deterministic:
             job.owner = job  # what others computed, they computed in other passes
         self.admission.add(job)
@@ -125,13 +137,16 @@ class TorchSampler:
         """Give back the memory that is kept for requests to come."""
         self.admission.prefixes.evict(0)
 
+    def close(self) -> None:
+        self.release()
+
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         failed = [job for job in dict.fromkeys(jobs) if not job.answered]
         self.rows.clear()
         self.cache.clear()
         self.admission.drop(failed)
         for job in failed:
-            job.done(error)
+            job.on_done(error)
 
     def _give_up(self) -> None:
         """Cancelled requests do not go on; their rows leave at the end of the step."""
@@ -161,10 +176,10 @@ class TorchSampler:
                 seed = None if job.request.seed is None else [job.request.seed, index]
                 whole = len(job.prompt)
                 base, filled = (whole, 0) if job.shared else (0, whole)
-                fresh.append(Row(job, out, np.random.default_rng(seed), base, filled))
+                fresh.append(Row(job, index, out, np.random.default_rng(seed), base, filled))
             if job.last is not None and not (job.shared and (job.wanted or job.open)):
                 self.admission.release(job)
-                if not job.request.max_tokens:
+                if not job.max_tokens:
                     samples = range(job.request.num_samples)
                     job.result.sequences = [SampledTokens([], [], "length") for _ in samples]
                     self._answer(job)
@@ -308,6 +323,8 @@ class TorchSampler:
             row.out.tokens.append(token)
             row.out.logprobs.append(logprob)
             row.pending = token
+            if row.job.on_token is not None:
+                row.job.on_token(row.index, token, logprob)
         for k in {request.sample_top_k for request in requests} - {0}:
             best = drawn.scaled.topk(k, dim=-1)
             logprobs = best.values - drawn.log_sum[:, None]
@@ -326,7 +343,7 @@ class TorchSampler:
                 row.out.stop_reason = "stop"
             elif job.cancelled():
                 job.give_up()
-            elif len(row.out.tokens) < job.request.max_tokens:
+            elif len(row.out.tokens) < job.max_tokens:
                 continue
             self.admission.remember(row, index)
             last = rows.pop()
@@ -344,11 +361,11 @@ class TorchSampler:
     def _answer(self, job: Job) -> None:
         self.admission.leave(job)
         job.answered = True
-        job.done(job.result)
+        job.on_done(job.result)
 
     def _stopped(self, row: Row) -> bool:
         request = row.job.request
-        if row.out.tokens[-1] in request.stop_tokens:
+        if row.out.tokens[-1] in row.job.stop_tokens:
             return True
         if not request.stop_strings:
             return False
