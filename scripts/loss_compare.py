@@ -31,17 +31,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 import safetensors
+from revisions import ROOT, Code, Refused, revision, working_tree
 
-ROOT = Path(__file__).resolve().parent.parent
 CLOCK = "time/"  # beginning of the names of metrics that depend on the clock, see journal.py
-PACKAGES = ("tinker_cookbook", "recipes")
 LAST_LINES = 8  # of a recipe that failed
 
 Values = Mapping[str, str]  # name -> JSON of a metric, or type, shape and digest of a tensor
-
-
-class Refused(Exception):
-    """Nothing can be compared; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +56,6 @@ class Outcome:
     tensors: Values
 
 
-@dataclass(frozen=True)
-class Code:
-    """A copy of the code, called `name`."""
-
-    name: str
-    directory: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, (str(self.directory), os.environ.get("PYTHONPATH"))))
-        defaults = {"HF_HUB_OFFLINE": "1", "TINKER_TELEMETRY": "0"}
-        return {**defaults, **os.environ, "PYTHONPATH": path}
-
-
 # -- cases
 
 
@@ -88,50 +69,6 @@ def select(cases: Sequence[Case], words: Sequence[str]) -> list[Case]:
     if not chosen:
         raise Refused(f"no line of scripts/recipes has any of: {' '.join(words)}")
     return chosen
-
-
-# -- the code of both sides
-
-
-def git(*words: str) -> bytes:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
-    if done.returncode:
-        raise Refused(done.stderr.decode(errors="replace").strip().splitlines()[-1])
-    return done.stdout
-
-
-def revision(rev: str, scratch: Path) -> Code:
-    commit = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}").decode().strip()
-    directory = scratch / "revision"
-    directory.mkdir()
-    archive = git("archive", "--format=tar", commit)
-    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive, check=True)
-    return checked(Code(f"{rev} ({commit[:10]})", directory))
-
-
-def working_tree(scratch: Path) -> Code:
-    """A copy with all changes, so that work on the tree may go on meanwhile."""
-    directory = scratch / "working-tree"
-    names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").decode()
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():  # not deleted
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, directory / name)
-    return checked(Code("working tree", directory))
-
-
-def checked(code: Code) -> Code:
-    """Raises Refused where Python would import the packages from somewhere else."""
-    program = f"import {', '.join(PACKAGES)}; print({', '.join(f'{p}.__file__' for p in PACKAGES)})"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True, text=True, cwd=code.directory.parent, env=code.environment,
-    )  # fmt: skip
-    expected = [str(code.directory / package / "__init__.py") for package in PACKAGES]
-    if done.stdout.split() != expected:
-        found = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
-        raise Refused(f"{code.name}: expected {' '.join(expected)}, Python imports {found}")
-    return code
 
 
 # -- runs

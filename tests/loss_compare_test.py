@@ -135,6 +135,7 @@ def repository(tmp_path, monkeypatch):
         "recipes/quick.py": RECIPE,
         "scripts/recipes": "# name, keys\nrecipes.quick number=1\nrecipes.quick number=2\n",
         "scripts/loss_compare.py": (SCRIPTS / "loss_compare.py").read_text(),
+        "scripts/revisions.py": (SCRIPTS / "revisions.py").read_text(),
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

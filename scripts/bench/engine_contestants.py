@@ -12,8 +12,7 @@ import numpy as np
 import tinker
 from basis import ADAM, Batch, random_sequences
 
-from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.service import connect
+from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.service.local import LocalServiceClient
 
 
