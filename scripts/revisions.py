@@ -40,7 +40,11 @@ def git(*words: str) -> bytes:
 
 def revision(rev: str, scratch: Path) -> Code:
     """The code of anything that git knows as a commit."""
-    commit = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}").decode().strip()
+    try:
+        found = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
+    except Refused as error:
+        raise Refused(f"{rev} is no commit ({error})") from None
+    commit = found.decode().strip()
     directory = scratch / "revision"
     directory.mkdir()
     archive = git("archive", "--format=tar", commit)

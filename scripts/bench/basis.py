@@ -27,7 +27,6 @@ MODEL_150M = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-LARGE = 50_000_000  # parameters; from here on "auto" is bfloat16, as in the engine
 ADAM = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}  # of every contestant
 
 
@@ -104,43 +103,6 @@ def make_model(config: dict[str, Any], path: Path, dtype: str = "bfloat16") -> N
     model.save_pretrained(scratch)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch.rename(path)
-
-
-class Setup:
-    """Makes the model and an adapter after one step, for a run's other processes to read."""
-
-    def __init__(
-        self,
-        model: str,
-        dtype: str,
-        device: str,
-        rank: int,
-        store: str,
-        step_tokens: int = 64,
-    ) -> None:
-        from engine_contestants import adam, connected, datums
-
-        path = model_path(model)
-        shape = shape_of(path, rank)
-        if dtype == "auto":
-            dtype = "bfloat16" if shape["parameters"] >= LARGE else "float32"
-        service = connected(dtype, device, store)
-        client = service.create_lora_training_client(path, rank=rank, seed=0, train_unembed=False)
-        # B starts at zero: without a step the products of the adapter could be left out unseen
-        batch = Batch(random_sequences([step_tokens], shape["vocab_size"], seed=99))
-        client.forward_backward(datums(batch), "cross_entropy").result()
-        client.optim_step(adam(lr=1e-3)).result()
-        state = client.save_state("start").result().path
-        sampler_weights = client.save_weights_for_sampler("start").result().path
-        self.facts = {
-            "path": path,
-            "dtype": dtype,
-            **shape,
-            "state": state,
-            "sampler_weights": sampler_weights,
-            "peft": str(service.store.resolve(state).directory),
-        }
-        service.close()
 
 
 def shape_of(path: str, rank: int) -> dict[str, int]:

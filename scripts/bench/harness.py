@@ -154,7 +154,7 @@ class Run:
             try:
                 code = revision(rev, self.scratch)
             except Refused as error:
-                raise ConfigurationError(f"against={rev}: {error}") from None
+                raise ConfigurationError(f"against={error}") from None
             words = {**contestant.words, "store": str(code.directory / "bench" / "store")}
             name = f"{contestant.name} at {code.name}"
             versions.append(Contestant(name, contestant.target, words, root=code.directory))
@@ -177,7 +177,7 @@ class Run:
         config = self.config
         assert isinstance(config, BenchConfig)
         return self.prepare(
-            "basis:Setup",
+            "engine_contestants:Setup",
             model=config.model,
             dtype=config.dtype,
             device=config.device,
