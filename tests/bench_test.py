@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ LINE = {"bench", "date", "machine", "versions", "settings", "rows", "took_second
 
 @pytest.fixture(autouse=True)
 def scripts_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH.parent))
     monkeypatch.syspath_prepend(str(BENCH))
 
 
@@ -200,6 +202,72 @@ def test_another_loss_is_no_figure() -> None:
         "name": "other",
         "not_run": "loss 9.1 at step 2, ours has 9",
     }
+
+
+# -- two revisions in turns
+
+TWIN = """
+class Twin:
+    def __init__(self, store):
+        from tinker_cookbook import SECONDS
+        self.seconds = SECONDS
+        self.facts = {"store": store}
+
+    def measure(self, way, times):
+        return {"way": way, "seconds": self.seconds * times}
+"""
+
+
+@pytest.fixture
+def revisions_of_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository in which a step takes 3 s as committed, and 2 s as it is now."""
+    import revisions
+
+    root = tmp_path / "checkout"
+    for name, text in {
+        "tinker_cookbook/__init__.py": "SECONDS = 3.0\n",
+        "recipes/__init__.py": "",
+        "scripts/bench/worker.py": (BENCH / "worker.py").read_text(),
+        "scripts/bench/twin.py": TWIN,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        identity = ["-c", "user.name=x", "-c", "user.email=x"]
+        subprocess.run(["git", "-C", root, *identity, *words], check=True)
+    (root / "tinker_cookbook/__init__.py").write_text("SECONDS = 2.0\n")
+    monkeypatch.setattr(revisions, "ROOT", root)
+    return root
+
+
+def test_a_revision_is_measured_in_turns_with_the_present(revisions_of_a_test: Path) -> None:
+    import harness
+    from contestant import Contestant
+
+    config = harness.AgainstConfig(against="HEAD", rounds=2)
+    with harness.run("twin", config) as run:
+        versions = run.start_versions(
+            Contestant("ours", "twin:Twin", {"store": run.store}, root=revisions_of_a_test)
+        )
+        run.turns(versions, {"once": {"times": 1}, "twice": {"times": 2}})
+        rows = [harness.labelled({"name": "twice"}, each, versions, "twice") for each in versions]
+    assert [each.values("seconds") for each in versions] == [[2, 4] * 2, [3, 6] * 2]
+    assert len({each.facts["store"] for each in versions}) == 2
+    assert rows[0] == {"name": "twice", "times_as_fast": 1.5}
+    assert rows[1]["name"].startswith("twice, ours at HEAD (")
+
+
+def test_a_revision_that_is_not_there_is_one_line(revisions_of_a_test: Path) -> None:
+    import harness
+    from contestant import Contestant
+
+    with (
+        pytest.raises(ConfigurationError, match=r"^against=v9 is no commit"),
+        harness.run("twin", harness.AgainstConfig(against="v9")) as run,
+    ):
+        run.start_versions(Contestant("ours", "twin:Twin", {"store": ""}))
+    with pytest.raises(ConfigurationError, match="needs isolate=true"):
+        harness.AgainstConfig(against="HEAD", isolate=False)
 
 
 # -- formulas, keys, the page

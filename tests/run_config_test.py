@@ -17,7 +17,8 @@ from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.plain_data import comparable
 
 ROOT = Path(__file__).parent.parent
-SMOKE = re.findall(r'^    "(recipes\.[\w.]+)"', (ROOT / "scripts/smoke").read_text(), re.MULTILINE)
+LISTED = re.findall(r"^recipes\.[\w.]+", (ROOT / "scripts/recipes").read_text(), re.MULTILINE)
+RECIPES = list(dict.fromkeys(LISTED))
 
 
 class Started(Exception):
@@ -53,7 +54,7 @@ def write(config: dict[str, Any], directory: Path) -> str:
 
 
 def test_all_recipes_are_asked() -> None:
-    assert len(SMOKE) >= 6 and {"recipes.sl_basic", "recipes.math_rl.train"} <= set(SMOKE)
+    assert len(RECIPES) >= 6 and {"recipes.sl_basic", "recipes.math_rl.train"} <= set(RECIPES)
 
 
 CHATS = [{"messages": [{"role": r, "content": "x"} for r in ("user", "assistant")]}] * 40
@@ -102,7 +103,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "words"),
-    [(recipe, words) for recipe in SMOKE for words in ["", *MORE.get(recipe, [])]],
+    [(recipe, words) for recipe in RECIPES for words in ["", *MORE.get(recipe, [])]],
 )
 async def test_it_is_the_same_run_again(
     start: Any, files: None, tmp_path: Path, recipe: str, words: str

@@ -105,41 +105,6 @@ def make_model(config: dict[str, Any], path: Path, dtype: str = "bfloat16") -> N
     scratch.rename(path)
 
 
-class Setup:
-    """Makes the model and an adapter after one step, for a run's other processes to read."""
-
-    def __init__(
-        self,
-        model: str,
-        dtype: str,
-        device: str,
-        rank: int,
-        store: str,
-        step_tokens: int = 64,
-    ) -> None:
-        from engine_contestants import adam, connected, datums
-
-        path = model_path(model)
-        service = connected(dtype, device, store)
-        client = service.create_lora_training_client(path, rank=rank, seed=0, train_unembed=False)
-        base = service.engine.submit(lambda: service.engine.base_model(path)).result()
-        # B starts at zero: without a step the products of the adapter could be left out unseen
-        batch = Batch(random_sequences([step_tokens], base.vocab_size, seed=99))
-        client.forward_backward(datums(batch), "cross_entropy").result()
-        client.optim_step(adam(lr=1e-3)).result()
-        state = client.save_state("start").result().path
-        sampler_weights = client.save_weights_for_sampler("start").result().path
-        self.facts = {
-            "path": path,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            **shape_of(path, rank),
-            "state": state,
-            "sampler_weights": sampler_weights,
-            "peft": str(service.store.resolve(state).directory),
-        }
-        service.close()
-
-
 def shape_of(path: str, rank: int) -> dict[str, int]:
     """Sizes of a dense model and of an adapter on all its linear layers but the unembedding."""
     import torch

@@ -2,6 +2,7 @@
 
     ./scripts/bench/run client_overhead
     ./scripts/bench/run client_overhead calls=200 rounds=1      # a try
+    ./scripts/bench/run client_overhead against=main            # in turns with the code of main
 
 Only the computation of samples is replaced; client, conversion of SDK types, engine thread, its
 queue and futures are those that a recipe uses. The goal is 5,000 `sample` calls per second.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,7 +42,7 @@ TINY = {
 
 
 @chz.chz
-class Config(harness.RunConfig):
+class Config(harness.AgainstConfig):
     threads: int = chz.field(default=1, doc="OpenMP threads; matrices this small gain nothing")
     calls: int = chz.field(default=5000, doc="calls of a measurement")
     in_flight: int = chz.field(default=256, doc="calls that wait for their answer at a time")
@@ -194,26 +195,22 @@ def replace_sampler() -> None:
 def main(config: Config) -> dict[str, Any]:
     with harness.run("client_overhead", config) as run:
         words = {"prompt": config.prompt, "tokens": config.tokens, "in_flight": config.in_flight}
-        contestant = run.start(
+        versions = run.start_versions(
             Contestant("client", "client_overhead:Client", {"store": run.store, **words})
         )
-        for _ in range(config.rounds):
-            for way in contestant.facts.get("ways", ()):
-                # an optimizer's worth of gradients takes longer than a sample that is given
-                calls = config.calls if "forward" not in way else max(config.calls // 5, 1)
-                run.measure(contestant, way=way, calls=calls)
-        if contestant.error is not None:
-            raise TrainingError(f"client_overhead: {contestant.error}")
-        rows = []
-        for way in contestant.facts["ways"]:
-            per_call = [
-                each["seconds"] / each["calls"]
-                for each in contestant.measured
-                if each["way"] == way
-            ]
-            middle = median(per_call)
-            rows.append({"name": way, "calls_per_s": 1 / middle, "microseconds": middle * 1e6})
-        return run.finish(rows)
+        ways = versions[0].facts["ways"]
+        # an optimizer's worth of gradients takes longer than a sample that is given
+        calls = {way: max(config.calls // (5 if "forward" in way else 1), 1) for way in ways}
+        run.turns(versions, {way: {"calls": calls[way]} for way in ways})
+        return run.finish([row_of(each, way, versions) for way in ways for each in versions])
+
+
+def row_of(version: Contestant, way: str, versions: Sequence[Contestant]) -> dict[str, Any]:
+    per_call = median(
+        each["seconds"] / each["calls"] for each in version.measured if each["way"] == way
+    )
+    out = {"name": way, "calls_per_s": 1 / per_call, "microseconds": per_call * 1e6}
+    return harness.labelled(out, version, versions, way)
 
 
 if __name__ == "__main__":

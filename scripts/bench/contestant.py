@@ -15,8 +15,8 @@ from typing import Any
 
 import worker
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+WORKER = "scripts/bench/worker.py"
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Place:
     offline: bool
     answer_seconds: int
 
-    @property
-    def environment(self) -> dict[str, str]:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    def environment(self, root: Path) -> dict[str, str]:
+        """For the code of the checkout `root`."""
+        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
             **os.environ,
             "OMP_NUM_THREADS": str(self.threads),
@@ -50,6 +50,7 @@ class Contestant:
     target: str
     words: dict[str, Any] = field(default_factory=dict)
     python: str = sys.executable
+    root: Path = ROOT  # the checkout whose code it runs, the worker's too
     facts: dict[str, Any] = field(default_factory=dict)  # what it said when it was made
     measured: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[str, float] = field(default_factory=dict)  # peaks, GiB
@@ -106,11 +107,11 @@ class Contestant:
     def _open(self, place: Place, log: Path) -> subprocess.Popen[bytes]:
         with log.open("wb") as file:
             return subprocess.Popen(
-                [self.python, str(HERE / "worker.py"), self.target],
+                [self.python, str(self.root / WORKER), self.target],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
-                env=place.environment,
+                env=place.environment(self.root),
                 bufsize=0,
             )
 

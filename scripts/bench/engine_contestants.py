@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import tinker
-from basis import ADAM, Batch, random_sequences
+from basis import ADAM, Batch, model_path, random_sequences, shape_of
 
-from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.service import connect
+from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.service.local import LocalServiceClient
+
+LARGE = 50_000_000  # parameters; from here on "auto" is bfloat16, as in the engine
 
 
 def connected(dtype: str, device: str, store: str) -> LocalServiceClient:
@@ -53,6 +54,41 @@ def datums(batch: Batch) -> list[tinker.Datum]:
             )
         )
     return out
+
+
+class Setup:
+    """Makes the model and an adapter after one step, for a run's other processes to read."""
+
+    def __init__(
+        self,
+        model: str,
+        dtype: str,
+        device: str,
+        rank: int,
+        store: str,
+        step_tokens: int = 64,
+    ) -> None:
+        path = model_path(model)
+        shape = shape_of(path, rank)
+        if dtype == "auto":
+            dtype = "bfloat16" if shape["parameters"] >= LARGE else "float32"
+        service = connected(dtype, device, store)
+        client = service.create_lora_training_client(path, rank=rank, seed=0, train_unembed=False)
+        # B starts at zero: without a step the products of the adapter could be left out unseen
+        batch = Batch(random_sequences([step_tokens], shape["vocab_size"], seed=99))
+        client.forward_backward(datums(batch), "cross_entropy").result()
+        client.optim_step(adam(lr=1e-3)).result()
+        state = client.save_state("start").result().path
+        sampler_weights = client.save_weights_for_sampler("start").result().path
+        self.facts = {
+            "path": path,
+            "dtype": dtype,
+            **shape,
+            "state": state,
+            "sampler_weights": sampler_weights,
+            "peft": str(service.store.resolve(state).directory),
+        }
+        service.close()
 
 
 class Training:

@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ import chz
 import psutil
 from contestant import Contestant, Place
 from report import keep, text_table
+from revisions import Refused, revision
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
@@ -89,6 +90,20 @@ class BenchConfig(RunConfig):
         return self.model in ("150m", "nano") or models.is_local_path(self.model)
 
 
+@chz.chz
+class AgainstConfig(RunConfig):
+    against: str | None = chz.field(
+        default=None,
+        doc="revision of this repository that is measured in turns with the present code, by the"
+        " scripts/bench of its own; None: none",
+    )
+
+    @chz.validate
+    def _isolated(self) -> None:
+        if self.against is not None and not self.isolate:
+            raise ConfigurationError(f"against={self.against} needs isolate=true")
+
+
 _NOT_SETTINGS = ("save", "isolate", "answer_seconds", "vllm_python", "threads", "device")
 
 
@@ -130,6 +145,25 @@ class Run:
             if not words or any(word in contestant.name.lower() for word in words)
         ]
 
+    def start_versions(self, contestant: Contestant) -> list[Contestant]:
+        """The contestant and, where the benchmark is run `against` a revision, its twin there, with
+        a store of its own."""
+        versions = [contestant]
+        rev = getattr(self.config, "against", None)
+        if rev is not None:
+            try:
+                code = revision(rev, self.scratch)
+            except Refused as error:
+                raise ConfigurationError(f"against={error}") from None
+            words = {**contestant.words, "store": str(code.directory / "bench" / "store")}
+            name = f"{contestant.name} at {code.name}"
+            versions.append(Contestant(name, contestant.target, words, root=code.directory))
+        for each in versions:
+            self.start(each)
+            if each.error is not None:
+                raise TrainingError(f"{self.name}: {each.name}: {each.error}")
+        return versions
+
     def prepare(self, target: str, **words: Any) -> dict[str, Any]:
         """What a helper says that the benchmark cannot go without; its process ends."""
         helper = self.start(Contestant(target.partition(":")[2], target, words))
@@ -143,7 +177,7 @@ class Run:
         config = self.config
         assert isinstance(config, BenchConfig)
         return self.prepare(
-            "basis:Setup",
+            "engine_contestants:Setup",
             model=config.model,
             dtype=config.dtype,
             device=config.device,
@@ -174,6 +208,22 @@ class Run:
             for contestant in contestants:
                 words = {"seed": number} if contestant in seeded else {}
                 self.measure(contestant, **words)
+
+    def turns(
+        self,
+        versions: Sequence[Contestant],
+        ways: Mapping[str, Mapping[str, Any]],
+        yardstick: Contestant | None = None,
+    ) -> None:
+        """Measure each way of each version, one version after the other and every second round the
+        other way round; what cannot be measured is an error."""
+        for number in range(self.config.rounds):
+            for way, words in ways.items():
+                for version in versions[:: -1 if number % 2 else 1]:
+                    if self.measure(version, way=way, **words) is None:
+                        raise TrainingError(f"{self.name}: {version.name}: {version.error}")
+            if yardstick is not None:
+                self.measure(yardstick)
 
     def finish(self, rows: Sequence[dict[str, Any]], **further: Any) -> dict[str, Any]:
         """Print the table and, as the last line, everything as JSON."""
@@ -252,6 +302,22 @@ def row(
         best = max(yardstick.values("tflops"))
         out["gemm_share"] = flops / median(seconds) / 1e12 / best
     return {**out, "seconds": seconds, **further}
+
+
+def labelled(
+    row: dict[str, Any], version: Contestant, versions: Sequence[Contestant], way: str
+) -> dict[str, Any]:
+    """A row of one of the versions: with how many times as fast as the revision the present code is
+    in it, or with the revision's name."""
+    if len(versions) == 1:
+        return row
+    present, _ = versions
+    if version is not present:
+        return {**row, "name": f"{row['name']}, {version.name}"}
+    own, theirs = (
+        [each["seconds"] for each in one.measured if each["way"] == way] for one in versions
+    )
+    return {**row, "times_as_fast": ratio(theirs, own)}
 
 
 def basis_of(facts: dict[str, Any], yardstick: Contestant) -> dict[str, Any]:

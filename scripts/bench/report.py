@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from drawing import draw_growth
+
 from tinker_cookbook.utils.files import replace_file
 
 DRAWING = "benchmarks-growth.svg"
@@ -27,6 +29,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "microseconds": ("µs per call", "{:.1f}".format),
     "median_seconds": ("seconds", "{:.3f}".format),
     "times_one": ("times one tenant", "{:.2f}".format),
+    "times_as_fast": ("times as fast as the revision", "{:.3f}".format),
     "ratio": ("ratio", "{:.2f}".format),
     "memory_gib": ("memory of a step, GiB", "{:.2f}".format),
     "peak_rss_gib": ("peak RSS, GiB", "{:.2f}".format),
@@ -122,9 +125,7 @@ def write_page(docs: Path) -> None:
     text = re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, page.read_text(), flags=re.DOTALL)
     replace_file(page, text)
     if "growth" in lines:
-        from growth import draw
-
-        draw(lines["growth"], docs / DRAWING)
+        draw_growth(lines["growth"], docs / DRAWING)
 
 
 if __name__ == "__main__":

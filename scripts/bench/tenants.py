@@ -2,6 +2,7 @@
 
     ./scripts/bench/run tenants                             # 8 tenants, 2 sequences each
     ./scripts/bench/run tenants model=nano tenants=3 rounds=1   # a try
+    ./scripts/bench/run tenants against=main                # in turns with the code of main
 
 Every tenant is a training client with an adapter and an optimizer of its own; a step is its
 forward_backward and its optim_step. "together": all tenants submit theirs and then wait, as
@@ -14,6 +15,7 @@ losses at the first step must agree.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -29,7 +31,7 @@ ONE, TOGETHER, IN_TURN = "one tenant with all the data", "together", "one after 
 
 
 @chz.chz
-class Config(harness.BenchConfig):
+class Config(harness.BenchConfig, harness.AgainstConfig):
     tenants: int = chz.field(default=8, doc="runs, each with an adapter of its own")
     sequences: int = chz.field(default=2, doc="sequences of a tenant's batch")
     shortest: int = chz.field(default=51, doc="tokens of the shortest sequence")
@@ -99,55 +101,56 @@ def main(config: Config) -> dict[str, Any]:
         sequences = basis.random_sequences(lengths, facts["vocab_size"], seed=1)
         # short and long ones for everybody, and for nobody the same
         batches = [sequences[number :: config.tenants] for number in range(config.tenants)]
-        contestant = run.start(
-            Contestant(
-                "ours",
-                "tenants:Tenants",
-                {
-                    "path": facts["path"],
-                    "dtype": facts["dtype"],
-                    "device": config.device,
-                    "rank": config.rank,
-                    "store": run.store,
-                    "batches": batches,
-                },
-            )
-        )
+        words = {
+            "path": facts["path"],
+            "dtype": facts["dtype"],
+            "device": config.device,
+            "rank": config.rank,
+            "store": run.store,
+            "batches": batches,
+        }
+        versions = run.start_versions(Contestant("ours", "tenants:Tenants", words))
         yardstick = run.start_yardstick(facts["dtype"])
-        for _ in range(config.rounds):
-            for way in (ONE, TOGETHER, IN_TURN):
-                run.measure(contestant, way=way)
-            run.measure(yardstick)
-        if contestant.error is not None:
-            raise TrainingError(f"tenants: {contestant.error}")
-        losses = contestant.facts["loss"], contestant.facts["loss_together"]
-        if abs(losses[0] - losses[1]) > harness.LOSS_TOLERANCE[facts["dtype"]] * (1 + losses[0]):
-            raise TrainingError(
-                f"tenants: mean loss {losses[1]:.6g} together, {losses[0]:.6g} for one tenant:"
-                " they did not compute the same"
-            )
-        rows = rows_of(contestant, sum(lengths), config.tenants)
+        run.turns(versions, {way: {} for way in (ONE, TOGETHER, IN_TURN)}, yardstick)
+        for each in versions:
+            check_loss(each, facts["dtype"])
+        tokens = sum(lengths)
         return run.finish(
-            rows, **harness.basis_of(facts, yardstick), tokens=sum(lengths), losses=losses
+            [row for each in versions for row in rows_of(each, tokens, config.tenants, versions)],
+            **harness.basis_of(facts, yardstick),
+            tokens=tokens,
+            losses=(versions[0].facts["loss"], versions[0].facts["loss_together"]),
         )
 
 
-def rows_of(contestant: Contestant, tokens: int, tenants: int) -> list[dict[str, Any]]:
+def check_loss(version: Contestant, dtype: str) -> None:
+    alone, together = version.facts["loss"], version.facts["loss_together"]
+    if abs(alone - together) > harness.LOSS_TOLERANCE[dtype] * (1 + alone):
+        raise TrainingError(
+            f"{version.name}: mean loss {together:.6g} together, {alone:.6g} for one tenant:"
+            " they did not compute the same"
+        )
+
+
+def rows_of(
+    version: Contestant, tokens: int, tenants: int, versions: Sequence[Contestant]
+) -> list[dict[str, Any]]:
     seconds = {
-        way: [each["seconds"] for each in contestant.measured if each["way"] == way]
+        way: [each["seconds"] for each in version.measured if each["way"] == way]
         for way in (ONE, TOGETHER, IN_TURN)
     }
-    return [
-        {
+    rows = {
+        way: {
             "name": way if way == ONE else f"{tenants} tenants {way}",
             "tokens_per_s": tokens / median(seconds[way]),
             "median_seconds": median(seconds[way]),
             "times_one": harness.ratio(seconds[way], seconds[ONE]),
             "seconds": seconds[way],
-            **contestant.memory,
+            **version.memory,
         }
         for way in seconds
-    ]
+    }
+    return [harness.labelled(row, version, versions, way) for way, row in rows.items()]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""Copies of the code of this repository, as it is and as it was, to be run side by side."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("tinker_cookbook", "recipes")
+
+
+class Refused(Exception):
+    """There is nothing to be compared; the message says why."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A copy of the code, called `name`."""
+
+    name: str
+    directory: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, (str(self.directory), os.environ.get("PYTHONPATH"))))
+        defaults = {"HF_HUB_OFFLINE": "1", "TINKER_TELEMETRY": "0"}
+        return {**defaults, **os.environ, "PYTHONPATH": path}
+
+
+def git(*words: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
+    if done.returncode:
+        raise Refused(done.stderr.decode(errors="replace").strip().splitlines()[-1])
+    return done.stdout
+
+
+def revision(rev: str, scratch: Path) -> Code:
+    """The code of anything that git knows as a commit."""
+    try:
+        found = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
+    except Refused as error:
+        raise Refused(f"{rev} is no commit ({error})") from None
+    commit = found.decode().strip()
+    directory = scratch / "revision"
+    directory.mkdir()
+    archive = git("archive", "--format=tar", commit)
+    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive, check=True)
+    return checked(Code(f"{rev} ({commit[:10]})", directory))
+
+
+def working_tree(scratch: Path) -> Code:
+    """A copy with all changes, so that work on the tree may go on meanwhile."""
+    directory = scratch / "working-tree"
+    names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").decode()
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():  # not deleted
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, directory / name)
+    return checked(Code("working tree", directory))
+
+
+def checked(code: Code) -> Code:
+    """Raises Refused where Python would import the packages from somewhere else."""
+    files = ", ".join(f"{package}.__file__" for package in PACKAGES)
+    program = f"import {', '.join(PACKAGES)}; print({files}, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, cwd=code.directory.parent, env=code.environment,
+    )  # fmt: skip
+    expected = [str(code.directory / package / "__init__.py") for package in PACKAGES]
+    found = done.stdout.splitlines() or done.stderr.strip().splitlines()[-1:]
+    if found != expected:
+        raise Refused(
+            f"{code.name}: expected {' '.join(expected)}, Python imports {' '.join(found)}"
+        )
+    return code
