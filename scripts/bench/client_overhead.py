@@ -157,39 +157,39 @@ class Client:
 
 def replace_sampler() -> None:
     """Engines made from now on answer every sampling request with the same tokens."""
-    from tinker_cookbook.engine import scheduler
-    from tinker_cookbook.engine.requests import SampledTokens, SampleRequest, SampleResult
+    from tinker_cookbook.engine import samplers
+    from tinker_cookbook.engine.requests import Sample, SampledTokens, SampleResult
 
     class AnswersAtOnce:
         def __init__(self, *_: Any) -> None:
-            self.waiting: list[tuple[SampleRequest, Any]] = []
+            self.waiting: list[tuple[Sample, Any]] = []
 
         @property
         def busy(self) -> bool:
             return bool(self.waiting)
 
-        def add(self, request: SampleRequest, adapter: Any, done: Any, cancelled: Any) -> None:
-            self.waiting.append((request, done))
+        def add(self, request: Sample, on_done: Any, *_: Any) -> None:
+            self.waiting.append((request, on_done))
 
         def step(self) -> None:
             waiting, self.waiting = self.waiting, []
-            for request, done in waiting:
-                count = request.max_tokens
+            for request, on_done in waiting:
+                count = request.request.max_tokens
                 sequences = [
                     SampledTokens(list(range(count)), [-1.0] * count, "length")
-                    for _ in range(request.num_samples)
+                    for _ in range(request.request.num_samples)
                 ]
-                done(SampleResult(sequences))
+                on_done(SampleResult(sequences))
 
         def release(self) -> None: ...
 
-        def abort(self, error: Exception) -> None:
-            for _, done in self.waiting:
-                done(error)
+        def close(self) -> None: ...
 
-    if not hasattr(scheduler, "TorchSampler"):
-        raise TrainingError("client_overhead: the scheduler makes no TorchSampler to replace")
-    scheduler.TorchSampler = AnswersAtOnce
+        def abort(self, error: Exception) -> None:
+            for _, on_done in self.waiting:
+                on_done(error)
+
+    samplers.SAMPLERS["torch"] = AnswersAtOnce
 
 
 def main(config: Config) -> dict[str, Any]:
