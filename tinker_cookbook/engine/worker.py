@@ -65,7 +65,7 @@ class Worker:
         self._bases: dict[str, BaseModel] = {}
         self.handlers = {
             CreateRun: self._create,
-            DropRun: lambda request: self.runs.pop(request.run, None),
+            DropRun: self._drop,
             Forward: lambda request: self.train([request])[0],
             ForwardBackward: lambda request: self.train([request])[0],
             ForwardBackwardCustom: lambda request: self._run(request).forward_backward_custom(
@@ -193,6 +193,9 @@ class Worker:
         files.read_optimizer(trainer)
         if files.num_threads is not None and trainer.base.device.type == "cpu":
             self.thread_count.keep(files.num_threads)
+
+    def _drop(self, request: DropRun) -> None:
+        self.runs.pop(request.run, None)
 
     def _save(self, request: Save) -> None:
         trainer, directory = self._run(request), Path(request.directory)
