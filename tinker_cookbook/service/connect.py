@@ -44,7 +44,7 @@ def connect(
             )
         from tinker_cookbook.service.remote import RemoteServiceClient
 
-        return RemoteServiceClient(base_url, user_metadata)  # type: ignore[return-value]
+        return RemoteServiceClient(base_url, user_metadata)
     from tinker_cookbook.service.local import LocalServiceClient
     from tinker_cookbook.service.store import Store
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import tinker
+from tinker import types
 
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.service.checkpoint_dirs import SCHEME, Use, locate
+
+if TYPE_CHECKING:
+    from tinker.lib.public_interfaces.backcompat_sampling_client_future import (
+        BackcompatSamplingClientFuture,
+    )
+    from tinker.lib.public_interfaces.backcompat_training_client_future import (
+        BackcompatTrainingClientFuture,
+    )
+    from tinker.lib.retry_handler import RetryConfig
 
 REACH_SECONDS = 10.0  # for the first connection to a server
 
@@ -29,20 +39,37 @@ class RemoteServiceClient(tinker.ServiceClient):
         super().__init__(user_metadata=user_metadata, base_url=base_url, api_key=self._key)
 
     def create_sampling_client(
-        self, model_path: str | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
+        self,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        retry_config: RetryConfig | None = None,
+        record_stability_info: bool = False,
+    ) -> BackcompatSamplingClientFuture:
         path = None if model_path is None else remote_path(model_path, "sampler_weights")
-        return super().create_sampling_client(path, *args, **kwargs)
+        return super().create_sampling_client(path, base_model, retry_config, record_stability_info)
 
-    def create_training_client_from_state(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        path = remote_path(path, "weights")
-        return super().create_training_client_from_state(path, *args, **kwargs)
+    def create_training_client_from_state(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+        optimizer: types.OptimizerConfig | None = None,
+    ) -> BackcompatTrainingClientFuture:
+        return super().create_training_client_from_state(
+            remote_path(path, "weights"), base_model, user_metadata, weights_access_token, optimizer
+        )
 
     def create_training_client_from_state_with_optimizer(
-        self, path: str, *args: Any, **kwargs: Any
-    ) -> Any:
-        path = remote_path(path, "weights")
-        return super().create_training_client_from_state_with_optimizer(path, *args, **kwargs)
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+    ) -> BackcompatTrainingClientFuture:
+        return super().create_training_client_from_state_with_optimizer(
+            remote_path(path, "weights"), base_model, user_metadata, weights_access_token
+        )
 
     def create_rest_client(self) -> tinker.RestClient:
         return tinker.RestClient(base_url=self._url, api_key=self._key)
