@@ -22,19 +22,20 @@ import tinker
 from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.math_env import REQUEST
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
-from tinker_cookbook import keys, models, sequences
+from tinker_cookbook import models, sequences
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
-from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 
 @chz.chz

@@ -19,18 +19,19 @@ import chz
 import tinker
 
 from recipes import number_words
-from tinker_cookbook import keys, models
+from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import HubChats, JsonlChats, data_at
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
-from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 
 @chz.chz

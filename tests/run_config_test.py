@@ -12,7 +12,7 @@ import pytest
 
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.plain_data import comparable
 

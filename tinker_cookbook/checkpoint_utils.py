@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, DataFormatError
 from tinker_cookbook.service import CHECKPOINTS_FILE, locate_checkpoint
 from tinker_cookbook.utils import jsonl
-from tinker_cookbook.utils.run_directory import WEIGHTS, remove_links
+from tinker_cookbook.utils.checkpoint_links import WEIGHTS, remove_links
 
 if TYPE_CHECKING:
     import os

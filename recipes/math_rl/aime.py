@@ -45,15 +45,15 @@ from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import completer_from, derive_seed
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError, ConfigurationError
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.service import EngineConfig, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.ml_log import read_metrics
-from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 __all__ = ["CLI", "Aime", "main"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import chz
 
-from tinker_cookbook import keys
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.training import resolve as keys
 from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line, and names of the Tinker cookbook

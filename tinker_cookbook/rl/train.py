@@ -20,10 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tinker_cookbook import checkpoint_utils, keys, models
-from tinker_cookbook.evaluators import Evaluations, Evaluator
+from tinker_cookbook import checkpoint_utils, models
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.rl.config import (
     FREE_KEYS,
     AsyncConfig,
@@ -47,6 +45,9 @@ from tinker_cookbook.rl.temperature import about_temperature, check_temperature,
 from tinker_cookbook.rl.training_step import Trainer
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.service import check_loss, connect
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.evaluators import Evaluations, Evaluator
+from tinker_cookbook.training.journal import Journal
 
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
 

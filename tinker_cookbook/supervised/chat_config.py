@@ -7,7 +7,6 @@ from typing import Any
 
 import chz
 
-from tinker_cookbook import keys
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers import TrainOnWhat
@@ -18,6 +17,7 @@ from tinker_cookbook.supervised.types import (
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
 )
+from tinker_cookbook.training import resolve as keys
 from tinker_cookbook.utils.plain_data import CLASS, plain
 from tinker_cookbook.utils.run_config import rebuild
 

@@ -22,11 +22,8 @@ from typing import TYPE_CHECKING, Any
 import chz
 import tinker
 
-from tinker_cookbook import checkpoint_utils, keys, models
-from tinker_cookbook.evaluators import Evaluations, run_evals
+from tinker_cookbook import checkpoint_utils, models
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.journal import Journal
-from tinker_cookbook.loop_config import LoopConfig, adam_params
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
@@ -39,6 +36,10 @@ from tinker_cookbook.supervised.types import (
     SupervisedDatasetBuilder,
 )
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.config import LoopConfig, adam_params
+from tinker_cookbook.training.evaluators import Evaluations, run_evals
+from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted
 

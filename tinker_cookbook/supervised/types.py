@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import chz
 
-from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.examples import split_note
 from tinker_cookbook.renderers.row_account import RowAccount
+from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils.misc_utils import timed
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import Any
 import chz
 import tinker
 
-from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.training.evaluators import EvaluatorBuilder
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
-from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 
 @chz.chz

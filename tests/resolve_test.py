@@ -6,7 +6,7 @@ import chz
 import numpy as np
 import pytest
 
-from tinker_cookbook import keys, models
+from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.rl.types import RLDatasetBuilder
@@ -18,6 +18,7 @@ from tinker_cookbook.supervised.types import (
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
 )
+from tinker_cookbook.training import resolve as keys
 
 OWN = ChatDatasetBuilderCommonConfig(
     model_name_for_tokenizer="nano", renderer_name="qwen3", max_length=64, batch_size=2

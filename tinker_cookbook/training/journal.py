@@ -25,13 +25,13 @@ from tinker_cookbook.checkpoint_utils import (
     get_last_resumable_checkpoint,
 )
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.stopping import RunStop
+from tinker_cookbook.training.run_directory import RunLock, decide, differences, empty, holds_run
+from tinker_cookbook.training.stopping import RunStop
 from tinker_cookbook.utils import code_identity, jsonl, ml_log
 from tinker_cookbook.utils.display import Display, duration
 from tinker_cookbook.utils.misc_utils import counted, runs_path, timed
 from tinker_cookbook.utils.plain_data import CLASS, comparable, plain
 from tinker_cookbook.utils.run_config import CONFIG_CLASS, RECIPE, USER_CODE
-from tinker_cookbook.utils.run_directory import RunLock, decide, differences, empty, holds_run
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tinker_cookbook.evaluators import Evaluations, TrainingClientEvaluator
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.evaluators import Evaluations, TrainingClientEvaluator
+from tinker_cookbook.training.journal import Journal
 
 
 class Clock:

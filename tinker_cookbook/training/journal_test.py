@@ -20,7 +20,7 @@ import pytest
 
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
-from tinker_cookbook.journal import FREE_KEYS, Journal, _without
+from tinker_cookbook.training.journal import FREE_KEYS, Journal, _without
 from tinker_cookbook.utils.ml_log import read_metrics
 
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
@@ -32,7 +32,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import chz
 from tinker_cookbook import cli_utils
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.journal import Journal
 
 STORE = Path(os.environ["STORE"])
 
