@@ -10,6 +10,15 @@ import tinker
 
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
+from tinker_cookbook.training.fields import (
+    COUNT,
+    DECAY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    CheckedConfig,
+    rules,
+)
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
@@ -17,7 +26,7 @@ from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 
 @chz.chz
-class LoopConfig:
+class LoopConfig(CheckedConfig):
     """What a loop's own Config inherits. None: the value that suits the model, see
     `models.defaults`."""
 
@@ -33,21 +42,37 @@ class LoopConfig:
         " start from its weights with a fresh optimizer",
     )
 
-    learning_rate: float | None = chz.field(default=None, doc="peak rate (None: by the model)")
+    learning_rate: float | None = chz.field(
+        default=None, doc="peak rate (None: by the model)", metadata=rules(NOT_NEGATIVE)
+    )
     lr_schedule: LRSchedule = chz.field(default="constant", doc="how the rate falls")
     max_steps: int | None = chz.field(
-        default=None, doc="steps at most (None: all the data); the schedule ends with them"
+        default=None,
+        doc="steps at most (None: all the data); the schedule ends with them",
+        metadata=rules(COUNT),
     )
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of the adapter's start and of all that is drawn")
-    adam_beta1: float = chz.field(default=0.9, doc="Adam: decay of the gradient's mean")
-    adam_beta2: float = chz.field(default=0.95, doc="Adam: decay of its square")
-    adam_eps: float = chz.field(default=1e-8, doc="Adam: added to the denominator")
-    weight_decay: float = chz.field(default=0.0, doc="AdamW: decoupled decay")
-    grad_clip_norm: float = chz.field(default=0.0, doc="bound on the gradient's norm (0: none)")
+    seed: int = chz.field(
+        default=0, doc="seed of the adapter's start and of all that is drawn", metadata=rules(SEED)
+    )
+    adam_beta1: float = chz.field(
+        default=0.9, doc="Adam: decay of the gradient's mean", metadata=rules(DECAY)
+    )
+    adam_beta2: float = chz.field(
+        default=0.95, doc="Adam: decay of its square", metadata=rules(DECAY)
+    )
+    adam_eps: float = chz.field(
+        default=1e-8, doc="Adam: added to the denominator", metadata=rules(POSITIVE)
+    )
+    weight_decay: float = chz.field(
+        default=0.0, doc="AdamW: decoupled decay", metadata=rules(NOT_NEGATIVE)
+    )
+    grad_clip_norm: float = chz.field(
+        default=0.0, doc="bound on the gradient's norm (0: none)", metadata=rules(NOT_NEGATIVE)
+    )
 
     evaluator_builders: list[EvaluatorBuilder] = chz.field(
         default_factory=list, doc="evaluations every eval_every steps"
@@ -55,14 +80,26 @@ class LoopConfig:
     infrequent_evaluator_builders: list[EvaluatorBuilder] = chz.field(
         default_factory=list, doc="evaluations every infrequent_eval_every steps"
     )
-    eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
-    infrequent_eval_every: int = chz.field(default=100, doc="steps (0: as above)")
-    save_every: int = chz.field(default=20, doc="steps between checkpoints (0: only the final one)")
+    eval_every: int = chz.field(
+        default=20, doc="steps (0: only before and after training)", metadata=rules(NOT_NEGATIVE)
+    )
+    infrequent_eval_every: int = chz.field(
+        default=100, doc="steps (0: as above)", metadata=rules(NOT_NEGATIVE)
+    )
+    save_every: int = chz.field(
+        default=20,
+        doc="steps between checkpoints (0: only the final one)",
+        metadata=rules(NOT_NEGATIVE),
+    )
     rolling_save_every: int = chz.field(
-        default=0, doc="steps between checkpoints that replace each other (0: none)"
+        default=0,
+        doc="steps between checkpoints that replace each other (0: none)",
+        metadata=rules(NOT_NEGATIVE),
     )
     ttl_seconds: int | None = chz.field(
-        default=604_800, doc="seconds that periodic checkpoints are kept (None: for good)"
+        default=604_800,
+        doc="seconds that periodic checkpoints are kept (None: for good)",
+        metadata=rules(COUNT),
     )
 
     log_path: str | None = chz.field(
