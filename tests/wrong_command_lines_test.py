@@ -12,7 +12,7 @@ from recipes.math_rl import aime
 from recipes.math_rl import train as math_rl
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.training.evaluators import Evaluations
+from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.utils.data_files import open_rows
 
 FILES = {

@@ -21,9 +21,6 @@ from tinker_cookbook.utils.data_identity import adapter_identity
 
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
 
-# what a run may go on with, changed: how it is computed and shown, not what is learned
-FREE_KEYS = ("max_logprob_gap", "compute_post_kl", "eval_greedy", "groups_at_a_time")
-
 
 @chz.chz
 class KLReferenceConfig:
@@ -122,25 +119,29 @@ class Config(LoopConfig):
     groups_at_a_time: int | None = chz.field(
         default=None,
         doc="groups that are played at a time (None: as many as a batch has)",
-        metadata=rules(COUNT),
+        metadata=rules(COUNT, may_change=True),
     )
 
     max_logprob_gap: float | None = chz.field(
         default=0.1,
         doc="stop when sampler and trainer, with the same weights, differ by more: mean"
         " |difference| of logprobs of sampled tokens, in nats (None: never)",
-        metadata=rules(POSITIVE),
+        metadata=rules(POSITIVE, may_change=True),
     )
     compute_post_kl: bool = chz.field(
-        default=False, doc="measure how far each step moved the policy on its own samples"
+        default=False,
+        doc="measure how far each step moved the policy on its own samples",
+        metadata=rules(may_change=True),
     )
     eval_greedy: bool = chz.field(
-        default=False, doc="evaluate the most likely replies, too: test_greedy/..."
+        default=False,
+        doc="evaluate the most likely replies, too: test_greedy/...",
+        metadata=rules(may_change=True),
     )
     transcripts_every: int = chz.field(
         default=1,
         doc="steps between transcripts of all rollouts (0: none); some 30 bytes a token on disk",
-        metadata=rules(NOT_NEGATIVE),
+        metadata=rules(NOT_NEGATIVE, may_change=True),
     )
     signals: list[Signal] = chz.field(
         default_factory=list,

@@ -28,10 +28,10 @@ class RolloutLimits(CheckedConfig):
     env_timeout: float = chz.field(
         default=600.0,
         doc="seconds that one call of an environment may take; then it has failed",
-        metadata=rules(_SECONDS),
+        metadata=rules(_SECONDS, may_change=True),
     )
     sample_timeout: float = chz.field(
         default=1800.0,
         doc="seconds in which no reply at all may come; then the run ends with an error",
-        metadata=rules(_SECONDS),
+        metadata=rules(_SECONDS, may_change=True),
     )

@@ -23,7 +23,6 @@ from typing import Any
 from tinker_cookbook import checkpoint_utils, models
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.rl.config import (
-    FREE_KEYS,
     AsyncConfig,
     Config,
     KLReferenceConfig,
@@ -46,7 +45,8 @@ from tinker_cookbook.rl.training_step import Trainer
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.service import check_loss, connect
 from tinker_cookbook.training import resolve as keys
-from tinker_cookbook.training.evaluators import Evaluations, Evaluator
+from tinker_cookbook.training.evaluations import Evaluations
+from tinker_cookbook.training.evaluators import Evaluator
 from tinker_cookbook.training.journal import Journal
 
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
@@ -101,7 +101,6 @@ async def main(
             recipe=recipe,
             total_steps=total_steps,
             progress="rl",
-            also_free=FREE_KEYS,
             headlines=HEADLINES,
             rest_client=service.create_rest_client(),
         ) as journal,

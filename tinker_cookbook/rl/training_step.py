@@ -32,7 +32,7 @@ from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import adam_params
-from tinker_cookbook.training.evaluators import Evaluations
+from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted, split_list

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import chz
-import tinker
 
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
@@ -23,6 +22,10 @@ from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
+from tinker_cookbook.utils.plain_data import Plain
+
+if TYPE_CHECKING:
+    import tinker
 
 
 @chz.chz
@@ -49,7 +52,7 @@ class LoopConfig(CheckedConfig):
     max_steps: int | None = chz.field(
         default=None,
         doc="steps at most (None: all the data); the schedule ends with them",
-        metadata=rules(COUNT),
+        metadata=rules(COUNT, may_change=True),
     )
     lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
@@ -75,57 +78,76 @@ class LoopConfig(CheckedConfig):
     )
 
     evaluator_builders: list[EvaluatorBuilder] = chz.field(
-        default_factory=list, doc="evaluations every eval_every steps"
+        default_factory=list,
+        doc="evaluations every eval_every steps",
+        metadata=rules(may_change=True),
     )
     infrequent_evaluator_builders: list[EvaluatorBuilder] = chz.field(
-        default_factory=list, doc="evaluations every infrequent_eval_every steps"
+        default_factory=list,
+        doc="evaluations every infrequent_eval_every steps",
+        metadata=rules(may_change=True),
     )
     eval_every: int = chz.field(
-        default=20, doc="steps (0: only before and after training)", metadata=rules(NOT_NEGATIVE)
+        default=20,
+        doc="steps (0: only before and after training)",
+        metadata=rules(NOT_NEGATIVE, may_change=True),
     )
     infrequent_eval_every: int = chz.field(
-        default=100, doc="steps (0: as above)", metadata=rules(NOT_NEGATIVE)
+        default=100, doc="steps (0: as above)", metadata=rules(NOT_NEGATIVE, may_change=True)
     )
     save_every: int = chz.field(
         default=20,
         doc="steps between checkpoints (0: only the final one)",
-        metadata=rules(NOT_NEGATIVE),
+        metadata=rules(NOT_NEGATIVE, may_change=True),
     )
     rolling_save_every: int = chz.field(
         default=0,
         doc="steps between checkpoints that replace each other (0: none)",
-        metadata=rules(NOT_NEGATIVE),
+        metadata=rules(NOT_NEGATIVE, may_change=True),
     )
     ttl_seconds: int | None = chz.field(
         default=604_800,
         doc="seconds that periodic checkpoints are kept (None: for good)",
-        metadata=rules(COUNT),
+        metadata=rules(COUNT, may_change=True),
     )
 
     log_path: str | None = chz.field(
-        default=None, doc="directory of the run (None: one in the runs directory)"
+        default=None,
+        doc="directory of the run (None: one in the runs directory)",
+        metadata=rules(may_change=True),
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
         default=None,
         doc="for a directory that holds a run (None: resume it if it is this run; resume: also"
         " where the code of yours that it runs was edited)",
+        metadata=rules(may_change=True),
     )
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
     engine: EngineConfig = chz.field(
-        default_factory=EngineConfig, doc="settings of the engine in process"
+        default_factory=EngineConfig,
+        doc="settings of the engine in process",
+        metadata=rules(may_change=True),
     )
     display: DisplayMode = chz.field(
-        default="auto", doc="what is shown of each step (auto: live on a terminal, else plain)"
+        default="auto",
+        doc="what is shown of each step (auto: live on a terminal, else plain)",
+        metadata=rules(may_change=True),
     )
-    wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
-    wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
+    wandb_project: str | None = chz.field(
+        default=None, doc="log to this wandb project", metadata=rules(may_change=True)
+    )
+    wandb_name: str | None = chz.field(
+        default=None, doc="name of the wandb run", metadata=rules(may_change=True)
+    )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Another adapter in the same directory is another run."""
         return adapter_identity(self.load_checkpoint_path)
 
 
 def adam_params(config: LoopConfig, learning_rate: float) -> tinker.AdamParams:
+    import tinker  # brings torch along, which a program that only reads its keys need not wait for
+
     return tinker.AdamParams(
         learning_rate=learning_rate,
         beta1=config.adam_beta1,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chz
 
@@ -44,7 +44,7 @@ class Rules(NamedTuple):
     may_change: bool | None = None
 
 
-def rules(allowed: Range | None = None, *, may_change: bool | None = None) -> dict[str, Any]:
+def rules(allowed: Range | None = None, *, may_change: bool | None = None) -> dict[str, Rules]:
     """The `metadata` of a field. allowed: its numbers; None goes where the type allows it.
     may_change: the value decides how a run is computed, measured, kept or shown, but not what is
     learned, so that a run may go on with another."""

@@ -11,7 +11,7 @@ import socket
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.checkpoint_links import remove_links
@@ -144,26 +144,3 @@ def check_log_dir(
             empty(directory)
         finally:
             lock.release()
-
-
-def differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """The dotted keys in which two plain configurations differ, each with both values."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        found: list[str] = []
-        for key in dict.fromkeys([*here, *there]):
-            inner = f"{path}.{key}" if path else key
-            found += differences(there.get(key, _ABSENT), here.get(key, _ABSENT), inner)
-        return found
-    if there == here and isinstance(there, bool) == isinstance(here, bool):
-        return []
-    return [f"{path} is {_show(there)} there and {_show(here)} here"]
-
-
-_ABSENT = object()
-
-
-def _show(value: Any) -> str:
-    if value is _ABSENT:
-        return "not set"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

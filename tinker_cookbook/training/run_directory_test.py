@@ -13,10 +13,10 @@ from tinker_cookbook.training.run_directory import (
     RunLock,
     check_log_dir,
     decide,
-    differences,
     empty,
     holds_run,
 )
+from tinker_cookbook.training.run_identity import differences
 
 HOLD = """
 import sys, time

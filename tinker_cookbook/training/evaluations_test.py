@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tinker_cookbook.training.evaluators import Evaluations, TrainingClientEvaluator
+from tinker_cookbook.training.evaluations import Evaluations
+from tinker_cookbook.training.evaluators import TrainingClientEvaluator
 from tinker_cookbook.training.journal import Journal
 
 
