@@ -9,10 +9,10 @@ from typing import Any
 
 import chz
 
-from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.supervised.exact_match import ExactMatch
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+from tinker_cookbook.training.evaluators import EvaluatorBuilder
 
 NUM_EPOCHS = 30
 _DATA = Path(__file__).parent / "data"

@@ -22,38 +22,52 @@ import tinker
 from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.math_env import REQUEST
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
-from tinker_cookbook import keys, models, sequences
+from tinker_cookbook import models, sequences
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig, rules
+from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
-from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 
 @chz.chz
-class Config:
+class Config(CheckedConfig):
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
     data_path: str | None = chz.field(default=None, doc="problems to solve (None: openai/gsm8k)")
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see rl_basic")
-    learning_rate: float | None = chz.field(default=None, doc="constant (None: by model)")
-    groups_per_batch: int | None = chz.field(default=None, doc="problems a step (None: by model)")
-    group_size: int | None = chz.field(default=None, doc="replies to each (None: by model)")
-    max_tokens: int | None = chz.field(default=None, doc="tokens of a reply (None: by model)")
-    max_steps: int = chz.field(default=24, doc="optimizer steps")
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
+    learning_rate: float | None = chz.field(
+        default=None, doc="constant (None: by model)", metadata=rules(NOT_NEGATIVE)
+    )
+    groups_per_batch: int | None = chz.field(
+        default=None, doc="problems a step (None: by model)", metadata=rules(COUNT)
+    )
+    group_size: int | None = chz.field(
+        default=None, doc="replies to each (None: by model)", metadata=rules(COUNT)
+    )
+    max_tokens: int | None = chz.field(
+        default=None, doc="tokens of a reply (None: by model)", metadata=rules(COUNT)
+    )
+    max_steps: int = chz.field(default=24, doc="optimizer steps", metadata=rules(COUNT))
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of adapter, problems and samples")
-    save_every: int = chz.field(default=20, doc="steps between checkpoints")
+    seed: int = chz.field(
+        default=0, doc="seed of adapter, problems and samples", metadata=rules(SEED)
+    )
+    save_every: int = chz.field(
+        default=20, doc="steps between checkpoints", metadata=rules(NOT_NEGATIVE)
+    )
     log_path: str | None = chz.field(default=None, doc="directory of the run")
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see rl_basic")
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")

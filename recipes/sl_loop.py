@@ -19,41 +19,55 @@ import chz
 import tinker
 
 from recipes import number_words
-from tinker_cookbook import keys, models
+from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import HubChats, JsonlChats, data_at
 from tinker_cookbook.supervised.datasets import epoch_seed
-from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.supervised.types import EXAMPLE_LENGTH, ChatDatasetBuilderCommonConfig
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig, rules
+from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
-from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 
 @chz.chz
-class Config:
+class Config(CheckedConfig):
     model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
     dataset_path: str | None = chz.field(
         default=None, doc="conversations, see sl_basic (None: the bundled numbers in words)"
     )
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see sl_basic")
-    learning_rate: float | None = chz.field(default=None, doc="at the first step (None: by model)")
-    batch_size: int | None = chz.field(default=None, doc="conversations a step (None: by model)")
-    max_length: int | None = chz.field(default=None, doc="tokens at most (None: by model)")
-    num_epochs: int | None = chz.field(
-        default=None, doc="passes over the data (None: 30 over the bundled numbers, else 1)"
+    learning_rate: float | None = chz.field(
+        default=None, doc="at the first step (None: by model)", metadata=rules(NOT_NEGATIVE)
     )
-    max_steps: int | None = chz.field(default=None, doc="optimizer steps at most")
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
+    batch_size: int | None = chz.field(
+        default=None, doc="conversations a step (None: by model)", metadata=rules(COUNT)
+    )
+    max_length: int | None = chz.field(
+        default=None, doc="tokens at most (None: by model)", metadata=rules(EXAMPLE_LENGTH)
+    )
+    num_epochs: int | None = chz.field(
+        default=None,
+        doc="passes over the data (None: 30 over the bundled numbers, else 1)",
+        metadata=rules(COUNT),
+    )
+    max_steps: int | None = chz.field(
+        default=None, doc="optimizer steps at most", metadata=rules(COUNT)
+    )
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of adapter and data order")
-    save_every: int = chz.field(default=20, doc="steps between checkpoints")
+    seed: int = chz.field(default=0, doc="seed of adapter and data order", metadata=rules(SEED))
+    save_every: int = chz.field(
+        default=20, doc="steps between checkpoints", metadata=rules(NOT_NEGATIVE)
+    )
     log_path: str | None = chz.field(default=None, doc="directory of the run")
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see sl_basic")
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")

@@ -19,9 +19,9 @@ from tinker_cookbook.checkpoint_utils import (
     start_training_client,
 )
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
-from tinker_cookbook.loop_config import LoopConfig
 from tinker_cookbook.service import EngineConfig, connect, locate_checkpoint
 from tinker_cookbook.service.checkpoint_dirs import same_model
+from tinker_cookbook.training.config import LoopConfig
 from tinker_cookbook.utils.plain_data import plain
 
 TOKENS = [5, 17, 200, 33, 81, 6, 299, 14, 3, 120, 77, 250]

@@ -13,9 +13,9 @@ import tinker
 
 from recipes import rl_loop
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.nano import PATH as NANO
 from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.training.journal import Journal
 
 pytestmark = pytest.mark.skipif(
     not (NANO / "model.safetensors").exists(), reason="nano is being built"

@@ -12,7 +12,7 @@ import pytest
 
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.plain_data import comparable
 
@@ -30,7 +30,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs a recipe up to its journal; gives config.json and the run's directory."""
 
     def enter(journal: Journal) -> None:
-        raise Started(jsonl.encode(journal._config), journal._base_directory())
+        raise Started(jsonl.encode(journal.identity.content), journal.identity.directory())
 
     monkeypatch.setattr(Journal, "__enter__", enter)
     monkeypatch.chdir(tmp_path)

@@ -11,8 +11,8 @@ from recipes import rl_loop, sl_basic, sl_loop
 from recipes.math_rl import aime
 from recipes.math_rl import train as math_rl
 from tinker_cookbook.cli_utils import parse
-from tinker_cookbook.evaluators import Evaluations
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.utils.data_files import open_rows
 
 FILES = {

@@ -12,15 +12,18 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, DataFormatError
 from tinker_cookbook.service import CHECKPOINTS_FILE, locate_checkpoint
 from tinker_cookbook.utils import jsonl
-from tinker_cookbook.utils.run_directory import WEIGHTS, remove_links
+from tinker_cookbook.utils.checkpoint_links import WEIGHTS, remove_links
 
 if TYPE_CHECKING:
     import os
+
+    from tinker import types
+    from tinker.lib.public_interfaces.api_future import APIFuture
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,20 @@ RENDERER_NAME_KEY = "renderer_name"  # in the user_metadata of a training run
 _PATH_KEY = "load_checkpoint_path"
 
 CheckpointKind = Literal["state", "sampler", "both"]
+
+
+class RestClient(Protocol):
+    """What is asked of `service.create_rest_client()` about checkpoints."""
+
+    def get_weights_info_by_tinker_path(
+        self, tinker_path: str
+    ) -> APIFuture[types.WeightsInfoResponse]: ...
+
+    def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]: ...
+
+    def set_checkpoint_ttl_from_tinker_path(
+        self, tinker_path: str, ttl_seconds: int | None
+    ) -> APIFuture[None]: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +110,7 @@ def get_last_checkpoint(
 
 
 def get_last_resumable_checkpoint(
-    log_dir: str | os.PathLike[str], rest_client: Any = None
+    log_dir: str | os.PathLike[str], rest_client: RestClient | None = None
 ) -> tuple[CheckpointRecord | None, list[str]]:
     """The last record whose state the service still has, and a line for each newer one without.
 
@@ -235,7 +252,7 @@ class CheckpointManager:
         rolling_save_every: int = 0,
         ttl_seconds: int | None = PERIODIC_TTL_SECONDS,
         total_steps: int | None = None,
-        rest_client: Any = None,
+        rest_client: RestClient | None = None,
     ) -> None:
         for key, every in (("save_every", save_every), ("rolling_save_every", rolling_save_every)):
             if every < 0:

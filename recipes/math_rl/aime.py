@@ -44,16 +44,17 @@ from recipes.math_rl.problems import Problem
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import completer_from, derive_seed
-from tinker_cookbook.exceptions import AllTrajectoriesFailedError, ConfigurationError
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.exceptions import AllTrajectoriesFailedError
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.service import EngineConfig, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.fields import COUNT, CheckedConfig, rules
+from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.ml_log import read_metrics
-from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 __all__ = ["CLI", "Aime", "main"]
 
@@ -62,7 +63,7 @@ HEADLINES = {"num_correct": "right", "so_far/pass@1": "pass@1 so far"}
 
 
 @chz.chz
-class CLI:
+class CLI(CheckedConfig):
     model_name: str = chz.field(default="nano", doc="nano, a hub name, or a directory")
     model_path: str | None = chz.field(
         default=None, doc="tinker://..., a run's or PEFT adapter's directory (None: base model)"
@@ -78,7 +79,7 @@ class CLI:
     year: tuple[Year, ...] = chz.field(
         default=(), doc=f"which of {', '.join(YEARS)}, e.g. year=2025,2026 (empty: all of path)"
     )
-    num_samples: int = chz.field(default=8, doc="replies to each problem")
+    num_samples: int = chz.field(default=8, doc="replies to each problem", metadata=rules(COUNT))
     k: list[int] = chz.field(
         default_factory=list, doc="which pass@k, e.g. k=1,8 (empty: 1, 2, 4, ... num_samples)"
     )
@@ -105,8 +106,6 @@ class CLI:
 
     @chz.validate
     def _counts(self) -> None:
-        if self.num_samples < 1:
-            raise ConfigurationError(f"num_samples={self.num_samples}: expected 1 or more")
         checked_ks(self.k, self.num_samples)
 
     def identity(self) -> Mapping[str, Any]:

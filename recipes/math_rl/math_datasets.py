@@ -14,6 +14,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import Renderer, get_renderer
 from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, rules
 from tinker_cookbook.utils.data_identity import path_identity
 
 T = TypeVar("T")
@@ -32,33 +33,34 @@ class MathDatasetBuilder(RLDatasetBuilder):
         default=None, doc="how messages become tokens (None: from the recipe's own keys)"
     )
     group_size: int | None = chz.field(
-        default=None, doc="attempts at each problem (None: from the recipe's own keys)"
+        default=None,
+        doc="attempts at each problem (None: from the recipe's own keys)",
+        metadata=rules(COUNT),
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems of a batch (None: from the recipe's own keys)"
+        default=None,
+        doc="problems of a batch (None: from the recipe's own keys)",
+        metadata=rules(COUNT),
     )
     seed: int | None = chz.field(
-        default=None, doc="seed of what is drawn and in which order (None: from the recipe's keys)"
+        default=None,
+        doc="seed of what is drawn and in which order (None: from the recipe's keys)",
+        metadata=rules(SEED),
     )
-    num_epochs: int = chz.field(default=1, doc="passes over the training problems")
+    num_epochs: int = chz.field(
+        default=1, doc="passes over the training problems", metadata=rules(COUNT)
+    )
     test_size: int | None = chz.field(
         default=None,
         doc="problems of the test at most; 0: no test (None: all of the test that the data set has,"
         f" {DEFAULT_TEST} of it with nano; of one without, a tenth is held out, at most"
         f" {DEFAULT_TEST})",
+        metadata=rules(NOT_NEGATIVE),
     )
     one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
     format_coef: float = chz.field(
         default=0.1, doc="taken from the reward of a reply that is not in the asked form"
     )
-
-    @chz.validate
-    def _sizes(self) -> None:
-        least = {"group_size": 1, "groups_per_batch": 1, "num_epochs": 1, "test_size": 0}
-        for key, minimum in least.items():
-            value = getattr(self, key)
-            if value is not None and value < minimum:
-                raise ConfigurationError(f"{key}={value}: expected {minimum} or more")
 
     def default_max_tokens(self) -> int:
         """With room for the solution that the answer comes from."""

@@ -13,11 +13,11 @@ import tinker
 
 from recipes.math_rl.problems import ProblemDataset
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
-from tinker_cookbook.evaluators import SamplingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl.rollout_strategy import MinViableGroup
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.types import TrajectoryGroup
+from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 
 # a reply that cannot be graded counts as wrong, and the others of its problem still count
 STRATEGY = MinViableGroup(min_size=1)

@@ -24,7 +24,6 @@ from typing import Any
 import chz
 
 from tinker_cookbook import models
-from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.renderers.base import Renderer
@@ -44,6 +43,7 @@ from tinker_cookbook.renderers.training_modes import TrainOnWhat
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.display import is_terminal
+from tinker_cookbook.utils.program import cli
 
 
 @chz.chz

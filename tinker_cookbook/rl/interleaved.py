@@ -9,6 +9,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder
+from tinker_cookbook.training.fields import COUNT, rules
 
 
 class InterleavedRLDataset(RLDataset):
@@ -78,15 +79,8 @@ class InterleavedRLDatasetBuilder(RLDatasetBuilder):
         default=None, doc="parts of the mix, e.g. 3,1 (None: in proportion to the groups of each)"
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="groups of a batch (None: as the first data set)"
+        default=None, doc="groups of a batch (None: as the first data set)", metadata=rules(COUNT)
     )
-
-    @chz.validate
-    def _range(self) -> None:
-        if self.groups_per_batch is not None and self.groups_per_batch < 1:
-            raise ConfigurationError(
-                f"groups_per_batch={self.groups_per_batch}: expected 1 or more"
-            )
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         built = [await builder() for builder in self.builders]

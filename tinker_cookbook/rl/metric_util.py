@@ -10,7 +10,6 @@ from numbers import Real
 from typing import Any
 
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
-from tinker_cookbook.evaluators import SamplingClientEvaluator
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
 from tinker_cookbook.rl.data_processing import is_constant
 from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
@@ -23,6 +22,7 @@ from tinker_cookbook.rl.types import (
     TrajectoryGroup,
 )
 from tinker_cookbook.sequences import model_input_tokens
+from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 from tinker_cookbook.utils.misc_utils import dict_mean, safezip
 
 GOOD_REWARD = 0.5  # of every member of a group that counts as all good

@@ -7,11 +7,12 @@ from typing import Any
 
 import chz
 
-from tinker_cookbook import keys
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.fields import COUNT, rules
 from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line, and names of the Tinker cookbook
@@ -29,10 +30,12 @@ class ProblemConfig(train.Config):
         default=None, doc="what to play, e.g. data=Gsm8k (None: the recipe's own)"
     )
     group_size: int | None = chz.field(
-        default=None, doc="attempts at each problem, compared with one another (None: by the model)"
+        default=None,
+        doc="attempts at each problem, compared with one another (None: by the model)",
+        metadata=rules(COUNT),
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems in a step (None: by the model)"
+        default=None, doc="problems in a step (None: by the model)", metadata=rules(COUNT)
     )
 
     @staticmethod

@@ -20,12 +20,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tinker_cookbook import checkpoint_utils, keys, models
-from tinker_cookbook.evaluators import Evaluations, Evaluator
+from tinker_cookbook import checkpoint_utils, models
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
-from tinker_cookbook.journal import Journal
 from tinker_cookbook.rl.config import (
-    FREE_KEYS,
     AsyncConfig,
     Config,
     KLReferenceConfig,
@@ -47,6 +44,10 @@ from tinker_cookbook.rl.temperature import about_temperature, check_temperature,
 from tinker_cookbook.rl.training_step import Trainer
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.service import check_loss, connect
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.evaluations import Evaluations
+from tinker_cookbook.training.evaluators import Evaluator
+from tinker_cookbook.training.journal import Journal
 
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
 
@@ -100,7 +101,6 @@ async def main(
             recipe=recipe,
             total_steps=total_steps,
             progress="rl",
-            also_free=FREE_KEYS,
             headlines=HEADLINES,
             rest_client=service.create_rest_client(),
         ) as journal,

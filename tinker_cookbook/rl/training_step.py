@@ -11,14 +11,11 @@ import tinker
 
 from tinker_cookbook import models
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
-from tinker_cookbook.evaluators import Evaluations
 from tinker_cookbook.exceptions import (
     AllTrajectoriesFailedError,
     DataValidationError,
     TrainingError,
 )
-from tinker_cookbook.journal import Journal
-from tinker_cookbook.loop_config import adam_params
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.config import Config
 from tinker_cookbook.rl.data_processing import is_constant
@@ -34,6 +31,9 @@ from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.config import adam_params
+from tinker_cookbook.training.evaluations import Evaluations
+from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted, split_list
 

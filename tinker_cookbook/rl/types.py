@@ -21,6 +21,7 @@ import tinker
 
 from tinker_cookbook.completers import StopCondition, TokensWithLogprobs
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.training.fields import CheckedConfig
 
 Action = list[int]
 Observation = tinker.ModelInput
@@ -178,7 +179,7 @@ class RLDataset(ABC):
 
 
 @chz.chz
-class RLDatasetBuilder:
+class RLDatasetBuilder(CheckedConfig):
     """Configuration that builds (training data, test data or None)."""
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:

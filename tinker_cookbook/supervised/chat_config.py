@@ -7,17 +7,19 @@ from typing import Any
 
 import chz
 
-from tinker_cookbook import keys
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import data_at
 from tinker_cookbook.supervised.types import (
+    EXAMPLE_LENGTH,
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
 )
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.fields import COUNT, rules
 from tinker_cookbook.utils.plain_data import CLASS, plain
 from tinker_cookbook.utils.run_config import rebuild
 
@@ -40,9 +42,13 @@ class ChatConfig(train.Config):
     num_epochs: int | None = chz.field(
         default=None, doc="passes over the data (None: what suits the data, most often 1)"
     )
-    batch_size: int | None = chz.field(default=None, doc="examples a step (None: by the model)")
+    batch_size: int | None = chz.field(
+        default=None, doc="examples a step (None: by the model)", metadata=rules(COUNT)
+    )
     max_length: int | None = chz.field(
-        default=None, doc="tokens an example; longer ones lose their end (None: by the model)"
+        default=None,
+        doc="tokens an example; longer ones lose their end (None: by the model)",
+        metadata=rules(EXAMPLE_LENGTH),
     )
     train_on_what: TrainOnWhat | None = chz.field(
         default=None, doc="which messages are trained (None: what the data is meant for)"

@@ -47,6 +47,7 @@ from tinker_cookbook.supervised.streaming import (
     StreamingSupervisedDatasetFromHFDataset,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+from tinker_cookbook.training.fields import SEED, rules
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
@@ -75,7 +76,9 @@ Datasets = tuple[SupervisedDataset, SupervisedDataset | None]
 class _ChatLists(ChatDatasetBuilder):
     """Base of the builders that hold all conversations and render them at the start."""
 
-    shuffle_seed: int = chz.field(default=0, doc="seed of the test split and of each epoch's order")
+    shuffle_seed: int = chz.field(
+        default=0, doc="seed of the test split and of each epoch's order", metadata=rules(SEED)
+    )
 
     def _rendered(self, chats: list[Chat], name: str, test: bool) -> RenderedChats:
         """A test set is one batch in the order of the file: an evaluation leaves nothing out."""
@@ -198,7 +201,9 @@ class HubChats(ChatDatasetBuilder):
         doc="column with the list of messages (where there is no such column as the default: by"
         " the form of the rows)",
     )
-    shuffle_seed: int = chz.field(default=0, doc="seed of the test rows and of each epoch's order")
+    shuffle_seed: int = chz.field(
+        default=0, doc="seed of the test rows and of each epoch's order", metadata=rules(SEED)
+    )
 
     def identity(self) -> Mapping[str, Any]:
         """Of a local data set, what its files tell at a glance; a name on the hub is enough."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import chz
 import tinker
 
-from tinker_cookbook.evaluators import SamplingClientEvaluator
 from tinker_cookbook.renderers import Message, get_renderer, get_text_content
 from tinker_cookbook.renderers.chats import read_chats
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer

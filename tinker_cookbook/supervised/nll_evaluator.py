@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Self
 
 import tinker
 
-from tinker_cookbook.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.sequences import as_numpy, from_datum
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.types import SupervisedDataset
+from tinker_cookbook.training.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 
 if TYPE_CHECKING:
     from tinker_cookbook.sequences import Values

@@ -6,13 +6,13 @@ import pytest
 import tinker
 from tinker.types import ForwardBackwardOutput
 
-from tinker_cookbook.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.sequences import Sequence, to_datum
 from tinker_cookbook.supervised import nll_evaluator
 from tinker_cookbook.supervised.common_test import ByteTokenizer
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator, SamplerNLLEvaluator, all_datums
 from tinker_cookbook.supervised.types import SupervisedDataset
+from tinker_cookbook.training.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 
 DATA = [
     to_datum(Sequence([5, 10, 20, 30], [0, 0, 1, 1])),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tinker
 
-from tinker_cookbook.evaluators import SamplingClientEvaluator
 from tinker_cookbook.sequences import from_datum
+from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer

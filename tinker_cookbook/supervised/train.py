@@ -22,11 +22,8 @@ from typing import TYPE_CHECKING, Any
 import chz
 import tinker
 
-from tinker_cookbook import checkpoint_utils, keys, models
-from tinker_cookbook.evaluators import Evaluations, run_evals
+from tinker_cookbook import checkpoint_utils, models
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.journal import Journal
-from tinker_cookbook.loop_config import LoopConfig, adam_params
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
@@ -39,6 +36,11 @@ from tinker_cookbook.supervised.types import (
     SupervisedDatasetBuilder,
 )
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.config import LoopConfig, adam_params
+from tinker_cookbook.training.evaluations import Evaluations, run_evals
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, rules
+from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted
 
@@ -46,9 +48,6 @@ if TYPE_CHECKING:
     from tinker_cookbook.checkpoint_utils import PendingSave
 
 __all__ = ["Config", "main", "run_evals"]
-
-# they change how a run is computed or shown, not what: a run may go on with others
-FREE_KEYS = ("submit_ahead", "sample_replies")
 
 FEW_STEPS = 20  # fewer than these rarely move a model
 SAMPLE_REPLIES = 3
@@ -60,14 +59,21 @@ class Config(LoopConfig):
 
     dataset_builder: SupervisedDatasetBuilder = chz.field(doc="what to train on")
     lr_schedule: LRSchedule = chz.field(default="linear", doc="how the rate falls, without warm-up")
-    num_epochs: int = chz.field(default=1, doc="passes over the data")
+    num_epochs: int = chz.field(
+        default=1, doc="passes over the data", metadata=rules(COUNT, may_change=True)
+    )
     eval_every: int = chz.field(default=10, doc="steps (0: only before and after training)")
     sample_replies: int | None = chz.field(
         default=None,
         doc="prompts of the data whose greedy replies are shown before and after training (None: 3,"
         " or 0 where there are evaluator_builders)",
+        metadata=rules(NOT_NEGATIVE, may_change=True),
     )
-    submit_ahead: int = chz.field(default=1, doc="steps submitted ahead of the one awaited")
+    submit_ahead: int = chz.field(
+        default=1,
+        doc="steps submitted ahead of the one awaited",
+        metadata=rules(NOT_NEGATIVE, may_change=True),
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,6 @@ async def main(
         config,
         recipe=recipe,
         total_steps=total_steps,
-        also_free=FREE_KEYS,
         rest_client=service.create_rest_client(),
     ) as journal:
         if filled:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import chz
 
-from tinker_cookbook.evaluators import EvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.examples import split_note
 from tinker_cookbook.renderers.row_account import RowAccount
+from tinker_cookbook.training.evaluators import EvaluatorBuilder
+from tinker_cookbook.training.fields import COUNT, CheckedConfig, Range, rules
 from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 MAX_NAMED = 5  # skipped examples that a report names
+EXAMPLE_LENGTH = Range(lambda value: 2 <= value < math.inf, "2 or more; one token predicts nothing")
 
 
 @dataclass
@@ -95,7 +98,7 @@ class SupervisedDataset(ABC):
 
 
 @chz.chz
-class SupervisedDatasetBuilder:
+class SupervisedDatasetBuilder(CheckedConfig):
     """Configuration that builds (training data, test data or None)."""
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
@@ -114,27 +117,19 @@ class SupervisedDatasetBuilder:
 
 
 @chz.chz
-class ChatDatasetBuilderCommonConfig:
+class ChatDatasetBuilderCommonConfig(CheckedConfig):
     """How conversations become tokens and batches."""
 
     model_name_for_tokenizer: str = chz.field(doc="model whose tokenizer is used (name or path)")
     renderer_name: str = chz.field(doc="how messages become tokens, e.g. qwen3_instruct")
     max_length: int | None = chz.field(
-        doc="tokens per example; longer ones lose their end, and this is counted (None: no limit)"
+        doc="tokens per example; longer ones lose their end, and this is counted (None: no limit)",
+        metadata=rules(EXAMPLE_LENGTH),
     )
-    batch_size: int = chz.field(doc="examples per optimizer step")
+    batch_size: int = chz.field(doc="examples per optimizer step", metadata=rules(COUNT))
     train_on_what: TrainOnWhat | None = chz.field(
         default=None, doc="which messages are trained (None: what the data set is meant for)"
     )
-
-    @chz.validate
-    def _sizes(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size={self.batch_size}: expected 1 or more")
-        if self.max_length is not None and self.max_length < 2:
-            raise ConfigurationError(
-                f"max_length={self.max_length}: expected 2 or more; one token predicts nothing"
-            )
 
 
 @chz.chz

@@ -24,10 +24,12 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Set
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, TypeAlias
 
 import chz
+
+Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | float | bool | None"  # JSON
 
 IDENTITY = "identity"
 CLASS = "class"  # "module:Name"

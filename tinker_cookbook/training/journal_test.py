@@ -20,7 +20,9 @@ import pytest
 
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
-from tinker_cookbook.journal import FREE_KEYS, Journal, _without
+from tinker_cookbook.training.fields import rules
+from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.run_identity import keys_that_may_change, without
 from tinker_cookbook.utils.ml_log import read_metrics
 
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
@@ -32,7 +34,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import chz
 from tinker_cookbook import cli_utils
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.journal import Journal
 
 STORE = Path(os.environ["STORE"])
 
@@ -414,46 +416,59 @@ async def test_the_directory_is_named_by_what_matters(runs: Path):
     assert other.name != first.name and not other.name.endswith("-2")
 
 
-async def test_also_free_keys(tmp_path: Path):
+@chz.chz
+class Limits:
+    turns: int = 3
+    timeout: float = chz.field(default=1.0, metadata=rules(may_change=True))
+
+
+@chz.chz
+class OtherLimits:
+    turns: int = 3
+    timeout: float = 1.0
+
+
+@chz.chz
+class Distilled(Config):
+    log_path: str | None = None
+    max_steps: int = 1
+    shown: int = chz.field(default=1, metadata=rules(may_change=True))
+    limits: Limits | OtherLimits = chz.field(default_factory=Limits)
+    data: dict[str, int] = chz.field(default_factory=lambda: {"save_every": 1})
+    teacher_sync_every: int = 2
+
+
+async def test_keys_that_may_change(tmp_path: Path):
+    """Those that the config names, in it and in objects in it, and those that all loops have."""
     log = str(tmp_path / "x")
-    await do(Config(log_path=log), 1, also_free=["rate"])
-    journal = await do(Config(log_path=log, rate=0.5, max_steps=2), 2, also_free=["rate"])
+    await do(Distilled(log_path=log), 1)
+    changes = {"shown": 2, "limits": Limits(timeout=4.0), "eval_every": 3, "max_steps": 2}
+    journal = await do(Distilled(log_path=log, **changes), 2)
     assert journal.start_step == 1
-    with pytest.raises(ConfigurationError, match=r"rate is 0\.5 there and 0\.1 here"):
-        await do(Config(log_path=log), 3)
-
-
-async def test_nested_keys_that_are_free(tmp_path: Path):
-    def config(**limits: Any) -> dict[str, Any]:
-        data = {"save_every": limits.pop("data", 1)}
-        return {"log_path": str(tmp_path / "x"), "limits": limits, "data": data}
-
-    await do(config(max_turns=3, env_timeout=1.0, sample_timeout=2.0), 1)
-    changed = config(max_turns=3, env_timeout=4.0, sample_timeout=5.0)
-    journal = await do({**changed, "max_steps": 2}, 2)
-    assert journal.start_step == 1
-    assert json.loads((tmp_path / "x/config.json").read_text())["limits"]["env_timeout"] == 4.0
+    assert json.loads((tmp_path / "x/config.json").read_text())["limits"]["timeout"] == 4.0
     for other, text in (
-        (config(max_turns=4), r"limits\.max_turns is 3 there and 4 here"),
-        (config(max_turns=3, data=2), r"data\.save_every is 1 there and 2 here"),
+        (Distilled(limits=Limits(turns=4)), r"limits\.turns is 3 there and 4 here"),
+        (Distilled(limits=OtherLimits(timeout=2.0)), r"limits\.timeout is 4\.0 there and 2\.0"),
+        (Distilled(data={"save_every": 2}), r"data\.save_every is 1 there and 2 here"),
+        (Distilled(teacher_sync_every=5), r"teacher_sync_every is 2 there and 5 here"),
     ):
         with pytest.raises(ConfigurationError, match=text):
-            await do(other, 3)
+            await do(chz.replace(other, log_path=log, max_steps=3), 3)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "kept"),
+    ("name", "kept"),
     [
-        ("a", {"b": 3}),
-        ("a.x", {"a": {"y": {"x": 2}}, "b": 3}),
-        ("a.*.x", {"a": {"x": 1, "y": {}}, "b": 3}),
-        ("*.x", {"a": {"y": {"x": 2}}, "b": 3}),
-        ("x", {"a": {"x": 1, "y": {"x": 2}}, "b": 3}),
-        ("b.x", {"a": {"x": 1, "y": {"x": 2}}, "b": 3}),
+        ("a", {"b": 3, "b.x": 4}),
+        ("a.x", {"a": {"y": {"x": 2}}, "b": 3, "b.x": 4}),
+        ("a.y.x", {"a": {"x": 1, "y": {}}, "b": 3, "b.x": 4}),
+        ("x", {"a": {"x": 1, "y": {"x": 2}}, "b": 3, "b.x": 4}),
+        ("a.*", {"a": {"x": 1, "y": {"x": 2}}, "b": 3, "b.x": 4}),
     ],
 )
-def test_patterns_of_dotted_names(pattern: str, kept: dict[str, Any]):
-    assert _without({"a": {"x": 1, "y": {"x": 2}}, "b": 3}, ["z", pattern]) == kept
+def test_dotted_names(name: str, kept: dict[str, Any]):
+    content = {"a": {"x": 1, "y": {"x": 2}}, "b": 3, "b.x": 4}
+    assert without(content, ["z", "z.x", name]) == kept
 
 
 async def test_files_of_a_run(tmp_path: Path, capsys):
@@ -786,7 +801,7 @@ async def test_a_run_of_an_earlier_version_goes_on(runs: Path, games, capsys):
     del content["config_class"], content["user_code"]
     content["data"]["class"] = "Game"
     file.write_text(json.dumps(content))
-    text = json.dumps(_without(content, FREE_KEYS), sort_keys=True)
+    text = json.dumps(without(content, keys_that_may_change(config)), sort_keys=True)
     older = runs / f"{journal.log_path.name[:-8]}{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     journal.log_path.rename(older)
     capsys.readouterr()

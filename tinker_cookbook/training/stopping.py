@@ -11,11 +11,15 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.checkpoint_utils import CheckpointManager, CheckpointRecord, PendingSave
 from tinker_cookbook.utils import stop_signals
 from tinker_cookbook.utils.misc_utils import counted
+from tinker_cookbook.utils.plain_data import Plain
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import TrainingClient
 
 
 class RunStop:
@@ -38,10 +42,10 @@ class RunStop:
         self._checkpoints = checkpoints
         self._start, self._total = start_step, total_steps
         self._rows = self._submitted = self._recorded = start_step
-        self._last: tuple[Any, int, dict[str, Any]] | None = None  # of submit_save
+        self._last: tuple[TrainingClient, int, dict[str, Plain]] | None = None  # of submit_save
         self._pending: list[PendingSave] = []
         self._end: int | None = None  # steps of a checkpoint that the stop has asked for
-        self._droppable: asyncio.Task[Any] | None = None
+        self._droppable: asyncio.Task[object] | None = None
         try:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
             self._task = asyncio.current_task()
@@ -63,7 +67,7 @@ class RunStop:
         self._submitted = max(self._submitted, step + 1)
 
     def submit_save(
-        self, client: Any, steps: int, final: bool, loop_state: Mapping[str, Any]
+        self, client: TrainingClient, steps: int, final: bool, loop_state: Mapping[str, Plain]
     ) -> PendingSave | None:
         """The checkpoint after `steps` steps that is due, or that a stop asks for."""
         last = self.requested and not final and self._end is None

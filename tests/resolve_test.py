@@ -1,23 +1,35 @@
 """What is filled in, and each value that is refused before anything is read or trained."""
 
+import importlib
 import math
+import pkgutil
 
 import chz
 import numpy as np
 import pytest
 
-from tinker_cookbook import keys, models
+import recipes
+import tinker_cookbook
+from recipes import rl_basic, rl_loop, sl_basic, sl_loop
+from recipes.math_rl.aime import CLI as AimeCLI
+from recipes.math_rl.arithmetic import Arithmetic
+from tinker_cookbook import models
+from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train as rl_train
+from tinker_cookbook.rl.limits import RolloutLimits
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.data import InMemoryChats, JsonlChats
+from tinker_cookbook.supervised.data import HubChats, InMemoryChats, JsonlChats
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
 )
+from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.training.config import LoopConfig
+from tinker_cookbook.training.fields import CheckedConfig, declared
 
 OWN = ChatDatasetBuilderCommonConfig(
     model_name_for_tokenizer="nano", renderer_name="qwen3", max_length=64, batch_size=2
@@ -95,9 +107,7 @@ def test_numbers_of_other_libraries_are_numbers():
 
 
 def test_values_at_the_edge_work():
-    keys.check(
-        config(learning_rate=0.0, seed=2**32 - 1, submit_ahead=0, ttl_seconds=None, save_every=0)
-    )
+    config(learning_rate=0.0, seed=2**32 - 1, submit_ahead=0, ttl_seconds=None, save_every=0)
 
 
 def test_lengths_above_the_context():
@@ -126,9 +136,56 @@ def test_sizes_of_batches(key, value):
 
 
 def test_the_seed_of_the_data():
-    data = InMemoryChats(common_config=OWN, conversations=[], shuffle_seed=-1)
-    with pytest.raises(ConfigurationError, match=r"^shuffle_seed=-1: "):
-        keys.check(config(dataset_builder=data))
+    with pytest.raises(ConfigurationError, match=r"^shuffle_seed=-1: expected 0 to 4294967295$"):
+        InMemoryChats(common_config=OWN, conversations=[], shuffle_seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "words"),
+    [
+        (rl_train.Config, "max_tokens=0 temperature=0.0 num_substeps=0 num_minibatches=0"),
+        (rl_train.Config, "max_lag=-1 groups_at_a_time=0 max_logprob_gap=0.0 eval_every=-1"),
+        (rl_train.Config, "kl_penalty_coef=-1.0 kl_discount_factor=1.5 transcripts_every=-1"),
+        (rl_basic.CLI, "group_size=0 groups_per_batch=0 eval_every=-1"),
+        (sl_basic.CLI, "batch_size=0 max_length=1 num_epochs=0 eval_every=-1 sample_replies=-1"),
+        (sl_loop.Config, "learning_rate=-1.0 batch_size=0 max_length=1 num_epochs=0 max_steps=0"),
+        (sl_loop.Config, "lora_rank=0 seed=-1 save_every=-1"),
+        (rl_loop.Config, "learning_rate=-1.0 groups_per_batch=0 group_size=0 max_tokens=0"),
+        (rl_loop.Config, "max_steps=0 lora_rank=0 seed=-1 save_every=-1"),
+        (RolloutLimits, "max_turns=0 max_trajectory_tokens=0 env_timeout=0.0 sample_timeout=nan"),
+        (HubChats, "shuffle_seed=-1"),
+        (Arithmetic, "group_size=0 groups_per_batch=0 seed=-1 num_epochs=0 test_size=-1"),
+        (AimeCLI, "num_samples=0"),
+    ],
+)
+def test_ranges_of_each_config(config_class, words):
+    """From Python and from the command line in the same words."""
+    needed = {rl_train.Config: {"dataset_builder": RLDatasetBuilder()}, HubChats: {"path": "x"}}
+    for word in words.split():
+        key, value = word.split("=")
+        number = float(value) if "." in value or value == "nan" else int(value)
+        with pytest.raises(ConfigurationError, match=f"^{key}={value}: expected ") as error:
+            config_class(**needed.get(config_class, {}), **{key: number})
+        if config_class in (rl_train.Config, HubChats):
+            continue
+        with pytest.raises(ConfigurationError) as in_words:
+            parse(config_class, [word])
+        assert str(in_words.value) == str(error.value)
+
+
+def test_no_range_is_forgotten():
+    """Whatever declares a range has the base that checks it."""
+    found = set()
+    for package in (tinker_cookbook, recipes):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.endswith(("_test", "conftest", "__main__")):
+                continue
+            for cls in vars(importlib.import_module(module.name)).values():
+                if isinstance(cls, type) and chz.is_chz(cls):
+                    ranges = [declared(cls, key).allowed for key in chz.chz_fields(cls)]
+                    found |= {cls} if any(ranges) else set()
+    assert len(found) > 15 and LoopConfig in found
+    assert [cls for cls in found if not issubclass(cls, CheckedConfig)] == []
 
 
 def test_fill_by_the_model():

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tinker_cookbook.evaluators import Evaluations, TrainingClientEvaluator
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.evaluations import Evaluations
+from tinker_cookbook.training.evaluators import TrainingClientEvaluator
+from tinker_cookbook.training.journal import Journal
 
 
 class Clock:

@@ -3,10 +3,8 @@ work are refused before any data is read or any step is paid for."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import chz
 from chz.tiepin import is_subtype_instance, type_repr
@@ -76,62 +74,10 @@ def check_types(config: Any, prefix: str = "") -> None:
             check_types(value, f"{prefix}{key}.")
 
 
-class _Range(NamedTuple):
-    holds: Callable[[float], bool]  # False for NaN in each of them
-    expected: str
-
-
-_COUNT = _Range(lambda value: 1 <= value < math.inf, "1 or more")
-_NOT_NEGATIVE = _Range(lambda value: 0 <= value < math.inf, "0 or more")
-_POSITIVE = _Range(lambda value: 0 < value < math.inf, "above 0")
-_DECAY = _Range(lambda value: 0 <= value < 1, "0 or more and below 1")
-_SHARE = _Range(lambda value: 0 <= value <= 1, "0 to 1")
-# random generators of several libraries take it, and with an epoch number it stays below 2**63
-_SEED = _Range(lambda value: 0 <= value < 2**32, "0 to 4294967295")
-
-_RANGES = {
-    "learning_rate": _NOT_NEGATIVE,
-    "num_epochs": _COUNT,
-    "max_steps": _COUNT,
-    "lora_rank": _COUNT,
-    "seed": _SEED,
-    "adam_beta1": _DECAY,
-    "adam_beta2": _DECAY,
-    "adam_eps": _POSITIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "grad_clip_norm": _NOT_NEGATIVE,
-    "eval_every": _NOT_NEGATIVE,
-    "infrequent_eval_every": _NOT_NEGATIVE,
-    "save_every": _NOT_NEGATIVE,
-    "rolling_save_every": _NOT_NEGATIVE,
-    "ttl_seconds": _COUNT,
-    "submit_ahead": _NOT_NEGATIVE,
-    "sample_replies": _NOT_NEGATIVE,
-    "max_tokens": _COUNT,
-    "temperature": _POSITIVE,
-    "group_size": _COUNT,
-    "groups_per_batch": _COUNT,
-    "num_substeps": _COUNT,
-    "num_minibatches": _COUNT,
-    "max_lag": _NOT_NEGATIVE,
-    "groups_at_a_time": _COUNT,
-    "max_logprob_gap": _POSITIVE,
-    "kl_penalty_coef": _NOT_NEGATIVE,
-    "kl_discount_factor": _SHARE,
-    "transcripts_every": _NOT_NEGATIVE,
-}
-
-
 def check(config: Any) -> None:
-    """Raises ConfigurationError for the first key whose value cannot work; None is left alone.
-
-    Keys that a config lacks are not asked for. `batch_size` and the least `max_length` are checked
-    where ChatDatasetBuilderCommonConfig is made.
-    """
-    for key, allowed in _RANGES.items():
-        _check_range(key, getattr(config, key, None), allowed)
+    """Raises ConfigurationError for lengths that the model cannot read. The ranges of single keys
+    are checked where a config is made (`CheckedConfig`)."""
     data = getattr(config, "dataset_builder", None)
-    _check_range("shuffle_seed", getattr(data, "shuffle_seed", None), _SEED)
     for holder in (config, getattr(data, "common_config", None)):
         _check_length(getattr(holder, "max_length", None), config.model_name)
 
@@ -145,11 +91,6 @@ def _is_of_type(value: Any, annotation: Any) -> bool:
     elif isinstance(value, Real):
         plain = float(value)
     return is_subtype_instance(plain, annotation)
-
-
-def _check_range(key: str, value: float | None, allowed: _Range) -> None:
-    if value is not None and not allowed.holds(value):
-        raise ConfigurationError(f"{key}={value}: expected {allowed.expected}")
 
 
 def _check_length(max_length: int | None, model_name: str) -> None:

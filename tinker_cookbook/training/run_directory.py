@@ -11,9 +11,10 @@ import socket
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.checkpoint_links import remove_links
 from tinker_cookbook.utils.files import FileLock
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # a directory with one of these holds a run; any other directory is never deleted (config.json
 # would not do: a directory with a model has one, too)
 RUN_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
-WEIGHTS = "weights"  # links to the checkpoints in the store
-# all that runs write, beside those links
+# all that runs write, beside the links to their checkpoints
 _WRITTEN = (
     *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
     *("iteration_*", "timing_*", "trace_*", "wandb"),
@@ -127,22 +127,6 @@ def empty(directory: Path) -> None:
             entry.unlink()
 
 
-def remove_links(directory: Path, *, only_dead: bool = False) -> None:
-    """Those in `weights/`; only_dead: those whose checkpoint is gone from a store that is there."""
-    folder = directory / WEIGHTS
-    if not folder.is_dir():
-        return
-    for entry in list(folder.iterdir()):
-        if not entry.is_symlink():
-            continue
-        parents = (folder / entry.readlink()).parents  # <runs>/<run>/<kind>/<name>
-        ours = len(parents) > 2 and parents[0].name in ("weights", "sampler_weights")
-        if ours and (not only_dead or (not entry.exists() and parents[2].is_dir())):
-            entry.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def check_log_dir(
     log_dir: str | os.PathLike[str], behavior_if_exists: LogDirBehavior = "resume"
 ) -> None:
@@ -160,26 +144,3 @@ def check_log_dir(
             empty(directory)
         finally:
             lock.release()
-
-
-def differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """The dotted keys in which two plain configurations differ, each with both values."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        found: list[str] = []
-        for key in dict.fromkeys([*here, *there]):
-            inner = f"{path}.{key}" if path else key
-            found += differences(there.get(key, _ABSENT), here.get(key, _ABSENT), inner)
-        return found
-    if there == here and isinstance(there, bool) == isinstance(here, bool):
-        return []
-    return [f"{path} is {_show(there)} there and {_show(here)} here"]
-
-
-_ABSENT = object()
-
-
-def _show(value: Any) -> str:
-    if value is _ABSENT:
-        return "not set"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

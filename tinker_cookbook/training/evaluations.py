@@ -1,47 +1,20 @@
-"""Evaluators: programs that measure a model now and then while it is trained."""
+"""When each evaluator of a run is due, and what they measure then."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.journal import Journal
+from tinker_cookbook.training.evaluators import Evaluator, SamplingClientEvaluator
+from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils.misc_utils import timed
 
 if TYPE_CHECKING:
-    import tinker
-
-
-class _Evaluator:
-    def lines(self) -> list[str]:
-        """What a person should see of the last evaluation, e.g. a few replies. Here: nothing."""
-        return []
-
-
-class TrainingClientEvaluator(_Evaluator, ABC):
-    """Measures the weights that are being trained, e.g. by `forward`.
-
-    A base class and not a protocol: the loop tells the two kinds of evaluator apart by it.
-    """
-
-    @abstractmethod
-    async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]: ...
-
-
-class SamplingClientEvaluator(_Evaluator, ABC):
-    """Measures a snapshot of the weights, e.g. by sampling from it."""
-
-    @abstractmethod
-    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]: ...
-
-
-Evaluator = TrainingClientEvaluator | SamplingClientEvaluator
-EvaluatorBuilder = Callable[[], Evaluator]
+    from tinker_cookbook.service.api import SamplingClient, TrainingClient
 
 
 class Evaluations:
@@ -98,7 +71,10 @@ class Evaluations:
         )
 
     async def run(
-        self, client: Any, step: int | None, sampling_client: Any = None
+        self,
+        client: TrainingClient,
+        step: int | None,
+        sampling_client: SamplingClient | None = None,
     ) -> dict[str, float]:
         """Metrics of the evaluators due before `step`, with the seconds it took as `time/evals`;
         {} where none is. The clients: see `run_evals`. A stop cancels it."""
@@ -117,7 +93,9 @@ class Evaluations:
 
 
 async def run_evals(
-    evaluators: Sequence[Evaluator], client: Any, sampling_client: Any = None
+    evaluators: Sequence[Evaluator],
+    client: TrainingClient,
+    sampling_client: SamplingClient | None = None,
 ) -> dict[str, float]:
     """All metrics of the evaluators on the client's weights as they are after the calls so far.
 
@@ -127,9 +105,9 @@ async def run_evals(
     metrics: dict[str, float] = {}
     for evaluator in evaluators:
         if isinstance(evaluator, SamplingClientEvaluator):
-            if sampling_client is None:
-                sampling_client = await client.save_weights_and_get_sampling_client()
-            metrics.update(await evaluator(sampling_client))
+            snapshot = sampling_client or await client.save_weights_and_get_sampling_client()
+            sampling_client = snapshot
+            metrics.update(await evaluator(snapshot))
         else:
             metrics.update(await evaluator(client))
     return metrics

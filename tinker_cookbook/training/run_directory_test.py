@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils.run_directory import (
+from tinker_cookbook.training.run_directory import (
     RunLock,
     check_log_dir,
     decide,
-    differences,
     empty,
     holds_run,
 )
+from tinker_cookbook.training.run_identity import differences
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tinker_cookbook.utils.run_directory import RunLock
+from tinker_cookbook.training.run_directory import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -63,7 +63,7 @@ def test_a_second_process_is_told_who_holds_the_directory_until_that_one_is_kill
 FORK = """
 import os, sys, time
 from pathlib import Path
-from tinker_cookbook.utils.run_directory import RunLock
+from tinker_cookbook.training.run_directory import RunLock
 lock = RunLock(Path(sys.argv[1]))
 if os.fork() == 0:
     print(os.getpid(), flush=True)  # by the child: only now has it let go of the lock

@@ -1,0 +1,2 @@
+"""What every training loop has around its steps: config, resolve, journal, run directory and
+evaluators."""
