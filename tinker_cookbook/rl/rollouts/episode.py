@@ -15,7 +15,7 @@ from tinker_cookbook.completers import (
     TokensWithLogprobs,
 )
 from tinker_cookbook.exceptions import TrainingError
-from tinker_cookbook.rl.env_calls import (
+from tinker_cookbook.rl.rollouts.env_calls import (
     EnvCalls,
     being_cancelled,
     checked_dict,
@@ -26,10 +26,9 @@ from tinker_cookbook.rl.env_calls import (
     found,
     takes_extra,
 )
-from tinker_cookbook.rl.limits import RolloutLimits
-from tinker_cookbook.rl.loop_clock import bounded
-from tinker_cookbook.rl.rollout_progress import RolloutProgress
-from tinker_cookbook.rl.rollout_strategy import RolloutFailedError
+from tinker_cookbook.rl.rollouts.limits import RolloutLimits
+from tinker_cookbook.rl.rollouts.progress import RolloutProgress
+from tinker_cookbook.rl.rollouts.strategy import RolloutFailedError
 from tinker_cookbook.rl.types import (
     ActionExtra,
     Env,
@@ -39,6 +38,7 @@ from tinker_cookbook.rl.types import (
     Trajectory,
     Transition,
 )
+from tinker_cookbook.utils.loop_clock import bounded
 
 
 class Episode:

@@ -25,19 +25,19 @@ from tinker_cookbook.completers import (
     derive_seed,
 )
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
-from tinker_cookbook.rl import env_calls
-from tinker_cookbook.rl.rollout_strategy import (
-    FailFast,
-    MinViableGroup,
-    RetryOnFailure,
-    RolloutFailedError,
-    RolloutStrategy,
-)
 from tinker_cookbook.rl.rollouts import (
     RolloutLimits,
     RolloutProgress,
     do_group_rollout,
     do_single_rollout,
+    env_calls,
+)
+from tinker_cookbook.rl.rollouts.strategy import (
+    FailFast,
+    MinViableGroup,
+    RetryOnFailure,
+    RolloutFailedError,
+    RolloutStrategy,
 )
 from tinker_cookbook.rl.types import (
     Env,
