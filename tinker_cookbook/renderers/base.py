@@ -32,7 +32,7 @@ from tinker_cookbook.renderers.messages import (
 )
 from tinker_cookbook.renderers.parsing import (
     ContentParser,
-    Delta,
+    MessageDelta,
     ParsedResponse,
     ResponseParser,
     TagParser,
@@ -311,10 +311,12 @@ class Renderer(ABC):
         """The message in a sampled response, and how the response ended."""
         return self._response_parser().parse(tokens)
 
-    def parse_response_streaming(self, tokens: Iterable[int]) -> Iterator[Delta | ParsedResponse]:
-        """Deltas as soon as nothing that follows can change them; the last item is what
-        `parse_response` gives for all the tokens. `tokens` may be a generator that is still
-        sampling."""
+    def parse_response_streaming(
+        self, tokens: Iterable[int]
+    ) -> Iterator[MessageDelta | ParsedResponse]:
+        """A header first, deltas as soon as nothing that follows can change them, and as the last
+        item what `parse_response` gives for all the tokens. `tokens` may be a generator that is
+        still sampling."""
         return self._response_parser().stream(tokens)
 
     def __reduce__(self) -> tuple[Callable[[Origin], Renderer], tuple[Origin]]:
