@@ -26,9 +26,9 @@ from tinker_cookbook.checkpoint_utils import (
 )
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.stopping import RunStop
-from tinker_cookbook.utils import code_identity, jsonl, ml_log
+from tinker_cookbook.utils import code_identity, jsonl, ml_log, trace
 from tinker_cookbook.utils.display import Display, duration
-from tinker_cookbook.utils.misc_utils import counted, runs_path, timed
+from tinker_cookbook.utils.misc_utils import counted, runs_path
 from tinker_cookbook.utils.plain_data import CLASS, comparable, plain
 from tinker_cookbook.utils.run_config import CONFIG_CLASS, RECIPE, USER_CODE
 from tinker_cookbook.utils.run_directory import RunLock, decide, differences, empty, holds_run
@@ -206,6 +206,7 @@ class Journal:
                 rows_are_kept=self._rows_kept is not None,
             )
             stack.enter_context(self._stop.watched())
+            stack.enter_context(trace.listening(self._add_seconds))
             for line in place.remarks:
                 self.say(line)
             self._started = time.perf_counter()
@@ -287,8 +288,12 @@ class Journal:
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the seconds of the block to `time/<name>` of the present or the next row."""
-        with timed(name, self._timings):
+        with trace.span(name, self._add_seconds):
             yield
+
+    def _add_seconds(self, name: str, seconds: float) -> None:
+        key = f"time/{name}"
+        self._timings[key] = self._timings.get(key, 0.0) + seconds
 
     def _progress_fields(self, i: int) -> dict[str, float]:
         if self._progress == "rl":
