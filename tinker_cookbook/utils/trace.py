@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import functools
-import inspect
 import os
 import threading
 import time
@@ -28,6 +26,7 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.misc_utils import each_call_in
 from tinker_cookbook.utils.plain_data import plain
 
 P = ParamSpec("P")
@@ -42,21 +41,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 def scope(function: Callable[P, R]) -> Callable[P, R]:
     """Makes every call of a function, sync or async, a span under the function's name."""
     name = function.__qualname__.rpartition("<locals>.")[2]
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with span(name):
-                return await function(*args, **kwargs)
-
-        return call_async  # type: ignore[return-value]  # R is this coroutine
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with span(name):
-            return function(*args, **kwargs)
-
-    return call
+    return each_call_in(function, lambda: span(name))
 
 
 @contextmanager

@@ -47,6 +47,7 @@ from tinker_cookbook.rl.types import (
     StopReason,
 )
 from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.utils import logtree
 
 
 def prompt(*tokens: int) -> tinker.ModelInput:
@@ -136,6 +137,27 @@ def kinds(group: Any) -> list[tuple[str, int | None]]:
 
 
 # ------------------------------------------------------------------ one episode
+
+
+async def test_what_a_step_logs_as_a_tree_is_in_its_logs_and_in_the_tree_around() -> None:
+    async def tells(turn: int) -> float:
+        if turn == 2:
+            with logtree.scope_header("checks"):
+                await asyncio.sleep(0)
+                logtree.log_text(f"turn {turn}")
+        return 0.0
+
+    with logtree.init_trace("around") as tree:
+        told = await do_single_rollout(Player(), Counting(2, tells))
+    alone = await do_single_rollout(Player(), Counting(2, tells))
+    for trajectory in (told, alone):
+        first, second = trajectory.transitions
+        assert first.logs == {"action": "[101]"}
+        assert second.logs == {"action": "[102]", "logtree": "checks:\n  turn 2"}
+    (section,) = tree.children
+    assert section == logtree.Scope(
+        "Counting.step", [logtree.Scope("checks", [logtree.Text("turn 2")])]
+    )
 
 
 async def test_an_episode() -> None:
