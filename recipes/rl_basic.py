@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import chz
+from chz.blueprint import Reference
 
 from recipes.math_rl.arithmetic import Arithmetic
 from recipes.math_rl.gsm8k import Gsm8k
@@ -30,6 +31,27 @@ async def main(config: CLI) -> None:
     data = Arithmetic(num_batches=24) if bundled else Gsm8k()
     config, filled = resolve(config, "rl", data)
     await train.main(config, recipe="rl_basic", filled=filled)
+
+
+def build_config_blueprint() -> chz.Blueprint[train.Config]:
+    """The run without keys, for programs that apply keys of their own and call `train.main`."""
+    config = resolve(CLI(), "rl", Arithmetic(num_batches=24)).config
+    return chz.Blueprint(train.Config).apply(
+        {
+            "dataset_builder": Arithmetic,
+            "dataset_builder.num_batches": 24,
+            "dataset_builder.model_name_for_tokenizer": Reference("model_name"),
+            "dataset_builder.renderer_name": Reference("renderer_name"),
+            "dataset_builder.seed": Reference("seed"),
+            "dataset_builder.group_size": config.group_size,
+            "dataset_builder.groups_per_batch": config.groups_per_batch,
+            "model_name": config.model_name,
+            "renderer_name": config.renderer_name,
+            "seed": config.seed,
+            "eval_every": config.eval_every,
+            "eval_greedy": config.eval_greedy,
+        }
+    )
 
 
 if __name__ == "__main__":

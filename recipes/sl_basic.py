@@ -25,12 +25,14 @@ A learning rate of 3e-3 is still on its way after 60 steps: 19 or 20 of the held
 from __future__ import annotations
 
 import chz
+from chz.blueprint import Reference
 
 from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
 from tinker_cookbook.supervised.data import NoRobots
+from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
 
 @chz.chz
@@ -42,6 +44,27 @@ async def main(config: CLI) -> None:
     bundled = config.model_name == "nano"
     config, filled = resolve(config, "sl", NumberWords() if bundled else NoRobots())
     await train.main(config, recipe="sl_basic", filled=filled)
+
+
+def build_config_blueprint() -> chz.Blueprint[train.Config]:
+    """The run without keys, for programs that apply keys of their own and call `train.main`. It
+    does not count the right answers."""
+    config = resolve(CLI(), "sl", NumberWords()).config
+    common = "dataset_builder.common_config"
+    return chz.Blueprint(train.Config).apply(
+        {
+            "dataset_builder": NumberWords,
+            common: ChatDatasetBuilderCommonConfig,
+            f"{common}.model_name_for_tokenizer": Reference("model_name"),
+            f"{common}.renderer_name": Reference("renderer_name"),
+            f"{common}.batch_size": config.batch_size,
+            f"{common}.max_length": config.max_length,
+            "model_name": config.model_name,
+            "renderer_name": config.renderer_name,
+            "num_epochs": config.num_epochs,
+            "eval_every": config.eval_every,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -139,6 +139,18 @@ async def test_keys_given_beside_it_decide_what_follows_from_them(
     assert changed["dataset_builder"]["num_batches"] == 5
 
 
+async def test_classes_of_this_package_may_have_moved_since(start: Any, tmp_path: Path) -> None:
+    first, directory = await start("recipes.rl_basic", "limits.max_turns=3")
+    old = {"limits": "rl.limits", "rollout_strategy": "rl.rollout_strategy"}
+    there = {
+        key: first[key] | {"class": f"tinker_cookbook.{module}:{first[key]['class'].split(':')[1]}"}
+        for key, module in old.items()
+    }
+    assert all(there[key] != first[key] for key in old)
+    given = write(first | there, tmp_path / "run")
+    assert await start("recipes.rl_basic", given) == (first, directory)
+
+
 async def test_of_another_recipe_it_is_refused(start: Any, tmp_path: Path) -> None:
     first, _ = await start("recipes.sl_loop")
     given = write(first, tmp_path / "run")

@@ -274,7 +274,7 @@ def test_replies_that_cannot_be_graded(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Some: wrong, and counted. All: no figure at all."""
-    from recipes.math_rl.math_env import MathEnv
+    from recipes.math_rl.boxed_env import MathEnv
 
     calls: list[str] = []
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import chz
 
-from recipes.math_rl.math_env import ONE_SHOT, MathEnv
+from recipes.math_rl.boxed_env import ONE_SHOT, MathEnv
 from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_problems, some, without
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import Renderer, get_renderer

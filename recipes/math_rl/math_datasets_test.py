@@ -12,11 +12,11 @@ import chz
 import pytest
 
 from recipes.math_rl.arithmetic import Arithmetic, SumEnv
+from recipes.math_rl.boxed_env import MathEnv
 from recipes.math_rl.deepmath import DeepMath
 from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.hendrycks_math import Math
 from recipes.math_rl.math_datasets import MathDatasetBuilder
-from recipes.math_rl.math_env import MathEnv
 from recipes.math_rl.own_problems import OwnProblems
 from recipes.math_rl.polaris import Polaris
 from recipes.math_rl.problems import Problem, ProblemDataset, some, without

@@ -14,8 +14,8 @@ import tinker
 from recipes.math_rl.problems import ProblemDataset
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.rollout_strategy import MinViableGroup
 from tinker_cookbook.rl.rollouts import do_group_rollout
+from tinker_cookbook.rl.rollouts.strategy import MinViableGroup
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 
@@ -77,7 +77,7 @@ class Outcome:
 
     @classmethod
     def of_records(cls, records: Iterable[Mapping[str, Any]], num_samples: int) -> Outcome:
-        """From the lines that rl/transcripts.py writes of a group."""
+        """From the lines that rl/transcripts writes of a group."""
         replies = [record["steps"][0] for record in records if record["steps"]]
         given = ((r["metrics"], r["stop_reason"], r["ac_len"]) for r in replies)
         return cls._of(given, num_samples)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes.math_rl.math_env import MathEnv
+from recipes.math_rl.boxed_env import MathEnv
 from recipes.math_rl.pass_at_k import (
     Outcome,
     PassAtKEvaluator,

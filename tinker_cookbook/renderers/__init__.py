@@ -2,8 +2,8 @@
 
 The formats: qwen3.py, llama3.py, deepseek_v3.py, kimi_k2.py, gpt_oss.py, role_colon.py, and
 template.py for any other chat model. The types: messages.py. How conversations are assembled:
-base.py. What is trained of them: training_modes.py. How responses are parsed: parsing.py. To look
-at a conversation: show.py.
+base.py. What is trained of them: training_modes.py. How responses are parsed: decoding.py and
+parsing.py. To look at a conversation: show.py.
 """
 
 from tinker_cookbook.renderers.base import (
@@ -13,6 +13,7 @@ from tinker_cookbook.renderers.base import (
     SupervisedExample,
     tokens_weights_from_strings_weights,
 )
+from tinker_cookbook.renderers.decoding import Utf8TokenDecoder
 from tinker_cookbook.renderers.messages import (
     Content,
     ContentPart,
@@ -30,8 +31,8 @@ from tinker_cookbook.renderers.messages import (
     get_text_content,
     parse_content_blocks,
 )
-from tinker_cookbook.renderers.parsing import Delta as MessageDelta
 from tinker_cookbook.renderers.parsing import (
+    MessageDelta,
     ParsedResponse,
     ParseFailureKind,
     ParseTermination,
@@ -40,6 +41,7 @@ from tinker_cookbook.renderers.parsing import (
     ToolCallDelta,
     classify_parse_failure,
 )
+from tinker_cookbook.renderers.parsing import MessageHeader as StreamingMessageHeader
 from tinker_cookbook.renderers.parsing import TextDelta as StreamingTextDelta
 from tinker_cookbook.renderers.parsing import ThinkingDelta as StreamingThinkingDelta
 from tinker_cookbook.renderers.registry import (
@@ -68,6 +70,7 @@ __all__ = [
     "Renderer",
     "RendererFactory",
     "Role",
+    "StreamingMessageHeader",
     "StreamingTextDelta",
     "StreamingThinkingDelta",
     "SupervisedExample",
@@ -81,6 +84,7 @@ __all__ = [
     "ToolSpec",
     "TrainOnWhat",
     "UnparsedToolCall",
+    "Utf8TokenDecoder",
     "classify_parse_failure",
     "ensure_text",
     "format_content_as_string",

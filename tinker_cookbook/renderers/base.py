@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -32,7 +32,7 @@ from tinker_cookbook.renderers.messages import (
 )
 from tinker_cookbook.renderers.parsing import (
     ContentParser,
-    Delta,
+    MessageDelta,
     ParsedResponse,
     ResponseParser,
     TagParser,
@@ -140,6 +140,8 @@ class Renderer(ABC):
         self.tokenizer: Any = tokenizer  # its annotations in transformers are too wide to help
         self.encoder = TextEncoder(tokenizer)
         self.origin: Origin | None = None
+        # Whoever makes it by name says how to make it again; pickling needs nothing else.
+        self.remade_by: Callable[[Origin], Renderer] | None = None
 
     # What a format defines
 
@@ -309,21 +311,21 @@ class Renderer(ABC):
         """The message in a sampled response, and how the response ended."""
         return self._response_parser().parse(tokens)
 
-    def parse_response_streaming(self, tokens: Iterable[int]) -> Iterator[Delta | ParsedResponse]:
-        """Deltas as soon as nothing that follows can change them; the last item is what
-        `parse_response` gives for all the tokens. `tokens` may be a generator that is still
-        sampling."""
+    def parse_response_streaming(
+        self, tokens: Iterable[int]
+    ) -> Iterator[MessageDelta | ParsedResponse]:
+        """A header first, deltas as soon as nothing that follows can change them, and as the last
+        item what `parse_response` gives for all the tokens. `tokens` may be a generator that is
+        still sampling."""
         return self._response_parser().stream(tokens)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.origin is None:
+    def __reduce__(self) -> tuple[Callable[[Origin], Renderer], tuple[Origin]]:
+        if self.origin is None or self.remade_by is None:
             raise pickle.PicklingError(
                 f"{type(self).__name__} can be pickled only if it comes from get_renderer(name, "
                 "tokenizer, model_name=...): it travels as these two names"
             )
-        from tinker_cookbook.renderers.registry import renderer_from_origin
-
-        return renderer_from_origin, (self.origin,)
+        return self.remade_by, (self.origin,)
 
     def _prompt_chunks(
         self, messages: Sequence[Message], role: Role

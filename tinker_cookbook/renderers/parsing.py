@@ -14,10 +14,12 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from tinker_cookbook.exceptions import RendererError
+from tinker_cookbook.renderers.decoding import TokenDecoder
 from tinker_cookbook.renderers.messages import (
     ContentPart,
     FunctionBody,
     Message,
+    Role,
     TextPart,
     ThinkingPart,
     ToolCall,
@@ -62,6 +64,14 @@ def classify_parse_failure(
 
 
 @dataclass(frozen=True)
+class MessageHeader:
+    """A message begins: whose."""
+
+    role: Role
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class TextDelta:
     text: str
 
@@ -79,6 +89,7 @@ class ToolCallDelta:
 
 
 Delta = TextDelta | ThinkingDelta | ToolCallDelta
+MessageDelta = MessageHeader | Delta
 
 
 class ContentParser(Protocol):
@@ -299,7 +310,7 @@ class StopStringParser:
         return [TextDelta(rest)] if rest else []
 
 
-def message_from_deltas(deltas: Iterable[Delta], think_closed: str | None = None) -> Message:
+def message_from_deltas(deltas: Iterable[MessageDelta], think_closed: str | None = None) -> Message:
     """The assistant message that a list of deltas adds up to.
 
     Content is a string, or [thinking, text] where there was reasoning (text only if not empty).
@@ -322,35 +333,6 @@ def message_from_deltas(deltas: Iterable[Delta], think_closed: str | None = None
     if unparsed := [call for call in calls if isinstance(call, UnparsedToolCall)]:
         message["unparsed_tool_calls"] = unparsed
     return message
-
-
-class TokenDecoder:
-    """Tokens to text as they come, holding back bytes that are not yet a whole character.
-
-    Two windows of recent tokens are decoded and compared, because some tokenizers decode a token
-    differently at the start of a text.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str]):
-        self._decode = decode
-        self._tokens: list[int] = []  # the last piece given out, then what is not given out yet
-        self._given = 0
-
-    def feed(self, token: int) -> str:
-        self._tokens.append(token)
-        text = self._new_text()
-        # A character cut in two decodes to this sign. So does a true one: it waits for company.
-        if not text or text.endswith("\ufffd"):
-            return ""
-        self._tokens = self._tokens[self._given :]
-        self._given = len(self._tokens)
-        return text
-
-    def finish(self) -> str:
-        return self._new_text()
-
-    def _new_text(self) -> str:
-        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._given])) :]
 
 
 class ResponseParser:
@@ -384,8 +366,9 @@ class ResponseParser:
     def _message(self, deltas: list[Delta]) -> Message:
         return message_from_deltas(deltas, self._think_closed)
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[Delta | ParsedResponse]:
-        """Deltas while the tokens come, and at the end what `parse` gives for all of them."""
+    def stream(self, tokens: Iterable[int]) -> Iterator[MessageDelta | ParsedResponse]:
+        """A header, deltas while the tokens come, and at the end what `parse` gives for all."""
+        yield MessageHeader("assistant")
         ending = _Ending(self._stop_tokens, self._eos_tokens)
         decoder = TokenDecoder(self._decode)
         seen: list[Delta] = []

@@ -24,9 +24,9 @@ from tinker_cookbook.renderers import (
 )
 from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.parsing import (
+    MessageHeader,
     ParsedResponse,
     StopStringParser,
-    TokenDecoder,
     message_from_deltas,
     read_json_tool_call,
 )
@@ -150,7 +150,8 @@ def assert_streaming_equals_whole_at_every_cut(renderer, tokens):
     given_out = ""
     for cut in range(len(tokens) + 1):
         whole = renderer.parse_response(tokens[:cut])
-        *deltas, last = renderer.parse_response_streaming(iter(tokens[:cut]))
+        header, *deltas, last = renderer.parse_response_streaming(iter(tokens[:cut]))
+        assert header == MessageHeader("assistant")
         assert isinstance(last, ParsedResponse)
         assert last == whole
         think_closed = "</think>" if renderer.reasoning_in_strings else None
@@ -173,7 +174,7 @@ def assert_arguments_may_hold(renderer, tag):
 
 
 def early_deltas(renderer, tokens):
-    """What a stream yields before it learns that the tokens are over."""
+    """What a stream yields behind its header before it learns that the tokens are over."""
     seen, consumed = [], []
 
     def source():
@@ -184,7 +185,7 @@ def early_deltas(renderer, tokens):
         if consumed:
             break
         seen.append(delta)
-    return seen
+    return seen[1:]
 
 
 def show(deltas) -> str:
@@ -248,14 +249,6 @@ def test_streaming_gives_text_out_as_it_comes():
     assert sum(isinstance(delta, ThinkingDelta) for delta in deltas) >= 4
     assert sum(isinstance(delta, TextDelta) for delta in deltas) >= 5
     assert "\ufffd" not in show(deltas)
-
-
-def test_decoder_waits_for_whole_characters():
-    words = {0: b"a", 1: "🙂".encode()[:2], 2: "🙂".encode()[2:], 3: b"\xff", 4: "\ufffd".encode()}
-    decode = lambda tokens: b"".join(words[t] for t in tokens).decode(errors="replace")  # noqa: E731
-    decoder = TokenDecoder(decode)
-    assert [decoder.feed(t) for t in (0, 1, 2, 3, 0, 4)] == ["a", "", "🙂", "", "\ufffda", ""]
-    assert decoder.finish() == "\ufffd"
 
 
 # Terminations

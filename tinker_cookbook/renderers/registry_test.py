@@ -75,6 +75,10 @@ def test_registering(tokenizer):
         renderer = get_renderer("mine", tokenizer, image_processor="p", model_name="m")
         assert seen == ["p"]
         assert renderer.origin == ("mine", "m")
+        renderer = get_renderer("mine", tokenizer)
+        again = pickle.loads(pickle.dumps(renderer))
+        assert type(again) is RoleColonRenderer and again.origin == renderer.origin
+        assert pickle.loads(pickle.dumps(again)).origin == renderer.origin
         register_renderer("mine", factory)  # again, as a notebook cell does
     finally:
         unregister_renderer("mine")

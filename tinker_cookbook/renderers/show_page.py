@@ -14,9 +14,9 @@ from rich.text import Text
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.chats import BadRow, Chat
+from tinker_cookbook.renderers.decoding import TokenDecoder
 from tinker_cookbook.renderers.examples import Example, conversation_examples, split_note
 from tinker_cookbook.renderers.messages import Message, split_thinking
-from tinker_cookbook.renderers.parsing import TokenDecoder
 from tinker_cookbook.renderers.row_account import RowAccount
 from tinker_cookbook.renderers.training_modes import REPLY_MODES, TrainOnWhat, trained_messages
 from tinker_cookbook.utils.misc_utils import counted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tinker_cookbook.utils.misc_utils import import_of
 
 if TYPE_CHECKING:
-    from tinker_cookbook.rl.rollout_strategy import FailFast, RetryOnFailure, RolloutStrategy
+    from tinker_cookbook.rl.rollouts.strategy import FailFast, RetryOnFailure, RolloutStrategy
     from tinker_cookbook.rl.types import (
         Action,
         Env,
@@ -43,9 +43,9 @@ __all__ = [
     "Transition",
 ]
 _MODULES = {
-    "FailFast": "rl.rollout_strategy",
-    "RetryOnFailure": "rl.rollout_strategy",
-    "RolloutStrategy": "rl.rollout_strategy",
+    "FailFast": "rl.rollouts.strategy",
+    "RetryOnFailure": "rl.rollouts.strategy",
+    "RolloutStrategy": "rl.rollouts.strategy",
     "Action": "rl.types",
     "Env": "rl.types",
     "EnvGroupBuilder": "rl.types",

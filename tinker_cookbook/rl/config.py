@@ -10,8 +10,8 @@ import chz
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.limits import RolloutLimits
-from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
+from tinker_cookbook.rl.rollouts.limits import RolloutLimits
+from tinker_cookbook.rl.rollouts.strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.signals import AdvantageKind, Signal
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import locate_checkpoint

@@ -12,8 +12,8 @@ from typing import Any
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
 from tinker_cookbook.rl.data_processing import is_constant
-from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.rollouts import RolloutLimits, RolloutProgress, do_group_rollout
+from tinker_cookbook.rl.rollouts.strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.types import (
     EnvGroupBuilder,
     RLDataset,

@@ -18,7 +18,7 @@ from tinker_cookbook.rl.metric_util import (
     dataset_to_env_group_builders,
 )
 from tinker_cookbook.rl.metrics import SampleTrainGap
-from tinker_cookbook.rl.rollout_strategy import FailFast, RolloutFailedError
+from tinker_cookbook.rl.rollouts.strategy import FailFast, RolloutFailedError
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
 from tinker_cookbook.rl.trajectories_test import trajectory, turn

@@ -28,9 +28,9 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import StopCondition, TokenCompleter, TokensWithLogprobs
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
-from tinker_cookbook.rl.env_calls import takes_extra
-from tinker_cookbook.rl.rollout_strategy import RolloutFailedError
 from tinker_cookbook.rl.rollouts import RolloutLimits, do_single_rollout
+from tinker_cookbook.rl.rollouts.env_calls import takes_extra
+from tinker_cookbook.rl.rollouts.strategy import RolloutFailedError
 from tinker_cookbook.rl.types import (
     Action,
     ActionExtra,

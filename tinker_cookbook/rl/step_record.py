@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinker_cookbook.rl.group_source import PlayedGroup
 from tinker_cookbook.rl.metric_util import compute_trajectory_metrics
 from tinker_cookbook.rl.metrics import SampleTrainGap
+from tinker_cookbook.rl.rollouts.group_source import PlayedGroup
 from tinker_cookbook.rl.signals import Signal
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.types import RolloutError, TrajectoryGroup

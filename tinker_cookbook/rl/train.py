@@ -35,10 +35,9 @@ from tinker_cookbook.rl.config import (
     with_known_keys,
     with_located_reference,
 )
-from tinker_cookbook.rl.group_source import GroupSource
-from tinker_cookbook.rl.loop_watch import LoopWatch
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
-from tinker_cookbook.rl.rollout_progress import RolloutProgress
+from tinker_cookbook.rl.rollouts.group_source import GroupSource
+from tinker_cookbook.rl.rollouts.progress import RolloutProgress
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
 from tinker_cookbook.rl.temperature import about_temperature, check_temperature, loss_settings
 from tinker_cookbook.rl.training_step import Trainer
@@ -48,6 +47,7 @@ from tinker_cookbook.training import resolve as keys
 from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.training.evaluators import Evaluator
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.utils.loop_watch import LoopWatch
 
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
 
@@ -104,7 +104,7 @@ async def main(
             headlines=HEADLINES,
             rest_client=service.create_rest_client(),
         ) as journal,
-        LoopWatch(progress, journal.say),
+        LoopWatch(progress.summary, journal.say),
     ):
         if filled:
             journal.say(models.filled_line(config.model_name, filled))

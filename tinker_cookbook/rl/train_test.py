@@ -24,7 +24,7 @@ from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.rl import train, training_step
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
-from tinker_cookbook.rl.rollout_strategy import FailFast
+from tinker_cookbook.rl.rollouts.strategy import FailFast
 from tinker_cookbook.rl.signals import sequence_logprobs
 from tinker_cookbook.rl.training_step import Trainer
 from tinker_cookbook.rl.trajectories import TrainingGroup

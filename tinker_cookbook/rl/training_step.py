@@ -19,11 +19,11 @@ from tinker_cookbook.exceptions import (
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.config import Config
 from tinker_cookbook.rl.data_processing import is_constant
-from tinker_cookbook.rl.group_source import GroupSource, PlayedGroup, Ticket
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.metrics import SampleTrainGap, compute_post_kl
-from tinker_cookbook.rl.rollout_progress import RolloutProgress
 from tinker_cookbook.rl.rollouts import do_group_rollout
+from tinker_cookbook.rl.rollouts.group_source import GroupSource, PlayedGroup, Ticket
+from tinker_cookbook.rl.rollouts.progress import RolloutProgress
 from tinker_cookbook.rl.signals import Signal, sequence_logprobs
 from tinker_cookbook.rl.step_record import StepRecord, add_signals, num_trained_tokens
 from tinker_cookbook.rl.temperature import loss_settings, trainer_temperature
@@ -365,7 +365,7 @@ class Trainer:
         training: Sequence[TrainingGroup] | None = None,
         **further: Any,
     ) -> None:
-        """For people, see rl/transcripts.py. Waits for the one before, not for this one."""
+        """For people, see rl/transcripts. Waits for the one before, not for this one."""
         await self.finish_writing()
         self._writing = asyncio.create_task(
             asyncio.to_thread(

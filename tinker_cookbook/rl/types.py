@@ -52,7 +52,8 @@ class StepResult:
 
     reward: a finite number. next_observation, next_stop_condition: what the next action answers to;
     not read when `episode_done`. metrics: numbers, averaged over the batch under their names.
-    logs: shown in transcripts. trainable: whether the action's tokens are trained at all.
+    logs: shown in transcripts, beside what was logged by utils.logtree. trainable: whether the
+    action's tokens are trained at all.
     """
 
     reward: float

@@ -21,9 +21,10 @@ from tinker_cookbook.checkpoint_utils import (
 from tinker_cookbook.training.run_identity import RunIdentity
 from tinker_cookbook.training.run_place import PlaceFinder
 from tinker_cookbook.training.stopping import RunStop
-from tinker_cookbook.utils import jsonl, ml_log
+from tinker_cookbook.utils import jsonl, ml_log, trace
 from tinker_cookbook.utils.display import Display, duration
-from tinker_cookbook.utils.misc_utils import counted, timed
+from tinker_cookbook.utils.misc_utils import counted
+from tinker_cookbook.utils.ml_log import MetricValue
 from tinker_cookbook.utils.plain_data import Plain
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ class Journal:
                 rows_are_kept=self._rows_kept is not None,
             )
             stack.enter_context(self._stop.watched())
+            stack.enter_context(trace.listening(self._add_seconds))
             for line in place.remarks:
                 self.say(line)
             self._started = time.perf_counter()
@@ -236,12 +238,12 @@ class Journal:
     # ---- steps
 
     @contextmanager
-    def step(self, i: int) -> Iterator[dict[str, Plain]]:
+    def step(self, i: int) -> Iterator[dict[str, MetricValue]]:
         """The metrics row of step i (0-based), written when the block ends without an exception."""
         self._stop.end_here()
         if i != self._next_step:
             raise RuntimeError(f"row {i} out of order: row {self._next_step} is the next one")
-        row: dict[str, Plain] = {}
+        row: dict[str, MetricValue] = {}
         started = time.perf_counter()
         yield row
         for key, value in self._progress_fields(i).items():
@@ -259,8 +261,12 @@ class Journal:
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the seconds of the block to `time/<name>` of the present or the next row."""
-        with timed(name, self._timings):
+        with trace.span(name, self._add_seconds):
             yield
+
+    def _add_seconds(self, name: str, seconds: float) -> None:
+        key = f"time/{name}"
+        self._timings[key] = self._timings.get(key, 0.0) + seconds
 
     def _progress_fields(self, i: int) -> dict[str, float]:
         if self._progress == "rl":

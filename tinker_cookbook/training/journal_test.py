@@ -23,6 +23,7 @@ from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, Trai
 from tinker_cookbook.training.fields import rules
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.run_identity import keys_that_may_change, without
+from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.ml_log import read_metrics
 
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
@@ -526,12 +527,16 @@ def test_timings_inside_and_between_steps(tmp_path: Path):
                 time.sleep(0.01)
             with journal.timed("a"):
                 time.sleep(0.01)
+            with trace.span("of the user's"):
+                time.sleep(0.01)
         with journal.timed("between"):
             time.sleep(0.01)
         with journal.step(1):
             pass
+    with trace.span("after the run"):
+        pass
     first, second = read_metrics(tmp_path)
-    assert first["time/total"] >= first["time/a"] >= 0.02
+    assert first["time/total"] >= first["time/a"] + first["time/of the user's"] >= 0.03
     assert set(second) == {"step", "progress", "time/between", "time/total"}
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import itertools
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -68,6 +72,27 @@ def not_none(value: T | None) -> T:
     if value is None:
         raise ValueError("there is no value here (None)")
     return value
+
+
+def each_call_in(
+    function: Callable[P, R], context: Callable[[], AbstractContextManager[None]]
+) -> Callable[P, R]:
+    """The function, sync or async, with a fresh `context()` around each of its calls."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call_async(*args: P.args, **kwargs: P.kwargs) -> object:
+            with context():
+                return await function(*args, **kwargs)
+
+        return call_async  # type: ignore[return-value]  # R is what `function` returns, a coroutine
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with context():
+            return function(*args, **kwargs)
+
+    return call
 
 
 def import_of(name: str, package: str, modules: Mapping[str, str]) -> Any:

@@ -7,15 +7,17 @@ import logging
 import os
 import sys
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Self, SupportsFloat
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.code_state import code_state
-from tinker_cookbook.utils.display import is_terminal, metrics_table
+from tinker_cookbook.utils.display import is_terminal, metrics_table, short
 from tinker_cookbook.utils.files import disk_errors, replace_file
 from tinker_cookbook.utils.misc_utils import install_line
 from tinker_cookbook.utils.plain_data import plain
@@ -26,49 +28,53 @@ CODE_FILE = "code.diff"
 LOG_FILE = "logs.log"
 
 
-class Sink(Protocol):
-    """One place that metrics go to."""
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None: ...
-
-    def close(self) -> None: ...
+MetricValue = str | SupportsFloat | None  # bools, numpy and torch scalars are numbers
+Metrics = Mapping[str, MetricValue]
 
 
-class Logger:
-    """Passes every row of metrics to all of its sinks, in order."""
+class Logger(ABC):
+    """One place that the metrics and the configuration of a run go to; a context manager."""
 
-    def __init__(
-        self, log_dir: Path, sinks: Sequence[Sink], handlers: Sequence[logging.Handler] = ()
-    ) -> None:
-        self.log_dir = log_dir
-        self._sinks = list(sinks)
-        self._handlers = list(handlers)
+    @abstractmethod
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        """One row."""
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """One row. Values: numbers, strings, booleans; numpy and torch scalars are converted."""
-        row = {key: plain(value) for key, value in metrics.items()}
-        for sink in self._sinks:
-            sink.log_metrics(row, step)
+    def log_hparams(self, config: Any) -> None:  # noqa: B027 (most have no place for it)
+        """The configuration, of any type that `plain_data.plain` knows."""
 
-    def log_hparams(self, config: Any) -> None:
-        """Writes the configuration to config.json, atomically and in the order of its fields."""
-        write_config(self.log_dir, plain(config))
+    def close(self) -> None:  # noqa: B027 (most hold nothing open)
+        """Gives back what it holds; nothing may be logged afterwards."""
 
-    def close(self) -> None:
-        """Closes every sink and takes the log file away from Python's logging."""
-        for sink in self._sinks:
-            sink.close()
-        self._sinks.clear()
-        for handler in self._handlers:
-            logging.getLogger().removeHandler(handler)
-            handler.close()
-        self._handlers.clear()
-
-    def __enter__(self) -> Logger:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
+
+
+class MultiplexLogger(Logger):
+    """Passes everything on to each of its loggers, in order."""
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = list(loggers)
+
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+
+    def log_hparams(self, config: Any) -> None:
+        for logger in self.loggers:
+            logger.log_hparams(config)
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()
+        self.loggers.clear()
 
 
 def setup_logging(
@@ -78,7 +84,7 @@ def setup_logging(
     config: Any | None = None,
     do_configure_logging_module: bool = True,
     show_metrics: bool = True,
-) -> Logger:
+) -> MultiplexLogger:
     """The logger of a run: metrics.jsonl, a table per row on stdout, wandb if a project is given.
 
     Also writes config.json and code.diff when a config is given, and sends Python's logging (INFO
@@ -86,22 +92,29 @@ def setup_logging(
     """
     directory = Path(log_dir).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    sinks: list[Sink] = [JsonlSink(directory / METRICS_FILE)]
+    loggers: list[Logger] = [JsonLogger(directory)]
     if show_metrics:
-        sinks.append(TerminalSink())
+        loggers.append(PrettyPrintLogger())
     if wandb_project is not None:
-        sinks.append(WandbSink(directory, wandb_project, wandb_name, plain(config)))
-    handlers = _python_logging(directory / LOG_FILE) if do_configure_logging_module else []
-    logger = Logger(directory, sinks, handlers)
+        loggers.append(WandbLogger(directory, wandb_project, wandb_name, plain(config)))
+    if do_configure_logging_module:
+        loggers.append(_PythonLogging(directory / LOG_FILE))
+    logger = MultiplexLogger(loggers)
     if config is not None:
         logger.log_hparams(config)
-        write_code_state(directory)
     return logger
 
 
-def write_config(log_dir: Path, config: Any) -> None:
-    """config.json from plain data."""
-    replace_file(log_dir / CONFIG_FILE, jsonl.encode(config, indent=2) + "\n")
+def dump_config(config: Any) -> Any:
+    """A configuration as plain data: what config.json holds."""
+    return plain(config)
+
+
+def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Logger:
+    """Sends Python's logging, from `level` up, to a file until the process ends; warnings go to
+    stderr, too. Returns the root logger."""
+    _add_handlers(Path(path).expanduser(), level)
+    return logging.getLogger()
 
 
 def write_code_state(log_dir: Path) -> None:
@@ -122,40 +135,37 @@ def read_metrics(log_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [jsonl.restore_floats(line.value) for line in lines]
 
 
-class JsonlSink:
-    """One JSON object a line, "step" first, on disk (fsync) before the call returns."""
+class JsonLogger(Logger):
+    """metrics.jsonl: one JSON object a line, "step" first, on disk (fsync) before the call returns.
+    With a configuration, config.json, atomically and in the order of its fields, and code.diff."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
+        self.log_dir = Path(log_dir).expanduser()
+        self.log_dir.mkdir(parents=True, exist_ok=True)
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         head = {} if step is None else {"step": step}
-        jsonl.append_line(self._path, head | dict(metrics))
+        jsonl.append_line(self.log_dir / METRICS_FILE, head | plain(metrics))
 
-    def close(self) -> None:
-        pass
+    def log_hparams(self, config: Any) -> None:
+        replace_file(self.log_dir / CONFIG_FILE, jsonl.encode(plain(config), indent=2) + "\n")
+        write_code_state(self.log_dir)
 
 
-class TerminalSink:
-    """A table per row on a terminal, one line per row elsewhere."""
+class PrettyPrintLogger(Logger):
+    """On stdout: a table per row on a terminal, one line per row elsewhere."""
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
-        title = "metrics" if step is None else f"step {step}"
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        title, row = "metrics" if step is None else f"step {step}", plain(metrics)
         if is_terminal(sys.stdout):
             from rich.console import Console
 
-            Console(file=sys.stdout, highlight=False).print(metrics_table(title, metrics))
+            Console(file=sys.stdout, highlight=False).print(metrics_table(title, row))
         else:
-            from tinker_cookbook.utils.display import short
-
-            figures = [f"{key} {short(value)}" for key, value in metrics.items()]
-            print("  ".join([title, *figures]), flush=True)
-
-    def close(self) -> None:
-        pass
+            print("  ".join([title, *(f"{k} {short(v)}" for k, v in row.items())]), flush=True)
 
 
-class WandbSink:
+class WandbLogger(Logger):
     """Weights & Biases; a resumed run goes on in the same wandb run."""
 
     def __init__(self, log_dir: Path, project: str, name: str | None, config: Any) -> None:
@@ -181,8 +191,8 @@ class WandbSink:
                 "or set WANDB_MODE=offline"
             ) from e
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
-        self._run.log(dict(metrics), step=step)
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        self._run.log(plain(metrics), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -228,16 +238,32 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def _python_logging(path: Path) -> list[logging.Handler]:
-    """Everything from INFO up goes to the file; warnings also to stderr, as without a file."""
+class _PythonLogging(Logger):
+    """Python's logging in a file until this is closed. Metrics have places of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self._handlers = _add_handlers(path, logging.INFO)
+
+    def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
+        pass
+
+    def close(self) -> None:
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        self._handlers.clear()
+
+
+def _add_handlers(path: Path, level: int) -> list[logging.Handler]:
+    """Everything from `level` up goes to the file; warnings also to stderr, as without a file."""
     with disk_errors(path):
         file = _LogFile(path, encoding="utf-8")
-    file.setLevel(logging.INFO)
+    file.setLevel(level)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     console = _Stderr()
     console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     root = logging.getLogger()
-    root.setLevel(min(root.getEffectiveLevel(), logging.INFO))
+    root.setLevel(min(root.getEffectiveLevel(), level))
     for name in ("httpx", "httpcore", "urllib3", "filelock", "fsspec"):  # a line per request
         logging.getLogger(name).setLevel(logging.WARNING)
     handlers: list[logging.Handler] = [file, console]

@@ -63,6 +63,41 @@ def test_python_logging_goes_to_the_file_until_close(tmp_path: Path, capsys):
     assert logging.getLogger().handlers == before
 
 
+def test_loggers_alone_and_together(tmp_path: Path, capsys):
+    together = ml_log.MultiplexLogger(
+        [ml_log.JsonLogger(tmp_path / "a"), ml_log.PrettyPrintLogger()]
+    )
+    with together, ml_log.JsonLogger(str(tmp_path / "b")) as alone:
+        for logger in (together, alone):
+            logger.log_hparams(Config(rate=0.5))
+            logger.log_metrics({"loss": np.float32(0.5)})
+            logger.log_metrics({"right": np.int64(3), "tag": None}, step=4)
+    rows = [{"loss": 0.5}, {"step": 4, "right": 3, "tag": None}]
+    for name in ("a", "b"):
+        assert ml_log.read_metrics(tmp_path / name) == rows
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config == ml_log.dump_config(Config(rate=0.5)) and config["rate"] == 0.5
+        assert (tmp_path / name / "code.diff").read_text().startswith("# ")
+    assert capsys.readouterr().out == "metrics  loss 0.5\nstep 4  right 3  tag None\n"
+
+
+def test_python_logging_alone(tmp_path: Path, capsys):
+    root, before = logging.getLogger(), list(logging.getLogger().handlers)
+    level = root.level
+    try:
+        assert ml_log.configure_logging_module(str(tmp_path / "x.log"), logging.WARNING) is root
+        for each in (root.info, root.warning):
+            each("words")
+    finally:
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(level)
+    assert (tmp_path / "x.log").read_text().endswith("WARNING root: words\n")
+    assert (tmp_path / "x.log").read_text().count("words") == 1
+    assert capsys.readouterr().err == "WARNING: words\n"
+
+
 def test_wandb_missing_names_its_install_line(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigurationError, match=r"wandb_project='p'.* -m pip install.*\[wandb\]"):

@@ -104,10 +104,17 @@ def comparable(value: Any) -> Any:
         identity = value.get(IDENTITY)
         known = identity if isinstance(identity, Mapping) else {}
         kept = {k: comparable(v) for k, v in value.items() if k not in known}
-        if str(kept.get(CLASS)).startswith(f"{PACKAGE}."):
-            kept[CLASS] = kept[CLASS].partition(":")[2]
+        if CLASS in kept:
+            kept[CLASS] = lasting_name(kept[CLASS])
         return kept
     return [comparable(v) for v in value] if isinstance(value, list) else value
+
+
+def lasting_name(reference: Any) -> Any:
+    """Of a class of this package its name alone; any other reference as it is."""
+    if str(reference).startswith(f"{PACKAGE}."):
+        return reference.partition(":")[2]
+    return reference
 
 
 def module_name(name: str) -> str:

@@ -21,9 +21,9 @@ from typing import Any
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils.command_types import is_object
+from tinker_cookbook.utils.command_types import choices, is_object
 from tinker_cookbook.utils.command_yaml import dotted
-from tinker_cookbook.utils.plain_data import CLASS, IDENTITY, PARTIAL, plain
+from tinker_cookbook.utils.plain_data import CLASS, IDENTITY, PARTIAL, lasting_name, plain
 
 RECIPE, CONFIG_CLASS, USER_CODE = "recipe", "config_class", "user_code"
 _ABOUT = (RECIPE, CONFIG_CLASS, USER_CODE, IDENTITY, CLASS)
@@ -129,8 +129,9 @@ def _keys(cls: type, fields: Mapping[str, Any], path: str, file: str) -> Iterato
 def _key(kind: Any, value: Any, key: str, file: str) -> Iterator[tuple[str, Any]]:
     where = f"{file}: {key}"
     if isinstance(value, Mapping) and CLASS in value and is_object(kind):
-        yield key, value[CLASS]
-        yield from _keys(_imported(value[CLASS], where), value, key, file)
+        cls = _class(value[CLASS], kind, where)
+        yield key, plain(cls)
+        yield from _keys(cls, value, key, file)
     elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
         item = _item_type(kind)
         if item is not None and is_object(item):
@@ -156,6 +157,17 @@ def _item_type(kind: Any) -> Any:
     return None
 
 
+def _class(reference: str, kind: Any, where: str) -> type:
+    """The class for a field of type `kind`. One of this package may have moved since."""
+    try:
+        return _imported(reference, where)
+    except ConfigurationError:
+        for cls in (*(typing.get_args(kind) or [kind]), *choices(kind).values()):
+            if lasting_name(plain(cls)) == lasting_name(reference):
+                return cls
+        raise
+
+
 def _imported(reference: str, where: str) -> Any:
     module, _, name = reference.partition(":")
     try:
@@ -176,7 +188,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         items = enumerate(value)
     if not isinstance(value, Mapping | list) or (path and not value):
-        yield path, value
+        yield path, lasting_name(value) if path.endswith(f".{CLASS}") else value
     for key, inner in items:
         yield from _leaves(inner, f"{path}.{key}" if path else str(key))
 

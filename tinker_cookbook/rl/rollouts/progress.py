@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tinker_cookbook.rl.loop_clock import LoopClock
+from tinker_cookbook.utils.loop_clock import LoopClock
 
 
 class RolloutProgress:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import tinker
 
-from tinker_cookbook.rl.limits import RolloutLimits
-from tinker_cookbook.rl.loop_clock import LoopClock, settled
-from tinker_cookbook.rl.loop_watch import is_users_code
-from tinker_cookbook.rl.rollout_progress import RolloutProgress
-from tinker_cookbook.rl.rollout_strategy import RolloutFailedError
+from tinker_cookbook.rl.rollouts.limits import RolloutLimits
+from tinker_cookbook.rl.rollouts.progress import RolloutProgress
+from tinker_cookbook.rl.rollouts.strategy import RolloutFailedError
 from tinker_cookbook.rl.types import Env, Metrics, RolloutError
+from tinker_cookbook.utils.loop_clock import LoopClock, settled
+from tinker_cookbook.utils.loop_watch import is_users_code
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from tinker_cookbook.completers import TokenCompleter, derive_seed
-from tinker_cookbook.rl.env_calls import EnvCalls, checked_metrics, checked_number, failure
-from tinker_cookbook.rl.episode import Episode
-from tinker_cookbook.rl.limits import RolloutLimits
-from tinker_cookbook.rl.rollout_progress import RolloutProgress
-from tinker_cookbook.rl.rollout_strategy import (
+from tinker_cookbook.rl.rollouts.env_calls import EnvCalls, checked_metrics, checked_number, failure
+from tinker_cookbook.rl.rollouts.episode import Episode
+from tinker_cookbook.rl.rollouts.limits import RolloutLimits
+from tinker_cookbook.rl.rollouts.progress import RolloutProgress
+from tinker_cookbook.rl.rollouts.strategy import (
     MinViableGroup,
     RolloutFailedError,
     RolloutStrategy,
@@ -35,14 +35,6 @@ from tinker_cookbook.rl.types import (
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-__all__ = [
-    "RolloutFailedError",
-    "RolloutLimits",
-    "RolloutProgress",
-    "do_group_rollout",
-    "do_single_rollout",
-]
 
 
 async def do_single_rollout(

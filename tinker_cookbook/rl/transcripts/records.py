@@ -28,7 +28,7 @@ A group that nobody survived has one line without turns, whose traj_idx and rewa
 token numbers have 6 significant digits.
 
 `<split>.html`, one page that needs no network: metrics, groups, and each rollout with its tokens
-coloured by logprob or by advantage. See transcript_page.py.
+coloured by logprob or by advantage. See page.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinker_cookbook.rl.trajectories import TrainingGroup
-from tinker_cookbook.rl.transcript_page import PAGE_TOKENS, RolloutPage
+from tinker_cookbook.rl.transcripts.page import PAGE_TOKENS, RolloutPage
 from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.sequences import Sequence as TokenSequence
 from tinker_cookbook.sequences import as_numpy, model_input_tokens

@@ -25,19 +25,19 @@ from tinker_cookbook.completers import (
     derive_seed,
 )
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
-from tinker_cookbook.rl import env_calls
-from tinker_cookbook.rl.rollout_strategy import (
-    FailFast,
-    MinViableGroup,
-    RetryOnFailure,
-    RolloutFailedError,
-    RolloutStrategy,
-)
 from tinker_cookbook.rl.rollouts import (
     RolloutLimits,
     RolloutProgress,
     do_group_rollout,
     do_single_rollout,
+    env_calls,
+)
+from tinker_cookbook.rl.rollouts.strategy import (
+    FailFast,
+    MinViableGroup,
+    RetryOnFailure,
+    RolloutFailedError,
+    RolloutStrategy,
 )
 from tinker_cookbook.rl.types import (
     Env,
@@ -47,6 +47,7 @@ from tinker_cookbook.rl.types import (
     StopReason,
 )
 from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.utils import logtree
 
 
 def prompt(*tokens: int) -> tinker.ModelInput:
@@ -136,6 +137,27 @@ def kinds(group: Any) -> list[tuple[str, int | None]]:
 
 
 # ------------------------------------------------------------------ one episode
+
+
+async def test_what_a_step_logs_as_a_tree_is_in_its_logs_and_in_the_tree_around() -> None:
+    async def tells(turn: int) -> float:
+        if turn == 2:
+            with logtree.scope_header("checks"):
+                await asyncio.sleep(0)
+                logtree.log_text(f"turn {turn}")
+        return 0.0
+
+    with logtree.init_trace("around") as tree:
+        told = await do_single_rollout(Player(), Counting(2, tells))
+    alone = await do_single_rollout(Player(), Counting(2, tells))
+    for trajectory in (told, alone):
+        first, second = trajectory.transitions
+        assert first.logs == {"action": "[101]"}
+        assert second.logs == {"action": "[102]", "logtree": "checks:\n  turn 2"}
+    (section,) = tree.children
+    assert section == logtree.Scope(
+        "Counting.step", [logtree.Scope("checks", [logtree.Text("turn 2")])]
+    )
 
 
 async def test_an_episode() -> None:

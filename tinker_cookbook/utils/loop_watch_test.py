@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tinker_cookbook.rl.loop_watch import LoopWatch
-from tinker_cookbook.rl.rollouts import RolloutProgress
+from tinker_cookbook.utils.loop_watch import LoopWatch
 
 ENV = """
 import re, time
@@ -41,13 +40,15 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ("name", "place"), [("sleeps", "in sleeps, {}:5: time.sleep"), ("loops", "in inner, {}:")]
 )
 async def test_a_blocked_loop(env: Any, name: str, place: str) -> None:
-    progress, said = RolloutProgress(), []
-    with LoopWatch(progress, lambda text: said.append((time.monotonic(), text)), seconds=0.3):
+    said: list[tuple[float, str]] = []
+    waits = ""
+    with LoopWatch(lambda: waits, lambda text: said.append((time.monotonic(), text)), seconds=0.3):
         await asyncio.sleep(0.5)
         assert said == []
-        with progress.waiting("in Game.step"):
-            started = time.monotonic()
-            await getattr(env, name)(1.0)
+        waits = "1 in Game.step (longest 0 s)"
+        started = time.monotonic()
+        await getattr(env, name)(1.0)
+        waits = ""
         times = [at - started for at, _ in said]
         assert len(said) == 2 and times[0] > 0.15 and times[0] + 0.2 < times[1] < 1.0
         assert f"the event loop is blocked {place.format(env.__file__)}" in said[0][1]
@@ -70,7 +71,7 @@ async def test_one_who_cannot_listen_does_not_end_the_watch(env: Any) -> None:
         said.append(text)
         raise ValueError("the display is closed")
 
-    with LoopWatch(RolloutProgress(), say, seconds=0.3):
+    with LoopWatch(lambda: "", say, seconds=0.3):
         for blockages in (1, 2):
             await env.sleeps(0.5)
             await asyncio.sleep(0.2)
@@ -81,6 +82,6 @@ async def test_one_who_cannot_listen_does_not_end_the_watch(env: Any) -> None:
 async def test_a_library_that_blocks_is_named_by_who_called_it() -> None:
     """No code of a user's is running: what this package called is named."""
     said: list[str] = []
-    with LoopWatch(RolloutProgress(), said.append, seconds=0.3):
+    with LoopWatch(lambda: "", said.append, seconds=0.3):
         threading.Event().wait(0.5)
     assert f"in Event.wait, {threading.__file__}:" in said[0]

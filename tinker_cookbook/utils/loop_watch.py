@@ -15,8 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import tinker_cookbook
-from tinker_cookbook.rl.loop_clock import LoopClock
-from tinker_cookbook.rl.rollout_progress import RolloutProgress
+from tinker_cookbook.utils.loop_clock import LoopClock
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +30,18 @@ _NOT_THE_USERS = (
 class LoopWatch:
     """A thread beside an event loop, as a context manager around what runs in it.
 
-        with LoopWatch(progress, journal.say):
+        with LoopWatch(progress.summary, journal.say):
             ...
 
-    say: called with one line, from that thread, when the loop has not turned for `seconds`, and
-    again after twice that, four times that, ...
+    waits: says what the loop's tasks wait for, "" for nothing. say: called with one line when the
+    loop has not turned for `seconds`, and again after twice that, four times that, ... Both are
+    called from that thread.
     """
 
     def __init__(
-        self, progress: RolloutProgress, say: Callable[[str], None], seconds: float = 30.0
+        self, waits: Callable[[], str], say: Callable[[str], None], seconds: float = 30.0
     ) -> None:
-        self._progress, self._say, self._seconds = progress, say, seconds
+        self._waits, self._say, self._seconds = waits, say, seconds
         self._ended = threading.Event()
 
     def __enter__(self) -> LoopWatch:
@@ -76,7 +76,7 @@ class LoopWatch:
     def _message(self, blocked: float, thread: int) -> str:
         frame = sys._current_frames().get(thread)
         where = "" if frame is None else f" {_described(_users_frame(frame))}"
-        waits = self._progress.summary()
+        waits = self._waits()
         return (
             f"nothing has moved for {blocked:.0f} s: the event loop is blocked{where}"
             + (f"; waiting: {waits}" if waits else "")

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tinker_cookbook.exceptions import TrainingError
-from tinker_cookbook.rl.group_source import GroupSource, Ticket
+from tinker_cookbook.rl.rollouts.group_source import GroupSource, Ticket
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+from dataclasses import replace
 from typing import Any
 
 import tinker
@@ -15,7 +15,7 @@ from tinker_cookbook.completers import (
     TokensWithLogprobs,
 )
 from tinker_cookbook.exceptions import TrainingError
-from tinker_cookbook.rl.env_calls import (
+from tinker_cookbook.rl.rollouts.env_calls import (
     EnvCalls,
     being_cancelled,
     checked_dict,
@@ -26,10 +26,9 @@ from tinker_cookbook.rl.env_calls import (
     found,
     takes_extra,
 )
-from tinker_cookbook.rl.limits import RolloutLimits
-from tinker_cookbook.rl.loop_clock import bounded
-from tinker_cookbook.rl.rollout_progress import RolloutProgress
-from tinker_cookbook.rl.rollout_strategy import RolloutFailedError
+from tinker_cookbook.rl.rollouts.limits import RolloutLimits
+from tinker_cookbook.rl.rollouts.progress import RolloutProgress
+from tinker_cookbook.rl.rollouts.strategy import RolloutFailedError
 from tinker_cookbook.rl.types import (
     ActionExtra,
     Env,
@@ -39,6 +38,8 @@ from tinker_cookbook.rl.types import (
     Trajectory,
     Transition,
 )
+from tinker_cookbook.utils import logtree
+from tinker_cookbook.utils.loop_clock import bounded
 
 
 class Episode:
@@ -134,10 +135,17 @@ class Episode:
             about = ActionExtra(stop_reason=action.stop_reason, logprobs=action.maybe_logprobs)
             extra = {"extra": about}
         where = f"{self._name}.step"
-        step = functools.partial(self._env.step, action.tokens, **extra)
-        result = await self._call(step, where)
+
+        async def step() -> tuple[StepResult, logtree.Scope]:
+            with logtree.collecting(where) as logged:
+                return await self._env.step(action.tokens, **extra), logged
+
+        result, logged = await self._call(step, where)
         if not isinstance(result, StepResult):
             raise failure("env_error", f"{where} gave {found(result)}, expected a StepResult")
+        if logged.children:
+            logs = checked_dict(result.logs, f"{where}: logs")
+            result = replace(result, logs={**logs, "logtree": logtree.as_text(logged)})
         return result
 
     def _transition(

@@ -13,8 +13,8 @@ import tinker
 
 from tinker_cookbook.completers import TokensWithLogprobs
 from tinker_cookbook.rl.trajectories import TrainingGroup
-from tinker_cookbook.rl.transcript_page import _Vocabulary
 from tinker_cookbook.rl.transcripts import observations, read_rollouts, write_step
+from tinker_cookbook.rl.transcripts.page import _Vocabulary
 from tinker_cookbook.rl.types import (
     RolloutError,
     StopReason,

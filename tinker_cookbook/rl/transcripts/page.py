@@ -1,7 +1,7 @@
-"""The page that shows a step's rollouts, made of the records that transcripts.py writes.
+"""The page that shows a step's rollouts, made of the records that records.py writes.
 
 Metrics, groups and their errors are in the page as HTML. Rollouts are in it as data; the page's
-script (transcript_page.js) shows those that a reader opens, each token coloured by its probability,
+script (page.js) shows those that a reader opens, each token coloured by its probability,
 its advantage, or how far sampler and trainer disagree.
 """
 

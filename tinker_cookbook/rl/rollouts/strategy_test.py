@@ -1,4 +1,4 @@
-"""Strategies on the command line; what they do to a group: rollouts_test.py."""
+"""Strategies on the command line; what they do to a group: group_test.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.rl.rollout_strategy import (
+from tinker_cookbook.rl.rollouts.strategy import (
     FailFast,
     MinViableGroup,
     RetryOnFailure,
