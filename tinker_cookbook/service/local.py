@@ -18,7 +18,7 @@ import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
-from tinker_cookbook import models
+from tinker_cookbook import families, models
 from tinker_cookbook.engine import checkpoints
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.passes import Work
@@ -39,9 +39,8 @@ from tinker_cookbook.utils.misc_utils import is_whole
 
 T = TypeVar("T")
 LossConfig = Mapping[str, float | str] | None
-# Of the model table, what the engine can load by its name. It computes DeepSeek-V3 and Kimi-K2 too,
-# but cannot read the 8-bit and 4-bit weights that the table's names stand for.
-FAMILIES = ("nano", "qwen3", "qwen3_moe", "llama3", "gpt_oss")
+# Of the model table, what the engine can load by its name.
+FAMILIES = [name for name, family in families.FAMILIES.items() if not family.unreadable]
 TIED = (
     "{model} has tied embeddings: load this adapter beside the model and do not merge it as it is,"
     " because what it adds to the unembedding would land in the input embeddings, too (untie them"
