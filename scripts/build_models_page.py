@@ -11,8 +11,7 @@ import textwrap
 from pathlib import Path
 
 from tinker_cookbook import models
-from tinker_cookbook.families import FAMILIES, Family
-from tinker_cookbook.families.family import Feature
+from tinker_cookbook.families import FAMILIES, Family, Feature
 from tinker_cookbook.hyperparam_utils import get_lr
 from tinker_cookbook.models import ModelInfo
 

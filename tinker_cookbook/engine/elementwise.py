@@ -20,9 +20,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# gpt-oss's multiplies by the weight before it rounds, and its experts have a product of their own
-NORMS = ("LlamaRMSNorm", "Qwen3RMSNorm", "Qwen3MoeRMSNorm", "DeepseekV3RMSNorm")
-MLPS = ("LlamaMLP", "Qwen3MLP", "Qwen3MoeMLP", "DeepseekV3MLP")
+from tinker_cookbook.families import FAMILIES
+
+NORMS = {family.norm for family in FAMILIES.values()}  # by the names of transformers' classes
+MLPS = {family.mlp for family in FAMILIES.values()}
 
 
 class RMSNorm(torch.autograd.Function):

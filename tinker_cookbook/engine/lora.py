@@ -18,21 +18,10 @@ import torch.nn.functional as F
 
 from tinker_cookbook.engine.frozen_linear import FrozenLinear
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.families import ATTENTION_LAYERS, MLP_LAYERS
 from tinker_cookbook.utils.misc_utils import is_whole
 
 UNEMBED = "lm_head"
-ATTENTION_LAYERS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    # multi-head latent attention; its query is either q_proj or the first two
-    "q_a_proj",
-    "q_b_proj",
-    "kv_a_proj_with_mqa",
-    "kv_b_proj",
-)
-MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")  # of experts too
 
 
 @dataclass(frozen=True)

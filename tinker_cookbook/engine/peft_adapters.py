@@ -19,8 +19,9 @@ from safetensors import safe_open
 
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import ADAPTER_FILE, CONFIG_FILE, PREFIX, load
-from tinker_cookbook.engine.lora import ATTENTION_LAYERS, MLP_LAYERS, UNEMBED, Adapter, LoraSpec
+from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
 from tinker_cookbook.exceptions import CheckpointError
+from tinker_cookbook.families import ATTENTION_LAYERS, MLP_LAYERS
 
 # says nothing about the function that the adapter computes: origin, initialisation, and what only
 # chooses the layers, which the tensors tell themselves

@@ -6,17 +6,16 @@ A new family is a file here, a line in `FAMILIES`, its renderer, and a line in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from tinker_cookbook.families.deepseek_v3 import DEEPSEEK_V3
 from tinker_cookbook.families.family import (
-    LLAMA_EXPONENT,
     OWN_TEMPLATE,
     PLAIN_TRANSCRIPT,
-    QWEN_EXPONENT,
     ChatFormat,
     Exponent,
     Family,
+    Feature,
     ModelInfo,
 )
 from tinker_cookbook.families.gpt_oss import GPT_OSS
@@ -29,14 +28,15 @@ from tinker_cookbook.families.qwen3_moe import QWEN3_MOE
 __all__ = [
     "ATTENTION_LAYERS",
     "FAMILIES",
-    "LLAMA_EXPONENT",
+    "KIMI_K2",
     "MLP_LAYERS",
+    "NANO",
     "OWN_TEMPLATE",
     "PLAIN_TRANSCRIPT",
-    "QWEN_EXPONENT",
     "ChatFormat",
     "Exponent",
     "Family",
+    "Feature",
     "ModelInfo",
     "exponent",
     "of_model_type",

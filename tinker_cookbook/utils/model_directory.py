@@ -109,14 +109,18 @@ def _whole(config: Mapping[str, Json], key: str, path: Path) -> int:
 
 def transformers_config(path: str) -> PretrainedConfig:
     """config.json as transformers' own class, also under the name of a family that transformers
-    has by another. Raises what transformers does: OSError, ValueError."""
+    has by another. OSError or ValueError where it cannot be had."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     raw, _ = PretrainedConfig.get_config_dict(path)
     family = families.of_model_type(raw.get("model_type"))
-    if family is not None and (known := family.transformers_type):
-        return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
-    return AutoConfig.from_pretrained(path)
+    try:
+        if family is not None and (known := family.transformers_type):
+            return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
+        return AutoConfig.from_pretrained(path)
+    except (StrictDataclassError, KeyError) as error:  # values that do not fit, keys that lack
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def chat_template(directory: Path) -> str | None:
