@@ -1,7 +1,8 @@
-"""The model table: everything the cookbook knows of a model by its name, in one place.
+"""Models by name: what is known of each, and where its files lie.
 
-`resolve` answers for the names in the table, for local directories (through their config.json) and
-for other hub names (the same files, from the cache or the hub). `defaults` turns a model and a
+`resolve` answers for the names in the table (whose rows are in the files of families/), for local
+directories (through their config.json) and for other hub names (the same files, from the cache or
+the hub). `defaults` turns a model and a
 training method into the values of keys the user left out.
 """
 
