@@ -14,7 +14,7 @@ These are rates for supervised fine-tuning. What recipes take for other methods:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
@@ -22,6 +22,7 @@ from tinker_cookbook.utils import model_directory
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 _BASE_LR = 5e-5
 _LORA_FACTOR = 10.0
@@ -131,7 +132,7 @@ def _experts(module: nn.Module) -> list[_Layer]:
     return [_Layer("mlp", rows + columns, count) for count, rows, columns in stacked.values()]
 
 
-def _meta_model(model_name: str) -> Any:
+def _meta_model(model_name: str) -> PreTrainedModel:
     """The model with its shapes and no memory."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
@@ -87,7 +87,13 @@ def _brings_code(path: str, error: Exception) -> bool:
         return False
 
 
-def _has_vocabulary(tokenizer: Any) -> bool:
+class _WithVocabulary(Protocol):
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+
+def _has_vocabulary(tokenizer: _WithVocabulary) -> bool:
     """transformers makes tokenizers of some families from nothing: special tokens, no others."""
     return len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())) > 1
 

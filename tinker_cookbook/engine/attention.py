@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -92,8 +93,14 @@ class PackedPlan:
         return sum(each.length for each in self.kept)
 
 
+class Layer(Protocol):
+    """transformers' attention module."""
+
+    layer_idx: int
+
+
 def attend(
-    module: torch.nn.Module,
+    module: Layer,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -113,13 +120,13 @@ def attend(
     if plan is None:
         raise RuntimeError("the engine's attention needs a plan: call BaseModel.hidden")
     _refuse_effects(module, {"attention_mask": attention_mask, **others})
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer = module.layer_idx
     if isinstance(plan, DecodePlan):
         return decode(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
     return _packed(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
 
 
-def _refuse_effects(module: torch.nn.Module, arguments: Mapping[str, Argument]) -> None:
+def _refuse_effects(module: Layer, arguments: Mapping[str, Argument]) -> None:
     for name, value in arguments.items():
         if value is None:
             continue
