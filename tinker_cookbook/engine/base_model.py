@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -23,8 +23,18 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.model_directory import transformers_config
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 QUANTISED = ("mxfp4", "fp8")  # quant_method of files that transformers can turn into plain weights
 SMALL = 50_000_000  # parameters; below, fp32 costs nothing worth saving
+
+
+class Quantisation(TypedDict):
+    """`quantization_config` of config.json, what is read of it."""
+
+    quant_method: str
+    weight_block_size: list[int] | None
 
 
 class BaseModel:
@@ -121,7 +131,7 @@ class BaseModel:
         return self._decode(tokens)
 
 
-def _load_config(path: str) -> Any:
+def _load_config(path: str) -> PretrainedConfig:
     from transformers import PretrainedConfig
 
     try:
@@ -139,7 +149,7 @@ def _load_config(path: str) -> Any:
     return config
 
 
-def _ask_for_plain_weights(path: str, config: Any) -> None:
+def _ask_for_plain_weights(path: str, config: PretrainedConfig) -> None:
     """Have transformers expand quantised weights while it reads them.
 
     It works on the configuration in memory. Tested on small files made for it; never run on the
@@ -157,7 +167,7 @@ def _ask_for_plain_weights(path: str, config: Any) -> None:
     config.quantization_config = {**quantised, "dequantize": True}
 
 
-def _refuse_cut_blocks(path: str, quantised: dict[str, Any], model: torch.nn.Module) -> None:
+def _refuse_cut_blocks(path: str, quantised: Quantisation, model: torch.nn.Module) -> None:
     """transformers tells the blocks of an fp8 weight from the number of its scales, which goes
     wrong where the last block is cut off, as in the real DeepSeek-V3: [576, 7168] by 128."""
     blocks = quantised.get("weight_block_size")
@@ -177,7 +187,7 @@ def _refuse_cut_blocks(path: str, quantised: dict[str, Any], model: torch.nn.Mod
             )
 
 
-def _load_model(path: str, config: Any, dtype: str) -> Any:
+def _load_model(path: str, config: PretrainedConfig, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     quantised = getattr(config, "quantization_config", None)
