@@ -1,4 +1,4 @@
-"""docs/models.md from the table in tinker_cookbook/models.py.
+"""docs/models.md from what tinker_cookbook/families says.
 
     .venv/bin/python scripts/build_models_page.py
 
@@ -7,26 +7,27 @@ tests/models_page_test.py fails where the page is not what this writes.
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from tinker_cookbook import models
+from tinker_cookbook.families import FAMILIES, Family, Feature
 from tinker_cookbook.hyperparam_utils import get_lr
 from tinker_cookbook.models import ModelInfo
-from tinker_cookbook.tokenizer_utils import TRUST
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 
 INTRODUCTION = """\
 # Models
 
-What the cookbook knows by name. This page is written by `scripts/build_models_page.py` from
-`tinker_cookbook/models.py`; change it there.
+What the cookbook knows by name. This page is written by `scripts/build_models_page.py` from the
+files of `tinker_cookbook/families`, one for each family; change it there.
 
 `model_name=` also takes a local directory in Hugging Face format and any other hub name: family,
 context length, mixture of experts and learning-rate exponent are then read from `config.json`, the
 renderer from the chat template, and what cannot be told must be given as a key. A name that leads
-nowhere is refused with the nearest known ones. Which models the engine can train is another
-question: it says so when it loads one.
+nowhere is refused with the nearest known ones. The engine samples from and trains the families
+below, wherever their files come from, and refuses others by name when it loads one.
 
 - **Renderer**: how messages become tokens. The first is what `renderer_name=` is when it is left
   out; with one that is not known to fit, a run says so in one line. `template` follows the
@@ -55,26 +56,11 @@ question: it says so when it loads one.
 - **Gated**: the hub wants its licence accepted, and `HF_TOKEN` set.
 """
 
-HEADINGS = {
-    "nano": "nano, bundled",
-    "qwen3": "Qwen3",
-    "qwen3_moe": "Qwen3, mixtures of experts",
-    "llama3": "Llama 3",
-    "deepseek_v3": "DeepSeek-V3.1",
-    "gpt_oss": "gpt-oss",
-    "kimi_k2": "Kimi-K2",
-}
-_THINKING = """\
-`Thinking-2507`: the models' own template opens the reply's reasoning in the prompt, which ends in
-`<think>` and a newline. `qwen3` leaves these to the model, so its prompt is shorter by them, and in
-training they are a part of the reply. `renderer_name=template` follows the template."""
-NOTES = {
-    "qwen3": _THINKING,
-    "qwen3_moe": _THINKING,
-    "kimi_k2": f"""\
-The published tokenizer of these models is Python code among their files, which does not run
-unasked. Where you trust it, set `{TRUST}=1` in the environment; or give
-another tokenizer in Python, with `tokenizer_utils.register_tokenizer(model_name, factory)`.""",
+FEATURES: dict[Feature, str] = {
+    "latent": "multi-head latent attention",
+    "sinks": "sinks",
+    "sliding_window": "sliding windows",
+    "softcap": "capped scores",
 }
 COLUMNS = (
     "model",
@@ -92,12 +78,26 @@ COLUMNS = (
 def page() -> str:
     names = "\n".join(f"  - `{name}`: `{meant}`" for name, meant in models.TINKER_NAMES.items())
     sections = [INTRODUCTION.replace("{tinker_names}", names)]
-    for family, heading in HEADINGS.items():
-        rows = [row for row in models.TABLE.values() if row.family == family]
-        lines = [_line(COLUMNS), "|---" * len(COLUMNS) + "|", *map(_row, rows)]
-        note = [NOTES[family], ""] if family in NOTES else []
-        sections.append("\n".join([f"## {heading}", "", *lines, "", *note]))
+    for family in FAMILIES.values():
+        lines = [_line(COLUMNS), "|---" * len(COLUMNS) + "|", *map(_row, family.models)]
+        notes = [part for note in (_engine(family), family.note) if note for part in (note, "")]
+        sections.append("\n".join([f"## {family.title}", "", *lines, "", *notes]))
     return "\n".join(sections)
+
+
+def _engine(family: Family) -> str:
+    """What the engine does with the family, for the curious and for those who load their own."""
+    if not family.model_type:
+        return ""
+    layers = ", ".join(f"`{name}`" for name in (*family.attention_layers, *family.mlp_layers))
+    experts = " (of every expert, too; not on routers)" if family.experts else ""
+    facts = [f"`model_type` `{family.model_type}`", f"adapters on {layers}{experts} and `lm_head`"]
+    if family.attention:
+        facts.append("attention: " + ", ".join(FEATURES[each] for each in family.attention))
+    if family.unreadable:
+        facts.append(f"the engine cannot read the published files, which have {family.unreadable}")
+    text = "In the engine: " + "; ".join(facts) + "."
+    return "\n".join(textwrap.wrap(text, 100, break_on_hyphens=False, break_long_words=False))
 
 
 def _row(row: ModelInfo) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from tinker_cookbook import models
 from tinker_cookbook.renderers import get_registered_renderer_names
+from tinker_cookbook.tokenizer_utils import TRUST
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -49,7 +50,10 @@ def test_what_users_of_a_family_must_know(builder: ModuleType) -> None:
     by_heading = {section.split("\n")[0]: section for section in sections}
     for heading in ("Qwen3", "Qwen3, mixtures of experts"):
         assert "`<think>` and a newline. `qwen3` leaves these" in by_heading[heading]
-    assert "TINKER_COOKBOOK_TRUST_REMOTE_CODE=1" in by_heading["Kimi-K2"]
+    assert f"{TRUST}=1" in by_heading["Kimi-K2"]
+    for heading in ("DeepSeek-V3.1", "Kimi-K2"):
+        assert "engine cannot read the published files" in " ".join(by_heading[heading].split())
+    assert sum("engine cannot read" in " ".join(section.split()) for section in sections) == 2
     assert sum("`<think>`" in section for section in sections) == 2
     left_out = introduction.split("left out**")[1].split("- **")[0]
     assert "`qwen3_vl`" in left_out and "`renderer_name=template`" in left_out

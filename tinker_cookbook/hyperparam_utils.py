@@ -2,28 +2,27 @@
 
     lr = 5e-5 · (10 with LoRA) · (2000 / hidden size)^p
 
-| family | p | where it comes from |
-|---|---|---|
-| Llama | 0.781 | the official Tinker cookbook, which fitted it to sweeps |
-| Qwen | 0.0775 | the same |
-| DeepSeek-V3, gpt-oss, Kimi-K2 | 0.781 | a choice, not measured: the lower rate of the two fits |
-| nano | | no formula: 6e-3 with LoRA, measured on its supervised recipe |
-| others | | no value: learning_rate= must be given |
+p is the family's (families/family.py): 0.781 for Llama and 0.0775 for Qwen, which the official
+Tinker cookbook fitted to sweeps and takes for all that is called so, later generations and vision
+models too, as is done here. For the other families of the table, the lower rate of the two fits: a
+choice, not measured. nano has no formula, but 6e-3 with LoRA, measured on its supervised recipe.
+For the rest there is no value, and learning_rate= must be given.
 
-Llama and Qwen mean all that is called so, later generations and vision models too, as there.
 These are rates for supervised fine-tuning. What recipes take for other methods: `models.defaults`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils import model_directory
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 _BASE_LR = 5e-5
 _LORA_FACTOR = 10.0
@@ -31,7 +30,7 @@ _REFERENCE_HIDDEN_SIZE = 2000
 
 
 def get_lr(model_name: str, is_lora: bool = True) -> float:
-    """A good learning rate for Adam, by the table above.
+    """A good learning rate for Adam, by the formula above.
 
     ConfigurationError for a family without a value, and for nano without LoRA.
     """
@@ -133,14 +132,14 @@ def _experts(module: nn.Module) -> list[_Layer]:
     return [_Layer("mlp", rows + columns, count) for count, rows, columns in stacked.values()]
 
 
-def _meta_model(model_name: str) -> Any:
+def _meta_model(model_name: str) -> PreTrainedModel:
     """The model with its shapes and no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
     models.check_files(model_name)
     try:
-        config = _config(models.load_path(model_name))
+        config = model_directory.transformers_config(models.load_path(model_name))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
@@ -149,12 +148,3 @@ def _meta_model(model_name: str) -> Any:
             f"model_name={model_name!r}: its config.json cannot be loaded ({reason})"
             + models.access_hint(model_name)
         ) from error
-
-
-def _config(path: str) -> Any:
-    from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
-
-    raw, _ = PretrainedConfig.get_config_dict(path)
-    if raw.get("model_type") == "kimi_k2":  # DeepSeek-V3 by another name; transformers lacks it
-        return DeepseekV3Config.from_dict({**raw, "model_type": "deepseek_v3"})
-    return AutoConfig.from_pretrained(path)

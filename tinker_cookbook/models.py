@@ -1,237 +1,44 @@
-"""The model table: everything the cookbook knows of a model by its name, in one place.
+"""Models by name: what is known of each, and where its files lie.
 
-`resolve` answers for the names in the table, for local directories (through their config.json) and
-for other hub names (the same files, from the cache or the hub). `defaults` turns a model and a
+`resolve` answers for the names in the table (whose rows are in the files of families/), for local
+directories (through their config.json) and for other hub names (the same files, from the cache or
+the hub). `defaults` turns a model and a
 training method into the values of keys the user left out.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinker_cookbook import families
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils import hub_reach
-from tinker_cookbook.utils.misc_utils import is_whole
+from tinker_cookbook.families import Family, ModelInfo
+from tinker_cookbook.utils import hub_reach, model_directory
 
 logger = logging.getLogger(__name__)
 
-# The exponent of the learning-rate formula in hyperparam_utils, by family. For Llama and Qwen the
-# official Tinker cookbook fitted it to sweeps and takes it for every generation, as is done here by
-# how the family's name begins. For the others nobody has published one, and theirs here is a
-# choice: of the two fitted exponents the one that gives models wider than 2000, as all of them are,
-# the lower rate.
-LLAMA_EXPONENT = 0.781
-QWEN_EXPONENT = 0.0775
-CHOSEN_EXPONENT = max(LLAMA_EXPONENT, QWEN_EXPONENT)
-_FITTED_EXPONENTS: Mapping[str, float] = {
-    "llama": LLAMA_EXPONENT,
-    "mllama": LLAMA_EXPONENT,  # Llama with vision
-    "qwen": QWEN_EXPONENT,
-}
-_CHOSEN_FAMILIES = ("deepseek_v3", "gpt_oss", "kimi_k2")
 _NANO_DIRECTORY = Path(__file__).with_name("nano")
 
 
 def exponent_is_fitted(family: str) -> bool:
     """Whether the family's exponent was fitted to sweeps, rather than chosen."""
-    return family.startswith(tuple(_FITTED_EXPONENTS))
+    exponent = families.exponent(family)
+    return exponent is not None and exponent.fitted
 
 
-def _exponent(family: str) -> float | None:
-    for beginning, exponent in _FITTED_EXPONENTS.items():
-        if family.startswith(beginning):
-            return exponent
-    return CHOSEN_EXPONENT if family in _CHOSEN_FAMILIES else None
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is known of one model. None: not known.
-
-    `renderers`: fitting chat formats, the recommended one first; empty when there is no tokenizer
-    that tells. `size_str`: parameters, behind -A those active for a token; "" where not known.
-    `context_length`: tokens, max_position_embeddings of config.json (DeepSeek-V3.1: what its card
-    promises). `lr_exponent`: of the learning-rate formula in hyperparam_utils. `gated`: the hub
-    wants a licence accepted.
-    """
-
-    name: str
-    family: str
-    organization: str
-    version_str: str
-    size_str: str
-    is_chat: bool
-    is_moe: bool
-    is_vl: bool
-    renderers: tuple[str, ...]
-    hidden_size: int | None
-    context_length: int | None
-    lr_exponent: float | None
-    gated: bool
-
-
-def _qwen3(
-    size: str,
-    hidden_size: int,
-    suffix: str = "",
-    renderers: tuple[str, ...] = ("qwen3", "qwen3_disable_thinking"),
-    context_length: int = 40_960,
-) -> ModelInfo:
-    return ModelInfo(
-        name=f"Qwen/Qwen3-{size}{suffix}",
-        family="qwen3_moe" if "-A" in size else "qwen3",
-        organization="Qwen",
-        version_str="3",
-        size_str=size,
-        is_chat=renderers != ("role_colon",),
-        is_moe="-A" in size,
-        is_vl=False,
-        renderers=renderers,
-        hidden_size=hidden_size,
-        context_length=context_length,
-        lr_exponent=_exponent("qwen3"),
-        gated=False,
-    )
-
-
-def _llama(version: str, size: str, hidden_size: int, suffix: str = "") -> ModelInfo:
-    return ModelInfo(
-        name=f"meta-llama/Llama-{version}-{size}{suffix}",
-        family="llama3",
-        organization="meta-llama",
-        version_str=version,
-        size_str=size,
-        is_chat=bool(suffix),
-        is_moe=False,
-        is_vl=False,
-        renderers=("llama3",) if suffix else ("role_colon",),
-        hidden_size=hidden_size,
-        context_length=131_072,
-        lr_exponent=_exponent("llama3"),
-        gated=True,
-    )
-
-
-def _moe(
-    name: str,
-    family: str,
-    version: str,
-    size: str,
-    hidden_size: int,
-    context_length: int,
-    renderers: tuple[str, ...],
-) -> ModelInfo:
-    """The mixtures of experts of other families."""
-    return ModelInfo(
-        name=name,
-        family=family,
-        organization=name.split("/")[0],
-        version_str=version,
-        size_str=size,
-        is_chat=renderers != ("role_colon",),
-        is_moe=True,
-        is_vl=False,
-        renderers=renderers,
-        hidden_size=hidden_size,
-        context_length=context_length,
-        lr_exponent=_exponent(family),
-        gated=False,
-    )
-
-
-_NANO = ModelInfo(
-    name="nano",
-    family="nano",
-    organization="",
-    version_str="1",
-    size_str="2M",
-    is_chat=True,
-    is_moe=False,
-    is_vl=False,
-    renderers=("qwen3_instruct", "qwen3_disable_thinking", "qwen3"),
-    hidden_size=192,
-    context_length=2048,
-    lr_exponent=None,  # its rates were measured, method by method: `_NANO_DEFAULTS`
-    gated=False,
-)
-_QWEN3_SIZES = {
-    "0.6B": 1024,
-    "1.7B": 2048,
-    "4B": 2560,
-    "8B": 4096,
-    "14B": 5120,
-    "32B": 5120,
-    "30B-A3B": 2048,
-    "235B-A22B": 4096,
+TABLE: Mapping[str, ModelInfo] = {
+    row.name: row for family in families.FAMILIES.values() for row in family.models
 }
-_QWEN3_2507 = ("4B", "30B-A3B", "235B-A22B")
-_GPT_OSS = (
-    "gpt_oss_no_sysprompt",
-    "gpt_oss_low_reasoning",
-    "gpt_oss_medium_reasoning",
-    "gpt_oss_high_reasoning",
-)
-_DEEPSEEK = ("deepseekv3", "deepseekv3_disable_thinking", "deepseekv3_thinking")
-_TEMPLATE = ("template",)  # whatever the tokenizer's own chat template says
-
-_ROWS = [
-    _NANO,
-    *(_qwen3(size, hidden) for size, hidden in _QWEN3_SIZES.items()),
-    *(
-        _qwen3(size, _QWEN3_SIZES[size], "-Base", ("role_colon",), 32_768)
-        for size in ("0.6B", "1.7B", "4B", "8B", "14B", "30B-A3B")
-    ),
-    *(
-        _qwen3(size, _QWEN3_SIZES[size], "-Instruct-2507", ("qwen3_instruct",), 262_144)
-        for size in _QWEN3_2507
-    ),
-    *(
-        _qwen3(size, _QWEN3_SIZES[size], "-Thinking-2507", ("qwen3",), 262_144)
-        for size in _QWEN3_2507
-    ),
-    *(
-        _llama(version, size, hidden, suffix)
-        for version, size, hidden in (
-            ("3.1", "8B", 4096),
-            ("3.1", "70B", 8192),
-            ("3.1", "405B", 16_384),
-            ("3.2", "1B", 2048),
-            ("3.2", "3B", 3072),
-        )
-        for suffix in ("", "-Instruct")
-    ),
-    _llama("3.3", "70B", 8192, "-Instruct"),
-    _moe("deepseek-ai/DeepSeek-V3.1", "deepseek_v3", "3", "671B-A37B", 7168, 131_072, _DEEPSEEK),
-    _moe(
-        "deepseek-ai/DeepSeek-V3.1-Base",
-        "deepseek_v3",
-        "3",
-        "671B-A37B",
-        7168,
-        131_072,
-        ("role_colon",),
-    ),
-    _moe("openai/gpt-oss-20b", "gpt_oss", "1", "21B-A3.6B", 2880, 131_072, _GPT_OSS),
-    _moe("openai/gpt-oss-120b", "gpt_oss", "1", "117B-A5.1B", 2880, 131_072, _GPT_OSS),
-    _moe("moonshotai/Kimi-K2-Base", "kimi_k2", "K2", "1T-A32B", 7168, 131_072, ("role_colon",)),
-    # kimi_k2 is the format of the thinking model: the others' replies have no think block
-    _moe("moonshotai/Kimi-K2-Instruct", "kimi_k2", "K2", "1T-A32B", 7168, 131_072, _TEMPLATE),
-    _moe("moonshotai/Kimi-K2-Instruct-0905", "kimi_k2", "K2", "1T-A32B", 7168, 262_144, _TEMPLATE),
-    _moe("moonshotai/Kimi-K2-Thinking", "kimi_k2", "K2", "1T-A32B", 7168, 262_144, ("kimi_k2",)),
-]
-TABLE: Mapping[str, ModelInfo] = {row.name: row for row in _ROWS}
 # Names in Tinker's lists of models that are not those of the published repositories
 TINKER_NAMES: Mapping[str, str] = {
-    **{f"Qwen/Qwen3-{size}-Instruct": f"Qwen/Qwen3-{size}-Instruct-2507" for size in _QWEN3_2507},
-    "meta-llama/Llama-3.3-70B": "meta-llama/Llama-3.3-70B-Instruct",
-    "DeepSeek-V3.1": "deepseek-ai/DeepSeek-V3.1",
+    name: meant
+    for family in families.FAMILIES.values()
+    for name, meant in family.tinker_names.items()
 }
 _said: set[str] = set()  # names of which `loaded_name` has spoken
 
@@ -264,7 +71,7 @@ def resolve(model_name: str) -> ModelInfo:
         if not path.is_dir():
             raise ConfigurationError(f"model_name={model_name!r}: there is no such directory")
         if _is_nano(model_name):
-            return _NANO
+            return TABLE["nano"]
         if not (path / "config.json").is_file():
             raise ConfigurationError(
                 f"model_name={model_name!r}: the directory holds no config.json, so it is not a "
@@ -274,7 +81,7 @@ def resolve(model_name: str) -> ModelInfo:
     directory, why = None, ""
     if model_name.count("/") == 1:
         reason = hub_reach.problem(model_name, "config.json")
-        directory = _hub_files(model_name) if reason is None else None
+        directory = model_directory.of_hub(model_name) if reason is None else None
         why = f"{reason}; " if reason else ""
     if directory is None:
         near = ", ".join(_nearest(model_name)) or "nano, " + ", ".join(list(TABLE)[1:4])
@@ -305,20 +112,6 @@ def load_path(model_name: str) -> str:
 def is_local_path(model_name: str) -> bool:
     """Whether a name means a directory here, present or not, rather than a model on the hub."""
     return model_name.startswith(("/", "./", "../", "~")) or os.path.isdir(model_name)
-
-
-# What holds a tokenizer's vocabulary, by its kind
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model"),
-    *("vocab.json", "vocab.txt", "tekken.json"),
-)
-
-
-def lacks_tokenizer(path: str | Path) -> bool:
-    """Whether this is a directory with no file that could hold a tokenizer's vocabulary."""
-    path = Path(path)
-    return path.is_dir() and not any((path / file).is_file() for file in VOCABULARY_FILES)
 
 
 def _is_nano(model_name: str) -> bool:
@@ -470,7 +263,7 @@ def recommended_renderer(model_name: str) -> str:
             "cannot be told; set renderer_name=, which is enough where only the tokenizer is used"
         )
     renderers = resolve(model_name).renderers
-    if not renderers and lacks_tokenizer(path):
+    if not renderers and model_directory.lacks_tokenizer(path):
         raise ConfigurationError(
             f"model_name={model_name!r}: there is no tokenizer beside its config.json, and "
             "renderer_name= alone would not help; put the tokenizer's files there "
@@ -506,155 +299,44 @@ def _nearest(model_name: str) -> list[str]:
     return sorted(near, key=by_likeness.__getitem__, reverse=True)[:3]
 
 
-def _hub_files(model_name: str) -> Path | None:
-    """A directory with the small files of a hub model, each from the cache, else from the hub; None
-    if there is no config.json."""
-    config = _hub_file(model_name, "config.json")
-    if config is None:
-        return None
-    # of the same revision, or they would lie in another directory
-    revision = config.parent.name
-    for name in ("tokenizer_config.json", "chat_template.jinja"):  # many models have only one
-        _hub_file(model_name, name, revision)
-    return config.parent
-
-
-def _hub_file(model_name: str, file: str, revision: str | None = None) -> Path | None:
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        cached = huggingface_hub.try_to_load_from_cache(model_name, file, revision=revision)
-        if cached is not None:  # if no path, then the cache knows that the model lacks the file
-            return Path(cached) if isinstance(cached, str) else None
-        if hub_reach.problem(model_name, file):
-            return None
-        return Path(huggingface_hub.hf_hub_download(model_name, file, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} should hold a JSON object")
-    return content
-
-
-def _text_config(path: Path) -> dict[str, Any]:
-    """config.json with what vision models nest, their text model, on top; the values that are read
-    here have the right type, and those that may be unknown can be None."""
-    config = _read_json(path)
-    text = config.get("text_config")
-    if not isinstance(text, dict | None):
-        raise ConfigurationError(f"{path}: text_config={text!r}, but should be an object")
-    config = {**config, **(text or {})}
-    if not isinstance(family := config.get("model_type", ""), str):
-        raise ConfigurationError(f"{path}: model_type={family!r}, but should be a string")
-    for key in ("vocab_size", "hidden_size", "max_position_embeddings"):
-        if key not in config or (config[key] is None and key != "vocab_size"):
-            continue
-        value = config[key]
-        if not is_whole(value) or value < 1:
-            raise ConfigurationError(
-                f"{path}: {key}={value!r}, but should be a whole number of at least 1"
-            )
-    return config
-
-
-def _chat_template(directory: Path) -> str | None:
-    """The chat template among a model's files; "" if it has none, None if it has no tokenizer."""
-    template = directory / "chat_template.jinja"
-    if template.is_file():
-        try:
-            return template.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{template} cannot be read as text: {error}") from error
-    config = directory / "tokenizer_config.json"
-    if not config.is_file():
-        return None
-    found = _read_json(config).get("chat_template")
-    named = found if isinstance(found, list) else [{"name": "default", "template": found or ""}]
-    try:  # several, by name; the one for chatting is called default
-        by_name = {one["name"]: one["template"] for one in named}
-        template = by_name.get("default", "")
-        if not isinstance(template, str):
-            raise TypeError
-    except (KeyError, TypeError):
-        raise ConfigurationError(
-            f"{config}: chat_template={str(found)[:60]}, but should be a string or a list of"
-            ' objects {"name": ..., "template": ...} with strings'
-        ) from None
-    return template
-
-
-def _is_qwen3_base(family: str, directory: Path) -> bool:
-    """Whether the files are those of a Qwen3 base model, whose tokenizer has the chat models'
-    template all the same.
-
-    Told from the end-of-sequence token: a chat model ends its turns with `<|im_end|>`, a base model
-    its documents with `<|endoftext|>`. That is in the model's own files, while the name of a
-    directory is up to who made it (`checkpoint-500`, a snapshot in the hub's cache).
-    """
-    config = directory / "tokenizer_config.json"
-    if family not in ("qwen3", "qwen3_moe") or not config.is_file():
-        return False
-    token = _read_json(config).get("eos_token")
-    return (token.get("content") if isinstance(token, dict) else token) == "<|endoftext|>"
-
-
 def _from_directory(model_name: str, directory: Path) -> ModelInfo:
-    config = _text_config(directory / "config.json")
-    template = _chat_template(directory)
+    config = model_directory.config(directory)
+    template = model_directory.chat_template(directory)
     # qwen3_vl_text, mllama_text_model: what a nested text model is called
-    family = config.get("model_type", "unknown").removesuffix("_model").removesuffix("_text")
-    if family == "llama" and config.get("vocab_size", 0) >= 128_256:
-        family = "llama3"  # earlier Llamas had other vocabularies and templates
-    if _is_qwen3_base(family, directory):
-        template = ""
-    experts = ("num_experts", "num_local_experts", "n_routed_experts")
-    is_vl = "vision_config" in config
+    model_type = config.model_type.removesuffix("_model").removesuffix("_text")
+    family = families.of_model_type(model_type)
+    if family is not None and config.vocab_size < family.smallest_vocabulary:
+        family = None
+    name = model_type if family is None else family.name
+    exponent = families.exponent(name)
+    if family is not None and family.base_end_token is not None:
+        is_base = model_directory.end_token(directory) == family.base_end_token
+        template = "" if is_base else template
     return ModelInfo(
         name=model_name,
-        family=family,
+        family=name,
         organization="" if is_local_path(model_name) else model_name.split("/")[0],
         version_str="",
         size_str="",
         is_chat=bool(template),
-        is_moe=any(config.get(key) for key in experts),
-        is_vl=is_vl,
+        is_moe=config.is_moe,
+        is_vl=config.is_vl,
         # a vision model's format is its own, whatever the format of its text model was
-        renderers=_fitting_renderers("" if is_vl else family, template),
-        hidden_size=config.get("hidden_size"),
-        context_length=config.get("max_position_embeddings"),
-        lr_exponent=_exponent(family),
+        renderers=_fitting_renderers(None if config.is_vl else family, template),
+        hidden_size=config.hidden_size,
+        context_length=config.context_length,
+        lr_exponent=None if exponent is None else exponent.value,
         gated=False,
     )
 
 
-def _fitting_renderers(family: str, template: str | None) -> tuple[str, ...]:
+def _fitting_renderers(family: Family | None, template: str | None) -> tuple[str, ...]:
     """Renderers told from the chat template itself; `template` for those that no other renderer
     writes; none where there is no tokenizer to ask."""
     if template is None:
         return ()
     if not template:
-        return ("role_colon",)
-    match family:
-        # <function=: Qwen3-Coder, which writes calls in another form
-        case "qwen3" | "qwen3_moe" if "<|im_start|>" in template and "<function=" not in template:
-            if "enable_thinking" in template:
-                return ("qwen3", "qwen3_disable_thinking")
-            return ("qwen3",) if "<think>" in template else ("qwen3_instruct",)
-        case "llama3" if "<|start_header_id|>" in template:
-            return ("llama3",)
-        case "deepseek_v3" if "<｜Assistant｜></think>" in template:  # V3 and R1 write it otherwise
-            return _DEEPSEEK
-        case "gpt_oss" if "<|channel|>" in template:
-            return _GPT_OSS
-        case "kimi_k2" if "<|im_middle|>" in template and "<think>" in template:
-            return ("kimi_k2",)
-        case _:
-            return _TEMPLATE
+        return families.PLAIN_TRANSCRIPT
+    formats = () if family is None else family.chat_formats
+    fitting = (each.renderers for each in formats if each.fits(template))
+    return next(fitting, families.OWN_TEMPLATE)

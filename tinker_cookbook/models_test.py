@@ -9,6 +9,7 @@ import pytest
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.families import FAMILIES
 from tinker_cookbook.models import (
     defaults,
     fill_defaults,
@@ -17,6 +18,12 @@ from tinker_cookbook.models import (
     resolve,
 )
 
+GPT_OSS = (
+    "gpt_oss_no_sysprompt",
+    "gpt_oss_low_reasoning",
+    "gpt_oss_medium_reasoning",
+    "gpt_oss_high_reasoning",
+)
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -130,7 +137,7 @@ def test_the_sizes_are_those_of_the_published_models():
 
 
 def test_every_row_is_named_by_its_key_and_has_a_renderer():
-    assert len(models.TABLE) == len(models._ROWS)
+    assert len(models.TABLE) == sum(len(family.models) for family in FAMILIES.values())
     for name, row in models.TABLE.items():
         assert name == row.name and row.renderers and row.hidden_size
         assert row.is_chat == (row.renderers != ("role_colon",))
@@ -214,7 +221,7 @@ def test_a_local_directory_resolves_through_its_files(tmp_path):
         renderers=("qwen3", "qwen3_disable_thinking"),
         hidden_size=64,
         context_length=4096,
-        lr_exponent=models.QWEN_EXPONENT,
+        lr_exponent=0.0775,
         gated=False,
     )
 
@@ -243,7 +250,7 @@ def test_a_local_directory_resolves_through_its_files(tmp_path):
         ({"model_type": "mistral"}, "[INST]", "mistral", ("template",), None),
         ({"model_type": "mistral"}, "", "mistral", ("role_colon",), None),
         ({"model_type": "qwen3"}, None, "qwen3", (), 0.0775),  # no tokenizer there to ask
-        ({"model_type": "gpt_oss"}, "<|channel|>", "gpt_oss", models._GPT_OSS, 0.781),
+        ({"model_type": "gpt_oss"}, "<|channel|>", "gpt_oss", GPT_OSS, 0.781),
         ({"text_config": {"model_type": "qwen3"}}, "", "qwen3", ("role_colon",), 0.0775),
         (
             {"text_config": {"model_type": "qwen3_vl_text"}},
@@ -346,7 +353,7 @@ def test_real_templates_are_recognised(file, family):
     path = DATA / "chat_templates" / f"{file}.jinja"
     if not path.is_file():
         pytest.skip("no ../shared/data")
-    found = models._fitting_renderers(family, path.read_text(encoding="utf-8"))
+    found = models._fitting_renderers(FAMILIES.get(family), path.read_text(encoding="utf-8"))
     assert found[0] == REAL_TEMPLATES[file, family]
 
 

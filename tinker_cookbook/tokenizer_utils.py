@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils import model_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -86,15 +87,21 @@ def _brings_code(path: str, error: Exception) -> bool:
         return False
 
 
-def _has_vocabulary(tokenizer: Any) -> bool:
+class _WithVocabulary(Protocol):
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+
+def _has_vocabulary(tokenizer: _WithVocabulary) -> bool:
     """transformers makes tokenizers of some families from nothing: special tokens, no others."""
     return len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())) > 1
 
 
 def _without_vocabulary(model_name: str, path: str) -> ConfigurationError:
     lack = (
-        f"{path} holds no tokenizer.json (nor {', '.join(models.VOCABULARY_FILES[1:])})"
-        if models.lacks_tokenizer(path)
+        f"{path} holds no tokenizer.json (nor {', '.join(model_directory.VOCABULARY_FILES[1:])})"
+        if model_directory.lacks_tokenizer(path)
         else "the vocabulary among its files is empty"
     )
     return ConfigurationError(
@@ -119,7 +126,7 @@ def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
                 f" which runs only if you trust it: set {TRUST}=1 in the environment, or give"
                 " another tokenizer with tokenizer_utils.register_tokenizer"
             ) from error
-        if models.lacks_tokenizer(path) and not _brings_code(path, error):
+        if model_directory.lacks_tokenizer(path) and not _brings_code(path, error):
             raise _without_vocabulary(model_name, path) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(

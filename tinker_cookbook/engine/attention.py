@@ -16,10 +16,10 @@ key/value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,13 @@ from transformers import AttentionInterface
 from tinker_cookbook.engine.decode_attention import DecodePlan, decode, has_flash
 from tinker_cookbook.engine.kv_cache import Sink, Slice
 from tinker_cookbook.engine.shared_prefix import ForestAttention, Part, blocks
+from tinker_cookbook.exceptions import ConfigurationError
 
 NAME = "tinker_cookbook_packed"  # as `attn_implementation`; without a mask function: none is built
+Argument = torch.Tensor | float | bool | str | None  # of a module to its attention
+FEATURES = ("latent", "sinks", "sliding_window")  # of a family's attention, computed here
+# What modules hand down that changes nothing, with the value for which that holds (None: any)
+_WITHOUT_EFFECT = {"position_ids": None, "use_cache": False, "dropout": 0.0, "is_causal": True}
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,14 @@ class PackedPlan:
         return sum(each.length for each in self.kept)
 
 
+class Layer(Protocol):
+    """transformers' attention module."""
+
+    layer_idx: int
+
+
 def attend(
-    module: torch.nn.Module,
+    module: Layer,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -99,18 +110,33 @@ def attend(
     sliding_window: int | None = None,
     s_aux: torch.Tensor | None = None,
     plan: PackedPlan | DecodePlan | None = None,
-    **kwargs: Any,
+    **others: Argument,
 ) -> tuple[torch.Tensor, None]:
     """transformers' signature: q [B, Hq, T, D], k and v [B, Hkv, T, D] -> [B, T, Hq, D].
 
-    `s_aux` [Hq]: sinks. Values may be smaller than D; then the output is, too.
+    `s_aux` [Hq]: sinks. Values may be smaller than D; then the output is, too. ConfigurationError
+    for any other argument that has an effect, and for a mask: the plan says who sees whom.
     """
     if plan is None:
         raise RuntimeError("the engine's attention needs a plan: call BaseModel.hidden")
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    _refuse_effects(module, {"attention_mask": attention_mask, **others})
+    layer = module.layer_idx
     if isinstance(plan, DecodePlan):
         return decode(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
     return _packed(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
+
+
+def _refuse_effects(module: Layer, arguments: Mapping[str, Argument]) -> None:
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        harmless = name in _WITHOUT_EFFECT and _WITHOUT_EFFECT[name] in (None, value)
+        if not harmless:
+            shown = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
+            raise ConfigurationError(
+                f"{type(module).__name__} hands {name}={shown} to its attention, which the engine"
+                " does not compute"
+            )
 
 
 def _packed(

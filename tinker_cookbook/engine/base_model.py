@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -17,15 +17,25 @@ from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.frozen_linear import packs
 from tinker_cookbook.engine.head import HeadLogprobs
+from tinker_cookbook.engine.model_checks import check_config, check_logits, family_of
 from tinker_cookbook.engine.model_facts import model_facts
 from tinker_cookbook.engine.residency import Residency
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils.model_directory import transformers_config
 
-FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "gpt_oss")  # model_type
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 QUANTISED = ("mxfp4", "fp8")  # quant_method of files that transformers can turn into plain weights
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # the others change with the longest sequence
 SMALL = 50_000_000  # parameters; below, fp32 costs nothing worth saving
+
+
+class Quantisation(TypedDict):
+    """`quantization_config` of config.json, what is read of it."""
+
+    quant_method: str
+    weight_block_size: list[int] | None
 
 
 class BaseModel:
@@ -123,36 +133,25 @@ class BaseModel:
         return self._decode(tokens)
 
 
-def _load_config(path: str) -> Any:
-    from transformers import AutoConfig, DeepseekV3Config, PretrainedConfig
+def _load_config(path: str) -> PretrainedConfig:
+    from transformers import PretrainedConfig
 
     try:
         raw, _ = PretrainedConfig.get_config_dict(path)
-        family = raw.get("model_type")
-        if family == "kimi_k2":  # DeepSeek-V3 by another name, which transformers does not know
-            config = DeepseekV3Config.from_dict({**raw, "model_type": "deepseek_v3"})
-        else:
-            config = AutoConfig.from_pretrained(path) if family in FAMILIES else None
+        family = family_of(path, raw.get("model_type"))
+        config = transformers_config(path)
+    except ConfigurationError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    if config is None:
-        raise ConfigurationError(
-            f"model {path!r} is of family {family!r}, which the engine does not support;"
-            f" supported: {', '.join(FAMILIES)}"
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
-    if kind not in ROPE_TYPES:
-        raise ConfigurationError(
-            f"model {path!r} uses rope_type={kind!r}; supported: {', '.join(ROPE_TYPES)}"
-        )
+    check_config(path, config, family)
     _ask_for_plain_weights(path, config)
     return config
 
 
-def _ask_for_plain_weights(path: str, config: Any) -> None:
+def _ask_for_plain_weights(path: str, config: PretrainedConfig) -> None:
     """Have transformers expand quantised weights while it reads them.
 
     It works on the configuration in memory. Tested on small files made for it; never run on the
@@ -170,7 +169,7 @@ def _ask_for_plain_weights(path: str, config: Any) -> None:
     config.quantization_config = {**quantised, "dequantize": True}
 
 
-def _refuse_cut_blocks(path: str, quantised: dict[str, Any], model: torch.nn.Module) -> None:
+def _refuse_cut_blocks(path: str, quantised: Quantisation, model: torch.nn.Module) -> None:
     """transformers tells the blocks of an fp8 weight from the number of its scales, which goes
     wrong where the last block is cut off, as in the real DeepSeek-V3: [576, 7168] by 128."""
     blocks = quantised.get("weight_block_size")
@@ -190,7 +189,7 @@ def _refuse_cut_blocks(path: str, quantised: dict[str, Any], model: torch.nn.Mod
             )
 
 
-def _load_model(path: str, config: Any, dtype: str) -> Any:
+def _load_model(path: str, config: PretrainedConfig, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     quantised = getattr(config, "quantization_config", None)
@@ -240,4 +239,5 @@ def _load_model(path: str, config: Any, dtype: str) -> Any:
     if quantised is not None:  # what was expanded is bfloat16, whatever was asked for
         for parameter in model.parameters():
             parameter.data = parameter.data.to(getattr(torch, dtype))
+    check_logits(path, model)
     return model

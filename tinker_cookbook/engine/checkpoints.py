@@ -19,9 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tinker_cookbook.engine.lora import ATTENTION_LAYERS, MLP_LAYERS, UNEMBED, Adapter, LoraSpec
+from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
 from tinker_cookbook.engine.trainer import MOMENTS, Trainer
 from tinker_cookbook.exceptions import CheckpointError
+from tinker_cookbook.families import ATTENTION_LAYERS, MLP_LAYERS
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

@@ -14,28 +14,49 @@ Legend of shapes: [..., H] rows of H.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 
-# gpt-oss's multiplies by the weight before it rounds, and its experts have a product of their own
-NORMS = ("LlamaRMSNorm", "Qwen3RMSNorm", "Qwen3MoeRMSNorm", "DeepseekV3RMSNorm")
-MLPS = ("LlamaMLP", "Qwen3MLP", "Qwen3MoeMLP", "DeepseekV3MLP")
+from tinker_cookbook.engine.autograd import Context, Gradients
+from tinker_cookbook.families import FAMILIES
+
+NORMS = {family.norm for family in FAMILIES.values()}  # by the names of transformers' classes
+MLPS = {family.mlp for family in FAMILIES.values()}
+
+
+@runtime_checkable
+class Norm(Protocol):
+    """As transformers writes it."""
+
+    weight: torch.Tensor
+    variance_epsilon: float
+
+
+@runtime_checkable
+class GatedMLP(Protocol):
+    """As transformers writes it."""
+
+    gate_proj: Callable[[torch.Tensor], torch.Tensor]
+    up_proj: Callable[[torch.Tensor], torch.Tensor]
+    down_proj: Callable[[torch.Tensor], torch.Tensor]
+    act_fn: Callable[[torch.Tensor], torch.Tensor]
 
 
 class RMSNorm(torch.autograd.Function):
     """x [..., H], frozen weight [H] -> [..., H] in x's dtype."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         r = torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True).add_(eps))
         ctx.save_for_backward(x, r, weight)
         return torch.mul(x, r, out=torch.empty_like(x)).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Context, *grads: torch.Tensor) -> Gradients:
         x, r, weight = ctx.saved_tensors
         g = (grads[0] * weight).float()
         x = x.float()
@@ -47,12 +68,12 @@ class GatedProduct(torch.autograd.Function):
     """silu(gate) * up."""
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Context, *grads: torch.Tensor) -> Gradients:
         gate, up = ctx.saved_tensors
         (dy,) = grads
         d_gate = torch.ops.aten.silu_backward(dy * up, gate)
@@ -63,15 +84,19 @@ def install(model: torch.nn.Module) -> None:
     """Let the model's norms and gated MLPs compute by these functions."""
     for module in model.modules():
         kind = type(module).__name__
-        if kind in NORMS:
+        if kind in NORMS and isinstance(module, Norm):
             module.forward = partial(_norm, module)
-        elif kind in MLPS and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+        elif kind in MLPS and isinstance(module, GatedMLP) and _is_silu(module.act_fn):
             module.forward = partial(_mlp, module)
 
 
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+def _is_silu(activation: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    return type(activation).__name__ in ("SiLU", "SiLUActivation")
+
+
+def _norm(module: Norm, x: torch.Tensor) -> torch.Tensor:
     return RMSNorm.apply(x, module.weight, module.variance_epsilon)
 
 
-def _mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
+def _mlp(module: GatedMLP, x: torch.Tensor) -> torch.Tensor:
     return module.down_proj(GatedProduct.apply(module.gate_proj(x), module.up_proj(x)))

@@ -13,24 +13,50 @@ Legend of shapes: T rows of the pass, K experts per row, E experts, H hidden siz
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tinker_cookbook.engine.lora import AdapterPlan, AdapterRows, Router, StackedRows, add_lora
+from tinker_cookbook.exceptions import ConfigurationError
+
+
+@runtime_checkable
+class StackedExperts(Protocol):
+    """As transformers writes it."""
+
+    gate_up_proj: Tensor
+    down_proj: Tensor
+    is_transposed: bool
+    is_concatenated: bool
+    has_bias: bool
+
+
+@runtime_checkable
+class Activated(Protocol):
+    act_fn: Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class ClampedSwish(Protocol):
+    limit: float | None
+    alpha: float
 
 
 class LoraExperts(torch.nn.Module):
     """The frozen experts of one layer plus the adapters of the rows that pass through them."""
 
-    def __init__(self, base: torch.nn.Module, path: str, router: Router) -> None:
+    def __init__(self, base: StackedExperts, path: str, router: Router) -> None:
         super().__init__()
-        self.base: Any = base
+        self.base = base
         self.path = path
         self.router = router
+        self.gated = _product_of(base, path)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -45,9 +71,7 @@ class LoraExperts(torch.nn.Module):
         }
         return {f"{self.path}.{e}.{name}": sizes[name] for e in range(count) for name in sizes}
 
-    def forward(
-        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """hidden [T, H], the chosen experts and their weights [T, K] -> [T, H]."""
         experts, order = chosen.reshape(-1).sort(stable=True)  # by expert, then by row
         rows = order // chosen.shape[1]
@@ -61,14 +85,16 @@ class LoraExperts(torch.nn.Module):
         back[order] = torch.arange(len(order), device=order.device)
         return out.index_select(0, back).view(*chosen.shape, -1).sum(dim=1).to(hidden.dtype)
 
-    def _of_fixed_size(self, visit: _Visit, x: torch.Tensor) -> torch.Tensor:
+    def _of_fixed_size(self, visit: _Visit, x: Tensor) -> Tensor:
         """As many rows for every expert as the pass has, so that it does not matter who came."""
-        total = self.router.plan[-1].stop  # type: ignore[index]  # one adapter, no stack
+        whole, plan = self.router.plan, visit.plan  # of one adapter: no stack
+        assert not isinstance(whole, StackedRows) and not isinstance(plan, StackedRows)
+        total = whole[-1].stop
         padded = F.pad(x, (0, 0, 0, total - visit.count))
-        plan = [AdapterRows(part.adapter, 0, total) for part in visit.plan]  # type: ignore[union-attr]
+        plan = [AdapterRows(part.adapter, 0, total) for part in plan]
         return self._expert(visit._replace(plan=plan), padded)[: visit.count]
 
-    def _expert(self, visit: _Visit, x: torch.Tensor) -> torch.Tensor:
+    def _expert(self, visit: _Visit, x: Tensor) -> Tensor:
         expert, plan, path = visit.expert, visit.plan, f"{self.path}.{visit.expert}"
         both = self._product("gate_up_proj", expert, x)
         if self.base.is_concatenated:
@@ -77,21 +103,36 @@ class LoraExperts(torch.nn.Module):
             gate, up = both.unflatten(-1, (-1, 2)).unbind(-1)
         gate = add_lora(gate, x, f"{path}.gate_proj", plan)
         up = add_lora(up, x, f"{path}.up_proj", plan)
-        inner = self._gated(gate, up)
+        inner = self.gated(gate, up)
         return add_lora(self._product("down_proj", expert, inner), inner, f"{path}.down_proj", plan)
 
-    def _product(self, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+    def _product(self, name: str, expert: int, x: Tensor) -> Tensor:
         weight = getattr(self.base, name)[expert]
         bias = getattr(self.base, f"{name}_bias")[expert] if self.base.has_bias else None
         return F.linear(x, weight.t() if self.base.is_transposed else weight, bias)
 
-    def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        limit = getattr(self.base, "limit", None)
-        if limit is None:
-            return self.base.act_fn(gate) * up
-        # gpt-oss: both are clamped, swish has a slope of its own, and up is counted from -1
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        return gate * torch.sigmoid(gate * self.base.alpha) * (up + 1)
+
+def _product_of(base: StackedExperts, path: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The product of gate and up, both [T, I]."""
+    if isinstance(base, ClampedSwish) and base.limit is not None:
+        return partial(_clamped_swish, base.limit, base.alpha)
+    if isinstance(base, Activated):
+        return partial(_activated, base.act_fn)
+    raise ConfigurationError(_strange(base, path))
+
+
+def _activated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    return activation(gate) * up
+
+
+def _clamped_swish(limit: float, slope: float, gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss: both are clamped, swish has a slope of its own, and up is counted from -1."""
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(gate * slope) * (up + 1)
+
+
+def _strange(module: StackedExperts | torch.nn.Module, path: str) -> str:
+    return f"{type(module).__name__} at {path!r} holds experts that the engine does not compute"
 
 
 def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]]:
@@ -99,6 +140,8 @@ def install(model: torch.nn.Module, router: Router) -> dict[str, tuple[int, int]
     shapes = {}
     for path, module in list(model.named_modules()):
         if isinstance(getattr(module, "gate_up_proj", None), torch.nn.Parameter):
+            if not isinstance(module, StackedExperts):
+                raise ConfigurationError(_strange(module, path))
             parent, name = path.rsplit(".", 1)
             experts = LoraExperts(module, path, router)
             setattr(model.get_submodule(parent), name, experts)
@@ -114,9 +157,7 @@ class _Visit(NamedTuple):
     plan: AdapterPlan
 
 
-def _visits(
-    plan: AdapterPlan, experts: torch.Tensor, rows: torch.Tensor, count: int
-) -> Iterator[_Visit]:
+def _visits(plan: AdapterPlan, experts: Tensor, rows: Tensor, count: int) -> Iterator[_Visit]:
     """The visits to each expert that is chosen. One device synchronisation for the layer.
 
     `experts` and `rows` (of the pass) of all visits, sorted by both: the rows of an adapter lie

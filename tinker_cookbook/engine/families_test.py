@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinker_cookbook.engine import packing, passes
+from tinker_cookbook.engine import attention, elementwise, packing, passes
 from tinker_cookbook.engine.attention import PackedPlan
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import (
@@ -37,14 +37,23 @@ from tinker_cookbook.engine.torch_sampler_test import run, trainer_logprobs
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import PeftReference, make_rows, make_trainer, on_cpu
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.families import FAMILIES, KIMI_K2, NANO, Family, Feature
 
 TOLERANCE = 1e-5
-FAMILIES = ["tiny_qwen3_sliding", "tiny_qwen3_moe", "tiny_deepseek", "tiny_gpt_oss"]
-MOE = FAMILIES[1:]
+# Models of conftest.py and the family that each stands for: a new family has its line here. The
+# plain ones are held against peft in trainer_test.py and others.
+PLAIN = {"tiny_qwen3": "qwen3", "tiny_llama": "llama3"}
+TINY = {
+    "tiny_qwen3_sliding": "qwen3",
+    "tiny_qwen3_moe": "qwen3_moe",
+    "tiny_deepseek": "deepseek_v3",
+    "tiny_gpt_oss": "gpt_oss",
+}
+MOE = [tiny for tiny, family in TINY.items() if FAMILIES[family].experts]
 WINDOW = 24  # of the fixtures that have one
 LENGTHS = (7, 90, 1, 23, 23, 40)  # on both sides of the window
 
-families = pytest.mark.parametrize("family", FAMILIES)
+families = pytest.mark.parametrize("family", TINY)
 
 
 @pytest.fixture
@@ -107,6 +116,49 @@ class MergedReference:
         tokens = torch.from_numpy(row.tokens)[None]
         out = torch.func.functional_call(self.model, self.merged(), (tokens,))
         return out.logits[0].log_softmax(-1).gather(1, torch.from_numpy(row.targets)[:, None])[:, 0]
+
+
+def test_every_family_has_its_line() -> None:
+    """nano is a Qwen3, and Kimi-K2 has a test of its own below."""
+    assert {*PLAIN.values(), *TINY.values(), NANO.name, KIMI_K2.name} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("family", "name"), [*PLAIN.items(), *TINY.items()])
+def test_a_family_is_what_its_file_says(
+    family: str, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, seen = FAMILIES[name], set[Feature]()
+    attend = attention.attend
+
+    def watched(module: Any, query: Any, key: Any, value: Any, mask: Any, **others: Any) -> Any:
+        features: dict[Feature, bool] = {
+            "latent": value.shape[-1] < key.shape[-1],
+            "sinks": others.get("s_aux") is not None,
+            "sliding_window": others.get("sliding_window") is not None,
+        }
+        seen.update(feature for feature, there in features.items() if there)
+        return attend(module, query, key, value, mask, **others)
+
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.NAME, watched)
+    base = BaseModel(request.getfixturevalue(family), EngineConfig(device="cpu"))
+    off = set() if getattr(base.config, "sliding_window", None) else {"sliding_window"}
+    assert seen == set(found.attention) - off  # Qwen3's windows are a switch of config.json
+    check_layers(base, found)
+
+
+def check_layers(base: BaseModel, family: Family) -> None:
+    """The layers of adapters, and the classes that compute what elementwise.py does."""
+    assert family.model_type == base.config.model_type
+    assert base.config.rope_parameters["rope_type"] in family.rope_types
+    spare = {"q_proj"} if "latent" in family.attention else set()  # of models without a low rank
+    layers = {path.rsplit(".", 1)[-1] for path in base.shapes} - {UNEMBED}
+    assert layers == {*family.attention_layers, *family.mlp_layers} - spare
+    assert family.experts == any(".experts." in path for path in base.shapes)
+    kinds = {type(module).__name__: module for module in base.decoder.modules()}
+    for kind, ours in ((family.norm, elementwise._norm), (family.mlp, elementwise._mlp)):
+        if kind in kinds:
+            assert kinds[kind].forward.func is ours
+    assert family.norm in kinds or not family.norm
 
 
 def plain_logprobs(base: BaseModel, rows: list[TrainRow]) -> list[torch.Tensor]:

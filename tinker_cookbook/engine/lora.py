@@ -11,28 +11,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from tinker_cookbook.engine.autograd import Context, Gradients
 from tinker_cookbook.engine.frozen_linear import FrozenLinear
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.families import ATTENTION_LAYERS, MLP_LAYERS
 from tinker_cookbook.utils.misc_utils import is_whole
 
 UNEMBED = "lm_head"
-ATTENTION_LAYERS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    # multi-head latent attention; its query is either q_proj or the first two
-    "q_a_proj",
-    "q_b_proj",
-    "kv_a_proj_with_mqa",
-    "kv_b_proj",
-)
-MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")  # of experts too
 
 
 @dataclass(frozen=True)
@@ -262,6 +251,10 @@ class LoraLinear(torch.nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
+class _Parts(Context):
+    parts: Sequence[tuple[int, int, float]]
+
+
 class _LoraLinear(torch.autograd.Function):
     """x W^T + bias, and on the rows [start, stop) of each part + scale (x A^T) B^T.
 
@@ -270,7 +263,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Parts,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -287,7 +280,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: _Parts, *grads: torch.Tensor) -> Gradients:
         (dy,) = grads
         x, weight, *rest = ctx.saved_tensors
         count = len(ctx.parts)

@@ -13,6 +13,7 @@ import torch
 
 from tinker_cookbook.engine import EngineConfig, base_model, memory, passes
 from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.families_test import MOE, PLAIN
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.memory import GIB, Memory
 from tinker_cookbook.engine.trainer import Trainer
@@ -41,7 +42,7 @@ def kept_bytes(trainer: Trainer, lengths: tuple[int, ...]) -> int:
     return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed)
 
 
-FAMILIES = ["tiny_qwen3", "tiny_llama", "tiny_qwen3_moe", "tiny_deepseek", "tiny_gpt_oss"]
+FAMILIES = [*PLAIN, *MOE]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "tiny_qwen3_sliding"])

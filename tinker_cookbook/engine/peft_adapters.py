@@ -12,15 +12,17 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import ADAPTER_FILE, CONFIG_FILE, PREFIX, load
-from tinker_cookbook.engine.lora import ATTENTION_LAYERS, MLP_LAYERS, UNEMBED, Adapter, LoraSpec
+from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
 from tinker_cookbook.exceptions import CheckpointError
+from tinker_cookbook.families import ATTENTION_LAYERS, MLP_LAYERS
+from tinker_cookbook.utils.model_directory import Json
 
 # says nothing about the function that the adapter computes: origin, initialisation, and what only
 # chooses the layers, which the tensors tell themselves
@@ -67,7 +69,13 @@ def describe(directory: Path) -> PeftAdapter:
         train_mlp=not paths.isdisjoint(MLP_LAYERS),
         train_unembed=UNEMBED in paths,
     )
-    return PeftAdapter(config.get("base_model_name_or_path") or "", spec)
+    base_model = config.get("base_model_name_or_path") or ""
+    if not isinstance(base_model, str):
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: base_model_name_or_path={base_model!r}, but should be"
+            " a string"
+        )
+    return PeftAdapter(base_model, spec)
 
 
 def read(adapter: Adapter, base: BaseModel, directory: Path) -> None:
@@ -120,10 +128,10 @@ def read(adapter: Adapter, base: BaseModel, directory: Path) -> None:
 _SHAPE = ("rank", "train_attn", "train_mlp", "train_unembed")
 
 
-def _config(directory: Path) -> dict[str, Any]:
+def _config(directory: Path) -> dict[str, Json]:
     file = directory / CONFIG_FILE
     try:
-        config = json.loads(file.read_bytes())
+        config: Json = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(config, dict):
@@ -136,8 +144,8 @@ def _config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_unknown(config: Mapping[str, Any], directory: Path) -> None:
-    neutral: dict[str, tuple[Any, ...]] = {
+def _refuse_unknown(config: Mapping[str, Json], directory: Path) -> None:
+    neutral: dict[str, tuple[Json, ...]] = {
         "peft_type": ("LORA",),
         "task_type": ("CAUSAL_LM", None),
         "bias": ("none",),

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinker_cookbook.engine import admission, attention, decode_attention
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.families_test import MOE, MergedReference, largest
+from tinker_cookbook.engine.families_test import MOE, PLAIN, MergedReference, largest
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
 from tinker_cookbook.engine.packing_test import batch_with_everything, gradients
@@ -29,7 +29,7 @@ from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import PeftReference, make_trainer, with_inputs
 
 TOLERANCE = 1e-5
-FAMILIES = ["tiny_qwen3", "tiny_llama", "tiny_gpt_oss", "tiny_deepseek"]
+FAMILIES = [*PLAIN, *MOE]
 
 
 @pytest.fixture(autouse=True)

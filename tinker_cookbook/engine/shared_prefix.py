@@ -16,9 +16,11 @@ Shapes: q [1, Hq, T, D], k and v [1, Hkv, T, D] (grouped heads are the kernel's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+
+from tinker_cookbook.engine.autograd import Context, Gradients
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -46,12 +48,17 @@ def rows(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(0, 1).reshape(x.shape[1], -1, x.shape[3])
 
 
+class _Forest(Context):
+    parts: Sequence[Part]
+    scale: float | None
+
+
 class ForestAttention(torch.autograd.Function):
     """Parts in any order; every row must be in at least one. Sinks [Hq] are frozen."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Forest,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -85,7 +92,7 @@ class ForestAttention(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: _Forest, *grads: torch.Tensor) -> Gradients:
         query, key, value, out, lse = ctx.saved_tensors
         d_out = grads[0].contiguous()
         d_query, d_key, d_value = (

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.families import FAMILIES
 from tinker_cookbook.renderers import (
     get_registered_renderer_names,
     get_renderer,
@@ -22,6 +23,12 @@ def test_names():
     assert set(names) <= set(get_registered_renderer_names())
     assert all(is_renderer_registered(name) for name in names)
     assert not is_renderer_registered("qwen4")
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_what_a_family_names_is_there(family):
+    named = [each.renderers for each in (*family.models, *family.chat_formats)]
+    assert all(is_renderer_registered(name) for names in named for name in names)
 
 
 def test_unknown_name_lists_what_there_is(tokenizer):

@@ -15,7 +15,7 @@ import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
-from tinker_cookbook import models
+from tinker_cookbook import families, models
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.requests import CustomLoss, RunFacts, SampleResult, WeightsRef
 from tinker_cookbook.exceptions import (
@@ -51,9 +51,8 @@ T = TypeVar("T")
 SdkCustomLoss = Callable[
     [list[types.Datum], "list[torch.Tensor]"], tuple["torch.Tensor", dict[str, float]]
 ]
-# Of the model table, what the engine can load by its name. It computes DeepSeek-V3 and Kimi-K2 too,
-# but cannot read the 8-bit and 4-bit weights that the table's names stand for.
-FAMILIES = ("nano", "qwen3", "qwen3_moe", "llama3", "gpt_oss")
+# Of the model table, what the engine can load by its name.
+FAMILIES = [name for name, family in families.FAMILIES.items() if not family.unreadable]
 TIED = (
     "{model} has tied embeddings: load this adapter beside the model and do not merge it as it is,"
     " because what it adds to the unembedding would land in the input embeddings, too (untie them"

@@ -1,0 +1,193 @@
+"""What the engine would compute otherwise than transformers is refused, by name; what looks like it
+and has no effect is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    PhiConfig,
+    PreTrainedConfig,
+)
+
+from conftest import SIZES
+from tinker_cookbook import families
+from tinker_cookbook.engine import attention
+from tinker_cookbook.engine.attention import PackedPlan, attend
+from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.config import EngineConfig
+from tinker_cookbook.engine.families_test import plain_logprobs, transformers_model
+from tinker_cookbook.engine.model_checks import check_logits
+from tinker_cookbook.engine.packing import lay_out
+from tinker_cookbook.engine.trainer_test import make_rows
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.families import Family
+from tinker_cookbook.utils.model_directory import Json
+
+
+def saved(config: PreTrainedConfig, directory: Path) -> str:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+def load(path: str) -> BaseModel:
+    return BaseModel(path, EngineConfig(device="cpu"))
+
+
+def refused(path: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Adds a family, as a file of its own would."""
+
+    def add(model_type: str, attention: tuple[families.Feature, ...] = ()) -> None:
+        family = Family(model_type, model_type, model_type, attention=attention)
+        monkeypatch.setitem(families.FAMILIES, model_type, family)
+
+    return add
+
+
+def gemma2(attention_cap: float | None, logit_cap: float | None) -> Gemma2Config:
+    return Gemma2Config(
+        **SIZES,
+        query_pre_attn_scalar=16,
+        sliding_window=24,
+        attn_logit_softcapping=attention_cap,
+        final_logit_softcapping=logit_cap,
+    )
+
+
+def test_a_softcap_in_the_attention(known: Callable[..., None], tmp_path: Path) -> None:
+    path = saved(gemma2(50.0, None), tmp_path)
+    assert "is of family 'gemma2', which the engine does not support" in refused(path)
+    known("gemma2", ("sliding_window", "softcap"))
+    assert "whose attention has 'softcap', which the engine does not compute" in refused(path)
+    known("gemma2", ("sliding_window",))  # and if nobody declared it
+    assert refused(path) == (
+        "Gemma2Attention hands softcap=50.0 to its attention, which the engine does not compute"
+    )
+
+
+def test_a_softcap_on_the_logits(known: Callable[..., None], tmp_path: Path) -> None:
+    known("gemma2", ("sliding_window",))
+    path = saved(gemma2(None, 30.0), tmp_path)
+    message = refused(path)
+    assert "changes its logits behind the unembedding (final_logit_softcapping=30.0 in" in message
+
+
+def test_the_same_model_without_caps_is_computed_exactly(
+    known: Callable[..., None], tmp_path: Path
+) -> None:
+    """Its scale of the queries, its norms and the factor on its embeddings are in the modules."""
+    known("gemma2", ("sliding_window",))
+    path = saved(gemma2(None, None), tmp_path)
+    rows = make_rows()
+    reference = transformers_model(path)
+    for row, ours in zip(rows, plain_logprobs(load(path), rows)):
+        logits = reference(torch.from_numpy(row.tokens)[None]).logits[0]
+        theirs = logits.log_softmax(-1).gather(1, torch.from_numpy(row.targets)[:, None])[:, 0]
+        assert (ours - theirs).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        (CohereConfig(**SIZES, logit_scale=0.0625), "logit_scale=0.0625"),
+        (GraniteConfig(**SIZES, logits_scaling=8.0), "logits_scaling=8.0"),
+    ],
+)
+def test_a_scale_on_the_logits(
+    config: PreTrainedConfig, scale: str, known: Callable[..., None], tmp_path: Path
+) -> None:
+    known(config.model_type)
+    assert f"({scale} in its config.json)" in refused(saved(config, tmp_path))
+
+
+def test_a_bias_on_the_logits() -> None:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
+    model = AutoModelForCausalLM.from_config(PhiConfig(**sizes))
+    check_logits("x", model)  # a bias of zero
+    torch.nn.init.constant_(model.lm_head.bias, 0.01)
+    with pytest.raises(
+        ConfigurationError, match=r"'x' changes its logits .*, by a scale, a cap or"
+    ):
+        check_logits("x", model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_of_one_has_no_effect(dtype: torch.dtype) -> None:
+    model = AutoModelForCausalLM.from_config(GraniteConfig(**SIZES), dtype=dtype)
+    check_logits("x", model)
+    assert "forward" not in vars(model.model)  # the layers are back
+    model.config.logits_scaling = 1.01
+    with pytest.raises(ConfigurationError, match=r"logits_scaling=1\.01"):
+        check_logits("x", model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"is_causal": False}, "has is_causal=False in its config.json"),
+        (
+            {"layer_types": ["full_attention", "chunked_attention"]},
+            "has layers of type 'chunked_attention', which the engine does not compute",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}},
+            "uses rope_type='dynamic'; supported: default, linear, llama3, yarn",
+        ),
+        ({"hidden_size": "64"}, "Field 'hidden_size' expected int, got str (value: '64')"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "Missing required keys in"),
+    ],
+)
+def test_what_a_configuration_says_of_masks_and_positions(
+    changes: dict[str, Json], message: str, tiny_qwen3: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_qwen3, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    assert message in refused(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ({"softcap": 30.0}, "softcap=30.0"),
+        ({"dropout": 0.1}, "dropout=0.1"),
+        ({"is_causal": False}, "is_causal=False"),
+        ({"use_cache": True}, "use_cache=True"),
+        ({"position_bias": torch.zeros(1, 2, 3, 3)}, "position_bias=a tensor"),
+        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, "attention_mask=a tensor"),
+    ],
+)
+def test_arguments_with_an_effect(argument: dict[str, attention.Argument], shown: str) -> None:
+    module = torch.nn.Identity()
+    module.layer_idx = 0  # type: ignore[assignment]
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 3, 8).unbind()
+    plan = PackedPlan(lay_out([3]))
+    neutral = {"softcap": None, "dropout": 0.0, "is_causal": True, "use_cache": False}
+    plain, _ = attend(module, q, k, v, None, plan=plan)
+    same, _ = attend(module, q, k, v, None, plan=plan, position_ids=torch.arange(3), **neutral)
+    assert torch.equal(plain, same)
+    with pytest.raises(ConfigurationError, match=f"Identity hands {shown} to its attention"):
+        attend(module, q, k, v, **{"attention_mask": None, "plan": plan, **argument})

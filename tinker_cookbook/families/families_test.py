@@ -1,0 +1,68 @@
+"""What the files of families say agrees with itself. engine/families_test.py holds them against
+transformers, renderers/registry_test.py against the renderers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tinker_cookbook import families
+from tinker_cookbook.families import FAMILIES, NANO, ChatFormat, of_model_type
+
+NAMES = list(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_are_of_their_family(name: str) -> None:
+    family = FAMILIES[name]
+    assert family.name == name and family.models
+    for row in family.models:
+        assert row.family == name
+        assert row.is_moe == family.experts
+        assert row.lr_exponent == (family.exponent and family.exponent.value)
+        formats = {each.renderers for each in family.chat_formats}
+        known = {*formats, families.PLAIN_TRANSCRIPT, families.OWN_TEMPLATE}
+        assert row.renderers in known or family is NANO
+    for asked, meant in family.tinker_names.items():
+        assert meant in [row.name for row in family.models] and asked != meant
+
+
+def test_a_model_type_is_of_one_family() -> None:
+    types = [family.model_type for family in FAMILIES.values() if family is not NANO]
+    assert len(set(types)) == len(types) and all(types)
+    for family in FAMILIES.values():
+        if family is not NANO:
+            assert of_model_type(family.model_type) is family
+    found = [of_model_type(each) for each in ("", None, "llama3", "mistral", "qwen3_vl")]
+    assert found == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "exponent", "fitted"),
+    [
+        ("llama", 0.781, True),
+        ("mllama", 0.781, True),
+        ("qwen2_moe", 0.0775, True),
+        ("qwen3_vl", 0.0775, True),
+        ("gpt_oss", 0.781, False),
+    ],
+)
+def test_exponents_hold_for_relatives(model_type: str, exponent: float, fitted: bool) -> None:
+    assert families.exponent(model_type) == families.Exponent(exponent, fitted)
+
+
+@pytest.mark.parametrize("name", ["nano", "mistral", "kimi_k25", "gpt2", ""])
+def test_families_without_an_exponent(name: str) -> None:
+    assert families.exponent(name) is None
+
+
+def test_a_format_is_known_by_what_stands_in_its_template() -> None:
+    chat = ChatFormat(("x",), has=("<a>", "<b>"), lacks=("<c>",))
+    assert chat.fits("<b> <a>")
+    assert not chat.fits("<a>") and not chat.fits("<a><b><c>")
+
+
+def test_families_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NANO.name = "x"  # type: ignore[misc]
