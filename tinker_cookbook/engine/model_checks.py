@@ -85,7 +85,11 @@ def check_logits(path: str, model: PreTrainedModel) -> None:
     """The logits must be the unembedding times the hidden state and nothing else: no scale, cap or
     bias. Compared for two hidden states, one with large logits and zero, without the layers."""
     head = model.get_output_embeddings()
-    assert isinstance(head, torch.nn.Linear)
+    if not isinstance(head, torch.nn.Linear):
+        raise ConfigurationError(
+            f"model {path!r} has no linear unembedding, but {type(head).__name__}, which the engine"
+            " does not compute"
+        )
     weight = head.weight
     generator = torch.Generator().manual_seed(0)
     large = 100 * torch.randn(weight.shape[1], generator=generator)

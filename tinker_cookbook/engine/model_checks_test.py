@@ -133,6 +133,13 @@ def test_a_bias_on_the_logits() -> None:
         check_logits("x", model)
 
 
+def test_an_unembedding_of_another_kind() -> None:
+    model = AutoModelForCausalLM.from_config(GraniteConfig(**SIZES))
+    model.set_output_embeddings(torch.nn.Bilinear(4, 4, 4))
+    with pytest.raises(ConfigurationError, match="no linear unembedding, but Bilinear"):
+        check_logits("x", model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_scale_of_one_has_no_effect(dtype: torch.dtype) -> None:
     model = AutoModelForCausalLM.from_config(GraniteConfig(**SIZES), dtype=dtype)
