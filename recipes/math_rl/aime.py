@@ -280,7 +280,8 @@ def _rows_kept(directory: Path, total: int) -> int:
 def _kept_outcomes(directory: Path, num_samples: int) -> dict[int, Outcome]:
     """By number, of the problems that have a row; replies to others, from the moment in which an
     earlier process was stopped, are taken out of the file."""
-    numbers = [row["group"] for row in read_metrics(directory) if "group" in row]
+    groups = (row.get("group") for row in read_metrics(directory))
+    numbers = [each for each in groups if isinstance(each, int)]
     file = transcripts.rollouts_file(directory, SPLIT, 0)
     jsonl.keep_lines(file, lambda record: record["group_idx"] in numbers)
     records: dict[int, list[Mapping[str, Any]]] = {number: [] for number in numbers}

@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
 def runs_path(*parts: str | os.PathLike[str]) -> Path:
@@ -23,7 +26,11 @@ def runs_path(*parts: str | os.PathLike[str]) -> Path:
     return Path(root).expanduser().absolute().joinpath(*parts)
 
 
-def safezip(*sequences: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+@overload
+def safezip(a: Sequence[A], b: Sequence[B], /) -> Iterator[tuple[A, B]]: ...
+@overload
+def safezip(a: Sequence[A], b: Sequence[B], c: Sequence[C], /) -> Iterator[tuple[A, B, C]]: ...
+def safezip(*sequences: Sequence[A | B | C]) -> Iterator[tuple[A | B | C, ...]]:
     """zip that refuses sequences of different lengths at once, not at the end."""
     lengths = [len(s) for s in sequences]
     if not all_same(lengths):
@@ -32,7 +39,7 @@ def safezip(*sequences: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 @contextmanager
-def timed(key: str, metrics: MutableMapping[str, Any]) -> Iterator[None]:
+def timed(key: str, metrics: MutableMapping[str, float]) -> Iterator[None]:
     """Adds the seconds that the block took to metrics["time/<key>"], also when it raises."""
     started = time.perf_counter()
     try:
@@ -51,7 +58,7 @@ def dict_mean(dicts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: sum(v) / len(v) for key, v in values.items()}
 
 
-def all_same(items: Iterable[Any]) -> bool:
+def all_same(items: Iterable[T]) -> bool:
     """True if all items are equal; an empty iterable counts as equal."""
     iterator = iter(items)
     first = next(iterator, None)
