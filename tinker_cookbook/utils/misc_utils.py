@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -27,10 +27,10 @@ def runs_path(*parts: str | os.PathLike[str]) -> Path:
 
 
 @overload
-def safezip(a: Sequence[A], b: Sequence[B], /) -> Iterator[tuple[A, B]]: ...
+def safezip(a: Collection[A], b: Collection[B], /) -> Iterator[tuple[A, B]]: ...
 @overload
-def safezip(a: Sequence[A], b: Sequence[B], c: Sequence[C], /) -> Iterator[tuple[A, B, C]]: ...
-def safezip(*sequences: Sequence[A | B | C]) -> Iterator[tuple[A | B | C, ...]]:
+def safezip(a: Collection[A], b: Collection[B], c: Collection[C], /) -> Iterator[tuple[A, B, C]]: ...
+def safezip(*sequences: Collection[A | B | C]) -> Iterator[tuple[A | B | C, ...]]:
     """zip that refuses sequences of different lengths at once, not at the end."""
     lengths = [len(s) for s in sequences]
     if not all_same(lengths):

@@ -1,7 +1,7 @@
 """Any configuration object as plain JSON data, the same text for the same configuration.
 
 A configuration that names things outside itself, such as local files, can say what they are: its
-class has a method `identity() -> Mapping[str, Plain]` (plain data, the same for the same content;
+class has a method `identity() -> Mapping[str, PlainLike]` (plain data, the same for the same content;
 for a file say its rows and sha256). It is called whenever the object becomes plain data, and what
 it returns is put under "identity" there. A key of it that is also a field of the object stands for
 that field wherever configurations are compared (`comparable`):
@@ -162,7 +162,7 @@ def _reference(value: _Named | type) -> str:
 
 
 class _HasIdentity(Protocol):
-    def identity(self) -> Mapping[str, Plain]: ...
+    def identity(self) -> Mapping[str, PlainLike]: ...
 
 
 def _tagged(value: object, fields: Mapping[str, Plain], identities: bool) -> dict[str, Plain]:
