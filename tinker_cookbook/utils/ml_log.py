@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, TextIO, TypeAlias
 
 from tinker_cookbook.exceptions import ConfigurationError
@@ -77,12 +76,7 @@ class Logger:
     def __enter__(self) -> Logger:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
