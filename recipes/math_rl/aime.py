@@ -53,7 +53,7 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.ml_log import read_metrics
-from tinker_cookbook.utils.plain_data import PlainLike
+from tinker_cookbook.utils.plain_data import Plain
 from tinker_cookbook.utils.run_directory import LogDirBehavior
 
 __all__ = ["CLI", "Aime", "main"]
@@ -110,7 +110,7 @@ class CLI:
             raise ConfigurationError(f"num_samples={self.num_samples}: expected 1 or more")
         checked_ks(self.k, self.num_samples)
 
-    def identity(self) -> Mapping[str, PlainLike]:
+    def identity(self) -> Mapping[str, Plain]:
         """Another file of the same name is another run."""
         return problems_identity(self.path)
 

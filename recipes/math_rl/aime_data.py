@@ -21,7 +21,7 @@ from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_prob
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
-from tinker_cookbook.utils.plain_data import PlainLike
+from tinker_cookbook.utils.plain_data import Plain
 
 Year = Literal["2024", "2025", "2026"]
 YEARS: tuple[Year, ...] = typing.get_args(Year)
@@ -103,7 +103,7 @@ def chosen_years(path: str, asked: tuple[Year, ...]) -> tuple[Year, ...]:
     return asked or known
 
 
-def problems_identity(path: str) -> Mapping[str, PlainLike]:
+def problems_identity(path: str) -> Mapping[str, Plain]:
     """The `identity()` of a configuration whose key `path` it is: of a directory, the years' files
     alone, for it may well hold the runs, too."""
     local = Path(path).expanduser()
@@ -157,7 +157,7 @@ class Aime(BoxedAnswers):
                 )
         return found
 
-    def identity(self) -> Mapping[str, PlainLike]:
+    def identity(self) -> Mapping[str, Plain]:
         return problems_identity(self.path)
 
     def test_set(

@@ -15,7 +15,7 @@ from tinker_cookbook.renderers import Renderer, get_renderer
 from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.data_identity import path_identity
-from tinker_cookbook.utils.plain_data import PlainLike
+from tinker_cookbook.utils.plain_data import Plain
 
 T = TypeVar("T")
 DEFAULT_TEST = 100  # problems: nano would need minutes for a whole test; enough to see a trend
@@ -105,7 +105,7 @@ class BoxedAnswers(MathDatasetBuilder):
         default=None, doc="file or data set of the test (None: what belongs to path)"
     )
 
-    def identity(self) -> Mapping[str, PlainLike]:
+    def identity(self) -> Mapping[str, Plain]:
         """Of local data, what its files tell at a glance; a name on the hub is enough."""
         test = {} if self.test_path is None else path_identity(self.test_path)
         return {**path_identity(self.path), **({"test_path": test["path"]} if test else {})}

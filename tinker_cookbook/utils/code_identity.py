@@ -20,7 +20,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tinker_cookbook.utils.plain_data import CLASS, PACKAGE, REPR, Plain, PlainLike, module_name
+from tinker_cookbook.utils.plain_data import CLASS, PACKAGE, REPR, Json, Plain, module_name
 
 _OURS = {PACKAGE, "recipes"}
 _REFERENCE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_<][\w.<>]*")
@@ -30,12 +30,12 @@ Code = dict[str, dict[str, str]]
 """Module -> file below the folder it is imported from (or "version") -> sha256 (or the version)."""
 
 
-def user_code(config: PlainLike) -> Code:
+def user_code(config: Plain) -> Code:
     """The code that a plain configuration names, in class tags and as module:Name anywhere."""
     return {name: _content(name) for name in sorted(modules(config))}
 
 
-def modules(config: PlainLike) -> set[str]:
+def modules(config: Plain) -> set[str]:
     """The user's own modules that a plain configuration names."""
     return set(_modules(config))
 
@@ -52,7 +52,7 @@ def edited(there: Mapping[str, Mapping[str, str]], here: Code) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def without_modules(config: Mapping[str, Plain]) -> dict[str, Plain]:
+def without_modules(config: Mapping[str, Json]) -> dict[str, Json]:
     """Classes by their names alone, as runs were written before their modules were."""
     kept = {key: _without_modules(value) for key, value in config.items()}
     if CLASS in kept:
@@ -60,7 +60,7 @@ def without_modules(config: Mapping[str, Plain]) -> dict[str, Plain]:
     return kept
 
 
-def _without_modules(value: Plain) -> Plain:
+def _without_modules(value: Json) -> Json:
     if isinstance(value, dict):
         known_by_repr = REPR in value and CLASS in value
         return value[REPR] if known_by_repr else without_modules(value)
@@ -70,7 +70,7 @@ def _without_modules(value: Plain) -> Plain:
 _VERSION = "version"
 
 
-def _modules(config: PlainLike) -> Iterator[str]:
+def _modules(config: Plain) -> Iterator[str]:
     if isinstance(config, Mapping):
         for value in config.values():
             yield from _modules(value)

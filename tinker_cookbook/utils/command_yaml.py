@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils.plain_data import PlainLike
+from tinker_cookbook.utils.plain_data import Plain
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -62,7 +62,7 @@ def read_yaml(name: str) -> Iterator[tuple[str, str]]:
     return dotted(content, "")
 
 
-def dotted(value: PlainLike, path: str) -> Iterator[tuple[str, str]]:
+def dotted(value: Plain, path: str) -> Iterator[tuple[str, str]]:
     """Leaves of nested mappings and lists as (dotted key, text as on the command line)."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TypedDict
 
 from tinker_cookbook.exceptions import DataError, DataFormatError
-from tinker_cookbook.utils.plain_data import Plain
+from tinker_cookbook.utils.plain_data import Json
 from tinker_cookbook.utils.records import DataFile, Record, decode_row
 
 _BUFFER = 1 << 20
@@ -68,7 +68,7 @@ class FileRows:
     def __len__(self) -> int:
         return len(self._file)
 
-    def __getitem__(self, row: int) -> dict[str, Plain]:
+    def __getitem__(self, row: int) -> dict[str, Json]:
         if not 0 <= row < len(self):
             raise IndexError(row)
         return decode_row(self._text(row), self._numbers_as_text)
@@ -102,7 +102,7 @@ class FileRows:
 
 class Placed(TypedDict):
     where: str | None  # None: nobody knows
-    row: Mapping[str, Plain]
+    row: Mapping[str, Json]
 
 
 def placed_rows(files: list[DataFile]) -> Iterator[Placed]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.utils.files import disk_errors, replace_file, replacing
-from tinker_cookbook.utils.plain_data import Plain, PlainLike
+from tinker_cookbook.utils.plain_data import Json, Plain
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Line(NamedTuple):
     value: dict[str, Any]
 
 
-def encode(value: PlainLike, *, indent: int | None = None, compact: bool = False) -> str:
+def encode(value: Plain, *, indent: int | None = None, compact: bool = False) -> str:
     """Strict JSON text of plain data; floats round-trip exactly. compact: without spaces."""
     text = json.dumps(
         _finite(value),
@@ -50,7 +50,7 @@ def encode(value: PlainLike, *, indent: int | None = None, compact: bool = False
     return text
 
 
-def _finite(value: PlainLike) -> PlainLike:
+def _finite(value: Plain) -> Plain:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, Mapping):
@@ -60,7 +60,7 @@ def _finite(value: PlainLike) -> PlainLike:
     return value
 
 
-def restore_floats(record: Mapping[str, Plain]) -> dict[str, Plain]:
+def restore_floats(record: Mapping[str, Json]) -> dict[str, Json]:
     """The record with the three strings that stand for non-finite floats turned back."""
     return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
 
@@ -91,7 +91,7 @@ def iter_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
                 raise DataFormatError(f"{path}:{number} is not a JSON object: {shown!r}")
 
 
-def _parse(raw: bytes) -> dict[str, Plain] | None:
+def _parse(raw: bytes) -> dict[str, Json] | None:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):  # the latter: nested too deeply
@@ -99,7 +99,7 @@ def _parse(raw: bytes) -> dict[str, Plain] | None:
     return value if isinstance(value, dict) else None
 
 
-def append_line(path: str | os.PathLike[str], record: Mapping[str, PlainLike]) -> None:
+def append_line(path: str | os.PathLike[str], record: Mapping[str, Plain]) -> None:
     """Adds one line and returns when it is on disk (fsync); StorageError, and the file as it was,
     where the disk does not take it."""
     line = encode(record).encode() + b"\n"
@@ -117,7 +117,7 @@ def append_line(path: str | os.PathLike[str], record: Mapping[str, PlainLike]) -
             raise
 
 
-def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, PlainLike]]) -> None:
+def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Plain]]) -> None:
     """Makes the records the content of the file, at once; they are not all held in memory."""
     with replacing(path) as file:
         for record in records:

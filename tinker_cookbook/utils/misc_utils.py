@@ -29,7 +29,9 @@ def runs_path(*parts: str | os.PathLike[str]) -> Path:
 @overload
 def safezip(a: Collection[A], b: Collection[B], /) -> Iterator[tuple[A, B]]: ...
 @overload
-def safezip(a: Collection[A], b: Collection[B], c: Collection[C], /) -> Iterator[tuple[A, B, C]]: ...
+def safezip(
+    a: Collection[A], b: Collection[B], c: Collection[C], /
+) -> Iterator[tuple[A, B, C]]: ...
 def safezip(*sequences: Collection[A | B | C]) -> Iterator[tuple[A | B | C, ...]]:
     """zip that refuses sequences of different lengths at once, not at the end."""
     lengths = [len(s) for s in sequences]

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeAlias
+from typing import Any, Protocol
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl
@@ -18,7 +18,7 @@ from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.display import is_terminal, metrics_table
 from tinker_cookbook.utils.files import disk_errors, replace_file
 from tinker_cookbook.utils.misc_utils import install_line
-from tinker_cookbook.utils.plain_data import Plain, Scalar, plain
+from tinker_cookbook.utils.plain_data import plain
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
@@ -26,19 +26,10 @@ CODE_FILE = "code.diff"
 LOG_FILE = "logs.log"
 
 
-class ArrayScalar(Protocol):
-    """A number of numpy or torch."""
-
-    def item(self) -> float: ...
-
-
-Metric: TypeAlias = Scalar | ArrayScalar
-
-
 class Sink(Protocol):
     """One place that metrics go to."""
 
-    def log_metrics(self, metrics: Mapping[str, Scalar], step: int | None) -> None: ...
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None: ...
 
     def close(self) -> None: ...
 
@@ -53,7 +44,7 @@ class Logger:
         self._sinks = list(sinks)
         self._handlers = list(handlers)
 
-    def log_metrics(self, metrics: Mapping[str, Metric], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """One row. Values: numbers, strings, booleans; numpy and torch scalars are converted."""
         row = {key: plain(value) for key, value in metrics.items()}
         for sink in self._sinks:
@@ -108,7 +99,7 @@ def setup_logging(
     return logger
 
 
-def write_config(log_dir: Path, config: Plain) -> None:
+def write_config(log_dir: Path, config: Any) -> None:
     """config.json from plain data."""
     replace_file(log_dir / CONFIG_FILE, jsonl.encode(config, indent=2) + "\n")
 
@@ -125,7 +116,7 @@ def write_code_state(log_dir: Path) -> None:
             return
 
 
-def read_metrics(log_dir: str | os.PathLike[str]) -> list[dict[str, Plain]]:
+def read_metrics(log_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl, NaN and infinity as floats again; [] if there is none."""
     lines = jsonl.read_lines(Path(log_dir).expanduser() / METRICS_FILE)
     return [jsonl.restore_floats(line.value) for line in lines]
@@ -137,9 +128,9 @@ class JsonlSink:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def log_metrics(self, metrics: Mapping[str, Scalar], step: int | None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
         head = {} if step is None else {"step": step}
-        jsonl.append_line(self._path, {**head, **metrics})
+        jsonl.append_line(self._path, head | dict(metrics))
 
     def close(self) -> None:
         pass
@@ -148,7 +139,7 @@ class JsonlSink:
 class TerminalSink:
     """A table per row on a terminal, one line per row elsewhere."""
 
-    def log_metrics(self, metrics: Mapping[str, Scalar], step: int | None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
         title = "metrics" if step is None else f"step {step}"
         if is_terminal(sys.stdout):
             from rich.console import Console
@@ -167,7 +158,7 @@ class TerminalSink:
 class WandbSink:
     """Weights & Biases; a resumed run goes on in the same wandb run."""
 
-    def __init__(self, log_dir: Path, project: str, name: str | None, config: Plain) -> None:
+    def __init__(self, log_dir: Path, project: str, name: str | None, config: Any) -> None:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -190,7 +181,7 @@ class WandbSink:
                 "or set WANDB_MODE=offline"
             ) from e
 
-    def log_metrics(self, metrics: Mapping[str, Scalar], step: int | None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None) -> None:
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
@@ -211,7 +202,7 @@ class _Stderr(logging.StreamHandler):
         logging.Handler.__init__(self, logging.WARNING)
 
     @property
-    def stream(self) -> TextIO:
+    def stream(self) -> Any:
         return sys.stderr
 
 

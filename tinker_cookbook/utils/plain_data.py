@@ -1,8 +1,8 @@
 """Any configuration object as plain JSON data, the same text for the same configuration.
 
 A configuration that names things outside itself, such as local files, can say what they are: its
-class has a method `identity() -> Mapping[str, PlainLike]` (plain data, the same for the same content;
-for a file say its rows and sha256). It is called whenever the object becomes plain data, and what
+class has a method `identity() -> Mapping[str, Plain]` (the same for the same content; for a file
+say its rows and sha256). It is called whenever the object becomes plain data, and what
 it returns is put under "identity" there. A key of it that is also a field of the object stands for
 that field wherever configurations are compared (`comparable`):
 
@@ -29,16 +29,15 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, overload
 
 import chz
 
+Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | float | bool | None"  # JSON
+
 IDENTITY = "identity"
 CLASS = "class"  # "module:Name"
 REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
 PARTIAL = "partial"
 PACKAGE = "tinker_cookbook"
 Scalar: TypeAlias = str | int | float | bool | None
-Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"  # as `plain` and JSON give it
-PlainLike: TypeAlias = (  # what can be written as JSON
-    "Scalar | Sequence[PlainLike] | Mapping[str, PlainLike] | Mapping[int, PlainLike]"
-)
+Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"  # as `plain` and json.loads give it
 _KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
@@ -101,20 +100,27 @@ def plain(value: Any, *, identities: bool = True) -> Any:
 
 
 @overload
-def comparable(value: Mapping[str, Plain]) -> dict[str, Plain]: ...
+def comparable(value: Mapping[str, Json]) -> dict[str, Json]: ...
 @overload
-def comparable(value: Plain) -> Plain: ...
-def comparable(value: Mapping[str, Plain] | Plain) -> Plain:
+def comparable(value: Json) -> Json: ...
+def comparable(value: Mapping[str, Json] | Json) -> Json:
     """Plain data without the fields that an "identity" beside them stands for, and with classes of
     this package by their names alone: they may move from module to module between versions."""
     if isinstance(value, Mapping):
         identity = value.get(IDENTITY)
         known = identity if isinstance(identity, Mapping) else {}
         kept = {k: comparable(v) for k, v in value.items() if k not in known}
-        if (name := str(kept.get(CLASS))).startswith(f"{PACKAGE}."):
-            kept[CLASS] = name.partition(":")[2]
+        if CLASS in kept:
+            kept[CLASS] = lasting_name(kept[CLASS])
         return kept
     return [comparable(v) for v in value] if isinstance(value, list) else value
+
+
+def lasting_name(reference: Any) -> Any:
+    """Of a class of this package its name alone; any other reference as it is."""
+    if str(reference).startswith(f"{PACKAGE}."):
+        return reference.partition(":")[2]
+    return reference
 
 
 def module_name(name: str) -> str:
@@ -137,7 +143,7 @@ def _is_function(value: object) -> TypeGuard[_Named]:
     return callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__")
 
 
-def _function(value: _Named, identities: bool) -> Plain:
+def _function(value: _Named, identities: bool) -> Json:
     """module:name, with what it holds: the object of a method, the variables of a closure."""
     owner = getattr(value, "__self__", None)
     if inspect.ismethod(value) and not isinstance(owner, type):
@@ -162,10 +168,10 @@ def _reference(value: _Named | type) -> str:
 
 
 class _HasIdentity(Protocol):
-    def identity(self) -> Mapping[str, PlainLike]: ...
+    def identity(self) -> Mapping[str, Plain]: ...
 
 
-def _tagged(value: object, fields: Mapping[str, Plain], identities: bool) -> dict[str, Plain]:
+def _tagged(value: object, fields: Mapping[str, Json], identities: bool) -> dict[str, Json]:
     tagged = {CLASS: _reference(type(value)), **fields}
     if identities and _has_identity(value) and (known := plain(value.identity())):
         tagged[IDENTITY] = known

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import short
-from tinker_cookbook.utils.plain_data import PlainLike
+from tinker_cookbook.utils.plain_data import Plain
 
 DATA_ID = "data"  # of the element that holds a page's data
 
@@ -99,7 +99,7 @@ def page(
     *,
     style: str = "",
     script: str = "",
-    data: PlainLike = None,
+    data: Plain = None,
 ) -> str:
     """A whole page. `style`, `script`: source text of the program's own, never of its data.
 
@@ -120,7 +120,7 @@ def page(
     return f'<!doctype html>\n<html lang="en">{head}{element("body", list(body), scripts)}</html>\n'
 
 
-def data_element(value: PlainLike) -> Html:
+def data_element(value: Plain) -> Html:
     """Plain data for the page's script. NaN and infinity become strings, see `jsonl`."""
     # "<" would let a text end the element, or open a comment that swallows its end
     text = jsonl.encode(value, compact=True).replace("<", "\\u003c")
