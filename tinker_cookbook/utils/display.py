@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Literal, TypeVar, get_args
+from typing import IO, Literal, SupportsFloat, TypeAlias, TypeVar, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -16,9 +16,9 @@ from rich.table import Column, Table
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import stop_signals
-from tinker_cookbook.utils.plain_data import Scalar
 
 T = TypeVar("T")
+Figure: TypeAlias = str | SupportsFloat | None  # numbers of numpy and torch, too
 DisplayMode = Literal["auto", "live", "plain", "table", "none"]
 
 # metric name -> short label; those that a row has are shown, in this order
@@ -95,7 +95,7 @@ class Display:
         # Live hides the cursor, and a killed process could not show it again
         self._console.show_cursor(True)
 
-    def update(self, step: int, row: Mapping[str, Scalar]) -> str:
+    def update(self, step: int, row: Mapping[str, Figure]) -> str:
         """Shows the metrics of the step that just ended, by the number that its row has; returns
         the line in full."""
         now = time.perf_counter()
@@ -162,7 +162,7 @@ class Display:
         of_total = "" if self._total is None else f"/{self._total}"
         return f"{self._unit} {step}{of_total}"
 
-    def _figures(self, step: int, row: Mapping[str, Scalar]) -> list[str]:
+    def _figures(self, step: int, row: Mapping[str, Figure]) -> list[str]:
         figures = [
             f"{label} {short(row[key])}" for key, label in self._headlines.items() if key in row
         ]
@@ -183,7 +183,7 @@ def is_terminal(stream: IO[str]) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _number(row: Mapping[str, Scalar], key: str) -> float:
+def _number(row: Mapping[str, Figure], key: str) -> float:
     value = row.get(key)
     return 0.0 if value is None else float(value)
 
@@ -193,14 +193,14 @@ def evaluations(row: Mapping[str, T]) -> dict[str, T]:
     return {k: v for k, v in row.items() if k.startswith("test/") and k.count("/") == 1}
 
 
-def metrics_table(title: str, row: Mapping[str, Scalar]) -> Table:
+def metrics_table(title: str, row: Mapping[str, Figure]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for key, value in row.items():
         table.add_row(key, short(value))
     return table
 
 
-def short(value: Scalar) -> str:
+def short(value: Figure) -> str:
     """A number in few characters: 0.00042, 1.2346, 12.3k, 4.56M."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

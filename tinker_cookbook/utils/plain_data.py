@@ -36,8 +36,8 @@ CLASS = "class"  # "module:Name"
 REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
 PARTIAL = "partial"
 PACKAGE = "tinker_cookbook"
-Scalar: TypeAlias = str | int | float | bool | None
-Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"  # as `plain` and json.loads give it
+# what `plain` and json.loads give
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 _KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
