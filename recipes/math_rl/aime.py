@@ -55,6 +55,7 @@ from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.ml_log import read_metrics
+from tinker_cookbook.utils.plain_data import Plain
 
 __all__ = ["CLI", "Aime", "main"]
 
@@ -108,7 +109,7 @@ class CLI(CheckedConfig):
     def _counts(self) -> None:
         checked_ks(self.k, self.num_samples)
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Another file of the same name is another run."""
         return problems_identity(self.path)
 
@@ -251,7 +252,7 @@ async def _as_finished(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _row(number: int, name: str, outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
+def _row(number: int, name: str, outcomes: Mapping[int, Outcome]) -> dict[str, float | str]:
     """Of the problem that has just been finished; `group` is its group_idx in the replies' file."""
     mine, known = outcomes[number], outcomes.values()
     return {
@@ -279,7 +280,8 @@ def _rows_kept(directory: Path, total: int) -> int:
 def _kept_outcomes(directory: Path, num_samples: int) -> dict[int, Outcome]:
     """By number, of the problems that have a row; replies to others, from the moment in which an
     earlier process was stopped, are taken out of the file."""
-    numbers = [row["group"] for row in read_metrics(directory) if "group" in row]
+    groups = (row.get("group") for row in read_metrics(directory))
+    numbers = [each for each in groups if isinstance(each, int)]
     file = transcripts.rollouts_file(directory, SPLIT, 0)
     jsonl.keep_lines(file, lambda record: record["group_idx"] in numbers)
     records: dict[int, list[Mapping[str, Any]]] = {number: [] for number in numbers}

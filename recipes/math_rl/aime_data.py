@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import chz
 
@@ -21,6 +21,7 @@ from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_prob
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
+from tinker_cookbook.utils.plain_data import Plain
 
 Year = Literal["2024", "2025", "2026"]
 YEARS: tuple[Year, ...] = typing.get_args(Year)
@@ -102,7 +103,7 @@ def chosen_years(path: str, asked: tuple[Year, ...]) -> tuple[Year, ...]:
     return asked or known
 
 
-def problems_identity(path: str) -> dict[str, Any]:
+def problems_identity(path: str) -> Mapping[str, Plain]:
     """The `identity()` of a configuration whose key `path` it is: of a directory, the years' files
     alone, for it may well hold the runs, too."""
     local = Path(path).expanduser()
@@ -156,7 +157,7 @@ class Aime(BoxedAnswers):
                 )
         return found
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         return problems_identity(self.path)
 
     def test_set(

@@ -7,7 +7,6 @@ import itertools
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
 import sympy
 from sympy import Expr, MatrixBase
@@ -457,7 +456,7 @@ def _same_solutions(f: Node, g: Node) -> bool:
     return agreed
 
 
-def _solve(f: Any, symbol: sympy.Symbol) -> list[Expr]:
+def _solve(f: Expr, symbol: sympy.Symbol) -> list[Expr]:
     """Solutions for the variable, without those that are real nowhere: y^3 = x has but one."""
     return [s for s in sympy.solve(f, symbol) if s.has(sympy.Piecewise) or _real_somewhere(s)]
 

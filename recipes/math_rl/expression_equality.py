@@ -12,17 +12,18 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import TypeVar
 
 import sympy
 from sympy import Expr, Integer, MatrixBase, Rational
 from sympy.core.evalf import evalf
 
-from recipes.math_rl.expression_values import NotReal, Undefined, real_value, value
+from recipes.math_rl.expression_values import NotReal, Undefined, Value, real_value, value
 from recipes.math_rl.latex_expression import Node, Unreadable, parse, symbols, walk
 
 MAX_DIGITS = 40_000
 Values = Mapping[str, Expr]
+Spelling = TypeVar("Spelling", int, str)  # of a number
 
 
 @functools.lru_cache(maxsize=512)
@@ -126,7 +127,7 @@ def _constants(node: Node) -> Iterator[Rational]:
             yield from _constants(inner)
 
 
-def _cycle(values: Iterable[Any]) -> Iterator[Any]:
+def _cycle(values: Iterable[Spelling]) -> Iterator[Spelling | Expr]:
     """The values again and again, each time by one larger: no two variables are the same."""
     for i in itertools.count():
         for v in values:
@@ -156,7 +157,7 @@ def _wants_whole(*nodes: Node) -> bool:
     return False
 
 
-def _values_at(nodes: tuple[Node, ...], point: Values) -> list[Any] | None:
+def _values_at(nodes: tuple[Node, ...], point: Values) -> list[Value] | None:
     """Their values; None where one has none, or where a negative number has a root taken."""
     negative = any(v.is_negative for v in point.values())
     try:
@@ -183,7 +184,7 @@ def same_expressions(a: Node, b: Node) -> bool:
     return compared > 0
 
 
-def values_at_points(*nodes: Node) -> Iterator[list[Any]]:
+def values_at_points(*nodes: Node) -> Iterator[list[Value]]:
     names = sorted(set().union(*(symbols(node) for node in nodes)))
     pieces = any(n.kind in _PIECEWISE for node in nodes for n in walk(node))
     roots = any(_is_root(n) for node in nodes for n in walk(node))
@@ -197,8 +198,9 @@ def values_at_points(*nodes: Node) -> Iterator[list[Any]]:
             yield values
 
 
-def _same_values(a: Any, b: Any) -> bool:
-    matrices = isinstance(a, MatrixBase), isinstance(b, MatrixBase)
-    if all(matrices):
-        return a.shape == b.shape and all(map(same_numbers, a, b))
-    return not any(matrices) and same_numbers(a, b)
+def _same_values(a: Value, b: Value) -> bool:
+    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+        return a.shape == b.shape and all(map(same_numbers, a.flat(), b.flat()))
+    if isinstance(a, MatrixBase) or isinstance(b, MatrixBase):
+        return False
+    return same_numbers(a, b)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import sympy
-from sympy import Expr, ImmutableMatrix, Integer, Rational
+from sympy import Expr, ImmutableMatrix, Integer, Poly, Rational
 
 from recipes.math_rl.latex_expression import CONSTANTS, TRIGONOMETRIC, Node
 
@@ -24,10 +24,11 @@ class Undefined(ValueError):
     """No value, or none that can be computed: 1/0, a power that fills the memory."""
 
 
+Value: TypeAlias = Expr | ImmutableMatrix
 _VALUES = dict(zip(CONSTANTS, (sympy.I, sympy.E, sympy.pi, sympy.oo), strict=True))
 
 
-def value(node: Node, at: Mapping[str, Expr]) -> Any:
+def value(node: Node, at: Mapping[str, Expr]) -> Value:
     """The value with the variables set to `at`: an Expr or an ImmutableMatrix. Undefined."""
     try:
         result = _value(node, at)
@@ -38,7 +39,7 @@ def value(node: Node, at: Mapping[str, Expr]) -> Any:
     return result
 
 
-def _value(node: Node, at: Mapping[str, Expr]) -> Any:
+def _value(node: Node, at: Mapping[str, Expr]) -> Value:
     kind, args = node
     if kind == "number":
         return Rational(args[0].numerator, args[0].denominator)
@@ -57,19 +58,19 @@ def _value(node: Node, at: Mapping[str, Expr]) -> Any:
     return _OPERATIONS[kind](*computed)
 
 
-def _unknown_function(name: str, args: list[Any]) -> Expr:
+def _unknown_function(name: str, args: list[Value]) -> Expr:
     """f(2) is some number, the same wherever f(2) stands."""
     digest = hashlib.sha256(f"{name}{args}".encode()).digest()
     return Rational(int.from_bytes(digest[:6], "big"), 2**44)
 
 
-def _divided(a: Any, b: Any) -> Any:
+def _divided(a: Value, b: Value) -> Value:
     if b == 0:
         raise Undefined("division by zero")
     return a * b**-1
 
 
-def _power(base: Any, exponent: Any) -> Any:
+def _power(base: Value, exponent: Expr) -> Value:
     if isinstance(base, sympy.MatrixBase):
         if not (exponent.is_Integer and abs(exponent) < 1000):
             raise Undefined("a power of a matrix")
@@ -102,7 +103,7 @@ def raise_unless_complex(number: Expr) -> None:
         raise NotReal(str(number)[:40])
 
 
-def real_value(node: Node, at: Mapping[str, Expr]) -> Any:
+def real_value(node: Node, at: Mapping[str, Expr]) -> Value:
     """`value`; NotReal where a root or logarithm of a negative number is met on the way."""
     global _real_only
     _real_only = True
@@ -112,19 +113,19 @@ def real_value(node: Node, at: Mapping[str, Expr]) -> Any:
         _real_only = False
 
 
-def _factorial(n: Expr, function: Callable[[Expr], Any] = sympy.factorial) -> Any:
+def _factorial(n: Expr, function: Callable[[Expr], Expr] = sympy.factorial) -> Value:
     if n.is_Integer and n > MAX_FACTORIAL:
         raise Undefined("a factorial too long to write")
     return function(n)
 
 
-def _binomial(n: Expr, k: Expr) -> Any:
+def _binomial(n: Expr, k: Expr) -> Value:
     if n.is_Integer and k.is_Integer and min(abs(k), abs(n - k)) * 2 > MAX_FACTORIAL:
         raise Undefined("a binomial coefficient too long to write")
     return sympy.binomial(n, k)
 
 
-def _logarithm(number: Expr, base: Expr = sympy.E) -> Any:
+def _logarithm(number: Expr, base: Expr = sympy.E) -> Value:
     if number == 0 or base in (0, 1):
         raise Undefined("no logarithm")
     if number.is_negative:
@@ -132,14 +133,20 @@ def _logarithm(number: Expr, base: Expr = sympy.E) -> Any:
     return sympy.log(number) if base == sympy.E else sympy.log(number, base)
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {
+def _number(found: Expr | Poly) -> Expr:
+    if not isinstance(found, Expr):
+        raise Undefined("a polynomial")
+    return found
+
+
+_OPERATIONS: dict[str, Callable[..., Value]] = {
     **{name: getattr(sympy, name.replace("arc", "a")) for name in TRIGONOMETRIC},
     "Re": sympy.re,
     "Im": sympy.im,
     "arg": sympy.arg,
     "det": lambda m: m.det(),
-    "gcd": lambda *n: sympy.gcd(n),
-    "lcm": lambda *n: sympy.lcm(n),
+    "gcd": lambda *n: _number(sympy.gcd(n)),
+    "lcm": lambda *n: _number(sympy.lcm(n)),
     "max": sympy.Max,
     "min": sympy.Min,
     "+": lambda a, b: a + b,
@@ -152,7 +159,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "mod": lambda a, b: sympy.Mod(a, b),
     "!": _factorial,
     "!!": functools.partial(_factorial, function=sympy.factorial2),
-    "abs": abs,
+    "abs": lambda a: abs(a),
     "lfloor": sympy.floor,
     "lceil": sympy.ceiling,
     "binom": _binomial,

@@ -272,7 +272,7 @@ def sets(rng: random.Random) -> Change:
 def matrices(rng: random.Random) -> Change:
     a, b, c, d = (_nonzero(rng, 15) for _ in range(4))
 
-    def spell(rows: list[list[object]], kind: str = "pmatrix") -> str:
+    def spell(rows: Sequence[Sequence[int | str]], kind: str = "pmatrix") -> str:
         cells = " \\\\ ".join(" & ".join(map(str, row)) for row in rows)
         return f"\\begin{{{kind}}} {cells} \\end{{{kind}}}"
 

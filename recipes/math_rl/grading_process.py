@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from tinker_cookbook.exceptions import TrainingError
+from tinker_cookbook.utils.plain_data import Json
 
 MAX_PROCESSES = 4  # about 80 MB each
 START_SECONDS = 120.0  # sympy takes half a second to import, on a busy machine many
@@ -65,7 +66,7 @@ class _Worker:
         # the worker keeps its own time in CPU seconds; this is for one that is stopped or starved
         return bool(self._receive(_GRACE + 20.0 * seconds)["same"])
 
-    def _receive(self, seconds: float) -> dict[str, object]:
+    def _receive(self, seconds: float) -> dict[str, Json]:
         assert self._process.stdout is not None
         end = time.monotonic() + seconds
         while b"\n" not in self._buffer:

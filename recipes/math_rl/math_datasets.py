@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import chz
 
@@ -16,6 +16,7 @@ from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, rules
 from tinker_cookbook.utils.data_identity import path_identity
+from tinker_cookbook.utils.plain_data import Plain
 
 T = TypeVar("T")
 DEFAULT_TEST = 100  # problems: nano would need minutes for a whole test; enough to see a trend
@@ -81,7 +82,7 @@ class MathDatasetBuilder(RLDatasetBuilder):
     def batches(
         self,
         problems: Sequence[Problem],
-        make_env: Any,
+        make_env: Callable[[Problem], Env],
         name: str,
         test: bool = False,
     ) -> ProblemDataset:
@@ -106,7 +107,7 @@ class BoxedAnswers(MathDatasetBuilder):
         default=None, doc="file or data set of the test (None: what belongs to path)"
     )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Of local data, what its files tell at a glance; a name on the hub is enough."""
         test = {} if self.test_path is None else path_identity(self.test_path)
         return {**path_identity(self.path), **({"test_path": test["path"]} if test else {})}

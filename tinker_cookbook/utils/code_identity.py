@@ -19,9 +19,8 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from tinker_cookbook.utils.plain_data import CLASS, PACKAGE, REPR, module_name
+from tinker_cookbook.utils.plain_data import CLASS, PACKAGE, REPR, Json, Plain, module_name
 
 _OURS = {PACKAGE, "recipes"}
 _REFERENCE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_<][\w.<>]*")
@@ -31,12 +30,12 @@ Code = dict[str, dict[str, str]]
 """Module -> file below the folder it is imported from (or "version") -> sha256 (or the version)."""
 
 
-def user_code(config: Any) -> Code:
+def user_code(config: Plain) -> Code:
     """The code that a plain configuration names, in class tags and as module:Name anywhere."""
     return {name: _content(name) for name in sorted(modules(config))}
 
 
-def modules(config: Any) -> set[str]:
+def modules(config: Plain) -> set[str]:
     """The user's own modules that a plain configuration names."""
     return set(_modules(config))
 
@@ -53,22 +52,25 @@ def edited(there: Mapping[str, Mapping[str, str]], here: Code) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def without_modules(config: Any) -> Any:
+def without_modules(config: Mapping[str, Json]) -> dict[str, Json]:
     """Classes by their names alone, as runs were written before their modules were."""
-    if isinstance(config, Mapping):
-        if REPR in config and CLASS in config:
-            return config[REPR]
-        kept = {key: without_modules(value) for key, value in config.items()}
-        if CLASS in kept:
-            kept[CLASS] = str(kept[CLASS]).rpartition(":")[2]
-        return kept
-    return [without_modules(each) for each in config] if isinstance(config, list) else config
+    kept = {key: _without_modules(value) for key, value in config.items()}
+    if CLASS in kept:
+        kept[CLASS] = str(kept[CLASS]).rpartition(":")[2]
+    return kept
+
+
+def _without_modules(value: Json) -> Json:
+    if isinstance(value, dict):
+        known_by_repr = REPR in value and CLASS in value
+        return value[REPR] if known_by_repr else without_modules(value)
+    return [_without_modules(each) for each in value] if isinstance(value, list) else value
 
 
 _VERSION = "version"
 
 
-def _modules(config: Any) -> Iterator[str]:
+def _modules(config: Plain) -> Iterator[str]:
     if isinstance(config, Mapping):
         for value in config.values():
             yield from _modules(value)

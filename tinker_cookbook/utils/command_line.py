@@ -300,7 +300,7 @@ class Parameter(NamedTuple):
     type: Any
     default: str  # as shown, "" if there is none
     doc: str
-    choices: Mapping[str, Any]  # classes by name, {} if there is no choice
+    choices: Mapping[str, type]  # classes by name, {} if there is no choice
 
 
 def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
@@ -321,7 +321,7 @@ def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
     }
 
 
-_EMPTY: dict[Any, str] = {list: "[]", tuple: "()", dict: "{}"}
+_EMPTY: dict[type, str] = {list: "[]", tuple: "()", dict: "{}"}
 
 
 def _default(param: Any, chosen: Any) -> str:
@@ -414,7 +414,7 @@ def _missing_name(text: str) -> str | None:
     return match and f"module {match[1]!r} has no {match[2]!r}"
 
 
-def one_line(error: object) -> str:
+def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
 
 

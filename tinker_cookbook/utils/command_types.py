@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import chz
+from chz.factories import MetaFactory
+from chz.field import Field
 from chz.util import MISSING_TYPE
 
 
@@ -39,7 +41,7 @@ def alternatives(text: str) -> list[str]:
     return re.split(r" \| (?![^\[]*\])", text)
 
 
-def choices(t: Any, meta_factory: Any = None) -> Mapping[str, Any]:
+def choices(t: Any, meta_factory: MetaFactory | None = None) -> Mapping[str, type]:
     """What a field of this type may be set to, by name; {} if there is no choice. A factory of the
     field may have `names` of its own for classes; else it is every class below the type."""
     return getattr(meta_factory, "names", None) or _subclasses(t)
@@ -57,7 +59,7 @@ def _subclasses(t: Any) -> dict[str, type]:
     return found
 
 
-def class_with(choices: Mapping[str, Any], field: str) -> str | None:
+def class_with(choices: Mapping[str, type], field: str) -> str | None:
     """The name of the class that is most likely meant where the key `field` is given: no base of
     others, one that must be told the key, and as little else as can be."""
 
@@ -70,7 +72,7 @@ def class_with(choices: Mapping[str, Any], field: str) -> str | None:
     return min(having, key=rank, default=None)
 
 
-def _is_required(field: Any) -> bool:
+def _is_required(field: Field) -> bool:
     # chz has no public way to ask; the version is pinned
     return isinstance(field._default, MISSING_TYPE) and isinstance(
         field._default_factory, MISSING_TYPE

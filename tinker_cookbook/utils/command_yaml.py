@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.plain_data import Plain
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -17,7 +18,7 @@ class _YamlLoader(yaml.SafeLoader):
     (YAML 1.1 would read 1e-4 as a string, `no` as false and 012 as ten.)
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = str(key_node.value)
@@ -61,7 +62,7 @@ def read_yaml(name: str) -> Iterator[tuple[str, str]]:
     return dotted(content, "")
 
 
-def dotted(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def dotted(value: Plain, path: str) -> Iterator[tuple[str, str]]:
     """Leaves of nested mappings and lists as (dotted key, text as on the command line)."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():

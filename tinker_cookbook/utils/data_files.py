@@ -15,19 +15,22 @@ the configurations in README.md); so is the reading of tables. JSON and CSV are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload, runtime_checkable
 
 import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
 from tinker_cookbook.utils import hub
-from tinker_cookbook.utils.file_rows import FileRows, placed_rows
+from tinker_cookbook.utils.file_rows import FileRows, Placed, placed_rows
 from tinker_cookbook.utils.files import existing_file
 from tinker_cookbook.utils.records import COMPRESSED, CSV_SUFFIXES, JSON_SUFFIXES, DataFile, kind
+
+if TYPE_CHECKING:
+    import datasets
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 _WAY_OUT = "dataset_path=FILE.jsonl trains on a file of your own"
@@ -35,6 +38,13 @@ _NAME_OF_SPLIT = re.compile(r"\w+(\.\w+)*")
 
 Row = dict[str, Any]
 Splits = dict[str, list[DataFile]]
+
+
+@runtime_checkable
+class HasPlaces(Protocol):
+    """Rows that know where each of them stands."""
+
+    def where(self, row: int) -> str: ...
 
 
 class Rows(Sequence[Row]):
@@ -57,7 +67,13 @@ class Rows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, row: int) -> Row:  # type: ignore[override]  # no slices: see select
+    @overload
+    def __getitem__(self, row: int) -> Row: ...
+    @overload
+    def __getitem__(self, row: slice) -> Rows: ...
+    def __getitem__(self, row: int | slice) -> Row | Rows:
+        if isinstance(row, slice):
+            return Rows(self._source, self._order[row])
         return self._source[int(self._order[row])]
 
     def where(self, row: int) -> str:
@@ -76,10 +92,28 @@ class Rows(Sequence[Row]):
         return Rows(self._source.only(columns), self._order)
 
 
+class _Table(Protocol):
+    """What is used of a `datasets.Dataset`."""
+
+    column_names: list[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int) -> Row: ...
+    def select_columns(self, column_names: list[str]) -> _Table: ...
+
+
+class _Streamed(Protocol):
+    """What is used of a `datasets.IterableDataset`."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+    def shuffle(self, *, seed: int, buffer_size: int) -> _Streamed: ...
+    def set_epoch(self, epoch: int) -> None: ...
+
+
 class _Stored:
     """A `datasets.Dataset`."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: _Table) -> None:
         self._dataset = dataset
         self.column_names: list[str] = dataset.column_names
 
@@ -104,7 +138,7 @@ class PlacedRow(NamedTuple):
 class Stream:
     """Rows one by one, of a `datasets.IterableDataset`. from_files: it is that of `placed_rows`."""
 
-    def __init__(self, source: Any, from_files: bool = False) -> None:
+    def __init__(self, source: _Streamed, from_files: bool = False) -> None:
         self._source, self._from_files = source, from_files
 
     def shuffle(self, seed: int, buffer_size: int) -> Stream:
@@ -168,7 +202,7 @@ def open_stream(
         return Stream(stream, from_files=True)
 
 
-def _placed(rows: Rows) -> Iterator[dict[str, Any]]:
+def _placed(rows: Rows) -> Iterator[Placed]:
     """As `placed_rows`."""
     for number in range(len(rows)):
         yield {"where": rows.where(number) if rows.from_files else None, "row": rows[number]}
@@ -179,9 +213,9 @@ def is_file_name(path: str) -> bool:
     return kind(path) in (*JSON_SUFFIXES, *CSV_SUFFIXES, *_TABLES) or path.endswith(COMPRESSED)
 
 
-def where(rows: Any, row: int) -> str:
+def where(rows: Sequence[Row] | HasPlaces, row: int) -> str:
     """The place of a row for messages, whatever the rows are."""
-    return rows.where(row) if hasattr(rows, "where") else f"row {row}"
+    return rows.where(row) if isinstance(rows, HasPlaces) else f"row {row}"
 
 
 def _find(path: str, name: str | None, way_out: str, streaming: bool = False) -> Splits | str:
@@ -258,7 +292,7 @@ _KNOWN_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "f
 _KNOWN_OPTIONS |= {"sep", "delimiter", "field", "chunksize", "block_size", "use_threads"}
 
 
-def _refuse_options(config: Any, shown: str) -> None:
+def _refuse_options(config: datasets.BuilderConfig, shown: str) -> None:
     """The README of a data set may ask for another reading of its files."""
     usual = type(config)()
     for option, value in vars(config).items():
@@ -310,7 +344,7 @@ def _stored(path: str, shown: str, name: str | None, split: str, streaming: bool
         loaded = datasets.load_from_disk(path)
         if isinstance(loaded, dict):
             if split not in loaded:
-                raise _no_split(shown, split, loaded)
+                raise _no_split(shown, split, map(str, loaded))
             loaded = loaded[split]
         return loaded.to_iterable_dataset() if streaming else loaded
     return datasets.load_dataset(path, name, split=split, streaming=streaming)
@@ -358,7 +392,7 @@ def _part(splits: Splits, split: str, numbers_as_text: bool) -> Rows:
     return Rows(source, order)
 
 
-def _no_split(path: str, split: str, found: Any) -> ConfigurationError:
+def _no_split(path: str, split: str, found: Iterable[str]) -> ConfigurationError:
     return ConfigurationError(f"data set {path}: no split {split!r}; found {', '.join(found)}")
 
 

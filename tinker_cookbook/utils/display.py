@@ -8,15 +8,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, Literal, get_args
+from typing import IO, Literal, SupportsFloat, TypeAlias, TypeVar, get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column, Table
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import stop_signals
 
+T = TypeVar("T")
+Figure: TypeAlias = str | SupportsFloat | None  # numbers of numpy and torch, too
 DisplayMode = Literal["auto", "live", "plain", "table", "none"]
 
 # metric name -> short label; those that a row has are shown, in this order
@@ -67,7 +69,7 @@ class Display:
         self._seconds: deque[float] = deque(maxlen=_WINDOW)  # of steps without evaluations
         self._tokens: deque[float] = deque(maxlen=_WINDOW)
         self._progress: Progress | None = None
-        self._task: Any = None
+        self._task: TaskID | None = None
 
     def start(self, first_step: int = 0) -> None:
         """Starts the clock; `first_step`: the step to begin with, as earlier processes did those
@@ -93,14 +95,14 @@ class Display:
         # Live hides the cursor, and a killed process could not show it again
         self._console.show_cursor(True)
 
-    def update(self, step: int, row: Mapping[str, Any]) -> str:
+    def update(self, step: int, row: Mapping[str, Figure]) -> str:
         """Shows the metrics of the step that just ended, by the number that its row has; returns
         the line in full."""
         now = time.perf_counter()
         training = self._total is None or step < self._total
         if training and self._warm:
-            self._seconds.append(max(now - self._last_end - row.get("time/evals", 0.0), 0.0))
-            self._tokens.append(next((float(row[k]) for k in TOKEN_COUNTS if k in row), 0.0))
+            self._seconds.append(max(now - self._last_end - _number(row, "time/evals"), 0.0))
+            self._tokens.append(next((_number(row, k) for k in TOKEN_COUNTS if k in row), 0.0))
         self._warm, self._last_end = True, now
         figures = self._figures(step, row)
         line = "  ".join([self._name(step), *figures])
@@ -145,7 +147,7 @@ class Display:
 
     def _live(self, step: int, figures: Sequence[str], completed: int) -> None:
         """Redraws the live line with as many figures as fit, the more important first."""
-        assert self._progress is not None
+        assert self._progress is not None and self._task is not None
         room = self._console.width - _NOT_TEXT - len(self._name(step))
         important = sorted(figures, key=lambda text: not text.startswith("ETA"))
         kept = set()
@@ -160,7 +162,7 @@ class Display:
         of_total = "" if self._total is None else f"/{self._total}"
         return f"{self._unit} {step}{of_total}"
 
-    def _figures(self, step: int, row: Mapping[str, Any]) -> list[str]:
+    def _figures(self, step: int, row: Mapping[str, Figure]) -> list[str]:
         figures = [
             f"{label} {short(row[key])}" for key, label in self._headlines.items() if key in row
         ]
@@ -181,19 +183,24 @@ def is_terminal(stream: IO[str]) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def evaluations(row: Mapping[str, Any]) -> dict[str, Any]:
+def _number(row: Mapping[str, Figure], key: str) -> float:
+    value = row.get(key)
+    return 0.0 if value is None else float(value)
+
+
+def evaluations(row: Mapping[str, T]) -> dict[str, T]:
     """The headline results of evaluators in a row: names under test/ with no further level."""
     return {k: v for k, v in row.items() if k.startswith("test/") and k.count("/") == 1}
 
 
-def metrics_table(title: str, row: Mapping[str, Any]) -> Table:
+def metrics_table(title: str, row: Mapping[str, Figure]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for key, value in row.items():
         table.add_row(key, short(value))
     return table
 
 
-def short(value: Any) -> str:
+def short(value: Figure) -> str:
     """A number in few characters: 0.00042, 1.2346, 12.3k, 4.56M."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

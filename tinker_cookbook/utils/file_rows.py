@@ -6,16 +6,17 @@ import os
 import tempfile
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, TypedDict
 
 from tinker_cookbook.exceptions import DataError, DataFormatError
+from tinker_cookbook.utils.plain_data import Json
 from tinker_cookbook.utils.records import DataFile, Record, decode_row
 
 _BUFFER = 1 << 20
 
 
-class FileRows(Sequence[dict[str, Any]]):
+class FileRows:
     """The rows of several files, one file after the other, as plain values.
 
     All of them are read once at the start, so that nothing can turn out wrong later. Then a row of
@@ -67,7 +68,7 @@ class FileRows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._file)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
+    def __getitem__(self, row: int) -> dict[str, Json]:
         if not 0 <= row < len(self):
             raise IndexError(row)
         return decode_row(self._text(row), self._numbers_as_text)
@@ -99,7 +100,12 @@ class FileRows(Sequence[dict[str, Any]]):
         return self
 
 
-def placed_rows(files: list[DataFile]) -> Iterator[dict[str, Any]]:
+class Placed(TypedDict):
+    where: str | None  # None: nobody knows
+    row: Mapping[str, Json]
+
+
+def placed_rows(files: list[DataFile]) -> Iterator[Placed]:
     """Each row and its place, for streams: `{"where": "chats.jsonl:17", "row": {...}}`."""
     for file in files:
         for record in file.records():

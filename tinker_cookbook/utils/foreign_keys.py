@@ -7,7 +7,7 @@ another tool's name to the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinker_cookbook.utils.command_types import class_with
 
@@ -232,7 +232,7 @@ class Advice(NamedTuple):
 
 
 def advice(
-    key: str, known: Mapping[str, Mapping[str, Any]], spell: Callable[[str], str]
+    key: str, known: Mapping[str, Mapping[str, type]], spell: Callable[[str], str]
 ) -> Advice | None:
     """What to write for another tool's key in a program with the keys `known`, each with the
     classes it may be set to, by name. `spell`: a key as the user would write it."""

@@ -15,11 +15,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.utils.files import disk_errors, replace_file, replacing
+from tinker_cookbook.utils.plain_data import Json, Plain
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class Line(NamedTuple):
     value: dict[str, Any]
 
 
-def encode(value: Any, *, indent: int | None = None, compact: bool = False) -> str:
+def encode(value: Plain, *, indent: int | None = None, compact: bool = False) -> str:
     """Strict JSON text of plain data; floats round-trip exactly. compact: without spaces."""
     text = json.dumps(
         _finite(value),
@@ -48,7 +50,7 @@ def encode(value: Any, *, indent: int | None = None, compact: bool = False) -> s
     return text
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Plain) -> Plain:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, Mapping):
@@ -58,7 +60,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def restore_floats(record: Mapping[str, Any]) -> dict[str, Any]:
+def restore_floats(record: Mapping[str, Json]) -> dict[str, Json]:
     """The record with the three strings that stand for non-finite floats turned back."""
     return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
 
@@ -89,7 +91,7 @@ def iter_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
                 raise DataFormatError(f"{path}:{number} is not a JSON object: {shown!r}")
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+def _parse(raw: bytes) -> dict[str, Json] | None:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):  # the latter: nested too deeply
@@ -97,7 +99,7 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+def append_line(path: str | os.PathLike[str], record: Mapping[str, Plain]) -> None:
     """Adds one line and returns when it is on disk (fsync); StorageError, and the file as it was,
     where the disk does not take it."""
     line = encode(record).encode() + b"\n"
@@ -115,14 +117,14 @@ def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None
             raise
 
 
-def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Plain]]) -> None:
     """Makes the records the content of the file, at once; they are not all held in memory."""
     with replacing(path) as file:
         for record in records:
             file.write(encode(record, compact=True).encode() + b"\n")
 
 
-def _repair_tail(file: Any, path: str | os.PathLike[str]) -> None:
+def _repair_tail(file: FileIO, path: str | os.PathLike[str]) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0:
         return
@@ -130,7 +132,7 @@ def _repair_tail(file: Any, path: str | os.PathLike[str]) -> None:
     if file.read(1) == b"\n":
         return
     file.seek(0)
-    data: bytes = file.read()
+    data = file.read()
     start = data.rfind(b"\n") + 1
     if _parse(data[start:]) is not None:
         file.write(b"\n")

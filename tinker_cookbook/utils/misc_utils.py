@@ -10,15 +10,26 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager, contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 
 
 def runs_path(*parts: str | os.PathLike[str]) -> Path:
@@ -27,7 +38,13 @@ def runs_path(*parts: str | os.PathLike[str]) -> Path:
     return Path(root).expanduser().absolute().joinpath(*parts)
 
 
-def safezip(*sequences: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+@overload
+def safezip(a: Collection[A], b: Collection[B], /) -> Iterator[tuple[A, B]]: ...
+@overload
+def safezip(
+    a: Collection[A], b: Collection[B], c: Collection[C], /
+) -> Iterator[tuple[A, B, C]]: ...
+def safezip(*sequences: Collection[A | B | C]) -> Iterator[tuple[A | B | C, ...]]:
     """zip that refuses sequences of different lengths at once, not at the end."""
     lengths = [len(s) for s in sequences]
     if not all_same(lengths):
@@ -36,7 +53,7 @@ def safezip(*sequences: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 @contextmanager
-def timed(key: str, metrics: MutableMapping[str, Any]) -> Iterator[None]:
+def timed(key: str, metrics: MutableMapping[str, float]) -> Iterator[None]:
     """Adds the seconds that the block took to metrics["time/<key>"], also when it raises."""
     started = time.perf_counter()
     try:
@@ -55,7 +72,7 @@ def dict_mean(dicts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: sum(v) / len(v) for key, v in values.items()}
 
 
-def all_same(items: Iterable[Any]) -> bool:
+def all_same(items: Iterable[T]) -> bool:
     """True if all items are equal; an empty iterable counts as equal."""
     iterator = iter(items)
     first = next(iterator, None)

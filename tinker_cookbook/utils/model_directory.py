@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinker_cookbook import families
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import hub_reach
+from tinker_cookbook.utils.plain_data import Json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 # What holds a tokenizer's vocabulary, by its kind
 VOCABULARY_FILES = (

@@ -1,8 +1,8 @@
 """Any configuration object as plain JSON data, the same text for the same configuration.
 
 A configuration that names things outside itself, such as local files, can say what they are: its
-class has a method `identity() -> Mapping[str, Any]` (plain data, the same for the same content;
-for a file say its rows and sha256). It is called whenever the object becomes plain data, and what
+class has a method `identity() -> Mapping[str, Plain]` (the same for the same content; for a file
+say its rows and sha256). It is called whenever the object becomes plain data, and what
 it returns is put under "identity" there. A key of it that is also a field of the object stands for
 that field wherever configurations are compared (`comparable`):
 
@@ -25,7 +25,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard, overload
 
 import chz
 
@@ -36,6 +36,8 @@ CLASS = "class"  # "module:Name"
 REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
 PARTIAL = "partial"
 PACKAGE = "tinker_cookbook"
+# what `plain` and json.loads give
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 _KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
@@ -66,13 +68,13 @@ def plain(value: Any, *, identities: bool = True) -> Any:
     if isinstance(value, type):
         return _reference(value)
     if _is_function(value):
-        return _function(value, inner)
+        return _function(value, identities)
     if chz.is_chz(value):
-        fields = chz.chz_fields(value)
-        return _tagged(value, {name: getattr(value, f.x_name) for name, f in fields.items()}, inner)
+        names = {name: field.x_name for name, field in chz.chz_fields(value).items()}
+        return _tagged(value, {k: inner(getattr(value, x)) for k, x in names.items()}, identities)
     if dataclasses.is_dataclass(value):
         names = [f.name for f in dataclasses.fields(value)]
-        return _tagged(value, {name: getattr(value, name) for name in names}, inner)
+        return _tagged(value, {name: inner(getattr(value, name)) for name in names}, identities)
     if isinstance(value, Mapping):
         return {str(k): inner(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -85,19 +87,23 @@ def plain(value: Any, *, identities: bool = True) -> Any:
     if isinstance(value, datetime.date):
         return value.isoformat()
     if hasattr(value, "model_dump"):  # pydantic: types of the SDK
-        return _tagged(value, value.model_dump(), inner)
+        return _tagged(value, inner(value.model_dump()), identities)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy or torch scalar
         return inner(value.item())
-    if callable(getattr(type(value), IDENTITY, None)):
-        return _tagged(value, {}, inner)
+    if _has_identity(value):
+        return _tagged(value, {}, identities)
     text = repr(value)
     if " at 0x" in text or len(text) > 1000:
         text = type(value).__qualname__
     known = type(value).__module__.partition(".")[0] in _KNOWN_MODULES
-    return text if known else _tagged(value, {REPR: text}, inner)
+    return text if known else _tagged(value, {REPR: text}, identities)
 
 
-def comparable(value: Any) -> Any:
+@overload
+def comparable(value: Mapping[str, Json]) -> dict[str, Json]: ...
+@overload
+def comparable(value: Json) -> Json: ...
+def comparable(value: Mapping[str, Json] | Json) -> Json:
     """Plain data without the fields that an "identity" beside them stands for, and with classes of
     this package by their names alone: they may move from module to module between versions."""
     if isinstance(value, Mapping):
@@ -126,33 +132,51 @@ def module_name(name: str) -> str:
     return name.removeprefix("tinker_cookbook.") if ".recipes." in name else name
 
 
-def _is_function(value: Any) -> bool:
+class _Named(Protocol):
+    """A function or a method."""
+
+    __qualname__: str
+    __module__: str
+
+
+def _is_function(value: object) -> TypeGuard[_Named]:
     return callable(value) and hasattr(value, "__qualname__") and hasattr(value, "__module__")
 
 
-def _function(value: Any, inner: functools.partial[Any]) -> Any:
+def _function(value: _Named, identities: bool) -> Json:
     """module:name, with what it holds: the object of a method, the variables of a closure."""
     owner = getattr(value, "__self__", None)
     if inspect.ismethod(value) and not isinstance(owner, type):
-        return {"method": _reference(value), "self": inner(owner)}
+        return {"method": _reference(value), "self": plain(owner, identities=identities)}
     try:
         variables = inspect.getclosurevars(value).nonlocals if inspect.isfunction(value) else {}
     except ValueError:  # a variable that is not set yet
         variables = {}
-    settings = {key: each for key, each in variables.items() if isinstance(each, _SETTINGS)}
-    return {"function": _reference(value), **inner(settings)} if settings else _reference(value)
+    settings = {
+        key: plain(each, identities=identities)
+        for key, each in variables.items()
+        if isinstance(each, _SETTINGS)
+    }
+    return {"function": _reference(value), **settings} if settings else _reference(value)
 
 
 _SETTINGS = (bool, int, float, str, list, tuple, dict, enum.Enum)
 
 
-def _reference(value: Any) -> str:
+def _reference(value: _Named | type) -> str:
     return f"{module_name(value.__module__ or 'builtins')}:{value.__qualname__}"
 
 
-def _tagged(value: Any, fields: Mapping[str, Any], inner: functools.partial[Any]) -> dict[str, Any]:
-    tagged = {CLASS: _reference(type(value)), **{k: inner(v) for k, v in fields.items()}}
-    has_identity = callable(getattr(type(value), IDENTITY, None))
-    if has_identity and inner.keywords["identities"] and (known := inner(value.identity())):
+class _HasIdentity(Protocol):
+    def identity(self) -> Mapping[str, Plain]: ...
+
+
+def _tagged(value: object, fields: Mapping[str, Json], identities: bool) -> dict[str, Json]:
+    tagged = {CLASS: _reference(type(value)), **fields}
+    if identities and _has_identity(value) and (known := plain(value.identity())):
         tagged[IDENTITY] = known
     return tagged
+
+
+def _has_identity(value: object) -> TypeGuard[_HasIdentity]:
+    return callable(getattr(type(value), IDENTITY, None))

@@ -14,9 +14,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.utils.plain_data import Json
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
@@ -36,7 +37,7 @@ class NumberText(str):
 
 class Record(NamedTuple):
     line: int  # of the file, where the record starts; counted from 1
-    row: dict[str, Any]
+    row: dict[str, Json]
     text: bytes  # the row as JSON
     offset: int | None  # bytes before `text` in the file; None: it stands there in another form
 
@@ -100,7 +101,7 @@ def _opened(path: str) -> IO[bytes]:
     return io.BufferedReader(system.open(place, "rb", compression="infer"), 1 << 20)
 
 
-def decode_row(text: bytes, numbers_as_text: bool = False) -> dict[str, Any]:
+def decode_row(text: bytes, numbers_as_text: bool = False) -> dict[str, Json]:
     """The row of `Record.text`."""
     return (_AS_TEXT if numbers_as_text else _AS_VALUES).decode(text.decode())
 
@@ -136,7 +137,7 @@ def _json(file: IO[bytes], source: DataFile, decoder: json.JSONDecoder) -> Itera
         yield Record(line, _object(row, raw, source, line), raw, start)
 
 
-Values = Iterator[tuple[int, Any, int]]  # where a value starts, the value, where it ends
+Values = Iterator[tuple[int, Json, int]]  # where a value starts, the value, where it ends
 
 
 def _whole(
@@ -211,7 +212,7 @@ def _after_space(text: str, at: int) -> int:
     return found.end()
 
 
-def _object(value: Any, text: bytes, source: DataFile, line: int) -> dict[str, Any]:
+def _object(value: Json, text: bytes, source: DataFile, line: int) -> dict[str, Json]:
     if not isinstance(value, dict):
         shown = text.decode(errors="replace").strip()[:80]
         raise DataFormatError(f"{source.shown}:{line} is not a JSON object: {shown!r}; {_EXPECTED}")
@@ -284,7 +285,7 @@ def _csv(file: IO[bytes], source: DataFile) -> Iterator[Record]:
                     f"{source.shown}:{start} has {len(cells)} cells under {len(names)} columns:"
                     f' put cells that hold {source.delimiter!r} or a newline in "quotes"'
                 )
-            row = {name: cell or None for name, cell in zip(names, cells)}
+            row: dict[str, Json] = {name: cell or None for name, cell in zip(names, cells)}
             yield Record(start, row, json.dumps(row).encode(), None)
     except csv.Error as error:
         raise DataFormatError(f"{source.shown}:{line + 1} is not CSV: {error}") from error

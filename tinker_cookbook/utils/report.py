@@ -16,10 +16,11 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import short
+from tinker_cookbook.utils.plain_data import Plain
 
 DATA_ID = "data"  # of the element that holds a page's data
 
@@ -32,14 +33,18 @@ class Html(str):
     """Markup that may stand in a page as it is."""
 
 
-def escape(text: object) -> Html:
+Text: TypeAlias = str | int | float | bool | None
+Content: TypeAlias = "Text | Sequence[Content]"  # None is left out
+
+
+def escape(text: Text) -> Html:
     """The markup that shows a text, also inside an attribute's quotes; `Html` stays as it is."""
     if isinstance(text, Html):
         return text
     return Html(html.escape(_NO_CHARACTER.sub("\ufffd", str(text))))
 
 
-def element(tag: str, *children: object, **attributes: object) -> Html:
+def element(tag: str, *children: Content, **attributes: Text) -> Html:
     """`<tag name="value">children</tag>`.
 
     children: markup, text, numbers, or lists of them; None is left out. attributes: `class_` is
@@ -56,40 +61,45 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     return Html(f"<{tag}{head}>{_joined(children)}</{tag}>")
 
 
-def _joined(children: Iterable[object]) -> Html:
+def _joined(children: Sequence[Content]) -> Html:
     return Html(
         "".join(
-            _joined(child) if isinstance(child, list | tuple) else escape(child)
+            escape(child) if isinstance(child, str | int | float) else _joined(child)
             for child in children
             if child is not None
         )
     )
 
 
-def table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> Html:
+def table(rows: Iterable[Sequence[Text]], header: Sequence[str] = ()) -> Html:
     """Rows of cells; numbers are shortened and stand to the right."""
     head = [element("tr", [element("th", name) for name in header])] if header else []
     return element("table", head, [element("tr", [_cell(cell) for cell in row]) for row in rows])
 
 
-def _cell(value: object) -> Html:
+def _cell(value: Text) -> Html:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return element("td", short(value), class_="number", title=repr(value))
     return element("td", value)
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> Html:
+def metrics_table(metrics: Mapping[str, Text]) -> Html:
     """Names and values, in the order of the mapping and in as many columns as there is room for."""
     return element("div", table(metrics.items()), class_="columns")
 
 
-def fold(summary: object, *children: object, **attributes: object) -> Html:
+def fold(summary: Content, *children: Content, **attributes: Text) -> Html:
     """Children that are shown once a reader clicks on the summary."""
     return element("details", element("summary", summary), *children, **attributes)
 
 
 def page(
-    title: str, body: Sequence[object], *, style: str = "", script: str = "", data: Any = None
+    title: str,
+    body: Sequence[Content],
+    *,
+    style: str = "",
+    script: str = "",
+    data: Plain = None,
 ) -> str:
     """A whole page. `style`, `script`: source text of the program's own, never of its data.
 
@@ -110,7 +120,7 @@ def page(
     return f'<!doctype html>\n<html lang="en">{head}{element("body", list(body), scripts)}</html>\n'
 
 
-def data_element(value: Any) -> Html:
+def data_element(value: Plain) -> Html:
     """Plain data for the page's script. NaN and infinity become strings, see `jsonl`."""
     # "<" would let a text end the element, or open a comment that swallows its end
     text = jsonl.encode(value, compact=True).replace("<", "\\u003c")

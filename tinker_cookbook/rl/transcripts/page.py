@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinker_cookbook.utils.display import short
-from tinker_cookbook.utils.report import Html, element, fold, metrics_table, page
+from tinker_cookbook.utils.report import Content, Html, element, fold, metrics_table, page
 
 PAGE_TOKENS = 300_000  # about 6 MB of page
 _MAX_ERRORS = 20  # of a group, on the page
@@ -145,7 +145,7 @@ class RolloutPage:
             parts.append(f"{errors} errors")
         left_out = len(rewards) - sum(len(group.shown) for group in groups)
         link = element("a", lines_name, href=lines_name)
-        where: list[object] = [" · all of them in ", link]
+        where: list[Content] = [" · all of them in ", link]
         if left_out:
             where = [f" · {left_out} rollouts are only in ", link, ", for the size of this page"]
         return element("p", " · ".join(parts), where, class_="faint")
