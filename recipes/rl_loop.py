@@ -19,8 +19,8 @@ from typing import Any
 import chz
 import tinker
 
-from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.boxed_env import REQUEST
+from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
 from tinker_cookbook import keys, models, sequences
 from tinker_cookbook.checkpoint_utils import start_training_client

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -27,7 +27,15 @@ from tinker_cookbook.utils.misc_utils import runs_path
 from tinker_cookbook.utils.run_directory import LogDirBehavior, check_log_dir
 from tinker_cookbook.utils.stop_signals import StopSignals
 
-__all__ = ["LogDirBehavior", "check_log_dir", "cli", "help_text", "parse", "runs_path"]
+__all__ = [
+    "LogDirBehavior",
+    "check_log_dir",
+    "cli",
+    "help_text",
+    "model_name_from_argv",
+    "parse",
+    "runs_path",
+]
 
 EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 130
@@ -54,6 +62,13 @@ def cli(
                 asyncio.run(_run_async(main(config), signals))
             else:
                 main(config)
+
+
+def model_name_from_argv(argv: Sequence[str], default: str) -> str:
+    """The last `model_name=` (or `...model_name=`) of a command line, for programs that need it
+    before they parse the rest. Files of `config=` are not read."""
+    found = [word.removeprefix("...").partition("=") for word in argv]
+    return next((value for key, _, value in reversed(found) if key == "model_name"), default)
 
 
 def _about(main: Callable[..., Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import chz
@@ -79,7 +79,7 @@ class MathDatasetBuilder(RLDatasetBuilder):
     def batches(
         self,
         problems: Sequence[Problem],
-        make_env: Any,
+        make_env: Callable[[str, str], Env],
         name: str,
         test: bool = False,
     ) -> ProblemDataset:
@@ -159,7 +159,7 @@ class BoxedAnswers(MathDatasetBuilder):
         )
 
     def env_maker(self) -> functools.partial[Env]:
-        """Makes the env of a Problem."""
+        """Makes the env of a question and its answer."""
         prefix = ONE_SHOT if self.one_shot else []
         return functools.partial(
             MathEnv, renderer=self.renderer, convo_prefix=prefix, format_coef=self.format_coef

@@ -18,11 +18,12 @@ metrics, evaluations and checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 from tinker_cookbook import checkpoint_utils, keys, models
 from tinker_cookbook.evaluators import Evaluations, Evaluator
-from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.journal import Journal
 from tinker_cookbook.rl.config import (
     FREE_KEYS,
@@ -39,6 +40,7 @@ from tinker_cookbook.rl.config import (
     with_located_reference,
 )
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
+from tinker_cookbook.rl.rollouts.group import set_rollout_executor
 from tinker_cookbook.rl.rollouts.group_source import GroupSource
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
@@ -61,7 +63,7 @@ HEADLINES = {
 
 async def main(
     config: Config,
-    rollout_executor: Any = None,
+    rollout_executor: Executor | None = None,
     recipe: str = "rl",
     filled: Mapping[str, Any] | None = None,
 ) -> None:
@@ -70,11 +72,7 @@ async def main(
     filled: the keys that a recipe has filled in, checking the config, to be shown to the user
     (`problem_config.resolve`); None: both is done here.
     """
-    if rollout_executor is not None:
-        raise ConfigurationError(
-            f"rollout_executor={rollout_executor!r} is not supported: episodes are played by the"
-            " event loop of this process; leave it out"
-        )
+    set_rollout_executor(rollout_executor)
     keys.check_types(config)
     asked, config = config, with_located_reference(with_known_keys(config))
     refuse_unclear_reference(config)
