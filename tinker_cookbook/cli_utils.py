@@ -12,7 +12,16 @@ words.
 from tinker_cookbook.training.run_directory import LogDirBehavior, check_log_dir
 from tinker_cookbook.utils.command_help import help_text
 from tinker_cookbook.utils.command_line import parse
+from tinker_cookbook.utils.command_words import model_name_from_argv
 from tinker_cookbook.utils.misc_utils import runs_path
 from tinker_cookbook.utils.program import cli
 
-__all__ = ["LogDirBehavior", "check_log_dir", "cli", "help_text", "parse", "runs_path"]
+__all__ = [
+    "LogDirBehavior",
+    "check_log_dir",
+    "cli",
+    "help_text",
+    "model_name_from_argv",
+    "parse",
+    "runs_path",
+]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tinker_cookbook import cli_utils
+
 PROGRAM = '''
 """Does what a test wants it to do.
 
@@ -209,3 +211,15 @@ def test_an_ignored_signal_stays_ignored(program: Path):
         program, "mode=sleep", signals=(*ignored, signal.SIGTERM), ignored=ignored
     )
     assert (code, err) == (143, STOPPING.format("SIGTERM") + STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("", "nano"),
+        ("model_name=a lr=1 ...model_name=b", "b"),
+        ("teacher.model_name=a model_name=b=c", "b=c"),
+    ],
+)
+def test_model_name_before_the_rest_is_parsed(words: str, found: str) -> None:
+    assert cli_utils.model_name_from_argv(words.split(), "nano") == found

@@ -3,7 +3,6 @@ r"""One mathematical problem, asked once: the reply's last `\boxed{}` against th
 from __future__ import annotations
 
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
-from recipes.math_rl.problems import Problem
 from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv
 
@@ -25,16 +24,18 @@ class MathEnv(ProblemEnv):
 
     def __init__(
         self,
-        problem: Problem,
+        problem: str,
+        answer: str,
         renderer: Renderer,
         convo_prefix: list[Message] | None = None,
+        *,
         format_coef: float = 0.1,
     ) -> None:
         super().__init__(renderer, convo_prefix, format_coef)
-        self.problem = problem
+        self.problem, self.answer = problem, answer
 
     def get_question(self) -> str:
-        return self.problem.question + REQUEST
+        return self.problem + REQUEST
 
     def check_format(self, sample_str: str) -> bool:
         try:
@@ -45,9 +46,9 @@ class MathEnv(ProblemEnv):
 
     def check_answer(self, sample_str: str) -> bool:
         try:
-            return grade_answer(extract_boxed(sample_str), self.problem.answer)
+            return grade_answer(extract_boxed(sample_str), self.answer)
         except ValueError:  # no box: an answer that nobody can find is none
             return False
 
     def get_reference_answer(self) -> str:
-        return self.problem.answer
+        return self.answer

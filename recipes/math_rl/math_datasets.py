@@ -82,7 +82,7 @@ class MathDatasetBuilder(RLDatasetBuilder):
     def batches(
         self,
         problems: Sequence[Problem],
-        make_env: Callable[[Problem], Env],
+        make_env: Callable[[str, str], Env],
         name: str,
         test: bool = False,
     ) -> ProblemDataset:
@@ -162,7 +162,7 @@ class BoxedAnswers(MathDatasetBuilder):
         )
 
     def env_maker(self) -> functools.partial[Env]:
-        """Makes the env of a Problem."""
+        """Makes the env of a question and its answer."""
         prefix = ONE_SHOT if self.one_shot else []
         return functools.partial(
             MathEnv, renderer=self.renderer, convo_prefix=prefix, format_coef=self.format_coef

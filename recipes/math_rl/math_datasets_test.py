@@ -73,7 +73,9 @@ def numbered(count: int, **keys: Any) -> ProblemDataset:
     problems = [Problem(str(i), str(i)) for i in range(count)]
     renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"))
     keys = {"group_size": 2, "groups_per_batch": 4, "name": "numbers", **keys}
-    return ProblemDataset(problems, lambda p: MathEnv(p, renderer), **keys)
+    return ProblemDataset(
+        problems, lambda problem, answer: MathEnv(problem, answer, renderer), **keys
+    )
 
 
 def drawn(dataset: ProblemDataset) -> list[list[int]]:
@@ -132,7 +134,7 @@ def test_some_and_without() -> None:
 
 
 def math_env(answer: str) -> MathEnv:
-    return MathEnv(Problem("Add.", answer), get_renderer("qwen3_instruct", get_tokenizer("nano")))
+    return MathEnv("Add.", answer, get_renderer("qwen3_instruct", get_tokenizer("nano")))
 
 
 @pytest.mark.parametrize(

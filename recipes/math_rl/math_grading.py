@@ -27,6 +27,10 @@ string of a model can hang or crash the training.
 from __future__ import annotations
 
 import functools
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any, TypeVar
 
 from recipes.math_rl import answer_parts, answer_text, grading_process
 from recipes.math_rl.answer_text import (
@@ -34,8 +38,17 @@ from recipes.math_rl.answer_text import (
     extract_boxed,
     extract_gsm8k_final_answer,
 )
+from recipes.math_rl.answer_text import normalise as normalize_answer
 
-__all__ = ["extract_boxed", "extract_gsm8k_final_answer", "grade_answer"]
+__all__ = [
+    "extract_boxed",
+    "extract_gsm8k_final_answer",
+    "grade_answer",
+    "normalize_answer",
+    "run_with_timeout_signal",
+]
+
+T = TypeVar("T")
 
 TIMEOUT = 3.0
 
@@ -78,3 +91,30 @@ def _by_text(mine: str, known: str) -> bool | None:
     if answer_text.RESTATES.search(mine) and not answer_text.RESTATES.search(known):
         return False
     return None
+
+
+class _TimedOut(BaseException):
+    """No function that is interrupted catches it by chance."""
+
+
+def run_with_timeout_signal(
+    func: Callable[..., T],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    timeout_seconds: float = 5,
+) -> T | None:
+    """What a function returns, or None where it takes longer. Only in the main thread: it is
+    interrupted by SIGALRM."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _TimedOut
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, timeout_seconds)
+    try:
+        return func(*args, **(kwargs or {}))
+    except _TimedOut:
+        return None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -27,9 +27,18 @@ from recipes.math_rl import (
     grading_process,
     hand_written_pairs,
     hard_pairs,
+    math_env,
     math_grading,
 )
-from recipes.math_rl.math_grading import extract_boxed, extract_gsm8k_final_answer, grade_answer
+from recipes.math_rl.gsm8k import Gsm8k
+from recipes.math_rl.math_grading import (
+    extract_boxed,
+    extract_gsm8k_final_answer,
+    grade_answer,
+    normalize_answer,
+    run_with_timeout_signal,
+)
+from tinker_cookbook.exceptions import ConfigurationError
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -75,6 +84,37 @@ def test_gsm8k_final_answer() -> None:
     for text in ("4", "####", "#### \n"):
         with pytest.raises(ValueError, match="####"):
             extract_gsm8k_final_answer(text)
+
+
+def test_known_names() -> None:
+    assert math_env.safe_grade("\\frac{2}{4}", "1/2") is True
+    with pytest.raises(ConfigurationError, match=r"grader='math_verify': there is one grader"):
+        math_env.safe_grade("1", "1", grader="math_verify")
+    assert normalize_answer(" \\boxed{5.} ") == "5"
+    make = math_env.get_math_dataset_builder
+    data = make("gsm8k", 8, "nano", "qwen3_instruct", group_size=4, seed=3)
+    assert data == math_env.Gsm8kDatasetBuilder(8, "nano", "qwen3_instruct", 4, 3)
+    assert data == Gsm8k(
+        model_name_for_tokenizer="nano",
+        renderer_name="qwen3_instruct",
+        group_size=4,
+        groups_per_batch=8,
+        seed=3,
+    )
+    with pytest.raises(ConfigurationError, match=r"dataset_name='gsm9k': set one of arithmetic"):
+        make("gsm9k", 8, "nano", "qwen3_instruct", 4)
+
+
+def test_a_function_that_takes_too_long() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    assert run_with_timeout_signal(pow, (2,), {"exp": 3}) == 8
+    began = time.monotonic()
+    assert run_with_timeout_signal(time.sleep, (30,), timeout_seconds=0.05) is None
+    assert time.monotonic() - began < 10
+    with pytest.raises(ZeroDivisionError):
+        run_with_timeout_signal(divmod, (1, 0))
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 # ------------------------------------------------------------- a person's judgement

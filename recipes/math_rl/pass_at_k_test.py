@@ -71,7 +71,7 @@ def dataset(group_size: int) -> ProblemDataset:
     renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"))
     return ProblemDataset(
         [Problem("1 + 1?", "2"), Problem("2 + 2?", "4")],
-        lambda problem: MathEnv(problem, renderer),
+        lambda problem, answer: MathEnv(problem, answer, renderer),
         group_size=group_size,
         groups_per_batch=2,
         name="sums",

@@ -150,7 +150,7 @@ class ProblemDataset(RLDataset):
     def __init__(
         self,
         problems: Sequence[Problem],
-        make_env: Callable[[Problem], Env],
+        make_env: Callable[[str, str], Env],
         *,
         group_size: int,
         groups_per_batch: int,
@@ -178,7 +178,7 @@ class ProblemDataset(RLDataset):
 
     def group(self, problem: Problem) -> ProblemGroupBuilder:
         return ProblemGroupBuilder(
-            functools.partial(self._make_env, problem), self.group_size, self.name
+            functools.partial(self._make_env, *problem), self.group_size, self.name
         )
 
     def _at(self, position: int) -> int:

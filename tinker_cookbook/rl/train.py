@@ -18,10 +18,11 @@ metrics, evaluations and checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 from tinker_cookbook import checkpoint_utils, models
-from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.rl.config import (
     AsyncConfig,
     Config,
@@ -36,6 +37,7 @@ from tinker_cookbook.rl.config import (
     with_located_reference,
 )
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
+from tinker_cookbook.rl.rollouts.group import set_rollout_executor
 from tinker_cookbook.rl.rollouts.group_source import GroupSource
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
@@ -62,7 +64,7 @@ HEADLINES = {
 
 async def main(
     config: Config,
-    rollout_executor: Any = None,
+    rollout_executor: Executor | None = None,
     recipe: str = "rl",
     filled: Mapping[str, Any] | None = None,
 ) -> None:
@@ -71,11 +73,7 @@ async def main(
     filled: the keys that a recipe has filled in, checking the config, to be shown to the user
     (`problem_config.resolve`); None: both is done here.
     """
-    if rollout_executor is not None:
-        raise ConfigurationError(
-            f"rollout_executor={rollout_executor!r} is not supported: episodes are played by the"
-            " event loop of this process; leave it out"
-        )
+    set_rollout_executor(rollout_executor)
     keys.check_types(config)
     asked, config = config, with_located_reference(with_known_keys(config))
     refuse_unclear_reference(config)

@@ -42,3 +42,10 @@ def misread(argv: Sequence[str], number: int) -> Misread:
     if after and "=" not in after[0]:
         return Misread(f"{word} {after[0]}", key, after[0], "")
     return Misread(word, key, None, "")
+
+
+def model_name_from_argv(argv: Sequence[str], default: str) -> str:
+    """The last `model_name=` (or `...model_name=`) of a command line, for programs that need it
+    before they parse the rest. Files of `config=` are not read."""
+    found = [word.removeprefix("...").partition("=") for word in argv]
+    return next((value for key, _, value in reversed(found) if key == "model_name"), default)

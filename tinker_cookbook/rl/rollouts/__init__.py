@@ -1,7 +1,11 @@
 """Playing episodes: one (episode.py), a group (group.py), batches ahead of training
 (group_source.py); what bounds them (limits.py) and what becomes of failures (strategy.py)."""
 
-from tinker_cookbook.rl.rollouts.group import do_group_rollout, do_single_rollout
+from tinker_cookbook.rl.rollouts.group import (
+    do_group_rollout,
+    do_single_rollout,
+    set_rollout_executor,
+)
 from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
 from tinker_cookbook.rl.rollouts.strategy import RolloutFailedError
@@ -12,4 +16,5 @@ __all__ = [
     "RolloutProgress",
     "do_group_rollout",
     "do_single_rollout",
+    "set_rollout_executor",
 ]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from tinker_cookbook.completers import TokenCompleter, derive_seed
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl.rollouts.env_calls import EnvCalls, checked_metrics, checked_number, failure
 from tinker_cookbook.rl.rollouts.episode import Episode
 from tinker_cookbook.rl.rollouts.limits import RolloutLimits
@@ -35,6 +37,15 @@ from tinker_cookbook.rl.types import (
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+def set_rollout_executor(executor: Executor | None) -> None:
+    """Refuses an executor: the event loop of this process plays all episodes."""
+    if executor is not None:
+        raise ConfigurationError(
+            f"rollout_executor={executor!r} is not supported: episodes are played by the"
+            " event loop of this process; leave it out"
+        )
 
 
 async def do_single_rollout(
