@@ -14,6 +14,7 @@ from recipes.math_rl.arithmetic import Arithmetic
 from recipes.math_rl.gsm8k import Gsm8k
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import train
+from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.rl.problem_config import ALIASES, ProblemConfig, resolve
 
 
@@ -28,8 +29,7 @@ class CLI(ProblemConfig):
 async def main(config: CLI) -> None:
     bundled = config.model_name == "nano"
     data = Arithmetic(num_batches=24) if bundled else Gsm8k()
-    config, filled = resolve(config, "rl", data)
-    await train.main(config, recipe="rl_basic", filled=filled)
+    await train.run(resolve(config, RL, data), recipe="rl_basic")
 
 
 if __name__ == "__main__":

@@ -22,18 +22,19 @@ import tinker
 from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.math_env import REQUEST
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
-from tinker_cookbook import models, sequences
+from tinker_cookbook import sequences
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
+from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training import resolve as keys
 from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig, rules
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.resolve import resolve
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
@@ -131,14 +132,12 @@ def datums(
 
 
 async def main(config: Config) -> None:
-    config, filled = keys.fill(config, "rl")
-    keys.check(config)
-    assert config.renderer_name is not None and config.learning_rate is not None
-    assert config.groups_per_batch is not None and config.group_size is not None
+    resolved = resolve(config, RL)
+    config, sizes = resolved.config, resolved.sizes
     if (nano := config.model_name == "nano") and config.data_path is not None:
         raise ConfigurationError(f"data_path={config.data_path}: nano only adds; set model_name=")
-    renderer = get_renderer(config.renderer_name, get_tokenizer(config.model_name))
-    task = Sums() if nano else WordProblems(config.data_path, config.groups_per_batch)
+    renderer = get_renderer(resolved.renderer_name, get_tokenizer(config.model_name))
+    task = Sums() if nano else WordProblems(config.data_path, sizes.groups_per_batch)
 
     service = connect(config.base_url, config.engine)
     rest_client = service.create_rest_client()  # looks after the run's checkpoints
@@ -150,8 +149,8 @@ async def main(config: Config) -> None:
         headlines={"reward/total": "reward", "reply_tokens": "reply tokens"},
         rest_client=rest_client,
     ) as journal:
-        if filled:
-            journal.say(models.filled_line(config.model_name, filled))
+        if chosen := resolved.line():
+            journal.say(chosen)
         client = await start_training_client(
             service, config, journal.resume, {"recipe": "rl_loop"}, say=journal.say
         )
@@ -160,7 +159,7 @@ async def main(config: Config) -> None:
             with journal.step(step) as row:
                 # play: all replies of all problems are asked for before the first is awaited
                 rng = random.Random(f"{config.seed} {step}")
-                problems = task.draw(rng, config.groups_per_batch)
+                problems = task.draw(rng, sizes.groups_per_batch)
                 prompts = [
                     renderer.build_generation_prompt([{"role": "user", "content": question}])
                     for question, _ in problems
@@ -168,9 +167,9 @@ async def main(config: Config) -> None:
                 futures = [
                     sampler.sample(
                         prompt,
-                        config.group_size,
+                        sizes.group_size,
                         tinker.SamplingParams(
-                            max_tokens=config.max_tokens,
+                            max_tokens=sizes.max_tokens,
                             stop=renderer.get_stop_sequences(),
                             seed=derive_seed(config.seed, step, number),
                         ),
@@ -196,7 +195,7 @@ async def main(config: Config) -> None:
                 # train: both are queued before either is awaited
                 if batch:
                     output = client.forward_backward(batch, "importance_sampling")
-                    await client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
+                    await client.optim_step(tinker.AdamParams(learning_rate=resolved.learning_rate))
                     row.update((await output).metrics)
                 save = journal.submit_save(client, step + 1)
                 sampler = await client.save_weights_and_get_sampling_client()
@@ -205,7 +204,7 @@ async def main(config: Config) -> None:
                 row["reward/total"] = sum(rewards) / len(rewards)
                 row["reply_tokens"] = sum(lengths) / len(lengths)
                 row["num_sequences"] = len(batch)
-                row["optim/lr"] = config.learning_rate
+                row["optim/lr"] = resolved.learning_rate
             await journal.finish(save)
         await journal.finish(journal.submit_save(client, config.max_steps, final=True))
 

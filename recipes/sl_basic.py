@@ -31,6 +31,7 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
 from tinker_cookbook.supervised.data import NoRobots
+from tinker_cookbook.supervised.defaults import SL
 
 
 @chz.chz
@@ -40,8 +41,8 @@ class CLI(ChatConfig):
 
 async def main(config: CLI) -> None:
     bundled = config.model_name == "nano"
-    config, filled = resolve(config, "sl", NumberWords() if bundled else NoRobots())
-    await train.main(config, recipe="sl_basic", filled=filled)
+    resolved = resolve(config, SL, NumberWords() if bundled else NoRobots())
+    await train.run(resolved, recipe="sl_basic")
 
 
 if __name__ == "__main__":

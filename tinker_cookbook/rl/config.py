@@ -10,6 +10,7 @@ import chz
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.limits import RolloutLimits
 from tinker_cookbook.rl.rollout_strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.signals import AdvantageKind, Signal
@@ -17,6 +18,7 @@ from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.config import LoopConfig
 from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, rules
+from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.data_identity import adapter_identity
 
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
@@ -57,7 +59,7 @@ class StreamMinibatchConfig:
 @chz.chz
 class Config(LoopConfig):
     """Keys of the reinforcement-learning loop. None: what suits the model, see
-    `models.defaults`."""
+    `defaults.py`."""
 
     dataset_builder: RLDatasetBuilder = chz.field(doc="what to play")
     max_tokens: int | None = chz.field(
@@ -249,13 +251,17 @@ def check_batch(config: Config, num_groups: int, asked: Config) -> None:
 
 
 def about(
-    config: Config, total_steps: int, num_groups: int, signals: Sequence[Signal]
+    resolved: Resolved[Config, Groups],
+    total_steps: int,
+    num_groups: int,
+    signals: Sequence[Signal],
 ) -> list[str]:
     """What a person should know of the run before it starts."""
+    config = resolved.config
     how = "synchronous" if not config.max_lag else f"at most {config.max_lag} steps off-policy"
     lines = [
         f"{total_steps} steps of {num_groups} groups, {how}, {config.loss_fn}, learning_rate"
-        f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
+        f" {resolved.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
     ]
     whole = [type(signal).__name__ for signal in signals if signal.needs_batch]
     if whole and config.num_minibatches > 1:

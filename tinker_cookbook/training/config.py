@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 @chz.chz
 class LoopConfig(CheckedConfig):
-    """What a loop's own Config inherits. None: the value that suits the model, see
-    `models.defaults`."""
+    """What a loop's own Config inherits. None: what suits data, checkpoint and model, see
+    `resolve`."""
 
     model_name: str = chz.field(
         default="nano", doc="base model: nano (bundled), a hub name, or a directory"
