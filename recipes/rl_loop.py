@@ -32,7 +32,8 @@ from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig, rules
+from tinker_cookbook.training.config import ADAM
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.resolve import resolve
 from tinker_cookbook.training.run_directory import LogDirBehavior
@@ -47,28 +48,24 @@ class Config(CheckedConfig):
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see rl_basic")
     learning_rate: float | None = chz.field(
-        default=None, doc="constant (None: by model)", metadata=rules(NOT_NEGATIVE)
+        default=None, doc="constant (None: by model)", metadata=NOT_NEGATIVE
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems a step (None: by model)", metadata=rules(COUNT)
+        default=None, doc="problems a step (None: by model)", metadata=COUNT
     )
     group_size: int | None = chz.field(
-        default=None, doc="replies to each (None: by model)", metadata=rules(COUNT)
+        default=None, doc="replies to each (None: by model)", metadata=COUNT
     )
     max_tokens: int | None = chz.field(
-        default=None, doc="tokens of a reply (None: by model)", metadata=rules(COUNT)
+        default=None, doc="tokens of a reply (None: by model)", metadata=COUNT
     )
-    max_steps: int = chz.field(default=24, doc="optimizer steps", metadata=rules(COUNT))
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
+    max_steps: int = chz.field(default=24, doc="optimizer steps", metadata=COUNT)
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=COUNT)
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(
-        default=0, doc="seed of adapter, problems and samples", metadata=rules(SEED)
-    )
-    save_every: int = chz.field(
-        default=20, doc="steps between checkpoints", metadata=rules(NOT_NEGATIVE)
-    )
+    seed: int = chz.field(default=0, doc="seed of adapter, problems and samples", metadata=SEED)
+    save_every: int = chz.field(default=20, doc="steps between checkpoints", metadata=NOT_NEGATIVE)
     log_path: str | None = chz.field(default=None, doc="directory of the run")
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see rl_basic")
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
@@ -134,6 +131,7 @@ def datums(
 async def main(config: Config) -> None:
     resolved = resolve(config, RL)
     config, sizes = resolved.config, resolved.sizes
+    adam = tinker.AdamParams(learning_rate=resolved.learning_rate, **ADAM)
     if (nano := config.model_name == "nano") and config.data_path is not None:
         raise ConfigurationError(f"data_path={config.data_path}: nano only adds; set model_name=")
     renderer = get_renderer(resolved.renderer_name, get_tokenizer(config.model_name))
@@ -195,7 +193,7 @@ async def main(config: Config) -> None:
                 # train: both are queued before either is awaited
                 if batch:
                     output = client.forward_backward(batch, "importance_sampling")
-                    await client.optim_step(tinker.AdamParams(learning_rate=resolved.learning_rate))
+                    await client.optim_step(adam)
                     row.update((await output).metrics)
                 save = journal.submit_save(client, step + 1)
                 sampler = await client.save_weights_and_get_sampling_client()

@@ -29,7 +29,7 @@ from tinker_cookbook.supervised.types import (
     SupervisedDatasetBuilder,
 )
 from tinker_cookbook.training.config import LoopConfig
-from tinker_cookbook.training.fields import CheckedConfig, declared
+from tinker_cookbook.training.fields import CheckedConfig, range_of
 from tinker_cookbook.training.resolve import check_types, resolve
 
 OWN = ChatDatasetBuilderCommonConfig(
@@ -183,7 +183,7 @@ def test_no_range_is_forgotten():
                 continue
             for cls in vars(importlib.import_module(module.name)).values():
                 if isinstance(cls, type) and chz.is_chz(cls):
-                    ranges = [declared(cls, key).allowed for key in chz.chz_fields(cls)]
+                    ranges = [range_of(cls, key) for key in chz.chz_fields(cls)]
                     found |= {cls} if any(ranges) else set()
     assert len(found) > 15 and LoopConfig in found
     assert [cls for cls in found if not issubclass(cls, CheckedConfig)] == []

@@ -12,7 +12,7 @@ from tinker_cookbook.rl import train
 from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.training.defaults import Defaults
-from tinker_cookbook.training.fields import COUNT, rules
+from tinker_cookbook.training.fields import COUNT
 from tinker_cookbook.training.resolve import Resolved, fill_open, left_open, refuse_unused, reopen
 from tinker_cookbook.training.resolve import resolve as training_resolve
 from tinker_cookbook.utils.run_config import rebuild
@@ -34,10 +34,10 @@ class ProblemConfig(train.Config):
     group_size: int | None = chz.field(
         default=None,
         doc="attempts at each problem, compared with one another (None: by the model)",
-        metadata=rules(COUNT),
+        metadata=COUNT,
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems in a step (None: by the model)", metadata=rules(COUNT)
+        default=None, doc="problems in a step (None: by the model)", metadata=COUNT
     )
 
     @staticmethod

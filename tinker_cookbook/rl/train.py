@@ -68,6 +68,7 @@ async def main(config: Config, rollout_executor: object = None, recipe: str = "r
             f"rollout_executor={rollout_executor!r} is not supported: episodes are played by the"
             " event loop of this process; leave it out"
         )
+    refuse_unclear_reference(config)  # before its checkpoint is looked for
     await run(resolve(config, RL), recipe)
 
 

@@ -21,7 +21,7 @@ from tinker_cookbook.supervised.types import (
     SupervisedDatasetBuilder,
 )
 from tinker_cookbook.training.defaults import Defaults
-from tinker_cookbook.training.fields import COUNT, rules
+from tinker_cookbook.training.fields import COUNT
 from tinker_cookbook.training.resolve import Resolved, Value, fill_open, refuse_unused, reopen
 from tinker_cookbook.training.resolve import resolve as training_resolve
 from tinker_cookbook.utils.plain_data import CLASS, Plain, plain
@@ -47,12 +47,12 @@ class ChatConfig(train.Config):
         default=None, doc="passes over the data (None: what suits the data, most often 1)"
     )
     batch_size: int | None = chz.field(
-        default=None, doc="examples a step (None: by the model)", metadata=rules(COUNT)
+        default=None, doc="examples a step (None: by the model)", metadata=COUNT
     )
     max_length: int | None = chz.field(
         default=None,
         doc="tokens an example; longer ones lose their end (None: by the model)",
-        metadata=rules(EXAMPLE_LENGTH),
+        metadata=EXAMPLE_LENGTH,
     )
     train_on_what: TrainOnWhat | None = chz.field(
         default=None, doc="which messages are trained (None: what the data is meant for)"

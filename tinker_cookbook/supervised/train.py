@@ -39,7 +39,7 @@ from tinker_cookbook.supervised.types import (
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import LoopConfig, adam_params
 from tinker_cookbook.training.evaluations import Evaluations, run_evals
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, rules
+from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NOT_NEGATIVE
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.resolve import Resolved, resolve
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
@@ -60,20 +60,18 @@ class Config(LoopConfig):
 
     dataset_builder: SupervisedDatasetBuilder = chz.field(doc="what to train on")
     lr_schedule: LRSchedule = chz.field(default="linear", doc="how the rate falls, without warm-up")
-    num_epochs: int = chz.field(
-        default=1, doc="passes over the data", metadata=rules(COUNT, may_change=True)
-    )
+    num_epochs: int = chz.field(default=1, doc="passes over the data", metadata=COUNT | MAY_CHANGE)
     eval_every: int = chz.field(default=10, doc="steps (0: only before and after training)")
     sample_replies: int | None = chz.field(
         default=None,
         doc="prompts of the data whose greedy replies are shown before and after training (None: 3,"
         " or 0 where there are evaluator_builders)",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     submit_ahead: int = chz.field(
         default=1,
         doc="steps submitted ahead of the one awaited",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
 
 
