@@ -15,6 +15,7 @@ from recipes.math_rl.arithmetic import Arithmetic
 from recipes.math_rl.gsm8k import Gsm8k
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import train
+from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.rl.problem_config import ALIASES, ProblemConfig, resolve
 
 
@@ -29,13 +30,12 @@ class CLI(ProblemConfig):
 async def main(config: CLI) -> None:
     bundled = config.model_name == "nano"
     data = Arithmetic(num_batches=24) if bundled else Gsm8k()
-    config, filled = resolve(config, "rl", data)
-    await train.main(config, recipe="rl_basic", filled=filled)
+    await train.run(resolve(config, RL, data), recipe="rl_basic")
 
 
 def build_config_blueprint() -> chz.Blueprint[train.Config]:
     """The run without keys, for programs that apply keys of their own and call `train.main`."""
-    config = resolve(CLI(), "rl", Arithmetic(num_batches=24)).config
+    config = resolve(CLI(), RL, Arithmetic(num_batches=24)).config
     return chz.Blueprint(train.Config).apply(
         {
             "dataset_builder": Arithmetic,

@@ -22,18 +22,20 @@ import tinker
 from recipes.math_rl.boxed_env import REQUEST
 from recipes.math_rl.gsm8k import Gsm8k
 from recipes.math_rl.math_grading import extract_boxed, grade_answer
-from tinker_cookbook import models, sequences
+from tinker_cookbook import sequences
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
+from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training import resolve as keys
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig, rules
+from tinker_cookbook.training.config import ADAM
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.resolve import resolve
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
@@ -46,28 +48,24 @@ class Config(CheckedConfig):
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see rl_basic")
     learning_rate: float | None = chz.field(
-        default=None, doc="constant (None: by model)", metadata=rules(NOT_NEGATIVE)
+        default=None, doc="constant (None: by model)", metadata=NOT_NEGATIVE
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems a step (None: by model)", metadata=rules(COUNT)
+        default=None, doc="problems a step (None: by model)", metadata=COUNT
     )
     group_size: int | None = chz.field(
-        default=None, doc="replies to each (None: by model)", metadata=rules(COUNT)
+        default=None, doc="replies to each (None: by model)", metadata=COUNT
     )
     max_tokens: int | None = chz.field(
-        default=None, doc="tokens of a reply (None: by model)", metadata=rules(COUNT)
+        default=None, doc="tokens of a reply (None: by model)", metadata=COUNT
     )
-    max_steps: int = chz.field(default=24, doc="optimizer steps", metadata=rules(COUNT))
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
+    max_steps: int = chz.field(default=24, doc="optimizer steps", metadata=COUNT)
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=COUNT)
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(
-        default=0, doc="seed of adapter, problems and samples", metadata=rules(SEED)
-    )
-    save_every: int = chz.field(
-        default=20, doc="steps between checkpoints", metadata=rules(NOT_NEGATIVE)
-    )
+    seed: int = chz.field(default=0, doc="seed of adapter, problems and samples", metadata=SEED)
+    save_every: int = chz.field(default=20, doc="steps between checkpoints", metadata=NOT_NEGATIVE)
     log_path: str | None = chz.field(default=None, doc="directory of the run")
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see rl_basic")
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
@@ -131,14 +129,13 @@ def datums(
 
 
 async def main(config: Config) -> None:
-    config, filled = keys.fill(config, "rl")
-    keys.check(config)
-    assert config.renderer_name is not None and config.learning_rate is not None
-    assert config.groups_per_batch is not None and config.group_size is not None
+    resolved = resolve(config, RL)
+    config, sizes = resolved.config, resolved.sizes
+    adam = tinker.AdamParams(learning_rate=resolved.learning_rate, **ADAM)
     if (nano := config.model_name == "nano") and config.data_path is not None:
         raise ConfigurationError(f"data_path={config.data_path}: nano only adds; set model_name=")
-    renderer = get_renderer(config.renderer_name, get_tokenizer(config.model_name))
-    task = Sums() if nano else WordProblems(config.data_path, config.groups_per_batch)
+    renderer = get_renderer(resolved.renderer_name, get_tokenizer(config.model_name))
+    task = Sums() if nano else WordProblems(config.data_path, sizes.groups_per_batch)
 
     service = connect(config.base_url, config.engine)
     rest_client = service.create_rest_client()  # looks after the run's checkpoints
@@ -150,8 +147,8 @@ async def main(config: Config) -> None:
         headlines={"reward/total": "reward", "reply_tokens": "reply tokens"},
         rest_client=rest_client,
     ) as journal:
-        if filled:
-            journal.say(models.filled_line(config.model_name, filled))
+        if chosen := resolved.line():
+            journal.say(chosen)
         client = await start_training_client(
             service, config, journal.resume, {"recipe": "rl_loop"}, say=journal.say
         )
@@ -160,7 +157,7 @@ async def main(config: Config) -> None:
             with journal.step(step) as row:
                 # play: all replies of all problems are asked for before the first is awaited
                 rng = random.Random(f"{config.seed} {step}")
-                problems = task.draw(rng, config.groups_per_batch)
+                problems = task.draw(rng, sizes.groups_per_batch)
                 prompts = [
                     renderer.build_generation_prompt([{"role": "user", "content": question}])
                     for question, _ in problems
@@ -168,9 +165,9 @@ async def main(config: Config) -> None:
                 futures = [
                     sampler.sample(
                         prompt,
-                        config.group_size,
+                        sizes.group_size,
                         tinker.SamplingParams(
-                            max_tokens=config.max_tokens,
+                            max_tokens=sizes.max_tokens,
                             stop=renderer.get_stop_sequences(),
                             seed=derive_seed(config.seed, step, number),
                         ),
@@ -196,7 +193,7 @@ async def main(config: Config) -> None:
                 # train: both are queued before either is awaited
                 if batch:
                     output = client.forward_backward(batch, "importance_sampling")
-                    await client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
+                    await client.optim_step(adam)
                     row.update((await output).metrics)
                 save = journal.submit_save(client, step + 1)
                 sampler = await client.save_weights_and_get_sampling_client()
@@ -205,7 +202,7 @@ async def main(config: Config) -> None:
                 row["reward/total"] = sum(rewards) / len(rewards)
                 row["reply_tokens"] = sum(lengths) / len(lengths)
                 row["num_sequences"] = len(batch)
-                row["optim/lr"] = config.learning_rate
+                row["optim/lr"] = resolved.learning_rate
             await journal.finish(save)
         await journal.finish(journal.submit_save(client, config.max_steps, final=True))
 

@@ -19,17 +19,18 @@ import chz
 import tinker
 
 from recipes import number_words
-from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import HubChats, JsonlChats, data_at
 from tinker_cookbook.supervised.datasets import epoch_seed
+from tinker_cookbook.supervised.defaults import SL
 from tinker_cookbook.supervised.types import EXAMPLE_LENGTH, ChatDatasetBuilderCommonConfig
-from tinker_cookbook.training import resolve as keys
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig, rules
+from tinker_cookbook.training.config import ADAM
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.resolve import resolve
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
@@ -44,30 +45,26 @@ class Config(CheckedConfig):
     renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
     load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see sl_basic")
     learning_rate: float | None = chz.field(
-        default=None, doc="at the first step (None: by model)", metadata=rules(NOT_NEGATIVE)
+        default=None, doc="at the first step (None: by model)", metadata=NOT_NEGATIVE
     )
     batch_size: int | None = chz.field(
-        default=None, doc="conversations a step (None: by model)", metadata=rules(COUNT)
+        default=None, doc="conversations a step (None: by model)", metadata=COUNT
     )
     max_length: int | None = chz.field(
-        default=None, doc="tokens at most (None: by model)", metadata=rules(EXAMPLE_LENGTH)
+        default=None, doc="tokens at most (None: by model)", metadata=EXAMPLE_LENGTH
     )
     num_epochs: int | None = chz.field(
         default=None,
         doc="passes over the data (None: 30 over the bundled numbers, else 1)",
-        metadata=rules(COUNT),
+        metadata=COUNT,
     )
-    max_steps: int | None = chz.field(
-        default=None, doc="optimizer steps at most", metadata=rules(COUNT)
-    )
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
+    max_steps: int | None = chz.field(default=None, doc="optimizer steps at most", metadata=COUNT)
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=COUNT)
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of adapter and data order", metadata=rules(SEED))
-    save_every: int = chz.field(
-        default=20, doc="steps between checkpoints", metadata=rules(NOT_NEGATIVE)
-    )
+    seed: int = chz.field(default=0, doc="seed of adapter and data order", metadata=SEED)
+    save_every: int = chz.field(default=20, doc="steps between checkpoints", metadata=NOT_NEGATIVE)
     log_path: str | None = chz.field(default=None, doc="directory of the run")
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see sl_basic")
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
@@ -87,15 +84,13 @@ def data(config: Config) -> JsonlChats | HubChats:
 
 
 async def main(config: Config) -> None:
-    config, filled = keys.fill(config, "sl")
-    keys.check(config)
-    assert config.renderer_name is not None and config.batch_size is not None
-    assert config.learning_rate is not None
+    resolved = resolve(config, SL)
+    config = resolved.config
     common_config = ChatDatasetBuilderCommonConfig(
-        model_name_for_tokenizer=config.model_name,
-        renderer_name=config.renderer_name,
-        max_length=config.max_length,
-        batch_size=config.batch_size,
+        model_name_for_tokenizer=resolved.model_name,
+        renderer_name=resolved.renderer_name,
+        max_length=resolved.sizes.max_length,
+        batch_size=resolved.sizes.batch_size,
     )
     train, _ = chz.replace(data(config), common_config=common_config)()
     num_epochs = config.num_epochs
@@ -110,8 +105,8 @@ async def main(config: Config) -> None:
     with Journal(
         config, recipe="sl_loop", total_steps=total_steps, rest_client=rest_client
     ) as journal:
-        if filled:
-            journal.say(models.filled_line(config.model_name, filled))
+        if chosen := resolved.line():
+            journal.say(chosen)
         for line in train.report.lines() if train.report else ():
             journal.say(line)
         client = await start_training_client(
@@ -125,9 +120,11 @@ async def main(config: Config) -> None:
                 batch = train.get_batch(index)
 
                 # forward and backward, optimizer: both are queued before either is awaited
-                learning_rate = config.learning_rate * (1 - step / total_steps)
+                learning_rate = resolved.learning_rate * (1 - step / total_steps)
                 forward_backward = client.forward_backward(batch, "cross_entropy")
-                optim_step = client.optim_step(tinker.AdamParams(learning_rate=learning_rate))
+                optim_step = client.optim_step(
+                    tinker.AdamParams(learning_rate=learning_rate, **ADAM)
+                )
                 save = journal.submit_save(client, step + 1, epoch=epoch)
                 output = await forward_backward
                 await optim_step

@@ -12,17 +12,20 @@ from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
+from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.supervised.chat_config import ALIASES
+from tinker_cookbook.supervised.defaults import SL, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
+from tinker_cookbook.training.resolve import resolve
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = {
-    "sl_basic": (sl_basic.CLI, "sl"),
-    "sl_loop": (sl_loop.Config, "sl"),
-    "chat_sl": (chat_sl.CLI, "chat_sl"),
-    "rl_basic": (rl_basic.CLI, "rl"),
-    "rl_loop": (rl_loop.Config, "rl"),
-    "math_rl": (math_rl.CLI, "math_rl"),
+    "sl_basic": (sl_basic.CLI, SL),
+    "sl_loop": (sl_loop.Config, SL),
+    "chat_sl": (chat_sl.CLI, chat_sl.DEFAULTS),
+    "rl_basic": (rl_basic.CLI, RL),
+    "rl_loop": (rl_loop.Config, RL),
+    "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
 }
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
@@ -34,16 +37,15 @@ def test_every_recipe_has_one() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_it_parses(file: Path) -> None:
-    config_class, method = RECIPES[file.parent.name]
+    config_class, defaults = RECIPES[file.parent.name]
     config = parse(config_class, [f"config={file}", "save_every=7"], ALIASES | math_rl.ALIASES)
     assert config.save_every == 7
     info = models.resolve(config.model_name)
     assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
     data = getattr(config, "dataset_builder", None)
     assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder)
-    if method in ("sl", "chat_sl"):
+    if isinstance(defaults.nano.sizes, Batches):
         assert config.max_length <= info.context_length
     else:
         assert config.max_tokens < info.context_length
-    filled, _ = models.fill_defaults(config, method)
-    assert 1e-5 < filled.learning_rate < 1e-2
+    assert 1e-5 < resolve(config, defaults).learning_rate < 1e-2

@@ -7,7 +7,7 @@ import pkgutil
 import chz
 import numpy as np
 import pytest
-from tinker_cookbook.rl.limits import RolloutLimits
+from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 
 import recipes
 import tinker_cookbook
@@ -22,14 +22,15 @@ from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import HubChats, InMemoryChats, JsonlChats
+from tinker_cookbook.supervised.defaults import SL
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
 )
-from tinker_cookbook.training import resolve as keys
 from tinker_cookbook.training.config import LoopConfig
-from tinker_cookbook.training.fields import CheckedConfig, declared
+from tinker_cookbook.training.fields import CheckedConfig, range_of
+from tinker_cookbook.training.resolve import check_types, resolve
 
 OWN = ChatDatasetBuilderCommonConfig(
     model_name_for_tokenizer="nano", renderer_name="qwen3", max_length=64, batch_size=2
@@ -100,10 +101,10 @@ async def test_a_value_of_another_type_further_down():
 
 
 def test_numbers_of_other_libraries_are_numbers():
-    keys.check_types(config(num_epochs=np.int64(2), learning_rate=np.float32(0.5)))
-    keys.check_types(config(learning_rate=1))
+    check_types(config(num_epochs=np.int64(2), learning_rate=np.float32(0.5)))
+    check_types(config(learning_rate=1))
     with pytest.raises(ConfigurationError, match="expected int"):
-        keys.check_types(config(num_epochs=np.float64(2)))
+        check_types(config(num_epochs=np.float64(2)))
 
 
 def test_values_at_the_edge_work():
@@ -114,17 +115,17 @@ def test_lengths_above_the_context():
     length = chz.replace(OWN, max_length=2049)
     data = InMemoryChats(common_config=length, conversations=[])
     with pytest.raises(ConfigurationError, match=r"^max_length=2049: nano has a context of 2048 "):
-        keys.check(config(dataset_builder=data))
-    keys.check(config(dataset_builder=chz.replace(data, common_config=OWN)))
+        resolve(config(dataset_builder=data), SL)
+    resolve(config(dataset_builder=chz.replace(data, common_config=OWN)), SL)
     # what no table knows, a server may
-    keys.check(config(dataset_builder=data, model_name="me/unheard-of"))
+    resolve(config(dataset_builder=data, model_name="me/unheard-of", learning_rate=1.0), SL)
 
 
 @pytest.mark.parametrize("given", ["Qwen/Qwen3-4B-Instruct", "Qwen/Qwen3-8B:peft:131072"])
 def test_a_server_is_asked_for_the_name_as_given(given):
     """In process the model is that of the published repository; a server has names of its own."""
-    here, _ = keys.fill(config(model_name=given), "sl")
-    there, _ = keys.fill(config(model_name=given, base_url="http://127.0.0.1:9"), "sl")
+    here = resolve(config(model_name=given), SL)
+    there = resolve(config(model_name=given, base_url="http://127.0.0.1:9"), SL)
     assert there.model_name == given and here.model_name == models.published_name(given) != given
     assert there.learning_rate == here.learning_rate and there.renderer_name == here.renderer_name
 
@@ -182,24 +183,24 @@ def test_no_range_is_forgotten():
                 continue
             for cls in vars(importlib.import_module(module.name)).values():
                 if isinstance(cls, type) and chz.is_chz(cls):
-                    ranges = [declared(cls, key).allowed for key in chz.chz_fields(cls)]
+                    ranges = [range_of(cls, key) for key in chz.chz_fields(cls)]
                     found |= {cls} if any(ranges) else set()
     assert len(found) > 15 and LoopConfig in found
     assert [cls for cls in found if not issubclass(cls, CheckedConfig)] == []
 
 
 def test_fill_by_the_model():
-    filled = keys.fill(config(), "sl")
+    filled = resolve(config(), SL)
     assert filled.filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
     assert filled.config.learning_rate == 6e-3
 
 
 def test_the_renderer_of_the_data_goes_first():
     with_data = config(dataset_builder=ChatDatasetBuilder(common_config=OWN))
-    filled = keys.fill(with_data, "sl")
+    filled = resolve(with_data, SL)
     assert filled.config.renderer_name == filled.filled["renderer_name"] == "qwen3"
     with pytest.raises(ConfigurationError, match=r"^renderer_name=role_colon, but the data's"):
-        keys.fill(chz.replace(with_data, renderer_name="role_colon"), "sl")
+        resolve(chz.replace(with_data, renderer_name="role_colon"), SL)
 
 
 def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model():
@@ -208,16 +209,16 @@ def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model():
     )
     path = client.save_state("x").result().path
     from_checkpoint = config(load_checkpoint_path=path)
-    filled = keys.fill(from_checkpoint, "sl")
+    filled = resolve(from_checkpoint, SL)
     assert filled.config.renderer_name == "qwen3_disable_thinking"
     assert filled.filled["renderer_name"] == "qwen3_disable_thinking"
-    asked = keys.fill(chz.replace(from_checkpoint, renderer_name="qwen3"), "sl")
+    asked = resolve(chz.replace(from_checkpoint, renderer_name="qwen3"), SL)
     assert asked.config.renderer_name == "qwen3" and "renderer_name" not in asked.filled
 
 
 @pytest.mark.parametrize(("given", "lines"), [(None, 0), ("qwen3", 0), ("role_colon", 1)])
 def test_a_renderer_that_does_not_fit_the_model_gets_one_line(given, lines, caplog):
-    keys.fill(config(renderer_name=given), "sl")
+    resolve(config(renderer_name=given), SL)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == lines
     assert all("renderer_name=role_colon is not known to fit nano" in each for each in messages)
@@ -225,5 +226,5 @@ def test_a_renderer_that_does_not_fit_the_model_gets_one_line(given, lines, capl
 
 def test_the_renderer_of_the_data_is_looked_at_too(caplog):
     own = chz.replace(OWN, renderer_name="role_colon")
-    keys.fill(config(dataset_builder=ChatDatasetBuilder(common_config=own)), "sl")
+    resolve(config(dataset_builder=ChatDatasetBuilder(common_config=own)), SL)
     assert "renderer_name=role_colon is not known to fit nano" in caplog.text

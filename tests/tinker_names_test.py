@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from recipes import sl_loop
 from tinker_cookbook import models
 from tinker_cookbook.hyperparam_utils import get_lr
 from tinker_cookbook.model_info import get_model_attributes, get_recommended_renderer_name
+from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.training.resolve import resolve
 
 PUBLISHED = {
     "Qwen/Qwen3-235B-A22B-Instruct": "Qwen/Qwen3-235B-A22B-Instruct-2507",
@@ -58,8 +61,8 @@ def test_facts_are_those_of_the_published_model(asked: str, meant: str, suffix: 
     assert get_recommended_renderer_name(asked + suffix) == models.resolve(meant).renderers[0]
     assert get_lr(asked + suffix) == get_lr(meant)
     assert models.context_length(asked + suffix) == models.context_length(meant)
-    filled = models.defaults(asked + suffix, "sl")
-    assert filled == models.defaults(meant, "sl")
+    filled = resolve(sl_loop.Config(model_name=asked + suffix), SL)
+    assert filled == resolve(sl_loop.Config(model_name=meant), SL)
 
 
 @pytest.mark.parametrize(

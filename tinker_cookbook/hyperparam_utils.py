@@ -8,7 +8,7 @@ models too, as is done here. For the other families of the table, the lower rate
 choice, not measured. nano has no formula, but 6e-3 with LoRA, measured on its supervised recipe.
 For the rest there is no value, and learning_rate= must be given.
 
-These are rates for supervised fine-tuning. What recipes take for other methods: `models.defaults`.
+These are rates for supervised fine-tuning. What recipes take for other methods is beside them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _BASE_LR = 5e-5
 _LORA_FACTOR = 10.0
 _REFERENCE_HIDDEN_SIZE = 2000
+NANO_LR = 6e-3
 
 
 def get_lr(model_name: str, is_lora: bool = True) -> float:
@@ -36,7 +37,7 @@ def get_lr(model_name: str, is_lora: bool = True) -> float:
     """
     info = models.resolve(model_name)
     if info.family == "nano" and is_lora:
-        return models.defaults("nano", "sl")["learning_rate"]
+        return NANO_LR
     if info.lr_exponent is None or info.hidden_size is None:
         raise ConfigurationError(
             f"model_name={model_name!r}: there is no learning-rate formula for the family "

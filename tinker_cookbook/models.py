@@ -2,8 +2,7 @@
 
 `resolve` answers for the names in the table (whose rows are in the files of families/), for local
 directories (through their config.json) and for other hub names (the same files, from the cache or
-the hub). `defaults` turns a model and a
-training method into the values of keys the user left out.
+the hub).
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from tinker_cookbook import families
 from tinker_cookbook.exceptions import ConfigurationError
@@ -70,7 +68,7 @@ def resolve(model_name: str) -> ModelInfo:
         path = Path(model_name).expanduser()
         if not path.is_dir():
             raise ConfigurationError(f"model_name={model_name!r}: there is no such directory")
-        if _is_nano(model_name):
+        if is_nano(model_name):
             return TABLE["nano"]
         if not (path / "config.json").is_file():
             raise ConfigurationError(
@@ -114,7 +112,7 @@ def is_local_path(model_name: str) -> bool:
     return model_name.startswith(("/", "./", "../", "~")) or os.path.isdir(model_name)
 
 
-def _is_nano(model_name: str) -> bool:
+def is_nano(model_name: str) -> bool:
     if model_name == "nano":
         return True
     return is_local_path(model_name) and (
@@ -143,115 +141,6 @@ def access_hint(model_name: str) -> str:
         )
     near = [] if row is not None else _nearest(model_name)
     return f"; known names near it: {', '.join(near)}" if near else ""
-
-
-# What a training method takes for models other than nano. Sizes in sequences, groups and tokens;
-# max_length is at most the model's context. SL's learning rate follows from the model (get_lr).
-# RL's is what the recipes of the Tinker cookbook have in common, well below it: its gradients are
-# noisier, and a policy that changes fast no longer fits what it has sampled.
-_METHODS: dict[str, dict[str, Any]] = {
-    "sl": {"batch_size": 128, "max_length": 32_768},
-    "chat_sl": {"batch_size": 256, "max_length": 16_384},
-    "rl": {"learning_rate": 4e-5, "groups_per_batch": 128, "group_size": 16, "max_tokens": 256},
-    "math_rl": {
-        "learning_rate": 4e-5,
-        "groups_per_batch": 100,
-        "group_size": 4,
-        "max_tokens": 1024,
-    },
-}
-# Measured on nano itself: what suits a model of 2 M parameters does not follow from the formula.
-_NANO_SL = {
-    "learning_rate": 6e-3,
-    "renderer_name": "qwen3_instruct",
-    "batch_size": 32,
-    "max_length": 512,
-}
-_NANO_RL = {
-    "learning_rate": 1e-3,
-    "renderer_name": "qwen3_instruct",
-    "groups_per_batch": 32,
-    "group_size": 8,
-    "max_tokens": 40,
-}
-_NANO_DEFAULTS: dict[str, dict[str, Any]] = {
-    "sl": _NANO_SL,
-    "chat_sl": _NANO_SL,
-    "rl": _NANO_RL,
-    "math_rl": _NANO_RL,
-}
-
-
-def defaults(model_name: str, method: str) -> dict[str, Any]:
-    """The values of config fields that depend on the model, for one training method.
-
-    ConfigurationError, naming the key to give, where one cannot be told.
-    """
-    return {key: rule() for key, rule in _rules(model_name, method).items()}
-
-
-class Estimate(float):
-    """A default that rests on a choice, neither fitted nor measured; `filled_line` says so."""
-
-
-class FilledConfig(NamedTuple):
-    config: Any
-    filled: dict[str, Any]
-
-
-def filled_line(model_name: str, filled: Mapping[str, Any]) -> str:
-    """What `fill_defaults` chose, for the user: `nano: learning_rate=0.003 batch_size=32`."""
-
-    def text(value: Any) -> str:
-        mark = " (an estimate)" if isinstance(value, Estimate) else ""
-        return (f"{value:.3g}" if isinstance(value, float) else f"{value}") + mark
-
-    return f"{model_name}: {' '.join(f'{key}={text(value)}' for key, value in filled.items())}"
-
-
-def fill_defaults(config: Any, method: str) -> FilledConfig:
-    """A copy of a chz config in which fields that are None have their default, and what was filled.
-
-    Only what is missing is looked up, so an unknown model works when the user gives every key.
-    """
-    import chz
-
-    filled = {
-        key: rule()
-        for key, rule in _rules(config.model_name, method).items()
-        if key in chz.chz_fields(config) and getattr(config, key) is None
-    }
-    plain = {k: float(v) if isinstance(v, Estimate) else v for k, v in filled.items()}
-    return FilledConfig(chz.replace(config, **plain), filled)
-
-
-def _rules(model_name: str, method: str) -> dict[str, Callable[[], Any]]:
-    if method not in _METHODS:
-        raise ConfigurationError(f"no defaults for method {method!r}; known: {', '.join(_METHODS)}")
-    if not _is_nano(model_name):
-        return _formula_rules(model_name, _METHODS[method])
-    return {key: lambda value=value: value for key, value in _NANO_DEFAULTS[method].items()}
-
-
-def _formula_rules(model_name: str, method: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    rules: dict[str, Callable[[], Any]] = {
-        "learning_rate": lambda: _learning_rate(model_name),
-        "renderer_name": lambda: recommended_renderer(model_name),
-        # `value=value` binds now: a closure over a loop variable would see only the last one
-        **{key: lambda value=value: value for key, value in method.items()},
-    }
-    if "max_length" in method:
-        rules["max_length"] = lambda: min(
-            method["max_length"], resolve(model_name).context_length or method["max_length"]
-        )
-    return rules
-
-
-def _learning_rate(model_name: str) -> float:
-    from tinker_cookbook.hyperparam_utils import get_lr
-
-    rate = get_lr(model_name)
-    return rate if exponent_is_fitted(resolve(model_name).family) else Estimate(rate)
 
 
 def recommended_renderer(model_name: str) -> str:

@@ -4,15 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import chz
 import pytest
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import FAMILIES
 from tinker_cookbook.models import (
-    defaults,
-    fill_defaults,
     load_path,
     recommended_renderer,
     resolve,
@@ -532,31 +529,6 @@ def test_a_home_directory(monkeypatch, tmp_path):
     assert resolve("~/nano").name == "nano"
 
 
-def test_defaults_of_nano():
-    expected = {
-        "learning_rate": 6e-3,
-        "renderer_name": "qwen3_instruct",
-        "batch_size": 32,
-        "max_length": 512,
-    }
-    assert defaults("nano", "sl") == defaults("nano", "chat_sl") == expected
-    assert defaults(load_path("nano"), "sl") == expected
-
-
-def test_defaults_of_others(tmp_path):
-    sl = defaults("Qwen/Qwen3-8B", "sl")
-    assert sl.pop("learning_rate") == pytest.approx(4.73e-4, rel=1e-3)
-    assert sl == {"renderer_name": "qwen3", "batch_size": 128, "max_length": 32_768}
-    chat = defaults("meta-llama/Llama-3.1-8B", "chat_sl")
-    assert (chat["batch_size"], chat["max_length"], chat["renderer_name"]) == (
-        256,
-        16_384,
-        "role_colon",
-    )
-    short = model_directory(tmp_path / "m", model_type="qwen3", max_position_embeddings=1024)
-    assert defaults(short, "sl")["max_length"] == 1024
-
-
 def test_a_missing_tokenizer_is_what_is_asked_for_where_there_is_none(tmp_path):
     """renderer_name= would only lead to the next error."""
     bare = model_directory(tmp_path / "bare", None, model_type="llama")
@@ -570,77 +542,6 @@ def test_a_tokenizer_alone_is_enough_with_a_renderer_name(tmp_path):
         recommended_renderer(str(tmp_path))
     with pytest.raises(ConfigurationError, match="there is no such directory"):
         recommended_renderer(str(tmp_path / "absent"))
-
-
-def test_defaults_that_cannot_be_told_name_the_key(tmp_path):
-    mistral = model_directory(tmp_path / "mistral", "[INST]", model_type="mistral")
-    with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
-        defaults(mistral, "sl")
-    bare = model_directory(tmp_path / "bare", None, model_type="llama")
-    (Path(bare) / "tokenizer.json").write_text("{}")
-    with pytest.raises(
-        ConfigurationError,
-        match=r"neither tokenizer_config\.json .*renderer_name= .* must be given",
-    ):
-        defaults(bare, "sl")
-    with pytest.raises(ConfigurationError, match=r"method 'ppo'.*chat_sl"):
-        defaults("nano", "ppo")
-
-
-@chz.chz
-class Config:
-    model_name: str
-    learning_rate: float | None = None
-    renderer_name: str | None = None
-    max_length: int | None = None
-    save_every: int | None = None
-
-
-def test_fill_defaults_fills_what_is_none_and_known():
-    config, filled = fill_defaults(Config(model_name="nano", max_length=64), "sl")
-    assert filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
-    assert config == Config(
-        model_name="nano", learning_rate=6e-3, renderer_name="qwen3_instruct", max_length=64
-    )
-
-
-def test_what_was_filled_is_one_line():
-    filled = fill_defaults(Config(model_name="Qwen/Qwen3-8B"), "sl").filled
-    assert models.filled_line("Qwen/Qwen3-8B", filled) == (
-        "Qwen/Qwen3-8B: learning_rate=0.000473 renderer_name=qwen3 max_length=32768"
-    )
-
-
-@pytest.mark.parametrize(
-    "name, rate",
-    [
-        ("openai/gpt-oss-20b", "0.000376"),
-        ("deepseek-ai/DeepSeek-V3.1", "0.000185"),
-        ("moonshotai/Kimi-K2-Thinking", "0.000185"),
-    ],
-)
-def test_a_rate_that_nobody_fitted_is_called_an_estimate(name, rate):
-    config, filled = fill_defaults(Config(model_name=name, renderer_name="template"), "sl")
-    assert models.filled_line(name, filled) == (
-        f"{name}: learning_rate={rate} (an estimate) max_length=32768"
-    )
-    assert type(config.learning_rate) is float  # a plain number to whoever stores it
-    given = fill_defaults(Config(model_name=name, learning_rate=1e-4), "sl").filled
-    rl = fill_defaults(Config(model_name=name), "rl").filled  # the same for all models
-    for line in (models.filled_line(name, given), models.filled_line(name, rl)):
-        assert "estimate" not in line
-
-
-def test_an_unknown_model_works_when_every_key_is_given():
-    given = Config(model_name="me/x", learning_rate=1e-4, renderer_name="qwen3", max_length=9)
-    assert fill_defaults(given, "sl") == (given, {})
-    with pytest.raises(ConfigurationError, match="me/x"):
-        fill_defaults(chz.replace(given, learning_rate=None), "sl")
-
-
-def test_zero_is_a_value():
-    config = Config(model_name="nano", learning_rate=0.0, renderer_name="qwen3", max_length=1)
-    assert fill_defaults(config, "sl").filled == {}
 
 
 def test_infos_are_frozen():

@@ -24,8 +24,15 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
 from tinker_cookbook.supervised.data import NoRobots, Tulu3, data_at
+from tinker_cookbook.supervised.defaults import NANO, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
+from tinker_cookbook.training.defaults import Defaults, Suits
 
+DEFAULTS = Defaults(
+    nano=NANO,
+    others=Suits(Batches(batch_size=256, max_length=16_384)),
+    within_context=("max_length",),
+)
 DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
 
 
@@ -60,8 +67,7 @@ def data_of(config: CLI) -> ChatDatasetBuilder:
 async def main(config: CLI) -> None:
     if config.dataset and (config.dataset_builder or config.dataset_path):
         raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
-    config, filled = resolve(config, "chat_sl", data_of(config))
-    await train.main(config, recipe="chat_sl", filled=filled)
+    await train.run(resolve(config, DEFAULTS, data_of(config)), recipe="chat_sl")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.service import EngineConfig, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training.fields import COUNT, CheckedConfig, rules
+from tinker_cookbook.training.fields import COUNT, CheckedConfig
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils import jsonl
@@ -80,7 +80,7 @@ class CLI(CheckedConfig):
     year: tuple[Year, ...] = chz.field(
         default=(), doc=f"which of {', '.join(YEARS)}, e.g. year=2025,2026 (empty: all of path)"
     )
-    num_samples: int = chz.field(default=8, doc="replies to each problem", metadata=rules(COUNT))
+    num_samples: int = chz.field(default=8, doc="replies to each problem", metadata=COUNT)
     k: list[int] = chz.field(
         default_factory=list, doc="which pass@k, e.g. k=1,8 (empty: 1, 2, 4, ... num_samples)"
     )

@@ -14,7 +14,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import Renderer, get_renderer
 from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, rules
+from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED
 from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.plain_data import Plain
 
@@ -36,27 +36,25 @@ class MathDatasetBuilder(RLDatasetBuilder):
     group_size: int | None = chz.field(
         default=None,
         doc="attempts at each problem (None: from the recipe's own keys)",
-        metadata=rules(COUNT),
+        metadata=COUNT,
     )
     groups_per_batch: int | None = chz.field(
         default=None,
         doc="problems of a batch (None: from the recipe's own keys)",
-        metadata=rules(COUNT),
+        metadata=COUNT,
     )
     seed: int | None = chz.field(
         default=None,
         doc="seed of what is drawn and in which order (None: from the recipe's keys)",
-        metadata=rules(SEED),
+        metadata=SEED,
     )
-    num_epochs: int = chz.field(
-        default=1, doc="passes over the training problems", metadata=rules(COUNT)
-    )
+    num_epochs: int = chz.field(default=1, doc="passes over the training problems", metadata=COUNT)
     test_size: int | None = chz.field(
         default=None,
         doc="problems of the test at most; 0: no test (None: all of the test that the data set has,"
         f" {DEFAULT_TEST} of it with nano; of one without, a tenth is held out, at most"
         f" {DEFAULT_TEST})",
-        metadata=rules(NOT_NEGATIVE),
+        metadata=NOT_NEGATIVE,
     )
     one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
     format_coef: float = chz.field(

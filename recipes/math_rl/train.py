@@ -33,9 +33,17 @@ from recipes.math_rl.own_problems import OwnProblems
 from recipes.math_rl.polaris import Polaris
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import problem_config, train
+from tinker_cookbook.rl.defaults import LEARNING_RATE, NANO, Groups
 from tinker_cookbook.rl.problem_config import ProblemConfig, resolve
 from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.training.defaults import Defaults, Suits
 
+DEFAULTS = Defaults(
+    nano=NANO,
+    others=Suits(
+        Groups(groups_per_batch=100, group_size=4, max_tokens=1024), learning_rate=LEARNING_RATE
+    ),
+)
 ENVS: dict[str, type[MathDatasetBuilder]] = {
     "arithmetic": Arithmetic,
     "gsm8k": Gsm8k,
@@ -66,9 +74,7 @@ class CLI(ProblemConfig):
 
 
 async def main(config: CLI) -> None:
-    data = config.dataset_builder or Arithmetic()
-    config, filled = resolve(chz.replace(config, dataset_builder=data), "math_rl", data)
-    await train.main(config, recipe="math_rl", filled=filled)
+    await train.run(resolve(config, DEFAULTS, Arithmetic()), recipe="math_rl")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from tinker_cookbook.renderers.chats import (
     row_reader,
 )
 from tinker_cookbook.renderers.examples import conversation_examples
+from tinker_cookbook.renderers.lengths import usual_length
 from tinker_cookbook.renderers.messages import ToolSpec
 from tinker_cookbook.renderers.registry import get_renderer
 from tinker_cookbook.renderers.training_modes import TrainOnWhat
@@ -94,7 +95,7 @@ def main(config: Config) -> None:
     name = config.renderer_name or models.recommended_renderer(config.model_name)
     renderer = get_renderer(name, get_tokenizer(config.model_name), model_name=config.model_name)
     warn_if_renderer_not_recommended(config.model_name, name)
-    max_length = config.max_length or _usual_length(config.model_name, name)
+    max_length = config.max_length or _usual_length(config.model_name)
     chats = itertools.islice(_chats(config, path), config.start, None)
     is_file = path is None or is_jsonl(path)
     limit = config.limit or (None if is_file else _ROWS)
@@ -155,11 +156,10 @@ def _no_colour() -> bool:
     return bool(os.environ.get("NO_COLOR"))  # any value but the empty one: no-color.org
 
 
-def _usual_length(model_name: str, renderer_name: str) -> int | None:
+def _usual_length(model_name: str) -> int | None:
     """What recipes.sl_basic takes; None where that cannot be told, as of a bare tokenizer."""
-    asked = Config(model_name=model_name, renderer_name=renderer_name)
     try:
-        return models.fill_defaults(asked, "sl").config.max_length
+        return usual_length(model_name)
     except ConfigurationError:
         return None
 

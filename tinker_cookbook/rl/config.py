@@ -10,13 +10,15 @@ import chz
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 from tinker_cookbook.rl.rollouts.strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.signals import AdvantageKind, Signal
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.config import LoopConfig
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, rules
+from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NOT_NEGATIVE, POSITIVE, SHARE
+from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.data_identity import adapter_identity
 
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
@@ -57,17 +59,17 @@ class StreamMinibatchConfig:
 @chz.chz
 class Config(LoopConfig):
     """Keys of the reinforcement-learning loop. None: what suits the model, see
-    `models.defaults`."""
+    `defaults.py`."""
 
     dataset_builder: RLDatasetBuilder = chz.field(doc="what to play")
     max_tokens: int | None = chz.field(
-        default=None, doc="tokens of a reply (None: by the model)", metadata=rules(COUNT)
+        default=None, doc="tokens of a reply (None: by the model)", metadata=COUNT
     )
     temperature: float = chz.field(
         default=1.0,
         doc="of the policy: what is sampled, trained and held near to a reference is"
         " softmax(logits / temperature)",
-        metadata=rules(POSITIVE),
+        metadata=POSITIVE,
     )
     limits: RolloutLimits = chz.field(
         default_factory=RolloutLimits, doc="bounds on turns, tokens and waiting of an episode"
@@ -83,12 +85,12 @@ class Config(LoopConfig):
         default=False, doc="do not train on groups whose rewards are all equal"
     )
     kl_penalty_coef: float = chz.field(
-        default=0.0, doc="weight of the KL to a reference (0: none)", metadata=rules(NOT_NEGATIVE)
+        default=0.0, doc="weight of the KL to a reference (0: none)", metadata=NOT_NEGATIVE
     )
     kl_discount_factor: float = chz.field(
         default=0.0,
         doc="discount of the KL of later tokens (0: each token answers for its own)",
-        metadata=rules(SHARE),
+        metadata=SHARE,
     )
     kl_reference_config: KLReferenceConfig | None = chz.field(
         default=None, doc="that reference (None: the model before training)"
@@ -98,17 +100,17 @@ class Config(LoopConfig):
         default=None, doc="its settings, e.g. loss_fn_config.clip_high_threshold=1.28"
     )
     num_substeps: int = chz.field(
-        default=1, doc="optimizer steps a batch is divided into", metadata=rules(COUNT)
+        default=1, doc="optimizer steps a batch is divided into", metadata=COUNT
     )
     max_lag: int = chz.field(
         default=0,
         doc="steps by which the weights that play may be behind (0: synchronous)",
-        metadata=rules(NOT_NEGATIVE),
+        metadata=NOT_NEGATIVE,
     )
     num_minibatches: int = chz.field(
         default=1,
         doc="parts of an optimizer step's batch, each trained on as soon as it was played",
-        metadata=rules(COUNT),
+        metadata=COUNT,
     )
     async_config: AsyncConfig | None = chz.field(
         default=None, doc="async_config.max_steps_off_policy: another name of max_lag"
@@ -119,29 +121,29 @@ class Config(LoopConfig):
     groups_at_a_time: int | None = chz.field(
         default=None,
         doc="groups that are played at a time (None: as many as a batch has)",
-        metadata=rules(COUNT, may_change=True),
+        metadata=COUNT | MAY_CHANGE,
     )
 
     max_logprob_gap: float | None = chz.field(
         default=0.1,
         doc="stop when sampler and trainer, with the same weights, differ by more: mean"
         " |difference| of logprobs of sampled tokens, in nats (None: never)",
-        metadata=rules(POSITIVE, may_change=True),
+        metadata=POSITIVE | MAY_CHANGE,
     )
     compute_post_kl: bool = chz.field(
         default=False,
         doc="measure how far each step moved the policy on its own samples",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     eval_greedy: bool = chz.field(
         default=False,
         doc="evaluate the most likely replies, too: test_greedy/...",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     transcripts_every: int = chz.field(
         default=1,
         doc="steps between transcripts of all rollouts (0: none); some 30 bytes a token on disk",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     signals: list[Signal] = chz.field(
         default_factory=list,
@@ -249,13 +251,17 @@ def check_batch(config: Config, num_groups: int, asked: Config) -> None:
 
 
 def about(
-    config: Config, total_steps: int, num_groups: int, signals: Sequence[Signal]
+    resolved: Resolved[Config, Groups],
+    total_steps: int,
+    num_groups: int,
+    signals: Sequence[Signal],
 ) -> list[str]:
     """What a person should know of the run before it starts."""
+    config = resolved.config
     how = "synchronous" if not config.max_lag else f"at most {config.max_lag} steps off-policy"
     lines = [
         f"{total_steps} steps of {num_groups} groups, {how}, {config.loss_fn}, learning_rate"
-        f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
+        f" {resolved.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
     ]
     whole = [type(signal).__name__ for signal in signals if signal.needs_batch]
     if whole and config.num_minibatches > 1:

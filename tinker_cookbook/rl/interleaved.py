@@ -9,7 +9,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder
-from tinker_cookbook.training.fields import COUNT, rules
+from tinker_cookbook.training.fields import COUNT
 
 
 class InterleavedRLDataset(RLDataset):
@@ -79,7 +79,7 @@ class InterleavedRLDatasetBuilder(RLDatasetBuilder):
         default=None, doc="parts of the mix, e.g. 3,1 (None: in proportion to the groups of each)"
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="groups of a batch (None: as the first data set)", metadata=rules(COUNT)
+        default=None, doc="groups of a batch (None: as the first data set)", metadata=COUNT
     )
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:

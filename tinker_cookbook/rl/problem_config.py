@@ -3,16 +3,18 @@ command line instead of the fields of their data set."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
 
 import chz
 
-from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.rl import train
+from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.types import RLDatasetBuilder
-from tinker_cookbook.training import resolve as keys
-from tinker_cookbook.training.fields import COUNT, rules
+from tinker_cookbook.training.defaults import Defaults
+from tinker_cookbook.training.fields import COUNT
+from tinker_cookbook.training.resolve import Resolved, fill_open, left_open, refuse_unused, reopen
+from tinker_cookbook.training.resolve import resolve as training_resolve
 from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line, and names of the Tinker cookbook
@@ -32,10 +34,10 @@ class ProblemConfig(train.Config):
     group_size: int | None = chz.field(
         default=None,
         doc="attempts at each problem, compared with one another (None: by the model)",
-        metadata=rules(COUNT),
+        metadata=COUNT,
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems in a step (None: by the model)", metadata=rules(COUNT)
+        default=None, doc="problems in a step (None: by the model)", metadata=COUNT
     )
 
     @staticmethod
@@ -44,18 +46,12 @@ class ProblemConfig(train.Config):
         data = config.get("dataset_builder")
         if not isinstance(data, dict):
             return config
-        fields = chz.chz_fields(type(rebuild(data, "dataset_builder")))
-        own = {
-            name
-            for name, key in _FILLED.items()
-            if name in fields
-            and fields[name]._default is None
-            and data.get(name) == config.get(key)
-        }
-        return config | {"dataset_builder": {k: v for k, v in data.items() if k not in own}}
+        values = {name: config[key] for name, key in _FILLED.items()}
+        own = reopen(data, type(rebuild(data, "dataset_builder")), values)
+        return config | {"dataset_builder": own}
 
 
-# fields of a data set's builder that a recipe's keys fill in: builder's name -> recipe's name
+# fields that a data set's builder may leave open -> the recipe's keys that they follow then
 _FILLED = {
     "model_name_for_tokenizer": "model_name",
     "renderer_name": "renderer_name",
@@ -63,34 +59,35 @@ _FILLED = {
     "groups_per_batch": "groups_per_batch",
     "seed": "seed",
 }
+C = TypeVar("C", bound=ProblemConfig)
 
 
-def resolve(config: ProblemConfig, method: str, default_data: RLDatasetBuilder) -> FilledConfig:
-    """The checked config with every key that depends on model or data filled in, for `train.main`;
-    and what was filled.
+def resolve(
+    config: C, defaults: Defaults[Groups], default_data: RLDatasetBuilder
+) -> Resolved[C, Groups]:
+    """`training.resolve` for problems in groups: the data is chosen, too, and follows the recipe's
+    keys in all that it leaves open.
 
     Raises ConfigurationError for keys that cannot work, or that the data would not follow.
     """
     asked = config
     data = config.dataset_builder or default_data
-    tokens = None if config.model_name == "nano" else data.default_max_tokens()
-    suits_data = {} if config.max_tokens or not tokens else {"max_tokens": tokens}
-    config, filled = keys.fill(chz.replace(config, dataset_builder=data, **suits_data), method)
-    filled |= suits_data
-    keys.check(config)
-    fields = chz.chz_fields(data)
-    changes: dict[str, Any] = {}
-    for name, key in _FILLED.items():
-        if name in fields and getattr(data, name) is None:
-            changes[name] = getattr(config, key)
-            continue
-        if key in ("group_size", "groups_per_batch"):
-            own = getattr(data, name, None)
-            if getattr(asked, key) not in (None, own):
-                raise ConfigurationError(
-                    f"{key}={getattr(asked, key)} has no effect on {type(data).__name__}, which"
-                    f" makes its batches by settings of its own: drop {key}, or set it there"
-                )
+    config = chz.replace(config, dataset_builder=data)
+    suits_data = None if config.model_name == "nano" else data.default_max_tokens()
+    if config.max_tokens is None and suits_data:
+        config = chz.replace(config, max_tokens=suits_data)
+    run = training_resolve(config, defaults)
+    filled = dict(run.filled)
+    if asked.max_tokens is None:
+        filled["max_tokens"] = run.sizes.max_tokens
+    config, names = run.config, left_open(data)
+    for key in ("group_size", "groups_per_batch"):
+        if key not in names:
+            own = getattr(data, key, None)
+            if getattr(asked, key) != own:
+                refuse_unused(key, getattr(asked, key), data)
             filled.pop(key, None)
             config = chz.replace(config, **{key: own})
-    return FilledConfig(chz.replace(config, dataset_builder=chz.replace(data, **changes)), filled)
+    values = {name: getattr(config, key) for name, key in _FILLED.items()}
+    config = chz.replace(config, dataset_builder=fill_open(data, values))
+    return dataclasses.replace(run, config=config, filled=filled)

@@ -17,9 +17,8 @@ metrics, evaluations and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import Executor
-from typing import Any
+from dataclasses import replace
 
 from tinker_cookbook import checkpoint_utils, models
 from tinker_cookbook.exceptions import DataValidationError
@@ -36,6 +35,7 @@ from tinker_cookbook.rl.config import (
     with_known_keys,
     with_located_reference,
 )
+from tinker_cookbook.rl.defaults import RL, Groups
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.rollouts.group import set_rollout_executor
 from tinker_cookbook.rl.rollouts.group_source import GroupSource
@@ -45,10 +45,11 @@ from tinker_cookbook.rl.temperature import about_temperature, check_temperature,
 from tinker_cookbook.rl.training_step import Trainer
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.service import check_loss, connect
-from tinker_cookbook.training import resolve as keys
+from tinker_cookbook.service.api import ServiceClient
 from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.training.evaluators import Evaluator
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.resolve import Resolved, resolve
 from tinker_cookbook.utils.loop_watch import LoopWatch
 
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
@@ -63,26 +64,23 @@ HEADLINES = {
 
 
 async def main(
-    config: Config,
-    rollout_executor: Executor | None = None,
-    recipe: str = "rl",
-    filled: Mapping[str, Any] | None = None,
+    config: Config, rollout_executor: Executor | None = None, recipe: str = "rl"
 ) -> None:
-    """Train. `recipe` names the run's directory where log_path does not.
-
-    filled: the keys that a recipe has filled in, checking the config, to be shown to the user
-    (`problem_config.resolve`); None: both is done here.
-    """
+    """Train. `recipe` names the run's directory where log_path does not."""
     set_rollout_executor(rollout_executor)
-    keys.check_types(config)
-    asked, config = config, with_located_reference(with_known_keys(config))
+    refuse_unclear_reference(config)  # before its checkpoint is looked for
+    await run(resolve(config, RL), recipe)
+
+
+async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
+    """Train with a config that a recipe has resolved (`problem_config.resolve`)."""
+    asked = resolved.config
+    config = with_located_reference(with_known_keys(asked))
+    resolved = replace(resolved, config=config)
     refuse_unclear_reference(config)
     refuse_unknown_signals(config)
     refuse_unused(config)
     check_temperature(config)
-    if filled is None:
-        config, filled = keys.fill(config, "rl")
-    keys.check(config)
     if config.base_url is None:  # another service may have other losses
         check_loss(config.loss_fn, loss_settings(config))
     train, test = await config.dataset_builder()
@@ -104,22 +102,22 @@ async def main(
         ) as journal,
         LoopWatch(progress.summary, journal.say),
     ):
-        if filled:
-            journal.say(models.filled_line(config.model_name, filled))
+        if chosen := resolved.line():
+            journal.say(chosen)
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}, say=journal.say
         )
-        signals = await _signals(config, service)  # the policy first: it decides about threads
-        for line in about(config, total_steps, num_groups, signals) + about_temperature(config):
+        signals = await _signals(resolved, service)  # the policy first: it decides about threads
+        for line in about(resolved, total_steps, num_groups, signals) + about_temperature(config):
             journal.say(line)
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
-            evaluators = [*_test_evaluators(config, test, progress), *evaluators]
+            evaluators = [*_test_evaluators(resolved, test, progress), *evaluators]
         infrequent = [build() for build in config.infrequent_evaluator_builders]
         evaluations = Evaluations(
             [(config.eval_every, evaluators), (config.infrequent_eval_every, infrequent)], journal
         )
-        trainer = Trainer(config, client, signals, journal, total_steps, progress)
+        trainer = Trainer(resolved, client, signals, journal, total_steps, progress)
         sampling_client = await client.save_weights_and_get_sampling_client()
         source = GroupSource(
             train.get_batch,
@@ -148,9 +146,9 @@ async def main(
         await journal.finish(save)
 
 
-async def _signals(config: Config, service: Any) -> list[Signal]:
-    assert config.max_tokens is not None
-    signals: list[Signal] = [GroupReward(config.advantage, config.max_tokens)]
+async def _signals(resolved: Resolved[Config, Groups], service: ServiceClient) -> list[Signal]:
+    config = resolved.config
+    signals: list[Signal] = [GroupReward(config.advantage, resolved.sizes.max_tokens)]
     if config.kl_penalty_coef:
         reference = config.kl_reference_config or KLReferenceConfig(base_model=config.model_name)
         client = await service.create_sampling_client(
@@ -167,16 +165,18 @@ async def _signals(config: Config, service: Any) -> list[Signal]:
     return [*signals, *config.signals]
 
 
-def _test_evaluators(config: Config, test: RLDataset, progress: RolloutProgress) -> list[Evaluator]:
+def _test_evaluators(
+    resolved: Resolved[Config, Groups], test: RLDataset, progress: RolloutProgress
+) -> list[Evaluator]:
     """Of the held-out problems: as trained, and greedily where asked for."""
-    assert config.max_tokens is not None, "keys.fill has filled it"
+    config = resolved.config
     temperatures = {"test": config.temperature} | (
         {"test_greedy": 0.0} if config.eval_greedy else {}
     )
     return [
         RLTestSetEvaluator(
             test,
-            config.max_tokens,
+            resolved.sizes.max_tokens,
             name=name,
             temperature=temperature,
             context_window=models.context_length(config.model_name),

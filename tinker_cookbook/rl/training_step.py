@@ -19,6 +19,7 @@ from tinker_cookbook.exceptions import (
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.config import Config
 from tinker_cookbook.rl.data_processing import is_constant
+from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.metrics import SampleTrainGap, compute_post_kl
 from tinker_cookbook.rl.rollouts import do_group_rollout
@@ -30,10 +31,12 @@ from tinker_cookbook.rl.temperature import loss_settings, trainer_temperature
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import from_datum
+from tinker_cookbook.service.api import TrainingClient
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import adam_params
 from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted, split_list
 
@@ -75,14 +78,16 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
-        client: Any,
+        resolved: Resolved[Config, Groups],
+        client: TrainingClient,
         signals: Sequence[Signal],
         journal: Journal,
         total_steps: int,
         progress: RolloutProgress,
     ) -> None:
-        self._config, self._client, self._journal = config, client, journal
+        config = resolved.config
+        self._resolved, self._config = resolved, config
+        self._client, self._journal = client, journal
         self._signals, self._total_steps, self._progress = signals, total_steps, progress
         self._context_window = models.context_length(config.model_name)
         self._writing: asyncio.Task[None] | None = None
@@ -99,10 +104,9 @@ class Trainer:
     async def play(self, ticket: Ticket) -> TrainingGroup:
         """Plays a group and fetches what the signals need of it."""
         config = self._config
-        assert config.max_tokens is not None, "keys.fill has filled it"
         policy = TinkerTokenCompleter(
             ticket.sampling_client,
-            max_tokens=config.max_tokens,
+            max_tokens=self._resolved.sizes.max_tokens,
             temperature=config.temperature,
             context_window=self._context_window,
         )
@@ -166,8 +170,7 @@ class Trainer:
         return adam_params(self._config, self.learning_rate(step))
 
     def learning_rate(self, step: int) -> float:
-        assert self._config.learning_rate is not None, "keys.fill has filled it"
-        return self._config.learning_rate * compute_schedule_lr_multiplier(
+        return self._resolved.learning_rate * compute_schedule_lr_multiplier(
             self._config.lr_schedule, step, self._total_steps
         )
 

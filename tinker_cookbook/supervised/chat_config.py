@@ -3,24 +3,28 @@ command line instead of a nested `common_config`."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.models import FilledConfig
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import data_at
+from tinker_cookbook.supervised.defaults import Batches
 from tinker_cookbook.supervised.types import (
     EXAMPLE_LENGTH,
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
 )
-from tinker_cookbook.training import resolve as keys
-from tinker_cookbook.training.fields import COUNT, rules
-from tinker_cookbook.utils.plain_data import CLASS, plain
+from tinker_cookbook.training.defaults import Defaults
+from tinker_cookbook.training.fields import COUNT
+from tinker_cookbook.training.resolve import Resolved, Value, fill_open, refuse_unused, reopen
+from tinker_cookbook.training.resolve import resolve as training_resolve
+from tinker_cookbook.utils.plain_data import CLASS, Json, plain
 from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line
@@ -43,12 +47,12 @@ class ChatConfig(train.Config):
         default=None, doc="passes over the data (None: what suits the data, most often 1)"
     )
     batch_size: int | None = chz.field(
-        default=None, doc="examples a step (None: by the model)", metadata=rules(COUNT)
+        default=None, doc="examples a step (None: by the model)", metadata=COUNT
     )
     max_length: int | None = chz.field(
         default=None,
         doc="tokens an example; longer ones lose their end (None: by the model)",
-        metadata=rules(EXAMPLE_LENGTH),
+        metadata=EXAMPLE_LENGTH,
     )
     train_on_what: TrainOnWhat | None = chz.field(
         default=None, doc="which messages are trained (None: what the data is meant for)"
@@ -58,34 +62,36 @@ class ChatConfig(train.Config):
     def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
         """A plain config without what `resolve` has put into the data and taken from it."""
         data = config.get("dataset_builder")
-        if not isinstance(data, dict) or not isinstance(data.get("common_config"), dict):
-            return config
-        common = {k: v for k, v in data["common_config"].items() if k != CLASS}
-        if common != {name: config[key] for name, key in _COMMON.items()}:
-            return config
-        if common["max_length"] is None:  # no limit, where a key that is None asks for the usual
+        # max_length: no limit, where a key that is None asks for the usual
+        if not isinstance(data, dict) or config["max_length"] is None:
             return config
         builder = rebuild(data, "dataset_builder")
+        own = reopen(data, type(builder), {"common_config": _rendering(config)})
+        if own == data:
+            return config
         evaluators = plain(builder.default_evaluator_builders(), identities=False)
-        own = ("evaluator_builders",) if config.get("evaluator_builders") == evaluators else ()
-        data = {key: value for key, value in data.items() if key != "common_config"}
-        return {k: v for k, v in config.items() if k not in own} | {"dataset_builder": data}
+        derived = ("evaluator_builders",) if config.get("evaluator_builders") == evaluators else ()
+        return {k: v for k, v in config.items() if k not in derived} | {"dataset_builder": own}
 
 
-# fields of common_config -> the keys that fill them
-_COMMON = {
-    "model_name_for_tokenizer": "model_name",
-    **{key: key for key in ("renderer_name", "max_length", "batch_size", "train_on_what")},
-}
-# keys that only data without a common_config of its own can follow
-_RENDERING_KEYS = ("batch_size", "max_length", "train_on_what")
+C = TypeVar("C", bound=ChatConfig)
+
+
+def _rendering(config: Mapping[str, Json]) -> dict[str, Json]:
+    """What `resolve` fills common_config with, as plain data."""
+    keys = ("renderer_name", "max_length", "batch_size", "train_on_what")
+    return {
+        CLASS: plain(ChatDatasetBuilderCommonConfig),
+        "model_name_for_tokenizer": config["model_name"],
+        **{key: config[key] for key in keys},
+    }
 
 
 def resolve(
-    config: ChatConfig, method: str, default_data: SupervisedDatasetBuilder
-) -> FilledConfig:
-    """The checked config with every key that depends on model, checkpoint or data filled in, for
-    `train.main`; and what was filled.
+    config: C, defaults: Defaults[Batches], default_data: SupervisedDatasetBuilder
+) -> Resolved[C, Batches]:
+    """`training.resolve` for conversations: the data is chosen, too, and follows the recipe's keys
+    where it has no common_config of its own.
 
     Raises ConfigurationError for keys that cannot work, or that the data would not follow.
     """
@@ -97,31 +103,41 @@ def resolve(
     data = config.dataset_builder or default_data
     if config.dataset_path is not None:
         data = data_at(config.dataset_path, "dataset_path")
-    config, filled = keys.fill(chz.replace(config, dataset_builder=data), method)
-    keys.check(config)
-    changes: dict[str, Any] = {"dataset_path": None}  # the builder says it; once is enough
+    run = training_resolve(chz.replace(config, dataset_builder=data), defaults)
+    filled, sizes = dict(run.filled), run.sizes
+    config = chz.replace(run.config, dataset_path=None)  # the builder says it; once is enough
     if isinstance(data, ChatDatasetBuilder) and data.common_config is None:
-        filling = {name: getattr(config, key) for name, key in _COMMON.items()}
-        common = ChatDatasetBuilderCommonConfig(**filling)
-        changes["dataset_builder"] = data = chz.replace(data, common_config=common)
+        common = ChatDatasetBuilderCommonConfig(
+            model_name_for_tokenizer=run.model_name,
+            renderer_name=run.renderer_name,
+            max_length=sizes.max_length,
+            batch_size=sizes.batch_size,
+            train_on_what=config.train_on_what,
+        )
+        data = fill_open(data, {"common_config": common})
+        config = chz.replace(config, dataset_builder=data)
     else:
-        _refuse_unused(asked, data)
-        common = getattr(data, "common_config", None)
-        for key in _RENDERING_KEYS:  # config.json tells what holds, not what nano would like
-            filled.pop(key, None)
-            changes[key] = getattr(common, key, None)
+        config = _with_rendering_of(data, asked, config, filled)
     if config.num_epochs is None:
-        changes["num_epochs"] = filled["num_epochs"] = data.default_num_epochs()
+        filled["num_epochs"] = data.default_num_epochs()
+        config = chz.replace(config, num_epochs=filled["num_epochs"])
     if not config.evaluator_builders:
-        changes["evaluator_builders"] = data.default_evaluator_builders()
-    return FilledConfig(chz.replace(config, **changes), filled)
+        config = chz.replace(config, evaluator_builders=data.default_evaluator_builders())
+    return dataclasses.replace(run, config=config, filled=filled)
 
 
-def _refuse_unused(config: ChatConfig, data: SupervisedDatasetBuilder) -> None:
-    for key in _RENDERING_KEYS:
-        value = getattr(config, key)
-        if value is not None:
-            raise ConfigurationError(
-                f"{key}={value} has no effect on {type(data).__name__}, which makes its batches "
-                f"by settings of its own: drop {key}, or set it there"
-            )
+def _with_rendering_of(
+    data: SupervisedDatasetBuilder, asked: ChatConfig, config: C, filled: dict[str, Value]
+) -> C:
+    """config.json tells what holds for data with settings of its own, not what a model would
+    like."""
+    for key in ("batch_size", "max_length", "train_on_what"):
+        refuse_unused(key, getattr(asked, key), data)
+        filled.pop(key, None)
+    common = getattr(data, "common_config", None)
+    return chz.replace(
+        config,
+        batch_size=common and common.batch_size,
+        max_length=common and common.max_length,
+        train_on_what=common and common.train_on_what,
+    )

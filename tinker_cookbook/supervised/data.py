@@ -47,7 +47,7 @@ from tinker_cookbook.supervised.streaming import (
     StreamingSupervisedDatasetFromHFDataset,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
-from tinker_cookbook.training.fields import SEED, rules
+from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
@@ -77,7 +77,7 @@ class _ChatLists(ChatDatasetBuilder):
     """Base of the builders that hold all conversations and render them at the start."""
 
     shuffle_seed: int = chz.field(
-        default=0, doc="seed of the test split and of each epoch's order", metadata=rules(SEED)
+        default=0, doc="seed of the test split and of each epoch's order", metadata=SEED
     )
 
     def _rendered(self, chats: list[Chat], name: str, test: bool) -> RenderedChats:
@@ -202,7 +202,7 @@ class HubChats(ChatDatasetBuilder):
         " the form of the rows)",
     )
     shuffle_seed: int = chz.field(
-        default=0, doc="seed of the test rows and of each epoch's order", metadata=rules(SEED)
+        default=0, doc="seed of the test rows and of each epoch's order", metadata=SEED
     )
 
     def identity(self) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import Chat, RowReader, row_reader
 from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
-from tinker_cookbook.training.fields import SEED, rules
+from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import path_identity
@@ -50,7 +50,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
     )
     test_size: int = chz.field(default=0, doc="rows of the mixture held out for evaluation")
     shuffle_seed: int = chz.field(
-        default=0, doc="seed of the test rows and of each epoch's order", metadata=rules(SEED)
+        default=0, doc="seed of the test rows and of each epoch's order", metadata=SEED
     )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:

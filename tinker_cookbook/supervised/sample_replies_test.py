@@ -19,8 +19,10 @@ from tinker_cookbook.supervised.data import (
     conversation_to_datum,
     conversation_to_datums,
 )
+from tinker_cookbook.supervised.defaults import SL, Batches
 from tinker_cookbook.supervised.sample_replies import SampleReplies
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.resolve import Resolved
 
 LONG = "Where is the ship? " * 20
 CHATS: list[list[tuple[str, str]]] = [
@@ -41,7 +43,7 @@ def messages(turns: list[tuple[str, str]]) -> list[dict[str, Any]]:
 ROWS = [{"messages": messages(chat)} for chat in CHATS]
 
 
-def config(tmp_path: Path, **changes: Any) -> tuple[train.Config, dict[str, Any]]:
+def config(tmp_path: Path, **changes: Any) -> Resolved[ChatConfig, Batches]:
     keys = {
         "dataset_builder": InMemoryChats(conversations=ROWS),
         "num_epochs": 4,
@@ -50,15 +52,14 @@ def config(tmp_path: Path, **changes: Any) -> tuple[train.Config, dict[str, Any]
         "log_path": str(tmp_path / "log"),
         "display": "plain",
     }
-    made, filled = resolve(ChatConfig(**{**keys, **changes}), "sl", InMemoryChats(conversations=[]))
-    return made, dict(filled)
+    return resolve(ChatConfig(**{**keys, **changes}), SL, InMemoryChats(conversations=[]))
 
 
 async def run(tmp_path: Path, **changes: Any) -> list[dict[str, Any]]:
     """The metrics, without those of the clock."""
-    made, filled = config(tmp_path, **changes)
-    await train.main(made, filled=filled)
-    lines = (Path(str(made.log_path)) / "metrics.jsonl").read_text().splitlines()
+    resolved = config(tmp_path, **changes)
+    await train.run(resolved, recipe="supervised")
+    lines = (Path(str(resolved.config.log_path)) / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
@@ -199,14 +200,14 @@ class _Data(train.SupervisedDataset):
 def test_a_hint_where_steps_are_few(
     rows: int, batch_size: int, num_epochs: int, expected: str | None, tmp_path: Path
 ) -> None:
-    made, _ = config(tmp_path, batch_size=batch_size, num_epochs=num_epochs)
+    made = config(tmp_path, batch_size=batch_size, num_epochs=num_epochs).config
     data = _Data(max(1, rows // batch_size), rows)
     total = len(data) * num_epochs
     hint = train.few_steps_hint(made, data, total)
     assert hint == expected
     for epochs, size, steps in _promises(hint or "", num_epochs, batch_size):
         assert max(1, rows // size) * epochs == steps >= train.FEW_STEPS
-    limited, _ = config(tmp_path, max_steps=total)
+    limited = config(tmp_path, max_steps=total).config
     assert train.few_steps_hint(limited, data, total) is None
 
 
@@ -221,5 +222,5 @@ def _promises(hint: str, epochs: int, size: int) -> list[tuple[int, int, int]]:
 
 
 def test_a_hint_knows_no_rows_of_a_stream(tmp_path: Path) -> None:
-    hint = train.few_steps_hint(config(tmp_path)[0], _Data(7), 7)
+    hint = train.few_steps_hint(config(tmp_path).config, _Data(7), 7)
     assert hint == "7 steps may teach little: num_epochs=3 makes 21"

@@ -21,7 +21,7 @@ from tinker_cookbook.supervised.datasets import (
     render_rows,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, DataReport, SupervisedDataset
-from tinker_cookbook.training.fields import SEED, rules
+from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_files import PlacedRow, Stream
 from tinker_cookbook.utils.data_identity import path_identity
@@ -147,7 +147,7 @@ class StreamedHubChats(ChatDatasetBuilder):
     split: str = chz.field(default="train", doc="split that is trained on")
     message_field: str = chz.field(default="messages", doc="column with the list of messages")
     buffer_size: int = chz.field(default=10_000, doc="rows that are shuffled among each other")
-    shuffle_seed: int = chz.field(default=0, doc="seed of the order", metadata=rules(SEED))
+    shuffle_seed: int = chz.field(default=0, doc="seed of the order", metadata=SEED)
 
     def identity(self) -> Mapping[str, Any]:
         """Of a local data set, what its files tell at a glance."""

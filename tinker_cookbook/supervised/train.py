@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import chz
 import tinker
 
-from tinker_cookbook import checkpoint_utils, models
+from tinker_cookbook import checkpoint_utils
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.datasets import epoch_seed
+from tinker_cookbook.supervised.defaults import SL, Batches
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
 from tinker_cookbook.supervised.sample_replies import SampleReplies
 from tinker_cookbook.supervised.types import (
@@ -36,11 +37,11 @@ from tinker_cookbook.supervised.types import (
     SupervisedDatasetBuilder,
 )
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training import resolve as keys
 from tinker_cookbook.training.config import LoopConfig, adam_params
 from tinker_cookbook.training.evaluations import Evaluations, run_evals
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, rules
+from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NOT_NEGATIVE
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.training.resolve import Resolved, resolve
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted
 
@@ -55,24 +56,22 @@ SAMPLE_REPLIES = 3
 
 @chz.chz
 class Config(LoopConfig):
-    """Keys of the supervised loop. None: the value that suits the model, see `models.defaults`."""
+    """Keys of the supervised loop. None: the value that suits the model, see `defaults.py`."""
 
     dataset_builder: SupervisedDatasetBuilder = chz.field(doc="what to train on")
     lr_schedule: LRSchedule = chz.field(default="linear", doc="how the rate falls, without warm-up")
-    num_epochs: int = chz.field(
-        default=1, doc="passes over the data", metadata=rules(COUNT, may_change=True)
-    )
+    num_epochs: int = chz.field(default=1, doc="passes over the data", metadata=COUNT | MAY_CHANGE)
     eval_every: int = chz.field(default=10, doc="steps (0: only before and after training)")
     sample_replies: int | None = chz.field(
         default=None,
         doc="prompts of the data whose greedy replies are shown before and after training (None: 3,"
         " or 0 where there are evaluator_builders)",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     submit_ahead: int = chz.field(
         default=1,
         doc="steps submitted ahead of the one awaited",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
 
 
@@ -90,17 +89,14 @@ class _Submitted:
     save: PendingSave | None
 
 
-async def main(
-    config: Config, recipe: str = "supervised", filled: Mapping[str, Any] | None = None
-) -> None:
-    """Train. `recipe` names the run's directory where log_path does not.
+async def main(config: Config, recipe: str = "supervised") -> None:
+    """Train. `recipe` names the run's directory where log_path does not."""
+    await run(resolve(config, SL), recipe)
 
-    filled: the keys that a recipe has filled in, checking the config, to be shown to the user
-    (`chat_config.resolve`); None: both is done here.
-    """
-    if filled is None:
-        config, filled = keys.fill(config, "sl")
-        keys.check(config)
+
+async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
+    """Train with a config that a recipe has resolved (`chat_config.resolve`)."""
+    config = resolved.config
     train, test = config.dataset_builder()
     total_steps = len(train) * config.num_epochs
     if config.max_steps is not None:
@@ -114,11 +110,11 @@ async def main(
         total_steps=total_steps,
         rest_client=service.create_rest_client(),
     ) as journal:
-        if filled:
-            journal.say(models.filled_line(config.model_name, filled))
+        if chosen := resolved.line():
+            journal.say(chosen)
         journal.say(
             f"{counted(total_steps, 'step')} (batches per epoch: {len(train)}), learning_rate"
-            f" {config.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
+            f" {resolved.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
         )
         if config.max_steps is not None and config.max_steps > total_steps:
             enough = math.ceil(config.max_steps / len(train))
@@ -134,8 +130,8 @@ async def main(
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}, say=journal.say
         )
-        schedule = _Steps(config, train, total_steps)
-        evaluations = _evaluations(config, test, journal, schedule)
+        schedule = _Steps(resolved, train, total_steps)
+        evaluations = _evaluations(resolved, test, journal, schedule)
         ahead: deque[_Submitted] = deque()
 
         async def finish(but: int = 0) -> None:
@@ -208,8 +204,11 @@ def _nll_metrics(
 class _Steps:
     """Batch and learning rate of each step, from the step's number alone."""
 
-    def __init__(self, config: Config, train: SupervisedDataset, total_steps: int) -> None:
-        self._config, self._train, self._total_steps = config, train, total_steps
+    def __init__(
+        self, resolved: Resolved[Config, Batches], train: SupervisedDataset, total_steps: int
+    ) -> None:
+        self._config, self._peak = resolved.config, resolved.learning_rate
+        self._train, self._total_steps = train, total_steps
         self._epoch: int | None = None
         self._last: tuple[int, list[tinker.Datum]] | None = None  # step and batch
 
@@ -223,17 +222,20 @@ class _Steps:
         return epoch, self._last[1]
 
     def learning_rate(self, step: int) -> float:
-        assert self._config.learning_rate is not None, "keys.fill has filled it"
-        return self._config.learning_rate * compute_schedule_lr_multiplier(
+        return self._peak * compute_schedule_lr_multiplier(
             self._config.lr_schedule, step, self._total_steps
         )
 
 
 def _evaluations(
-    config: Config, test: SupervisedDataset | None, journal: Journal, schedule: _Steps
+    resolved: Resolved[Config, Batches],
+    test: SupervisedDataset | None,
+    journal: Journal,
+    schedule: _Steps,
 ) -> Evaluations:
     """The run's evaluators. A test set is evaluated, and replies are shown, without being asked."""
-    tokenizer = get_tokenizer(config.model_name)
+    config, model = resolved.config, resolved.model_name
+    tokenizer = get_tokenizer(model)
     frequent = [build() for build in config.evaluator_builders]
     infrequent = [build() for build in config.infrequent_evaluator_builders]
     shown = config.sample_replies
@@ -245,8 +247,7 @@ def _evaluations(
         frequent.insert(0, nll)
     replies = []
     if shown:
-        assert config.renderer_name is not None, "keys.fill has filled it"
-        renderer = get_renderer(config.renderer_name, tokenizer, model_name=config.model_name)
+        renderer = get_renderer(resolved.renderer_name, tokenizer, model_name=model)
         datums = (lambda: nll.data) if nll is not None else (lambda: schedule.batch(0)[1])
         replies.append(SampleReplies(datums, renderer, tokenizer, shown))
     due = [(config.eval_every, frequent), (config.infrequent_eval_every, infrequent), (0, replies)]

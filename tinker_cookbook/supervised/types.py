@@ -14,7 +14,7 @@ from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.examples import split_note
 from tinker_cookbook.renderers.row_account import RowAccount
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
-from tinker_cookbook.training.fields import COUNT, CheckedConfig, Range, rules
+from tinker_cookbook.training.fields import COUNT, CheckedConfig, in_range
 from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 MAX_NAMED = 5  # skipped examples that a report names
-EXAMPLE_LENGTH = Range(lambda value: 2 <= value < math.inf, "2 or more; one token predicts nothing")
+EXAMPLE_LENGTH = in_range(
+    lambda value: 2 <= value < math.inf, "2 or more; one token predicts nothing"
+)
 
 
 @dataclass
@@ -124,9 +126,9 @@ class ChatDatasetBuilderCommonConfig(CheckedConfig):
     renderer_name: str = chz.field(doc="how messages become tokens, e.g. qwen3_instruct")
     max_length: int | None = chz.field(
         doc="tokens per example; longer ones lose their end, and this is counted (None: no limit)",
-        metadata=rules(EXAMPLE_LENGTH),
+        metadata=EXAMPLE_LENGTH,
     )
-    batch_size: int = chz.field(doc="examples per optimizer step", metadata=rules(COUNT))
+    batch_size: int = chz.field(doc="examples per optimizer step", metadata=COUNT)
     train_on_what: TrainOnWhat | None = chz.field(
         default=None, doc="which messages are trained (None: what the data set is meant for)"
     )

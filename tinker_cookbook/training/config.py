@@ -12,11 +12,11 @@ from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import (
     COUNT,
     DECAY,
+    MAY_CHANGE,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
     CheckedConfig,
-    rules,
 )
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
@@ -27,11 +27,13 @@ from tinker_cookbook.utils.plain_data import Plain
 if TYPE_CHECKING:
     import tinker
 
+ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}  # of every loop that has no keys of its own
+
 
 @chz.chz
 class LoopConfig(CheckedConfig):
-    """What a loop's own Config inherits. None: the value that suits the model, see
-    `models.defaults`."""
+    """What a loop's own Config inherits. None: what suits data, checkpoint and model, see
+    `resolve`."""
 
     model_name: str = chz.field(
         default="nano", doc="base model: nano (bundled), a hub name, or a directory"
@@ -46,98 +48,98 @@ class LoopConfig(CheckedConfig):
     )
 
     learning_rate: float | None = chz.field(
-        default=None, doc="peak rate (None: by the model)", metadata=rules(NOT_NEGATIVE)
+        default=None, doc="peak rate (None: by the model)", metadata=NOT_NEGATIVE
     )
     lr_schedule: LRSchedule = chz.field(default="constant", doc="how the rate falls")
     max_steps: int | None = chz.field(
         default=None,
         doc="steps at most (None: all the data); the schedule ends with them",
-        metadata=rules(COUNT, may_change=True),
+        metadata=COUNT | MAY_CHANGE,
     )
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=rules(COUNT))
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=COUNT)
     train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
     seed: int = chz.field(
-        default=0, doc="seed of the adapter's start and of all that is drawn", metadata=rules(SEED)
+        default=0, doc="seed of the adapter's start and of all that is drawn", metadata=SEED
     )
     adam_beta1: float = chz.field(
-        default=0.9, doc="Adam: decay of the gradient's mean", metadata=rules(DECAY)
+        default=ADAM["beta1"], doc="Adam: decay of the gradient's mean", metadata=DECAY
     )
     adam_beta2: float = chz.field(
-        default=0.95, doc="Adam: decay of its square", metadata=rules(DECAY)
+        default=ADAM["beta2"], doc="Adam: decay of its square", metadata=DECAY
     )
     adam_eps: float = chz.field(
-        default=1e-8, doc="Adam: added to the denominator", metadata=rules(POSITIVE)
+        default=ADAM["eps"], doc="Adam: added to the denominator", metadata=POSITIVE
     )
     weight_decay: float = chz.field(
-        default=0.0, doc="AdamW: decoupled decay", metadata=rules(NOT_NEGATIVE)
+        default=0.0, doc="AdamW: decoupled decay", metadata=NOT_NEGATIVE
     )
     grad_clip_norm: float = chz.field(
-        default=0.0, doc="bound on the gradient's norm (0: none)", metadata=rules(NOT_NEGATIVE)
+        default=0.0, doc="bound on the gradient's norm (0: none)", metadata=NOT_NEGATIVE
     )
 
     evaluator_builders: list[EvaluatorBuilder] = chz.field(
         default_factory=list,
         doc="evaluations every eval_every steps",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     infrequent_evaluator_builders: list[EvaluatorBuilder] = chz.field(
         default_factory=list,
         doc="evaluations every infrequent_eval_every steps",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     eval_every: int = chz.field(
         default=20,
         doc="steps (0: only before and after training)",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     infrequent_eval_every: int = chz.field(
-        default=100, doc="steps (0: as above)", metadata=rules(NOT_NEGATIVE, may_change=True)
+        default=100, doc="steps (0: as above)", metadata=NOT_NEGATIVE | MAY_CHANGE
     )
     save_every: int = chz.field(
         default=20,
         doc="steps between checkpoints (0: only the final one)",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     rolling_save_every: int = chz.field(
         default=0,
         doc="steps between checkpoints that replace each other (0: none)",
-        metadata=rules(NOT_NEGATIVE, may_change=True),
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     ttl_seconds: int | None = chz.field(
         default=604_800,
         doc="seconds that periodic checkpoints are kept (None: for good)",
-        metadata=rules(COUNT, may_change=True),
+        metadata=COUNT | MAY_CHANGE,
     )
 
     log_path: str | None = chz.field(
         default=None,
         doc="directory of the run (None: one in the runs directory)",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
         default=None,
         doc="for a directory that holds a run (None: resume it if it is this run; resume: also"
         " where the code of yours that it runs was edited)",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
     engine: EngineConfig = chz.field(
         default_factory=EngineConfig,
         doc="settings of the engine in process",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     display: DisplayMode = chz.field(
         default="auto",
         doc="what is shown of each step (auto: live on a terminal, else plain)",
-        metadata=rules(may_change=True),
+        metadata=MAY_CHANGE,
     )
     wandb_project: str | None = chz.field(
-        default=None, doc="log to this wandb project", metadata=rules(may_change=True)
+        default=None, doc="log to this wandb project", metadata=MAY_CHANGE
     )
     wandb_name: str | None = chz.field(
-        default=None, doc="name of the wandb run", metadata=rules(may_change=True)
+        default=None, doc="name of the wandb run", metadata=MAY_CHANGE
     )
 
     def identity(self) -> Mapping[str, Plain]:

@@ -9,29 +9,29 @@ import pytest
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.training.fields import (
     COUNT,
+    MAY_CHANGE,
     NOT_NEGATIVE,
     SHARE,
     CheckedConfig,
-    Range,
-    declared,
+    in_range,
     may_change,
-    rules,
+    range_of,
 )
 
-SECONDS = Range(lambda value: value > 0, "seconds, above 0")
+SECONDS = in_range(lambda value: value > 0, "seconds, above 0")
 
 
 @chz.chz
 class Limits(CheckedConfig):
-    timeout: float = chz.field(default=9.0, metadata=rules(SECONDS, may_change=True))
-    turns: int = chz.field(default=1, metadata=rules(COUNT))
+    timeout: float = chz.field(default=9.0, metadata=SECONDS | MAY_CHANGE)
+    turns: int = chz.field(default=1, metadata=COUNT)
 
 
 @chz.chz
 class Base(CheckedConfig):
-    size: int | None = chz.field(default=None, metadata=rules(COUNT))
-    share: float = chz.field(default=0.5, metadata=rules(SHARE))
-    shown_every: int = chz.field(default=1, metadata=rules(NOT_NEGATIVE, may_change=True))
+    size: int | None = chz.field(default=None, metadata=COUNT)
+    share: float = chz.field(default=0.5, metadata=SHARE)
+    shown_every: int = chz.field(default=1, metadata=NOT_NEGATIVE | MAY_CHANGE)
     name: str = "x"
     limits: Limits = chz.field(default_factory=Limits)
 
@@ -39,8 +39,8 @@ class Base(CheckedConfig):
 @chz.chz
 class Loop(Base):
     shown_every: int = chz.field(default=20, doc="for another default")
-    size: int | None = chz.field(default=4, metadata=rules(may_change=True))
-    teacher_sync_every: int = chz.field(default=3, metadata=rules(COUNT))
+    size: int | None = chz.field(default=4, metadata=MAY_CHANGE)
+    teacher_sync_every: int = chz.field(default=3, metadata=COUNT)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, np.int64(0), np.float32(0.5)])
@@ -61,9 +61,8 @@ def test_values_at_the_edge_and_what_is_no_number_are_left_alone():
 def test_a_key_that_is_declared_again_keeps_what_the_base_says():
     with pytest.raises(ConfigurationError, match=r"^shown_every=-1: expected 0 or more$"):
         Loop(shown_every=-1)
-    assert declared(Loop, "size") == (COUNT, True)
-    assert declared(Base, "size") == (COUNT, None)
-    assert declared(Loop, "name") == (None, None)
+    assert range_of(Loop, "size") is range_of(Base, "size") is not None
+    assert range_of(Loop, "name") is None
 
 
 def test_names_of_the_keys_that_may_change():

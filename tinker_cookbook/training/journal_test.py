@@ -20,7 +20,7 @@ import pytest
 
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
-from tinker_cookbook.training.fields import rules
+from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.run_identity import keys_that_may_change, without
 from tinker_cookbook.utils import trace
@@ -420,7 +420,7 @@ async def test_the_directory_is_named_by_what_matters(runs: Path):
 @chz.chz
 class Limits:
     turns: int = 3
-    timeout: float = chz.field(default=1.0, metadata=rules(may_change=True))
+    timeout: float = chz.field(default=1.0, metadata=MAY_CHANGE)
 
 
 @chz.chz
@@ -433,7 +433,7 @@ class OtherLimits:
 class Distilled(Config):
     log_path: str | None = None
     max_steps: int = 1
-    shown: int = chz.field(default=1, metadata=rules(may_change=True))
+    shown: int = chz.field(default=1, metadata=MAY_CHANGE)
     limits: Limits | OtherLimits = chz.field(default_factory=Limits)
     data: dict[str, int] = chz.field(default_factory=lambda: {"save_every": 1})
     teacher_sync_every: int = 2

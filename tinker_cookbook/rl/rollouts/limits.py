@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import chz
 
-from tinker_cookbook.training.fields import CheckedConfig, Range, rules
+from tinker_cookbook.training.fields import MAY_CHANGE, CheckedConfig, in_range
 
-_COUNT_OR_NONE = Range(lambda value: value >= 1, "1 or more, or None")
-_SECONDS = Range(lambda value: value > 0, "seconds, above 0")
+_COUNT_OR_NONE = in_range(lambda value: value >= 1, "1 or more, or None")
+_SECONDS = in_range(lambda value: value > 0, "seconds, above 0")
 
 
 @chz.chz
@@ -18,20 +18,20 @@ class RolloutLimits(CheckedConfig):
     max_turns: int | None = chz.field(
         default=1000,
         doc="turns of an episode, which may never end by itself (None: no limit)",
-        metadata=rules(_COUNT_OR_NONE),
+        metadata=_COUNT_OR_NONE,
     )
     max_trajectory_tokens: int | None = chz.field(
         default=None,
         doc="tokens of an episode, prompt and replies together (None: no limit)",
-        metadata=rules(_COUNT_OR_NONE),
+        metadata=_COUNT_OR_NONE,
     )
     env_timeout: float = chz.field(
         default=600.0,
         doc="seconds that one call of an environment may take; then it has failed",
-        metadata=rules(_SECONDS, may_change=True),
+        metadata=_SECONDS | MAY_CHANGE,
     )
     sample_timeout: float = chz.field(
         default=1800.0,
         doc="seconds in which no reply at all may come; then the run ends with an error",
-        metadata=rules(_SECONDS, may_change=True),
+        metadata=_SECONDS | MAY_CHANGE,
     )
