@@ -7,7 +7,6 @@ import pkgutil
 import chz
 import numpy as np
 import pytest
-from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 
 import recipes
 import tinker_cookbook
@@ -18,6 +17,7 @@ from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train as rl_train
+from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import train
