@@ -3,6 +3,7 @@
 import importlib
 import math
 import pkgutil
+from dataclasses import astuple
 
 import chz
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 import recipes
 import tinker_cookbook
 from recipes import rl_basic, rl_loop, sl_basic, sl_loop
+from recipes.chat_sl import train as chat_sl
+from recipes.math_rl import train as math_rl
 from recipes.math_rl.aime import CLI as AimeCLI
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train as rl_train
+from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import connect
@@ -193,6 +197,30 @@ def test_fill_by_the_model():
     filled = resolve(config(), SL)
     assert filled.filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
     assert filled.config.learning_rate == 6e-3
+
+
+SL_RATES = {"Qwen/Qwen3-8B": 4.73e-4, "meta-llama/Llama-3.1-8B": 2.856e-4}
+
+
+@pytest.mark.parametrize("model", SL_RATES)
+@pytest.mark.parametrize(
+    ("config_class", "defaults", "sizes", "rate"),
+    [
+        (sl_loop.Config, SL, (128, 32_768), None),
+        (chat_sl.CLI, chat_sl.DEFAULTS, (256, 16_384), None),
+        (rl_loop.Config, RL, (128, 16, 256), 4e-5),
+        (math_rl.CLI, math_rl.DEFAULTS, (100, 4, 1024), 4e-5),
+    ],
+)
+def test_defaults_of_each_method(model, config_class, defaults, sizes, rate):
+    resolved = resolve(config_class(model_name=model), defaults)
+    assert astuple(resolved.sizes) == sizes
+    assert resolved.learning_rate == pytest.approx(rate or SL_RATES[model], rel=1e-3)
+    nano = resolve(config_class(), defaults)
+    supervised = len(sizes) == 2
+    assert astuple(nano.sizes) == ((32, 512) if supervised else (32, 8, 40))
+    assert nano.learning_rate == (6e-3 if supervised else 1e-3)
+    assert nano.renderer_name == "qwen3_instruct"
 
 
 def test_the_renderer_of_the_data_goes_first():

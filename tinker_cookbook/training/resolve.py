@@ -86,8 +86,8 @@ class Estimate(float):
 class Resolved(Generic[C_co, S_co]):
     """A config in which nothing is left to be chosen.
 
-    config: as it goes into config.json. sizes: the method's own keys (batch_size, ...). filled:
-    what was chosen, by key.
+    config: as it goes into config.json. sizes: the method's own keys (batch_size, ...), which data
+    with settings of its own does not follow. filled: what was chosen, by key.
     """
 
     config: C_co
