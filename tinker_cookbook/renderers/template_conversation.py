@@ -62,7 +62,7 @@ class Conversation:
             section = KIMI_SECTION.write(message)
             message = cast(Message, {**message, "unparsed_tool_calls": [], "tool_calls": []})
         result = to_openai_message(message)
-        result["content"] += section
+        result["content"] = f"{result['content']}{section}"
         if calls := self._written_calls(message):
             result["tool_calls"] = [
                 self._openai_call(call, json.loads(call.function.arguments)) for call in calls
