@@ -45,6 +45,7 @@ from tinker_cookbook.renderers.training_modes import (
     last_user_index,
     trained_messages,
 )
+from tinker_cookbook.utils.json_types import JsonObject
 
 if TYPE_CHECKING:
     import tinker
@@ -169,7 +170,7 @@ class Renderer(ABC):
         """
         return False
 
-    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+    def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
         """The messages that declare at least one tool, each in the form chat templates read."""
         raise RendererError(
             f"{type(self).__name__} has no format for tools; use the renderer of a chat model"
@@ -188,7 +189,7 @@ class Renderer(ABC):
             return self.declare_tools(openai_tools(tools), system_prompt)
         return [Message(role="system", content=system_prompt)] if system_prompt else []
 
-    def to_openai_message(self, message: Message) -> dict[str, Any]:
+    def to_openai_message(self, message: Message) -> JsonObject:
         return to_openai_message(message)
 
     def build_generation_prompt(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import count
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.encoding import TextEncoder
@@ -15,6 +15,9 @@ from tinker_cookbook.renderers.messages import FunctionBody, Message, ToolCall
 from tinker_cookbook.renderers.parsing import held_back
 from tinker_cookbook.renderers.tool_sections import KIMI_SECTION
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.json_types import Json, JsonObject
+
+M = TypeVar("M")
 
 QUESTION = "PROBE-QUESTION"
 _QUESTION = {"role": "user", "content": QUESTION}
@@ -33,10 +36,10 @@ class TemplateRefusal(RendererError):
 
 def from_template(
     tokenizer: Any,
-    conversation: Sequence[Any],
-    tools: Sequence[Any] | None = None,
+    conversation: Sequence[Mapping[str, Json]],
+    tools: Json = None,
     prompt: bool = False,
-    **arguments: Any,
+    **arguments: Json | Callable[[str], str],
 ) -> str:
     """What the tokenizer's chat template makes of OpenAI-style messages.
 
@@ -67,7 +70,7 @@ def from_template(
         raise TemplateRefusal(f"{problem} ({reason:.100})", reason) from error
 
 
-class Probes:
+class Probes(Generic[M]):
     """Words that stand for parts of a conversation, to see which of them a template writes.
 
     That a part's own words occur in a text proves nothing: `add` is a function and a word. A probe
@@ -76,14 +79,14 @@ class Probes:
 
     def __init__(self, known: str):
         self._stem = next(s for n in count() if (s := "Probe" + "q" * n) not in known)
-        self.meanings: list[Any] = []
+        self.meanings: list[M] = []
 
-    def new(self, meaning: Any) -> str:
+    def new(self, meaning: M) -> str:
         """Letters and digits alone, so that no escaping changes them."""
         self.meanings.append(meaning)
         return f"{self._stem}{len(self.meanings) - 1}Z"
 
-    def first_missing(self, text: str) -> Any:
+    def first_missing(self, text: str) -> M | None:
         """The meaning of the first probe that `text` lacks; None if it has all."""
         found = set(map(int, re.findall(rf"{self._stem}(\d+)Z", text)))
         return next((m for n, m in enumerate(self.meanings) if n not in found), None)
@@ -97,7 +100,7 @@ class ChatTemplate:
     says more). `control_guard` knows those marked special, `every_guard` all of them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, arguments: dict[str, Any]):
+    def __init__(self, tokenizer: Tokenizer, arguments: JsonObject):
         if not getattr(tokenizer, "chat_template", None):
             raise RendererError(
                 "this tokenizer has no chat template, which renderer_name=template needs; "
@@ -144,11 +147,16 @@ class ChatTemplate:
         within = any(end in tag for tag in self.tags if tag != end)
         return None if within or token.single_word or token.normalized else end
 
-    def apply(self, messages: Sequence[Any], prompt: bool = False, tools: Any = None) -> str:
+    def apply(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        prompt: bool = False,
+        tools: Json = None,
+    ) -> str:
         """What the chat template makes of OpenAI-style messages; TemplateRefusal if it raises."""
         return from_template(self.tokenizer, messages, tools, prompt, **self._arguments)
 
-    def probe(self, messages: Sequence[Any], prompt: bool = False) -> str | None:
+    def probe(self, messages: Sequence[Mapping[str, Json]], prompt: bool = False) -> str | None:
         """None where the template does not know what it was asked."""
         try:
             return self.apply(messages, prompt)
@@ -205,7 +213,9 @@ class ChatTemplate:
         heads = [[system, _QUESTION], [_QUESTION]]
         call = _call('{"PROBE":1}' if self.keeps_arguments else {"PROBE": 1})[1]
         result = {"role": "tool", "content": "PROBE-RESULT", "tool_call_id": _CALL_ID}
-        tails = [[reply, _QUESTION] for reply in (_REPLY, thought, reasoned)]
+        tails: list[list[Mapping[str, Json]]] = [
+            [reply, _QUESTION] for reply in (_REPLY, thought, reasoned)
+        ]
         for reply in ({**_REPLY, "content": ""}, thought, reasoned):
             tails.append([{**call, **reply}, result, _REPLY, _QUESTION])
         for head in heads:
@@ -233,23 +243,26 @@ class Guard:
         self._pattern = re.compile("|".join(map(re.escape, self._tags)))
         self._first_characters = {tag[0] for tag in self._tags}
 
-    def break_tags(self, value: Any, mark: str) -> Any:
+    def break_tags(self, value: Json, mark: str) -> Json:
         """`value` with `mark` inside each tag in its strings, also in one that an end could begin
         and the template complete."""
         if isinstance(value, dict):
-            return {self.break_tags(k, mark): self.break_tags(v, mark) for k, v in value.items()}
+            return {self._broken(k, mark): self.break_tags(v, mark) for k, v in value.items()}
         if isinstance(value, list):
             return [self.break_tags(item, mark) for item in value]
-        if not isinstance(value, str) or self._first_characters.isdisjoint(value):
-            return value
-        value = self._pattern.sub(lambda match: match[0][0] + mark + match[0][1:], value)
-        if n := held_back(value, *self._tags):
-            cut = len(value) - n + 1
-            value = value[:cut] + mark + value[cut:]
-        return value
+        return self._broken(value, mark) if isinstance(value, str) else value
+
+    def _broken(self, text: str, mark: str) -> str:
+        if self._first_characters.isdisjoint(text):
+            return text
+        text = self._pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+        if n := held_back(text, *self._tags):
+            cut = len(text) - n + 1
+            text = text[:cut] + mark + text[cut:]
+        return text
 
 
-def _call(arguments: Any, call_id: str | None = _CALL_ID) -> list[dict[str, Any]]:
-    call = {"name": "PROBE-NAME", "arguments": arguments}
-    calls = [{"type": "function", "id": call_id, "function": call}]
-    return [_QUESTION, {"role": "assistant", "content": "", "tool_calls": calls}]
+def _call(arguments: Json, call_id: str | None = _CALL_ID) -> list[JsonObject]:
+    call: JsonObject = {"name": "PROBE-NAME", "arguments": arguments}
+    calls: list[Json] = [{"type": "function", "id": call_id, "function": call}]
+    return [{**_QUESTION}, {"role": "assistant", "content": "", "tool_calls": calls}]

@@ -24,6 +24,7 @@ from tinker_cookbook.renderers.known_keys import (
 )
 from tinker_cookbook.renderers.messages import (
     SURROGATE,
+    Content,
     Message,
     get_text_content,
     parse_content_blocks,
@@ -35,6 +36,7 @@ from tinker_cookbook.renderers.row_formats import (
     RowFormat,
     role_meant,
     row_format,
+    row_object,
     short,
     tells,
     turns_meant,
@@ -43,6 +45,7 @@ from tinker_cookbook.renderers.row_formats import (
 from tinker_cookbook.renderers.tool_declarations import openai_tools
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.files import existing_file
+from tinker_cookbook.utils.json_types import Json, JsonObject
 from tinker_cookbook.utils.records import DataFile
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ class Chat:
 
     messages: list[Message]
     where: str
-    tools: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[JsonObject] = field(default_factory=list)
     notes: Notes = field(default_factory=dict, compare=False)
 
     def messages_for(self, renderer: Renderer) -> list[Message]:
@@ -132,15 +135,16 @@ class RowReader:
         """How rows are read, where they are converted."""
         return [self.form.read_as] if self.form is not None and self.form.read_as else []
 
-    def __call__(self, row: Any, where: str) -> Chat:
+    def __call__(self, row: Json, where: str) -> Chat:
         """The conversation of a row, checked, but for what its messages hold, which the renderer
         checks. DataFormatError that begins with `where`."""
         try:
-            kept = without_nulls(row)
+            kept = row_object(row)
+            assert isinstance(row, Mapping)  # or it would have been refused
             try:
                 form = row_format(kept, self.message_field, self.form)
             except DataFormatError:
-                if not isinstance(row, Mapping) or self.message_field not in row:
+                if self.message_field not in row:
                     raise
                 kept[self.message_field] = None  # a table has the column in every row
                 form = row_format(kept, self.message_field, self.form)
@@ -158,13 +162,13 @@ class RowReader:
             raise DataFormatError(f"{where}: the row is nested too deeply") from None
 
 
-def row_reader(rows: Iterable[Any], message_field: str, name: str) -> RowReader:
+def row_reader(rows: Iterable[Json], message_field: str, name: str) -> RowReader:
     """A reader in the form of the first of `rows` that has one. DataFormatError where none has."""
     reader = RowReader(message_field)
     problem = "no rows"
     for number, row in enumerate(itertools.islice(rows, _LOOKED_AT)):
         try:
-            kept = without_nulls(row)
+            kept = row_object(row)
             form = row_format(kept, message_field)
             if tells(form, kept):
                 reader.form = form
@@ -176,12 +180,12 @@ def row_reader(rows: Iterable[Any], message_field: str, name: str) -> RowReader:
     raise DataFormatError(f"data set {name}: {problem}")
 
 
-def row_chat(row: Any, where: str, message_field: str = MESSAGES) -> Chat:
+def row_chat(row: Json, where: str, message_field: str = MESSAGES) -> Chat:
     """The conversation of one row that stands alone, see `RowReader`."""
     return RowReader(message_field)(row, where)
 
 
-def _chat(row: Mapping[str, Any], form: RowFormat, where: str, nulls: Iterable[str] = ()) -> Chat:
+def _chat(row: Mapping[str, Json], form: RowFormat, where: str, nulls: Iterable[str] = ()) -> Chat:
     messages = [  # counted from 0, as the renderers do
         _message(message, f"message {index}") for index, message in enumerate(form.turns(row))
     ]
@@ -214,12 +218,12 @@ def _with_known_role(message: Message, notes: Counter[tuple[str, str]]) -> Messa
     return {**message, "role": meant}
 
 
-def _system_of(messages: list[Message]) -> Any:
+def _system_of(messages: list[Message]) -> Content | None:
     first = messages[0]
     return first.get("content") if first["role"] in ("system", "developer") else None
 
 
-def _with_system(system: Any, messages: list[Message]) -> list[Message]:
+def _with_system(system: Json, messages: list[Message]) -> list[Message]:
     if not isinstance(system, str):
         raise DataFormatError(f"'system' must be text, {_found(system)}")
     if _system_of(messages) is not None:
@@ -233,7 +237,7 @@ def _with_system(system: Any, messages: list[Message]) -> list[Message]:
 
 
 def _refuse_keys_of_row(
-    row: Mapping[str, Any],
+    row: Mapping[str, Json],
     form: RowFormat,
     messages: list[Message],
     notes: Counter[tuple[str, str]],
@@ -251,11 +255,11 @@ def _refuse_keys_of_row(
         notes["row", key] += 1
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: Json) -> bool:
     return not value.strip() if isinstance(value, str) else value in (None, [], {})
 
 
-def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
+def _repeats(key: str, value: Json, messages: list[Message]) -> bool:
     """Whether the messages have a text, too, as what the key says, so that nothing is lost."""
     if key in SYSTEM:
         first = messages[0]
@@ -300,9 +304,9 @@ def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:
             notes.update(("part", key) for key in part if key not in PART_KEYS)
 
 
-def _tools(value: Any) -> list[dict[str, Any]]:
+def _tools(value: Json) -> list[JsonObject]:
     """The tools of a row: a list of them, as it is or as JSON in text; none where it is empty."""
-    tools = value or []
+    tools: Json = value or []
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) or []
@@ -312,18 +316,26 @@ def _tools(value: Any) -> list[dict[str, Any]]:
         raise DataFormatError(f"'tools' must be a list of tools, {_found(value)}")
     if SURROGATE.search(json.dumps(tools, ensure_ascii=False, default=str)):
         raise DataFormatError("'tools' hold half of a surrogate pair")
+    checked: list[JsonObject] = []
     for index, tool in enumerate(tools):
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if (
+            not isinstance(tool, dict)
+            or not isinstance(function, Mapping)
+            or not isinstance(function.get("name"), str)
+        ):
             raise DataFormatError(
                 f"tool {index} must be an object with name, description and parameters, "
                 f"{_found(tool)}"
             )
         _refuse_keys_of_tool(tool, function, f"tool {index}")
-    return tools
+        checked.append(tool)
+    return checked
 
 
-def _refuse_keys_of_tool(tool: Mapping[str, Any], function: Mapping[str, Any], where: str) -> None:
+def _refuse_keys_of_tool(
+    tool: Mapping[str, Json], function: Mapping[str, Json], where: str
+) -> None:
     """Near misses of keys that formats declare, which some would leave out."""
     for key, value in [*tool.items(), *function.items()]:
         if key not in TOOL_KEYS and (problem := refusal("tool", key, value, TOOL_KEYS)):
@@ -333,7 +345,9 @@ def _refuse_keys_of_tool(tool: Mapping[str, Any], function: Mapping[str, Any], w
             raise DataFormatError(f"{where}: {key!r} beside 'function'; write it inside")
 
 
-def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[str]:
+def _nulls_left_out(
+    row: Mapping[str, Json], kept: Mapping[str, Json], form: RowFormat
+) -> list[str]:
     """Whether "tools" or "arguments" of a row, as objects, hold a null that `kept` does not."""
     found: dict[str, None] = {}
     if isinstance(row.get("tools"), list) and row["tools"] != kept["tools"]:
@@ -349,7 +363,7 @@ def _nulls_left_out(row: Any, kept: Mapping[str, Any], form: RowFormat) -> list[
     return list(found)
 
 
-def _message(message: Any, where: str) -> Message:
+def _message(message: Json, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise DataFormatError(f"{where} must be an object with role and content, {_found(message)}")
     kept = dict(message)
@@ -371,7 +385,7 @@ def _with_one_text(message: Message) -> Message:
     return {**message, "content": "".join(part["text"] for part in content)}
 
 
-def _is_text(part: Any) -> bool:
+def _is_text(part: Json) -> bool:
     """Text and nothing else that matters, so that it may become one string with those around it."""
     return (
         isinstance(part, Mapping)
@@ -386,5 +400,5 @@ def _is_text(part: Any) -> bool:
     )
 
 
-def _found(value: Any) -> str:
+def _found(value: Json) -> str:
     return f"found {short(value)}"

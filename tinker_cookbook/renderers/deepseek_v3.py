@@ -25,7 +25,7 @@ results has no header at all. Tokens equal those of the model's own chat templat
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import (
@@ -47,6 +47,7 @@ from tinker_cookbook.renderers.parsing import TagParser, ThinkTags
 from tinker_cookbook.renderers.tool_declarations import declaring_system_message
 from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.json_types import JsonObject
 
 
 def _read_call(name: str, arguments: str) -> ToolCall:
@@ -128,7 +129,7 @@ class _DeepSeekV3Renderer(Renderer):
                 header, output = [self._user], encode(message_text(message, ctx))
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
-    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+    def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
         """RendererError where the template ignores tools, as the one published with V3.1 does."""
         start, end = "<｜begin▁of▁sentence｜>", f"<｜User｜>{QUESTION}"
         return [declaring_system_message(self.tokenizer, tools, system_prompt, start, end)]

@@ -74,6 +74,7 @@ from tinker_cookbook.renderers.messages import (
     split_thinking,
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.json_types import JsonObject
 
 RELEASE_DATE = datetime.date(2025, 8, 5)
 ReasoningEffort = Literal["low", "medium", "high"]
@@ -140,7 +141,7 @@ class GptOssRenderer(Renderer):
                     text = self._instructions.before + text + self._instructions.after
                 return self._render(f"developer{MESSAGE}", text, ctx)
 
-    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+    def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
         """One developer message, instructions and declarations in the template's own rendering."""
         content = self._template(tools, with_instructions=bool(system_prompt)).developer
         if system_prompt:

@@ -52,6 +52,7 @@ from tinker_cookbook.renderers.tool_sections import (
     kimi_function_name,
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.json_types import JsonObject
 
 _TOOL_DECLARE = "tool_declare"
 
@@ -111,7 +112,7 @@ class KimiK2Renderer(Renderer):
         output = [*self.encoder.encode(text, tags), self._end]
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
-    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+    def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
         """The declaration as the tokenizer's own chat template writes it, then the system prompt,
         if there is one."""
         start = f"<|im_system|>{_TOOL_DECLARE}<|im_middle|>"

@@ -17,7 +17,6 @@ No tools: these models write a call as bare JSON, which nothing tells from a rep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import (
@@ -29,6 +28,7 @@ from tinker_cookbook.renderers.base import (
 )
 from tinker_cookbook.renderers.messages import Message, calls_tools
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.json_types import JsonObject
 
 _NO_TOOLS = (
     "llama3 has no form for tools, because a call would be bare JSON that cannot be told from a "
@@ -64,7 +64,7 @@ class Llama3Renderer(Renderer):
     def get_stop_sequences(self) -> list[int]:
         return [self._end]
 
-    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+    def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
         raise RendererError(_NO_TOOLS)
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS, PART_KEYS, REASONING, refusal
+from tinker_cookbook.utils.json_types import Json, JsonObject
 
 Role = str
 """Mostly "system", "user", "assistant" or "tool"; each renderer lists the roles it knows."""
@@ -75,7 +76,7 @@ class ToolSpec(TypedDict):
 
     name: str
     description: str
-    parameters: dict[str, Any]
+    parameters: JsonObject
 
 
 class Message(TypedDict):
@@ -216,7 +217,7 @@ def arguments_without(call: ToolCall, *tags: str) -> str:
     return arguments
 
 
-def read_json_object(text: str, what: str) -> dict[str, Any]:
+def read_json_object(text: str, what: str) -> JsonObject:
     """The JSON object in `text`. ValueError otherwise, in words: `what` is no object, or where the
     JSON breaks off."""
     try:
@@ -252,7 +253,7 @@ def _texts(content: Content) -> list[str]:
     return [str(part.get(part["type"], "")) for part in content_parts(content)]
 
 
-def _role_meant(role: Any, roles: Sequence[Role]) -> str:
+def _role_meant(role: Json, roles: Sequence[Role]) -> str:
     name = str(role).lower()
     meant = _ROLES_ELSEWHERE.get(name, name)
     return f" (write {meant!r})" if meant in roles and meant != role else ""
@@ -344,7 +345,7 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     return result  # type: ignore[return-value]
 
 
-def part_problem(part: Mapping[str, Any], role: Role) -> str | None:
+def part_problem(part: Mapping[str, Json], role: Role) -> str | None:
     """What a part of content says beside its text that would be lost; None where nothing is."""
     kind = part.get("type")
     for key, value in part.items():
@@ -362,7 +363,7 @@ def _unparsed(call: Any) -> UnparsedToolCall:
     return UnparsedToolCall.model_validate(call)
 
 
-def to_openai_message(message: Message) -> dict[str, Any]:
+def to_openai_message(message: Message) -> JsonObject:
     """The message as OpenAI-compatible servers and chat templates take it.
 
     Calls that could not be read stand behind the text, as the model wrote them. RendererError for
@@ -373,7 +374,7 @@ def to_openai_message(message: Message) -> dict[str, Any]:
         raise RendererError("an image, which has no form here; give it to the server yourself")
     thinking, text = ("", content) if isinstance(content, str) else split_thinking(content)
     unparsed = [_unparsed(call).raw_text for call in message.get("unparsed_tool_calls") or []]
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "role": message["role"],
         "content": "\n".join(piece for piece in (text, *unparsed) if piece),
     }
@@ -381,5 +382,8 @@ def to_openai_message(message: Message) -> dict[str, Any]:
         result["reasoning_content"] = thinking
     if calls := message.get("tool_calls"):
         result["tool_calls"] = [as_tool_call(call).model_dump() for call in calls]
-    given: dict[str, Any] = dict(message)
-    return result | {key: given[key] for key in ("tool_call_id", "name") if key in given}
+    if "tool_call_id" in message:
+        result["tool_call_id"] = message["tool_call_id"]
+    if "name" in message:
+        result["name"] = message["name"]
+    return result

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.base import (
@@ -51,6 +51,7 @@ from tinker_cookbook.renderers.messages import (
 from tinker_cookbook.renderers.parsing import TagParser, ThinkTags, ToolTags, read_json_tool_call
 from tinker_cookbook.renderers.tool_declarations import declaring_system_message
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.json_types import JsonObject
 
 _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 
@@ -107,7 +108,7 @@ class _ChatMLRenderer(Renderer):
                 tags = self.markup if role == "system" else ()
                 return self._render_text(f"{role}\n", text, tags, ctx)
 
-    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+    def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
         start = "<|im_start|>system\n"
         end = f"<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n"
         return [declaring_system_message(self.tokenizer, tools, system_prompt, start, end)]

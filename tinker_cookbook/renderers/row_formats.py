@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.utils.json_types import Json, JsonObject
 from tinker_cookbook.utils.misc_utils import counted
 
 MESSAGES = "messages"
@@ -36,7 +36,7 @@ ROLES = {
 }
 """Names that data sets have for the roles. Upper case is no other role."""
 
-Turns = list[Any]
+Turns = list[Json]
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,23 @@ class RowFormat:
     name: str
     keys: tuple[str, ...]
     read_as: str
-    turns: Callable[[Mapping[str, Any]], Turns] = field(compare=False)
+    turns: Callable[[Mapping[str, Json]], Turns] = field(compare=False)
+
+
+def row_object(row: Json) -> JsonObject:
+    """A row without nulls. DataFormatError for what is no mapping."""
+    kept = without_nulls(row)
+    if not isinstance(kept, dict):
+        raise DataFormatError(f"found {short(kept)}; expected {EXPECTED}")
+    return kept
 
 
 def row_format(
-    row: Any, message_field: str = MESSAGES, known: RowFormat | None = None
+    row: Mapping[str, Json], message_field: str = MESSAGES, known: RowFormat | None = None
 ) -> RowFormat:
     """The form of a row without nulls. DataFormatError, with the keys found, where it has none or
     more than one; `messages`, or a key that was asked for, goes before all. known: that of the
     other rows, for a list that is empty and so does not tell."""
-    if not isinstance(row, Mapping):
-        raise DataFormatError(f"found {short(row)}; expected {EXPECTED}")
     if message_field in row:
         return _list_format(row, message_field, known)
     found = ", ".join(map(repr, row)) or "an empty object"
@@ -90,7 +96,7 @@ def row_format(
     )
 
 
-def _list_format(row: Mapping[str, Any], key: str, known: RowFormat | None) -> RowFormat:
+def _list_format(row: Mapping[str, Json], key: str, known: RowFormat | None) -> RowFormat:
     first = _first(row[key])
     if first is None and known is not None and known.keys == (key,):
         return known
@@ -102,22 +108,22 @@ def _list_format(row: Mapping[str, Any], key: str, known: RowFormat | None) -> R
     return RowFormat(name, (key,), f"{name}, read as messages" if converted else "", turns)
 
 
-def tells(form: RowFormat, row: Mapping[str, Any]) -> bool:
+def tells(form: RowFormat, row: Mapping[str, Json]) -> bool:
     """Whether a row in this form tells that others have it, too: an empty list could be any."""
     return len(form.keys) != 1 or _first(row[form.keys[0]]) is not None
 
 
-def _first(value: Any) -> Any:
+def _first(value: Json) -> Json:
     """The first turn of what may be a list of them; None where there is none."""
     value = _list_meant(value)
     return value[0] if isinstance(value, list) and value else None
 
 
-def _is_turn(value: Any) -> bool:
+def _is_turn(value: Json) -> bool:
     return isinstance(value, Mapping) and ("role" in value or "from" in value)
 
 
-def _list_meant(value: Any) -> Any:
+def _list_meant(value: Json) -> Json:
     """The list that a text holds as JSON, as a column of CSV has it; any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         with suppress(ValueError, RecursionError):
@@ -125,12 +131,12 @@ def _list_meant(value: Any) -> Any:
     return value
 
 
-def turns_meant(value: Any) -> Any:
+def turns_meant(value: Json) -> Json:
     """The turns that a text holds as JSON; any other value as it is."""
     return _list_meant(value) if _is_turn(_first(value)) else value
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: Json) -> Json:
     """Without the keys whose value is null, however deep."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
@@ -139,7 +145,7 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _messages(key: str, row: Mapping[str, Any]) -> Turns:
+def _messages(key: str, row: Mapping[str, Json]) -> Turns:
     value = without_nulls(_list_meant(row[key]))
     if not isinstance(value, list) or not value:
         raise DataFormatError(
@@ -148,20 +154,20 @@ def _messages(key: str, row: Mapping[str, Any]) -> Turns:
     return value
 
 
-def _sharegpt(key: str, row: Mapping[str, Any]) -> Turns:
+def _sharegpt(key: str, row: Mapping[str, Json]) -> Turns:
     messages: Turns = []
     calls = results = 0  # of the turn that calls, which has gone before
     for index, turn in enumerate(_messages(key, row)):
         where = f"message {index}"
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str):
+        if not isinstance(turn, Mapping) or not isinstance(sender := turn.get("from"), str):
             raise DataFormatError(f"{where}: 'from' must be a string, found {short(turn)}")
-        if not isinstance(turn.get("value"), str):
+        if not isinstance(text := turn.get("value"), str):
             raise DataFormatError(f"{where}: 'value' must be a string, found {short(turn)}")
         for other in ("role", "content", "tool_calls"):
             if turn.get(other) is not None:
                 raise DataFormatError(f"{where}: {other!r} beside 'from' and 'value'; keep one")
         rest = {name: value for name, value in turn.items() if name not in ("from", "value")}
-        role, text = role_meant(turn["from"]), turn["value"]
+        role = role_meant(sender)
         if role != "tool":
             _refuse_missing_results(calls, results, where)
             calls = results = 0
@@ -185,7 +191,7 @@ def _refuse_missing_results(calls: int, results: int, where: str) -> None:
         )
 
 
-def _calls(text: str, where: str) -> list[dict[str, Any]]:
+def _calls(text: str, where: str) -> list[dict[str, Json]]:
     """The calls of a `function_call`: the JSON of `{"name", "arguments"}`, or of a list of them."""
     try:
         value = json.loads(text)
@@ -201,11 +207,12 @@ def _calls(text: str, where: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def _alpaca(row: Mapping[str, Any]) -> Turns:
-    texts = {key: row.get(key, "") for key in ("instruction", "input", "output")}
-    for key, text in texts.items():
-        if not isinstance(text, str):
+def _alpaca(row: Mapping[str, Json]) -> Turns:
+    texts: dict[str, str] = {}
+    for key in ("instruction", "input", "output"):
+        if not isinstance(text := row.get(key, ""), str):
             raise DataFormatError(f"{key!r} must be text, found {short(text)}")
+        texts[key] = text
     if "output" not in row or not (texts["instruction"] or texts["input"]):
         raise DataFormatError("'instruction' and 'output' must have a text each")
     if row.get("context") and row["context"] != texts["input"]:
@@ -213,27 +220,30 @@ def _alpaca(row: Mapping[str, Any]) -> Turns:
         raise DataFormatError(f"'context' is not read; write it {where} 'input'")
     messages: Turns = []
     for pair in _history(row.get("history")):
-        if not (isinstance(pair, list | tuple) and len(pair) == 2 and _are_texts(pair)):
+        texts_of_pair = _texts(pair)
+        if len(texts_of_pair) != 2:
             raise DataFormatError(
                 f"'history' must be a list of pairs of question and answer, found {short(pair)}"
             )
-        messages += _question_and_answer(*pair)
+        messages += _question_and_answer(*texts_of_pair)
     question = "\n\n".join(filter(None, (texts["instruction"], texts["input"])))
     return messages + _question_and_answer(question, texts["output"])
 
 
-def _history(value: Any) -> list[Any]:
+def _history(value: Json) -> list[Json]:
     if isinstance(value, str) and value:
         with suppress(ValueError):
             value = json.loads(value)
-    if value and not isinstance(value, list):
+    if not value:
+        return []
+    if not isinstance(value, list):
         raise DataFormatError(
             f"'history' must be a list of pairs of question and answer, found {short(value)}"
         )
-    return value or []
+    return value
 
 
-def _completion(row: Mapping[str, Any]) -> Turns:
+def _completion(row: Mapping[str, Json]) -> Turns:
     for key in ("history", "instruction", "input"):
         value = row.get(key)
         if value and str(value).strip() not in ("", "[]", str(row["prompt"]).strip()):
@@ -258,8 +268,12 @@ def _question_and_answer(question: str, answer: str) -> Turns:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _are_texts(values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _texts(value: Json) -> list[str]:
+    """The items of a list of texts; [] of any other value."""
+    if not isinstance(value, list | tuple):
+        return []
+    found = [item for item in value if isinstance(item, str)]
+    return found if len(found) == len(value) else []
 
 
 _ALPACA = RowFormat(
@@ -283,5 +297,5 @@ def role_meant(role: str) -> str:
     return ROLES.get(name, name if name in known else role)
 
 
-def short(value: Any) -> str:
+def short(value: Json) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)[:80]

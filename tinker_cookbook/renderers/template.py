@@ -39,6 +39,7 @@ from tinker_cookbook.renderers.tool_declarations import undeclared_tool
 from tinker_cookbook.renderers.tool_sections import KIMI_SECTION, SectionParser
 from tinker_cookbook.renderers.training_modes import REPLY_MODES, TrainOnWhat, trained_messages
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.json_types import JsonObject
 
 if TYPE_CHECKING:
     import tinker
@@ -108,16 +109,16 @@ class TemplateRenderer(Renderer):
             )
         return prefix
 
-    def declare_tools(self, tools: list[dict[str, Any]], system_prompt: str) -> list[Message]:
+    def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
         """A system message with the key `tools`, which are handed to the template as such.
 
         RendererError where the template leaves one out.
         """
 
-        def prefix(tools: list[dict[str, Any]]) -> Message:
+        def prefix(tools: list[JsonObject]) -> Message:
             return cast(Message, {"role": "system", "content": system_prompt, "tools": tools})
 
-        def ask(tools: list[dict[str, Any]]) -> str:
+        def ask(tools: list[JsonObject]) -> str:
             question = Message(role="user", content=QUESTION)
             return Conversation(self.template, [prefix(tools), question]).prompt(2)
 

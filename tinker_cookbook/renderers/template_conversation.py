@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from tinker_cookbook.renderers.messages import (
     to_openai_message,
 )
 from tinker_cookbook.renderers.tool_sections import KIMI_SECTION, kimi_function_name
+from tinker_cookbook.utils.json_types import Json, JsonObject
 
 
 class _Part(NamedTuple):
@@ -56,13 +57,13 @@ class Conversation:
         # Tools without a system prompt are declared without one
         self._skipped = int(bool(tools) and not given[0]["content"])
 
-    def _openai(self, message: Message) -> dict[str, Any]:
+    def _openai(self, message: Message) -> JsonObject:
         section = ""
         if message.get("unparsed_tool_calls") and self._template.writes_kimi_calls:
             section = KIMI_SECTION.write(message)
             message = cast(Message, {**message, "unparsed_tool_calls": [], "tool_calls": []})
         result = to_openai_message(message)
-        result["content"] += section
+        result["content"] = f"{result['content']}{section}"
         if calls := self._written_calls(message):
             result["tool_calls"] = [
                 self._openai_call(call, json.loads(call.function.arguments)) for call in calls
@@ -75,7 +76,7 @@ class Conversation:
             return []
         return message.get("tool_calls", [])
 
-    def _openai_call(self, call: ToolCall, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _openai_call(self, call: ToolCall, arguments: JsonObject) -> JsonObject:
         result = call.model_dump(exclude_none=True)
         if not self._template.keeps_arguments:
             result["function"]["arguments"] = arguments
@@ -108,7 +109,7 @@ class Conversation:
             )
         return text
 
-    def _ask(self, messages: Sequence[Any], prompt: bool) -> str:
+    def _ask(self, messages: Sequence[Mapping[str, Json]], prompt: bool) -> str:
         return self._template.apply(messages[self._skipped :], prompt, self._tools)
 
     def refuse_left_out(self, trained: Sequence[int], prompt: bool = False) -> None:
@@ -118,7 +119,7 @@ class Conversation:
         Text alone needs no further look. Reasoning and calls, which could hide in other words, are
         asked for in one more rendering, with probes in their place.
         """
-        probes = Probes(self._known)
+        probes = Probes[_Part](self._known)
         messages = [
             self._probed(i, probes, i in trained) if i in trained or self._calls[i] else message
             for i, message in enumerate(self._messages)
@@ -144,7 +145,7 @@ class Conversation:
                 )
             )
 
-    def _probed(self, i: int, probes: Probes, is_trained: bool) -> dict[str, Any]:
+    def _probed(self, i: int, probes: Probes[_Part], is_trained: bool) -> dict[str, Any]:
         """Message `i` with probes in place of its calls, and of what else it says if trained."""
         message = dict(self._messages[i])
         if self._calls[i]:
@@ -166,12 +167,12 @@ class Conversation:
         )
         return message
 
-    def _probed_calls(self, i: int, probes: Probes) -> list[dict[str, Any]]:
+    def _probed_calls(self, i: int, probes: Probes[_Part]) -> list[Json]:
         """The calls of message `i`, probes for their names and for the values of their arguments.
 
         An id that names its function names the probe: a template may write the id alone.
         """
-        calls = []
+        calls: list[Json] = []
         for call in self._calls[i]:
             name = call.function.name
             probe = probes.new(_Part(i, f"call of {name!r}"))
@@ -248,7 +249,7 @@ class Conversation:
         own = "register_renderer, or renderer_name=module:Name"
         return f"write a renderer for this model and use {own}"
 
-    def _is_behind_prompt(self, messages: Sequence[Any]) -> bool:
+    def _is_behind_prompt(self, messages: Sequence[Mapping[str, Json]]) -> bool:
         """Whether the last of `messages` would be written behind its generation prompt."""
         try:
             return self._ask(messages, False).startswith(self._ask(messages[:-1], True))
@@ -300,7 +301,7 @@ class Conversation:
         return piecewise(piece.replace(self._mark, "") for piece in pieces)
 
 
-def _probed_value(value: Any, new: Callable[[], str]) -> Any:
+def _probed_value(value: Json, new: Callable[[], str]) -> Json:
     """JSON of the same shape, a probe for each value in it."""
     if isinstance(value, dict) and value:
         return {key: _probed_value(item, new) for key, item in value.items()}

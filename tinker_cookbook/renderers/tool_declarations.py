@@ -5,29 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.chat_template import QUESTION, Probes, from_template
 from tinker_cookbook.renderers.messages import Message, ToolSpec
+from tinker_cookbook.utils.json_types import JsonObject
 
 _PROMPT = "SYSTEM-PROMPT-HERE"  # the prompt's own text could look like the template's
 
 
-def openai_tools(tools: Sequence[ToolSpec | dict[str, Any]]) -> list[dict[str, Any]]:
+def openai_tools(tools: Sequence[ToolSpec | JsonObject]) -> list[JsonObject]:
     """Tools in the form that chat templates read: `{"type": "function", "function": {...}}`."""
-    return [dict(tool) if "function" in tool else _openai_tool(tool) for tool in tools]
+    return [_openai_tool(cast(JsonObject, {**tool})) for tool in tools]  # a ToolSpec is JSON, too
 
 
-def _openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a tool without `function`; OpenAI's Responses API writes "type" beside "name"."""
+def _openai_tool(tool: JsonObject) -> JsonObject:
+    """OpenAI's Responses API writes "type" beside "name", without `function`."""
+    if "function" in tool:
+        if not isinstance(tool["function"], Mapping):
+            raise RendererError(f"a tool's 'function' must be an object, found {tool!r:.80}")
+        return tool
     function = {key: value for key, value in tool.items() if (key, value) != ("type", "function")}
     return {"type": "function", "function": function}
 
 
-def undeclared_tool(
-    ask: Callable[[list[dict[str, Any]]], str], tools: list[dict[str, Any]]
-) -> str | None:
+def undeclared_tool(ask: Callable[[list[JsonObject]], str], tools: list[JsonObject]) -> str | None:
     """The name, quoted, of the first tool that leaves no trace in what `ask` writes of all of them.
 
     Asked once, with probes for names: a name could be a word of the system prompt or the format.
@@ -36,13 +39,13 @@ def undeclared_tool(
     probed = [
         {**tool, "function": {**function, "name": probes.new(repr(function.get("name")))}}
         for tool in tools
-        for function in [tool["function"]]
+        if isinstance(function := tool["function"], Mapping)
     ]
     return probes.first_missing(ask(probed))
 
 
 def declaring_system_message(
-    tokenizer: Any, tools: list[dict[str, Any]], system_prompt: str, start: str, end: str
+    tokenizer: Any, tools: list[JsonObject], system_prompt: str, start: str, end: str
 ) -> Message:
     """The system message in which the chat template declares tools, the system prompt in its place.
 
