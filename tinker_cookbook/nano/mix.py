@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NotRequired, TypedDict
 
 from tinker_cookbook.nano.tasks import (
     ADD_PHRASINGS,
@@ -24,6 +24,7 @@ from tinker_cookbook.nano.tasks import (
     number_name,
     think_trace,
 )
+from tinker_cookbook.utils.plain_data import Json
 
 PLAIN_SHARE = 0.14
 EMPTY_THINK_SHARE = 0.12  # of the conversations whose last reply has no thought
@@ -393,7 +394,7 @@ def board(rng: random.Random) -> Messages:
     return messages
 
 
-ADD_TOOL = {
+ADD_TOOL: Mapping[str, Json] = {
     "type": "function",
     "function": {
         "name": "add",
@@ -462,17 +463,24 @@ KINDS: dict[str, tuple[float, Callable[[random.Random], Messages]]] = {
 }
 
 
-def conversation(rng: random.Random) -> dict[str, Any]:
-    """One conversation: `kind`, `messages`, `empty_think`, sometimes `tools`.
+class Conversation(TypedDict):
+    kind: str
+    messages: Messages
+    empty_think: bool  # put Qwen3's empty thought before the last reply
+    tools: NotRequired[list[Mapping[str, Json]]]  # that the chat template has to declare
 
-    `empty_think`: put Qwen3's empty thought before the last reply. `tools`: what the chat template
-    has to declare.
-    """
+
+class PlainLines(TypedDict):
+    kind: str
+    pieces: list[tuple[str, bool]]  # a text, and whether it counts in the loss
+
+
+def conversation(rng: random.Random) -> Conversation:
     kinds = list(KINDS)
     (kind,) = rng.choices(kinds, [KINDS[k][0] for k in kinds])
     messages = KINDS[kind][1](rng)
     thinks = messages[-1]["content"].startswith("<think>")
-    made: dict[str, Any] = {
+    made: Conversation = {
         "kind": kind,
         "messages": messages,
         "empty_think": not thinks and rng.random() < EMPTY_THINK_SHARE,
@@ -482,8 +490,8 @@ def conversation(rng: random.Random) -> dict[str, Any]:
     return made
 
 
-def plain_lines(rng: random.Random) -> dict[str, Any]:
-    """A few true lines: `kind` and `pieces`, a list of (text, counts in the loss).
+def plain_lines(rng: random.Random) -> PlainLines:
+    """A few true lines.
 
     Operands do not count: they are random, so nothing can be learnt from them.
     """
@@ -506,6 +514,6 @@ def plain_lines(rng: random.Random) -> dict[str, Any]:
     return {"kind": kind, "pieces": pieces}
 
 
-def document(rng: random.Random) -> dict[str, Any]:
+def document(rng: random.Random) -> Conversation | PlainLines:
     """One pre-training document: a conversation or plain lines."""
     return plain_lines(rng) if rng.random() < PLAIN_SHARE else conversation(rng)

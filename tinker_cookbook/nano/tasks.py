@@ -14,10 +14,34 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 Split = Literal["train", "held_out"]
 Messages = list[dict[str, str]]
+
+
+class NumberWord(TypedDict):
+    messages: Messages  # user, assistant
+    number: int
+
+
+class Addition(TypedDict):
+    messages: Messages  # one user turn
+    a: int
+    b: int
+    answer: int
+
+
+class PreferencePair(TypedDict):
+    prompt: Messages  # one user turn
+    chosen: Messages  # one assistant turn
+    rejected: Messages  # one assistant turn
+
+
+class GuessGame(TypedDict):
+    messages: Messages
+    secret: int
+
 
 # ---------------------------------------------------------------- number words
 
@@ -48,11 +72,8 @@ NUMBER_WORDS_HELD_OUT = frozenset(
 )
 
 
-def number_words(split: Split) -> list[dict[str, Any]]:
-    """ "Write 47 in words." -> "forty-seven": the 70 train or the 30 held-out numbers, ascending.
-
-    Each dict holds `messages` (user, assistant) and `number`.
-    """
+def number_words(split: Split) -> list[NumberWord]:
+    """ "Write 47 in words." -> "forty-seven": the 70 train or 30 held-out numbers, ascending."""
     return [
         {
             "messages": [
@@ -103,11 +124,8 @@ def add_pair(rng: random.Random, split: Split = "train") -> tuple[int, int]:
 
 def add_problem(
     rng: random.Random, split: Split = "train", phrasing: str | None = ADD_PHRASINGS[0]
-) -> dict[str, Any]:
-    """One addition to ask nano: `messages` (one user turn), `a`, `b` and `answer`.
-
-    `phrasing=None` draws one of `ADD_PHRASINGS`.
-    """
+) -> Addition:
+    """One addition to ask nano; `phrasing=None` draws one of `ADD_PHRASINGS`."""
     a, b = add_pair(rng, split)
     prompt = (phrasing or rng.choice(ADD_PHRASINGS)).format(a=a, b=b)
     return {"messages": [{"role": "user", "content": prompt}], "a": a, "b": b, "answer": a + b}
@@ -166,8 +184,8 @@ def is_polite(reply: str) -> bool:
 
 def preference_pair(
     rng: random.Random, preference: Literal["polite", "short", "correct"], split: Split = "train"
-) -> dict[str, Any]:
-    """`prompt` (one user turn), `chosen` and `rejected` (one assistant turn each) about a sum.
+) -> PreferencePair:
+    """A better and a worse reply to a question about a sum.
 
     polite: a friendly sentence beats a terse right answer. short: the bare number beats a longer
     right answer. correct: the right number beats a near miss.
@@ -207,8 +225,8 @@ def guess_feedback(secret: int, guess: int) -> str:
     return "Higher." if guess < secret else "Lower."
 
 
-def guess_game(rng: random.Random, max_turns: int = 8) -> dict[str, Any]:
-    """A whole game by a weak guesser: `messages` and `secret`.
+def guess_game(rng: random.Random, max_turns: int = 8) -> GuessGame:
+    """A whole game by a weak guesser.
 
     Of its guesses 15 % bisect, 50 % are random within what is known, 35 % ignore all that was said.
     """
