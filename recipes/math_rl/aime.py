@@ -54,8 +54,8 @@ from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import DisplayMode
+from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.ml_log import read_metrics
-from tinker_cookbook.utils.plain_data import Plain
 
 __all__ = ["CLI", "Aime", "main"]
 

@@ -21,7 +21,7 @@ from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_prob
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
-from tinker_cookbook.utils.plain_data import Plain
+from tinker_cookbook.utils.json_types import Plain
 
 Year = Literal["2024", "2025", "2026"]
 YEARS: tuple[Year, ...] = typing.get_args(Year)

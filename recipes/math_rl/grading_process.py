@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tinker_cookbook.exceptions import TrainingError
-from tinker_cookbook.utils.plain_data import Json
+from tinker_cookbook.utils.json_types import Json
 
 MAX_PROCESSES = 4  # about 80 MB each
 START_SECONDS = 120.0  # sympy takes half a second to import, on a busy machine many

@@ -16,7 +16,7 @@ from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED
 from tinker_cookbook.utils.data_identity import path_identity
-from tinker_cookbook.utils.plain_data import Plain
+from tinker_cookbook.utils.json_types import Plain
 
 T = TypeVar("T")
 DEFAULT_TEST = 100  # problems: nano would need minutes for a whole test; enough to see a trend

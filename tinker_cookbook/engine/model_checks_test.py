@@ -31,7 +31,7 @@ from tinker_cookbook.engine.packing import lay_out
 from tinker_cookbook.engine.trainer_test import make_rows
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import Family
-from tinker_cookbook.utils.plain_data import Json
+from tinker_cookbook.utils.json_types import Json
 
 
 def saved(config: PreTrainedConfig, directory: Path) -> str:

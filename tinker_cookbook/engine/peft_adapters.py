@@ -22,7 +22,7 @@ from tinker_cookbook.engine.checkpoints import ADAPTER_FILE, CONFIG_FILE, PREFIX
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
 from tinker_cookbook.exceptions import CheckpointError
 from tinker_cookbook.families import ATTENTION_LAYERS, MLP_LAYERS
-from tinker_cookbook.utils.plain_data import Json
+from tinker_cookbook.utils.json_types import Json
 
 # says nothing about the function that the adapter computes: origin, initialisation, and what only
 # chooses the layers, which the tensors tell themselves

@@ -24,7 +24,7 @@ from tinker_cookbook.nano.tasks import (
     number_name,
     think_trace,
 )
-from tinker_cookbook.utils.plain_data import Json
+from tinker_cookbook.utils.json_types import Json
 
 PLAIN_SHARE = 0.14
 EMPTY_THINK_SHARE = 0.12  # of the conversations whose last reply has no thought

@@ -15,7 +15,7 @@ from tinker_cookbook.renderers.messages import FunctionBody, Message, ToolCall
 from tinker_cookbook.renderers.parsing import held_back
 from tinker_cookbook.renderers.tool_sections import KIMI_SECTION
 from tinker_cookbook.tokenizer_utils import Tokenizer
-from tinker_cookbook.utils.json_types import Json, JsonObject
+from tinker_cookbook.utils.json_types import JsonObject, Plain
 
 M = TypeVar("M")
 
@@ -36,10 +36,10 @@ class TemplateRefusal(RendererError):
 
 def from_template(
     tokenizer: Any,
-    conversation: Sequence[Mapping[str, Json]],
-    tools: Json = None,
+    conversation: Sequence[Mapping[str, Plain]],
+    tools: Plain = None,
     prompt: bool = False,
-    **arguments: Json | Callable[[str], str],
+    **arguments: Plain | Callable[[str], str],
 ) -> str:
     """What the tokenizer's chat template makes of OpenAI-style messages.
 
@@ -149,14 +149,14 @@ class ChatTemplate:
 
     def apply(
         self,
-        messages: Sequence[Mapping[str, Json]],
+        messages: Sequence[Mapping[str, Plain]],
         prompt: bool = False,
-        tools: Json = None,
+        tools: Plain = None,
     ) -> str:
         """What the chat template makes of OpenAI-style messages; TemplateRefusal if it raises."""
         return from_template(self.tokenizer, messages, tools, prompt, **self._arguments)
 
-    def probe(self, messages: Sequence[Mapping[str, Json]], prompt: bool = False) -> str | None:
+    def probe(self, messages: Sequence[Mapping[str, Plain]], prompt: bool = False) -> str | None:
         """None where the template does not know what it was asked."""
         try:
             return self.apply(messages, prompt)
@@ -213,7 +213,7 @@ class ChatTemplate:
         heads = [[system, _QUESTION], [_QUESTION]]
         call = _call('{"PROBE":1}' if self.keeps_arguments else {"PROBE": 1})[1]
         result = {"role": "tool", "content": "PROBE-RESULT", "tool_call_id": _CALL_ID}
-        tails: list[list[Mapping[str, Json]]] = [
+        tails: list[list[Mapping[str, Plain]]] = [
             [reply, _QUESTION] for reply in (_REPLY, thought, reasoned)
         ]
         for reply in ({**_REPLY, "content": ""}, thought, reasoned):
@@ -243,7 +243,7 @@ class Guard:
         self._pattern = re.compile("|".join(map(re.escape, self._tags)))
         self._first_characters = {tag[0] for tag in self._tags}
 
-    def break_tags(self, value: Json, mark: str) -> Json:
+    def break_tags(self, value: Plain, mark: str) -> Plain:
         """`value` with `mark` inside each tag in its strings, also in one that an end could begin
         and the template complete."""
         if isinstance(value, dict):
@@ -262,7 +262,7 @@ class Guard:
         return text
 
 
-def _call(arguments: Json, call_id: str | None = _CALL_ID) -> list[JsonObject]:
+def _call(arguments: Plain, call_id: str | None = _CALL_ID) -> list[JsonObject]:
     call: JsonObject = {"name": "PROBE-NAME", "arguments": arguments}
-    calls: list[Json] = [{"type": "function", "id": call_id, "function": call}]
+    calls: list[Plain] = [{"type": "function", "id": call_id, "function": call}]
     return [{**_QUESTION}, {"role": "assistant", "content": "", "tool_calls": calls}]

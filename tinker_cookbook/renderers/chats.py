@@ -45,7 +45,7 @@ from tinker_cookbook.renderers.row_formats import (
 from tinker_cookbook.renderers.tool_declarations import openai_tools
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.files import existing_file
-from tinker_cookbook.utils.json_types import Json, JsonObject
+from tinker_cookbook.utils.json_types import JsonObject, Plain
 from tinker_cookbook.utils.records import DataFile
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class RowReader:
         """How rows are read, where they are converted."""
         return [self.form.read_as] if self.form is not None and self.form.read_as else []
 
-    def __call__(self, row: Json, where: str) -> Chat:
+    def __call__(self, row: Plain, where: str) -> Chat:
         """The conversation of a row, checked, but for what its messages hold, which the renderer
         checks. DataFormatError that begins with `where`."""
         try:
@@ -162,7 +162,7 @@ class RowReader:
             raise DataFormatError(f"{where}: the row is nested too deeply") from None
 
 
-def row_reader(rows: Iterable[Json], message_field: str, name: str) -> RowReader:
+def row_reader(rows: Iterable[Plain], message_field: str, name: str) -> RowReader:
     """A reader in the form of the first of `rows` that has one. DataFormatError where none has."""
     reader = RowReader(message_field)
     problem = "no rows"
@@ -180,12 +180,12 @@ def row_reader(rows: Iterable[Json], message_field: str, name: str) -> RowReader
     raise DataFormatError(f"data set {name}: {problem}")
 
 
-def row_chat(row: Json, where: str, message_field: str = MESSAGES) -> Chat:
+def row_chat(row: Plain, where: str, message_field: str = MESSAGES) -> Chat:
     """The conversation of one row that stands alone, see `RowReader`."""
     return RowReader(message_field)(row, where)
 
 
-def _chat(row: Mapping[str, Json], form: RowFormat, where: str, nulls: Iterable[str] = ()) -> Chat:
+def _chat(row: Mapping[str, Plain], form: RowFormat, where: str, nulls: Iterable[str] = ()) -> Chat:
     messages = [  # counted from 0, as the renderers do
         _message(message, f"message {index}") for index, message in enumerate(form.turns(row))
     ]
@@ -223,7 +223,7 @@ def _system_of(messages: list[Message]) -> Content | None:
     return first.get("content") if first["role"] in ("system", "developer") else None
 
 
-def _with_system(system: Json, messages: list[Message]) -> list[Message]:
+def _with_system(system: Plain, messages: list[Message]) -> list[Message]:
     if not isinstance(system, str):
         raise DataFormatError(f"'system' must be text, {_found(system)}")
     if _system_of(messages) is not None:
@@ -237,7 +237,7 @@ def _with_system(system: Json, messages: list[Message]) -> list[Message]:
 
 
 def _refuse_keys_of_row(
-    row: Mapping[str, Json],
+    row: Mapping[str, Plain],
     form: RowFormat,
     messages: list[Message],
     notes: Counter[tuple[str, str]],
@@ -255,11 +255,11 @@ def _refuse_keys_of_row(
         notes["row", key] += 1
 
 
-def _is_empty(value: Json) -> bool:
+def _is_empty(value: Plain) -> bool:
     return not value.strip() if isinstance(value, str) else value in (None, [], {})
 
 
-def _repeats(key: str, value: Json, messages: list[Message]) -> bool:
+def _repeats(key: str, value: Plain, messages: list[Message]) -> bool:
     """Whether the messages have a text, too, as what the key says, so that nothing is lost."""
     if key in SYSTEM:
         first = messages[0]
@@ -304,9 +304,9 @@ def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:
             notes.update(("part", key) for key in part if key not in PART_KEYS)
 
 
-def _tools(value: Json) -> list[JsonObject]:
+def _tools(value: Plain) -> list[JsonObject]:
     """The tools of a row: a list of them, as it is or as JSON in text; none where it is empty."""
-    tools: Json = value or []
+    tools: Plain = value or []
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) or []
@@ -334,7 +334,7 @@ def _tools(value: Json) -> list[JsonObject]:
 
 
 def _refuse_keys_of_tool(
-    tool: Mapping[str, Json], function: Mapping[str, Json], where: str
+    tool: Mapping[str, Plain], function: Mapping[str, Plain], where: str
 ) -> None:
     """Near misses of keys that formats declare, which some would leave out."""
     for key, value in [*tool.items(), *function.items()]:
@@ -346,7 +346,7 @@ def _refuse_keys_of_tool(
 
 
 def _nulls_left_out(
-    row: Mapping[str, Json], kept: Mapping[str, Json], form: RowFormat
+    row: Mapping[str, Plain], kept: Mapping[str, Plain], form: RowFormat
 ) -> list[str]:
     """Whether "tools" or "arguments" of a row, as objects, hold a null that `kept` does not."""
     found: dict[str, None] = {}
@@ -363,7 +363,7 @@ def _nulls_left_out(
     return list(found)
 
 
-def _message(message: Json, where: str) -> Message:
+def _message(message: Plain, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise DataFormatError(f"{where} must be an object with role and content, {_found(message)}")
     kept = dict(message)
@@ -385,7 +385,7 @@ def _with_one_text(message: Message) -> Message:
     return {**message, "content": "".join(part["text"] for part in content)}
 
 
-def _is_text(part: Json) -> bool:
+def _is_text(part: Plain) -> bool:
     """Text and nothing else that matters, so that it may become one string with those around it."""
     return (
         isinstance(part, Mapping)
@@ -400,5 +400,5 @@ def _is_text(part: Json) -> bool:
     )
 
 
-def _found(value: Json) -> str:
+def _found(value: Plain) -> str:
     return f"found {short(value)}"

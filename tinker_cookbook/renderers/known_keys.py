@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, SupportsFloat
 
-from tinker_cookbook.utils.json_types import Json
+from tinker_cookbook.utils.json_types import Plain
 
 Level = Literal["row", "message", "part", "tool"]
 
@@ -56,44 +56,44 @@ class _Group(NamedTuple):
 
     levels: tuple[Level, ...]
     keys: frozenset[str]
-    matters: Callable[[Json, str], bool]
+    matters: Callable[[Plain, str], bool]
     advice: str  # behind "'key' "
 
 
-def _any(value: Json, role: str) -> bool:
+def _any(value: Plain, role: str) -> bool:
     return True
 
 
-def _filled(value: Json, role: str) -> bool:
+def _filled(value: Plain, role: str) -> bool:
     return bool(value)
 
 
-def _is_true(value: Json) -> bool:
+def _is_true(value: Plain) -> bool:
     return _plain(value) in _TRUE
 
 
-def _is_false(value: Json) -> bool:
+def _is_false(value: Plain) -> bool:
     return _plain(value) in _FALSE
 
 
-def _says_yes_or_no(value: Json) -> bool:
+def _says_yes_or_no(value: Plain) -> bool:
     return _is_true(value) or _is_false(value)
 
 
-def _plain(value: Json) -> Json:
+def _plain(value: Plain) -> Plain:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-def _asks_otherwise(value: Json, role: str) -> bool:
+def _asks_otherwise(value: Plain, role: str) -> bool:
     """All but a yes to what is trained anyway."""
     return not (_is_true(value) and role == "assistant")
 
 
-def _asks_to_mask(value: Json, role: str) -> bool:
+def _asks_to_mask(value: Plain, role: str) -> bool:
     return not _is_false(value)
 
 
-def _structured(value: Json, role: str) -> bool:
+def _structured(value: Plain, role: str) -> bool:
     """A list or an object, as it is or as JSON in text."""
     return bool(value) and (
         isinstance(value, list | dict)
@@ -101,7 +101,7 @@ def _structured(value: Json, role: str) -> bool:
     )
 
 
-def _unlike(*harmless: Json) -> Callable[[Json, str], bool]:
+def _unlike(*harmless: Plain) -> Callable[[Plain, str], bool]:
     return lambda value, role: bool(value) and _plain(value) not in harmless
 
 
@@ -275,7 +275,7 @@ _CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def refusal(
-    level: Level, key: str, value: Json, read: Iterable[str], role: str = "assistant"
+    level: Level, key: str, value: Plain, read: Iterable[str], role: str = "assistant"
 ) -> str | None:
     """Why a key is refused that is none of those which are `read`, in half a line; None where it
     says nothing of tokens or weights. role: of the message that has it."""
@@ -299,7 +299,7 @@ def refusal(
     return f"unknown key {key!r}; did you mean {near[0]!r}?"
 
 
-def _flag_problem(level: Level, key: str, value: Json, role: str) -> str | None:
+def _flag_problem(level: Level, key: str, value: Plain, role: str) -> str | None:
     """Of a key whose words say what is trained ("do_not_train", "loss_mask") or how much."""
     words = frozenset(key.replace("don't", "dont").split("_"))
     if level == "row" and key.endswith(("_weight", "_weights")) and _is_amount(value):
@@ -323,7 +323,7 @@ def _flag_problem(level: Level, key: str, value: Json, role: str) -> str | None:
     return _FLAG if asks else None
 
 
-def _is_amount(value: Json) -> bool:
+def _is_amount(value: Plain) -> bool:
     """A number, as it is or as text of it, or a list of them."""
     if isinstance(value, list):
         return bool(value) and all(map(_is_amount, value))
@@ -336,7 +336,7 @@ def _is_amount(value: Json) -> bool:
     return True
 
 
-def _could_be(name: str, value: Json, level: Level) -> bool:
+def _could_be(name: str, value: Plain, level: Level) -> bool:
     """Whether the value of a near miss would be one of the key that is meant."""
     if name == "trainable":
         return isinstance(value, bool | int | float | str)

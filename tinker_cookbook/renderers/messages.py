@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS, PART_KEYS, REASONING, refusal
-from tinker_cookbook.utils.json_types import Json, JsonObject
+from tinker_cookbook.utils.json_types import JsonObject, Plain
 
 Role = str
 """Mostly "system", "user", "assistant" or "tool"; each renderer lists the roles it knows."""
@@ -253,7 +253,7 @@ def _texts(content: Content) -> list[str]:
     return [str(part.get(part["type"], "")) for part in content_parts(content)]
 
 
-def _role_meant(role: Json, roles: Sequence[Role]) -> str:
+def _role_meant(role: Plain, roles: Sequence[Role]) -> str:
     name = str(role).lower()
     meant = _ROLES_ELSEWHERE.get(name, name)
     return f" (write {meant!r})" if meant in roles and meant != role else ""
@@ -345,7 +345,7 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     return result  # type: ignore[return-value]
 
 
-def part_problem(part: Mapping[str, Json], role: Role) -> str | None:
+def part_problem(part: Mapping[str, Plain], role: Role) -> str | None:
     """What a part of content says beside its text that would be lost; None where nothing is."""
     kind = part.get("type")
     for key, value in part.items():

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tinker_cookbook.exceptions import DataFormatError
-from tinker_cookbook.utils.json_types import Json, JsonObject
+from tinker_cookbook.utils.json_types import JsonObject, Plain
 from tinker_cookbook.utils.misc_utils import counted
 
 MESSAGES = "messages"
@@ -36,7 +36,7 @@ ROLES = {
 }
 """Names that data sets have for the roles. Upper case is no other role."""
 
-Turns = list[Json]
+Turns = list[Plain]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class RowFormat:
     name: str
     keys: tuple[str, ...]
     read_as: str
-    turns: Callable[[Mapping[str, Json]], Turns] = field(compare=False)
+    turns: Callable[[Mapping[str, Plain]], Turns] = field(compare=False)
 
 
-def row_object(row: Json) -> JsonObject:
+def row_object(row: Plain) -> JsonObject:
     """A row without nulls. DataFormatError for what is no mapping."""
     kept = without_nulls(row)
     if not isinstance(kept, dict):
@@ -62,7 +62,7 @@ def row_object(row: Json) -> JsonObject:
 
 
 def row_format(
-    row: Mapping[str, Json], message_field: str = MESSAGES, known: RowFormat | None = None
+    row: Mapping[str, Plain], message_field: str = MESSAGES, known: RowFormat | None = None
 ) -> RowFormat:
     """The form of a row without nulls. DataFormatError, with the keys found, where it has none or
     more than one; `messages`, or a key that was asked for, goes before all. known: that of the
@@ -96,7 +96,7 @@ def row_format(
     )
 
 
-def _list_format(row: Mapping[str, Json], key: str, known: RowFormat | None) -> RowFormat:
+def _list_format(row: Mapping[str, Plain], key: str, known: RowFormat | None) -> RowFormat:
     first = _first(row[key])
     if first is None and known is not None and known.keys == (key,):
         return known
@@ -108,22 +108,22 @@ def _list_format(row: Mapping[str, Json], key: str, known: RowFormat | None) -> 
     return RowFormat(name, (key,), f"{name}, read as messages" if converted else "", turns)
 
 
-def tells(form: RowFormat, row: Mapping[str, Json]) -> bool:
+def tells(form: RowFormat, row: Mapping[str, Plain]) -> bool:
     """Whether a row in this form tells that others have it, too: an empty list could be any."""
     return len(form.keys) != 1 or _first(row[form.keys[0]]) is not None
 
 
-def _first(value: Json) -> Json:
+def _first(value: Plain) -> Plain:
     """The first turn of what may be a list of them; None where there is none."""
     value = _list_meant(value)
     return value[0] if isinstance(value, list) and value else None
 
 
-def _is_turn(value: Json) -> bool:
+def _is_turn(value: Plain) -> bool:
     return isinstance(value, Mapping) and ("role" in value or "from" in value)
 
 
-def _list_meant(value: Json) -> Json:
+def _list_meant(value: Plain) -> Plain:
     """The list that a text holds as JSON, as a column of CSV has it; any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         with suppress(ValueError, RecursionError):
@@ -131,12 +131,12 @@ def _list_meant(value: Json) -> Json:
     return value
 
 
-def turns_meant(value: Json) -> Json:
+def turns_meant(value: Plain) -> Plain:
     """The turns that a text holds as JSON; any other value as it is."""
     return _list_meant(value) if _is_turn(_first(value)) else value
 
 
-def without_nulls(value: Json) -> Json:
+def without_nulls(value: Plain) -> Plain:
     """Without the keys whose value is null, however deep."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
@@ -145,7 +145,7 @@ def without_nulls(value: Json) -> Json:
     return value
 
 
-def _messages(key: str, row: Mapping[str, Json]) -> Turns:
+def _messages(key: str, row: Mapping[str, Plain]) -> Turns:
     value = without_nulls(_list_meant(row[key]))
     if not isinstance(value, list) or not value:
         raise DataFormatError(
@@ -154,7 +154,7 @@ def _messages(key: str, row: Mapping[str, Json]) -> Turns:
     return value
 
 
-def _sharegpt(key: str, row: Mapping[str, Json]) -> Turns:
+def _sharegpt(key: str, row: Mapping[str, Plain]) -> Turns:
     messages: Turns = []
     calls = results = 0  # of the turn that calls, which has gone before
     for index, turn in enumerate(_messages(key, row)):
@@ -191,7 +191,7 @@ def _refuse_missing_results(calls: int, results: int, where: str) -> None:
         )
 
 
-def _calls(text: str, where: str) -> list[dict[str, Json]]:
+def _calls(text: str, where: str) -> list[dict[str, Plain]]:
     """The calls of a `function_call`: the JSON of `{"name", "arguments"}`, or of a list of them."""
     try:
         value = json.loads(text)
@@ -207,7 +207,7 @@ def _calls(text: str, where: str) -> list[dict[str, Json]]:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def _alpaca(row: Mapping[str, Json]) -> Turns:
+def _alpaca(row: Mapping[str, Plain]) -> Turns:
     texts: dict[str, str] = {}
     for key in ("instruction", "input", "output"):
         if not isinstance(text := row.get(key, ""), str):
@@ -230,7 +230,7 @@ def _alpaca(row: Mapping[str, Json]) -> Turns:
     return messages + _question_and_answer(question, texts["output"])
 
 
-def _history(value: Json) -> list[Json]:
+def _history(value: Plain) -> list[Plain]:
     if isinstance(value, str) and value:
         with suppress(ValueError):
             value = json.loads(value)
@@ -243,7 +243,7 @@ def _history(value: Json) -> list[Json]:
     return value
 
 
-def _completion(row: Mapping[str, Json]) -> Turns:
+def _completion(row: Mapping[str, Plain]) -> Turns:
     for key in ("history", "instruction", "input"):
         value = row.get(key)
         if value and str(value).strip() not in ("", "[]", str(row["prompt"]).strip()):
@@ -268,7 +268,7 @@ def _question_and_answer(question: str, answer: str) -> Turns:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _texts(value: Json) -> list[str]:
+def _texts(value: Plain) -> list[str]:
     """The items of a list of texts; [] of any other value."""
     if not isinstance(value, list | tuple):
         return []
@@ -297,5 +297,5 @@ def role_meant(role: str) -> str:
     return ROLES.get(name, name if name in known else role)
 
 
-def short(value: Json) -> str:
+def short(value: Plain) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)[:80]

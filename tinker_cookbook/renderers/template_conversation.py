@@ -18,7 +18,7 @@ from tinker_cookbook.renderers.messages import (
     to_openai_message,
 )
 from tinker_cookbook.renderers.tool_sections import KIMI_SECTION, kimi_function_name
-from tinker_cookbook.utils.json_types import Json, JsonObject
+from tinker_cookbook.utils.json_types import JsonObject, Plain
 
 
 class _Part(NamedTuple):
@@ -109,7 +109,7 @@ class Conversation:
             )
         return text
 
-    def _ask(self, messages: Sequence[Mapping[str, Json]], prompt: bool) -> str:
+    def _ask(self, messages: Sequence[Mapping[str, Plain]], prompt: bool) -> str:
         return self._template.apply(messages[self._skipped :], prompt, self._tools)
 
     def refuse_left_out(self, trained: Sequence[int], prompt: bool = False) -> None:
@@ -167,12 +167,12 @@ class Conversation:
         )
         return message
 
-    def _probed_calls(self, i: int, probes: Probes[_Part]) -> list[Json]:
+    def _probed_calls(self, i: int, probes: Probes[_Part]) -> list[Plain]:
         """The calls of message `i`, probes for their names and for the values of their arguments.
 
         An id that names its function names the probe: a template may write the id alone.
         """
-        calls: list[Json] = []
+        calls: list[Plain] = []
         for call in self._calls[i]:
             name = call.function.name
             probe = probes.new(_Part(i, f"call of {name!r}"))
@@ -249,7 +249,7 @@ class Conversation:
         own = "register_renderer, or renderer_name=module:Name"
         return f"write a renderer for this model and use {own}"
 
-    def _is_behind_prompt(self, messages: Sequence[Mapping[str, Json]]) -> bool:
+    def _is_behind_prompt(self, messages: Sequence[Mapping[str, Plain]]) -> bool:
         """Whether the last of `messages` would be written behind its generation prompt."""
         try:
             return self._ask(messages, False).startswith(self._ask(messages[:-1], True))
@@ -301,7 +301,7 @@ class Conversation:
         return piecewise(piece.replace(self._mark, "") for piece in pieces)
 
 
-def _probed_value(value: Json, new: Callable[[], str]) -> Json:
+def _probed_value(value: Plain, new: Callable[[], str]) -> Plain:
     """JSON of the same shape, a probe for each value in it."""
     if isinstance(value, dict) and value:
         return {key: _probed_value(item, new) for key, item in value.items()}

@@ -24,7 +24,8 @@ from tinker_cookbook.training.defaults import Defaults
 from tinker_cookbook.training.fields import COUNT
 from tinker_cookbook.training.resolve import Resolved, Value, fill_open, refuse_unused, reopen
 from tinker_cookbook.training.resolve import resolve as training_resolve
-from tinker_cookbook.utils.plain_data import CLASS, Json, plain
+from tinker_cookbook.utils.json_types import Json
+from tinker_cookbook.utils.plain_data import CLASS, plain
 from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line

@@ -21,8 +21,8 @@ from tinker_cookbook.training.fields import (
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
+from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.lr_scheduling import LRSchedule
-from tinker_cookbook.utils.plain_data import Plain
 
 if TYPE_CHECKING:
     import tinker

@@ -23,9 +23,9 @@ from tinker_cookbook.training.run_place import PlaceFinder
 from tinker_cookbook.training.stopping import RunStop
 from tinker_cookbook.utils import jsonl, ml_log, trace
 from tinker_cookbook.utils.display import Display, duration
+from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
 from tinker_cookbook.utils.ml_log import MetricValue
-from tinker_cookbook.utils.plain_data import Plain
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import TrainingClient

@@ -22,7 +22,8 @@ from tinker_cookbook.renderers.lengths import within_context
 from tinker_cookbook.renderers.registry import renderer_factory
 from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.defaults import Defaults, Suits
-from tinker_cookbook.utils.plain_data import Json, comparable
+from tinker_cookbook.utils.json_types import Json
+from tinker_cookbook.utils.plain_data import comparable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from tinker_cookbook.checkpoint_utils import CheckpointManager, CheckpointRecord, PendingSave
 from tinker_cookbook.utils import stop_signals
+from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
-from tinker_cookbook.utils.plain_data import Plain
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import TrainingClient

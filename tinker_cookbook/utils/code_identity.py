@@ -20,7 +20,8 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tinker_cookbook.utils.plain_data import CLASS, PACKAGE, REPR, Json, Plain, module_name
+from tinker_cookbook.utils.json_types import Json, Plain
+from tinker_cookbook.utils.plain_data import CLASS, PACKAGE, REPR, module_name
 
 _OURS = {PACKAGE, "recipes"}
 _REFERENCE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_<][\w.<>]*")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.utils.plain_data import Plain
+from tinker_cookbook.utils.json_types import Plain
 
 
 class _YamlLoader(yaml.SafeLoader):

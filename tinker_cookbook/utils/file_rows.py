@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TypedDict
 
 from tinker_cookbook.exceptions import DataError, DataFormatError
-from tinker_cookbook.utils.plain_data import Json
+from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.records import DataFile, Record, decode_row
 
 _BUFFER = 1 << 20

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.utils.files import disk_errors, replace_file, replacing
-from tinker_cookbook.utils.plain_data import Json, Plain
+from tinker_cookbook.utils.json_types import Json, Plain
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tinker_cookbook import families
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import hub_reach
-from tinker_cookbook.utils.plain_data import Json
+from tinker_cookbook.utils.json_types import Json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -24,20 +24,19 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Protocol, TypeAlias, TypeGuard, overload
+from collections.abc import Mapping, Set
+from typing import Any, Protocol, TypeGuard, overload
 
 import chz
 
-Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | float | bool | None"  # JSON
+from tinker_cookbook.utils.json_types import Json, Plain
 
 IDENTITY = "identity"
 CLASS = "class"  # "module:Name"
 REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
 PARTIAL = "partial"
 PACKAGE = "tinker_cookbook"
-# what `plain` and json.loads give
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+
 _KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 

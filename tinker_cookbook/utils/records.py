@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
-from tinker_cookbook.utils.plain_data import Json
+from tinker_cookbook.utils.json_types import Json
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}

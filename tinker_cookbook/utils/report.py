@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import short
-from tinker_cookbook.utils.plain_data import Plain
+from tinker_cookbook.utils.json_types import Plain
 
 DATA_ID = "data"  # of the element that holds a page's data
 
