@@ -19,7 +19,6 @@ def house(monkeypatch, request):
     return house
 
 
-@pytest.mark.xfail(strict=True, reason="in engine, in renderers, models with hyperparam_utils")
 def test_no_import_circles(house):
     graph = house.import_graph()
     assert len(graph) > 150
@@ -33,7 +32,6 @@ def test_functions_are_short(house):
     assert [each for each in every if each.lines > LONGEST] == []
 
 
-@pytest.mark.xfail(reason="20 per 1,000 lines, on their way down")
 def test_few_holes_in_the_types(house):
     files = house.holes_by_file()
     print("\n" + house.table(house.holes_by_package(files)))

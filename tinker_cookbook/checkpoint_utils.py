@@ -12,18 +12,26 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, DataFormatError
 from tinker_cookbook.service import CHECKPOINTS_FILE, locate_checkpoint
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.checkpoint_links import WEIGHTS, remove_links
+from tinker_cookbook.utils.json_types import Plain
 
 if TYPE_CHECKING:
     import os
 
     from tinker import types
     from tinker.lib.public_interfaces.api_future import APIFuture
+
+    from tinker_cookbook.service.api import RestClient, ServiceClient, TrainingClient
+
+    SavedWeights: TypeAlias = types.SaveWeightsResponse | types.SaveWeightsForSamplerResponse
+    SaveFuture: TypeAlias = (
+        APIFuture[types.SaveWeightsResponse] | APIFuture[types.SaveWeightsForSamplerResponse]
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +43,29 @@ _PATH_KEY = "load_checkpoint_path"
 CheckpointKind = Literal["state", "sampler", "both"]
 
 
-class RestClient(Protocol):
-    """What is asked of `service.create_rest_client()` about checkpoints."""
+LoopState = Mapping[str, Plain]
+T = TypeVar("T", str, int, bool)
 
-    def get_weights_info_by_tinker_path(
-        self, tinker_path: str
-    ) -> APIFuture[types.WeightsInfoResponse]: ...
 
-    def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]: ...
+class AdapterKeys(Protocol):
+    """The keys of a run that its training client is made by."""
 
-    def set_checkpoint_ttl_from_tinker_path(
-        self, tinker_path: str, ttl_seconds: int | None
-    ) -> APIFuture[None]: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def renderer_name(self) -> str | None: ...
+    @property
+    def load_checkpoint_path(self) -> str | None: ...
+    @property
+    def lora_rank(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def train_mlp(self) -> bool: ...
+    @property
+    def train_attn(self) -> bool: ...
+    @property
+    def train_unembed(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -64,9 +83,9 @@ class CheckpointRecord:
     final: bool | None = None
     state_path: str | None = None
     sampler_path: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Plain] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Plain]:
         """The line as it is written: without fields that are None, extra keys beside the others."""
         known = {key: getattr(self, key) for key in _FIELDS}
         return {k: v for k, v in known.items() if v is not None} | self.extra
@@ -75,19 +94,34 @@ class CheckpointRecord:
         """Whether there is a value for a field or an extra key."""
         return self.get(key) is not None
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: Plain = None) -> Plain:
         """The value of a field or an extra key; `default` where there is none."""
         return self.to_dict().get(key, default)
 
     @classmethod
-    def from_dict(cls, line: Mapping[str, Any]) -> CheckpointRecord:
-        if not isinstance(line.get("name"), str):
+    def from_dict(cls, line: LoopState) -> CheckpointRecord:
+        name = _value(line, "name", str)
+        if name is None:
             raise CheckpointError(f"a checkpoint record without a name: {dict(line)!r}")
-        known = {k: v for k, v in line.items() if k in _FIELDS}
-        return cls(**known, extra={k: v for k, v in line.items() if k not in _FIELDS})
+        return cls(
+            name,
+            batch=_value(line, "batch", int),
+            epoch=_value(line, "epoch", int),
+            final=_value(line, "final", bool),
+            state_path=_value(line, "state_path", str),
+            sampler_path=_value(line, "sampler_path", str),
+            extra={k: v for k, v in line.items() if k not in _FIELDS},
+        )
 
 
 _FIELDS = ("name", "batch", "epoch", "final", "state_path", "sampler_path")
+
+
+def _value(line: LoopState, key: str, kind: type[T]) -> T | None:
+    value = line.get(key)
+    if value is None or isinstance(value, kind):
+        return value
+    raise CheckpointError(f"a checkpoint record with {key}={value!r}: {dict(line)!r}")
 
 
 def load_checkpoints_file(log_dir: str | os.PathLike[str]) -> list[CheckpointRecord]:
@@ -158,26 +192,26 @@ class PendingSave:
     """A checkpoint that was submitted. `await` it, or call `result()`, for the complete record."""
 
     record: CheckpointRecord  # without paths
-    futures: dict[str, Any]  # "state_path", "sampler_path" -> APIFuture of a response with .path
+    futures: dict[str, SaveFuture]  # "state_path", "sampler_path"
 
     def result(self) -> CheckpointRecord:
         """Blocks until the service has written the checkpoint."""
         return self._complete({key: future.result() for key, future in self.futures.items()})
 
-    def __await__(self) -> Generator[Any, None, CheckpointRecord]:
+    def __await__(self) -> Generator[object, None, CheckpointRecord]:
         return self._wait().__await__()
 
     async def _wait(self) -> CheckpointRecord:
         return self._complete({key: await future for key, future in self.futures.items()})
 
-    def _complete(self, responses: Mapping[str, Any]) -> CheckpointRecord:
+    def _complete(self, responses: Mapping[str, SavedWeights]) -> CheckpointRecord:
         return replace(self.record, **{key: r.path for key, r in responses.items()})
 
 
 def submit_checkpoint(
-    training_client: Any,
+    training_client: TrainingClient,
     name: str,
-    loop_state: Mapping[str, Any],
+    loop_state: LoopState,
     kind: CheckpointKind = "state",
     ttl_seconds: int | None = None,
 ) -> PendingSave:
@@ -188,7 +222,7 @@ def submit_checkpoint(
     """
     if kind not in get_args(CheckpointKind):
         raise ConfigurationError(f"kind={kind!r} is unknown; set one of state, sampler, both")
-    futures: dict[str, Any] = {}
+    futures: dict[str, SaveFuture] = {}
     if kind in ("state", "both"):
         futures["state_path"] = training_client.save_state(name, ttl_seconds=ttl_seconds)
     if kind in ("sampler", "both"):
@@ -199,10 +233,10 @@ def submit_checkpoint(
 
 
 def save_checkpoint(
-    training_client: Any,
+    training_client: TrainingClient,
     name: str,
     log_path: str | os.PathLike[str],
-    loop_state: Mapping[str, Any],
+    loop_state: LoopState,
     kind: CheckpointKind = "state",
     ttl_seconds: int | None = None,
 ) -> dict[str, str]:
@@ -212,10 +246,10 @@ def save_checkpoint(
 
 
 async def save_checkpoint_async(
-    training_client: Any,
+    training_client: TrainingClient,
     name: str,
     log_path: str | os.PathLike[str],
-    loop_state: Mapping[str, Any],
+    loop_state: LoopState,
     kind: CheckpointKind = "state",
     ttl_seconds: int | None = None,
 ) -> dict[str, str]:
@@ -273,12 +307,12 @@ class CheckpointManager:
 
     def submit(
         self,
-        training_client: Any,
+        training_client: TrainingClient,
         step: int,
         *,
         final: bool = False,
         last: bool = False,
-        **loop_state: Any,
+        **loop_state: Plain,
     ) -> PendingSave | None:
         """Submits what is due when `step` optimizer steps have been submitted; None: nothing is.
 
@@ -343,12 +377,12 @@ def _is_due(step: int, every: int) -> bool:
 
 
 async def start_training_client(
-    service: Any,
-    config: Any,
+    service: ServiceClient,
+    config: AdapterKeys,
     resume: CheckpointRecord | None,
     user_metadata: dict[str, str] | None = None,
     say: Callable[[str], None] | None = None,
-) -> Any:
+) -> TrainingClient:
     """The training client of a run: where it was left, else from a checkpoint, else a new adapter.
 
     resume: go on exactly there, optimizer included. Otherwise `config.load_checkpoint_path` gives
@@ -358,26 +392,30 @@ async def start_training_client(
 
     say: told what the engine in this process has to say at the start of a run.
     """
+    from tinker_cookbook.service.api import InProcess  # brings the SDK along, which takes seconds
+
     client = await _training_client(service, config, resume, user_metadata)
-    if say is not None and hasattr(client, "about_engine"):  # a server's client has none
+    if say is not None and isinstance(client, InProcess):
         for line in client.about_engine():
             say(line)
     return client
 
 
 async def _training_client(
-    service: Any,
-    config: Any,
+    service: ServiceClient,
+    config: AdapterKeys,
     resume: CheckpointRecord | None,
     user_metadata: dict[str, str] | None,
-) -> Any:
+) -> TrainingClient:
     metadata = {RENDERER_NAME_KEY: config.renderer_name, **(user_metadata or {})}
     if resume is not None:
+        if resume.state_path is None:
+            raise CheckpointError(f"checkpoint {resume.name} has no state_path to go on from")
         return await service.create_training_client_from_state_with_optimizer(
             resume.state_path, base_model=config.model_name, user_metadata=metadata
         )
     if config.load_checkpoint_path is not None:
-        await _refuse_another_adapter(service, config)
+        await _refuse_another_adapter(service, config, config.load_checkpoint_path)
         return await service.create_training_client_from_state(
             config.load_checkpoint_path, base_model=config.model_name, user_metadata=metadata
         )
@@ -392,9 +430,10 @@ async def _training_client(
     )
 
 
-async def _refuse_another_adapter(service: Any, config: Any) -> None:
+async def _refuse_another_adapter(
+    service: ServiceClient, config: AdapterKeys, path: str
+) -> None:
     """What a checkpoint holds decides which layers are trained; no key can change that."""
-    path = config.load_checkpoint_path
     found = await service.create_rest_client().get_weights_info_by_tinker_path(path)
     wrong = {
         key: (getattr(config, key), there)
@@ -447,13 +486,13 @@ async def resolve_renderer_name_from_checkpoint_or_default_async(
     return _choose_renderer(model_name, explicit_renderer_name, load_checkpoint_path, stored)
 
 
-def _rest_client(base_url: str | None) -> Any:
+def _rest_client(base_url: str | None) -> RestClient:
     from tinker_cookbook.service import connect
 
     return connect(base_url=base_url).create_rest_client()
 
 
-def _stored_renderer_name(run: Any) -> str | None:
+def _stored_renderer_name(run: types.TrainingRun) -> str | None:
     return (run.user_metadata or {}).get(RENDERER_NAME_KEY)
 
 

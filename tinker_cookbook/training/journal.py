@@ -16,7 +16,6 @@ from tinker_cookbook.checkpoint_utils import (
     CheckpointManager,
     CheckpointRecord,
     PendingSave,
-    RestClient,
 )
 from tinker_cookbook.training.run_identity import RunIdentity
 from tinker_cookbook.training.run_place import PlaceFinder
@@ -28,7 +27,7 @@ from tinker_cookbook.utils.misc_utils import counted
 from tinker_cookbook.utils.ml_log import MetricValue
 
 if TYPE_CHECKING:
-    from tinker_cookbook.service.api import TrainingClient
+    from tinker_cookbook.service.api import RestClient, TrainingClient
 
 logger = logging.getLogger(__name__)
 

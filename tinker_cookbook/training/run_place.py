@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinker_cookbook.checkpoint_utils import (
     CheckpointRecord,
-    RestClient,
     get_last_checkpoint,
     get_last_resumable_checkpoint,
 )
@@ -21,6 +20,9 @@ from tinker_cookbook.training.run_directory import RunLock, decide, empty, holds
 from tinker_cookbook.training.run_identity import LENGTH_KEYS, RunIdentity
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.misc_utils import counted
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import RestClient
 
 
 class Place(NamedTuple):

@@ -894,7 +894,8 @@ async def test_nano_in_process() -> None:
     turn = first.trajectories_G[0].transitions[1]
     whole = prompt(*turn.ob.to_ints(), *turn.ac.tokens)
     logprobs = (await client.compute_logprobs(whole))[turn.ob.length :]
-    np.testing.assert_allclose(turn.ac.logprobs, logprobs, atol=1e-5)
+    # fp32 rounds otherwise in another batch: up to 2e-5 was seen in this sharpened model
+    np.testing.assert_allclose(turn.ac.logprobs, logprobs, rtol=0, atol=5e-5)
 
 
 async def test_nothing_is_left_behind() -> None:
