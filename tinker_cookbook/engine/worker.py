@@ -124,7 +124,8 @@ class Worker:
     @property
     def tokens_per_pass(self) -> int | None:
         """The least of the models that are loaded; None before there is one."""
-        return min((base.tokens_per_pass for base in self._bases.values()), default=None)
+        bases = list(self._bases.values())  # at once: other threads may ask
+        return min((base.tokens_per_pass for base in bases), default=None)
 
     def make_room(self) -> None:
         """Park the runs that are idle for longest where adapters hold more than they may."""
