@@ -225,7 +225,7 @@ class Engine:
                 self._sample(operation, request)
             elif operation.start():
                 if isinstance(request, Train):
-                    operation.work = self.worker.work(request)
+                    operation.work = operation.work or self.worker.work(request)
                     kind = type(request)
                     self._train(self._gather(operation, kind, operation.work), kind)
                 else:

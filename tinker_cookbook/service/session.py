@@ -47,7 +47,6 @@ from tinker_cookbook.engine.requests import (
     TrainResult,
     WeightsRef,
 )
-from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.service import convert, model_files
 from tinker_cookbook.service.futures import failed, then
 from tinker_cookbook.service.loading import WeightsFiles, weights_files
@@ -86,7 +85,7 @@ class _FileLane:
         """Only with `order` held."""
         answer: Future[T] = Future()
         over: Future[None] = Future()
-        before, self._last = self._last, over
+        before = self._last
 
         def work() -> None:
             if before is not None:
@@ -100,6 +99,7 @@ class _FileLane:
                 over.set_result(None)
 
         threading.Thread(target=work, name="files", daemon=True).start()
+        self._last = over
         return answer
 
 
@@ -305,7 +305,7 @@ class Session:
         """request: makes it; what is wrong with the caller's values is the answer's error."""
         try:
             asked = request()
-        except TinkerCookbookError as error:
+        except Exception as error:
             return failed(error)
         ready = weights.ready
         if not ready.done() or ready.cancelled():
@@ -340,7 +340,7 @@ class Session:
         """Send a request of a run; the error of the run's creation is the answer of all."""
         try:
             request = make()
-        except TinkerCookbookError as error:
+        except Exception as error:  # whatever is wrong with the caller's values
             return failed(error)
         if not run.created.done() or run.created.cancelled():
             return self.engine.submit_when(then(run.created, lambda _: request), request.lane)
@@ -367,7 +367,11 @@ class Session:
 
         with files.order:  # the same in both: else each of two could wait for the other
             asked = self.engine.submit_when(coming, lane)
-            answer = files.submit(work)
+            try:
+                answer = files.submit(work)
+            except BaseException as error:  # no thread can be started, say: the lane goes on
+                coming.set_exception(error)
+                raise
         answer.add_done_callback(lambda each: each.cancelled() and coming.cancel())
         return answer
 

@@ -161,3 +161,30 @@ def test_an_on_token_that_fails_is_that_requests_error(session: Session, tiny_qw
     with pytest.raises(ZeroDivisionError):
         bad.result(20)
     assert len(good.result(20).sequences[0].tokens) == 8
+
+
+def test_a_thread_that_cannot_be_started(
+    session: Session, tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on: neither its requests nor its files wait for what was never begun."""
+    run = new_run(session, tiny_qwen3)
+    run.created.result(60)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            session.save(run, "weights", "first")
+    assert session.save(run, "weights", "second").result(20).endswith("/second")
+
+
+def test_values_of_the_wrong_kind_are_the_answers_error(session: Session, tiny_qwen3: str) -> None:
+    run = new_run(session, tiny_qwen3)
+    prompt = types.ModelInput.from_ints([5, 6, 7])
+    inputs = {"target_tokens": [6, 7, 8]}  # a list, which is not checked on this way
+    data = [types.Datum.model_construct(model_input=prompt, loss_fn_inputs=inputs)]
+    answer = session.forward(run, data, "cross_entropy", None)
+    with pytest.raises(AttributeError, match="to_numpy"):
+        answer.result(60)
