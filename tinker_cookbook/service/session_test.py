@@ -183,8 +183,9 @@ def test_a_thread_that_cannot_be_started(
 def test_values_of_the_wrong_kind_are_the_answers_error(session: Session, tiny_qwen3: str) -> None:
     run = new_run(session, tiny_qwen3)
     prompt = types.ModelInput.from_ints([5, 6, 7])
-    inputs = {"target_tokens": [6, 7, 8]}  # a list, which is not checked on this way
-    data = [types.Datum.model_construct(model_input=prompt, loss_fn_inputs=inputs)]
-    answer = session.forward(run, data, "cross_entropy", None)
+    targets = types.TensorData(data=[6, 7, 8], dtype="int64", shape=[3])
+    datum = types.Datum(model_input=prompt, loss_fn_inputs={"target_tokens": targets})
+    datum.loss_fn_inputs["target_tokens"] = [6, 7, 8]  # type: ignore[assignment]  # the mistake
+    answer = session.forward(run, [datum], "cross_entropy", None)
     with pytest.raises(AttributeError, match="to_numpy"):
         answer.result(60)
