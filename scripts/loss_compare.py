@@ -33,7 +33,9 @@ from pathlib import Path
 import safetensors
 from revisions import ROOT, Code, Refused, revision, working_tree
 
-CLOCK = "time/"  # beginning of the names of metrics that depend on the clock, see journal.py
+CLOCK = (
+    "time/"  # beginning of the names of metrics that depend on the clock, see training/journal.py
+)
 LAST_LINES = 8  # of a recipe that failed
 
 Values = Mapping[str, str]  # name -> JSON of a metric, or type, shape and digest of a tensor

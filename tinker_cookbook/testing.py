@@ -139,10 +139,12 @@ class ScriptedEngine(Script):
         future: Future[R] = Future()
 
         def come(done: Future[Request[R]]) -> None:
-            if (error := done.exception()) is not None:
+            try:
+                request = done.result()
+            except BaseException as error:  # cancelled, too
                 future.set_exception(error)
             else:
-                self._carry_out(done.result(), future)
+                self._carry_out(request, future)
 
         coming.add_done_callback(come)
         return future

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tinker_cookbook.engine.requests import (
     CreateRun,
     ForwardBackward,
     OptimStep,
+    Request,
     Sample,
     SampleRequest,
     Save,
@@ -84,3 +86,11 @@ def test_a_sampler_by_name_under_the_real_engine(
     result = engine.submit(asked, on_token=lambda _, token, __: tokens.append(token)).result(60)
     assert result.sequences[0].tokens == tokens == [0, 5, 6]
     engine.close()
+
+
+def test_a_request_that_does_not_come_is_answered() -> None:
+    coming: Future[Request[None]] = Future()
+    answer = ScriptedEngine().submit_when(coming, "run a")
+    coming.cancel()
+    with pytest.raises(CancelledError):
+        answer.result(5)

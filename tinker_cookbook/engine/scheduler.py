@@ -135,7 +135,7 @@ class Engine:
             raise TrainingError(CLOSED)
         self._inbox.put(operation)
         if self._ended is not None:  # between the two lines: nobody will look any more
-            self._fail_all(self._ended)
+            self._fail_inbox(self._ended)
         return operation.future
 
     def _receive(self, timeout: float | None = 0.0) -> None:
@@ -164,11 +164,13 @@ class Engine:
             held.add(operation.lane)
         return None
 
-    def _fail_all(self, error: TrainingError) -> None:
-        self._receive()
-        with suppress(IndexError):  # the queue is empty
+    def _fail_inbox(self, error: TrainingError) -> None:
+        """On any thread."""
+        with suppress(queue.Empty):
             while True:
-                self._queue.popleft().fail(error)
+                operation = self._inbox.get_nowait()
+                if operation is not None:
+                    operation.fail(error)
 
     def _run(self) -> None:
         why = TrainingError(CLOSED)
@@ -179,7 +181,10 @@ class Engine:
             raise
         finally:
             self._closed, self._ended = True, why
-            self._fail_all(why)
+            for operation in self._queue:
+                operation.fail(why)
+            self._queue.clear()
+            self._fail_inbox(why)
             for sampler in self.worker.samplers.values():
                 sampler.abort(why)
                 sampler.close()
@@ -212,6 +217,7 @@ class Engine:
 
     def _do(self, operation: _Operation) -> None:
         if operation.future.cancelled():
+            operation.start()  # tells those who wait for it
             return
         try:
             request = operation.arrive()
@@ -219,7 +225,7 @@ class Engine:
                 self._sample(operation, request)
             elif operation.start():
                 if isinstance(request, Train):
-                    operation.work = self.worker.work(request)
+                    operation.work = operation.work or self.worker.work(request)
                     kind = type(request)
                     self._train(self._gather(operation, kind, operation.work), kind)
                 else:
@@ -236,7 +242,15 @@ class Engine:
             else:
                 operation.fail(self.worker.explain(outcome))
 
-        self.worker.sample(request, done, operation.future.cancelled, operation.on_token)
+        def pass_on(index: int, token: int, logprob: float) -> None:
+            if operation.on_token is not None and not operation.future.done():
+                try:
+                    operation.on_token(index, token, logprob)
+                except BaseException as error:  # the caller's own: other requests go on
+                    operation.fail(error)
+
+        on_token = None if operation.on_token is None else pass_on
+        self.worker.sample(request, done, operation.future.done, on_token)
 
     # -- one pass for several runs
 

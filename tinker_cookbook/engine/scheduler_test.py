@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
@@ -110,6 +110,7 @@ def test_cancelled_operations_do_not_run(engine: Engine) -> None:
     gate.set()
     call(engine, lambda: None).result(10)
     assert ran == []
+    assert wait([waiting], 10).done  # which waits for the engine's word that it will not run
 
 
 def test_close(tiny_qwen3: str) -> None:

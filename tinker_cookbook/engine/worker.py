@@ -123,8 +123,8 @@ class Worker:
 
     @property
     def tokens_per_pass(self) -> int | None:
-        """The least of the models that are loaded; None before there is one."""
-        bases = list(self._bases.values())  # at once: other threads may ask
+        """The least of the models that are loaded; None before there is one. On any thread."""
+        bases = list(self._bases.values())  # at once, for the engine's thread may add one
         return min((base.tokens_per_pass for base in bases), default=None)
 
     def make_room(self) -> None:

@@ -1,4 +1,4 @@
-"""SDK types <-> the engine's rows. The only place that knows both."""
+"""SDK types <-> the engine's requests and results."""
 
 from __future__ import annotations
 

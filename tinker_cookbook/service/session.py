@@ -15,7 +15,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from tinker import types
@@ -46,7 +47,6 @@ from tinker_cookbook.engine.requests import (
     TrainResult,
     WeightsRef,
 )
-from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.service import convert, model_files
 from tinker_cookbook.service.futures import failed, then
 from tinker_cookbook.service.loading import WeightsFiles, weights_files
@@ -78,14 +78,14 @@ class _FileLane:
     process ends."""
 
     def __init__(self) -> None:
+        self.order = threading.Lock()
         self._last: Future[None] | None = None
-        self._lock = threading.Lock()
 
     def submit(self, action: Callable[[], T]) -> Future[T]:
+        """Only with `order` held."""
         answer: Future[T] = Future()
         over: Future[None] = Future()
-        with self._lock:
-            before, self._last = self._last, over
+        before = self._last
 
         def work() -> None:
             if before is not None:
@@ -99,6 +99,7 @@ class _FileLane:
                 over.set_result(None)
 
         threading.Thread(target=work, name="files", daemon=True).start()
+        self._last = over
         return answer
 
 
@@ -257,6 +258,8 @@ class Session:
         weights = SampledWeights(self.engine, self._weights_id(), run.base_model, None)
         ref = SnapshotWeights(models.load_path(run.base_model), weights.id)
         kept = self._ask(run, lambda: Snapshot(run.id, ref))
+        held = [weights]  # until then: what is dropped before it is there would stay for ever
+        kept.add_done_callback(lambda _: held.clear())
         weights.ready = _once_there(ref, kept, saved)
         return weights
 
@@ -302,10 +305,10 @@ class Session:
         """request: makes it; what is wrong with the caller's values is the answer's error."""
         try:
             asked = request()
-        except TinkerCookbookError as error:
+        except Exception as error:
             return failed(error)
         ready = weights.ready
-        if not ready.done():
+        if not ready.done() or ready.cancelled():
 
             def follow(ref: WeightsRef) -> Request[SampleResult]:
                 return Sample(ref, asked)
@@ -337,9 +340,9 @@ class Session:
         """Send a request of a run; the error of the run's creation is the answer of all."""
         try:
             request = make()
-        except TinkerCookbookError as error:
+        except Exception as error:  # whatever is wrong with the caller's values
             return failed(error)
-        if not run.created.done():
+        if not run.created.done() or run.created.cancelled():
             return self.engine.submit_when(then(run.created, lambda _: request), request.lane)
         if (error := run.created.exception()) is not None:
             return failed(error)
@@ -349,7 +352,6 @@ class Session:
         """Do something with files that at one point asks the engine; the request has its place in
         the engine's lane from now on, and the lane waits until it is asked."""
         coming: Future[Request[R]] = Future()
-        asked = self.engine.submit_when(coming, lane)
 
         def ask(request: Request[R]) -> R:
             coming.set_result(request)
@@ -363,7 +365,13 @@ class Session:
                     coming.set_exception(error)
                 raise
 
-        answer = files.submit(work)
+        with files.order:  # the same in both: else each of two could wait for the other
+            asked = self.engine.submit_when(coming, lane)
+            try:
+                answer = files.submit(work)
+            except BaseException as error:  # no thread can be started, say: the lane goes on
+                coming.set_exception(error)
+                raise
         answer.add_done_callback(lambda each: each.cancelled() and coming.cancel())
         return answer
 
@@ -406,21 +414,25 @@ def _once_there(
     ref: WeightsRef, kept: Future[None], saved: Future[str] | None
 ) -> Future[WeightsRef]:
     """The reference of a snapshot, once it was taken, and saved, too, if it is to be."""
+    taken = then(kept, lambda _: ref)
+    if saved is None:
+        return taken
     ready: Future[WeightsRef] = Future()
 
-    def finish(_: Future[None]) -> None:
-        try:
-            kept.result(0)
-            if saved is not None:
-                saved.result(0)
-            ready.set_result(ref)
-        except BaseException as error:
-            ready.set_exception(error)
+    def finish(last: Future[WeightsRef] | Future[str]) -> None:
+        with suppress(InvalidStateError):  # nobody waits for it any more
+            if (error := last.exception()) is not None:
+                ready.set_exception(error)
+            else:
+                ready.set_result(ref)
 
-    if saved is None:
-        kept.add_done_callback(finish)
-    else:
-        saved.add_done_callback(lambda _: kept.add_done_callback(finish))
+    def go_on(first: Future[str]) -> None:
+        if first.exception() is not None:
+            finish(first)
+        else:
+            taken.add_done_callback(finish)
+
+    saved.add_done_callback(go_on)
     return ready
 
 

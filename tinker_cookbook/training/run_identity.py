@@ -32,8 +32,8 @@ _ABSENT = object()
 
 
 def keys_that_may_change(config: object) -> frozenset[str]:
-    """Dotted names: what the config's own fields say (`fields.rules`), and for any config those of
-    `LoopConfig`, whose names mean the same in a loop that does not inherit it."""
+    """Dotted names: what the config's own fields say (`fields.may_change`), and for any config
+    those of `LoopConfig`, whose names mean the same in a loop that does not inherit it."""
     return frozenset((*LENGTH_KEYS, *may_change(LoopConfig), *may_change(config)))
 
 
