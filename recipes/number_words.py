@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import chz
 
@@ -13,6 +12,7 @@ from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.supervised.exact_match import ExactMatch
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
+from tinker_cookbook.utils.json_types import Plain
 
 NUM_EPOCHS = 30
 _DATA = Path(__file__).parent / "data"
@@ -33,7 +33,7 @@ class NumberWords(ChatDatasetBuilder):
             common_config=self.common_config, path=path("train"), test_path=path("held_out")
         )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         return self._files().identity()
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:

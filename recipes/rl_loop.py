@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import chz
 import tinker
@@ -39,6 +38,7 @@ from tinker_cookbook.training.resolve import resolve
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
+from tinker_cookbook.utils.json_types import Plain
 
 
 @chz.chz
@@ -74,7 +74,7 @@ class Config(CheckedConfig):
     wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
     wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Another file of the same name is another run."""
         found = self.data_path and data_set_identity(self.data_path)
         return ({"data_path": found} if found else {}) | adapter_identity(self.load_checkpoint_path)
@@ -83,12 +83,12 @@ class Config(CheckedConfig):
 class Sums:
     """The problems of nano: each a question and its answer."""
 
-    def draw(self, rng: random.Random, count: int) -> list[tuple[str, Any]]:
+    def draw(self, rng: random.Random, count: int) -> list[tuple[str, str]]:
         problems = [tasks.add_problem(rng) for _ in range(count)]
-        return [(each["messages"][0]["content"], each["answer"]) for each in problems]
+        return [(each["messages"][0]["content"], str(each["answer"])) for each in problems]
 
-    def is_right(self, reply: str, answer: Any) -> bool:
-        return tasks.last_integer(reply) == answer
+    def is_right(self, reply: str, answer: str) -> bool:
+        return tasks.last_integer(reply) == int(answer)
 
 
 class WordProblems:
@@ -99,11 +99,11 @@ class WordProblems:
         if (count := len(self.problems)) < at_a_time:
             raise ConfigurationError(f"groups_per_batch={at_a_time}: there are {count} problems")
 
-    def draw(self, rng: random.Random, count: int) -> list[tuple[str, Any]]:
+    def draw(self, rng: random.Random, count: int) -> list[tuple[str, str]]:
         drawn = rng.sample(self.problems, count)
         return [(each.question + REQUEST, each.answer) for each in drawn]
 
-    def is_right(self, reply: str, answer: Any) -> bool:
+    def is_right(self, reply: str, answer: str) -> bool:
         try:
             return grade_answer(extract_boxed(reply), answer)
         except ValueError:  # nothing in a box

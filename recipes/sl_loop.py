@@ -13,7 +13,6 @@ steps submitted ahead.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import chz
 import tinker
@@ -34,6 +33,7 @@ from tinker_cookbook.training.resolve import resolve
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
+from tinker_cookbook.utils.json_types import Plain
 
 
 @chz.chz
@@ -73,7 +73,7 @@ class Config(CheckedConfig):
     wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
     wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Another file of the same name is another run."""
         files = {"dataset_path": data(self).identity().get("path", self.dataset_path)}
         return files | adapter_identity(self.load_checkpoint_path)

@@ -430,9 +430,7 @@ async def _training_client(
     )
 
 
-async def _refuse_another_adapter(
-    service: ServiceClient, config: AdapterKeys, path: str
-) -> None:
+async def _refuse_another_adapter(service: ServiceClient, config: AdapterKeys, path: str) -> None:
     """What a checkpoint holds decides which layers are trained; no key can change that."""
     found = await service.create_rest_client().get_weights_info_by_tinker_path(path)
     wrong = {

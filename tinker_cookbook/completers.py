@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tinker
 
@@ -19,6 +20,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Message, Renderer
     from tinker_cookbook.service import EngineConfig
+    from tinker_cookbook.service.api import SamplingClient
 
 StopCondition = list[str] | list[int]
 """What ends a reply: strings, or token ids."""
@@ -82,14 +84,16 @@ class TinkerTokenCompleter(TokenCompleter):
     the n-th call samples with a seed that comes from (seed, n); None: at random.
     """
 
-    sampling_client: Any
+    sampling_client: SamplingClient
     max_tokens: int
     temperature: float = 1.0
     context_window: int | None = None
     seed: int | None = None
     top_p: float = 1.0
     top_k: int = -1
-    _calls: Any = field(default_factory=itertools.count, init=False, repr=False, compare=False)
+    _calls: Iterator[int] = field(
+        default_factory=itertools.count, init=False, repr=False, compare=False
+    )
 
     def seeded(self, seed: int) -> TinkerTokenCompleter:
         """A copy with a seed and a count of calls of its own: what it samples does not depend on
@@ -132,7 +136,7 @@ class TinkerMessageCompleter(MessageCompleter):
     A reply that was cut off, or is not in the model's format, comes back as far as it can be read.
     """
 
-    sampling_client: Any
+    sampling_client: SamplingClient
     renderer: Renderer
     max_tokens: int
     stop_condition: StopCondition | None = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import tinker
@@ -20,50 +18,50 @@ from tinker_cookbook.completers import (
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.service.api import SamplingClient
+from tinker_cookbook.testing import ScriptedEngine, saying, scripted_service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 PROMPT = tinker.ModelInput.from_ints([1, 2, 3])
 
 
-class RecordingClient:
-    """Answers every request with the same tokens and keeps what was asked."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-        self.asked: list[tuple[list[int], tinker.SamplingParams]] = []
-
-    async def sample(self, prompt: tinker.ModelInput, num_samples: int, params: Any) -> Any:
-        assert num_samples == 1
-        self.asked.append((prompt.to_ints(), params))
-        sequence = SimpleNamespace(tokens=self.tokens, logprobs=[-0.5], stop_reason="length")
-        return SimpleNamespace(sequences=[sequence])
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    """Whose replies never end."""
+    return ScriptedEngine(lambda asked: [7] * 100)
 
 
-async def test_what_is_asked_and_what_comes_back() -> None:
-    client = RecordingClient([7])
+@pytest.fixture
+def client(engine: ScriptedEngine, tmp_path: Path) -> SamplingClient:
+    return scripted_service(engine, tmp_path).create_sampling_client(base_model="nano").result()
+
+
+async def test_what_is_asked_and_what_comes_back(
+    engine: ScriptedEngine, client: SamplingClient
+) -> None:
     completer = TinkerTokenCompleter(client, 16, temperature=0.5, top_p=0.9, top_k=4)
     reply = await completer(PROMPT, ["\n"])
-    assert reply == TokensWithLogprobs([7], [-0.5], "length")
-    ((prompt, params),) = client.asked
-    assert prompt == [1, 2, 3]
-    assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (16, 0.5, 0.9, 4)
-    assert (params.stop, params.seed) == (["\n"], None)
+    assert reply == TokensWithLogprobs([7] * 16, [-0.5] * 16, "length")
+    (asked,) = engine.samples
+    assert asked.prompt.tolist() == [1, 2, 3] and asked.num_samples == 1
+    assert (asked.max_tokens, asked.temperature, asked.top_p, asked.top_k) == (16, 0.5, 0.9, 4)
+    assert (asked.stop_strings, asked.stop_tokens, asked.seed) == (("\n",), frozenset(), None)
 
 
-async def test_a_call_can_ask_for_less_but_not_for_more() -> None:
-    client = RecordingClient([7])
+async def test_a_call_can_ask_for_less_but_not_for_more(
+    engine: ScriptedEngine, client: SamplingClient
+) -> None:
     completer = TinkerTokenCompleter(client, 16)
     await completer(PROMPT, [9], max_tokens=5)
     await completer(PROMPT, [9], max_tokens=50)
-    assert [params.max_tokens for _, params in client.asked] == [5, 16]
+    assert [each.max_tokens for each in engine.samples] == [5, 16]
 
 
-async def test_replies_fit_into_the_context() -> None:
-    client = RecordingClient([7])
+async def test_replies_fit_into_the_context(engine: ScriptedEngine, client: SamplingClient) -> None:
     completer = TinkerTokenCompleter(client, 16, context_window=8)
     await completer(PROMPT, [9])
     await completer(tinker.ModelInput.from_ints([1] * 7), [9])
-    assert [params.max_tokens for _, params in client.asked] == [5, 1]
+    assert [each.max_tokens for each in engine.samples] == [5, 1]
     with pytest.raises(ContextOverflow, match=r"prompt of 8 tokens.*context of 8"):
         await completer(tinker.ModelInput.from_ints([1] * 8), [9])
 
@@ -73,13 +71,14 @@ def test_a_reply_that_nobody_sampled_has_no_logprobs() -> None:
         _ = TokensWithLogprobs([1], None).logprobs
 
 
-async def test_seeds_come_from_the_seed_and_the_number_of_the_call() -> None:
-    client = RecordingClient([7])
+async def test_seeds_come_from_the_seed_and_the_number_of_the_call(
+    engine: ScriptedEngine, client: SamplingClient
+) -> None:
     first = TinkerTokenCompleter(client, 16).seeded(5)
     second = first.seeded(6)
     for completer in (first, second, first, first.seeded(5)):
         await completer(PROMPT, [9])
-    seeds = [params.seed for _, params in client.asked]
+    seeds = [each.seed for each in engine.samples]
     assert seeds == [derive_seed(5, 0), derive_seed(6, 0), derive_seed(5, 1), derive_seed(5, 0)]
 
 
@@ -91,20 +90,19 @@ def test_derived_seeds() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-async def test_messages() -> None:
-    tokenizer = get_tokenizer("nano")
-    renderer = get_renderer("qwen3_instruct", tokenizer, model_name="nano")
-    client = RecordingClient([*renderer.encoder.encode("Hello!"), renderer.get_stop_sequences()[0]])
+async def test_messages(engine: ScriptedEngine, client: SamplingClient) -> None:
+    renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"), model_name="nano")
+    engine.reply = saying("nano", lambda asked: "Hello!<|im_end|>")
     completer = TinkerMessageCompleter(client, renderer, 8)
     messages = [{"role": "user", "content": "Hi"}]
     assert await completer(messages) == {"role": "assistant", "content": "Hello!"}
-    ((prompt, params),) = client.asked
-    assert prompt == renderer.build_generation_prompt(messages).to_ints()
-    assert (params.max_tokens, params.stop) == (8, renderer.get_stop_sequences())
+    (asked,) = engine.samples
+    assert asked.prompt.tolist() == renderer.build_generation_prompt(messages).to_ints()
+    assert (asked.max_tokens, asked.stop_tokens) == (8, {*renderer.get_stop_sequences()})
     other_stop = TinkerMessageCompleter(client, renderer, 8, ["."], seed=3)
     await other_stop(messages)
-    assert client.asked[1][1].stop == ["."]
-    assert client.asked[1][1].seed == derive_seed(3, 0)
+    assert engine.samples[1].stop_strings == (".",)
+    assert engine.samples[1].seed == derive_seed(3, 0)
 
 
 async def test_a_model_to_talk_to() -> None:

@@ -1,6 +1,6 @@
 """Scripted stand-ins for tests: an engine, and a sampler of a real engine.
 
-    engine = ScriptedEngine(reply=lambda asked: tokenizer.encode("4<|im_end|>"))
+    engine = ScriptedEngine(reply=saying("nano", lambda asked: "4<|im_end|>"))
     service = scripted_service(engine, tmp_path)
     client = service.create_sampling_client(base_model="nano")
 
@@ -47,6 +47,7 @@ from tinker_cookbook.engine.requests import (
 )
 from tinker_cookbook.service.local import LocalServiceClient
 from tinker_cookbook.service.store import Store
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 R = TypeVar("R")
 FACTS = ModelFacts("scripted", 2048, 2048, num_layers=1, eos_tokens=frozenset(), tied=False)
@@ -62,6 +63,12 @@ class Asked:
 
 
 Reply = Callable[[Asked], Sequence[int]]  # tokens; what it raises is the request's error
+
+
+def saying(model_name: str, text: Callable[[Asked], str]) -> Reply:
+    """Replies by their text, in the tokens of a model."""
+    tokenizer = get_tokenizer(model_name)
+    return lambda asked: tokenizer.encode(text(asked), add_special_tokens=False)
 
 
 @dataclass
@@ -101,14 +108,17 @@ class Script:
 
 class ScriptedEngine(Script):
     """Takes the engine's requests, keeps them in `requests`, and answers at once, on the thread
-    that asks; or, between `hold` and `release`, then."""
+    that asks; samples after `delay` seconds, where it says so, on another; or, between `hold` and
+    `release`, then."""
 
     def __init__(
         self,
         reply: Reply = lambda asked: [],
         logprob_of: Callable[[int], float] = lambda token: -0.5,
+        delay: Callable[[SampleRequest], float] = lambda request: 0.0,
     ) -> None:
         super().__init__(reply, logprob_of)
+        self.delay = delay
         self.requests: list[Request[object]] = []
         self.tokens_per_pass: int | None = 1024
         self._held: list[Callable[[], None]] | None = None
@@ -152,6 +162,11 @@ class ScriptedEngine(Script):
     def dispose(self, request: DropRun | DropWeights) -> None:
         self.requests.append(request)
 
+    @property
+    def samples(self) -> list[SampleRequest]:
+        """Those that were asked for so far."""
+        return [each.request for each in self.requests if isinstance(each, Sample)]
+
     def hold(self) -> None:
         """Answer nothing from now on."""
         self._held = []
@@ -164,6 +179,8 @@ class ScriptedEngine(Script):
 
     def _carry_out(self, request: Request[R], future: Future[R]) -> None:
         def answer() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(self.answers[type(request)](request))
             except Exception as error:
@@ -174,7 +191,11 @@ class ScriptedEngine(Script):
             if self._held is not None:
                 self._held.append(answer)
                 return
-        answer()
+        seconds = self.delay(request.request) if isinstance(request, Sample) else 0.0
+        if seconds:
+            threading.Timer(seconds, answer).start()
+        else:
+            answer()
 
 
 class ScriptedSampler(Script):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
@@ -23,7 +24,14 @@ from tinker_cookbook.engine.requests import (
 )
 from tinker_cookbook.engine.samplers import SAMPLERS
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.testing import Asked, ScriptedEngine, ScriptedSampler, scripted_service
+from tinker_cookbook.testing import (
+    Asked,
+    ScriptedEngine,
+    ScriptedSampler,
+    saying,
+    scripted_service,
+)
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 PROMPT = types.ModelInput.from_ints([5, 6])
 DATUM = types.Datum(
@@ -63,6 +71,22 @@ def test_held_answers_come_in_their_order(tmp_path: Path) -> None:
         futures[0].result(0.01)
     engine.release()
     assert [list(each.result(10).sequences[0].tokens[:1]) for each in futures] == [[0], [1]]
+
+
+async def test_text_that_comes_later(tmp_path: Path) -> None:
+    reply = saying("nano", lambda asked: f"{asked.request.seed}<|im_end|>")
+    engine = ScriptedEngine(reply, delay=lambda request: 0.05 if request.seed == 1 else 0.0)
+    sampler = scripted_service(engine, tmp_path).create_sampling_client(base_model="nano").result()
+    came: list[str] = []
+
+    async def ask(seed: int) -> None:
+        params = types.SamplingParams(max_tokens=9, seed=seed)
+        response = await sampler.sample(PROMPT, 1, params)
+        came.append(str(get_tokenizer("nano").decode(response.sequences[0].tokens)))
+
+    await asyncio.gather(ask(1), ask(2))
+    assert came == ["2<|im_end|>", "1<|im_end|>"]
+    assert [request.seed for request in engine.samples] == [1, 2]
 
 
 def test_a_script_that_raises_is_the_answer(tmp_path: Path) -> None:

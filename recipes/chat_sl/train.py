@@ -14,7 +14,6 @@ Without keys: nano on the bundled conversations of sl_basic, with its curve: los
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import chz
 
@@ -27,6 +26,7 @@ from tinker_cookbook.supervised.data import NoRobots, Tulu3, data_at
 from tinker_cookbook.supervised.defaults import NANO, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.defaults import Defaults, Suits
+from tinker_cookbook.utils.json_types import Json
 
 DEFAULTS = Defaults(
     nano=NANO,
@@ -46,7 +46,7 @@ class CLI(ChatConfig):
     eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
 
     @staticmethod
-    def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
+    def before_resolve(config: dict[str, Json]) -> dict[str, Json]:
         config = ChatConfig.before_resolve(config)
         named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
         return {key: value for key, value in config.items() if key not in named}

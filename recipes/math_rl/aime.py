@@ -20,7 +20,7 @@ import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import chz
 
@@ -36,6 +36,7 @@ from recipes.math_rl.aime_data import (
 from recipes.math_rl.pass_at_k import (
     Outcome,
     PassAtKEvaluator,
+    StepFacts,
     checked_ks,
     pass_at_k_metrics,
     summary,
@@ -56,6 +57,9 @@ from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.ml_log import read_metrics
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import SamplingClient
 
 __all__ = ["CLI", "Aime", "main"]
 
@@ -162,7 +166,8 @@ async def main(config: CLI) -> None:
                     records = transcripts.append_group(
                         journal.log_path, SPLIT, 0, number, group, tags, tokenizer
                     )
-                    outcomes[number] = Outcome.of_records(records, config.num_samples)
+                    steps = [record["steps"][0] for record in records if record["steps"]]
+                    outcomes[number] = Outcome.of_steps(steps, config.num_samples)
                     row.update(_row(number, name, outcomes))
         if not any(each.graded for each in outcomes.values()):
             raise AllTrajectoriesFailedError(
@@ -183,7 +188,7 @@ class _Part(NamedTuple):
 
     first: int
     evaluator: PassAtKEvaluator
-    client: Any
+    client: SamplingClient
 
     def of(self, outcomes: Mapping[int, Outcome]) -> list[Outcome]:
         count = len(self.evaluator.dataset.problems)
@@ -284,11 +289,14 @@ def _kept_outcomes(directory: Path, num_samples: int) -> dict[int, Outcome]:
     numbers = [each for each in groups if isinstance(each, int)]
     file = transcripts.rollouts_file(directory, SPLIT, 0)
     jsonl.keep_lines(file, lambda record: record["group_idx"] in numbers)
-    records: dict[int, list[Mapping[str, Any]]] = {number: [] for number in numbers}
+    steps: dict[int, list[StepFacts]] = {number: [] for number in numbers}
     for line in jsonl.iter_lines(file) if numbers else ():
-        short = [{key: step[key] for key in Outcome.READS} for step in line.value["steps"]]
-        records[line.value["group_idx"]].append({"steps": short})  # without a million tokens
-    return {number: Outcome.of_records(each, num_samples) for number, each in records.items()}
+        for step in line.value["steps"][:1]:
+            facts = StepFacts(  # without a million tokens
+                metrics=step["metrics"], stop_reason=step["stop_reason"], ac_len=step["ac_len"]
+            )
+            steps[line.value["group_idx"]].append(facts)
+    return {number: Outcome.of_steps(each, num_samples) for number, each in steps.items()}
 
 
 if __name__ == "__main__":

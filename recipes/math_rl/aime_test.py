@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from recipes.math_rl import aime, problems
 from recipes.math_rl.aime_data import DEFAULT, HUB, YEARS, Aime, aime_answer, chosen_years
 from recipes.math_rl.pass_at_k import pass_at_k
 from tinker_cookbook.cli_utils import parse
+from tinker_cookbook.engine.requests import SampleRequest
 from tinker_cookbook.exceptions import (
     AllTrajectoriesFailedError,
     ConfigurationError,
@@ -22,6 +24,7 @@ from tinker_cookbook.exceptions import (
 )
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.rl.transcripts import read_rollouts
+from tinker_cookbook.testing import Asked, ScriptedEngine, saying, scripted_service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.data_files import Rows, open_rows
 from tinker_cookbook.utils.ml_log import read_metrics
@@ -139,22 +142,27 @@ class Scripted:
     """A model that answers by prompt and seed alone: right where the seed is even, and the replies
     to some prompts never come in this process."""
 
-    def __init__(self, silent: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    def __init__(self, store: Path, silent: Collection[str] = ()) -> None:
         self.silent, self.asked = silent, []
-        self.tokenizer: Any = get_tokenizer("nano")
+        engine = ScriptedEngine(saying("nano", self.text), delay=self.delay)
+        service = scripted_service(engine, store)
+        self.client = service.create_sampling_client(base_model="nano").result()
 
-    async def sample(self, prompt: Any, num_samples: int, params: Any) -> Any:
-        text = self.tokenizer.decode(prompt.to_ints())
-        number = text.partition("number is ")[2].partition("?")[0]
+    def text(self, asked: Asked) -> str:
+        number = self.number(asked.request)
         if number in self.silent:
-            await asyncio.sleep(0.2)  # the others are graded meanwhile
             raise ConnectionError("the service is gone")
         self.asked.append(number)
-        await asyncio.sleep(int(number) % 3 / 100)  # not in their order
-        reply = rf"\boxed{{{number}}}" if params.seed % 2 == 0 else r"\boxed{1234}"
-        tokens = self.tokenizer.encode(reply + "<|im_end|>", add_special_tokens=False)
-        one = SimpleNamespace(tokens=tokens, logprobs=[-0.5] * len(tokens), stop_reason="stop")
-        return SimpleNamespace(sequences=[one])
+        right = (asked.request.seed or 0) % 2 == 0
+        return rf"\boxed{{{number if right else 1234}}}<|im_end|>"
+
+    def delay(self, request: SampleRequest) -> float:
+        number = self.number(request)  # replies come in another order than they were asked for
+        return 0.2 if number in self.silent else int(number) % 3 / 100  # others are graded before
+
+    def number(self, request: SampleRequest) -> str:
+        text = str(get_tokenizer("nano").decode(request.prompt.tolist()))
+        return text.partition("number is ")[2].partition("?")[0]
 
 
 @pytest.fixture
@@ -165,13 +173,14 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(
-    data: Path, client: Scripted, monkeypatch: pytest.MonkeyPatch, *words: str
+    data: Path, model: Scripted, monkeypatch: pytest.MonkeyPatch, *words: str
 ) -> dict[str, Any]:
     """The last row of the run in data/run (or log_path=)."""
 
     async def completer_from(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(
-            sampling_client=client, renderer=get_renderer("qwen3_instruct", client.tokenizer)
+            sampling_client=model.client,
+            renderer=get_renderer("qwen3_instruct", get_tokenizer("nano")),
         )
 
     monkeypatch.setattr(aime, "completer_from", completer_from)
@@ -187,8 +196,8 @@ def without_time(row: dict[str, Any]) -> dict[str, Any]:
 def test_the_directory_of_an_evaluation(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = Scripted()
-    last = run(data, client, monkeypatch)
+    model = Scripted(data)
+    last = run(data, model, monkeypatch)
     directory = data / "run"
     for name in ("config.json", "code.diff", "logs.log", "metrics.jsonl"):
         assert (directory / name).is_file()
@@ -234,39 +243,39 @@ def test_the_directory_of_an_evaluation(
 def test_what_is_finished_is_not_sampled_again(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = run(data, Scripted(), monkeypatch, f"log_path={data / 'run'}")
+    expected = run(data, Scripted(data), monkeypatch, f"log_path={data / 'run'}")
     (data / "run").rename(data / "whole")
     with pytest.raises(ConnectionError):
-        run(data, Scripted({"70", "8"}), monkeypatch)
+        run(data, Scripted(data, {"70", "8"}), monkeypatch)
     rows = read_metrics(data / "run")
     assert len(rows) == 3
     file = data / "run/iteration_000000/eval_aime_rollout_summaries.jsonl"
     with file.open("ab") as half:  # killed while it wrote the next problem
         line = json.loads(file.read_bytes().splitlines()[0])
         half.write(json.dumps(line | {"group_idx": 4}).encode() + b'\n{"group_idx": 4, "st')
-    client = Scripted()
-    last = run(data, client, monkeypatch)
-    assert sorted(client.asked) == ["70"] * 4 + ["8"] * 4
+    model = Scripted(data)
+    last = run(data, model, monkeypatch)
+    assert sorted(model.asked) == ["70"] * 4 + ["8"] * 4
     assert without_time(last) == without_time(expected)
     assert len(read_rollouts(file)) == 20
     assert "resuming" in capsys.readouterr().out
     assert read_metrics(data / "run")[:3] == rows
 
-    client = Scripted()  # finished: the same command is a new evaluation, beside it
-    run(data, client, monkeypatch)
-    assert len(client.asked) == 20 and (data / "run-2/iteration_000000/eval_aime.html").is_file()
+    model = Scripted(data)  # finished: the same command is a new evaluation, beside it
+    run(data, model, monkeypatch)
+    assert len(model.asked) == 20 and (data / "run-2/iteration_000000/eval_aime.html").is_file()
     with pytest.raises(ConfigurationError, match="run of another config: temperature"):
-        run(data, client, monkeypatch, "temperature=0.5")
+        run(data, model, monkeypatch, "temperature=0.5")
 
 
 def test_only_the_page_is_missing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = run(data, Scripted(), monkeypatch)
+    expected = run(data, Scripted(data), monkeypatch)
     lines = (data / "run/metrics.jsonl").read_text().splitlines(keepends=True)
     (data / "run/metrics.jsonl").write_text("".join(lines[:-1]))
     (data / "run/iteration_000000/eval_aime.html").unlink()
-    client = Scripted()
-    assert without_time(run(data, client, monkeypatch)) == without_time(expected)
-    assert client.asked == []
+    model = Scripted(data)
+    assert without_time(run(data, model, monkeypatch)) == without_time(expected)
+    assert model.asked == []
     assert (data / "run/iteration_000000/eval_aime.html").is_file()
 
 
@@ -286,10 +295,10 @@ def test_replies_that_cannot_be_graded(
 
     broken: set[str] = set()
     monkeypatch.setattr(MathEnv, "check_answer", check_answer)
-    last = run(data, Scripted(), monkeypatch, "year=2024")
+    last = run(data, Scripted(data), monkeypatch, "year=2024")
     assert last["aime2024/failed"] == 3 and last["aime2024/correct"] == pytest.approx(9 / 12)
     said = capsys.readouterr().out
     assert "3 could not be graded and count as wrong" in said and "no grader" in said
     broken.add("all")
     with pytest.raises(AllTrajectoriesFailedError, match="none of the replies to 3 problems"):
-        run(data, Scripted(), monkeypatch, "year=2024")
+        run(data, Scripted(data), monkeypatch, "year=2024")

@@ -7,17 +7,18 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import tinker
+from typing import TYPE_CHECKING, TypedDict
 
 from recipes.math_rl.problems import ProblemDataset
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.rollouts.strategy import MinViableGroup
-from tinker_cookbook.rl.types import TrajectoryGroup
+from tinker_cookbook.rl.types import Metrics, TrajectoryGroup
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import SamplingClient
 
 # a reply that cannot be graded counts as wrong, and the others of its problem still count
 STRATEGY = MinViableGroup(min_size=1)
@@ -55,6 +56,14 @@ def checked_ks(ks: Sequence[int] | None, num_samples: int) -> list[int]:
     return list(ks) if ks else ks_up_to(num_samples)
 
 
+class StepFacts(TypedDict):
+    """What is read of a step of the records that rl/transcripts writes."""
+
+    metrics: Metrics
+    stop_reason: str
+    ac_len: int
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of the replies to one problem; of those that could be graded, how many are right,
@@ -67,8 +76,6 @@ class Outcome:
     truncated: int
     tokens: int
 
-    READS: ClassVar = ("metrics", "stop_reason", "ac_len")  # of a step of the records
-
     @classmethod
     def of_group(cls, group: TrajectoryGroup, num_samples: int) -> Outcome:
         replies = [trajectory.transitions[0] for trajectory in group.trajectories_G]
@@ -76,10 +83,9 @@ class Outcome:
         return cls._of(given, num_samples)
 
     @classmethod
-    def of_records(cls, records: Iterable[Mapping[str, Any]], num_samples: int) -> Outcome:
-        """From the lines that rl/transcripts writes of a group."""
-        replies = [record["steps"][0] for record in records if record["steps"]]
-        given = ((r["metrics"], r["stop_reason"], r["ac_len"]) for r in replies)
+    def of_steps(cls, steps: Iterable[StepFacts], num_samples: int) -> Outcome:
+        """From the first step of each reply in the lines that rl/transcripts writes of a group."""
+        given = ((step["metrics"], step["stop_reason"], step["ac_len"]) for step in steps)
         return cls._of(given, num_samples)
 
     @classmethod
@@ -164,7 +170,7 @@ class PassAtKEvaluator(SamplingClientEvaluator):
         self.context_window, self.seed = context_window, seed
         self._lines: list[str] = []
 
-    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]:
+    async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         numbers = range(len(self.dataset.problems))
         groups = await asyncio.gather(*(self.play(client, number) for number in numbers))
         outcomes = [Outcome.of_group(group, self.num_samples) for group in groups]
@@ -172,7 +178,7 @@ class PassAtKEvaluator(SamplingClientEvaluator):
         self._lines = [summary(self.dataset.name, outcomes, self.ks, metrics)]
         return metrics
 
-    async def play(self, client: Any, number: int) -> TrajectoryGroup:
+    async def play(self, client: SamplingClient, number: int) -> TrajectoryGroup:
         """The replies to one problem. They depend on no other."""
         policy = TinkerTokenCompleter(
             client,

@@ -3,8 +3,6 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -20,6 +18,7 @@ from recipes.math_rl.pass_at_k import (
 from recipes.math_rl.problems import Problem, ProblemDataset
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.testing import ScriptedEngine, saying, scripted_service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 
@@ -52,21 +51,6 @@ def test_ks() -> None:
     assert [ks_up_to(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
-class Scripted:
-    """A sampling client whose n-th reply to a prompt is the n-th of `replies`."""
-
-    def __init__(self, replies: list[str]) -> None:
-        self.replies, self.seen = replies, {}
-        self.tokenizer: Any = get_tokenizer("nano")
-
-    async def sample(self, prompt: Any, num_samples: int, params: Any) -> Any:
-        key = tuple(prompt.to_ints())
-        n = self.seen[key] = self.seen.get(key, -1) + 1
-        tokens = self.tokenizer.encode(self.replies[n] + "<|im_end|>", add_special_tokens=False)
-        one = SimpleNamespace(tokens=tokens, logprobs=[0.0] * len(tokens), stop_reason="stop")
-        return SimpleNamespace(sequences=[one])
-
-
 def dataset(group_size: int) -> ProblemDataset:
     renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"))
     return ProblemDataset(
@@ -78,11 +62,13 @@ def dataset(group_size: int) -> ProblemDataset:
     )
 
 
-async def test_evaluator() -> None:
+async def test_evaluator(tmp_path: Path) -> None:
     """Of four replies to each problem, two are right for the first and one for the second."""
     evaluator = PassAtKEvaluator(dataset(4), 32)
-    client: Any = Scripted(["\\boxed{2}", "\\boxed{4}", "nothing", "\\boxed{ 2.0 }"])
-    metrics = await evaluator(client)
+    replies = ["\\boxed{2}", "\\boxed{4}", "nothing", "\\boxed{ 2.0 }"]
+    engine = ScriptedEngine(saying("nano", lambda asked: replies[asked.time] + "<|im_end|>"))
+    service = scripted_service(engine, tmp_path)
+    metrics = await evaluator(await service.create_sampling_client(base_model="nano"))
     assert metrics["sums/pass@1"] == metrics["sums/correct"] == pytest.approx(3 / 8)
     assert metrics["sums/pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2)
     assert metrics["sums/pass@4"] == 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import chz
 
@@ -20,6 +20,7 @@ from tinker_cookbook.training.config import LoopConfig
 from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NOT_NEGATIVE, POSITIVE, SHARE
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.data_identity import adapter_identity
+from tinker_cookbook.utils.json_types import Plain
 
 LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
 
@@ -35,7 +36,7 @@ class KLReferenceConfig:
         " adapter (None: the base model itself)",
     )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Another adapter in the same directory is another reference."""
         return adapter_identity(self.load_checkpoint_path)
 
@@ -163,7 +164,7 @@ def with_known_keys(config: Config) -> Config:
             1,
         ),
     }
-    changes: dict[str, Any] = {}
+    changes: dict[str, int | None] = {}
     for key, (holder, holder_name, name, default) in spellings.items():
         if holder is None:
             continue

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.completers import TinkerTokenCompleter, derive_seed
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
@@ -16,6 +16,7 @@ from tinker_cookbook.rl.rollouts import RolloutLimits, RolloutProgress, do_group
 from tinker_cookbook.rl.rollouts.strategy import MinViableGroup, RolloutStrategy
 from tinker_cookbook.rl.types import (
     EnvGroupBuilder,
+    Metrics,
     RLDataset,
     StopReason,
     Trajectory,
@@ -24,6 +25,10 @@ from tinker_cookbook.rl.types import (
 from tinker_cookbook.sequences import model_input_tokens
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 from tinker_cookbook.utils.misc_utils import dict_mean, safezip
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import SamplingClient
+    from tinker_cookbook.tokenizer_utils import Tokenizer
 
 GOOD_REWARD = 0.5  # of every member of a group that counts as all good
 SHOWN = 3  # replies that a person gets to see
@@ -93,7 +98,7 @@ def _of_groups(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     return metrics
 
 
-def _of_envs(metrics: Iterable[Any]) -> dict[str, float]:
+def _of_envs(metrics: Iterable[Metrics]) -> dict[str, float]:
     """Means of what environments report; one that reports nonsense costs no step."""
     numbers, left_out = [], 0
     for each in metrics:
@@ -104,7 +109,7 @@ def _of_envs(metrics: Iterable[Any]) -> dict[str, float]:
     return means | ({"metrics_not_numbers": left_out} if left_out else {})
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: float) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
@@ -163,7 +168,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
         self.taglist_P = [builder.logging_tags() for builder in self.builders]
         self._lines: list[str] = []
 
-    async def __call__(self, client: Any, /) -> dict[str, float]:
+    async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         policy = TinkerTokenCompleter(
             client,
             max_tokens=self.max_tokens,
@@ -212,7 +217,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
         number = "1 failure" if len(errors) == 1 else f"{len(errors)} failures"
         return f"{number}, the first: {errors[0].kind}: {errors[0].message}"
 
-    def _some_replies(self, tokenizer: Any) -> list[str]:
+    def _some_replies(self, tokenizer: Tokenizer) -> list[str]:
         """First turns of a few groups, spread over the data set."""
         played = [group for group in self.groups_P if group.trajectories_G]
         chosen = played[:: max(1, len(played) // SHOWN)][:SHOWN]
@@ -222,7 +227,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
         return [f"{head}, {failures}" if failures else f"{head}, e.g.", *lines]
 
 
-def _line(trajectory: Trajectory, group: TrajectoryGroup, tokenizer: Any) -> str:
+def _line(trajectory: Trajectory, group: TrajectoryGroup, tokenizer: Tokenizer) -> str:
     reward = group.get_total_rewards()[0]
     if not trajectory.transitions:
         return f"  no turn (reward {reward:g})"

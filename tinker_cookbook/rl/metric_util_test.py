@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from tinker_cookbook.rl.types import (
     TrajectoryGroup,
 )
 from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.testing import ScriptedEngine, scripted_service
 
 
 def member(*rewards, metrics=(), cut=False, stop=StopReason.DONE):
@@ -160,38 +160,24 @@ class Problems(RLDataset):
         return len(self.batches)
 
 
-class Model:
-    """Replies with the prompt's last token and the stop token; keeps what it was asked."""
+@pytest.fixture
+def engine():
+    """Replies with the prompt's last token and the stop token."""
+    return ScriptedEngine(lambda asked: [asked.prompt[-1], 2])
 
-    def __init__(self):
-        self.params, self.running, self.most = [], 0, 0
 
-    def sample(self, prompt, num_samples, params):
-        self.params.append(params)
-
-        async def answer():
-            self.running += 1
-            self.most = max(self.most, self.running)
-            await asyncio.sleep(0.001)
-            self.running -= 1
-            sequence = SimpleNamespace(
-                tokens=[prompt.to_ints()[-1], 2], logprobs=[-1.0, -0.5], stop_reason="stop"
-            )
-            return SimpleNamespace(sequences=[sequence])
-
-        return answer()
-
-    def get_tokenizer(self):
-        return SimpleNamespace(decode=lambda tokens: " ".join(f"<{t}>" for t in tokens))
+@pytest.fixture
+def client(engine, tmp_path):
+    service = scripted_service(engine, tmp_path)
+    return service.create_sampling_client(base_model="nano").result()
 
 
 DATASET = Problems([Sums(10, 10), Sums(11, 11)], [Sums(20, 20), Sums(31, -1)])
 
 
-async def test_the_evaluator_plays_every_group_once():
-    model = Model()
+async def test_the_evaluator_plays_every_group_once(engine, client):
     evaluator = RLTestSetEvaluator(DATASET, max_tokens=7, name="held", temperature=0.5)
-    found = await evaluator(model)
+    found = await evaluator(client)
     assert [builder.tokens[0] for builder in dataset_to_env_group_builders(DATASET)] == [
         10,
         11,
@@ -203,30 +189,49 @@ async def test_the_evaluator_plays_every_group_once():
     assert found["held/env/all/length"] == 2
     assert found["held/rollout_errors/env_error"] == 1
     assert "held/rollout_errors/groups_lost" not in found
-    assert all(p.max_tokens == 7 and p.temperature == 0.5 for p in model.params)
+    assert all(each.max_tokens == 7 and each.temperature == 0.5 for each in engine.samples)
+    decode = client.get_tokenizer().decode
     assert evaluator.lines() == [
         "held: 4 of 4 groups played, 1 failure, the first: env_error: Sums, member 1: Sum.step:"
         " RuntimeError: broken",
-        "  '<5> <10>' -> '<10> <2>' (reward 12)",
-        "  '<5> <11>' -> '<11> <2>' (reward 13)",
-        "  '<5> <20>' -> '<20> <2>' (reward 22)",
+        *[
+            f"  {decode([5, first])!r} -> {decode([first, 2])!r} (reward {first + 2})"
+            for first in (10, 11, 20)
+        ],
     ]
     assert [len(group.trajectories_G) for group in evaluator.groups_P] == [2, 2, 2, 1]
     assert evaluator.taglist_P == [["even"], ["odd"], ["even"], ["odd"]]
 
 
-async def test_evaluations_sample_with_the_same_seeds():
-    first, second, other = Model(), Model(), Model()
+async def seeds_of_samples(evaluator, client, engine, at_a_time):
+    """Of all 8; so many of them are asked for before the first of these is answered."""
+    engine.requests.clear()
+    engine.hold()
+    task = asyncio.ensure_future(evaluator(client))
+    for total in range(at_a_time, 9, at_a_time):
+        async with asyncio.timeout(5):
+            while len(engine.samples) < total:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.005)
+        assert len(engine.samples) == total
+        engine.release()
+        engine.hold()
+    await task
+    return [each.seed for each in engine.samples]
+
+
+async def test_evaluations_sample_with_the_same_seeds(engine, client):
     evaluator = RLTestSetEvaluator(DATASET, max_tokens=7, groups_at_a_time=1)
-    await evaluator(first)
-    await evaluator(second)
-    await RLTestSetEvaluator(DATASET, max_tokens=7, seed=1)(other)
-    seeds = [[p.seed for p in model.params] for model in (first, second, other)]
-    assert seeds[0] == seeds[1] and len(set(seeds[0] + seeds[2])) == 16
-    assert first.most == 2 and other.most == 8  # members of one group, members of all
+    first, second = [
+        await seeds_of_samples(evaluator, client, engine, at_a_time=2)  # members of one group
+        for _ in range(2)
+    ]
+    evaluator = RLTestSetEvaluator(DATASET, max_tokens=7, seed=1)
+    other = await seeds_of_samples(evaluator, client, engine, at_a_time=8)  # members of all
+    assert first == second and len(set(first + other)) == 16
 
 
-async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environment():
+async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environment(client):
     cleaned = []
 
     class Tidy(Sums):
@@ -239,7 +244,7 @@ async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environm
     dataset = Problems([Tidy(-1), Tidy(1), Tidy(2)])
     with pytest.raises(RolloutFailedError, match="broken"):
         async with asyncio.timeout(10):
-            await RLTestSetEvaluator(dataset, max_tokens=7, strategy=FailFast())(Model())
+            await RLTestSetEvaluator(dataset, max_tokens=7, strategy=FailFast())(client)
     assert sorted(cleaned) == [-1, 1, 2]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tinker
@@ -19,6 +19,7 @@ from tinker_cookbook.sequences import as_numpy, from_datum
 
 if TYPE_CHECKING:
     from tinker_cookbook.sequences import Values
+    from tinker_cookbook.service.api import SamplingClient
 
 
 class LogprobGap:
@@ -117,7 +118,7 @@ def compute_kl_sample_train(
 
 
 async def compute_post_kl(
-    data_D: Sequence[tinker.Datum], post_sampling_client: Any, temperature: float = 1.0
+    data_D: Sequence[tinker.Datum], post_sampling_client: SamplingClient, temperature: float = 1.0
 ) -> dict[str, float]:
     """How far a step has moved the policy: `kl_pre_post_v1` and `_v2` between the sampled logprobs
     and those of the weights after it, on the tokens of the datums (which have `mask`). temperature:
@@ -131,7 +132,7 @@ async def compute_post_kl(
 
 async def incorporate_kl_penalty(
     data_D: Sequence[tinker.Datum],
-    base_sampling_client: Any,
+    base_sampling_client: SamplingClient,
     kl_penalty_coef: float,
     kl_discount_factor: float,
     temperature: float = 1.0,
@@ -165,7 +166,7 @@ def discounted_future_sum_vectorized(x: np.ndarray, gamma: float) -> np.ndarray:
 
 
 async def _datum_logprobs(
-    data_D: Sequence[tinker.Datum], client: Any, temperature: float
+    data_D: Sequence[tinker.Datum], client: SamplingClient, temperature: float
 ) -> list[np.ndarray]:
     """Of each datum's N targets, float64 [N]."""
     tokens = [from_datum(datum).tokens.tolist() for datum in data_D]

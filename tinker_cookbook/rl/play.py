@@ -17,8 +17,8 @@ import itertools
 import os
 import signal
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Awaitable, Iterator, Mapping
+from typing import Literal
 
 import chz
 import tinker
@@ -99,7 +99,7 @@ class ManualPolicy(TokenCompleter):
     """Shows what is new in a prompt and asks a person for the reply."""
 
     def __init__(self, tokenizer: Tokenizer, renderer: Renderer | None = None) -> None:
-        self._tokenizer: Any = tokenizer
+        self._tokenizer = tokenizer
         self._renderer = renderer
         self._shown: list[int] = []
 
@@ -184,9 +184,12 @@ def _renderer(config: Config) -> Renderer:
     return get_renderer(name, get_tokenizer(config.model_name), model_name=config.model_name)
 
 
+_Made = EnvGroupBuilder | RLDatasetBuilder | RLDataset | tuple[RLDataset, RLDataset | None] | None
+
+
 async def _builders(config: Config) -> Iterator[EnvGroupBuilder]:
     """Without end: a group builder is played again and again, a data set from its first batch."""
-    made: Any = config.env
+    made: _Made | Awaitable[_Made] = config.env
     if isinstance(made, RLDatasetBuilder):
         made = await _filled(made, config)()
     elif inspect.isawaitable(made):
@@ -221,7 +224,7 @@ def _filled(builder: RLDatasetBuilder, config: Config) -> RLDatasetBuilder:
     return chz.replace(builder, **{key: keys[key] for key in missing})
 
 
-def _print(values: Mapping[str, Any]) -> None:
+def _print(values: Mapping[str, str | float]) -> None:
     print("\n".join(f"  {name}: {value}" for name, value in values.items()))
 
 

@@ -4,7 +4,7 @@ command line instead of the fields of their data set."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import chz
 
@@ -15,6 +15,7 @@ from tinker_cookbook.training.defaults import Defaults
 from tinker_cookbook.training.fields import COUNT
 from tinker_cookbook.training.resolve import Resolved, fill_open, left_open, refuse_unused, reopen
 from tinker_cookbook.training.resolve import resolve as training_resolve
+from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line, and names of the Tinker cookbook
@@ -41,14 +42,14 @@ class ProblemConfig(train.Config):
     )
 
     @staticmethod
-    def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
+    def before_resolve(config: dict[str, Json]) -> dict[str, Json]:
         """A plain config without what `resolve` has put into the data."""
         data = config.get("dataset_builder")
         if not isinstance(data, dict):
             return config
         values = {name: config[key] for name, key in _FILLED.items()}
         own = reopen(data, type(rebuild(data, "dataset_builder")), values)
-        return config | {"dataset_builder": own}
+        return {**config, "dataset_builder": own}
 
 
 # fields that a data set's builder may leave open -> the recipe's keys that they follow then

@@ -13,7 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, get_args, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,6 +23,11 @@ import tinker
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.sequences import as_numpy
+
+if TYPE_CHECKING:
+    from tinker.lib.public_interfaces.api_future import APIFuture
+
+    from tinker_cookbook.service.api import SamplingClient, ScoresAtTemperature
 
 AdvantageKind = Literal["centered", "leave_one_out", "grpo", "dr_grpo"]
 
@@ -148,7 +154,7 @@ class ModelSignal(ABC):
 
     def __init__(
         self,
-        client: Any,
+        client: SamplingClient,
         coef: float,
         discount: float = 0.0,
         timeout: float = 1800.0,
@@ -160,7 +166,8 @@ class ModelSignal(ABC):
             raise ConfigurationError(f"kl_penalty_coef={coef}: must be a finite number")
         if not 0 <= discount <= 1:
             raise ConfigurationError(f"kl_discount_factor={discount}: must be from 0 to 1")
-        refuse_untempered(client, temperature)
+        if temperature != 1:
+            _scorer(client, temperature)  # refuses before anything is played
         self._client, self.coef, self.discount = client, coef, discount
         self._timeout, self.temperature = timeout, temperature
         self._logprobs: WeakKeyDictionary[TrainingGroup, list[np.ndarray]] = WeakKeyDictionary()
@@ -168,12 +175,12 @@ class ModelSignal(ABC):
     @abstractmethod
     def add(self, groups: Sequence[TrainingGroup]) -> dict[str, float]: ...
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, float]:
         """What a run must have in common to go on with another's checkpoint."""
         settings = {"coef": self.coef, "discount": self.discount}
         return settings if self.temperature == 1 else {**settings, "temperature": self.temperature}
 
-    def client_for(self, group: TrainingGroup) -> Any:
+    def client_for(self, group: TrainingGroup) -> SamplingClient:
         """The SamplingClient of the model that judges this group."""
         return self._client
 
@@ -260,7 +267,7 @@ def add_to_trained(group: TrainingGroup, member: int, values: np.ndarray) -> Non
 
 
 async def sequence_logprobs(
-    client: Any, tokens: Sequence[list[int]], temperature: float = 1.0
+    client: SamplingClient, tokens: Sequence[list[int]], temperature: float = 1.0
 ) -> list[np.ndarray]:
     """Logprobs of whole sequences under the weights of a SamplingClient, of its distribution at a
     temperature, float64 [N] each; NaN for the first token, which nothing predicts. All are asked
@@ -268,24 +275,28 @@ async def sequence_logprobs(
 
     Raises ConfigurationError where the client scores at temperature 1 only.
     """
-    refuse_untempered(client, temperature)
-    given = {} if temperature == 1 else {"temperature": temperature}
-    futures = [
-        client.compute_logprobs(tinker.ModelInput.from_ints(each), **given) for each in tokens
-    ]
+    score = _scorer(client, temperature)
+    futures = [score(tinker.ModelInput.from_ints(each)) for each in tokens]
     return [as_numpy(await future) for future in futures]
 
 
-def refuse_untempered(client: Any, temperature: float) -> None:
-    """Raises ConfigurationError where a client cannot score at this temperature. Tokens sampled at
-    temperature T have logprobs of softmax(logits / T); scored at 1, they would seem to be far from
-    the very weights that sampled them."""
+def _scorer(
+    client: SamplingClient, temperature: float
+) -> Callable[[tinker.ModelInput], APIFuture[list[float | None]]]:
+    """The client's logprobs at this temperature; ConfigurationError where it has none. Tokens
+    sampled at temperature T have logprobs of softmax(logits / T); scored at 1, they would seem to
+    be far from the very weights that sampled them."""
     if temperature == 1:
-        return
-    parameters = inspect.signature(client.compute_logprobs).parameters
-    if "temperature" not in parameters:
+        return client.compute_logprobs
+    if not _scores_at_temperature(client):
         raise ConfigurationError(
             f"temperature={temperature:g}: {type(client).__name__}.compute_logprobs scores at"
             " temperature 1 only, which cannot be compared with what was sampled; set"
             " temperature=1, or score with a model in process (without base_url)"
         )
+    return partial(client.compute_logprobs, temperature=temperature)
+
+
+def _scores_at_temperature(client: SamplingClient) -> TypeGuard[ScoresAtTemperature]:
+    """By the method's parameters: one of this name has every client."""
+    return "temperature" in inspect.signature(client.compute_logprobs).parameters

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+import numpy as np
 
 from tinker_cookbook.rl.metric_util import compute_trajectory_metrics
 from tinker_cookbook.rl.metrics import SampleTrainGap
@@ -22,7 +23,7 @@ class StepRecord:
 
     played: list[PlayedGroup[TrainingGroup]] = field(default_factory=list)
     trained: list[TrainingGroup] = field(default_factory=list)  # in the order of the logprobs
-    trained_logprobs_D: list[Any] = field(default_factory=list)
+    trained_logprobs_D: list[np.ndarray] = field(default_factory=list)
     gap: SampleTrainGap = field(default_factory=SampleTrainGap)
     same_weights_gap: SampleTrainGap = field(default_factory=SampleTrainGap)
     signals: list[Weighted] = field(default_factory=list)

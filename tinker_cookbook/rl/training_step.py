@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar
 
+import numpy as np
 import tinker
 
 from tinker_cookbook import models
@@ -31,7 +33,7 @@ from tinker_cookbook.rl.temperature import loss_settings, trainer_temperature
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import from_datum
-from tinker_cookbook.service.api import TrainingClient
+from tinker_cookbook.service.api import SamplingClient, TrainingClient
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import adam_params
 from tinker_cookbook.training.evaluations import Evaluations
@@ -39,6 +41,13 @@ from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted, split_list
+from tinker_cookbook.utils.ml_log import Metrics, MetricValue
+
+if TYPE_CHECKING:
+    from tinker.lib.public_interfaces.api_future import APIFuture
+
+    from tinker_cookbook.checkpoint_utils import PendingSave
+    from tinker_cookbook.sequences import Values
 
 T = TypeVar("T")
 
@@ -50,8 +59,8 @@ PROBED = 4  # sequences that tell whether sampler and trainer agree, where nothi
 class TrainedStep:
     """What comes of a step: weights to play with, and a save that is due (see Journal)."""
 
-    sampling_client: Any
-    save: Any
+    sampling_client: SamplingClient
+    save: PendingSave | None
     record: StepRecord
 
 
@@ -70,7 +79,7 @@ class _Submitted:
     groups: list[TrainingGroup]
     datums: list[tinker.Datum]
     own: list[bool]  # of each datum: whether the weights that played it are those it trains
-    result: Any
+    result: APIFuture[tinker.ForwardBackwardOutput]
 
 
 class Trainer:
@@ -98,7 +107,12 @@ class Trainer:
     async def __aenter__(self) -> Trainer:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.finish_writing()
 
     async def play(self, ticket: Ticket) -> TrainingGroup:
@@ -132,12 +146,12 @@ class Trainer:
         )
 
     async def step(
-        self, source: GroupSource[TrainingGroup], step: int, sampling_client: Any
+        self, source: GroupSource[TrainingGroup], step: int, sampling_client: SamplingClient
     ) -> TrainedStep:
         """Trains on batch `step`. sampling_client: the weights before it."""
         record = StepRecord()
         submitted: list[_Submitted] = []
-        optimizer: list[Any] = []
+        optimizer: list[APIFuture[tinker.types.OptimStepResponse]] = []
         trained_before = 0
         async for chunk in self._chunks(source, step):
             record.played += chunk.played
@@ -242,7 +256,7 @@ class Trainer:
             )
         record.outputs.append((num_trained_tokens(part.groups), output.metrics or {}))
 
-    def _probe(self, first: _Submitted, sampling_client: Any) -> _Probe:
+    def _probe(self, first: _Submitted, sampling_client: SamplingClient) -> _Probe:
         """The first chunk is trained on the very weights of `sampling_client`. Where these, or the
         trainer's temperature, are not what its replies were sampled with, a few are scored once
         more."""
@@ -291,7 +305,7 @@ class Trainer:
         )
         self._journal.say(f"step {step}: nothing was learnt, no token has an advantage: {why}")
 
-    async def record(self, done: TrainedStep, step: int, row: dict[str, Any]) -> None:
+    async def record(self, done: TrainedStep, step: int, row: dict[str, MetricValue]) -> None:
         """Puts the metrics of a step into its row, says what failed, and begins to write the
         transcript, which is on disk before the next one or the end of the run."""
         record, config = done.record, self._config
@@ -338,7 +352,7 @@ class Trainer:
         )
 
     async def evaluate(
-        self, evaluations: Evaluations, sampling_client: Any, step: int | None
+        self, evaluations: Evaluations, sampling_client: SamplingClient, step: int | None
     ) -> dict[str, float]:
         """Metrics of the evaluators due before `step` (None: after the last), with transcripts.
 
@@ -364,9 +378,10 @@ class Trainer:
         step: int,
         groups_P: Sequence[TrajectoryGroup],
         tags_P: Sequence[Sequence[str]],
-        metrics: Mapping[str, Any],
+        metrics: Metrics,
         training: Sequence[TrainingGroup] | None = None,
-        **further: Any,
+        sampling_client_steps: Sequence[int] | None = None,
+        trained_logprobs_D: Sequence[Values] | None = None,
     ) -> None:
         """For people, see rl/transcripts. Waits for the one before, not for this one."""
         await self.finish_writing()
@@ -381,7 +396,8 @@ class Trainer:
                 training,
                 get_tokenizer(self._config.model_name),
                 dict(metrics),
-                **further,
+                sampling_client_steps=sampling_client_steps,
+                trained_logprobs_D=trained_logprobs_D,
             )
         )
 
@@ -405,10 +421,19 @@ class Trainer:
         return task.result()
 
 
+class _Reminding(Protocol):
+    async def __call__(self, waited: Awaitable[T], what: str, /) -> T: ...
+
+
 class _Probe:
     """Logprobs of a few sequences, on their way."""
 
-    def __init__(self, datums: Sequence[tinker.Datum], logprobs: Any, reminding: Any) -> None:
+    def __init__(
+        self,
+        datums: Sequence[tinker.Datum],
+        logprobs: Coroutine[None, None, list[np.ndarray]],
+        reminding: _Reminding,
+    ) -> None:
         self._datums, self._reminding = datums, reminding
         self._logprobs = asyncio.ensure_future(logprobs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import chz
 
@@ -60,7 +60,7 @@ class ChatConfig(train.Config):
     )
 
     @staticmethod
-    def before_resolve(config: dict[str, Any]) -> dict[str, Any]:
+    def before_resolve(config: dict[str, Json]) -> dict[str, Json]:
         """A plain config without what `resolve` has put into the data and taken from it."""
         data = config.get("dataset_builder")
         # max_length: no limit, where a key that is None asks for the usual
@@ -72,7 +72,8 @@ class ChatConfig(train.Config):
             return config
         evaluators = plain(builder.default_evaluator_builders(), identities=False)
         derived = ("evaluator_builders",) if config.get("evaluator_builders") == evaluators else ()
-        return {k: v for k, v in config.items() if k not in derived} | {"dataset_builder": own}
+        kept = {k: v for k, v in config.items() if k not in derived}
+        return {**kept, "dataset_builder": own}
 
 
 C = TypeVar("C", bound=ChatConfig)

@@ -51,6 +51,7 @@ from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
+from tinker_cookbook.utils.json_types import Plain
 
 __all__ = [
     "FromConversationFileBuilder",
@@ -69,6 +70,8 @@ __all__ = [
     "render_conversation",
 ]
 
+# Any: chz checks the types of fields at run time, and recursive ones are more than it knows
+Conversations = list[dict[str, Any]]
 Datasets = tuple[SupervisedDataset, SupervisedDataset | None]
 
 
@@ -122,7 +125,7 @@ class JsonlChats(_ChatLists):
         default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
     )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """The content of the files, whatever their path."""
         files = {"path": self.path, "test_path": self.test_path}
         return {key: file_identity(path) for key, path in files.items() if path is not None}
@@ -149,7 +152,7 @@ class FromConversationFileBuilder(_ChatLists):
         default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
     )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """The content of the file, whatever its path."""
         return {"file_path": file_identity(self.file_path)}
 
@@ -161,8 +164,8 @@ class FromConversationFileBuilder(_ChatLists):
 class InMemoryChats(_ChatLists):
     """Conversations that a program has made: lists of `{"messages": [...]}` or the like."""
 
-    conversations: list[dict[str, Any]] = chz.field(doc="training data")
-    test_conversations: list[dict[str, Any]] | None = chz.field(default=None, doc="test data")
+    conversations: Conversations = chz.field(doc="training data")
+    test_conversations: Conversations | None = chz.field(default=None, doc="test data")
     label: str = chz.field(default="data", doc="what reports and errors call it")
 
     def __call__(self) -> Datasets:
@@ -178,7 +181,7 @@ class InMemoryChats(_ChatLists):
         )
 
 
-def _named(rows: list[dict[str, Any]], label: str) -> list[Chat]:
+def _named(rows: Conversations, label: str) -> list[Chat]:
     places = [f"{label}, conversation {number}" for number in range(len(rows))]
     return list(map(RowReader(), rows, places))
 
@@ -205,7 +208,7 @@ class HubChats(ChatDatasetBuilder):
         default=0, doc="seed of the test rows and of each epoch's order", metadata=SEED
     )
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Of a local data set, what its files tell at a glance; a name on the hub is enough."""
         return path_identity(self.path)
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,13 +24,16 @@ from tinker_cookbook.renderers.row_account import Notes
 from tinker_cookbook.sequences import Reduction, Sequence, from_datum, to_datum
 from tinker_cookbook.supervised.types import MAX_NAMED, DataReport, SupervisedDataset
 from tinker_cookbook.utils.data_files import where
+from tinker_cookbook.utils.json_types import Plain
 
 if TYPE_CHECKING:
     import tinker
 
     from tinker_cookbook.renderers import Message, Renderer
 
-Row = Mapping[str, Any]
+Row = Mapping[str, Plain]
+R = TypeVar("R", bound="Plain")
+D = TypeVar("D", covariant=True)
 
 # Batches that may be passed over, one after the other, because nothing in them can be trained on.
 MAX_EMPTY_BATCHES = 32
@@ -48,7 +51,15 @@ class Rendered:
     notes: Notes = field(default_factory=dict)  # see `Chat.notes`
 
 
-RenderRow = Callable[[Row], Rendered]  # does not raise for what is wrong with one row alone
+class Drawn(Protocol[D]):
+    """Rows by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> D: ...
+
+
+RenderRow = Callable[[R], Rendered]  # does not raise for what is wrong with one row alone
 
 
 def render_conversation(
@@ -131,8 +142,8 @@ def render_rows(
     renderer: Renderer,
     max_length: int | None,
     train_on_what: TrainOnWhat,
-    read: Callable[[Any, str], Chat] | None = None,
-) -> RenderRow:
+    read: Callable[[R, str], Chat] | None = None,
+) -> RenderRow[R]:
     """`render_conversation` for the rows of a table. read: from a row and its place to the
     conversation (None: in the form of the first row).
 
@@ -142,7 +153,7 @@ def render_rows(
 
     read = read or RowReader()
 
-    def render(row: Row) -> Rendered:
+    def render(row: R) -> Rendered:
         try:
             chat = read(row, "row")
             return render_chat(chat, renderer, max_length, train_on_what)
@@ -155,7 +166,7 @@ def render_rows(
 def mapped_rows(
     map_fn: Callable[[Row], tinker.Datum] | None,
     flatmap_fn: Callable[[Row], list[tinker.Datum]] | None,
-) -> RenderRow:
+) -> RenderRow[Row]:
     """A user's function from row to datum(s); a DataValidationError from it skips the row."""
     if (map_fn is None) == (flatmap_fn is None):
         raise ConfigurationError("give exactly one of map_fn and flatmap_fn")
@@ -312,17 +323,17 @@ def _batching_notes(dataset: _Shuffled, unit: str) -> list[str]:
     ]
 
 
-class LazyChats(_Shuffled):
+class LazyChats(_Shuffled, Generic[R]):
     """Rows that are rendered when they are drawn, for data sets too large to render at the start.
 
-    `rows` needs len() and [i]. `report` counts each row when it is first drawn. forms: how rows
-    are known to be read, for the report at the start.
+    `report` counts each row when it is first drawn. forms: how rows are known to be read, for the
+    report at the start.
     """
 
     def __init__(
         self,
-        rows: Any,
-        render: RenderRow,
+        rows: Drawn[R],
+        render: RenderRow[R],
         *,
         batch_size: int,
         shuffle_seed: int | None = 0,
@@ -346,13 +357,13 @@ class LazyChats(_Shuffled):
         return rendered.datums
 
 
-class SupervisedDatasetFromHFDataset(LazyChats):
+class SupervisedDatasetFromHFDataset(LazyChats[Row]):
     """Rows of a `datasets.Dataset` through a function of yours, one datum (map_fn) or several
     (flatmap_fn) for each. A row for which it raises DataValidationError is skipped and counted."""
 
     def __init__(
         self,
-        hf_dataset: Any,
+        hf_dataset: Drawn[Row],
         batch_size: int,
         map_fn: Callable[[Row], tinker.Datum] | None = None,
         flatmap_fn: Callable[[Row], list[tinker.Datum]] | None = None,

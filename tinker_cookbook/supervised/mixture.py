@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import chz
 import numpy as np
@@ -11,12 +10,13 @@ import numpy as np
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import Chat, RowReader, row_reader
-from tinker_cookbook.supervised.datasets import LazyChats, epoch_order, render_rows
+from tinker_cookbook.supervised.datasets import LazyChats, RenderRow, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils import data_files
-from tinker_cookbook.utils.data_files import Rows
+from tinker_cookbook.utils.data_files import Row, Rows
 from tinker_cookbook.utils.data_identity import path_identity
+from tinker_cookbook.utils.json_types import Plain
 
 
 @chz.chz
@@ -31,7 +31,7 @@ class HFDatasetSource:
     )
     message_field: str = chz.field(default="messages", doc="column with the list of messages")
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Of a local data set, what its files tell at a glance."""
         return path_identity(self.path)
 
@@ -103,6 +103,9 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         )
 
 
+PartRow = tuple[int, Row]  # the number of its data set, and the row
+
+
 class MixtureRows:
     """The rows of several data sets, one after the other, each with the number of its data set."""
 
@@ -113,7 +116,7 @@ class MixtureRows:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def __getitem__(self, row: int) -> tuple[int, dict[str, Any]]:
+    def __getitem__(self, row: int) -> PartRow:
         part, number = self._place(row)
         return part, self.parts[part][number]
 
@@ -130,22 +133,39 @@ class MixtureRows:
         """How the data sets are read, those that are converted."""
         return [form for reader in self._readers for form in reader.forms]
 
-    def chat(self, row: tuple[int, dict[str, Any]], where: str) -> Chat:
+    def chat(self, row: PartRow, where: str) -> Chat:
         """The conversation of a row, as the reader of its data set has it."""
         part, found = row
         return self._readers[part](found, where)
 
 
-class LazyMixture(LazyChats):
+class LazyMixture(LazyChats[PartRow]):
     """`LazyChats` whose epochs draw from each part by its weight (None: all rows of all parts)."""
 
     def __init__(
-        self, rows: MixtureRows, weights: list[float] | None, *args: Any, **kwargs: Any
+        self,
+        rows: MixtureRows,
+        weights: list[float] | None,
+        render: RenderRow[PartRow],
+        *,
+        batch_size: int,
+        shuffle_seed: int | None,
+        name: str,
+        max_length: int | None,
+        forms: Sequence[str],
     ) -> None:
         sizes = [len(part) for part in rows.parts]
         self._counts = mixture_counts(sizes, weights) if weights else sizes
         self._offsets = rows.offsets
-        super().__init__(rows, *args, **kwargs)
+        super().__init__(
+            rows,
+            render,
+            batch_size=batch_size,
+            shuffle_seed=shuffle_seed,
+            name=name,
+            max_length=max_length,
+            forms=forms,
+        )
 
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         drawn = [

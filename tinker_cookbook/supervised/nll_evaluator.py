@@ -15,6 +15,7 @@ from tinker_cookbook.training.evaluators import SamplingClientEvaluator, Trainin
 
 if TYPE_CHECKING:
     from tinker_cookbook.sequences import Values
+    from tinker_cookbook.service.api import SamplingClient, TrainingClient
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 DATUMS_PER_REQUEST = 128  # keeps one request over HTTP to some megabytes
@@ -48,7 +49,7 @@ class NLLEvaluator(_OverDatums, TrainingClientEvaluator):
     tokenizer.
     """
 
-    async def __call__(self, client: tinker.TrainingClient, /) -> dict[str, float]:
+    async def __call__(self, client: TrainingClient, /) -> dict[str, float]:
         # All requests are queued before the first answer is awaited.
         futures = [
             client.forward(self.data[start : start + DATUMS_PER_REQUEST], "cross_entropy")
@@ -63,7 +64,7 @@ class NLLEvaluator(_OverDatums, TrainingClientEvaluator):
 class SamplerNLLEvaluator(_OverDatums, SamplingClientEvaluator):
     """The same figures of a snapshot of the weights, by `compute_logprobs`."""
 
-    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]:
+    async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         futures = [
             client.compute_logprobs(tinker.ModelInput.from_ints(from_datum(datum).tokens.tolist()))
             for datum in self.data

@@ -1,17 +1,18 @@
-"""The evaluators, against clients whose model is a table: the logprob of token t is -t / 10."""
+"""The evaluators, over an engine whose model is a table: the logprob of token t is -t / 10."""
 
+import asyncio
 import math
 
 import pytest
-import tinker
-from tinker.types import ForwardBackwardOutput
 
+from tinker_cookbook.engine.requests import Forward
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.sequences import Sequence, to_datum
 from tinker_cookbook.supervised import nll_evaluator
 from tinker_cookbook.supervised.common_test import ByteTokenizer
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator, SamplerNLLEvaluator, all_datums
 from tinker_cookbook.supervised.types import SupervisedDataset
+from tinker_cookbook.testing import ScriptedEngine, scripted_service
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 
 DATA = [
@@ -23,63 +24,58 @@ NLL = (2 + 3 + 2 * 4 + 5) / 5
 BPB = (2 + 3 + 4 + 5) / (math.log(2) * 4)
 
 
-class Later:
-    """Can be awaited once everything was submitted, as the answers of a service are."""
-
-    def __init__(self, client, value):
-        self.client, self.value = client, value
-
-    def __await__(self):
-        self.client.awaited.append(self.client.submitted)
-        yield from ()
-        return self.value
+@pytest.fixture
+def engine():
+    return ScriptedEngine(logprob_of=lambda token: -token / 10)
 
 
-class TableClient:
-    def __init__(self):
-        self.submitted, self.awaited = 0, []
-
-    def forward(self, data, loss_fn):
-        assert loss_fn == "cross_entropy"
-        self.submitted += 1
-        outputs = [
-            {
-                "logprobs": tinker.TensorData(
-                    data=[-token / 10 for token in datum.loss_fn_inputs["target_tokens"].data],
-                    dtype="float32",
-                )
-            }
-            for datum in data
-        ]
-        return Later(self, ForwardBackwardOutput("x", outputs))
-
-    def compute_logprobs(self, prompt):
-        self.submitted += 1
-        tokens = prompt.to_ints()
-        return Later(self, [None, *(-token / 10 for token in tokens[1:])])
+@pytest.fixture
+def service(engine, tmp_path):
+    return scripted_service(engine, tmp_path)
 
 
-async def test_nll_of_the_weights_in_training(monkeypatch):
+@pytest.fixture
+def training_client(service):
+    return service.create_lora_training_client("nano", rank=1).result(10)
+
+
+@pytest.fixture
+def sampling_client(service):
+    return service.create_sampling_client(base_model="nano").result()
+
+
+async def measured(evaluator, client, engine, requests):
+    """The metrics; all requests are submitted before any is answered."""
+    engine.requests.clear()
+    engine.hold()
+    task = asyncio.ensure_future(evaluator(client))
+    async with asyncio.timeout(5):
+        while len(engine.requests) < requests:
+            await asyncio.sleep(0.001)
+    assert not task.done()
+    engine.release()
+    return await task
+
+
+async def test_nll_of_the_weights_in_training(training_client, engine, monkeypatch):
     monkeypatch.setattr(nll_evaluator, "DATUMS_PER_REQUEST", 2)
-    client = TableClient()
     evaluator = NLLEvaluator(DATA, tokenizer=ByteTokenizer())
     assert isinstance(evaluator, TrainingClientEvaluator)
-    metrics = await evaluator(client)
+    metrics = await measured(evaluator, training_client, engine, requests=2)
     assert metrics == {"test/nll": pytest.approx(NLL), "test/bpb": pytest.approx(BPB)}
-    assert client.awaited == [2, 2]  # both requests were submitted before either was awaited
+    assert all(isinstance(each, Forward) for each in engine.requests)
+    assert [len(each.rows) for each in engine.requests] == [2, 1]
 
 
-async def test_nll_of_a_snapshot_skips_the_first_logprob():
-    client = TableClient()
+async def test_nll_of_a_snapshot_skips_the_first_logprob(sampling_client, engine):
     evaluator = SamplerNLLEvaluator(DATA, name="held_out", tokenizer=ByteTokenizer())
     assert isinstance(evaluator, SamplingClientEvaluator)
-    metrics = await evaluator(client)
+    metrics = await measured(evaluator, sampling_client, engine, requests=3)
     assert metrics == {"held_out/nll": pytest.approx(NLL), "held_out/bpb": pytest.approx(BPB)}
-    assert client.awaited == [3, 3, 3]
 
 
-async def test_no_bpb_without_a_tokenizer():
-    assert await NLLEvaluator(DATA)(TableClient()) == {"test/nll": pytest.approx(NLL)}
+async def test_no_bpb_without_a_tokenizer(training_client):
+    assert await NLLEvaluator(DATA)(training_client) == {"test/nll": pytest.approx(NLL)}
 
 
 def test_an_evaluator_without_data_is_refused():
@@ -87,7 +83,7 @@ def test_an_evaluator_without_data_is_refused():
         NLLEvaluator([])
 
 
-async def test_from_dataset_takes_every_batch():
+async def test_from_dataset_takes_every_batch(training_client, sampling_client):
     class Fixed(SupervisedDataset):
         def __len__(self):
             return 2
@@ -96,5 +92,5 @@ async def test_from_dataset_takes_every_batch():
             return [DATA[:2], DATA[2:]][index]
 
     assert all_datums(Fixed()) == DATA
-    for kind in (NLLEvaluator, SamplerNLLEvaluator):
-        assert await kind.from_dataset(Fixed())(TableClient()) == {"test/nll": pytest.approx(NLL)}
+    for kind, client in ((NLLEvaluator, training_client), (SamplerNLLEvaluator, sampling_client)):
+        assert await kind.from_dataset(Fixed())(client) == {"test/nll": pytest.approx(NLL)}

@@ -14,6 +14,7 @@ from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.service.api import SamplingClient
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 MAX_REPLY = 64  # tokens
@@ -47,7 +48,7 @@ class SampleReplies(SamplingClientEvaluator):
         self._examples: list[_Example] | None = None
         self._lines: list[str] = []
 
-    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]:
+    async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         if self._examples is None:
             self._examples = _spread(_examples(self._datums()), self._count)
         stop = self._renderer.get_stop_sequences()

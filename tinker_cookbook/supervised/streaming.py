@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import chz
 
@@ -23,8 +23,9 @@ from tinker_cookbook.supervised.datasets import (
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, DataReport, SupervisedDataset
 from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils import data_files
-from tinker_cookbook.utils.data_files import PlacedRow, Stream
+from tinker_cookbook.utils.data_files import PlacedRow, Stream, Streamed
 from tinker_cookbook.utils.data_identity import path_identity
+from tinker_cookbook.utils.json_types import Plain
 
 if TYPE_CHECKING:
     import tinker
@@ -41,7 +42,7 @@ class StreamedRows(SupervisedDataset):
     def __init__(
         self,
         stream: Stream,
-        render: RenderRow,
+        render: RenderRow[Row],
         *,
         batch_size: int,
         length: int,
@@ -119,7 +120,7 @@ class StreamingSupervisedDatasetFromHFDataset(StreamedRows):
 
     def __init__(
         self,
-        hf_dataset: Any,
+        hf_dataset: Streamed,
         batch_size: int,
         length: int,
         map_fn: Callable[[Row], tinker.Datum] | None = None,
@@ -149,7 +150,7 @@ class StreamedHubChats(ChatDatasetBuilder):
     buffer_size: int = chz.field(default=10_000, doc="rows that are shuffled among each other")
     shuffle_seed: int = chz.field(default=0, doc="seed of the order", metadata=SEED)
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Plain]:
         """Of a local data set, what its files tell at a glance."""
         return path_identity(self.path)
 

@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import chz
 import tinker
@@ -46,6 +46,8 @@ from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_
 from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:
+    from tinker.lib.public_interfaces.api_future import APIFuture
+
     from tinker_cookbook.checkpoint_utils import PendingSave
 
 __all__ = ["Config", "main", "run_evals"]
@@ -84,8 +86,8 @@ class _Submitted:
     batch: list[tinker.Datum]
     learning_rate: float
     evals: dict[str, float]
-    forward_backward: Any
-    optim_step: Any
+    forward_backward: APIFuture[tinker.ForwardBackwardOutput]
+    optim_step: APIFuture[tinker.types.OptimStepResponse]
     save: PendingSave | None
 
 

@@ -15,7 +15,7 @@ the configurations in README.md); so is the reading of tables. JSON and CSV are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -102,11 +102,11 @@ class _Table(Protocol):
     def select_columns(self, column_names: list[str]) -> _Table: ...
 
 
-class _Streamed(Protocol):
+class Streamed(Protocol):
     """What is used of a `datasets.IterableDataset`."""
 
     def __iter__(self) -> Iterator[Row]: ...
-    def shuffle(self, *, seed: int, buffer_size: int) -> _Streamed: ...
+    def shuffle(self, *, seed: int, buffer_size: int) -> Streamed: ...
     def set_epoch(self, epoch: int) -> None: ...
 
 
@@ -138,7 +138,7 @@ class PlacedRow(NamedTuple):
 class Stream:
     """Rows one by one, of a `datasets.IterableDataset`. from_files: it is that of `placed_rows`."""
 
-    def __init__(self, source: _Streamed, from_files: bool = False) -> None:
+    def __init__(self, source: Streamed, from_files: bool = False) -> None:
         self._source, self._from_files = source, from_files
 
     def shuffle(self, seed: int, buffer_size: int) -> Stream:
@@ -213,7 +213,7 @@ def is_file_name(path: str) -> bool:
     return kind(path) in (*JSON_SUFFIXES, *CSV_SUFFIXES, *_TABLES) or path.endswith(COMPRESSED)
 
 
-def where(rows: Sequence[Row] | HasPlaces, row: int) -> str:
+def where(rows: Sized | HasPlaces, row: int) -> str:
     """The place of a row for messages, whatever the rows are."""
     return rows.where(row) if isinstance(rows, HasPlaces) else f"row {row}"
 

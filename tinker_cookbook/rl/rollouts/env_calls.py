@@ -12,7 +12,7 @@ import logging
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import tinker
 
@@ -24,6 +24,7 @@ from tinker_cookbook.utils.loop_clock import LoopClock, settled
 from tinker_cookbook.utils.loop_watch import is_users_code
 
 T = TypeVar("T")
+V = TypeVar("V")
 logger = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 1.0  # for a call to end after it was cancelled
@@ -40,7 +41,7 @@ class EnvCalls:
 
     def __init__(self, limits: RolloutLimits, progress: RolloutProgress) -> None:
         self._seconds, self._progress = limits.env_timeout, progress
-        self._calls: asyncio.Queue[_Call | None] = asyncio.Queue()
+        self._calls: asyncio.Queue[_Call | None] = asyncio.Queue()  # None: no more come
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(
@@ -51,7 +52,7 @@ class EnvCalls:
         began = clock.now()
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         worker = self._working()
-        self._calls.put_nowait(_Call(call, answer))
+        self._calls.put_nowait(functools.partial(_answer, call, answer))
         with self._progress.waiting(f"in {where}"):
             try:
                 ended = {answer, worker}
@@ -88,7 +89,7 @@ class EnvCalls:
             self._worker = asyncio.create_task(_work(self._calls))
         return self._worker
 
-    async def _cancel(self, worker: asyncio.Task[None], answer: asyncio.Future[Any]) -> bool:
+    async def _cancel(self, worker: asyncio.Task[None], answer: asyncio.Future[T]) -> bool:
         """Whether the running call could be ended."""
         for _ in range(_CANCEL_ATTEMPTS):  # one that swallows the first may end at the second
             worker.cancel()
@@ -106,12 +107,10 @@ class EnvCalls:
         return False
 
 
-class _Call(NamedTuple):
-    call: Callable[[], Awaitable[Any]]
-    answer: asyncio.Future[Any]
+_Call = Callable[[], Awaitable[bool]]  # makes it; whether anybody still waits
 
 
-def _error(answer: asyncio.Future[Any]) -> BaseException | None:
+def _error(answer: asyncio.Future[T]) -> BaseException | None:
     if answer.cancelled() or not answer.done():
         return asyncio.CancelledError()
     return answer.exception()
@@ -120,22 +119,26 @@ def _error(answer: asyncio.Future[Any]) -> BaseException | None:
 async def _work(calls: asyncio.Queue[_Call | None]) -> None:
     task = asyncio.current_task()
     assert task is not None
-    while (asked := await calls.get()) is not None:
-        call, answer = asked
-        try:
-            result = await call()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            if not answer.done():
-                answer.set_exception(error)
-        else:
-            if not answer.done():
-                answer.set_result(result)
-        if answer.cancelled():  # nobody waits any more
+    while (call := await calls.get()) is not None:
+        if not await call():
             return
         while task.cancelling():  # the cancellation was for this call
             task.uncancel()
+
+
+async def _answer(call: Callable[[], Awaitable[T]], answer: asyncio.Future[T]) -> bool:
+    """Whether anybody still waits."""
+    try:
+        result = await call()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if not answer.done():
+            answer.set_exception(error)
+    else:
+        if not answer.done():
+            answer.set_result(result)
+    return not answer.cancelled()
 
 
 def being_cancelled() -> bool:
@@ -156,7 +159,10 @@ def failure(kind: str, message: str, cause: BaseException | None = None) -> Roll
     )
 
 
-def checked_number(value: Any, what: str, kind: str) -> float:
+# Of what environments give back: annotated as it is asked for, checked as it may be anything.
+
+
+def checked_number(value: float, what: str, kind: str) -> float:
     """A finite number as a float: bools, numpy and torch scalars are numbers, text is not."""
     number = math.nan
     if hasattr(type(value), "__float__"):
@@ -169,7 +175,7 @@ def checked_number(value: Any, what: str, kind: str) -> float:
     return number
 
 
-def checked_metrics(metrics: Any, where: str) -> Metrics:
+def checked_metrics(metrics: Metrics, where: str) -> Metrics:
     checked: Metrics = {}
     for name, value in checked_dict(metrics, f"{where}: metrics").items():
         number = checked_number(value, f"{where}: metric {name!r}", "env_error")
@@ -177,13 +183,13 @@ def checked_metrics(metrics: Any, where: str) -> Metrics:
     return checked
 
 
-def checked_dict(value: Any, what: str) -> dict[Any, Any]:
+def checked_dict(value: dict[str, V], what: str) -> dict[str, V]:
     if not isinstance(value, Mapping):
         raise failure("env_error", f"{what}: {found(value)}, expected a dict")
     return dict(value)
 
 
-def checked_prompt(prompt: Any, what: str) -> tinker.ModelInput:
+def checked_prompt(prompt: tinker.ModelInput, what: str) -> tinker.ModelInput:
     if not isinstance(prompt, tinker.ModelInput):
         raise failure("env_error", f"{what} is {found(prompt)}, expected a ModelInput")
     if prompt.length < 1:
@@ -200,6 +206,6 @@ def takes_extra(env_class: type[Env]) -> bool:
     )
 
 
-def found(value: Any) -> str:
+def found(value: object) -> str:  # whatever an environment gave
     """A value as error messages show it."""
     return f"{type(value).__name__} {value!r:.60}"

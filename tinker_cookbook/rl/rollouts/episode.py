@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 import tinker
 
@@ -130,7 +130,7 @@ class Episode:
         return reply
 
     async def _step(self, action: TokensWithLogprobs) -> StepResult:
-        extra: dict[str, Any] = {}
+        extra: dict[Literal["extra"], ActionExtra] = {}
         if takes_extra(type(self._env)):
             about = ActionExtra(stop_reason=action.stop_reason, logprobs=action.maybe_logprobs)
             extra = {"extra": about}

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from tinker_cookbook.completers import TokenCompleter, derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
@@ -90,6 +90,13 @@ async def do_group_rollout(
         return await group.play()
     finally:
         await group.cleanup()
+
+
+@runtime_checkable
+class _Seeded(Protocol):
+    """A policy that can give each member its own seed."""
+
+    def seeded(self, seed: int) -> TokenCompleter: ...
 
 
 class _Played(NamedTuple):
@@ -188,12 +195,11 @@ class _Group:
                     raise _GivenUp from failed
 
     def _member_policy(self, index: int, attempt: int) -> TokenCompleter:
-        seeded = getattr(self._policy, "seeded", None)
-        if self._seed is None or seeded is None:
+        if self._seed is None or not isinstance(self._policy, _Seeded):
             return self._policy
         # another seed for another attempt, or the reply that the env cannot stand would come again
         parts = (index,) if attempt == 1 else (index, attempt)
-        return seeded(derive_seed(self._seed, *parts))
+        return self._policy.seeded(derive_seed(self._seed, *parts))
 
     async def _make_envs(self) -> list[Env]:
         async def listed() -> list[Env]:
@@ -237,7 +243,7 @@ class _Group:
         return await self._calls(call, f"{self._name}.{name}", "group_error")
 
 
-async def _all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def _all_of(coroutines: Sequence[Coroutine[None, None, T]]) -> list[T]:
     """All results in order. The first error ends the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -12,10 +12,14 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.types import EnvGroupBuilder
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import SamplingClient
 
 G = TypeVar("G")
 
@@ -29,7 +33,7 @@ class Ticket:
     batch: int
     index: int  # in its batch
     builder: EnvGroupBuilder
-    sampling_client: Any
+    sampling_client: SamplingClient
     version: int  # optimizer steps that the weights had seen, as step numbers count
 
 
@@ -72,7 +76,7 @@ class GroupSource(Generic[G]):
         self._get_batch, self._play, self._steps = get_batch, play, steps
         self._max_lag, self._workers = max_lag, workers
         self._waiting, self._remind_seconds = waiting, remind_seconds
-        self._published: tuple[Any, int] | None = None
+        self._published: tuple[SamplingClient, int] | None = None
         self._begun = steps.start  # batches before it are in _to_play or beyond
         self._to_play: list[tuple[int, int, EnvGroupBuilder]] = []
         self._sizes: dict[int, int] = {}
@@ -84,13 +88,18 @@ class GroupSource(Generic[G]):
     async def __aenter__(self) -> GroupSource[G]:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 
-    def publish(self, sampling_client: Any, version: int) -> None:
+    def publish(self, sampling_client: SamplingClient, version: int) -> None:
         """Weights of `version` are there: batches up to version + max_lag may be begun with them.
 
         Groups that are being played go on with the weights they began with.

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ from tinker_cookbook.rl.types import (
     StopReason,
 )
 from tinker_cookbook.service import EngineConfig, connect
+from tinker_cookbook.service.api import SamplingClient
+from tinker_cookbook.testing import ScriptedEngine, scripted_service
 from tinker_cookbook.utils import logtree
 
 
@@ -827,47 +830,48 @@ def test_limits_that_cannot_be(key: str) -> None:
 # ------------------------------------------------------------------ seeds, engine
 
 
-class SeedClient:
-    """A sampling client whose reply is the seed, after a while that differs from call to call."""
+def token_of(seed: int) -> int:
+    """As much of a seed as fits into a token."""
+    return seed % 2**31
 
-    def __init__(self) -> None:
-        self.delays = random.Random(0)
 
-    async def sample(self, model_input: Any, num_samples: int, params: Any) -> Any:
-        await asyncio.sleep(self.delays.random() / 50)
-        sequence = tinker.SampledSequence(
-            stop_reason="stop", sequence_id="", _tokens_list=[params.seed], _logprobs_list=[0.0]
-        )
-        return tinker.SampleResponse(sequences=[sequence])
+@pytest.fixture
+def seed_client(tmp_path: Path) -> SamplingClient:
+    """Whose reply is of the seed, after a while that differs from call to call."""
+    delays = random.Random(0)
+    engine = ScriptedEngine(
+        lambda asked: [token_of(asked.request.seed or 0)],
+        delay=lambda request: delays.random() / 50,
+    )
+    return scripted_service(engine, tmp_path).create_sampling_client(base_model="nano").result()
 
 
 def actions(group: Any) -> list[list[int]]:
     return [[token for t in each.transitions for token in t.ac.tokens] for each in group]
 
 
-async def test_seeds_do_not_depend_on_the_order() -> None:
-    client = SeedClient()
-    policy = TinkerTokenCompleter(client, 8)
+async def test_seeds_do_not_depend_on_the_order(seed_client: SamplingClient) -> None:
+    policy = TinkerTokenCompleter(seed_client, 8)
     builder = Builder(lambda i, _: Counting(turns=3))
     first, second = [
         actions((await do_group_rollout(builder, policy, seed=11)).trajectories_G) for _ in range(2)
     ]
     assert first == second
-    assert first[2][1] == derive_seed(derive_seed(11, 2), 1)
+    assert first[2][1] == token_of(derive_seed(derive_seed(11, 2), 1))
     assert len({seed for member in first for seed in member}) == 9
     other = await do_group_rollout(builder, policy, seed=12)
     assert actions(other.trajectories_G) != first
 
 
-async def test_another_attempt_has_another_seed() -> None:
+async def test_another_attempt_has_another_seed(seed_client: SamplingClient) -> None:
     def make(i: int, call: int) -> Env:
         return Counting(1, boom if call == 1 else lambda _: 1.0)
 
-    policy = TinkerTokenCompleter(SeedClient(), 8)
+    policy = TinkerTokenCompleter(seed_client, 8)
     group = await do_group_rollout(
         Builder(make, size=1), policy, RetryOnFailure(max_retries=1), seed=3
     )
-    assert actions(group.trajectories_G) == [[derive_seed(derive_seed(3, 0, 2), 0)]]
+    assert actions(group.trajectories_G) == [[token_of(derive_seed(derive_seed(3, 0, 2), 0))]]
 
 
 async def test_nano_in_process() -> None:

@@ -11,10 +11,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.utils.display import short
 from tinker_cookbook.utils.report import Content, Html, element, fold, metrics_table, page
+
+if TYPE_CHECKING:
+    from tinker_cookbook.rl.transcripts.schema import ErrorRecord, Record, StepOfRollout
+    from tinker_cookbook.tokenizer_utils import Tokenizer
+    from tinker_cookbook.utils.json_types import JsonObject
+    from tinker_cookbook.utils.report import Text
 
 PAGE_TOKENS = 300_000  # about 6 MB of page
 _MAX_ERRORS = 20  # of a group, on the page
@@ -34,8 +40,8 @@ SHADES = {
 class _Group:
     tags: list[str]
     rewards: list[float] = field(default_factory=list)
-    errors: list[Mapping[str, Any]] = field(default_factory=list)
-    shown: list[dict[str, Any]] = field(default_factory=list)  # rollouts, as the script reads them
+    errors: list[ErrorRecord] = field(default_factory=list)
+    shown: list[JsonObject] = field(default_factory=list)  # rollouts, as the script reads them
 
     @property
     def kind(self) -> str:
@@ -52,24 +58,24 @@ class RolloutPage:
     they are only in the JSON lines.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int = PAGE_TOKENS) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int = PAGE_TOKENS) -> None:
         self._vocabulary = _Vocabulary(tokenizer)
         self._max_tokens = max_tokens
         self._tokens = 0
         self._groups: dict[int, _Group] = {}
         self._strongest = {"advantage": 0.0, "gap": 0.0}
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Record) -> None:
         group = self._groups.setdefault(record["group_idx"], _Group(record["tags"]))
         group.errors += record["errors"]
-        if record["traj_idx"] is None:
+        if record["total_reward"] is None:  # nobody survived
             return
         group.rewards.append(record["total_reward"])
         if self._tokens < self._max_tokens:
             self._tokens += _size(record)
             group.shown.append(self._rollout(record))
 
-    def _rollout(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def _rollout(self, record: Record) -> JsonObject:
         turns, length = [], 0
         for step in record["steps"]:
             turns.append(self._turn(step) | {"continues": step["ob_start"] == length})
@@ -84,10 +90,9 @@ class RolloutPage:
             "turns": turns,
         }
 
-    def _turn(self, step: Mapping[str, Any]) -> dict[str, Any]:
-        advantages, sampled, trained = (
-            step[name] for name in ("advantages", "logprobs", "trained_logprobs")
-        )
+    def _turn(self, step: StepOfRollout) -> JsonObject:
+        advantages, sampled = step["advantages"], step["logprobs"]
+        trained = step["trained_logprobs"]
         self._note("advantage", advantages or [])
         if sampled and trained:
             self._note("gap", [a - b for a, b in zip(sampled, trained, strict=True)])
@@ -112,7 +117,7 @@ class RolloutPage:
             if abs(value) > self._strongest[name] and abs(value) != float("inf"):
                 self._strongest[name] = abs(value)
 
-    def html(self, title: str, metrics: Mapping[str, Any], lines_name: str) -> str:
+    def html(self, title: str, metrics: Mapping[str, Text], lines_name: str) -> str:
         """The page. `lines_name`: the file beside it that holds all rollouts."""
         body = [
             element("h1", title),
@@ -151,13 +156,13 @@ class RolloutPage:
         return element("p", " · ".join(parts), where, class_="faint")
 
 
-def _size(record: Mapping[str, Any]) -> int:
+def _size(record: Record) -> int:
     """Tokens of a record that the page would hold."""
     turns = sum(len(step["ob_tokens"]) + step["ac_len"] for step in record["steps"])
     return turns + len(record["final_ob_tokens"])
 
 
-def _short(values: list[float] | None, digits: int) -> Any:
+def _short(values: list[float] | None, digits: int) -> list[float] | float | None:
     """A list as the page holds it: one number where all are the same, as advantages mostly are."""
     if not values:
         return values
@@ -204,7 +209,7 @@ def _group_html(number: int, group: _Group) -> Html:
     return fold(head, errors, data_group=str(number))
 
 
-def _error_html(error: Mapping[str, Any]) -> Html:
+def _error_html(error: ErrorRecord) -> Html:
     whose = "the group" if error["member"] is None else f"member {error['member']}"
     head = f"{error['kind']} of {whose}: {error['message']}"
     return fold(head, element("pre", error["traceback"] or "no traceback"))
@@ -220,7 +225,7 @@ class _Vocabulary:
     A character of several tokens is the text of the last of them; the others have the text "".
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._alone: dict[int, str] = {}
         self._known: dict[tuple[int, str], int] = {}
@@ -260,4 +265,4 @@ class _Vocabulary:
         return texts
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))

@@ -38,14 +38,15 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.transcripts.page import PAGE_TOKENS, RolloutPage
-from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
+from tinker_cookbook.rl.transcripts.schema import Body, ErrorRecord, Head, Record, StepOfRollout
+from tinker_cookbook.rl.types import RolloutError, Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.sequences import Sequence as TokenSequence
 from tinker_cookbook.sequences import as_numpy, model_input_tokens
 from tinker_cookbook.utils import jsonl
@@ -55,14 +56,15 @@ from tinker_cookbook.utils.plain_data import plain
 
 if TYPE_CHECKING:
     from tinker_cookbook.sequences import Values
+    from tinker_cookbook.tokenizer_utils import Tokenizer
+    from tinker_cookbook.utils.json_types import Json, JsonObject
+    from tinker_cookbook.utils.ml_log import Metrics
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _DIGITS = 6
 _LINES = "_rollout_summaries.jsonl"
-
-Record = dict[str, Any]
 
 
 def write_step(
@@ -72,8 +74,8 @@ def write_step(
     groups: Sequence[TrajectoryGroup],
     tags: Sequence[Sequence[str]],
     training: Sequence[TrainingGroup] | None,
-    tokenizer: Any,
-    metrics: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    metrics: Metrics,
     *,
     sampling_client_steps: Sequence[int | None] | None = None,
     trained_logprobs_D: Sequence[Values] | None = None,
@@ -95,13 +97,13 @@ def write_step(
         known = _Training(training or (), trained_logprobs_D)
         page = RolloutPage(tokenizer, page_tokens)
 
-        def records() -> Iterator[Record]:
+        def records() -> Iterator[JsonObject]:
             for index, (group, names, step) in enumerate(safezip(groups, tags, steps)):
                 head = _head(split, iteration, index, names, step)
-                for rest in _group_records(group, known, tokenizer):
-                    record = head | rest
+                for body in _bodies(group, known, tokenizer):
+                    record: Record = {**head, **body}
                     page.add(record)
-                    yield record
+                    yield _as_json(record)
 
         folder.mkdir(parents=True, exist_ok=True)
         lines = rollouts_file(directory, split, iteration)
@@ -123,27 +125,28 @@ def append_group(
     index: int,
     group: TrajectoryGroup,
     tags: Sequence[str],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
 ) -> list[Record]:
     """Adds the records of one group to the JSON lines of an evaluation, as soon as it was played,
     and returns them; `write_page` makes the page of all. The order of groups is that of playing."""
     head = _head(split, iteration, index, tags, None)
-    records = [head | rest for rest in _group_records(group, _Training((), None), tokenizer)]
+    bodies = _bodies(group, _Training((), None), tokenizer)
+    records: list[Record] = [{**head, **body} for body in bodies]
     file = rollouts_file(directory, split, iteration)
     file.parent.mkdir(parents=True, exist_ok=True)
     for record in records:
-        jsonl.append_line(file, record)
+        jsonl.append_line(file, _as_json(record))
     return records
 
 
 def write_page(
-    directory: Path, split: str, iteration: int, tokenizer: Any, metrics: Mapping[str, Any]
+    directory: Path, split: str, iteration: int, tokenizer: Tokenizer, metrics: Metrics
 ) -> Path:
     """The page of the JSON lines that `append_group` has written."""
     lines = rollouts_file(directory, split, iteration)
     page = RolloutPage(tokenizer)
     for line in jsonl.iter_lines(lines):
-        page.add(line.value)
+        page.add(_from_json(line.value))
     return _write_page(lines, page, split, iteration, metrics)
 
 
@@ -154,7 +157,7 @@ def rollouts_file(directory: Path, split: str, iteration: int) -> Path:
 
 
 def _write_page(
-    lines: Path, page: RolloutPage, split: str, iteration: int, metrics: Mapping[str, Any]
+    lines: Path, page: RolloutPage, split: str, iteration: int, metrics: Metrics
 ) -> Path:
     file = lines.with_name(lines.name.removesuffix(_LINES) + ".html")
     title = f"{split}, iteration {iteration}"
@@ -162,7 +165,7 @@ def _write_page(
     return file
 
 
-def _head(split: str, iteration: int, index: int, tags: Sequence[str], step: int | None) -> Record:
+def _head(split: str, iteration: int, index: int, tags: Sequence[str], step: int | None) -> Head:
     return {
         "schema_version": SCHEMA_VERSION,
         "split": split,
@@ -175,7 +178,15 @@ def _head(split: str, iteration: int, index: int, tags: Sequence[str], step: int
 
 def read_rollouts(path: str | Path) -> list[Record]:
     """The records of a `<split>_rollout_summaries.jsonl`."""
-    return [line.value for line in jsonl.read_lines(path)]
+    return [_from_json(line.value) for line in jsonl.read_lines(path)]
+
+
+def _as_json(record: Record) -> JsonObject:
+    return cast("JsonObject", record)  # it is one, but to a type checker a TypedDict is not a dict
+
+
+def _from_json(line: Mapping[str, Json]) -> Record:
+    return cast("Record", line)  # we have written it
 
 
 def observations(record: Record) -> list[list[int]]:
@@ -191,48 +202,71 @@ def observations(record: Record) -> list[list[int]]:
 # ------------------------------------------------------------------------------- records
 
 
-def _group_records(group: TrajectoryGroup, known: _Training, tokenizer: Any) -> Iterator[Record]:
-    errors = [dataclasses.asdict(error) for error in group.rollout_errors]
+def _bodies(group: TrajectoryGroup, known: _Training, tokenizer: Tokenizer) -> Iterator[Body]:
+    errors = [_error_record(error) for error in group.rollout_errors]
     if not group.trajectories_G:
-        yield _NOBODY | {"errors": errors}
+        yield _nobody(errors)
     rewards_G = group.get_total_rewards()
     for member, trajectory in enumerate(group.trajectories_G):
+        steps, final = _steps(trajectory, known.turns(group, member), tokenizer)
         yield {
             "traj_idx": member,
             "total_reward": plain(rewards_G[member]),
             "final_reward": plain(group.final_rewards_G[member]),
             "trajectory_metrics": plain(group.metrics_G[member]),
-            **_trajectory_record(trajectory, known.turns(group, member), tokenizer),
+            "steps": steps,
+            "final_ob_len": final.length,
+            "final_ob_start": final.start,
+            "final_ob_tokens": final.tokens,
+            "final_ob_text": final.text,
+            "stop_reason": str(trajectory.stop_reason),
             "errors": [] if member else errors,
         }
 
 
-_NOBODY: Record = {
-    "traj_idx": None,
-    "total_reward": None,
-    "final_reward": None,
-    "trajectory_metrics": {},
-    "steps": [],
-    "final_ob_len": 0,
-    "final_ob_start": 0,
-    "final_ob_tokens": [],
-    "final_ob_text": "",
-    "stop_reason": None,
-}
+def _nobody(errors: list[ErrorRecord]) -> Body:
+    """Of a group that nobody survived."""
+    return {
+        "traj_idx": None,
+        "total_reward": None,
+        "final_reward": None,
+        "trajectory_metrics": {},
+        "steps": [],
+        "final_ob_len": 0,
+        "final_ob_start": 0,
+        "final_ob_tokens": [],
+        "final_ob_text": "",
+        "stop_reason": None,
+        "errors": errors,
+    }
 
 
-def _trajectory_record(
-    trajectory: Trajectory, turns: Sequence[_TrainedTurn], tokenizer: Any
-) -> Record:
+def _error_record(error: RolloutError) -> ErrorRecord:
+    return {
+        "kind": error.kind,
+        "message": error.message,
+        "member": error.member,
+        "traceback": error.traceback,
+    }
+
+
+def _steps(
+    trajectory: Trajectory, turns: Sequence[_TrainedTurn], tokenizer: Tokenizer
+) -> tuple[list[StepOfRollout], _Prompt]:
+    """The turns, and what followed the last reply."""
     before: list[int] = []
-    steps = []
+    steps: list[StepOfRollout] = []
     for index, (transition, trained) in enumerate(safezip(trajectory.transitions, turns)):
         observation = model_input_tokens(transition.ob)
+        prompt = _prompt(before, observation, tokenizer)
         logprobs = transition.ac.maybe_logprobs
         steps.append(
             {
                 "step_idx": index,
-                **_prompt("ob", before, observation, tokenizer),
+                "ob_len": prompt.length,
+                "ob_start": prompt.start,
+                "ob_tokens": prompt.tokens,
+                "ob_text": prompt.text,
                 "ac_len": len(transition.ac.tokens),
                 "ac_tokens": list(transition.ac.tokens),
                 "ac_text": _text(tokenizer, transition.ac.tokens),
@@ -248,23 +282,22 @@ def _trajectory_record(
             }
         )
         before = observation + transition.ac.tokens
-    final = model_input_tokens(trajectory.final_ob)
-    return {
-        "steps": steps,
-        **_prompt("final_ob", before, final, tokenizer),
-        "stop_reason": str(trajectory.stop_reason),
-    }
+    return steps, _prompt(before, model_input_tokens(trajectory.final_ob), tokenizer)
 
 
-def _prompt(name: str, before: list[int], tokens: list[int], tokenizer: Any) -> Record:
+class _Prompt(NamedTuple):
     """A prompt as what it shares with the turn before, and what is new."""
+
+    length: int
+    start: int
+    tokens: list[int]
+    text: str
+
+
+def _prompt(before: list[int], tokens: list[int], tokenizer: Tokenizer) -> _Prompt:
     start = _shared(before, tokens)
-    return {
-        f"{name}_len": len(tokens),
-        f"{name}_start": start,
-        f"{name}_tokens": tokens[start:],
-        f"{name}_text": _text(tokenizer, tokens[start:]),
-    }
+    new = tokens[start:]
+    return _Prompt(len(tokens), start, new, _text(tokenizer, new))
 
 
 def _shared(a: list[int], b: list[int]) -> int:
@@ -275,8 +308,8 @@ def _shared(a: list[int], b: list[int]) -> int:
     return int(np.flatnonzero(np.array(a[:length]) != np.array(b[:length]))[0])
 
 
-def _text(tokenizer: Any, tokens: list[int]) -> str:
-    return tokenizer.decode(tokens, clean_up_tokenization_spaces=False) if tokens else ""
+def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)) if tokens else ""
 
 
 def _rounded(values: npt.ArrayLike) -> list[float]:

@@ -1,0 +1,69 @@
+"""The records of rollouts, as they stand in the JSON lines: see records.py for what they mean."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from tinker_cookbook.rl.types import Logs, Metrics
+
+
+class ErrorRecord(TypedDict):
+    """A `types.RolloutError`."""
+
+    kind: str
+    message: str
+    member: int | None
+    traceback: str
+
+
+class StepOfRollout(TypedDict):
+    """A turn."""
+
+    step_idx: int
+    ob_len: int
+    ob_start: int
+    ob_tokens: list[int]
+    ob_text: str
+    ac_len: int
+    ac_tokens: list[int]
+    ac_text: str
+    stop_reason: str
+    logprobs: list[float] | None
+    advantages: list[float] | None
+    trained_logprobs: list[float] | None
+    reward: float
+    episode_done: bool
+    trainable: bool
+    metrics: Metrics
+    logs: Logs
+
+
+class Head(TypedDict):
+    """Which group of which step."""
+
+    schema_version: int
+    split: str
+    iteration: int
+    group_idx: int
+    tags: list[str]
+    sampling_client_step: int | None
+
+
+class Body(TypedDict):
+    """One episode of it."""
+
+    traj_idx: int | None
+    total_reward: float | None
+    final_reward: float | None
+    trajectory_metrics: Metrics
+    steps: list[StepOfRollout]
+    final_ob_len: int
+    final_ob_start: int
+    final_ob_tokens: list[int]
+    final_ob_text: str
+    stop_reason: str | None
+    errors: list[ErrorRecord]
+
+
+class Record(Head, Body):
+    """A line."""
