@@ -33,9 +33,7 @@ from pathlib import Path
 import safetensors
 from revisions import ROOT, Code, Refused, revision, working_tree
 
-CLOCK = (
-    "time/"  # beginning of the names of metrics that depend on the clock, see training/journal.py
-)
+CLOCK = "time/"  # what depends on the clock has names that begin so, see training/journal.py
 LAST_LINES = 8  # of a recipe that failed
 
 Values = Mapping[str, str]  # name -> JSON of a metric, or type, shape and digest of a tensor
