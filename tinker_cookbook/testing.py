@@ -44,6 +44,7 @@ from tinker_cookbook.engine.requests import (
     Snapshot,
     Train,
     TrainResult,
+    WeightsRef,
 )
 from tinker_cookbook.service.local import LocalServiceClient
 from tinker_cookbook.service.store import Store
@@ -220,6 +221,9 @@ class ScriptedSampler(Script):
         on_token: OnToken | None = None,
     ) -> None:
         self._waiting.append((request, on_done, cancelled, on_token))
+
+    def load(self, weights: WeightsRef) -> None:
+        """Whatever they are, the script answers."""
 
     def step(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -171,6 +171,8 @@ def replace_sampler() -> None:
         def add(self, request: Sample, on_done: Any, *_: Any) -> None:
             self.waiting.append((request, on_done))
 
+        def load(self, weights: Any) -> None: ...
+
         def step(self) -> None:
             waiting, self.waiting = self.waiting, []
             for request, on_done in waiting:

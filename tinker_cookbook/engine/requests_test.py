@@ -182,7 +182,9 @@ def test_what_does_not_exist(tiny_qwen3: str) -> None:
             SnapshotWeights(tiny_qwen3, "z"), SampleRequest(np.arange(3), 2)
         ),
         "run w: neither a spec nor weights": CreateRun("w", tiny_qwen3),
+        "run v exists; give another id": CreateRun("v", tiny_qwen3, LoraSpec(rank=2)),
     }
+    engine.submit(CreateRun("v", tiny_qwen3, LoraSpec(rank=2))).result(60)
     for message, request in cases.items():
         with pytest.raises(TrainingError, match=message):
             engine.submit(request).result(60)

@@ -20,12 +20,12 @@ class SampledWeights:
     """Only on the engine's thread."""
 
     def __init__(self, base_model: Callable[[str], BaseModel]) -> None:
-        self._base_model = base_model
+        self.base_model = base_model
         self._adapters: dict[str, Adapter] = {}
 
     def load(self, weights: WeightsRef) -> None:
         """Have the weights of a checkpoint or of a base model ready."""
-        base = self._base_model(weights.model)
+        base = self.base_model(weights.model)
         if isinstance(weights, CheckpointWeights):
             files = adapter_files.open_files(weights)
             adapter = base.new_adapter(files.spec)
@@ -34,7 +34,7 @@ class SampledWeights:
 
     def keep(self, weights: SnapshotWeights, adapter: Adapter) -> None:
         """Keep what an adapter in training is at this moment."""
-        base = self._base_model(weights.model)
+        base = self.base_model(weights.model)
         self._adapters[weights.id] = base.residency.admit(adapter.snapshot())
 
     def adapter(self, weights: WeightsRef) -> Adapter | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.memory import SamplingLimits
-from tinker_cookbook.engine.requests import Cancelled, OnDone, OnToken, Sample
+from tinker_cookbook.engine.requests import Cancelled, OnDone, OnToken, Sample, WeightsRef
 from tinker_cookbook.engine.sampled_weights import SampledWeights
 from tinker_cookbook.engine.torch_sampler import TorchSampler
 
 
 class Sampler(Protocol):
     """Answers the sampling requests on one base model; all of it on the engine's thread."""
+
+    def load(self, weights: WeightsRef) -> None:
+        """Have the weights of a checkpoint, or of the base model alone, ready to sample from."""
+        ...
 
     @property
     def limits(self) -> SamplingLimits: ...
@@ -53,7 +56,10 @@ class Sampler(Protocol):
         ...
 
 
-SamplerFactory = Callable[[BaseModel, EngineConfig, SampledWeights], Sampler]
+# name or path of the base model, settings, and the weights that the engine's own process holds
+SamplerFactory = Callable[[str, EngineConfig, SampledWeights], Sampler]
 SAMPLERS: dict[str, SamplerFactory] = {  # by the value of engine.sampler
-    "torch": lambda base, config, weights: TorchSampler(base, config, weights.adapter),
+    "torch": lambda model, config, weights: TorchSampler(
+        weights.base_model(model), config, weights
+    ),
 }

@@ -12,7 +12,7 @@ another computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -44,14 +44,10 @@ from tinker_cookbook.engine.requests import (
     SampleRequest,
     WeightsRef,
 )
+from tinker_cookbook.engine.sampled_weights import SampledWeights
 from tinker_cookbook.engine.sampling_jobs import Job, Row, check, top_k
-from tinker_cookbook.exceptions import TrainingError
 
 FIXED_ROWS = 32  # of every decoding batch of a deterministic sampler
-
-
-def _no_adapters(weights: WeightsRef) -> Adapter | None:
-    raise TrainingError(f"the weights {weights.id} are not there to sample from")
 
 
 class TorchSampler:
@@ -61,11 +57,11 @@ class TorchSampler:
         self,
         base: BaseModel,
         config: EngineConfig,
-        adapter_of: Callable[[WeightsRef], Adapter | None] = _no_adapters,
+        weights: SampledWeights | None = None,
     ) -> None:
-        """adapter_of: the adapter that a request's weights stand for, for `add`."""
+        """weights: what requests name; None: requests come with their adapters, by `take`."""
         self.base = base
-        self.adapter_of = adapter_of
+        self.weights = weights or SampledWeights(lambda _: base)
         assert base.memory is not None
         self.limits = base.memory.sampling_limits(config, base.device)
         self.cache = KVCache(base.num_layers)
@@ -74,6 +70,9 @@ class TorchSampler:
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0  # taken from what earlier requests computed
         self._stack = AdapterStack([])
+
+    def load(self, weights: WeightsRef) -> None:
+        self.weights.load(weights)
 
     @property
     def busy(self) -> bool:
@@ -87,7 +86,7 @@ class TorchSampler:
         on_token: OnToken | None = None,
     ) -> None:
         """See `samplers.Sampler`."""
-        adapter = self.adapter_of(request.weights)
+        adapter = self.weights.adapter(request.weights)
         self.take(request.request, adapter, on_done, cancelled, on_token)
 
     def take(

@@ -79,7 +79,7 @@ class Worker:
             Snapshot: lambda request: self.sampled.keep(
                 request.weights, self._run(request).adapter
             ),
-            LoadWeights: lambda request: self.sampled.load(request.weights),
+            LoadWeights: lambda request: self._sampler(request.weights.model).load(request.weights),
             DropWeights: lambda request: self.sampled.drop(request.id),
         }
 
@@ -107,11 +107,7 @@ class Worker:
         on_token: OnToken | None = None,
     ) -> None:
         """Have a sampler take the request; see `samplers.Sampler.add`."""
-        model = request.weights.model
-        if model not in self.samplers:
-            factory = SAMPLERS[self.config.sampler]
-            self.samplers[model] = factory(self.base_model(model), self.config, self.sampled)
-        self.samplers[model].add(request, on_done, cancelled, on_token)
+        self._sampler(request.weights.model).add(request, on_done, cancelled, on_token)
 
     def base_model(self, path: str) -> BaseModel:
         """The base model, loaded on first use."""
@@ -170,7 +166,15 @@ class Worker:
             raise TrainingError(f"run {request.run} does not exist")
         return self.runs[request.run]
 
+    def _sampler(self, model: str) -> Sampler:
+        if model not in self.samplers:
+            factory = SAMPLERS[self.config.sampler]
+            self.samplers[model] = factory(model, self.config, self.sampled)
+        return self.samplers[model]
+
     def _create(self, request: CreateRun) -> RunFacts:
+        if request.run in self.runs:
+            raise TrainingError(f"run {request.run} exists; give another id")
         base = self.base_model(request.model)
         spec = request.spec
         if request.weights is not None:

@@ -3,7 +3,7 @@
 The clients in this process and a server are two skins over it. It takes the SDK's types and answers
 with futures of the engine's results. What an operation needs of files, to read a checkpoint or to
 write one, is done on a thread beside the engine's; the operation's place among those of its run is
-the one of the call.
+the one of the call. What is to be read of another run has to be saved by then: wait for its answer.
 """
 
 from __future__ import annotations
