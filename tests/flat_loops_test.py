@@ -81,12 +81,12 @@ class EachWithASeed:
         return SimpleNamespace(sequences=[r.sequences[0] for r in responses])
 
 
-def sums_of_the_library(seed: int) -> Iterator[list[tuple[str, int]]]:
+def sums_of_the_library(seed: int) -> Iterator[list[tuple[str, str]]]:
     """The problems of each step, as `arithmetic.SumDataset` draws them."""
     for step in range(STEPS):
         rng = random.Random(f"sums train {seed} {step}")
         sums = [arithmetic.draw(rng, "train", 99) for _ in range(GROUPS)]
-        yield [(tasks.ADD_PHRASINGS[0].format(a=a, b=b), a + b) for a, b in sums]
+        yield [(tasks.ADD_PHRASINGS[0].format(a=a, b=b), str(a + b)) for a, b in sums]
 
 
 async def test_reinforcement_learning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from recipes.math_rl import aime, problems
 from recipes.math_rl.aime_data import DEFAULT, HUB, YEARS, Aime, aime_answer, chosen_years
 from recipes.math_rl.pass_at_k import pass_at_k
 from tinker_cookbook.cli_utils import parse
-from tinker_cookbook.engine.requests import SampleRequest
 from tinker_cookbook.exceptions import (
     AllTrajectoriesFailedError,
     ConfigurationError,
@@ -24,7 +23,13 @@ from tinker_cookbook.exceptions import (
 )
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.rl.transcripts import read_rollouts
-from tinker_cookbook.testing import Asked, ScriptedEngine, saying, scripted_service
+from tinker_cookbook.testing import (
+    Asked,
+    SampleRequest,
+    ScriptedEngine,
+    saying,
+    scripted_service,
+)
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.data_files import Rows, open_rows
 from tinker_cookbook.utils.ml_log import read_metrics

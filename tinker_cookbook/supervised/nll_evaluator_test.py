@@ -5,14 +5,13 @@ import math
 
 import pytest
 
-from tinker_cookbook.engine.requests import Forward
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.sequences import Sequence, to_datum
 from tinker_cookbook.supervised import nll_evaluator
 from tinker_cookbook.supervised.common_test import ByteTokenizer
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator, SamplerNLLEvaluator, all_datums
 from tinker_cookbook.supervised.types import SupervisedDataset
-from tinker_cookbook.testing import ScriptedEngine, scripted_service
+from tinker_cookbook.testing import Forward, ScriptedEngine, scripted_service
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator, TrainingClientEvaluator
 
 DATA = [
