@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, Data
 from tinker_cookbook.rl.problem_env import ProblemGroupBuilder
 from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset
 from tinker_cookbook.utils.data_files import Rows, open_rows
+from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.records import NumberText
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_ZEROS = 50  # of a power of ten that is written out
 
 
-def _text(value: Any, column: str, table: Rows, number: int) -> str:
+def _text(value: Plain | Decimal | datetime.date, column: str, table: Rows, number: int) -> str:
     """The value of a column as text; "" where there is none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

@@ -298,5 +298,5 @@ def _scorer(
 
 
 def _scores_at_temperature(client: SamplingClient) -> TypeGuard[ScoresAtTemperature]:
-    """By the method's parameters: one of this name has every client."""
+    """Every client has a method of this name, so its parameters tell."""
     return "temperature" in inspect.signature(client.compute_logprobs).parameters

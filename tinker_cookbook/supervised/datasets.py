@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Message, Renderer
 
 Row = Mapping[str, Plain]
-R = TypeVar("R", bound="Plain")
+R = TypeVar("R", bound=Plain)
 D = TypeVar("D", covariant=True)
 
 # Batches that may be passed over, one after the other, because nothing in them can be trained on.

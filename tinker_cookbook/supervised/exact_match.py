@@ -15,6 +15,7 @@ from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
+    from tinker_cookbook.service.api import SamplingClient
 
 SHOWN = 4  # replies that a person gets to see
 
@@ -34,7 +35,7 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
         self.name, self.max_tokens = name, max_tokens
         self._lines: list[str] = []
 
-    async def __call__(self, client: tinker.SamplingClient, /) -> dict[str, float]:
+    async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         params = tinker.SamplingParams(
             max_tokens=self.max_tokens, temperature=0.0, stop=self.renderer.get_stop_sequences()
         )

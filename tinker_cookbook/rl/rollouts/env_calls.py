@@ -159,7 +159,7 @@ def failure(kind: str, message: str, cause: BaseException | None = None) -> Roll
     )
 
 
-# Of what environments give back: annotated as it is asked for, checked as it may be anything.
+# What environments give back: annotated as they should, checked because they may not
 
 
 def checked_number(value: float, what: str, kind: str) -> float:
