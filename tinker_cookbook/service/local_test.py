@@ -442,7 +442,9 @@ def test_closing_a_session(tmp_path: Path, tiny_qwen3: str) -> None:
         client.save_state("a").result()
     with pytest.raises(CheckpointError, match="not open for writing"):
         client.save_state("b").result()
-    supported = service.get_server_capabilities().supported_models
+    capabilities = service.get_server_capabilities()
+    assert capabilities.tokens_per_pass == 2048  # of the model that is loaded, on a CPU
+    supported = capabilities.supported_models
     names = [m.model_name for m in supported]
     contexts = {m.model_name: m.max_context_length for m in supported}
     assert (contexts["nano"], contexts["Qwen/Qwen3-4B-Instruct-2507"]) == (2048, 262_144)
