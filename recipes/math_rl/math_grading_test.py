@@ -230,7 +230,7 @@ def test_answers_of_other_problems_differ(shared_data: Path) -> None:
 def test_neighbours_among_all_answers_differ(shared_data: Path) -> None:
     """The 2046 pairs of answers that stand beside each other when sorted look most alike."""
     _, boxed = known_answers(shared_data)
-    order = sorted(set(boxed), key=lambda a: answer_text.compact(answer_text.normalise(a)))
+    order = sorted(set(boxed), key=lambda a: (answer_text.compact(answer_text.normalise(a)), a))
     equal = [
         pair
         for pair in itertools.pairwise(order)
@@ -239,7 +239,7 @@ def test_neighbours_among_all_answers_differ(shared_data: Path) -> None:
     ]
     assert len(equal) < 50
     for pair in equal:  # one of them leaves its unit out, or names another word for "units"
-        first, second = (re.match(r"[$\\]*([\d.]*\d)(\\sqrt{3})?", each) for each in pair)
+        first, second = (re.match(r"[$\\]*([\d.]*\d)(\\sqrt{3})?", each.strip()) for each in pair)
         assert first is not None and second is not None
         assert (float(first[1]), first[2]) == (float(second[1]), second[2])
 
