@@ -67,7 +67,7 @@ def weights_of(client: LocalTrainingClient) -> dict[str, np.ndarray]:
 
 def test_the_first_program(service: LocalServiceClient, tiny_qwen3: str) -> None:
     """What every tutorial of the API begins with, synchronously."""
-    training_client = service.create_lora_training_client(base_model=tiny_qwen3, rank=8)
+    training_client = service.create_lora_training_client(base_model=tiny_qwen3, rank=8, seed=0)
     before = training_client.forward(DATA, "cross_entropy").result().metrics["loss:sum"]
     for _ in range(20):
         forward_backward = training_client.forward_backward(DATA, "cross_entropy")
