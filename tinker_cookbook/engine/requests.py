@@ -41,6 +41,14 @@ class Request(Generic[R]):
         raise NotImplementedError
 
 
+def run_lane(id: str) -> str:
+    return f"run {id}"
+
+
+def weights_lane(id: str) -> str:
+    return f"weights {id}"
+
+
 # -- weights
 
 
@@ -107,7 +115,7 @@ class OfRun(Request[R]):
 
     @property
     def lane(self) -> str:
-        return f"run {self.run}"
+        return run_lane(self.run)
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,8 @@ class ForwardBackwardCustom(OfRun[TrainResult]):
 class AdamConfig:
     """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101): decay is decoupled.
 
-    `grad_clip_norm` bounds the global L2 norm of the gradient; 0 does not clip.
+    `grad_clip_norm` bounds the global L2 norm of the gradient; 0 does not clip. The defaults are
+    those of the SDK's AdamParams; loops have theirs in `training.config`.
     """
 
     learning_rate: float = 1e-4
@@ -245,7 +254,7 @@ class OfWeights(Request[R]):
 
     @property
     def lane(self) -> str:
-        return f"weights {self.weights.id}"
+        return weights_lane(self.weights.id)
 
 
 @dataclass(frozen=True)
@@ -261,7 +270,7 @@ class DropWeights(Request[None]):
 
     @property
     def lane(self) -> str:
-        return f"weights {self.id}"
+        return weights_lane(self.id)
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,6 @@ class Worker:
         self.handlers = {
             CreateRun: self._create,
             DropRun: self._drop,
-            Forward: lambda request: self.train([request])[0],
-            ForwardBackward: lambda request: self.train([request])[0],
             ForwardBackwardCustom: lambda request: self._run(request).forward_backward_custom(
                 request.rows, request.function
             ),
@@ -84,15 +82,12 @@ class Worker:
         }
 
     def perform(self, request: Request[R]) -> R:
-        """Any request but `Sample`, which is answered later (`sample`)."""
+        """Any request but `Sample`, which is answered later (`sample`), and those of training, of
+        which several share passes (`work`, `compute`)."""
         return self.handlers[type(request)](request)
 
-    def train(self, requests: Sequence[Train]) -> list[TrainResult]:
-        """Requests of different runs, all of one kind and on one base model, in shared passes."""
-        return self.compute(type(requests[0]), [self.work(request) for request in requests])
-
     def compute(self, kind: type[Train], works: Sequence[Work]) -> list[TrainResult]:
-        """As `train`, of requests that have been checked."""
+        """Works of different runs, all of one kind and on one base model, in shared passes."""
         return COMPUTE[kind](works)
 
     def work(self, request: Train) -> Work:

@@ -7,7 +7,7 @@ calls; what makes a client answers with a future of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from tinker import types
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 C = TypeVar("C", covariant=True)
-LossConfig = Mapping[str, float]
 # data, logprobs of each datum shaped like its target_tokens -> loss (a scalar), metrics
 CustomLoss = Callable[
     [list[types.Datum], "list[torch.Tensor]"], tuple["torch.Tensor", dict[str, float]]

@@ -17,7 +17,7 @@ from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurre
 
 from tinker_cookbook import families, models
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.requests import CustomLoss, RunFacts, SampleResult, WeightsRef
+from tinker_cookbook.engine.requests import RunFacts, SampleResult, WeightsRef
 from tinker_cookbook.exceptions import (
     ConfigurationError,
     DataValidationError,
@@ -25,14 +25,15 @@ from tinker_cookbook.exceptions import (
     TrainingError,
 )
 from tinker_cookbook.service import convert
+from tinker_cookbook.service.api import CustomLoss
 from tinker_cookbook.service.futures import Converted, Ready, failed
 from tinker_cookbook.service.rest import LocalRestClient
 from tinker_cookbook.service.session import (
     EngineQueue,
     LossConfig,
     Run,
-    SampledWeights,
     Session,
+    WeightsHandle,
     new_seed,
 )
 from tinker_cookbook.service.store import Store
@@ -42,15 +43,11 @@ from tinker_cookbook.utils.misc_utils import is_whole
 if TYPE_CHECKING:
     from typing import Self
 
-    import torch
     from tinker.lib.retry_handler import RetryConfig
 
 P = ParamSpec("P")
 C = TypeVar("C")
 T = TypeVar("T")
-SdkCustomLoss = Callable[
-    [list[types.Datum], "list[torch.Tensor]"], tuple["torch.Tensor", dict[str, float]]
-]
 # Of the model table, what the engine can load by its name.
 FAMILIES = [name for name, family in families.FAMILIES.items() if not family.unreadable]
 TIED = (
@@ -89,7 +86,7 @@ def _awaiting(
 class LocalSamplingClient:
     """Samples from one fixed set of weights; the counterpart of `tinker.SamplingClient`."""
 
-    def __init__(self, session: Session, weights: SampledWeights) -> None:
+    def __init__(self, session: Session, weights: WeightsHandle) -> None:
         self._session = session
         self._weights = weights
         self.model_path = weights.path
@@ -168,7 +165,7 @@ class LocalSamplingClient:
 class ReadySamplingClient(Ready[WeightsRef], LocalSamplingClient):
     """What `create_sampling_client` gives: a sampling client and a future of it."""
 
-    def __init__(self, session: Session, weights: SampledWeights) -> None:
+    def __init__(self, session: Session, weights: WeightsHandle) -> None:
         Ready.__init__(self, weights.ready)
         LocalSamplingClient.__init__(self, session, weights)
 
@@ -205,7 +202,7 @@ class LocalTrainingClient(Ready[RunFacts]):
     def forward_backward_custom(
         self,
         data: list[types.Datum],
-        loss_fn: SdkCustomLoss,
+        loss_fn: CustomLoss,
         *,
         loss_type_input: Literal["logprobs"] | None = None,
     ) -> APIFuture[types.ForwardBackwardOutput]:
@@ -219,7 +216,7 @@ class LocalTrainingClient(Ready[RunFacts]):
         if not callable(loss_fn):
             error = ConfigurationError(f"loss_fn={loss_fn!r} is not a function of (data, logprobs)")
             return _failed(error)
-        bound: CustomLoss = partial(loss_fn, data)
+        bound = partial(loss_fn, data)
         result = self._session.forward_backward_custom(self._run, data, bound)
         return Converted(result, convert.output_of)
 

@@ -46,6 +46,8 @@ from tinker_cookbook.engine.requests import (
     SnapshotWeights,
     TrainResult,
     WeightsRef,
+    run_lane,
+    weights_lane,
 )
 from tinker_cookbook.service import convert, model_files
 from tinker_cookbook.service.futures import failed, then
@@ -114,7 +116,7 @@ class Run:
         _when_forgotten(self, engine, DropRun(id))
 
 
-class SampledWeights:
+class WeightsHandle:
     """Weights to sample from, and their reference once they are there. The engine forgets them
     when nobody holds them any more."""
 
@@ -162,7 +164,7 @@ class Session:
             return self._enter(run_id, base_model, facts, user_metadata)
 
         run_id = run.id
-        run.created = self._with_files(run.files, f"run {run.id}", create)
+        run.created = self._with_files(run.files, run_lane(run.id), create)
         return run
 
     def create_run_from_state(
@@ -187,7 +189,7 @@ class Session:
             return self._enter(run_id, found.base_model, facts, user_metadata)
 
         run_id = run.id
-        run.created = self._with_files(run.files, f"run {run.id}", create)
+        run.created = self._with_files(run.files, run_lane(run.id), create)
         return run
 
     def forward(
@@ -237,7 +239,7 @@ class Session:
                 user_metadata=user_metadata,
             )
 
-        return self._with_files(run.files, f"run {run.id}", write)
+        return self._with_files(run.files, run_lane(run.id), write)
 
     def load(self, run: Run, path: str, *, optimizer: bool) -> Future[None]:
         """Take over the weights of a checkpoint; the optimizer's state too, or it starts anew."""
@@ -248,14 +250,14 @@ class Session:
             with found.open(self._weights_id()) as weights:
                 ask(Load(run.id, weights, optimizer))
 
-        return self._with_files(run.files, f"run {run.id}", read)
+        return self._with_files(run.files, run_lane(run.id), read)
 
     # -- sampling
 
-    def snapshot(self, run: Run, name: str | None = None) -> SampledWeights:
+    def snapshot(self, run: Run, name: str | None = None) -> WeightsHandle:
         """The weights as they are now; a checkpoint of them too, if they get a name."""
         saved = None if name is None else self.save(run, "sampler_weights", name)
-        weights = SampledWeights(self.engine, self._weights_id(), run.base_model, None)
+        weights = WeightsHandle(self.engine, self._weights_id(), run.base_model, None)
         ref = SnapshotWeights(models.load_path(run.base_model), weights.id)
         kept = self._ask(run, lambda: Snapshot(run.id, ref))
         held = [weights]  # until then: what is dropped before it is there would stay for ever
@@ -263,10 +265,10 @@ class Session:
         weights.ready = _once_there(ref, kept, saved)
         return weights
 
-    def base_weights(self, base_model: str) -> SampledWeights:
+    def base_weights(self, base_model: str) -> WeightsHandle:
         """A base model alone."""
         name = published(base_model)
-        weights = SampledWeights(self.engine, self._weights_id(), name, None)
+        weights = WeightsHandle(self.engine, self._weights_id(), name, None)
 
         id = weights.id
 
@@ -277,14 +279,14 @@ class Session:
             return LoadWeights(ref())
 
         coming = then(model_files.fetch(name), request)
-        loaded = self.engine.submit_when(coming, f"weights {id}")
+        loaded = self.engine.submit_when(coming, weights_lane(id))
         weights.ready = then(loaded, lambda _: ref())
         return weights
 
-    def saved_weights(self, path: str, base_model: str | None = None) -> SampledWeights:
+    def saved_weights(self, path: str, base_model: str | None = None) -> WeightsHandle:
         """Of a checkpoint (tinker://..., or a directory, see `checkpoint_dirs`)."""
         found: WeightsFiles = weights_files(self.store, path, "sampler_weights", base_model)
-        weights = SampledWeights(self.engine, self._weights_id(), found.base_model, path)
+        weights = WeightsHandle(self.engine, self._weights_id(), found.base_model, path)
         id = weights.id
 
         def read(ask: Ask[None]) -> WeightsRef:
@@ -293,12 +295,12 @@ class Session:
                 ask(LoadWeights(ref))
                 return ref
 
-        weights.ready = self._with_files(_FileLane(), f"weights {id}", read)
+        weights.ready = self._with_files(_FileLane(), weights_lane(id), read)
         return weights
 
     def sample(
         self,
-        weights: SampledWeights,
+        weights: WeightsHandle,
         request: Callable[[], SampleRequest],
         on_token: OnToken | None = None,
     ) -> Future[SampleResult]:
@@ -314,7 +316,7 @@ class Session:
                 return Sample(ref, asked)
 
             coming = then(ready, follow)
-            return self.engine.submit_when(coming, f"weights {weights.id}", on_token)
+            return self.engine.submit_when(coming, weights_lane(weights.id), on_token)
         if (error := ready.exception()) is not None:
             return failed(error)
         return self.engine.submit(Sample(ready.result(), asked), on_token)
