@@ -1,6 +1,7 @@
 """From the flat keys of a command line to the config of the loop."""
 
 import json
+from pathlib import Path
 
 import chz
 import pytest
@@ -23,7 +24,7 @@ OWN = ChatDatasetBuilderCommonConfig(
 )
 
 
-def test_keys_reach_the_data():
+def test_keys_reach_the_data() -> None:
     asked = ChatConfig(batch_size=3, max_length=99, train_on_what=TrainOnWhat.ALL_TOKENS)
     resolved = resolve_chat_config(asked, SL, NoRobots())
     config, filled = resolved.config, resolved.filled
@@ -44,14 +45,16 @@ def test_keys_reach_the_data():
     [("batch_size", 8), ("max_length", 32), ("train_on_what", TrainOnWhat.ALL_TOKENS)],
 )
 @pytest.mark.parametrize("data", [NoRobots(common_config=OWN), SupervisedDatasetBuilder()])
-def test_keys_that_the_data_would_not_follow_are_refused(data, key, value):
+def test_keys_that_the_data_would_not_follow_are_refused(
+    data: SupervisedDatasetBuilder, key: str, value: int | TrainOnWhat
+) -> None:
     with pytest.raises(ConfigurationError) as error:
         resolve_chat_config(ChatConfig(dataset_builder=data, **{key: value}), SL, NoRobots())
     message = str(error.value)
     assert message.startswith(f"{key}={value} has no effect on {type(data).__name__}")
 
 
-def test_a_config_tells_the_settings_that_the_data_brings():
+def test_a_config_tells_the_settings_that_the_data_brings() -> None:
     resolved = resolve_chat_config(
         ChatConfig(dataset_builder=NoRobots(common_config=OWN)), SL, NoRobots()
     )
@@ -63,7 +66,7 @@ def test_a_config_tells_the_settings_that_the_data_brings():
     assert (other.batch_size, other.max_length, other.num_epochs) == (None, None, 1)
 
 
-def test_a_missing_file_is_named_by_the_key_that_was_typed(tmp_path):
+def test_a_missing_file_is_named_by_the_key_that_was_typed(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^dataset_path=no\.jsonl: no such file"):
         resolve_chat_config(ChatConfig(dataset_path="no.jsonl"), SL, NoRobots())
     with pytest.raises(ConfigurationError, match=r"^dataset=no\.jsonl: no such file"):
@@ -75,7 +78,7 @@ def test_a_missing_file_is_named_by_the_key_that_was_typed(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["dataset_path", "dataset"])
-def test_other_data_than_jsonl_is_a_data_set(tmp_path, key):
+def test_other_data_than_jsonl_is_a_data_set(tmp_path: Path, key: str) -> None:
     """By either key; sl_loop does the same."""
     for path in (str(tmp_path / "chats.json"), str(tmp_path), "org/name"):
         (tmp_path / "chats.json").write_text("[]")
@@ -94,12 +97,12 @@ def test_other_data_than_jsonl_is_a_data_set(tmp_path, key):
         chat_sl.data_of(chat_sl.CLI(dataset="no_robot"))
 
 
-def test_lengths_above_the_context():
+def test_lengths_above_the_context() -> None:
     with pytest.raises(ConfigurationError, match=r"^max_length=4096: nano has a context of 2048"):
         resolve_chat_config(ChatConfig(max_length=4096), SL, NumberWords())
 
 
-def test_number_words_are_the_same_in_both_recipes():
+def test_number_words_are_the_same_in_both_recipes() -> None:
     """Epochs, evaluators and rates come with the data: the curve is the same."""
     cli = chat_sl.CLI()
     in_chat_sl = resolve_chat_config(cli, chat_sl.DEFAULTS, chat_sl.data_of(cli)).config
@@ -115,6 +118,6 @@ def test_number_words_are_the_same_in_both_recipes():
     assert asked.num_epochs == 2
 
 
-def test_evaluators_of_ones_own_are_kept():
+def test_evaluators_of_ones_own_are_kept() -> None:
     config = resolve_chat_config(ChatConfig(evaluator_builders=[dict]), SL, NumberWords()).config
     assert config.evaluator_builders == [dict]

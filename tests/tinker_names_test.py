@@ -72,7 +72,9 @@ def test_other_names_are_left_alone(name: str) -> None:
     assert models.published_name(name) == name
 
 
-def test_a_directory_of_that_name_comes_first(tmp_path, monkeypatch) -> None:
+def test_a_directory_of_that_name_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ASKED).mkdir(parents=True)
     assert models.published_name(ASKED) == models.load_path(ASKED) == ASKED

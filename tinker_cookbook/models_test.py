@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network, and an empty cache."""
     import huggingface_hub.constants
 
@@ -33,7 +35,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_rows():
+def test_rows() -> None:
     qwen = lookup("Qwen/Qwen3-30B-A3B-Instruct-2507")
     assert (qwen.family, qwen.size_str, qwen.is_moe, qwen.is_chat) == (
         "qwen3_moe",
@@ -52,7 +54,7 @@ def test_rows():
     assert lookup("moonshotai/Kimi-K2-Instruct").renderers == ("template",)
 
 
-def test_the_table_holds_every_model_that_was_promised():
+def test_the_table_holds_every_model_that_was_promised() -> None:
     dense = ("0.6B", "1.7B", "4B", "8B", "14B")
     expected = {
         "nano",
@@ -83,7 +85,7 @@ def test_the_table_holds_every_model_that_was_promised():
         assert (row.lr_exponent is None) == (name == "nano")
 
 
-def test_the_sizes_are_those_of_the_published_models():
+def test_the_sizes_are_those_of_the_published_models() -> None:
     """Hidden size, context, parameters, mixture of experts: copied by hand from the models'
     config.json and cards, row by row, not by rules."""
     assert {
@@ -133,7 +135,7 @@ def test_the_sizes_are_those_of_the_published_models():
     }
 
 
-def test_every_row_is_named_by_its_key_and_has_a_renderer():
+def test_every_row_is_named_by_its_key_and_has_a_renderer() -> None:
     assert len(models.TABLE) == sum(len(family.models) for family in FAMILIES.values())
     for name, row in models.TABLE.items():
         assert name == row.name and row.renderers and row.hidden_size
@@ -156,7 +158,7 @@ def test_every_row_is_named_by_its_key_and_has_a_renderer():
         ("qwen/qwen3-8b-instruct", "Qwen/Qwen3-4B-Instruct-2507"),
     ],
 )
-def test_a_typo_gets_the_nearest_names(typo, meant):
+def test_a_typo_gets_the_nearest_names(typo: str, meant: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         lookup(typo)
     message = str(caught.value)
@@ -175,7 +177,7 @@ def test_a_typo_gets_the_nearest_names(typo, meant):
         ("meta-llama/Llama-3.3", "meta-llama/Llama-3.3-70B-Instruct"),
     ],
 )
-def test_names_that_begin_with_what_was_given_come_first(given, first):
+def test_names_that_begin_with_what_was_given_come_first(given: str, first: str) -> None:
     near = models._nearest(given)
     assert near[0] == first
     begin = [given.lower() in name.lower() for name in near]
@@ -183,13 +185,13 @@ def test_names_that_begin_with_what_was_given_come_first(given, first):
     assert sum(begin) == min(3, sum(given.lower() in name.lower() for name in models.TABLE))
 
 
-def test_a_name_like_no_other_gets_a_few_to_begin_with():
+def test_a_name_like_no_other_gets_a_few_to_begin_with() -> None:
     assert models._nearest("google/gemma-2-9b-it") == models._nearest("") == []
     with pytest.raises(ConfigurationError, match=r"near it: nano, Qwen/Qwen3-0\.6B"):
         lookup("x")
 
 
-def model_directory(path: Path, template: str | None = "", **config) -> str:
+def model_directory(path: Path, template: str | None = "", **config: Any) -> str:
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"hidden_size": 64, **config}))
     if template is not None:
@@ -199,7 +201,7 @@ def model_directory(path: Path, template: str | None = "", **config) -> str:
     return str(path)
 
 
-def test_a_local_directory_resolves_through_its_files(tmp_path):
+def test_a_local_directory_resolves_through_its_files(tmp_path: Path) -> None:
     hybrid = "<|im_start|>{% if enable_thinking %}<think>"
     info = lookup(
         model_directory(
@@ -273,14 +275,19 @@ def test_a_local_directory_resolves_through_its_files(tmp_path):
     ],
 )
 def test_renderers_are_told_from_the_chat_template(
-    tmp_path, config, template, family, renderers, exponent
-):
+    tmp_path: Path,
+    config: dict[str, Any],
+    template: str | None,
+    family: str,
+    renderers: tuple[str, ...],
+    exponent: float | None,
+) -> None:
     info = lookup(model_directory(tmp_path / "m", template, **config))
     assert (info.family, info.renderers, info.lr_exponent) == (family, renderers, exponent)
     assert info.is_moe == ("num_experts" in config)
 
 
-def test_template_in_the_tokenizer_config(tmp_path):
+def test_template_in_the_tokenizer_config(tmp_path: Path) -> None:
     for i, found in enumerate(
         [
             "<|im_start|>",
@@ -297,7 +304,9 @@ def test_template_in_the_tokenizer_config(tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("token", ["<|endoftext|>", {"content": "<|endoftext|>"}])
-def test_a_directory_of_a_qwen3_base_model_is_one(tmp_path, family, token):
+def test_a_directory_of_a_qwen3_base_model_is_one(
+    tmp_path: Path, family: str, token: dict[str, str] | str
+) -> None:
     """Its published files have the chat models' template; the table's row does not."""
     hybrid = "<|im_start|>{% if enable_thinking %}<think>"
     base, chat = (
@@ -314,7 +323,7 @@ def test_a_directory_of_a_qwen3_base_model_is_one(tmp_path, family, token):
     assert lookup(chat).is_chat and lookup(chat).renderers[0] == "qwen3"
 
 
-def test_other_families_end_chats_with_endoftext(tmp_path):
+def test_other_families_end_chats_with_endoftext(tmp_path: Path) -> None:
     name = model_directory(tmp_path / "m", "<|user|>", model_type="phi3")
     (Path(name) / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     assert lookup(name).is_chat and lookup(name).renderers == ("template",)
@@ -346,7 +355,7 @@ REAL_TEMPLATES = {  # file, family of the models that have it: the renderer
 
 
 @pytest.mark.parametrize("file, family", REAL_TEMPLATES)
-def test_real_templates_are_recognised(file, family):
+def test_real_templates_are_recognised(file: str, family: str) -> None:
     path = DATA / "chat_templates" / f"{file}.jinja"
     if not path.is_file():
         pytest.skip("no ../shared/data")
@@ -354,7 +363,7 @@ def test_real_templates_are_recognised(file, family):
     assert found[0] == REAL_TEMPLATES[file, family]
 
 
-def test_bad_directories_are_named(tmp_path):
+def test_bad_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such directory"):
         lookup(str(tmp_path / "absent"))
     with pytest.raises(ConfigurationError, match=r"no config\.json"):
@@ -380,7 +389,9 @@ def test_bad_directories_are_named(tmp_path):
         ("text_config", [{}], "an object"),
     ],
 )
-def test_values_of_the_wrong_type_are_named(tmp_path, key, value, words):
+def test_values_of_the_wrong_type_are_named(
+    tmp_path: Path, key: str, value: object, words: str
+) -> None:
     name = model_directory(tmp_path / "m", **{"model_type": "llama", key: value})
     expected = f"{tmp_path}/m/config.json: {key}={value!r}, but should be {words}"
     with pytest.raises(ConfigurationError) as caught:
@@ -394,7 +405,7 @@ def test_values_of_the_wrong_type_are_named(tmp_path, key, value, words):
         assert str(caught.value) == expected
 
 
-def test_null_is_not_known(tmp_path):
+def test_null_is_not_known(tmp_path: Path) -> None:
     nulls = {"text_config": None, "hidden_size": None, "max_position_embeddings": None}
     info = lookup(model_directory(tmp_path / "m", model_type="qwen3", num_experts=None, **nulls))
     assert (info.hidden_size, info.context_length, info.is_moe) == (None, None, False)
@@ -413,7 +424,7 @@ def test_null_is_not_known(tmp_path):
         5,
     ],
 )
-def test_a_chat_template_of_the_wrong_type_is_named(tmp_path, found):
+def test_a_chat_template_of_the_wrong_type_is_named(tmp_path: Path, found: object) -> None:
     name = model_directory(tmp_path / "m", model_type="qwen3")
     file = tmp_path / "m" / "tokenizer_config.json"
     file.write_text(json.dumps({"chat_template": found}))
@@ -425,7 +436,7 @@ def test_a_chat_template_of_the_wrong_type_is_named(tmp_path, found):
     )
 
 
-def test_a_chat_template_that_is_no_text_is_named(tmp_path):
+def test_a_chat_template_that_is_no_text_is_named(tmp_path: Path) -> None:
     name = model_directory(tmp_path / "m", "x", model_type="qwen3")
     (tmp_path / "m" / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match=r"chat_template\.jinja cannot be read as text"):
@@ -433,7 +444,9 @@ def test_a_chat_template_that_is_no_text_is_named(tmp_path):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[Callable[..., str], list[str], dict[str, str], Path]:
     """A hub that is in reach and has one model, `me/tuned`; what was fetched from it, and the
     cache's directory for it."""
     import huggingface_hub
@@ -446,7 +459,7 @@ def hub(monkeypatch, tmp_path):
     snapshot = tmp_path / "hub" / "models--me--tuned" / "snapshots" / "abc"
     fetched = []
 
-    def download(name, file, revision=None):
+    def download(name: str, file: str, revision: str | None = None) -> str:
         fetched.append(file)
         assert name == "me/tuned" and revision in (None, "abc")
         if file not in files:
@@ -462,7 +475,9 @@ def hub(monkeypatch, tmp_path):
     return download, fetched, files, snapshot
 
 
-def test_absent_files_of_a_hub_model_are_fetched_whatever_is_cached(hub):
+def test_absent_files_of_a_hub_model_are_fetched_whatever_is_cached(
+    hub: tuple[Callable[..., str], list[str], dict[str, str], Path],
+) -> None:
     download, fetched, _, _ = hub
     download("me/tuned", "config.json")
     fetched.clear()
@@ -472,14 +487,18 @@ def test_absent_files_of_a_hub_model_are_fetched_whatever_is_cached(hub):
     assert len(fetched) == 2
 
 
-def test_a_hub_model_of_which_nothing_is_cached(hub):
+def test_a_hub_model_of_which_nothing_is_cached(
+    hub: tuple[Callable[..., str], list[str], dict[str, str], Path],
+) -> None:
     _, fetched, files, _ = hub
     del files["chat_template.jinja"]  # many models have none
     assert lookup("me/tuned").renderers == ("role_colon",)
     assert fetched == ["config.json", "tokenizer_config.json", "chat_template.jinja"]
 
 
-def test_files_that_a_model_is_known_to_lack_are_not_asked_for_again(hub):
+def test_files_that_a_model_is_known_to_lack_are_not_asked_for_again(
+    hub: tuple[Callable[..., str], list[str], dict[str, str], Path],
+) -> None:
     download, fetched, _, snapshot = hub
     download("me/tuned", "config.json")
     fetched.clear()
@@ -490,7 +509,9 @@ def test_files_that_a_model_is_known_to_lack_are_not_asked_for_again(hub):
     assert fetched == ["tokenizer_config.json"]
 
 
-def test_nothing_is_fetched_from_a_hub_out_of_reach(hub, monkeypatch):
+def test_nothing_is_fetched_from_a_hub_out_of_reach(
+    hub: tuple[Callable[..., str], list[str], dict[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     download, fetched, _, _ = hub
     download("me/tuned", "config.json")
     fetched.clear()
@@ -499,7 +520,7 @@ def test_nothing_is_fetched_from_a_hub_out_of_reach(hub, monkeypatch):
     assert lookup("me/tuned").renderers == () and fetched == []
 
 
-def test_an_unknown_hub_name_resolves_from_the_cache(tmp_path):
+def test_an_unknown_hub_name_resolves_from_the_cache(tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--me--tuned"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")
@@ -511,13 +532,13 @@ def test_an_unknown_hub_name_resolves_from_the_cache(tmp_path):
         lookup("me/other")
 
 
-def test_load_path():
+def test_load_path() -> None:
     assert Path(load_path("nano")) == Path(models.__file__).parent / "nano"
     assert load_path("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
     assert lookup(load_path("nano")).name == "nano"
 
 
-def test_a_home_directory(monkeypatch, tmp_path):
+def test_a_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     model_directory(tmp_path / "m", "<|im_start|>", model_type="qwen3")
     assert load_path("~/m") == f"{tmp_path}/m"
@@ -529,14 +550,14 @@ def test_a_home_directory(monkeypatch, tmp_path):
     assert lookup("~/nano").name == "nano"
 
 
-def test_a_missing_tokenizer_is_what_is_asked_for_where_there_is_none(tmp_path):
+def test_a_missing_tokenizer_is_what_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
     """renderer_name= would only lead to the next error."""
     bare = model_directory(tmp_path / "bare", None, model_type="llama")
     with pytest.raises(ConfigurationError, match=r"alone would not help; put the .*files there"):
         recommended_renderer(bare)
 
 
-def test_a_tokenizer_alone_is_enough_with_a_renderer_name(tmp_path):
+def test_a_tokenizer_alone_is_enough_with_a_renderer_name(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"no config\.json.* set renderer_name="):
         recommended_renderer(str(tmp_path))
@@ -544,7 +565,7 @@ def test_a_tokenizer_alone_is_enough_with_a_renderer_name(tmp_path):
         recommended_renderer(str(tmp_path / "absent"))
 
 
-def test_infos_are_frozen():
+def test_infos_are_frozen() -> None:
     with pytest.raises(AttributeError):
         lookup("nano").name = "x"
     assert replace(lookup("nano"), name="x").name == "x"

@@ -6,7 +6,9 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ from tinker_cookbook.exceptions import DataValidationError, OutOfMemoryError, Tr
 
 
 @pytest.fixture
-def engine():
+def engine() -> Iterator[Engine]:
     engine = Engine(EngineConfig(device="cpu"))
     yield engine
     engine.close()
@@ -182,7 +184,7 @@ def count_passes(engine: Engine, path: str) -> list[int]:
     seen: list[int] = []
     hidden = base.hidden
 
-    def counted(tokens, *args):  # type: ignore[no-untyped-def]
+    def counted(tokens: torch.Tensor, *args: Any) -> torch.Tensor:
         seen.append(len(tokens))
         return hidden(tokens, *args)
 

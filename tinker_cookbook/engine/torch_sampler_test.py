@@ -31,7 +31,9 @@ from tinker_cookbook.exceptions import (
 TOLERANCE = 1e-5
 
 
-def run(sampler: TorchSampler, requests: list[SampleRequest], adapter=None) -> list[SampleResult]:
+def run(
+    sampler: TorchSampler, requests: list[SampleRequest], adapter: Adapter | None = None
+) -> list[SampleResult]:
     results: list[SampleResult | Exception | None] = [None] * len(requests)
     for index, request in enumerate(requests):
         sampler.take(request, adapter, lambda out, i=index: results.__setitem__(i, out))

@@ -509,7 +509,7 @@ def test_custom_loss(
     forwards = 0
     hidden = trainer.base.hidden
 
-    def counted(*args):  # type: ignore[no-untyped-def]
+    def counted(*args: Any) -> torch.Tensor:
         nonlocal forwards
         forwards += 1
         return hidden(*args)

@@ -29,7 +29,14 @@ from tinker_cookbook.rl.signals import sequence_logprobs
 from tinker_cookbook.rl.training_step import PolicyTrainer
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.transcripts import read_rollouts
-from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder, StepResult
+from tinker_cookbook.rl.types import (
+    Action,
+    ActionExtra,
+    EnvGroupBuilder,
+    RLDataset,
+    RLDatasetBuilder,
+    StepResult,
+)
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -57,7 +64,7 @@ class Addition(ProblemEnv):
     def get_reference_answer(self) -> str:
         return str(self.problem["answer"])
 
-    async def step(self, action, *, extra=None) -> StepResult:
+    async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
         if self.trouble == "raises":
             raise RuntimeError("the game crashed")
         result = await super().step(action, extra=extra)
@@ -72,7 +79,9 @@ class Addition(ProblemEnv):
 
 
 class Additions(RLDataset):
-    def __init__(self, builder: SomeAdditions, split: str, batches: int, groups: int, size: int):
+    def __init__(
+        self, builder: SomeAdditions, split: str, batches: int, groups: int, size: int
+    ) -> None:
         self.builder, self.split = builder, split
         self.batches, self.groups, self.size = batches, groups, size
 

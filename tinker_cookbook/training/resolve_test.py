@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import chz
 import pytest
@@ -45,7 +46,7 @@ class Config:
     save_every: int | None = None
 
 
-def model_directory(path: Path, template: str | None = "", **config) -> str:
+def model_directory(path: Path, template: str | None = "", **config: Any) -> str:
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"vocab_size": 9, "hidden_size": 64, **config}))
     if template is not None:
@@ -54,7 +55,7 @@ def model_directory(path: Path, template: str | None = "", **config) -> str:
     return str(path)
 
 
-def test_what_is_none_and_known_is_filled_in():
+def test_what_is_none_and_known_is_filled_in() -> None:
     resolved = resolve_defaults(Config(model_name="nano", max_length=64), DEFAULTS)
     assert resolved.filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
     assert resolved.config == Config(
@@ -64,12 +65,12 @@ def test_what_is_none_and_known_is_filled_in():
     assert resolved.sizes == Sizes(max_length=64, batch_size=32)
 
 
-def test_nano_by_its_path_is_nano():
+def test_nano_by_its_path_is_nano() -> None:
     resolved = resolve_defaults(Config(model_name=load_path("nano")), DEFAULTS)
     assert (resolved.learning_rate, resolved.sizes.max_length) == (6e-3, 512)
 
 
-def test_what_was_filled_is_one_line():
+def test_what_was_filled_is_one_line() -> None:
     resolved = resolve_defaults(Config(model_name="Qwen/Qwen3-8B"), DEFAULTS)
     assert resolved.line() == (
         "Qwen/Qwen3-8B: learning_rate=0.000473 renderer_name=qwen3 max_length=32768"
@@ -84,7 +85,7 @@ def test_what_was_filled_is_one_line():
         ("moonshotai/Kimi-K2-Thinking", "0.000185"),
     ],
 )
-def test_a_rate_that_nobody_fitted_is_called_an_estimate(name, rate):
+def test_a_rate_that_nobody_fitted_is_called_an_estimate(name: str, rate: str) -> None:
     resolved = resolve_defaults(Config(model_name=name, renderer_name="template"), DEFAULTS)
     assert resolved.line() == f"{name}: learning_rate={rate} (an estimate) max_length=32768"
     # a plain number to whoever stores it
@@ -96,14 +97,14 @@ def test_a_rate_that_nobody_fitted_is_called_an_estimate(name, rate):
     assert same_for_all_models.learning_rate == 4e-5
 
 
-def test_a_length_is_cut_to_the_context_where_the_method_says_so(tmp_path):
+def test_a_length_is_cut_to_the_context_where_the_method_says_so(tmp_path: Path) -> None:
     short = model_directory(tmp_path / "m", model_type="qwen3", max_position_embeddings=1024)
     assert resolve_defaults(Config(model_name=short), DEFAULTS).sizes.max_length == 1024
     with pytest.raises(ConfigurationError, match=r"^max_length=2000: .* context of 1024 tokens"):
         resolve_defaults(Config(model_name=short, max_length=2000), DEFAULTS)
 
 
-def test_what_cannot_be_told_is_asked_for_by_its_key(tmp_path):
+def test_what_cannot_be_told_is_asked_for_by_its_key(tmp_path: Path) -> None:
     mistral = model_directory(tmp_path / "mistral", "[INST]", model_type="mistral")
     with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
         resolve_defaults(Config(model_name=mistral), DEFAULTS)
@@ -116,7 +117,7 @@ def test_what_cannot_be_told_is_asked_for_by_its_key(tmp_path):
         resolve_defaults(Config(model_name=bare), DEFAULTS)
 
 
-def test_an_unknown_model_works_when_every_key_is_given():
+def test_an_unknown_model_works_when_every_key_is_given() -> None:
     given = Config(model_name="me/x", learning_rate=1e-4, renderer_name="qwen3", max_length=9)
     resolved = resolve_defaults(given, DEFAULTS)
     assert (resolved.config, resolved.filled, resolved.line()) == (given, {}, None)
@@ -125,7 +126,7 @@ def test_an_unknown_model_works_when_every_key_is_given():
             resolve_defaults(chz.replace(given, **{key: None}), DEFAULTS)
 
 
-def test_zero_is_a_value():
+def test_zero_is_a_value() -> None:
     config = Config(model_name="nano", learning_rate=0.0, renderer_name="qwen3", max_length=1)
     assert resolve_defaults(config, DEFAULTS).filled == {}
 
@@ -138,7 +139,7 @@ class Data:
     width: int | None = 4
 
 
-def test_data_takes_what_it_leaves_open_and_gives_it_back():
+def test_data_takes_what_it_leaves_open_and_gives_it_back() -> None:
     data, values = Data(path="x", seed=7), {"group_size": 3, "seed": 1, "width": 9, "other": 5}
     assert unset_fields(data) == {"group_size"}
     filled = set_unset_fields(data, values)
@@ -154,7 +155,7 @@ def test_data_takes_what_it_leaves_open_and_gives_it_back():
     )  # 4 without being filled
 
 
-def test_a_key_that_data_would_not_follow_is_refused_by_name():
+def test_a_key_that_data_would_not_follow_is_refused_by_name() -> None:
     check_no_unused_keys("group_size", None, Data(path="x"))
     with pytest.raises(ConfigurationError, match=r"^group_size=3 has no effect on Data, .* drop "):
         check_no_unused_keys("group_size", 3, Data(path="x"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -11,20 +13,25 @@ from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.rollouts.rollout_queue import RolloutQueue, RolloutTask
 from tinker_cookbook.rl.types import EnvGroupBuilder
 
+if TYPE_CHECKING:
+    from tinker_cookbook.rl.rollouts.rollout_queue import GroupRollout
+
 
 class Named(EnvGroupBuilder):
     def __init__(self, batch: int, index: int) -> None:
         self.name = (batch, index)
 
-    async def make_envs(self):
+    async def make_envs(self) -> NoReturn:
         raise AssertionError("the source only hands builders on")
 
 
-def batches(sizes: list[int]):
+def batches(sizes: list[int]) -> Callable[[int], list[Named]]:
     return lambda i: [Named(i, j) for j in range(sizes[i])]
 
 
-async def collect(source: RolloutQueue, steps: range, between=None):
+async def collect(
+    source: RolloutQueue, steps: range, between: Callable[[int], Awaitable[None]] | None = None
+) -> dict[int, list[GroupRollout]]:
     """What arrives in each step, while weights of each step are published."""
     seen = {}
     async with source:
@@ -85,7 +92,7 @@ async def test_every_batch_is_played_by_all_workers() -> None:
 async def test_a_resumed_run_begins_where_it_was() -> None:
     asked = []
 
-    def get_batch(i: int):
+    def get_batch(i: int) -> list[Named]:
         asked.append(i)
         return [Named(i, 0)]
 
