@@ -29,6 +29,19 @@ ALIASES = {
     "data": "dataset_builder",
     "max_steps_off_policy": "max_lag",
 }
+# the keys that `--help` explains first
+FIRST_KEYS = (
+    "model_name",
+    "data",
+    "learning_rate",
+    "groups_per_batch",
+    "group_size",
+    "max_tokens",
+    "max_steps",
+    "kl_penalty_coef",
+    "max_lag",
+    "log_path",
+)
 
 
 @chz.chz

@@ -36,6 +36,19 @@ from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line
 ALIASES = {"data": "dataset_builder"}
+# the keys that `--help` explains first
+FIRST_KEYS = (
+    "model_name",
+    "data",
+    "dataset_path",
+    "learning_rate",
+    "batch_size",
+    "max_length",
+    "num_epochs",
+    "max_steps",
+    "eval_every",
+    "log_path",
+)
 
 
 @chz.chz

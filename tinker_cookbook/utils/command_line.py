@@ -109,6 +109,11 @@ class Request(NamedTuple):
         """The known keys that the command line itself gives a value."""
         return [path for path in known if any(_matches(k, path) for k in self.sources[-1].keys)]
 
+    def chosen(self, known: Mapping[str, Parameter]) -> list[str]:
+        """The objects whose class the command line chooses, or of which it sets a key."""
+        words = self.sources[-1].keys
+        return [p for p in known if any(k == p or k.startswith(f"{p}.") for k in words)]
+
     def blueprint(self, without: str | None = None) -> chz.Blueprint:
         """All words, or all but those that give a value to the key `without`."""
         blueprint = chz.Blueprint(self.config_class)
