@@ -5,8 +5,8 @@
     ./scripts/run recipes.rl_basic max_lag=2 num_minibatches=4        off-policy by up to 2 steps
     ./scripts/run recipes.rl_basic config=configs/rl_basic/qwen3-8b-1xh100.yaml
 
-nano is asked for sums of two numbers below 100 and paid 1 for a right answer. At first it answers
-with a bare number; it finds out that sums which it works out column by column in <think> are right.
+nano is asked for sums of two numbers below 100 and paid 1 for a right answer. At first it mostly
+answers with a bare number; it finds out that sums worked out column by column in <think> are right.
 500 held-out sums are evaluated every 12 steps, sampled and greedily. Every rollout can be read in
 the run's directory: iteration_000012/train.html.
 
