@@ -21,6 +21,7 @@ import platform
 import random
 import textwrap
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def train_tokenizer(books: list[str], chat_template: str, out: Path) -> PreTrain
     """Byte-level BPE of 2,048 tokens from the books and 20,000 documents; saved to `out`."""
     rng = random.Random(7)
 
-    def lines():
+    def lines() -> Iterator[str]:
         for book in books:
             yield from book.splitlines(keepends=True)
         for _ in range(20_000):

@@ -41,7 +41,7 @@ OF_RL = {
     ],
     ids=lambda each: type(each).__module__ if chz.is_chz(each) else "",
 )
-def test_of_each_loop(config, own):
+def test_of_each_loop(config: type, own: set[str]) -> None:
     assert keys_that_may_change(config) == OF_ALL | own
     for name in own:
         held = config
@@ -50,7 +50,7 @@ def test_of_each_loop(config, own):
             held = getattr(held, key)
 
 
-def test_each_name_of_all_loops_is_a_key_of_the_supervised_loop():
+def test_each_name_of_all_loops_is_a_key_of_the_supervised_loop() -> None:
     assert set(chz.chz_fields(sl_train.Config)) >= OF_ALL
 
 
@@ -60,5 +60,5 @@ class WithTeacher(rl_basic.CLI):
     eval_every: int = chz.field(default=7, doc="another default")
 
 
-def test_a_name_that_looks_alike_may_not_change():
+def test_a_name_that_looks_alike_may_not_change() -> None:
     assert keys_that_may_change(WithTeacher()) == OF_ALL | OF_RL

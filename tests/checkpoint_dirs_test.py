@@ -74,7 +74,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_computes_what_peft_computes(
     service: Any, request: Any, tmp_path: Path, model: str, variant: str
-):
+) -> None:
     base = request.getfixturevalue(model)
     adapter, expected = make(base, tmp_path / "adapter", **VARIANTS[variant])
     plain_base = logprobs(service.create_sampling_client(base_model=base).result())
@@ -87,7 +87,9 @@ def test_it_computes_what_peft_computes(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_client_of_another_alpha_and_files_in_bf16(service: Any, tiny_llama: str, tmp_path: Path):
+def test_a_client_of_another_alpha_and_files_in_bf16(
+    service: Any, tiny_llama: str, tmp_path: Path
+) -> None:
     adapter, expected = make(tiny_llama, tmp_path / "a", target_modules=ALL, lora_alpha=5)
     client = service.create_lora_training_client(tiny_llama, rank=4, seed=3)
     client.load_state(str(adapter)).result()
@@ -122,7 +124,7 @@ def test_a_client_of_another_alpha_and_files_in_bf16(service: Any, tiny_llama: s
 )
 def test_what_the_engine_does_not_compute_is_refused_by_name(
     service: Any, tiny_llama: str, tmp_path: Path, config: Any, named: str
-):
+) -> None:
     adapter, _ = make(tiny_llama, tmp_path / "a", **config)
     for create in (service.create_sampling_client, service.create_training_client_from_state):
         with pytest.raises(CheckpointError, match=named) as refused:
@@ -131,7 +133,9 @@ def test_what_the_engine_does_not_compute_is_refused_by_name(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_adapters_that_do_not_fit(service: Any, tiny_llama: str, tiny_qwen3: str, tmp_path: Path):
+def test_adapters_that_do_not_fit(
+    service: Any, tiny_llama: str, tiny_qwen3: str, tmp_path: Path
+) -> None:
     adapter, _ = make(tiny_llama, tmp_path / "a", target_modules=ALL)
     config, file = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
 
@@ -163,7 +167,7 @@ def test_adapters_that_do_not_fit(service: Any, tiny_llama: str, tiny_qwen3: str
     assert "save it as safetensors" in refused()
 
 
-def test_names_of_one_model():
+def test_names_of_one_model() -> None:
     assert same_model("Qwen/Qwen3-8B", "/data/models/qwen3-8b/")
     cached = "/x/hub/models--Qwen--Qwen3-8B/snapshots/0123abc"
     assert same_model(cached, "Qwen/Qwen3-8B")
@@ -185,7 +189,7 @@ def begin(service: Any, run: Path) -> dict[str, str]:
     return paths
 
 
-def test_a_run_is_its_last_checkpoint(service: Any, tmp_path: Path):
+def test_a_run_is_its_last_checkpoint(service: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     paths = begin(service, run)
@@ -200,7 +204,7 @@ def test_a_run_is_its_last_checkpoint(service: Any, tmp_path: Path):
     assert torch.equal(logprobs(sampler), logprobs(expected))
 
 
-def test_a_directory_of_the_store_is_its_checkpoint(service: Any, tmp_path: Path):
+def test_a_directory_of_the_store_is_its_checkpoint(service: Any, tmp_path: Path) -> None:
     paths = begin(service, tmp_path)
     store = service.store
     directory = store.root / "runs" / paths["sampler"].removeprefix("tinker://")
@@ -219,7 +223,7 @@ def test_a_directory_of_the_store_is_its_checkpoint(service: Any, tmp_path: Path
         assert torch.equal(logprobs(found), expected)
 
 
-def test_readable_names_and_ordinary_permissions(service: Any, tmp_path: Path):
+def test_readable_names_and_ordinary_permissions(service: Any, tmp_path: Path) -> None:
     (tmp_path / "ordinary").touch()
     mode = (tmp_path / "ordinary").stat().st_mode
     metadata = {"recipe": "my recipe"}
@@ -231,7 +235,7 @@ def test_readable_names_and_ordinary_permissions(service: Any, tmp_path: Path):
     runs = [path.split("/")[2] for path in saved]
     assert re.fullmatch(r"my_recipe-nano-\d{8}-\d{6}-[0-9a-f]{6}", runs[0])
     assert re.fullmatch(r"nano-\d{8}-\d{6}-[0-9a-f]{6}-2", runs[1])
-    directory = service.store.resolve(saved[0]).directory
+    directory = service.store.find(saved[0]).directory
     modes = {file.name: file.stat().st_mode for file in directory.iterdir()}
     assert set(modes.values()) == {mode} and "optimizer.safetensors" in modes
 
@@ -247,7 +251,7 @@ def test_readable_names_and_ordinary_permissions(service: Any, tmp_path: Path):
         ({"checkpoints.jsonl": "{\n{}\n"}, "checkpoints.jsonl is damaged"),
     ],
 )
-def test_anything_else_is_refused(tmp_path: Path, content: Any, message: str):
+def test_anything_else_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     place = tmp_path / "x"
     for name, text in (content or {}).items():
         place.mkdir(exist_ok=True)
@@ -261,7 +265,9 @@ def test_anything_else_is_refused(tmp_path: Path, content: Any, message: str):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-async def test_a_run_that_starts_from_an_adapter(service: Any, tiny_llama: str, tmp_path: Path):
+async def test_a_run_that_starts_from_an_adapter(
+    service: Any, tiny_llama: str, tmp_path: Path
+) -> None:
     adapter, expected = make(tiny_llama, tmp_path / "a", target_modules=ALL[:4])
     keys = {"model_name": tiny_llama, "renderer_name": "role_colon"}
     config = LoopConfig(load_checkpoint_path=str(adapter), **keys)
@@ -285,7 +291,7 @@ async def test_a_run_that_starts_from_an_adapter(service: Any, tiny_llama: str, 
     assert plain(fits)["identity"]["load_checkpoint_path"] != before
 
 
-def test_an_adapter_is_no_checkpoint_of_a_server(tmp_path: Path):
+def test_an_adapter_is_no_checkpoint_of_a_server(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="which the server of base_url cannot read"):
         locate_checkpoint(str(tmp_path), "weights", "load_checkpoint_path", "http://x")

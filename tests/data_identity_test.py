@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import chz
 import pytest
@@ -19,7 +20,7 @@ from tinker_cookbook.utils.data_identity import data_set_identity, file_identity
 from tinker_cookbook.utils.plain_data import plain
 
 
-def test_a_file_is_its_content(tmp_path):
+def test_a_file_is_its_content(tmp_path: Path) -> None:
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     a.write_text("one\n")
     b.write_text("one\n")
@@ -30,7 +31,7 @@ def test_a_file_is_its_content(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["path", "test_path"])
-def test_jsonl_chats(tmp_path, monkeypatch, key):
+def test_jsonl_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """The same relative path in two directories."""
     for name, text in (("a", "one"), ("b", "two"), ("c", "one")):
         (tmp_path / name).mkdir()
@@ -46,7 +47,7 @@ def test_jsonl_chats(tmp_path, monkeypatch, key):
     assert found["a"] == found["c"] and found["a"] != found["b"]
 
 
-def test_the_other_builder_of_files(tmp_path):
+def test_the_other_builder_of_files(tmp_path: Path) -> None:
     file = tmp_path / "chats.jsonl"
     file.write_text("one")
     builder = FromConversationFileBuilder(file_path=str(file))
@@ -56,7 +57,9 @@ def test_the_other_builder_of_files(tmp_path):
     assert plain(builder)["identity"] != before
 
 
-def test_a_directory_is_names_sizes_and_ends(tmp_path, monkeypatch):
+def test_a_directory_is_names_sizes_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data_identity, "ENDS", 4)
     root = tmp_path / ".cache" / "set"  # below a hidden directory, as downloads are
     root.mkdir(parents=True)
@@ -76,7 +79,7 @@ def test_a_directory_is_names_sizes_and_ends(tmp_path, monkeypatch):
     assert data_set_identity("org/name") == {}
 
 
-def test_what_datasets_writes_beside_a_saved_data_set_is_no_part_of_it(tmp_path):
+def test_what_datasets_writes_beside_a_saved_data_set_is_no_part_of_it(tmp_path: Path) -> None:
     import datasets
 
     saved = tmp_path / "saved"
@@ -89,7 +92,7 @@ def test_what_datasets_writes_beside_a_saved_data_set_is_no_part_of_it(tmp_path)
     assert data_set_identity(str(saved)) == before != {}
 
 
-def test_builders_of_hub_data_tell_only_of_local_copies(tmp_path):
+def test_builders_of_hub_data_tell_only_of_local_copies(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"messages": []}))
     local = str(tmp_path)
     expected = {"path": data_set_identity(local)}

@@ -2,7 +2,10 @@
 which counts them, sees what it should. `.venv/bin/python scripts/house.py` prints the figures.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 import pytest
 
@@ -12,27 +15,27 @@ MEDIAN = 8
 
 
 @pytest.fixture
-def house(monkeypatch, request):
+def house(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
     monkeypatch.syspath_prepend(str(request.config.rootpath / "scripts"))
     import house
 
     return house
 
 
-def test_no_import_circles(house):
+def test_no_import_circles(house: ModuleType) -> None:
     graph = house.import_graph()
     assert len(graph) > 150
     found = [house.explain(circle, graph) for circle in house.circles(graph)]
     assert not found, "\n".join(found)
 
 
-def test_functions_are_short(house):
+def test_functions_are_short(house: ModuleType) -> None:
     every = house.functions(house.sources(*house.PACKAGES, *house.PROGRAMS))
     assert len(every) > 1000 and median(each.lines for each in every) <= MEDIAN
     assert [each for each in every if each.lines > LONGEST] == []
 
 
-def test_few_holes_in_the_types(house):
+def test_few_holes_in_the_types(house: ModuleType) -> None:
     files = house.holes_by_file()
     print("\n" + house.table(house.holes_by_package(files)))
     total = house.added(files.values())
@@ -43,10 +46,10 @@ def test_few_holes_in_the_types(house):
 
 
 @pytest.fixture
-def circles_of(house, tmp_path):
+def circles_of(house: ModuleType, tmp_path: Path) -> Callable[..., list[list[str]]]:
     """Of modules that are given as name=text in the package recipes, except for scripts."""
 
-    def ask(**modules):
+    def ask(**modules: str) -> list[list[str]]:
         for name, text in {"recipes": "", **modules}.items():
             path = tmp_path / ("scripts" if "program" in name else "recipes") / f"{name}.py"
             path = path.with_name("__init__.py") if name == "recipes" else path
@@ -62,21 +65,27 @@ TYPING = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from recipes 
 
 
 @pytest.mark.parametrize("back", ["import recipes.a", "from . import a", LAZY, TYPING])
-def test_every_kind_of_import_closes_a_circle(circles_of, back):
+def test_every_kind_of_import_closes_a_circle(
+    circles_of: Callable[..., list[list[str]]], back: str
+) -> None:
     found = circles_of(a="from recipes.b import y", b="import recipes.c", c=back, d="import a")
     assert found == [["recipes.a", "recipes.b", "recipes.c"]]
 
 
-def test_no_circle_without_a_way_back(circles_of):
+def test_no_circle_without_a_way_back(circles_of: Callable[..., list[list[str]]]) -> None:
     assert circles_of(a="from recipes import b, c\nimport json", b="from .c import x", c="") == []
 
 
-def test_programs_import_each_other_by_bare_names(circles_of):
+def test_programs_import_each_other_by_bare_names(
+    circles_of: Callable[..., list[list[str]]],
+) -> None:
     found = circles_of(program_a="import program_b", program_b="from program_a import x")
     assert found == [["program_a", "program_b"]]
 
 
-def test_lines_of_functions(house, tmp_path, monkeypatch):
+def test_lines_of_functions(
+    house: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(house, "ROOT", tmp_path)
     file = tmp_path / "x.py"
     file.write_text('@a\n@b\ndef f(\n    x,\n):\n    """One\n\n    two."""\n\n    def g(): ...\n')
@@ -93,5 +102,5 @@ def test_lines_of_functions(house, tmp_path, monkeypatch):
         ("if True:\n    import typing; x: typing.Any\n    y: object\n", 2),
     ],
 )
-def test_holes(house, text, holes):
+def test_holes(house: ModuleType, text: str, holes: int) -> None:
     assert house.count_holes(text) == (holes, text.count("\n"))

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import psutil
@@ -23,7 +26,7 @@ METRICS = """\
 
 
 @pytest.fixture
-def tool(monkeypatch):
+def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import loss_compare
 
@@ -31,10 +34,10 @@ def tool(monkeypatch):
 
 
 @pytest.fixture
-def differing(tool):
+def differing(tool: ModuleType) -> Callable[..., str | None]:
     """The difference between METRICS and the same with some text replaced."""
 
-    def ask(old="", new=""):
+    def ask(old: str = "", new: str = "") -> str | None:
         assert old in METRICS
         pair = [tool.read_metrics(text) for text in (METRICS, METRICS.replace(old, new, 1))]
         return tool.difference(*[tool.Outcome(rows, {"w": "F32"}) for rows in pair], ("A", "B"))
@@ -42,7 +45,7 @@ def differing(tool):
     return ask
 
 
-def test_equal_but_for_the_clock(differing):
+def test_equal_but_for_the_clock(differing: Callable[..., str | None]) -> None:
     assert differing() is None
     assert differing('"time/total": 0.5', '"time/total": 0.75, "time/evals": 3.0') is None
 
@@ -58,19 +61,25 @@ def test_equal_but_for_the_clock(differing):
         ('"loss": 2.5', '"loss": 2.5, "x": 1', "step 0: x is absent at A, 1 in the B"),
     ],
 )
-def test_a_value_that_differs_in_the_last_bit(differing, old, new, found):
+def test_a_value_that_differs_in_the_last_bit(
+    differing: Callable[..., str | None], old: str, new: str, found: str
+) -> None:
     assert differing(old, new) == found
 
 
-def test_a_row_too_many_and_the_number_of_further_values(differing):
+def test_a_row_too_many_and_the_number_of_further_values(
+    differing: Callable[..., str | None],
+) -> None:
     last = METRICS.splitlines()[1] + "\n"
     assert differing(last, "") == (
         "step 1: step is 1 at A, absent in the B (and 2 more values)"
     )  # fmt: skip
 
 
-def test_tensors_are_compared_by_their_bytes_without_the_name_of_the_run(tool, tmp_path):
-    def outcome(run, weights):
+def test_tensors_are_compared_by_their_bytes_without_the_name_of_the_run(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    def outcome(run: str, weights: list[float]) -> Any:
         directory = tmp_path / run / "sampler_weights" / "final"
         directory.mkdir(parents=True)
         save_file({"a": np.array(weights)}, directory / "adapter_model.safetensors")
@@ -87,7 +96,7 @@ def test_tensors_are_compared_by_their_bytes_without_the_name_of_the_run(tool, t
     assert found.startswith("sampler_weights/final/adapter_model.safetensors a is F32[2] ")
 
 
-def test_every_case_is_of_a_recipe_and_words_select(tool):
+def test_every_case_is_of_a_recipe_and_words_select(tool: ModuleType) -> None:
     cases = tool.read_cases((SCRIPTS / "recipes").read_text())
     assert len(set(cases)) == len(cases) > 6
     assert [str(case).split()[:3] for case in tool.select(cases, ["max_lag="])] == [
@@ -126,7 +135,7 @@ save_file({"w": np.zeros(2)}, weights / "adapter_model.safetensors")
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe and scripts/loss_compare.py, committed; what it makes goes to tmp_path/scratch."""
     root = tmp_path / "a checkout"
     for name, text in {
@@ -147,7 +156,7 @@ def repository(tmp_path, monkeypatch):
     return root
 
 
-def compare(root, *words):
+def compare(root: Path, *words: str) -> tuple[int, list[str], str]:
     done = subprocess.run(
         [sys.executable, root / "scripts/loss_compare.py", *words], capture_output=True, text=True
     )
@@ -155,7 +164,7 @@ def compare(root, *words):
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
-def test_an_unchanged_tree_is_equal(repository):
+def test_an_unchanged_tree_is_equal(repository: Path) -> None:
     (repository / "notes").write_text("not tracked")
     code, lines, _ = compare(repository, "HEAD")
     assert code == 0 and lines[0].endswith("against the working tree")
@@ -164,7 +173,7 @@ def test_an_unchanged_tree_is_equal(repository):
     assert lines[5].startswith("2 of 2 equal") and lines[5].endswith("not compared: time/*")
 
 
-def test_a_change_that_is_not_committed_is_found(repository):
+def test_a_change_that_is_not_committed_is_found(repository: Path) -> None:
     (repository / "tinker_cookbook/__init__.py").write_text("LOSS = 2.0000000000000004\n")
     code, lines, _ = compare(repository, "HEAD", "number=2")
     assert code == 1 and len(lines) == 4 and lines[1].startswith("DIFFERENT")
@@ -179,13 +188,15 @@ def test_a_change_that_is_not_committed_is_found(repository):
         ("fail=reason", "FAILED", "reason"),
     ],
 )
-def test_a_case_that_proves_nothing_is_not_equal(repository, keys, verdict, said):
+def test_a_case_that_proves_nothing_is_not_equal(
+    repository: Path, keys: str, verdict: str, said: str
+) -> None:
     (repository / "scripts/recipes").write_text(f"recipes.quick {keys}\n")
     code, lines, _ = compare(repository, "HEAD")
     assert code == 1 and lines[1].startswith(verdict) and said in "".join(lines[2:-1])
 
 
-def test_what_is_not_to_be_compared_is_one_line(repository):
+def test_what_is_not_to_be_compared_is_one_line(repository: Path) -> None:
     code, _, err = compare(repository, "no-such-revision")
     assert code == 2 and err.startswith("error: no-such-revision is no commit (fatal: ")
     assert len(err.splitlines()) == 1
@@ -197,7 +208,7 @@ def test_what_is_not_to_be_compared_is_one_line(repository):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_when_it_is_stopped(repository, number):
+def test_nothing_is_left_when_it_is_stopped(repository: Path, number: signal.Signals) -> None:
     started = repository.parent / "started"
     (repository / "scripts/recipes").write_text(f"recipes.quick wait={started}\n")
     command = [sys.executable, repository / "scripts/loss_compare.py", "HEAD"]

@@ -4,6 +4,7 @@ import importlib
 import math
 import pkgutil
 from dataclasses import astuple
+from typing import Any
 
 import chz
 import numpy as np
@@ -33,15 +34,16 @@ from tinker_cookbook.supervised.types import (
     SupervisedDatasetBuilder,
 )
 from tinker_cookbook.training.config import LoopConfig
+from tinker_cookbook.training.defaults import Defaults
 from tinker_cookbook.training.fields import CheckedConfig, range_of
-from tinker_cookbook.training.resolve import check_types, resolve
+from tinker_cookbook.training.resolve import check_types, resolve_defaults
 
 OWN = ChatDatasetBuilderCommonConfig(
     model_name_for_tokenizer="nano", renderer_name="qwen3", max_length=64, batch_size=2
 )
 
 
-def config(**changes):
+def config(**changes: Any) -> train.Config:
     return train.Config(**{"dataset_builder": SupervisedDatasetBuilder(), **changes})
 
 
@@ -69,7 +71,7 @@ def config(**changes):
         ("submit_ahead", -1, "0 or more"),
     ],
 )
-async def test_a_value_that_cannot_work(key, value, expected):
+async def test_a_value_that_cannot_work(key: str, value: float, expected: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         await train.main(config(**{key: value}))
     assert str(error.value) == f"{key}={value}: expected {expected}"
@@ -89,13 +91,13 @@ async def test_a_value_that_cannot_work(key, value, expected):
         ("evaluator_builders", 3, "3: expected list["),
     ],
 )
-async def test_a_value_of_another_type(key, value, expected):
+async def test_a_value_of_another_type(key: str, value: object, expected: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         await train.main(config(**{key: value}))
     assert str(error.value).startswith(f"{key}={expected}")
 
 
-async def test_a_value_of_another_type_further_down():
+async def test_a_value_of_another_type_further_down() -> None:
     data = JsonlChats(path=3.5, common_config=OWN)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"^dataset_builder\.path=3\.5: expected str"):
         await train.main(config(dataset_builder=data))
@@ -104,43 +106,45 @@ async def test_a_value_of_another_type_further_down():
         await rl_train.main(problems)
 
 
-def test_numbers_of_other_libraries_are_numbers():
+def test_numbers_of_other_libraries_are_numbers() -> None:
     check_types(config(num_epochs=np.int64(2), learning_rate=np.float32(0.5)))
     check_types(config(learning_rate=1))
     with pytest.raises(ConfigurationError, match="expected int"):
         check_types(config(num_epochs=np.float64(2)))
 
 
-def test_values_at_the_edge_work():
+def test_values_at_the_edge_work() -> None:
     config(learning_rate=0.0, seed=2**32 - 1, submit_ahead=0, ttl_seconds=None, save_every=0)
 
 
-def test_lengths_above_the_context():
+def test_lengths_above_the_context() -> None:
     length = chz.replace(OWN, max_length=2049)
     data = InMemoryChats(common_config=length, conversations=[])
     with pytest.raises(ConfigurationError, match=r"^max_length=2049: nano has a context of 2048 "):
-        resolve(config(dataset_builder=data), SL)
-    resolve(config(dataset_builder=chz.replace(data, common_config=OWN)), SL)
+        resolve_defaults(config(dataset_builder=data), SL)
+    resolve_defaults(config(dataset_builder=chz.replace(data, common_config=OWN)), SL)
     # what no table knows, a server may
-    resolve(config(dataset_builder=data, model_name="me/unheard-of", learning_rate=1.0), SL)
+    resolve_defaults(
+        config(dataset_builder=data, model_name="me/unheard-of", learning_rate=1.0), SL
+    )
 
 
 @pytest.mark.parametrize("given", ["Qwen/Qwen3-4B-Instruct", "Qwen/Qwen3-8B:peft:131072"])
-def test_a_server_is_asked_for_the_name_as_given(given):
+def test_a_server_is_asked_for_the_name_as_given(given: str) -> None:
     """In process the model is that of the published repository; a server has names of its own."""
-    here = resolve(config(model_name=given), SL)
-    there = resolve(config(model_name=given, base_url="http://127.0.0.1:9"), SL)
+    here = resolve_defaults(config(model_name=given), SL)
+    there = resolve_defaults(config(model_name=given, base_url="http://127.0.0.1:9"), SL)
     assert there.model_name == given and here.model_name == models.published_name(given) != given
     assert there.learning_rate == here.learning_rate and there.renderer_name == here.renderer_name
 
 
 @pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("max_length", -5)])
-def test_sizes_of_batches(key, value):
+def test_sizes_of_batches(key: str, value: int) -> None:
     with pytest.raises(ConfigurationError, match=f"^{key}={value}: expected"):
         chz.replace(OWN, **{key: value})
 
 
-def test_the_seed_of_the_data():
+def test_the_seed_of_the_data() -> None:
     with pytest.raises(ConfigurationError, match=r"^shuffle_seed=-1: expected 0 to 4294967295$"):
         InMemoryChats(common_config=OWN, conversations=[], shuffle_seed=-1)
 
@@ -163,7 +167,7 @@ def test_the_seed_of_the_data():
         (AimeCLI, "num_samples=0"),
     ],
 )
-def test_ranges_of_each_config(config_class, words):
+def test_ranges_of_each_config(config_class: type, words: str) -> None:
     """From Python and from the command line in the same words."""
     needed = {rl_train.Config: {"dataset_builder": RLDatasetBuilder()}, HubChats: {"path": "x"}}
     for word in words.split():
@@ -178,7 +182,7 @@ def test_ranges_of_each_config(config_class, words):
         assert str(in_words.value) == str(error.value)
 
 
-def test_no_range_is_forgotten():
+def test_no_range_is_forgotten() -> None:
     """Whatever declares a range has the base that checks it."""
     found = set()
     for package in (tinker_cookbook, recipes):
@@ -193,8 +197,8 @@ def test_no_range_is_forgotten():
     assert [cls for cls in found if not issubclass(cls, CheckedConfig)] == []
 
 
-def test_fill_by_the_model():
-    filled = resolve(config(), SL)
+def test_fill_by_the_model() -> None:
+    filled = resolve_defaults(config(), SL)
     assert filled.filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
     assert filled.config.learning_rate == 6e-3
 
@@ -212,47 +216,51 @@ SL_RATES = {"Qwen/Qwen3-8B": 4.73e-4, "meta-llama/Llama-3.1-8B": 2.856e-4}
         (math_rl.CLI, math_rl.DEFAULTS, (100, 4, 1024), 4e-5),
     ],
 )
-def test_defaults_of_each_method(model, config_class, defaults, sizes, rate):
-    resolved = resolve(config_class(model_name=model), defaults)
+def test_defaults_of_each_method(
+    model: str, config_class: type, defaults: Defaults, sizes: tuple[int, ...], rate: float | None
+) -> None:
+    resolved = resolve_defaults(config_class(model_name=model), defaults)
     assert astuple(resolved.sizes) == sizes
     assert resolved.learning_rate == pytest.approx(rate or SL_RATES[model], rel=1e-3)
-    nano = resolve(config_class(), defaults)
+    nano = resolve_defaults(config_class(), defaults)
     supervised = len(sizes) == 2
     assert astuple(nano.sizes) == ((32, 512) if supervised else (32, 8, 40))
     assert nano.learning_rate == (6e-3 if supervised else 1e-3)
     assert nano.renderer_name == "qwen3_instruct"
 
 
-def test_the_renderer_of_the_data_goes_first():
+def test_the_renderer_of_the_data_goes_first() -> None:
     with_data = config(dataset_builder=ChatDatasetBuilder(common_config=OWN))
-    filled = resolve(with_data, SL)
+    filled = resolve_defaults(with_data, SL)
     assert filled.config.renderer_name == filled.filled["renderer_name"] == "qwen3"
     with pytest.raises(ConfigurationError, match=r"^renderer_name=role_colon, but the data's"):
-        resolve(chz.replace(with_data, renderer_name="role_colon"), SL)
+        resolve_defaults(chz.replace(with_data, renderer_name="role_colon"), SL)
 
 
-def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model():
+def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model() -> None:
     client = connect().create_lora_training_client(
         base_model="nano", rank=1, user_metadata={"renderer_name": "qwen3_disable_thinking"}
     )
     path = client.save_state("x").result().path
     from_checkpoint = config(load_checkpoint_path=path)
-    filled = resolve(from_checkpoint, SL)
+    filled = resolve_defaults(from_checkpoint, SL)
     assert filled.config.renderer_name == "qwen3_disable_thinking"
     assert filled.filled["renderer_name"] == "qwen3_disable_thinking"
-    asked = resolve(chz.replace(from_checkpoint, renderer_name="qwen3"), SL)
+    asked = resolve_defaults(chz.replace(from_checkpoint, renderer_name="qwen3"), SL)
     assert asked.config.renderer_name == "qwen3" and "renderer_name" not in asked.filled
 
 
 @pytest.mark.parametrize(("given", "lines"), [(None, 0), ("qwen3", 0), ("role_colon", 1)])
-def test_a_renderer_that_does_not_fit_the_model_gets_one_line(given, lines, caplog):
-    resolve(config(renderer_name=given), SL)
+def test_a_renderer_that_does_not_fit_the_model_gets_one_line(
+    given: str | None, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve_defaults(config(renderer_name=given), SL)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == lines
     assert all("renderer_name=role_colon is not known to fit nano" in each for each in messages)
 
 
-def test_the_renderer_of_the_data_is_looked_at_too(caplog):
+def test_the_renderer_of_the_data_is_looked_at_too(caplog: pytest.LogCaptureFixture) -> None:
     own = chz.replace(OWN, renderer_name="role_colon")
-    resolve(config(dataset_builder=ChatDatasetBuilder(common_config=own)), SL)
+    resolve_defaults(config(dataset_builder=ChatDatasetBuilder(common_config=own)), SL)
     assert "renderer_name=role_colon is not known to fit nano" in caplog.text

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ esac
 class Checkout:
     """The copy, in a directory whose name has a space; calls come from another directory."""
 
-    def __init__(self, tmp_path: Path):
+    def __init__(self, tmp_path: Path) -> None:
         self.root, self.elsewhere = tmp_path / "a checkout", tmp_path / "elsewhere"
         self.elsewhere.mkdir()
         for folder in ("scripts", ".ci"):
@@ -60,7 +61,9 @@ class Checkout:
         self.calls_file.write_text("")
         return calls
 
-    def start(self, script, *words, cwd=None, **env):
+    def start(
+        self, script: str, *words: str | Path, cwd: Path | None = None, **env: str
+    ) -> subprocess.Popen[str]:
         variables = {k: v for k, v in os.environ.items() if k not in ("TORCH_INDEX", "VIRTUAL_ENV")}
         for name in ("HF_HUB_OFFLINE", "TINKER_TELEMETRY"):
             variables.pop(name, None)
@@ -75,22 +78,22 @@ class Checkout:
             start_new_session=True,
         )
 
-    def run(self, script, *words, **options) -> tuple[int, str, str]:
+    def run(self, script: str, *words: str | Path, **options: Any) -> tuple[int, str, str]:
         process = self.start(script, *words, **options)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def base_install(checkout):
+def base_install(checkout: Checkout) -> str:
     return f"pip --constraint {checkout.root}/constraints.txt --editable {checkout.root}"
 
 
-def test_the_first_call_installs_and_the_second_does_not(checkout):
+def test_the_first_call_installs_and_the_second_does_not(checkout: Checkout) -> None:
     code, out, err = checkout.run("scripts/run", "program.x", "a=1", "b=two words")
     assert (code, out) == (0, f"{checkout.elsewhere}|-m program.x a=1 b=two words\n")
     assert checkout.calls() == ["venv", base_install(checkout)]
@@ -102,12 +105,12 @@ def test_the_first_call_installs_and_the_second_does_not(checkout):
     assert checkout.calls() == []
 
 
-def test_without_words_run_says_what_to_write(checkout):
+def test_without_words_run_says_what_to_write(checkout: Checkout) -> None:
     code, _, err = checkout.run("scripts/run")
     assert code == 1 and "recipes.sl_basic" in err and checkout.calls() == []
 
 
-def test_the_development_tools_are_added_by_test_and_kept_by_run(checkout):
+def test_the_development_tools_are_added_by_test_and_kept_by_run(checkout: Checkout) -> None:
     checkout.run("scripts/run", "x")
     checkout.calls()
     assert checkout.run("scripts/test")[0] == 0
@@ -117,7 +120,7 @@ def test_the_development_tools_are_added_by_test_and_kept_by_run(checkout):
     assert checkout.calls() == []
 
 
-def test_a_benchmark_adds_its_peers_and_keeps_the_development_tools(checkout):
+def test_a_benchmark_adds_its_peers_and_keeps_the_development_tools(checkout: Checkout) -> None:
     checkout.run("scripts/test")
     checkout.calls()
     code, out, _ = checkout.run("scripts/bench/run", "train_sft", "rounds=1")
@@ -131,7 +134,9 @@ def test_a_benchmark_adds_its_peers_and_keeps_the_development_tools(checkout):
     assert checkout.calls() == []
 
 
-def test_all_benchmarks_are_run_and_the_page_is_written_though_one_fails(checkout):
+def test_all_benchmarks_are_run_and_the_page_is_written_though_one_fails(
+    checkout: Checkout,
+) -> None:
     code, out, err = checkout.run("scripts/bench/run", "all", "threads=4", FAILS="train_rl")
     scripts = [re.search(r"bench/(\w+)\.py", line) for line in out.splitlines()]
     ran = [match[1] for match in scripts if match]
@@ -142,7 +147,7 @@ def test_all_benchmarks_are_run_and_the_page_is_written_though_one_fails(checkou
     assert code == 1 and "there is no benchmark nothing" in err
 
 
-def test_other_constraints_are_installed_into_the_same_environment(checkout):
+def test_other_constraints_are_installed_into_the_same_environment(checkout: Checkout) -> None:
     checkout.run("scripts/run", "x")
     with (checkout.root / "constraints.txt").open("a") as file:
         file.write("another==1\n")
@@ -151,7 +156,7 @@ def test_other_constraints_are_installed_into_the_same_environment(checkout):
     assert checkout.calls() == [base_install(checkout)] and "Updating" in err
 
 
-def test_another_python_version_makes_another_environment(checkout):
+def test_another_python_version_makes_another_environment(checkout: Checkout) -> None:
     checkout.run("scripts/run", "x")
     checkout.calls()
     other = checkout.stub.with_name("other")
@@ -163,7 +168,7 @@ def test_another_python_version_makes_another_environment(checkout):
     assert checkout.calls()[0] == "venv"
 
 
-def test_an_installation_that_was_killed_is_done_again_from_the_start(checkout):
+def test_an_installation_that_was_killed_is_done_again_from_the_start(checkout: Checkout) -> None:
     process = checkout.start("scripts/run", "x", PIP_SLEEPS="60")
     deadline = time.monotonic() + 30
     while "pip" not in checkout.calls_file.read_text():
@@ -177,7 +182,9 @@ def test_an_installation_that_was_killed_is_done_again_from_the_start(checkout):
     assert checkout.calls() == ["venv", base_install(checkout)]
 
 
-def test_a_failed_installation_shows_the_end_of_the_log_and_is_done_again(checkout):
+def test_a_failed_installation_shows_the_end_of_the_log_and_is_done_again(
+    checkout: Checkout,
+) -> None:
     code, out, err = checkout.run("scripts/run", "x", PIP_FAILS="1")
     assert code == 1 and out == ""
     assert "a line of pip" in err and "error: pip install" in err and "install.log" in err
@@ -186,7 +193,7 @@ def test_a_failed_installation_shows_the_end_of_the_log_and_is_done_again(checko
     assert checkout.calls() == ["venv", base_install(checkout)]
 
 
-def test_first_calls_at_the_same_time_install_once(checkout):
+def test_first_calls_at_the_same_time_install_once(checkout: Checkout) -> None:
     processes = [checkout.start("scripts/run", f"m{i}", PIP_SLEEPS="1") for i in range(3)]
     for number, process in enumerate(processes):
         out, _ = process.communicate(timeout=60)
@@ -194,7 +201,7 @@ def test_first_calls_at_the_same_time_install_once(checkout):
     assert checkout.calls() == ["venv", base_install(checkout)]
 
 
-def test_a_program_does_not_hold_the_lock(checkout):
+def test_a_program_does_not_hold_the_lock(checkout: Checkout) -> None:
     """Else a long training run would keep a later call from installing."""
     checkout.run("scripts/run", "x")
     stub = checkout.root / ".venv/bin/python"
@@ -209,7 +216,7 @@ def test_a_program_does_not_hold_the_lock(checkout):
     assert locked.returncode == 0
 
 
-def test_torch_comes_from_the_index_that_was_named(checkout):
+def test_torch_comes_from_the_index_that_was_named(checkout: Checkout) -> None:
     checkout.run("scripts/run", "x", TORCH_INDEX="https://cpu.example/whl")
     torch = re.search(r"^torch==\S+", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
     constraints = checkout.root / "constraints.txt"
@@ -234,7 +241,7 @@ def test_torch_comes_from_the_index_that_was_named(checkout):
         (None, "Python 3.11 or newer is needed; no nowhere found"),
     ],
 )
-def test_an_unfit_python_gives_one_line(checkout, case, message):
+def test_an_unfit_python_gives_one_line(checkout: Checkout, case: str | None, message: str) -> None:
     python = "nowhere"
     if case:
         python = str(checkout.stub)
@@ -246,7 +253,7 @@ def test_an_unfit_python_gives_one_line(checkout, case, message):
     assert checkout.calls() == [] and not (checkout.root / ".venv").exists()
 
 
-def test_test_passes_words_on_and_finds_paths_from_both_directories(checkout):
+def test_test_passes_words_on_and_finds_paths_from_both_directories(checkout: Checkout) -> None:
     (checkout.elsewhere / "here_test.py").touch()
     words = ["here_test.py::test_x", "tests/there_test.py", "-k", "a b"]
     _, out, _ = checkout.run("scripts/test", *words)
@@ -257,7 +264,7 @@ def test_test_passes_words_on_and_finds_paths_from_both_directories(checkout):
     assert checkout.run("scripts/test", PYTEST_FAILS="1")[0] == 1
 
 
-def test_smoke_runs_every_recipe_and_reports_the_one_that_fails(checkout):
+def test_smoke_runs_every_recipe_and_reports_the_one_that_fails(checkout: Checkout) -> None:
     code, out, _ = checkout.run("scripts/smoke")
     lines = [line for line in out.splitlines() if line.startswith("ok")]
     assert code == 0 and len(lines) == len(listed_recipes())
@@ -281,7 +288,7 @@ NOT_TRAINING = {
 }
 
 
-def test_every_recipe_is_in_the_list():
+def test_every_recipe_is_in_the_list() -> None:
     programs = {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
         for path in (REPOSITORY / "recipes").rglob("*.py")
@@ -290,7 +297,7 @@ def test_every_recipe_is_in_the_list():
     assert programs - NOT_TRAINING == listed_recipes()
 
 
-def test_ci_runs_all_parts_and_ends_with_the_closing_line_of_pytest(checkout):
+def test_ci_runs_all_parts_and_ends_with_the_closing_line_of_pytest(checkout: Checkout) -> None:
     code, out, _ = checkout.run(".ci/run")
     assert code == 0 and "FAILED" not in out
     assert out.splitlines()[-1] == "3 passed in 0.10s"
@@ -302,7 +309,7 @@ def test_ci_runs_all_parts_and_ends_with_the_closing_line_of_pytest(checkout):
         assert len(re.findall(r"^\S.*? +FAILED, \d+ s$", out, re.MULTILINE)) == 1
 
 
-def test_run_knows_the_recipes(checkout):
+def test_run_knows_the_recipes(checkout: Checkout) -> None:
     code, _, err = checkout.run("scripts/run", "recipes.nothing")
     assert code == 1 and "there is no recipes.nothing" in err and checkout.calls() == []
     code, _, err = checkout.run("scripts/run", "--help")

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import chz
 import numpy as np
@@ -20,6 +22,7 @@ from tinker_cookbook.renderers.examples import Example, conversation_examples
 from tinker_cookbook.renderers.show_page import Fate, Page, pieces, plain_text, visible
 from tinker_cookbook.sequences import Sequence
 from tinker_cookbook.supervised import viz_sft_dataset
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -27,10 +30,10 @@ BYE = [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See
 
 
 @pytest.fixture
-def shown(capsys, tmp_path):
+def shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
     """What the program prints for these conversations and keys."""
 
-    def run(chats, *words, refused=False):
+    def run(chats: list[list[dict[str, Any]]], *words: str, refused: bool = False) -> str:
         path = tmp_path / "chats.jsonl"
         path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
         load("nano")
@@ -42,11 +45,11 @@ def shown(capsys, tmp_path):
 
 
 @pytest.fixture
-def tokenizer():
+def tokenizer() -> Tokenizer:
     return load("nano")
 
 
-def test_a_page_as_a_pipe_gets_it(shown):
+def test_a_page_as_a_pipe_gets_it(shown: Callable[..., str]) -> None:
     assert shown([HI, HI[:1]]) == (
         "nano, renderer qwen3_instruct, train_on_what=all_assistant_messages, max_length=512\n"
         "«trained»  ⏎ a newline  ✂ what follows is cut off\n"
@@ -64,7 +67,7 @@ def test_a_page_as_a_pipe_gets_it(shown):
     )
 
 
-def test_the_totals_are_those_of_training(shown, tmp_path):
+def test_the_totals_are_those_of_training(shown: Callable[..., str], tmp_path: Path) -> None:
     """Beside the account that the supervised data set keeps of the same file."""
     from tinker_cookbook.supervised.data import JsonlChats
     from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
@@ -97,7 +100,7 @@ def test_the_totals_are_those_of_training(shown, tmp_path):
             assert not notes
 
 
-def test_what_is_cut_is_shown_and_counted(shown):
+def test_what_is_cut_is_shown_and_counted(shown: Callable[..., str]) -> None:
     out = shown([[*HI, *BYE]], "max_length=20")
     assert (
         "── chats:1: 20 tokens, 2 trained\n"
@@ -109,7 +112,7 @@ def test_what_is_cut_is_shown_and_counted(shown):
     assert f"! 1 example cut at max_length=20: {lost}: chats:1\n" in out
 
 
-def test_replies_without_weight_and_dropped_reasoning(shown):
+def test_replies_without_weight_and_dropped_reasoning(shown: Callable[..., str]) -> None:
     thought = [{"type": "thinking", "thinking": "greet"}, {"type": "text", "text": "Hello"}]
     chat = [HI[0], {"role": "assistant", "content": thought}, *BYE]
     words = ["renderer_name=qwen3", "train_on_what=last_assistant_message"]
@@ -123,7 +126,7 @@ def test_replies_without_weight_and_dropped_reasoning(shown):
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
-def test_reasoning_is_looked_for_where_it_stands(shown, key):
+def test_reasoning_is_looked_for_where_it_stands(shown: Callable[..., str], key: str) -> None:
     """Not in words that happen to be the same, and under every key that data sets use."""
     chat = [HI[0], {**HI[1], key: "i"}, *BYE]
     words = ["renderer_name=qwen3", "train_on_what=last_assistant_message"]
@@ -133,26 +136,28 @@ def test_reasoning_is_looked_for_where_it_stands(shown, key):
     assert "reasoning" not in shown([inside], *words)  # a string passes through whole
 
 
-def test_reasoning_in_several_parts(shown):
+def test_reasoning_in_several_parts(shown: Callable[..., str]) -> None:
     parts = [{"type": kind, kind: f"a {kind}"} for kind in ("thinking", "text", "thinking", "text")]
     chat = [HI[0], {"role": "assistant", "content": parts}]
     assert "reasoning" not in shown([chat], "renderer_name=qwen3_instruct")
 
 
-def test_a_conversation_without_a_reply_counts_where_each_reply_is_an_example(shown):
+def test_a_conversation_without_a_reply_counts_where_each_reply_is_an_example(
+    shown: Callable[..., str],
+) -> None:
     out = shown([HI, HI[:1]], "renderer_name=qwen3")
     assert "── chats:2\n! no message is trained under train_on_what=all_assistant_messages" in out
     assert "! 1 example with nothing to train: chats:2\n" in out
 
 
-def test_what_customized_leaves_out_is_meant(shown):
+def test_what_customized_leaves_out_is_meant(shown: Callable[..., str]) -> None:
     chat = [{**message, "trainable": False} for message in [*HI, *BYE]]
     chat[-1]["trainable"] = True
     out = shown([chat], "train_on_what=customized")
     assert "«See you<|im_end|>»" in out and "!" not in out
 
 
-def test_tools_beside_the_messages(tmp_path, capsys):
+def test_tools_beside_the_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool = {"name": "add", "description": "Adds.", "parameters": {}}
     path = tmp_path / "tools.jsonl"
     path.write_text(json.dumps({"messages": HI, "tools": [tool]}))
@@ -163,7 +168,7 @@ def test_tools_beside_the_messages(tmp_path, capsys):
     assert "! cannot be rendered: RoleColonRenderer has no format for" in capsys.readouterr().out
 
 
-def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown):
+def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown: Callable[..., str]) -> None:
     out = shown([HI, [{"role": "x", "content": "y"}], HI], refused=True)
     assert "── chats:2\n! cannot be rendered: message 0: unknown role 'x'" in out
     refused = "! 1 conversation cannot be rendered, and training refuses such a file: chats:2: "
@@ -171,14 +176,14 @@ def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown):
     assert "chats: 3 conversations, 2 examples" in out
 
 
-def test_many_places_are_not_all_named(shown):
+def test_many_places_are_not_all_named(shown: Callable[..., str]) -> None:
     out = shown([HI[:1]] * 9, "shown=0", refused=True)  # as a whole: nothing is trained
     line = out.splitlines()[-1]
     assert line.startswith("! 9 examples with nothing to train: chats:1: ")
     assert line.endswith("; ...") and "chats:5: " in line and "chats:6: " not in line
 
 
-def test_a_part_of_the_data(shown):
+def test_a_part_of_the_data(shown: Callable[..., str]) -> None:
     chats = [HI, BYE, HI, BYE]
     out = shown(chats, "start=1", "limit=2", "shown=1")
     assert "── chats:2: " in out and "── chats:1" not in out and "── chats:3" not in out
@@ -199,12 +204,12 @@ def test_a_part_of_the_data(shown):
         (["train_on_what=all"], "train_on_what='all'"),
     ],
 )
-def test_bad_keys(shown, words, message):
+def test_bad_keys(shown: Callable[..., str], words: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         shown([HI], *words)
 
 
-def test_bad_files(tmp_path):
+def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"messages": 3}')
     with pytest.raises(DataFormatError, match=r"x\.jsonl:1: 'messages' must be a list"):
         show.main(show.Config(dataset_path=str(tmp_path / "x.jsonl")))
@@ -215,7 +220,9 @@ def test_bad_files(tmp_path):
     show.main(parse(show.Config, words))
 
 
-def test_what_is_converted_and_what_is_not_read_as_in_training(tmp_path, capsys):
+def test_what_is_converted_and_what_is_not_read_as_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tinker_cookbook.supervised.data import data_at
     from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
@@ -242,7 +249,7 @@ def test_what_is_converted_and_what_is_not_read_as_in_training(tmp_path, capsys)
         assert all(f"{line}\n" in out for line in said)
 
 
-def test_rows_of_a_data_set(tmp_path, capsys):
+def test_rows_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A row without messages is left out, as in training."""
     import datasets
 
@@ -267,7 +274,9 @@ def test_rows_of_a_data_set(tmp_path, capsys):
         ("qwen3_disable_thinking", ["</think>⏎\n⏎\n«In Rome."], ["reasoning"]),
     ],
 )
-def test_built_in_conversations(renderer, found, refused, capsys):
+def test_built_in_conversations(
+    renderer: str, found: list[str], refused: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     load("nano")
     show.main(show.Config(renderer_name=renderer))
     out = capsys.readouterr().out
@@ -276,7 +285,7 @@ def test_built_in_conversations(renderer, found, refused, capsys):
     assert (left_out in out) == bool(refused) and "!" not in out
 
 
-def test_pieces_join_to_the_text_and_know_their_fate(tokenizer):
+def test_pieces_join_to_the_text_and_know_their_fate(tokenizer: Tokenizer) -> None:
     text = "Grüße 🙂 𝔘nicode <|im_end|>\ufffd\n"
     chat = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     (example,) = conversation_examples(chat, get_renderer("qwen3_instruct", tokenizer), 20)
@@ -292,7 +301,7 @@ def test_pieces_join_to_the_text_and_know_their_fate(tokenizer):
     )
 
 
-def test_the_first_token_is_not_shown_as_trained():
+def test_the_first_token_is_not_shown_as_trained() -> None:
     """Nothing predicts it."""
     tokenizer = load("nano")
     tokens = tokenizer.encode("lamp tree")
@@ -302,13 +311,13 @@ def test_the_first_token_is_not_shown_as_trained():
     assert plain_text(pieces(example, tokenizer)).startswith(f"{first.text}«")
 
 
-def test_what_a_terminal_would_obey_is_escaped():
+def test_what_a_terminal_would_obey_is_escaped() -> None:
     assert visible("a\x1b[31m\tb\u202ec\r\n") == "a\\x1b[31m\\tb\\u202ec\\r⏎\n"
     assert visible("é🙂«") == "é🙂«"
     assert visible("\ud800") == "\\ud800"
 
 
-def test_colours(tokenizer):
+def test_colours(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("qwen3_instruct", tokenizer)
     examples = conversation_examples([*HI, *BYE], renderer, 20)
     stream = io.StringIO()
@@ -323,7 +332,7 @@ def test_colours(tokenizer):
     assert "\x1b[" in out and "«" not in out and "a note" in out
 
 
-def test_both_command_lines(tmp_path):
+def test_both_command_lines(tmp_path: Path) -> None:
     """And no colours where NO_COLOR is set or nobody looks."""
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": HI}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tinker_cookbook.supervised.datasets import epoch_order, epoch_seed
 from tinker_cookbook.utils.misc_utils import runs_path
 
 
-def config(**changes) -> sl_loop.Config:
+def config(**changes: Any) -> sl_loop.Config:
     keys = {"max_steps": 1, "display": "plain", "lora_rank": 2, "batch_size": 4}
     return sl_loop.Config(**{**keys, **changes})
 

@@ -160,7 +160,7 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
     whole: Callable[[str], Whole],
     recipe: str,
     stops: list[tuple[signal.Signals, int]],
-):
+) -> None:
     program, expected = Program(tmp_path, recipe), whole(recipe)
     for number, rows in stops:
         returned, err = program.stop(number, lambda rows=rows: len(program.rows()) >= rows)
@@ -173,7 +173,7 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
     assert program.weights() == expected.weights
 
 
-def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path):
+def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path) -> None:
     program = Program(tmp_path, "rl_basic")
     returned, err = program.stop(signal.SIGTERM, program.started)
     assert returned == 143
@@ -184,7 +184,7 @@ def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path):
     assert program.rows() == [] and not (program.log_path / "checkpoints.jsonl").exists()
 
 
-def test_a_reader_that_the_same_ctrl_c_ends(tmp_path: Path):
+def test_a_reader_that_the_same_ctrl_c_ends(tmp_path: Path) -> None:
     """`recipe | tee log`: tee is gone before the last line is printed to it."""
     program = Program(tmp_path, "sl_basic")
     process = program.start()
@@ -202,7 +202,7 @@ def test_a_reader_that_the_same_ctrl_c_ends(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("recipe", ["sl_basic", "rl_basic"])
-def test_ten_random_moments(tmp_path: Path, whole: Callable[[str], Whole], recipe: str):
+def test_ten_random_moments(tmp_path: Path, whole: Callable[[str], Whole], recipe: str) -> None:
     expected, rng = whole(recipe), random.Random(recipe)
     figures = []
     for trial in range(10):

@@ -5,6 +5,7 @@ import types
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 import tinker
@@ -38,17 +39,21 @@ class FakeClient:
         self._hold = hold
         self._held: list[tuple[Future, str]] = []
 
-    def save_state(self, name: str, ttl_seconds: int | None = None):
+    def save_state(self, name: str, ttl_seconds: int | None = None) -> AwaitableConcurrentFuture:
         return self._save("weights", name, ttl_seconds)
 
-    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None):
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None
+    ) -> AwaitableConcurrentFuture:
         return self._save("sampler_weights", name, ttl_seconds)
 
-    def delete_checkpoint_from_tinker_path(self, path: str):
+    def delete_checkpoint_from_tinker_path(self, path: str) -> AwaitableConcurrentFuture:
         self.deleted.append(path)
         return self._done(None)
 
-    def set_checkpoint_ttl_from_tinker_path(self, path: str, ttl_seconds: int | None):
+    def set_checkpoint_ttl_from_tinker_path(
+        self, path: str, ttl_seconds: int | None
+    ) -> AwaitableConcurrentFuture:
         self.expiring.append((path, ttl_seconds))
         return self._done(None)
 
@@ -56,7 +61,7 @@ class FakeClient:
         for future, path in self._held:
             future.set_result(SimpleNamespace(path=path))
 
-    def _save(self, kind: str, name: str, ttl_seconds: int | None):
+    def _save(self, kind: str, name: str, ttl_seconds: int | None) -> AwaitableConcurrentFuture:
         self.requests.append((kind, name, ttl_seconds))
         future: Future = Future()
         self._held.append((future, f"tinker://run/{kind}/{name}"))
@@ -65,7 +70,7 @@ class FakeClient:
             self._held.clear()
         return AwaitableConcurrentFuture(future)
 
-    def _done(self, value):
+    def _done(self, value: Any) -> AwaitableConcurrentFuture:
         future: Future = Future()
         future.set_result(value)
         return AwaitableConcurrentFuture(future)
@@ -76,7 +81,7 @@ def lines(directory: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_record_is_one_line_and_reads_back(tmp_path: Path):
+def test_a_record_is_one_line_and_reads_back(tmp_path: Path) -> None:
     record = CheckpointRecord(
         "000020", batch=20, epoch=0, state_path="tinker://r/weights/000020", extra={"seen": [1]}
     )
@@ -93,7 +98,7 @@ def test_a_record_is_one_line_and_reads_back(tmp_path: Path):
     assert load_checkpoints_file(tmp_path) == [record]
 
 
-def test_the_last_record_with_the_key_wins(tmp_path: Path):
+def test_the_last_record_with_the_key_wins(tmp_path: Path) -> None:
     assert get_last_checkpoint(tmp_path) is None
     append_record(tmp_path, CheckpointRecord("a", batch=1, state_path="s1"))
     append_record(tmp_path, CheckpointRecord("b", batch=2, state_path="s2", sampler_path="p2"))
@@ -103,7 +108,9 @@ def test_the_last_record_with_the_key_wins(tmp_path: Path):
     assert get_last_checkpoint(tmp_path, "no_such_key") is None
 
 
-def test_a_half_written_last_record_does_not_count_and_is_repaired(tmp_path: Path, caplog):
+def test_a_half_written_last_record_does_not_count_and_is_repaired(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     append_record(tmp_path, CheckpointRecord("a", batch=1, state_path="s1"))
     with open(tmp_path / "checkpoints.jsonl", "a") as file:
         file.write('{"name": "b", "batch": 2, "state_pa')
@@ -114,7 +121,7 @@ def test_a_half_written_last_record_does_not_count_and_is_repaired(tmp_path: Pat
 
 
 @pytest.mark.parametrize("bad", ["nonsense", '{"batch": 3}'])
-def test_a_damaged_file_is_named(tmp_path: Path, bad: str):
+def test_a_damaged_file_is_named(tmp_path: Path, bad: str) -> None:
     (tmp_path / "checkpoints.jsonl").write_text(bad + '\n{"name": "a"}\n')
     with pytest.raises(CheckpointError, match=r"checkpoints\.jsonl is damaged"):
         load_checkpoints_file(tmp_path)
@@ -128,7 +135,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, bad: str):
         ("both", ["weights", "sampler_weights"]),
     ],
 )
-async def test_save_checkpoint_saves_then_records(tmp_path: Path, kind, kinds: list[str]):
+async def test_save_checkpoint_saves_then_records(
+    tmp_path: Path, kind: str, kinds: list[str]
+) -> None:
     client = FakeClient()
     paths = save_checkpoint(client, "x", tmp_path, {"batch": 3, "epoch": 1}, kind, 7200)
     assert client.requests == [(k, "x", 7200) for k in kinds]
@@ -138,12 +147,12 @@ async def test_save_checkpoint_saves_then_records(tmp_path: Path, kind, kinds: l
     assert again == paths and len(lines(tmp_path)) == 2
 
 
-def test_an_unknown_kind(tmp_path: Path):
+def test_an_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"kind='all'.*state, sampler, both"):
         submit_checkpoint(FakeClient(), "x", {}, "all")  # type: ignore[arg-type]
 
 
-async def test_nothing_is_recorded_before_the_checkpoint_exists(tmp_path: Path):
+async def test_nothing_is_recorded_before_the_checkpoint_exists(tmp_path: Path) -> None:
     client = FakeClient(hold=True)
     manager = CheckpointManager(tmp_path, save_every=2)
     pending = manager.submit(client, 2, epoch=0)
@@ -157,7 +166,7 @@ async def test_nothing_is_recorded_before_the_checkpoint_exists(tmp_path: Path):
     assert load_checkpoints_file(tmp_path) == [record]
 
 
-async def test_a_failed_save_is_not_recorded(tmp_path: Path):
+async def test_a_failed_save_is_not_recorded(tmp_path: Path) -> None:
     client = FakeClient(hold=True)
     manager = CheckpointManager(tmp_path, save_every=1)
     pending = manager.submit(client, 1)
@@ -168,7 +177,7 @@ async def test_a_failed_save_is_not_recorded(tmp_path: Path):
     assert load_checkpoints_file(tmp_path) == []
 
 
-async def test_what_is_saved_when(tmp_path: Path):
+async def test_what_is_saved_when(tmp_path: Path) -> None:
     client = FakeClient()
     manager = CheckpointManager(
         tmp_path, save_every=4, rolling_save_every=2, total_steps=8, rest_client=client
@@ -202,7 +211,9 @@ async def test_what_is_saved_when(tmp_path: Path):
     ]
 
 
-async def test_a_resumed_manager_deletes_the_rolling_checkpoint_of_its_predecessor(tmp_path: Path):
+async def test_a_resumed_manager_deletes_the_rolling_checkpoint_of_its_predecessor(
+    tmp_path: Path,
+) -> None:
     append_record(
         tmp_path, CheckpointRecord("000002", batch=2, state_path="old", extra={"rolling": True})
     )
@@ -214,9 +225,11 @@ async def test_a_resumed_manager_deletes_the_rolling_checkpoint_of_its_predecess
     assert client.deleted == ["old"]
 
 
-async def test_a_rolling_checkpoint_that_cannot_be_deleted_stops_nobody(tmp_path: Path, caplog):
+async def test_a_rolling_checkpoint_that_cannot_be_deleted_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(FakeClient):
-        def delete_checkpoint_from_tinker_path(self, path: str):
+        def delete_checkpoint_from_tinker_path(self, path: str) -> NoReturn:
             raise ConnectionError("no route")
 
     client = Broken()
@@ -232,18 +245,18 @@ async def test_a_rolling_checkpoint_that_cannot_be_deleted_stops_nobody(tmp_path
 @pytest.mark.parametrize(
     ("key", "value"), [("save_every", -1), ("rolling_save_every", -1), ("ttl_seconds", 0)]
 )
-def test_numbers_that_cannot_work_are_refused(tmp_path: Path, key: str, value: int):
+def test_numbers_that_cannot_work_are_refused(tmp_path: Path, key: str, value: int) -> None:
     with pytest.raises(ConfigurationError, match=f"{key}={value} must be"):
         CheckpointManager(tmp_path, **{key: value})
 
 
-async def saved(manager: CheckpointManager, client: FakeClient, step: int, **state) -> None:
+async def saved(manager: CheckpointManager, client: FakeClient, step: int, **state: Any) -> None:
     pending = manager.submit(client, step, **state)
     assert pending is not None
     await manager.finish(pending)
 
 
-async def test_without_a_rest_client_or_a_ttl_nothing_ends(tmp_path: Path):
+async def test_without_a_rest_client_or_a_ttl_nothing_ends(tmp_path: Path) -> None:
     client = FakeClient()
     for directory, rest, ttl in (("a", None, 3600), ("b", client, None)):
         (tmp_path / directory).mkdir()
@@ -256,7 +269,7 @@ async def test_without_a_rest_client_or_a_ttl_nothing_ends(tmp_path: Path):
     assert {ttl for _, _, ttl in client.requests} == {None}
 
 
-async def test_a_crash_between_record_and_replacement_leaves_nothing_behind(tmp_path: Path):
+async def test_a_crash_between_record_and_replacement_leaves_nothing_behind(tmp_path: Path) -> None:
     for step in (2, 4):  # 2 was to be deleted when 4 was recorded
         append_record(
             tmp_path,
@@ -269,7 +282,7 @@ async def test_a_crash_between_record_and_replacement_leaves_nothing_behind(tmp_
     assert client.deleted == ["2", "4", "tinker://run/weights/000006"]
 
 
-async def test_a_final_checkpoint_is_kept_when_its_run_goes_on(tmp_path: Path):
+async def test_a_final_checkpoint_is_kept_when_its_run_goes_on(tmp_path: Path) -> None:
     client = FakeClient()
     await saved(CheckpointManager(tmp_path, rest_client=client), client, 2, final=True)
     manager = CheckpointManager(tmp_path, save_every=1, rest_client=client)
@@ -283,11 +296,11 @@ async def test_a_final_checkpoint_is_kept_when_its_run_goes_on(tmp_path: Path):
 class Answers:
     """A RestClient with an answer, or an error, for each path."""
 
-    def __init__(self, **answers) -> None:
+    def __init__(self, **answers: Any) -> None:
         self.asked: list[str] = []
         self._answers = answers
 
-    def get_weights_info_by_tinker_path(self, path: str):
+    def get_weights_info_by_tinker_path(self, path: str) -> AwaitableConcurrentFuture:
         self.asked.append(path)
         future: Future = Future()
         answer = self._answers[path]
@@ -318,7 +331,7 @@ def three_records(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", [CheckpointError("it expired"), not_found()])
-def test_records_whose_state_is_gone_are_skipped(tmp_path: Path, gone: Exception):
+def test_records_whose_state_is_gone_are_skipped(tmp_path: Path, gone: Exception) -> None:
     three_records(tmp_path)
     rest = Answers(s3=gone, s2=gone, s1="info")
     record, lost = get_last_resumable_checkpoint(tmp_path, rest)
@@ -326,7 +339,7 @@ def test_records_whose_state_is_gone_are_skipped(tmp_path: Path, gone: Exception
     assert lost == [f"skipping checkpoint 3: {gone}", f"skipping checkpoint 2: {gone}"]
 
 
-def test_a_broken_connection_skips_nothing(tmp_path: Path):
+def test_a_broken_connection_skips_nothing(tmp_path: Path) -> None:
     three_records(tmp_path)
     rest = Answers(s3=no_connection(), s2="info")
     with pytest.raises(tinker.APIConnectionError):
@@ -334,14 +347,14 @@ def test_a_broken_connection_skips_nothing(tmp_path: Path):
     assert rest.asked == ["s3"]
 
 
-def test_a_run_that_lost_everything_is_not_started_over(tmp_path: Path):
+def test_a_run_that_lost_everything_is_not_started_over(tmp_path: Path) -> None:
     three_records(tmp_path)
     gone = CheckpointError("no run r in the store /s")
     with pytest.raises(CheckpointError, match=r"no checkpoint of this run .* no run r in the st"):
         get_last_resumable_checkpoint(tmp_path, Answers(s3=gone, s2=gone, s1=gone))
 
 
-def test_without_records_or_without_a_rest_client_nobody_is_asked(tmp_path: Path):
+def test_without_records_or_without_a_rest_client_nobody_is_asked(tmp_path: Path) -> None:
     assert get_last_resumable_checkpoint(tmp_path, Answers()) == (None, [])
     three_records(tmp_path)
     record, lost = get_last_resumable_checkpoint(tmp_path)
@@ -354,22 +367,22 @@ def test_without_records_or_without_a_rest_client_nobody_is_asked(tmp_path: Path
 class Service:
     """Keeps what was asked for; every checkpoint is of rank 32, without the unembedding."""
 
-    def __init__(self, **info) -> None:
+    def __init__(self, **info: Any) -> None:
         fields = {"lora_rank": 32, "train_attn": True, "train_mlp": True, "train_unembed": False}
         self.rest = Answers(**{"tinker://r/weights/x": SimpleNamespace(**{**fields, **info})})
         self.created: list[tuple] = []
 
-    def create_rest_client(self):
+    def create_rest_client(self) -> Answers:
         return self.rest
 
-    async def create_training_client_from_state(self, path: str, **keys):
+    async def create_training_client_from_state(self, path: str, **keys: Any) -> None:
         self.created.append((path, keys["base_model"], keys["user_metadata"]))
 
-    async def create_lora_training_client(self, **keys):
+    async def create_lora_training_client(self, **keys: Any) -> None:
         self.created.append((keys["rank"], keys["train_unembed"]))
 
 
-def a_config(**keys) -> SimpleNamespace:
+def a_config(**keys: Any) -> SimpleNamespace:
     defaults = {"train_attn": True, "train_mlp": True, "train_unembed": False, "lora_rank": 32}
     names = {"model_name": "m", "renderer_name": "r", "seed": 0}
     return SimpleNamespace(
@@ -377,13 +390,13 @@ def a_config(**keys) -> SimpleNamespace:
     )
 
 
-async def test_a_checkpoint_of_the_same_adapter_is_loaded():
+async def test_a_checkpoint_of_the_same_adapter_is_loaded() -> None:
     service = Service()
     await start_training_client(service, a_config(), None)
     assert service.created == [("tinker://r/weights/x", "m", {"renderer_name": "r"})]
 
 
-async def test_a_checkpoint_of_another_adapter_is_refused():
+async def test_a_checkpoint_of_another_adapter_is_refused() -> None:
     service = Service()
     with pytest.raises(ConfigurationError) as e:
         await start_training_client(service, a_config(lora_rank=4, train_unembed=True), None)
@@ -395,13 +408,13 @@ async def test_a_checkpoint_of_another_adapter_is_refused():
     assert service.created == []
 
 
-async def test_what_a_service_does_not_tell_is_not_compared():
+async def test_what_a_service_does_not_tell_is_not_compared() -> None:
     service = Service(train_unembed=None, train_attn=None, train_mlp=None)
     await start_training_client(service, a_config(train_unembed=True), None)
     assert len(service.created) == 1
 
 
-async def test_without_a_checkpoint_nothing_is_compared():
+async def test_without_a_checkpoint_nothing_is_compared() -> None:
     service = Service()
     await start_training_client(service, a_config(load_checkpoint_path=None, lora_rank=4), None)
     assert service.created == [(4, False)] and service.rest.asked == []
@@ -413,7 +426,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict | None]:
     metadata: dict[str, dict | None] = {}
 
     class Rest:
-        def get_training_run_by_tinker_path(self, path: str):
+        def get_training_run_by_tinker_path(self, path: str) -> AwaitableConcurrentFuture:
             future: Future = Future()
             future.set_result(SimpleNamespace(user_metadata=metadata[path]))
             return AwaitableConcurrentFuture(future)
@@ -436,7 +449,13 @@ def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict | None]:
         ("explicit", None, "explicit"),
     ],
 )
-async def test_renderer_name(service, caplog, explicit, metadata, expected: str):
+async def test_renderer_name(
+    service: dict[str, dict[str, str] | None],
+    caplog: pytest.LogCaptureFixture,
+    explicit: str | None,
+    metadata: dict[str, str] | None,
+    expected: str,
+) -> None:
     service["tinker://r/weights/x"] = metadata
     arguments = {
         "model_name": "m",
@@ -450,14 +469,14 @@ async def test_renderer_name(service, caplog, explicit, metadata, expected: str)
     assert await resolve_renderer_name_from_checkpoint_or_default_async(**arguments) == expected
 
 
-def test_renderer_name_without_a_checkpoint(service):
+def test_renderer_name_without_a_checkpoint(service: dict[str, dict[str, str] | None]) -> None:
     name = resolve_renderer_name_from_checkpoint_or_default(
         model_name="m", explicit_renderer_name=None, load_checkpoint_path=None, base_url=None
     )
     assert name == "recommended"
 
 
-def test_a_value_of_a_record_by_its_key():
+def test_a_value_of_a_record_by_its_key() -> None:
     record = CheckpointRecord("000004", batch=0, final=None, state_path="p", extra={"cursor": 3})
     assert record.has("state_path") and record.has("batch") and record.has("cursor")
     assert not record.has("final") and not record.has("sampler_path") and not record.has("absent")

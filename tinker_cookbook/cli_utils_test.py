@@ -110,12 +110,12 @@ def interrupt(
 
 
 @pytest.mark.parametrize("words", [["mode=a"], ["sync", "mode=a"]])
-def test_a_program_runs_with_its_config(program: Path, words: list[str]):
+def test_a_program_runs_with_its_config(program: Path, words: list[str]) -> None:
     done = run(program, *words)
     assert done.returncode == 0 and done.stdout.startswith("mode a") and done.stderr == ""
 
 
-def test_config_file(program: Path, tmp_path: Path):
+def test_config_file(program: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("mode: from-file\nrate: 1e-3\n")
     done = run(program, f"config={tmp_path / 'c.yaml'}")
     assert done.stdout == "mode from-file rate 0.001\nunwound\n"
@@ -135,18 +135,20 @@ def test_config_file(program: Path, tmp_path: Path):
         (["--help", "rat=1"], "error: unknown key 'rat'; did you mean 'rate'?\n"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_code_2(program: Path, words: list[str], line: str):
+def test_what_the_user_can_mend_is_one_line_and_code_2(
+    program: Path, words: list[str], line: str
+) -> None:
     done = run(program, *words)
     assert (done.returncode, done.stderr) == (2, line)
 
 
-def test_what_is_a_bug_keeps_its_traceback(program: Path):
+def test_what_is_a_bug_keeps_its_traceback(program: Path) -> None:
     done = run(program, "sync", "mode=bug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and done.stderr.endswith("RuntimeError: a bug\n")
 
 
-def test_help_is_quick_and_complete(program: Path):
+def test_help_is_quick_and_complete(program: Path) -> None:
     started = time.monotonic()
     done = run(program, "--help")
     assert time.monotonic() - started < 3
@@ -172,39 +174,43 @@ AT_ONCE = "ended at once; the same command resumes\n"
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_signal_unwinds_and_says_how_to_go_on(program: Path, number: signal.Signals, code: int):
+def test_a_signal_unwinds_and_says_how_to_go_on(
+    program: Path, number: signal.Signals, code: int
+) -> None:
     returned, out, err, seconds = interrupt(program, "mode=sleep", signals=(number,))
     assert (returned, out, err) == (code, "unwound\n", STOPPING.format(number.name) + STOPPED)
     assert seconds < 3
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_program_that_waits_without_asyncio(program: Path, number: signal.Signals, code: int):
+def test_a_program_that_waits_without_asyncio(
+    program: Path, number: signal.Signals, code: int
+) -> None:
     returned, _, err, seconds = interrupt(program, "sync", "mode=event", signals=(number,))
     assert returned == code
     assert err == f"{number.name}: stopping; Ctrl-C again ends it at once\n{STOPPED}"
     assert seconds < 3
 
 
-def test_a_second_signal_does_not_wait_for_threads(program: Path):
+def test_a_second_signal_does_not_wait_for_threads(program: Path) -> None:
     signals = (signal.SIGTERM, signal.SIGINT)
     code, _, err, seconds = interrupt(program, "mode=thread", signals=signals)
     assert (code, err) == (130, STOPPING.format("SIGTERM") + AT_ONCE)
     assert seconds < 1.5  # and not by the grace time
 
 
-def test_a_signal_that_a_wrapper_passes_on_is_no_second_one(program: Path):
+def test_a_signal_that_a_wrapper_passes_on_is_no_second_one(program: Path) -> None:
     code, out, err, _ = interrupt(program, "mode=sleep", signals=(signal.SIGINT,) * 2, pause=0.01)
     assert (code, out, err) == (130, "unwound\n", STOPPING.format("SIGINT") + STOPPED)
 
 
-def test_a_thread_that_hangs_is_left_after_the_grace_time(program: Path):
+def test_a_thread_that_hangs_is_left_after_the_grace_time(program: Path) -> None:
     code, out, err, seconds = interrupt(program, "mode=thread")
     assert (code, err) == (130, STOPPING.format("SIGINT") + STOPPED)
     assert out == "unwound\n" and 1.9 < seconds < 6
 
 
-def test_an_ignored_signal_stays_ignored(program: Path):
+def test_an_ignored_signal_stays_ignored(program: Path) -> None:
     """As nohup does it, and shells for background jobs."""
     ignored = (signal.SIGHUP, signal.SIGINT)
     code, _, err, _ = interrupt(

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +18,9 @@ from tinker_cookbook.hyperparam_utils import (
     get_lora_param_count,
     get_lr,
 )
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,7 @@ from tinker_cookbook.hyperparam_utils import (
         ("Qwen/Qwen3-32B", 4.65e-4),
     ],
 )
-def test_learning_rates(name, value):
+def test_learning_rates(name: str, value: float) -> None:
     assert round(get_lr(name), 6) == value
     assert get_lr(name, is_lora=False) == pytest.approx(get_lr(name) / 10)
 
@@ -47,12 +51,14 @@ def test_learning_rates(name, value):
         ("moonshotai/Kimi-K2-Thinking", 7168),
     ],
 )
-def test_families_without_a_fit_get_the_lower_rate_of_the_two_fits(name, hidden_size):
+def test_families_without_a_fit_get_the_lower_rate_of_the_two_fits(
+    name: str, hidden_size: int
+) -> None:
     by_llama, by_qwen = (5e-4 * (2000 / hidden_size) ** p for p in (0.781, 0.0775))
     assert get_lr(name) == pytest.approx(min(by_llama, by_qwen))
 
 
-def test_nano_has_its_measured_rate():
+def test_nano_has_its_measured_rate() -> None:
     assert get_lr("nano") == 6e-3
     with pytest.raises(ConfigurationError, match=r"learning_rate= must be given"):
         get_lr("nano", is_lora=False)
@@ -72,31 +78,33 @@ def test_nano_has_its_measured_rate():
         ({"model_type": "qwen2", "hidden_size": 3584}, 0.0775),
     ],
 )
-def test_every_llama_and_qwen_has_its_familys_exponent(tmp_path, config, p):
+def test_every_llama_and_qwen_has_its_familys_exponent(
+    tmp_path: Path, config: dict[str, Any], p: float
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "outer", **config}))
     hidden_size = {**config, **config.get("text_config", {})}["hidden_size"]
     assert get_lr(str(tmp_path)) == pytest.approx(5e-4 * (2000 / hidden_size) ** p)
 
 
-def test_no_rate_is_guessed_for_a_family_that_is_not_in_the_table(tmp_path):
+def test_no_rate_is_guessed_for_a_family_that_is_not_in_the_table(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mistral", "hidden_size": 4096}')
     with pytest.raises(ConfigurationError, match=r"'mistral', so learning_rate= must be given"):
         get_lr(str(tmp_path))
 
 
-def test_lora_factor_is_for_alpha_32():
+def test_lora_factor_is_for_alpha_32() -> None:
     assert get_lora_lr_over_full_finetune_lr("nano") == 10
     with pytest.raises(ConfigurationError, match="lora_alpha=16"):
         get_lora_lr_over_full_finetune_lr("nano", lora_alpha=16)
 
 
-def save_config(path, config):
+def save_config(path: Path, config: PretrainedConfig) -> str:
     config.save_pretrained(path)
     return str(path)
 
 
 @pytest.fixture
-def qwen(tmp_path):
+def qwen(tmp_path: Path) -> str:
     from transformers import Qwen3Config
 
     return save_config(
@@ -119,7 +127,7 @@ MLP = 3 * (16 + 24)
 HEAD = 16 + 100
 
 
-def test_parameter_counts(qwen):
+def test_parameter_counts(qwen: str) -> None:
     attention = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 2 * 8  # and two norms over head_dim
     layer = attention + 3 * 16 * 24 + 2 * 16
     assert get_full_finetune_param_count(qwen) == 100 * 16 + 2 * layer + 16
@@ -131,13 +139,13 @@ def test_parameter_counts(qwen):
     assert get_lora_param_count(qwen, lora_rank=1, train_attn=False, train_unembed=False) == 2 * MLP
 
 
-def test_multipliers(qwen):
+def test_multipliers(qwen: str) -> None:
     count = get_full_finetune_param_count(qwen)
     assert get_full_finetune_lr_multiplier(qwen) == pytest.approx(1 / math.sqrt(count))
     assert get_lora_lr_multiplier(qwen) == pytest.approx(10 / math.sqrt(count))
 
 
-def test_experts_count_one_adapter_each(tmp_path):
+def test_experts_count_one_adapter_each(tmp_path: Path) -> None:
     from transformers import Qwen3MoeConfig
 
     name = save_config(
@@ -159,7 +167,7 @@ def test_experts_count_one_adapter_each(tmp_path):
 
 
 @pytest.fixture
-def tiny_kimi(tiny_deepseek, tmp_path):
+def tiny_kimi(tiny_deepseek: str, tmp_path: Path) -> str:
     """Directory of a DeepSeek-V3 by Kimi's name, with its own code named as in the real files."""
     shutil.copytree(tiny_deepseek, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -173,7 +181,9 @@ def tiny_kimi(tiny_deepseek, tmp_path):
     "family",
     ["tiny_qwen3", "tiny_llama", "tiny_qwen3_moe", "tiny_deepseek", "tiny_gpt_oss", "tiny_kimi"],
 )
-def test_adapters_have_as_many_parameters_as_the_engine_trains(request, family):
+def test_adapters_have_as_many_parameters_as_the_engine_trains(
+    request: pytest.FixtureRequest, family: str
+) -> None:
     from tinker_cookbook.engine.base_model import BaseModel
     from tinker_cookbook.engine.config import EngineConfig
     from tinker_cookbook.engine.lora import LoraSpec
@@ -187,7 +197,7 @@ def test_adapters_have_as_many_parameters_as_the_engine_trains(request, family):
         assert get_lora_param_count(path, lora_rank=4, **trained) == engine
 
 
-def test_all_parameters_of_kimi_are_those_of_deepseek(tiny_deepseek, tiny_kimi):
+def test_all_parameters_of_kimi_are_those_of_deepseek(tiny_deepseek: str, tiny_kimi: str) -> None:
     from safetensors.torch import load_file
 
     stored = load_file(Path(tiny_deepseek) / "model.safetensors")
@@ -197,7 +207,7 @@ def test_all_parameters_of_kimi_are_those_of_deepseek(tiny_deepseek, tiny_kimi):
     assert get_full_finetune_param_count(tiny_kimi) == count
 
 
-def test_routers_that_are_linear_layers_are_left_out(tmp_path):
+def test_routers_that_are_linear_layers_are_left_out(tmp_path: Path) -> None:
     """As in Jamba, here without its other kind of layer: attention, then 4 experts."""
     from transformers import JambaConfig
 
@@ -221,7 +231,7 @@ def test_routers_that_are_linear_layers_are_left_out(tmp_path):
     assert mlp_only == 4 * 3 * (16 + 24)
 
 
-def test_convolutions_are_no_experts(tmp_path):
+def test_convolutions_are_no_experts(tmp_path: Path) -> None:
     """The layers of Qwen3-Next that are no attention have one, of three dimensions."""
     from transformers import Qwen3NextConfig
 
@@ -240,7 +250,7 @@ def test_convolutions_are_no_experts(tmp_path):
     assert mlp_only == MLP
 
 
-def test_known_sizes_without_weights():
+def test_known_sizes_without_weights() -> None:
     """The counts on the model card of Qwen3-0.6B, from a config with its published sizes."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
@@ -262,7 +272,9 @@ def test_known_sizes_without_weights():
     assert len(hyperparam_utils._linear_layers(model)) == 28 * 7 + 1
 
 
-def test_a_home_directory_and_a_config_without_a_language_model(monkeypatch, qwen, tmp_path):
+def test_a_home_directory_and_a_config_without_a_language_model(
+    monkeypatch: pytest.MonkeyPatch, qwen: str, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     assert get_full_finetune_param_count(f"~/{tmp_path.name}") == get_full_finetune_param_count(
         qwen
@@ -272,7 +284,9 @@ def test_a_home_directory_and_a_config_without_a_language_model(monkeypatch, qwe
         get_full_finetune_param_count(qwen)
 
 
-def test_a_model_that_cannot_be_had_is_named(monkeypatch, tmp_path):
+def test_a_model_that_cannot_be_had_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from tinker_cookbook.model_info import (
 )
 
 
-def test_attributes():
+def test_attributes() -> None:
     assert get_model_attributes("Qwen/Qwen3-30B-A3B") == ModelAttributes(
         organization="Qwen",
         version_str="3",
@@ -37,12 +38,12 @@ def test_attributes():
         ("meta-llama/Llama-3.2-1B", "3.2"),
     ],
 )
-def test_versions(name, version):
+def test_versions(name: str, version: str) -> None:
     assert get_model_attributes(name).version_str == version
     assert get_model_attributes(f"{name}:peft:131072").version_str == version
 
 
-def test_models_by_organization():
+def test_models_by_organization() -> None:
     found = [
         model_info.get_llama_info(),
         model_info.get_qwen_info(),
@@ -56,12 +57,12 @@ def test_models_by_organization():
         model_info.get_nvidia_info()
 
 
-def test_recommended_renderers():
+def test_recommended_renderers() -> None:
     assert get_recommended_renderer_name("nano") == "qwen3_instruct"
     assert get_recommended_renderer_names("Qwen/Qwen3-4B-Instruct-2507") == ["qwen3_instruct"]
 
 
-def test_a_local_path_is_not_split_into_organization_and_model(tmp_path):
+def test_a_local_path_is_not_split_into_organization_and_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "[INST]"}')
     assert get_model_attributes(str(tmp_path)).organization == ""
@@ -72,7 +73,7 @@ def test_a_local_path_is_not_split_into_organization_and_model(tmp_path):
         get_recommended_renderer_name(str(tmp_path))
 
 
-def test_warning(caplog, tmp_path):
+def test_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with caplog.at_level(logging.WARNING):
         warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "qwen3_disable_thinking")

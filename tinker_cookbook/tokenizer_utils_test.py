@@ -21,10 +21,10 @@ from tinker_cookbook.tokenizer_utils import (
 )
 
 
-def test_registered_tokenizers_are_made_once_and_can_be_replaced():
+def test_registered_tokenizers_are_made_once_and_can_be_replaced() -> None:
     made = []
 
-    def factory():
+    def factory() -> object:
         made.append(object())
         return made[-1]
 
@@ -41,7 +41,7 @@ def test_registered_tokenizers_are_made_once_and_can_be_replaced():
         unregister_tokenizer("mine")
 
 
-def test_nano_and_its_directory():
+def test_nano_and_its_directory() -> None:
     directory = Path(models.load_path("nano"))
     if not (directory / "tokenizer.json").is_file():
         pytest.skip("nano is not built")
@@ -51,7 +51,7 @@ def test_nano_and_its_directory():
     assert len(get_tokenizer(str(directory))) == len(tokenizer)
 
 
-def test_missing_tokenizers_are_named(monkeypatch, tmp_path):
+def test_missing_tokenizers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -69,7 +69,7 @@ def test_missing_tokenizers_are_named(monkeypatch, tmp_path):
 
 # transformers makes one of the first four from nothing, in silence, and refuses the others
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "bert", "t5", "llama", "none-of-ours"])
-def test_a_directory_without_a_tokenizer_is_named(tmp_path, family):
+def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path, family: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     for config in (None, '{"eos_token": "<end>", "chat_template": "x"}'):
         if config:
@@ -82,7 +82,7 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path, family):
         assert "put the files of the model's tokenizer there" in message and "\n" not in message
 
 
-def test_an_empty_vocabulary_is_named(tmp_path):
+def test_an_empty_vocabulary_is_named(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
@@ -92,7 +92,7 @@ def test_an_empty_vocabulary_is_named(tmp_path):
         get_tokenizer(str(tmp_path))
 
 
-def test_show_refuses_a_model_without_a_tokenizer(tmp_path):
+def test_show_refuses_a_model_without_a_tokenizer(tmp_path: Path) -> None:
     """Also with renderer_name=, which renders nothing without one."""
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     for more in ([], ["renderer_name=role_colon"]):
@@ -108,7 +108,7 @@ def test_show_refuses_a_model_without_a_tokenizer(tmp_path):
 
 
 @pytest.fixture
-def modules(monkeypatch, tmp_path):
+def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """transformers copies a model's code before it runs it."""
     import transformers.dynamic_module_utils
 
@@ -117,7 +117,9 @@ def modules(monkeypatch, tmp_path):
     )
 
 
-def test_code_of_a_model_does_not_run_unasked(modules, monkeypatch, tmp_path):
+def test_code_of_a_model_does_not_run_unasked(
+    modules: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A tokenizer that is Python code in the model's directory is refused, and was not executed."""
     monkeypatch.delenv(TRUST, raising=False)
     mark = tmp_path / "executed"
@@ -158,7 +160,7 @@ def test_code_of_a_model_does_not_run_unasked(modules, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["kimi_k2", "qwen3"])  # transformers has a tokenizer for one
-def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path, family):
+def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path: Path, family: str) -> None:
     """As with Kimi: a class of the model's own, named in auto_map, and no key on the command line
     that says so."""
     nano = Path(models.load_path("nano"))
@@ -181,7 +183,7 @@ def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path, family):
         "        super().__init__(tokenizer_file=own_file, **kwargs)\n"
     )
 
-    def show(**environment):
+    def show(**environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tinker_cookbook.renderers.show", "shown=1"]
         return subprocess.run(
             [*command, f"model_name={directory}"],
@@ -198,7 +200,7 @@ def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path, family):
     assert "<|im_start|>assistant" in shown.stdout
 
 
-def test_a_home_directory(monkeypatch, tmp_path):
+def test_a_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nano = Path(models.load_path("nano"))
     if not (nano / "tokenizer.json").is_file():
         pytest.skip("nano is not built")

@@ -12,7 +12,14 @@ from tinker_cookbook.engine.kv_cache import Block, KVCache, Slice
 HEADS, KV_HEADS, SIZE = 6, 2, 16
 
 
-def dense(query, keys, values, scale, window, sinks):  # type: ignore[no-untyped-def]
+def dense(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
     """q [Hq, D] over k [L, Hkv, D], v [L, Hkv, Dv] in float64, the last of them its own."""
     keys, values = (x.double().repeat_interleave(HEADS // KV_HEADS, 1) for x in (keys, values))
     scores = torch.einsum("hd,lhd->hl", query.double(), keys) * scale

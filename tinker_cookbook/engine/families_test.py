@@ -31,10 +31,10 @@ from tinker_cookbook.engine.checkpoints import (
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.packing import lay_out, positions_of
-from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainRow
+from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
 from tinker_cookbook.engine.torch_sampler import TorchSampler
 from tinker_cookbook.engine.torch_sampler_test import run, trainer_logprobs
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.engine.trainer_test import PeftReference, make_rows, make_trainer, on_cpu
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import FAMILIES, KIMI_K2, NANO, Family, Feature
@@ -75,7 +75,7 @@ def transformers_model(path: str) -> Any:
 class MergedReference:
     """transformers' model with the adapter of a trainer added to its weights, one row at a time."""
 
-    def __init__(self, trainer: Trainer, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, trainer: AdapterTrainer, dtype: torch.dtype = torch.float32) -> None:
         self.model = transformers_model(trainer.base.path).to(dtype)
         self.scale = trainer.adapter.spec.scale
         self.parameters = {
@@ -112,7 +112,7 @@ class MergedReference:
             weights[down] = weights[down] + torch.stack(outs)
         return weights
 
-    def logprobs(self, row: TrainRow) -> torch.Tensor:
+    def logprobs(self, row: TrainSequence) -> torch.Tensor:
         tokens = torch.from_numpy(row.tokens)[None]
         out = torch.func.functional_call(self.model, self.merged(), (tokens,))
         return out.logits[0].log_softmax(-1).gather(1, torch.from_numpy(row.targets)[:, None])[:, 0]
@@ -161,7 +161,7 @@ def check_layers(base: BaseModel, family: Family) -> None:
     assert family.norm in kinds or not family.norm
 
 
-def plain_logprobs(base: BaseModel, rows: list[TrainRow]) -> list[torch.Tensor]:
+def plain_logprobs(base: BaseModel, rows: list[TrainSequence]) -> list[torch.Tensor]:
     """All rows in one pass through the base model alone; the result is on the CPU."""
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows])).to(base.device)
     segments = lay_out([row.length for row in rows])
@@ -236,7 +236,7 @@ def test_sliding_window_equals_peft(tiny_qwen3_sliding: str, tmp_path: Path, dev
     assert largest({k: grads[k] - g for k, g in wanted.items()}, wanted) <= TOLERANCE
 
 
-def related_rows(shared: int, tails: tuple[int, ...]) -> list[TrainRow]:
+def related_rows(shared: int, tails: tuple[int, ...]) -> list[TrainSequence]:
     """Rows that begin alike; the last two agree further than the others."""
     rng = np.random.default_rng(shared)
     start, more = rng.integers(3, 307, shared), rng.integers(3, 307, 20)
@@ -245,7 +245,7 @@ def related_rows(shared: int, tails: tuple[int, ...]) -> list[TrainRow]:
         middle = more if index >= len(tails) - 2 and shared > WINDOW else more[:0]
         text = np.concatenate([start, middle, rng.integers(3, 307, tail)])
         weights = (rng.normal(size=len(text) - 1) / 50).astype(np.float32)
-        rows.append(TrainRow(text[:-1], text[1:], {"weights": weights}))
+        rows.append(TrainSequence(text[:-1], text[1:], {"weights": weights}))
     return rows
 
 
@@ -355,7 +355,7 @@ def test_several_runs_in_a_pass(family: str, path: str, device: str) -> None:
     trainers = []
     for adapter in some_adapters(base):
         if adapter is not None:
-            trainers.append(Trainer(base, adapter.spec))
+            trainers.append(AdapterTrainer(base, adapter.spec))
             for name, tensor in trainers[-1].adapter.master.items():
                 tensor.detach().copy_(adapter.master[name])
             trainers[-1].adapter.refresh()
@@ -379,7 +379,9 @@ def test_bf16_stays_near_fp32(family: str, path: str, device: str) -> None:
     exact = make_trainer(path, LoraSpec(rank=4), device)
     rows = make_rows(lengths=LENGTHS)
     expected = exact.forward(rows, "cross_entropy", None).logprobs
-    trainer = Trainer(BaseModel(path, EngineConfig(device=device, dtype="bfloat16")), LoraSpec(4))
+    trainer = AdapterTrainer(
+        BaseModel(path, EngineConfig(device=device, dtype="bfloat16")), LoraSpec(4)
+    )
     for name, tensor in trainer.adapter.master.items():
         tensor.detach().copy_(exact.adapter.master[name])
     trainer.adapter.refresh()
@@ -475,7 +477,7 @@ def test_resume_from_disk_is_exact(family: str, path: str, tmp_path: Path, devic
     trainer.forward_backward(make_rows(1), "cross_entropy", None)
     trainer.optim_step(AdamConfig(1e-2))
     write_state(trainer, "x", tmp_path)
-    again = Trainer(trainer.base, read_spec(tmp_path))
+    again = AdapterTrainer(trainer.base, read_spec(tmp_path))
     read_adapter(again.adapter, tmp_path)
     read_optimizer(again, tmp_path)
     for each in (trainer, again):

@@ -16,7 +16,7 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.families_test import MOE, PLAIN
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.memory import GIB, Memory
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import OutOfMemoryError
 from tinker_cookbook.utils import control_groups
@@ -24,7 +24,7 @@ from tinker_cookbook.utils import control_groups
 CPU = torch.device("cpu")
 
 
-def kept_bytes(trainer: Trainer, lengths: tuple[int, ...]) -> int:
+def kept_bytes(trainer: AdapterTrainer, lengths: tuple[int, ...]) -> int:
     """What autograd holds at the end of a forward, counted here by its storages."""
     fixed = {memory.id_of(t) for t in trainer.base.parameters}
     fixed |= {memory.id_of(t) for t in trainer.adapter.copy.values()}

@@ -15,22 +15,24 @@ from tinker_cookbook.engine.attention import ancestry, parts_of
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.packing import pack, plan_passes
-from tinker_cookbook.engine.requests import TrainRow
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.requests import TrainSequence
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.engine.trainer_test import TOLERANCE, VOCAB, make_trainer, on_cpu, with_inputs
 
 CPU = torch.device("cpu")
 
 
-def row_of(tokens: np.ndarray) -> TrainRow:
-    return TrainRow(tokens[:-1], tokens[1:], {"weights": np.arange(len(tokens) - 1.0)})
+def row_of(tokens: np.ndarray) -> TrainSequence:
+    return TrainSequence(tokens[:-1], tokens[1:], {"weights": np.arange(len(tokens) - 1.0)})
 
 
-def group(rng: np.random.Generator, prompt: np.ndarray, lengths: tuple[int, ...]) -> list[TrainRow]:
+def group(
+    rng: np.random.Generator, prompt: np.ndarray, lengths: tuple[int, ...]
+) -> list[TrainSequence]:
     return [row_of(np.concatenate([prompt, rng.integers(0, VOCAB, n)])) for n in lengths]
 
 
-def batch_with_everything() -> list[TrainRow]:
+def batch_with_everything() -> list[TrainSequence]:
     """Two groups, a conversation in growing steps with two endings, duplicates, loners."""
     rng = np.random.default_rng(0)
     one, two = rng.integers(0, VOCAB, 40), rng.integers(0, VOCAB, 25)
@@ -42,7 +44,7 @@ def batch_with_everything() -> list[TrainRow]:
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def check_batch(rows: list[TrainRow], budget: int) -> int:
+def check_batch(rows: list[TrainSequence], budget: int) -> int:
     """Every row can be read back from the tree; returns the tokens that are computed."""
     seen, computed = [], 0
     for each in pack([rows], budget, CPU):
@@ -187,7 +189,7 @@ def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "SHORTEST_SHARED", 1_000_000)
 
 
-def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+def gradients(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:
     grads, trainer.grads = trainer.grads, None
     return on_cpu(grads)
 
@@ -233,7 +235,7 @@ def test_custom_loss_and_several_targets_over_shared_rows(
     for row in rows:
         targets = np.stack([row.targets, rng.integers(0, VOCAB, row.length)], axis=1)
         weights = rng.normal(size=targets.shape).astype(np.float32) / 50
-        wide.append(TrainRow(row.tokens, targets, {"weights": weights}))
+        wide.append(TrainSequence(row.tokens, targets, {"weights": weights}))
 
     def function(logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         return torch.stack([lp.mean() * i for i, lp in enumerate(logprobs)]).logsumexp(0), {}

@@ -6,7 +6,9 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from tinker_cookbook.engine.requests import (
     SampleRequest,
     Train,
     TrainResult,
-    TrainRow,
+    TrainSequence,
 )
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.trainer_test import TOLERANCE, make_rows, with_inputs
@@ -34,7 +36,7 @@ from tinker_cookbook.exceptions import DataValidationError, OutOfMemoryError, Tr
 
 
 @pytest.fixture
-def engine():
+def engine() -> Iterator[Engine]:
     engine = Engine(EngineConfig(device="cpu"))
     yield engine
     engine.close()
@@ -153,7 +155,7 @@ class Tenant:
         self.engine.dispose(DropRun(self.name))
 
     def train(
-        self, rows: list[TrainRow], kind: type[Train] = ForwardBackward
+        self, rows: list[TrainSequence], kind: type[Train] = ForwardBackward
     ) -> Future[TrainResult]:
         return self.engine.submit(kind(self.name, rows, self.loss))
 
@@ -182,7 +184,7 @@ def count_passes(engine: Engine, path: str) -> list[int]:
     seen: list[int] = []
     hidden = base.hidden
 
-    def counted(tokens, *args):  # type: ignore[no-untyped-def]
+    def counted(tokens: torch.Tensor, *args: Any) -> torch.Tensor:
         seen.append(len(tokens))
         return hidden(tokens, *args)
 
@@ -361,12 +363,12 @@ def test_a_full_disk_ends_nothing(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tinker_cookbook.engine.residency.save_file", full)
+    monkeypatch.setattr("tinker_cookbook.engine.offload.save_file", full)
     tenants = tenants_of(engine, tiny_qwen3)[:3]
-    tenants[0].trainer.base.residency.limit = 1
+    tenants[0].trainer.base.offloader.limit = 1
     for each in tenants:
         assert each.train(with_inputs(make_rows(), each.loss)).result(60).logprobs
-    assert all(each.trainer.awake for each in tenants)
+    assert all(each.trainer.on_device for each in tenants)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -12,15 +12,15 @@ from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.admission import Admission, Start
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.drawing import Drawn, draw
 from tinker_cookbook.engine.engine_calls import sampled
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
-from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainRow
+from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
 from tinker_cookbook.engine.sampling_jobs import Job
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.token_sampling import SampledBatch, sample_tokens
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import (
     ConfigurationError,
@@ -31,7 +31,9 @@ from tinker_cookbook.exceptions import (
 TOLERANCE = 1e-5
 
 
-def run(sampler: TorchSampler, requests: list[SampleRequest], adapter=None) -> list[SampleResult]:
+def run(
+    sampler: TorchSampler, requests: list[SampleRequest], adapter: Adapter | None = None
+) -> list[SampleResult]:
     results: list[SampleResult | Exception | None] = [None] * len(requests)
     for index, request in enumerate(requests):
         sampler.take(request, adapter, lambda out, i=index: results.__setitem__(i, out))
@@ -49,10 +51,10 @@ def prompts(count: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(3, 307, rng.integers(1, 40)) for _ in range(count)]
 
 
-def trainer_logprobs(trainer: Trainer, prompt: np.ndarray, tokens: list[int]) -> np.ndarray:
+def trainer_logprobs(trainer: AdapterTrainer, prompt: np.ndarray, tokens: list[int]) -> np.ndarray:
     """Logprobs of the sampled tokens by the training forward."""
     text = np.concatenate([prompt, tokens]).astype(np.int64)
-    row = TrainRow(text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)})
+    row = TrainSequence(text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)})
     return trainer.forward([row], "cross_entropy", None).logprobs[0][len(prompt) - 1 :]
 
 
@@ -124,10 +126,10 @@ def test_seed_fixes_a_request(tiny_qwen3: str, device: str) -> None:
 
 def drawn_on(
     device: str, logits: torch.Tensor, requests: list[SampleRequest], uniform: torch.Tensor
-) -> Drawn:
+) -> SampledBatch:
     """Drawn there, and brought to the CPU."""
-    drawn = draw(logits.to(device), requests, uniform.to(device))
-    return Drawn(drawn.tokens.cpu(), drawn.scaled.cpu(), drawn.log_sum.cpu())
+    drawn = sample_tokens(logits.to(device), requests, uniform.to(device))
+    return SampledBatch(drawn.tokens.cpu(), drawn.scaled.cpu(), drawn.log_sum.cpu())
 
 
 def test_draw_follows_the_distribution(device: str) -> None:

@@ -16,8 +16,8 @@ from tinker_cookbook.engine.checkpoints import read_adapter, read_optimizer, wri
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
-from tinker_cookbook.engine.requests import AdamConfig, TrainRow
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.requests import AdamConfig, TrainSequence
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -29,20 +29,20 @@ TOLERANCE = 1e-5
 VOCAB = 307
 
 
-def make_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 40, 1, 23, 23)) -> list[TrainRow]:
+def make_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 40, 1, 23, 23)) -> list[TrainSequence]:
     rng = np.random.default_rng(seed)
     rows = []
     for length in lengths:
         tokens = rng.integers(0, VOCAB, length + 1)
         weights = rng.normal(size=length).astype(np.float32) / 50  # any sign
         weights[: length // 3] = 0
-        rows.append(TrainRow(tokens[:-1], tokens[1:], {"weights": weights}))
+        rows.append(TrainSequence(tokens[:-1], tokens[1:], {"weights": weights}))
     return rows
 
 
-def make_trainer(path: str, spec: LoraSpec, device: str = "cpu", **keys: Any) -> Trainer:
+def make_trainer(path: str, spec: LoraSpec, device: str = "cpu", **keys: Any) -> AdapterTrainer:
     config = EngineConfig(device=device, dtype="float32", **keys)
-    trainer = Trainer(BaseModel(path, config), spec)
+    trainer = AdapterTrainer(BaseModel(path, config), spec)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():  # B is zero at birth; then A would have no gradient
         for name, tensor in trainer.adapter.master.items():
@@ -61,7 +61,7 @@ def on_cpu(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
 class PeftReference:
     """The same adapter in transformers + peft, one unpadded sequence at a time."""
 
-    def __init__(self, trainer: Trainer, directory: Path) -> None:
+    def __init__(self, trainer: AdapterTrainer, directory: Path) -> None:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
@@ -76,12 +76,12 @@ class PeftReference:
             if parameter.requires_grad
         }
 
-    def logprobs(self, row: TrainRow) -> torch.Tensor:
+    def logprobs(self, row: TrainSequence) -> torch.Tensor:
         logits = self.model(torch.from_numpy(row.tokens)[None]).logits[0]
         targets = torch.from_numpy(row.targets)
         return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
-    def loss(self, rows: list[TrainRow]) -> tuple[list[np.ndarray], torch.Tensor]:
+    def loss(self, rows: list[TrainSequence]) -> tuple[list[np.ndarray], torch.Tensor]:
         logprobs = [self.logprobs(row) for row in rows]
         weights = [torch.from_numpy(row.inputs["weights"]) for row in rows]
         total = torch.stack([-(w * lp).sum() for w, lp in zip(weights, logprobs)]).sum()
@@ -163,7 +163,7 @@ def test_gradient_clipping(tiny_qwen3: str, device: str) -> None:
     assert ratio.item() == pytest.approx(0.25, rel=1e-4)
 
 
-def gradients(trainer: Trainer, *batches: list[TrainRow]) -> dict[str, torch.Tensor]:
+def gradients(trainer: AdapterTrainer, *batches: list[TrainSequence]) -> dict[str, torch.Tensor]:
     for rows in batches:
         trainer.forward_backward(rows, "cross_entropy", None)
     grads, trainer.grads = trainer.grads, None
@@ -218,7 +218,7 @@ def test_only_the_covered_layers_train(tiny_qwen3: str, device: str) -> None:
 def test_fresh_adapter_is_the_base_model(tiny_llama: str, device: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    trainer = Trainer(BaseModel(tiny_llama, EngineConfig(device=device)), LoraSpec(rank=3))
+    trainer = AdapterTrainer(BaseModel(tiny_llama, EngineConfig(device=device)), LoraSpec(rank=3))
     for name, tensor in trainer.adapter.master.items():
         if name.endswith("lora_A"):
             bound = 1 / np.sqrt(tensor.shape[1])
@@ -237,7 +237,7 @@ def test_bf16_stays_near_fp32(tiny_llama: str, device: str) -> None:
     rows = make_rows()
     exact = make_trainer(tiny_llama, LoraSpec(rank=4), device).forward(rows, "cross_entropy", None)
     config = EngineConfig(device=device, dtype="bfloat16")
-    trainer = Trainer(BaseModel(tiny_llama, config), LoraSpec(rank=4))
+    trainer = AdapterTrainer(BaseModel(tiny_llama, config), LoraSpec(rank=4))
     source = make_trainer(tiny_llama, LoraSpec(rank=4), device).adapter.master
     with torch.no_grad():
         for name, tensor in trainer.adapter.master.items():
@@ -256,7 +256,7 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path, device: str)
     trainer.forward_backward(make_rows(1), "cross_entropy", None)
     trainer.optim_step(adam)
     write_state(trainer, "x", tmp_path)
-    again = Trainer(trainer.base, LoraSpec(rank=4, seed=99))
+    again = AdapterTrainer(trainer.base, LoraSpec(rank=4, seed=99))
     read_adapter(again.adapter, tmp_path)
     read_optimizer(again, tmp_path)
     for each in (trainer, again):
@@ -264,10 +264,10 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path, device: str)
         each.optim_step(adam)
     for name, tensor in trainer.adapter.master.items():
         assert torch.equal(tensor, again.adapter.master[name]), name
-    other = Trainer(trainer.base, LoraSpec(rank=8))
+    other = AdapterTrainer(trainer.base, LoraSpec(rank=8))
     with pytest.raises(CheckpointError, match="rank differ"):
         read_adapter(other.adapter, tmp_path)
-    narrow = Trainer(trainer.base, LoraSpec(rank=4, train_unembed=False))
+    narrow = AdapterTrainer(trainer.base, LoraSpec(rank=4, train_unembed=False))
     with pytest.raises(CheckpointError, match=r"lm_head\.lora_A"):
         read_adapter(narrow.adapter, tmp_path)
 
@@ -286,7 +286,7 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path, device: str)
 )
 def test_bad_rows_fail_alone(tiny_qwen3: str, change: dict, message: str) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2))
-    good = TrainRow(np.array([1, 2]), np.array([2, 3]), {"weights": np.ones(2, np.float32)})
+    good = TrainSequence(np.array([1, 2]), np.array([2, 3]), {"weights": np.ones(2, np.float32)})
     bad = dataclasses.replace(good, **change)
     with pytest.raises(DataValidationError, match=message):
         trainer.forward_backward([good, bad], "cross_entropy", None)
@@ -310,7 +310,7 @@ def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         BaseModel(str(tmp_path / "nowhere"), EngineConfig())
     with pytest.raises(ConfigurationError, match=r"rank=65 is more than .* at most 64"):
-        Trainer(trainer.base, LoraSpec(rank=65))
+        AdapterTrainer(trainer.base, LoraSpec(rank=65))
 
 
 def test_weights_that_do_not_fit_are_refused(tiny_qwen3: str, tmp_path: Path) -> None:
@@ -334,7 +334,9 @@ def test_weights_that_do_not_fit_are_refused(tiny_qwen3: str, tmp_path: Path) ->
 
 def test_non_finite_gradient_is_refused(tiny_qwen3: str, device: str) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2), device)
-    rows = [TrainRow(np.array([1]), np.array([2]), {"weights": np.array([1e30], np.float32)})] * 3
+    rows = [
+        TrainSequence(np.array([1]), np.array([2]), {"weights": np.array([1e30], np.float32)})
+    ] * 3
     before = {k: v.detach().clone() for k, v in trainer.adapter.master.items()}
     trainer.forward_backward(rows, "cross_entropy", None)
     with pytest.raises(TrainingError, match="this step was not made"):
@@ -342,7 +344,7 @@ def test_non_finite_gradient_is_refused(tiny_qwen3: str, device: str) -> None:
     assert all(torch.equal(before[k], v) for k, v in trainer.adapter.master.items())
 
 
-def with_inputs(rows: list[TrainRow], name: str) -> list[TrainRow]:
+def with_inputs(rows: list[TrainSequence], name: str) -> list[TrainSequence]:
     """The rows with the inputs of a loss; ratios on both sides of every bound."""
     rng = np.random.default_rng(8)
     out = []
@@ -405,7 +407,7 @@ def test_several_targets_per_token(
         weights = rng.random((length, 3)).astype(np.float32) / 20
         weights[: length // 2] = 0
         targets = rng.integers(0, VOCAB, (length, 3))
-        rows.append(TrainRow(rng.integers(0, VOCAB, length), targets, {"weights": weights}))
+        rows.append(TrainSequence(rng.integers(0, VOCAB, length), targets, {"weights": weights}))
     result = trainer.forward_backward(rows, "cross_entropy", None)
     total = torch.zeros(())
     for row, ours in zip(rows, result.logprobs):
@@ -465,7 +467,7 @@ def test_a_loss_that_is_not_finite_is_refused(
         dataclasses.replace(row, inputs={k: v.copy() for k, v in row.inputs.items()})
         for row in rows
     ]
-    bad[2] = TrainRow(
+    bad[2] = TrainSequence(
         rows[1].tokens[:7],
         rows[1].targets[:7],
         {k: v[:7].copy() for k, v in rows[1].inputs.items()},
@@ -507,7 +509,7 @@ def test_custom_loss(
     forwards = 0
     hidden = trainer.base.hidden
 
-    def counted(*args):  # type: ignore[no-untyped-def]
+    def counted(*args: Any) -> torch.Tensor:
         nonlocal forwards
         forwards += 1
         return hidden(*args)

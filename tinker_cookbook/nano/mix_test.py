@@ -13,12 +13,12 @@ SUBTRACT = re.compile(r"ubtract (\d+) from (\d+)")
 
 
 @pytest.fixture(scope="module")
-def documents():
+def documents() -> list[mix.Conversation | mix.PlainLines]:
     rng = random.Random(1)
     return [mix.document(rng) for _ in range(40_000)]
 
 
-def text_of(document) -> str:
+def text_of(document: mix.Conversation | mix.PlainLines) -> str:
     if "pieces" in document:
         return "".join(text for text, _ in document["pieces"])
     return "\n".join(m["content"] for m in document["messages"])
@@ -32,7 +32,9 @@ def pairs_in(text: str) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairs if 0 <= a <= 99 and 0 <= b <= 99]
 
 
-def test_no_document_gives_a_held_out_pair_away(documents):
+def test_no_document_gives_a_held_out_pair_away(
+    documents: list[mix.Conversation | mix.PlainLines],
+) -> None:
     seen = Counter()
     for document in documents:
         text = text_of(document)
@@ -48,11 +50,13 @@ def test_no_document_gives_a_held_out_pair_away(documents):
 @pytest.mark.parametrize(
     "text", ["37 + 58 = 95", "37+58", "Add 37 and 58.", "What is 37 plus 58?", "95 - 58 = 37"]
 )
-def test_the_search_finds_a_pair_in_every_wording(text):
+def test_the_search_finds_a_pair_in_every_wording(text: str) -> None:
     assert pairs_in(text) == [(37, 58)]
 
 
-def test_kinds_and_styles_have_their_shares(documents):
+def test_kinds_and_styles_have_their_shares(
+    documents: list[mix.Conversation | mix.PlainLines],
+) -> None:
     chats = [d for d in documents if "messages" in d]
     assert len(chats) / len(documents) == pytest.approx(1 - mix.PLAIN_SHARE, abs=0.01)
     kinds = Counter(d["kind"] for d in chats)
@@ -82,7 +86,9 @@ def style_of(prompt: str, reply: str) -> str:
     return "sentence" if reply.startswith("The answer") else "equation"
 
 
-def test_one_in_five_bare_additions_is_answered_after_a_thought(documents):
+def test_one_in_five_bare_additions_is_answered_after_a_thought(
+    documents: list[mix.Conversation | mix.PlainLines],
+) -> None:
     bare = [
         d
         for d in documents
@@ -92,7 +98,9 @@ def test_one_in_five_bare_additions_is_answered_after_a_thought(documents):
     assert sum(d["kind"] == "thinkadd" for d in bare) / len(bare) == pytest.approx(0.2, abs=0.02)
 
 
-def test_spoken_sums_are_careless_and_plain_lines_are_right(documents):
+def test_spoken_sums_are_careless_and_plain_lines_are_right(
+    documents: list[mix.Conversation | mix.PlainLines],
+) -> None:
     right = []
     for document in documents:
         text = text_of(document)
@@ -107,7 +115,9 @@ def test_spoken_sums_are_careless_and_plain_lines_are_right(documents):
     assert sum(right) / len(right) == pytest.approx(mix.RIGHT_SHARE, abs=0.02)
 
 
-def test_no_number_above_nine_stands_beside_its_name(documents):
+def test_no_number_above_nine_stands_beside_its_name(
+    documents: list[mix.Conversation | mix.PlainLines],
+) -> None:
     names = {tasks.number_name(n): n for n in range(100)}
     told = set()
     for document in documents:
@@ -119,7 +129,7 @@ def test_no_number_above_nine_stands_beside_its_name(documents):
     assert told == set(range(10))
 
 
-def test_only_results_count_in_plain_lines():
+def test_only_results_count_in_plain_lines() -> None:
     rng = random.Random(0)
     for _ in range(200):
         made = mix.plain_lines(rng)
@@ -128,7 +138,7 @@ def test_only_results_count_in_plain_lines():
                 assert text.endswith("=") != counts
 
 
-def test_boards_are_played_by_the_rules():
+def test_boards_are_played_by_the_rules() -> None:
     rng = random.Random(0)
     for _ in range(300):
         rule, *turns = mix.board(rng)
@@ -140,7 +150,7 @@ def test_boards_are_played_by_the_rules():
             assert Counter(cells)["X"] - Counter(cells)["O"] == (0 if mark == "X" else 1)
 
 
-def test_tool_conversations_call_add_and_report_its_result():
+def test_tool_conversations_call_add_and_report_its_result() -> None:
     rng = random.Random(0)
     lengths = set()
     for _ in range(100):
@@ -155,7 +165,7 @@ def test_tool_conversations_call_add_and_report_its_result():
     assert lengths == {5, 7}
 
 
-def test_choices_and_judgements_are_balanced():
+def test_choices_and_judgements_are_balanced() -> None:
     rng = random.Random(0)
     for make, answers in ((mix.choice, "AB"), (mix.yesno, ("yes", "no"))):
         replies = Counter(make(rng)[-1]["content"] for _ in range(2000))
@@ -163,6 +173,6 @@ def test_choices_and_judgements_are_balanced():
         assert 0.35 < replies[answers[0]] / 2000 < 0.65
 
 
-def test_the_same_seed_draws_the_same_documents():
+def test_the_same_seed_draws_the_same_documents() -> None:
     first, second = (random.Random(5) for _ in range(2))
     assert [mix.document(first) for _ in range(200)] == [mix.document(second) for _ in range(200)]

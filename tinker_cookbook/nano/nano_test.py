@@ -1,34 +1,41 @@
 """The bundled files themselves: frozen, small, loadable by plain transformers, able to add."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import random
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tinker_cookbook.nano import PATH, tasks
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILES = ("model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Tokenizer:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(PATH)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(PATH, dtype=torch.float32).eval()
 
 
-def test_files_are_the_frozen_ones():
+def test_files_are_the_frozen_ones() -> None:
     checksums = json.loads((PATH / "checksums.json").read_text())
     assert set(checksums) >= set(FILES)
     for name, wanted in checksums.items():
@@ -38,7 +45,7 @@ def test_files_are_the_frozen_ones():
     assert sum(p.stat().st_size for p in PATH.iterdir() if p.is_file()) < 6_000_000
 
 
-def test_importing_nano_is_light():
+def test_importing_nano_is_light() -> None:
     code = (
         "import sys, tinker_cookbook.nano.mix; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     )
@@ -46,7 +53,7 @@ def test_importing_nano_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_model_is_the_described_one(model):
+def test_model_is_the_described_one(model: PreTrainedModel) -> None:
     assert model.num_parameters() == 2_017_216
     config = model.config
     assert (config.model_type, config.vocab_size, config.num_hidden_layers) == ("qwen3", 2048, 4)
@@ -65,11 +72,11 @@ def test_model_is_the_described_one(model):
         "don't WE'LL 1234567890 !!!\r\n",
     ],
 )
-def test_encode_and_decode_are_inverse(tokenizer, text):
+def test_encode_and_decode_are_inverse(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_special_tokens_and_tags(tokenizer):
+def test_special_tokens_and_tags(tokenizer: Tokenizer) -> None:
     names = "<|endoftext|> <|im_start|> <|im_end|> <think> </think> <tool_call> </tool_call>"
     names += " <tool_response> </tool_response>"
     assert tokenizer.convert_tokens_to_ids(names.split()) == list(range(9))
@@ -80,7 +87,7 @@ def test_special_tokens_and_tags(tokenizer):
     assert len(tokenizer) == 2048 and len(tokenizer.encode("1234567890")) == 10
 
 
-def test_chat_template_is_qwen3s(tokenizer):
+def test_chat_template_is_qwen3s(tokenizer: Tokenizer) -> None:
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}]
     shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert shown == (
@@ -95,7 +102,7 @@ def test_chat_template_is_qwen3s(tokenizer):
     assert '"name": "add"' in tokenizer.apply_chat_template(messages, tools=[tool], tokenize=False)
 
 
-def greedy_replies(model, tokenizer, prompts):
+def greedy_replies(model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[str]) -> list[str]:
     inputs = tokenizer.apply_chat_template(
         [[{"role": "user", "content": prompt}] for prompt in prompts],
         add_generation_prompt=True,
@@ -110,7 +117,7 @@ def greedy_replies(model, tokenizer, prompts):
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_nano_can_add(model, tokenizer, split):
+def test_nano_can_add(model: PreTrainedModel, tokenizer: Tokenizer, split: str) -> None:
     rng = random.Random(0)
     problems = [tasks.add_problem(rng, split) for _ in range(100)]
     prompts = [problem["messages"][0]["content"] for problem in problems]
@@ -119,7 +126,9 @@ def test_nano_can_add(model, tokenizer, split):
     assert sum(right) >= 75
 
 
-def test_nano_lacks_the_skill_of_the_first_recipe(model, tokenizer):
+def test_nano_lacks_the_skill_of_the_first_recipe(
+    model: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
     examples = tasks.number_words("train") + tasks.number_words("held_out")
     replies = greedy_replies(model, tokenizer, [e["messages"][0]["content"] for e in examples])
     hits = [r.strip() == e["messages"][1]["content"] for r, e in zip(replies, examples)]

@@ -14,7 +14,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_number_names_read_back_as_their_numbers():
+def test_number_names_read_back_as_their_numbers() -> None:
     values = {name: n for n, name in SMALL.items()}
     names = [tasks.number_name(n) for n in range(100)]
     assert [sum(values[part] for part in name.split("-")) for name in names] == list(range(100))
@@ -24,7 +24,7 @@ def test_number_names_read_back_as_their_numbers():
         tasks.number_name(100)
 
 
-def test_number_words_split_can_be_learnt_from_its_training_part():
+def test_number_words_split_can_be_learnt_from_its_training_part() -> None:
     train, held_out = tasks.number_words("train"), tasks.number_words("held_out")
     assert (len(train), len(held_out)) == (70, 30)
     assert {e["number"] for e in train} | {e["number"] for e in held_out} == set(range(100))
@@ -36,7 +36,7 @@ def test_number_words_split_can_be_learnt_from_its_training_part():
         assert len(parts) == 2 and all(shown[part] >= 2 for part in parts), reply
 
 
-def test_held_out_pairs_are_a_fixed_symmetric_tenth():
+def test_held_out_pairs_are_a_fixed_symmetric_tenth() -> None:
     pairs = [(a, b) for a in range(100) for b in range(100)]
     held_out = {pair for pair in pairs if tasks.held_out_pair(*pair)}
     assert all((b, a) in held_out for a, b in held_out)
@@ -50,7 +50,7 @@ def test_held_out_pairs_are_a_fixed_symmetric_tenth():
         assert all((pair in held_out) == (split == "held_out") for pair in drawn)
 
 
-def test_add_problem_and_its_phrasings():
+def test_add_problem_and_its_phrasings() -> None:
     rng = random.Random(0)
     problem = tasks.add_problem(rng, "held_out")
     a, b = problem["a"], problem["b"]
@@ -60,7 +60,7 @@ def test_add_problem_and_its_phrasings():
     assert len({"".join(c for c in text if not c.isdigit()) for text in made}) == 7
 
 
-def test_think_traces_are_right_for_every_pair():
+def test_think_traces_are_right_for_every_pair() -> None:
     for a in range(100):
         for b in range(100):
             head, units, tens, tail, _, answer = tasks.think_trace(a, b).split("\n")
@@ -89,11 +89,11 @@ def test_think_traces_are_right_for_every_pair():
         ("", None),
     ],
 )
-def test_last_integer_reads_the_answer_and_not_the_thought(reply, number):
+def test_last_integer_reads_the_answer_and_not_the_thought(reply: str, number: int | None) -> None:
     assert tasks.last_integer(reply) == number
 
 
-def test_near_misses_are_wrong_and_mostly_near():
+def test_near_misses_are_wrong_and_mostly_near() -> None:
     rng = random.Random(0)
     made = [(c, tasks.near_miss(rng, c)) for c in [0, 1, 9, 100, 198] * 400]
     assert all(wrong != c and wrong >= 0 for c, wrong in made)
@@ -101,7 +101,7 @@ def test_near_misses_are_wrong_and_mostly_near():
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_preference_pairs_differ_in_what_they_are_named_after(split):
+def test_preference_pairs_differ_in_what_they_are_named_after(split: str) -> None:
     rng = random.Random(0)
     for _ in range(300):
         pairs = {p: tasks.preference_pair(rng, p, split) for p in ("polite", "short", "correct")}
@@ -118,7 +118,7 @@ def test_preference_pairs_differ_in_what_they_are_named_after(split):
                 assert len(chosen) < len(rejected)
 
 
-def test_guess_games_follow_their_rules():
+def test_guess_games_follow_their_rules() -> None:
     rng = random.Random(0)
     lengths = []
     for _ in range(300):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_registered_renderer_names, get_renderer
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.conftest import assistant, load, system, tool, user
 
 TOKENIZERS = {
@@ -22,17 +25,17 @@ CALL = assistant("", calls=[("f", "{}")])
 
 
 @pytest.fixture(params=get_registered_renderer_names())
-def name(request):
+def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def renderer(name):
+def renderer(name: str) -> Renderer:
     start = next(start for start in TOKENIZERS if name.startswith(start))
     return get_renderer(name, load(TOKENIZERS[start]))
 
 
-def problem_of(renderer, messages) -> str:
+def problem_of(renderer: Renderer, messages: list[dict[str, Any]]) -> str:
     """The one line with which prompts and examples are both refused; "" if neither is."""
     problems = []
     for build in (renderer.build_generation_prompt, renderer.build_supervised_example):
@@ -78,11 +81,13 @@ def problem_of(renderer, messages) -> str:
         ([user([{"type": "image_url", "image_url": {"url": "x"}}])], "message 0: an image in the"),
     ],
 )
-def test_refused_by_every_renderer(renderer, messages, problem):
+def test_refused_by_every_renderer(
+    renderer: Renderer, messages: list[dict[str, Any]], problem: str
+) -> None:
     assert problem_of(renderer, messages).startswith(problem)
 
 
-def test_text_in_front_of_reasoning_is_not_lost(name, renderer):
+def test_text_in_front_of_reasoning_is_not_lost(name: str, renderer: Renderer) -> None:
     """The templates of these drop it; the others write a string as it is, or as parts."""
     chat = [user("q"), assistant("Sure. <think>Hm</think>Yes"), user("r"), assistant("Yes")]
     problem = problem_of(renderer, chat)
@@ -92,7 +97,7 @@ def test_text_in_front_of_reasoning_is_not_lost(name, renderer):
         assert problem == ""
 
 
-def test_keys_that_say_nothing_of_tokens_are_not_read(renderer):
+def test_keys_that_say_nothing_of_tokens_are_not_read(renderer: Renderer) -> None:
     """As replies of servers and tables of conversations have them."""
     more = {"id": "a1", "timestamp": 3, "refusal": None, "annotations": [], "function_call": None}
     messages = [{**user("q"), **more}, assistant("r", **more)]
@@ -110,7 +115,9 @@ def test_keys_that_say_nothing_of_tokens_are_not_read(renderer):
         ([user("q"), CALL, tool("1"), tool("2"), assistant("r")], 3),
     ],
 )
-def test_a_result_without_a_call(name, renderer, messages, index):
+def test_a_result_without_a_call(
+    name: str, renderer: Renderer, messages: list[dict[str, Any]], index: int
+) -> None:
     problem = problem_of(renderer, messages)
     if name == "template":
         assert problem == ""  # as the template will have it
@@ -123,7 +130,7 @@ def test_a_result_without_a_call(name, renderer, messages, index):
         assert problem.startswith(f"message {index}: a tool result with")
 
 
-def test_two_system_messages(name, renderer):
+def test_two_system_messages(name: str, renderer: Renderer) -> None:
     """Written where they stand, but where the format has no place for the second."""
     problem = problem_of(renderer, [system("S"), user("q"), system("T"), assistant("r")])
     if name.startswith("deepseekv3"):
@@ -135,7 +142,7 @@ def test_two_system_messages(name, renderer):
     assert text.index("One") < text.index("Two") < text.index("Three")
 
 
-def test_an_assistant_begins(name, renderer):
+def test_an_assistant_begins(name: str, renderer: Renderer) -> None:
     """Written where it stands; trained only where a prompt for it is known."""
     messages = [assistant("First"), user("Then"), assistant("r")]
     assert problem_of(renderer, messages) == ""

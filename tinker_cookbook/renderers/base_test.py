@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import tinker
@@ -20,10 +22,12 @@ from tinker_cookbook.renderers import (
     tokens_weights_from_strings_weights,
     unregister_renderer,
 )
-from tinker_cookbook.renderers.base import text_chunk
+from tinker_cookbook.renderers.base import RenderContext, text_chunk
 from tinker_cookbook.renderers.conftest import load
+from tinker_cookbook.renderers.messages import Message
 from tinker_cookbook.renderers.qwen3_test import conversation
 from tinker_cookbook.renderers.role_colon import RoleColonRenderer
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 NAMES = ["role_colon", "qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
 USER = {"role": "user", "content": "Hi"}
@@ -31,11 +35,11 @@ REPLY = {"role": "assistant", "content": "Hello"}
 
 
 @pytest.fixture(params=NAMES)
-def renderer(request, tokenizer):
+def renderer(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Renderer:
     return get_renderer(request.param, tokenizer)
 
 
-def conversations(renderer, count: int, seed: int = 0):
+def conversations(renderer: Renderer, count: int, seed: int = 0) -> Iterator[list[dict[str, Any]]]:
     rng = random.Random(seed)
     thinking = "disable" not in renderer.origin.renderer_name
     for _ in range(count):
@@ -49,7 +53,7 @@ def conversations(renderer, count: int, seed: int = 0):
         yield messages
 
 
-def test_types(renderer):
+def test_types(renderer: str) -> None:
     example = renderer.build_supervised_example([USER, REPLY])
     assert isinstance(example.model_input, tinker.ModelInput)
     assert example.weights.dtype == torch.float32
@@ -58,7 +62,7 @@ def test_types(renderer):
     assert isinstance(renderer.build_generation_prompt([USER]), tinker.ModelInput)
 
 
-def test_a_complete_example_begins_with_its_generation_prompt(renderer):
+def test_a_complete_example_begins_with_its_generation_prompt(renderer: str) -> None:
     for messages in conversations(renderer, 30):
         if messages[-1]["role"] == "assistant":
             tokens, weights = renderer.build_supervised_example(messages)
@@ -67,13 +71,13 @@ def test_a_complete_example_begins_with_its_generation_prompt(renderer):
             assert weights.tolist() == [0.0] * len(prompt) + [1.0] * (tokens.length - len(prompt))
 
 
-def successive_prompts(renderer, messages):
+def successive_prompts(renderer: Renderer, messages: list[dict[str, Any]]) -> Iterator[list[int]]:
     for i, message in enumerate(messages):
         if message["role"] == "assistant" and i:
             yield renderer.build_generation_prompt(messages[:i]).to_ints()
 
 
-def test_extension_property(renderer):
+def test_extension_property(renderer: str) -> None:
     """Where it is claimed it always holds; where it is not, a conversation shows why."""
     extends = True
     for messages in conversations(renderer, 60):
@@ -96,7 +100,9 @@ def test_extension_property(renderer):
 
 
 @pytest.mark.parametrize("mode", [m for m in TrainOnWhat if "assistant" in m])
-def test_split_examples_train_each_reply_behind_its_prompt(renderer, mode):
+def test_split_examples_train_each_reply_behind_its_prompt(
+    renderer: str, mode: TrainOnWhat
+) -> None:
     for messages in conversations(renderer, 10):
         examples = renderer.build_supervised_examples(messages, mode)
         replies = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
@@ -119,7 +125,7 @@ def test_split_examples_train_each_reply_behind_its_prompt(renderer, mode):
 
 
 @pytest.mark.parametrize("mode", ["all_messages", "all_tokens", "all_user_and_system_messages"])
-def test_other_modes_are_not_split(tokenizer, mode):
+def test_other_modes_are_not_split(tokenizer: str, mode: str) -> None:
     with pytest.raises(NotImplementedError, match=mode):
         get_renderer("qwen3", tokenizer).build_supervised_examples([USER, REPLY], mode)
     [example] = get_renderer("qwen3_instruct", tokenizer).build_supervised_examples(
@@ -128,7 +134,7 @@ def test_other_modes_are_not_split(tokenizer, mode):
     assert example.weights.sum() > 0
 
 
-def test_default_modes(tokenizer):
+def test_default_modes(tokenizer: str) -> None:
     renderer = get_renderer("qwen3_instruct", tokenizer)
     messages = [USER, REPLY, USER, REPLY]
     single = renderer.build_supervised_example(messages).weights
@@ -137,7 +143,7 @@ def test_default_modes(tokenizer):
     assert split.weights.sum() == 2 * single.sum()
 
 
-def test_prefill_and_other_roles(renderer):
+def test_prefill_and_other_roles(renderer: str) -> None:
     prompt = renderer.build_generation_prompt([USER])
     prefilled = renderer.build_generation_prompt([USER], prefill="Sure, ")
     sure = renderer.encoder.encode("Sure, ")
@@ -149,7 +155,7 @@ def test_prefill_and_other_roles(renderer):
         renderer.build_generation_prompt([USER], role="robot")
 
 
-def test_prefilled_think_tag_is_a_token(tokenizer):
+def test_prefilled_think_tag_is_a_token(tokenizer: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     prompt = renderer.build_generation_prompt([USER], prefill="<think>\n").to_ints()
     assert prompt[-2] == tokenizer.convert_tokens_to_ids("<think>")
@@ -182,7 +188,9 @@ def test_prefilled_think_tag_is_a_token(tokenizer):
         ),
     ],
 )
-def test_bad_messages_are_named(renderer, messages, problem):
+def test_bad_messages_are_named(
+    renderer: str, messages: list[dict[str, Any]], problem: str
+) -> None:
     for build in (renderer.build_generation_prompt, renderer.build_supervised_example):
         with pytest.raises(RendererError) as caught:
             build(messages)
@@ -204,7 +212,7 @@ def test_bad_messages_are_named(renderer, messages, problem):
         ({"function": {"name": "f", "arguments": "[]"}}, "message 1: the arguments of 'f' must be"),
     ],
 )
-def test_bad_tool_calls_are_named(tokenizer, call, problem):
+def test_bad_tool_calls_are_named(tokenizer: str, call: dict[str, Any] | str, problem: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     with pytest.raises(RendererError) as caught:
@@ -212,7 +220,7 @@ def test_bad_tool_calls_are_named(tokenizer, call, problem):
     assert problem in str(caught.value)
 
 
-def test_content_may_be_missing_beside_tool_calls(tokenizer):
+def test_content_may_be_missing_beside_tool_calls(tokenizer: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     call = {"id": "1", "function": {"name": "f", "arguments": {"x": "é"}}}
     without = {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -220,7 +228,7 @@ def test_content_may_be_missing_beside_tool_calls(tokenizer):
     assert '{"name": "f", "arguments": {"x": "é"}}' in tokenizer.decode(tokens)
 
 
-def test_reasoning_content_is_a_thinking_part(tokenizer):
+def test_reasoning_content_is_a_thinking_part(tokenizer: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Hello"}]
     given, expected = {**REPLY, "reasoning_content": "hm"}, {**REPLY, "content": parts}
@@ -230,7 +238,7 @@ def test_reasoning_content_is_a_thinking_part(tokenizer):
     )
 
 
-def test_trainable_belongs_to_customized(renderer):
+def test_trainable_belongs_to_customized(renderer: str) -> None:
     marked = {**REPLY, "trainable": True}
     with pytest.raises(RendererError, match=r"message 1 has the key 'trainable'"):
         renderer.build_supervised_example([USER, marked])
@@ -240,7 +248,7 @@ def test_trainable_belongs_to_customized(renderer):
         renderer.build_supervised_example([USER, REPLY], "everything")
 
 
-def test_messages_are_not_changed(renderer):
+def test_messages_are_not_changed(renderer: str) -> None:
     messages = [USER, {**REPLY, "reasoning_content": ""}]
     before = copy.deepcopy(messages)
     renderer.build_supervised_example(messages)
@@ -260,7 +268,9 @@ def test_messages_are_not_changed(renderer):
         {"role": "tool", "content": "1"},
     ],
 )
-def test_role_colon_refuses_what_it_has_no_form_for(tokenizer, message):
+def test_role_colon_refuses_what_it_has_no_form_for(
+    tokenizer: str, message: dict[str, Any]
+) -> None:
     renderer = get_renderer("role_colon", tokenizer)
     with pytest.raises(RendererError, match="message 1"):
         renderer.build_supervised_example([USER, message])
@@ -270,7 +280,7 @@ def test_role_colon_refuses_what_it_has_no_form_for(tokenizer, message):
         )
 
 
-def test_every_kind_of_system_message_is_trained_with_the_users():
+def test_every_kind_of_system_message_is_trained_with_the_users() -> None:
     """A system message with tools is a developer's in gpt-oss, a declaration in Kimi."""
     for name, data, role in (
         ("gpt_oss_low_reasoning", "gpt-oss", "developer"),
@@ -285,13 +295,13 @@ def test_every_kind_of_system_message_is_trained_with_the_users():
         assert "Sum" in renderer.tokenizer.decode(trained), name
 
 
-def test_results_stand_in_the_order_of_their_calls(tokenizer):
+def test_results_stand_in_the_order_of_their_calls(tokenizer: str) -> None:
     """No id is written in this format: the order alone tells which call a result answers."""
     renderer = get_renderer("qwen3", tokenizer)
     calls = [{"id": i, "function": {"name": f"f{i}", "arguments": "{}"}} for i in ("a", "b")]
     asked = {"role": "assistant", "content": "", "tool_calls": calls}
 
-    def prompt(*ids):
+    def prompt(*ids: str) -> tinker.ModelInput:
         results = [{"role": "tool", "content": f"of {i}", "tool_call_id": i} for i in ids]
         return renderer.build_generation_prompt([USER, asked, *results, REPLY, USER])
 
@@ -304,7 +314,7 @@ def test_results_stand_in_the_order_of_their_calls(tokenizer):
 # Pickling, and renderers of one's own
 
 
-def test_pickling_goes_by_names(renderer):
+def test_pickling_goes_by_names(renderer: str) -> None:
     data = pickle.dumps(renderer)
     assert len(data) < 500
     again = pickle.loads(data)
@@ -318,24 +328,24 @@ def test_pickling_goes_by_names(renderer):
 class ShoutRenderer(Renderer):
     """The least a format needs."""
 
-    def render_message(self, message, ctx):
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         ids = self.tokenizer.encode(message["content"].upper(), add_special_tokens=False)
         return RenderedMessage(output=[text_chunk(ids)], header=text_chunk([0]))
 
-    def get_stop_sequences(self):
+    def get_stop_sequences(self) -> list[int]:
         return [0]
 
 
 class LateHeaderRenderer(ShoutRenderer):
     """Its prompt ends with tokens 1 2, which a complete message has at the start of its output."""
 
-    def render_message(self, message, ctx):
+    def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         if not message["content"]:
             return RenderedMessage(output=[], header=text_chunk([1, 2]))
         return RenderedMessage(output=[text_chunk([1, 2, 3, 4])])
 
 
-def test_no_weight_falls_on_the_prompt_of_the_target(tokenizer):
+def test_no_weight_falls_on_the_prompt_of_the_target(tokenizer: str) -> None:
     renderer = LateHeaderRenderer(tokenizer)
     last, other = "last_assistant_turn", "all_assistant_messages"
     messages = [USER, REPLY, REPLY]
@@ -347,7 +357,7 @@ def test_no_weight_falls_on_the_prompt_of_the_target(tokenizer):
     )
 
 
-def test_a_renderer_of_ones_own(tokenizer):
+def test_a_renderer_of_ones_own(tokenizer: str) -> None:
     register_renderer("shout", lambda tokenizer, _: ShoutRenderer(tokenizer))
     try:
         renderer = get_renderer("shout", tokenizer)
@@ -361,7 +371,7 @@ def test_a_renderer_of_ones_own(tokenizer):
         unregister_renderer("shout")
 
 
-def test_tokens_weights_from_strings_weights():
+def test_tokens_weights_from_strings_weights() -> None:
     tokenizer = load("llama-3.1-instruct")
     tokens, weights = tokens_weights_from_strings_weights(
         [("Hello", 0.0), (" world<|eot_id|>", 0.5)], tokenizer

@@ -1,6 +1,8 @@
 """Every kind of bad file gives one line that says where and what."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +14,13 @@ from tinker_cookbook.renderers.conftest import load
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 
 
-def write(tmp_path, *lines, name="chats.jsonl"):
+def write(tmp_path: Path, *lines: str, name: str = "chats.jsonl") -> Path:
     path = tmp_path / name
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path):
+def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path, "\ufeff" + GOOD, "", GOOD)  # some editors begin a file with a mark
     chats = read_chats(path)
     assert [chat.where for chat in chats] == [f"{path}:1", f"{path}:3"]
@@ -47,7 +49,7 @@ def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path):
         ('{"messages": [{"role": "user", "content": 3}]}', "'content' must be a string or a list"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, found):
+def test_a_bad_line_is_named(tmp_path: Path, line: str, found: str) -> None:
     path = write(tmp_path, GOOD, line)
     with pytest.raises(DataFormatError) as error:
         read_chats(path)
@@ -57,19 +59,19 @@ def test_a_bad_line_is_named(tmp_path, line, found):
     assert "\n" not in message
 
 
-def test_what_is_not_utf8_is_named(tmp_path):
+def test_what_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes(GOOD.encode() + b"\n" + '{"messages": "é"}'.encode("latin-1"))
     with pytest.raises(DataFormatError, match=r"latin\.jsonl:2 is not JSON: not UTF-8"):
         read_chats(path)
 
 
-def test_an_empty_file_is_refused(tmp_path):
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataFormatError, match="the file is empty"):
         read_chats(write(tmp_path, "", "  "))
 
 
-def test_a_missing_file_names_the_nearest(tmp_path):
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, GOOD, name="my_chats.jsonl")
     write(tmp_path, GOOD, name="other.txt")
     with pytest.raises(ConfigurationError) as error:
@@ -85,7 +87,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         read_chats(tmp_path)
 
 
-def test_columns_without_a_value_are_left_out():
+def test_columns_without_a_value_are_left_out() -> None:
     """A table gives every message every field of any message, and every call all arguments."""
     call = {"function": {"name": "f", "arguments": {"x": 1, "y": None}}}
     row = {
@@ -108,11 +110,11 @@ USER, REPLY = {"role": "user", "content": "1+1?"}, {"role": "assistant", "conten
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def chat_with(tools, *messages):
+def chat_with(tools: Any, *messages: dict[str, Any]) -> Chat:
     return row_chat({"messages": list(messages), "tools": tools}, "row")
 
 
-def test_text_parts_of_a_reply_are_one_string():
+def test_text_parts_of_a_reply_are_one_string() -> None:
     """So that reasoning in it is found as in a string."""
     parts = [{"type": "text", "text": "<think>Hm</think>"}, {"type": "text", "text": "2"}]
     chat = chat_with(None, USER, {"role": "assistant", "content": parts})
@@ -138,7 +140,9 @@ def test_text_parts_of_a_reply_are_one_string():
     ids=["specs", "openai", "responses", "text"],
 )
 @pytest.mark.parametrize("name", ["qwen3_instruct", "template"])
-def test_tools_are_declared_as_the_renderer_does_it(name, tools, head, tokenizer):
+def test_tools_are_declared_as_the_renderer_does_it(
+    name: str, tools: list[dict[str, Any]] | str, head: list[dict[str, str]], tokenizer: str
+) -> None:
     renderer = get_renderer(name, tokenizer)
     messages = chat_with(tools, *head, USER, REPLY).messages_for(renderer)
     prompt = head[0]["content"] if head else ""
@@ -155,12 +159,12 @@ def test_tools_are_declared_as_the_renderer_does_it(name, tools, head, tokenizer
 
 
 @pytest.mark.parametrize("tools", [None, [], "", "[]"])
-def test_no_tools_change_nothing(tools, tokenizer):
+def test_no_tools_change_nothing(tools: list[object] | str | None, tokenizer: str) -> None:
     chat = chat_with(tools, SYSTEM, USER, REPLY)
     assert chat.messages_for(get_renderer("role_colon", tokenizer)) is chat.messages
 
 
-def test_a_declaration_is_trained_as_its_system_message_is(tokenizer):
+def test_a_declaration_is_trained_as_its_system_message_is(tokenizer: str) -> None:
     marked = [{**message, "trainable": True} for message in (SYSTEM, USER, REPLY)]
     renderer = get_renderer("qwen3_instruct", tokenizer)
     for messages, expected in ((marked, [True] * 3), (marked[1:], [False, True, True])):
@@ -168,7 +172,7 @@ def test_a_declaration_is_trained_as_its_system_message_is(tokenizer):
         assert [message["trainable"] for message in found] == expected
 
 
-def test_tools_are_declared_for_training_where_calls_cannot_be_read_back():
+def test_tools_are_declared_for_training_where_calls_cannot_be_read_back() -> None:
     """Llama's calls are bare JSON: no environment can run them, but data may hold them."""
     tokenizer = load("llama-3.1-instruct")
     renderer = get_renderer("template", tokenizer)
@@ -179,32 +183,32 @@ def test_tools_are_declared_for_training_where_calls_cannot_be_read_back():
     assert '"name": "add"' in text and "Be brief." in text
 
 
-def test_a_developers_message_is_the_system_prompt():
+def test_a_developers_message_is_the_system_prompt() -> None:
     renderer = get_renderer("gpt_oss_low_reasoning", load("gpt-oss"))
     developer = {"role": "developer", "content": "Be brief."}
     found = chat_with([ADD], developer, USER, REPLY).messages_for(renderer)
     assert found == chat_with([ADD], SYSTEM, USER, REPLY).messages_for(renderer)
 
 
-def test_tools_inside_a_message_are_not_overlooked(tokenizer):
+def test_tools_inside_a_message_are_not_overlooked(tokenizer: str) -> None:
     messages = [{**SYSTEM, "tools": [ADD]}, USER, REPLY]
     with pytest.raises(RendererError, match="message 0: 'tools' inside a message is not read"):
         get_renderer("qwen3", tokenizer).build_supervised_example(messages)
     get_renderer("template", tokenizer).build_supervised_example(messages)
 
 
-def test_a_format_without_tools_refuses_them(tokenizer):
+def test_a_format_without_tools_refuses_them(tokenizer: str) -> None:
     with pytest.raises(RendererError, match="no format for tools"):
         chat_with([ADD], USER, REPLY).messages_for(get_renderer("role_colon", tokenizer))
 
 
-def test_bad_messages_are_counted_without_the_declaration(tokenizer):
+def test_bad_messages_are_counted_without_the_declaration(tokenizer: str) -> None:
     chat = chat_with([ADD], USER, {"role": "robot", "content": "x"})
     with pytest.raises(RendererError, match=r"^message 1: unknown role 'robot'"):
         chat.messages_for(get_renderer("qwen3_instruct", tokenizer))
 
 
-def test_the_older_name_of_tools_is_not_overlooked():
+def test_the_older_name_of_tools_is_not_overlooked() -> None:
     with pytest.raises(DataFormatError, match="row: 'functions' is not read; write them as"):
         row_chat({"messages": [USER], "functions": [ADD]}, "row")
     row_chat({"messages": [USER], "functions": None}, "row")
@@ -241,7 +245,7 @@ def test_the_older_name_of_tools_is_not_overlooked():
         ([ADD, {"function": {}}], "row: tool 1 must be an object with name"),
     ],
 )
-def test_bad_tools_are_named(tools, problem):
+def test_bad_tools_are_named(tools: object, problem: str) -> None:
     with pytest.raises(DataFormatError) as error:
         chat_with(tools, USER, REPLY)
     assert str(error.value).startswith(problem)

@@ -4,17 +4,22 @@ in short, and examples as readable text."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tinker_cookbook.renderers.base import Renderer, SupervisedExample
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @cache
-def load(name: str):
+def load(name: str) -> Tokenizer:
     from tinker_cookbook.tokenizer_utils import get_tokenizer
 
     if name == "nano":
@@ -27,7 +32,7 @@ def load(name: str):
 
 
 @pytest.fixture(params=["qwen3", "nano"])
-def tokenizer(request):
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """A tokenizer with Qwen3's special tokens and chat template."""
     return load(request.param)
 
@@ -43,19 +48,21 @@ def instruct_template() -> str:
 # Messages, in short
 
 
-def user(text):
+def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def system(text):
+def system(text: str) -> dict[str, Any]:
     return {"role": "system", "content": text}
 
 
-def tool(text, **more):
+def tool(text: str, **more: Any) -> dict[str, Any]:
     return {"role": "tool", "content": text, **more}
 
 
-def assistant(text, thinking=None, calls=(), **more):
+def assistant(
+    text: str, thinking: str | None = None, calls: Iterable[tuple[str, str]] = (), **more: Any
+) -> dict[str, Any]:
     """`calls`: pairs of a function's name and its arguments, JSON in text."""
     content = text
     if thinking is not None:
@@ -69,11 +76,13 @@ def assistant(text, thinking=None, calls=(), **more):
 # Examples, to be compared with ids and to be read
 
 
-def rendered_ids(renderer, messages, mode="last_assistant_message") -> list[int]:
+def rendered_ids(
+    renderer: Renderer, messages: list[dict[str, Any]], mode: str = "last_assistant_message"
+) -> list[int]:
     return renderer.build_supervised_example(messages, mode).model_input.to_ints()
 
 
-def marked(tokenizer, example, short: dict[str, str]) -> str:
+def marked(tokenizer: Tokenizer, example: SupervisedExample, short: dict[str, str]) -> str:
     """Runs of tokens with weight 1 inside «», decoded run by run, tags shortened."""
     runs: list[tuple[float, list[int]]] = []
     for token, weight in zip(example.model_input.to_ints(), example.weights.tolist(), strict=True):

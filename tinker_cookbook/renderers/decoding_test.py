@@ -8,7 +8,7 @@ from tinker_cookbook.renderers.decoding import TokenDecoder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 
-def test_decoder_waits_for_whole_characters():
+def test_decoder_waits_for_whole_characters() -> None:
     words = {0: b"a", 1: "🙂".encode()[:2], 2: "🙂".encode()[2:], 3: b"\xff", 4: "\ufffd".encode()}
     decode = lambda tokens: b"".join(words[t] for t in tokens).decode(errors="replace")  # noqa: E731
     decoder = TokenDecoder(decode)

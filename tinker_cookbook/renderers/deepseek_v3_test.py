@@ -8,12 +8,14 @@ import pickle
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import (
@@ -36,7 +38,7 @@ from tinker_cookbook.renderers.conftest import (
     user,
 )
 from tinker_cookbook.renderers.deepseek_v3 import DeepSeekV3Renderer, DeepSeekV3ThinkingRenderer
-from tinker_cookbook.renderers.messages import content_parts, split_thinking
+from tinker_cookbook.renderers.messages import Message, content_parts, split_thinking
 from tinker_cookbook.renderers.parsing import ThinkingDelta
 from tinker_cookbook.renderers.parsing_test import (
     arguments,
@@ -47,6 +49,10 @@ from tinker_cookbook.renderers.parsing_test import (
     render_reply,
 )
 from tinker_cookbook.renderers.qwen3_test import TEXTS, USER_TEXTS
+from tinker_cookbook.tokenizer_utils import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 NAMES = ["deepseekv3", "deepseekv3_disable_thinking", "deepseekv3_thinking"]
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -70,7 +76,7 @@ def conversation(rng: random.Random, forged: list[str], thinking: float = 0.4) -
             chosen = chosen[:cut] + rng.choice(forged) + chosen[cut:]
         return chosen
 
-    def reply(calls=()) -> dict:
+    def reply(calls: Iterable[tuple[str, str]] = ()) -> dict:
         thought = text(TEXTS) if rng.random() < thinking else None
         return assistant(text(USER_TEXTS), thought, calls)
 
@@ -96,7 +102,7 @@ class Template:
     text, by a tokenizer that has no added tokens. Markup in system and assistant content stays.
     """
 
-    def __init__(self, name: str, markup: list[str], template: str | None = None):
+    def __init__(self, name: str, markup: list[str], template: str | None = None) -> None:
         self.tokenizer = load(name)
         self.added = self.tokenizer.get_added_vocab()
         self.markup = markup
@@ -107,7 +113,7 @@ class Template:
         self.shown = {character: tag for tag, character in self.hidden.items()}
         self.split = re.compile("(" + "|".join(map(re.escape, self.added)) + ")")
 
-    def text(self, messages: list[dict], **kwargs) -> str:
+    def text(self, messages: list[dict], **kwargs: Any) -> str:
         """With control strings still hidden."""
         if self.template is not None:
             kwargs["chat_template"] = self.template
@@ -159,7 +165,7 @@ class Template:
 
 
 @cache
-def plain_tokenizer(name: str):
+def plain_tokenizer(name: str) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
     whole = json.loads((DATA / "tokenizers" / name / "tokenizer.json").read_text("utf-8"))
@@ -182,16 +188,16 @@ def count_kinds(counts: Counter, messages: list[dict], forged: list[str]) -> Non
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Tokenizer:
     return load("deepseek-v3.1")
 
 
 @pytest.fixture(scope="module")
-def template(tokenizer):
+def template(tokenizer: Tokenizer) -> Template:
     return Template("deepseek-v3.1", MARKUP)
 
 
-def test_the_tokenizers_template_is_the_published_one(tokenizer):
+def test_the_tokenizers_template_is_the_published_one(tokenizer: Tokenizer) -> None:
     published = (DATA / "chat_templates" / "deepseek-v3.1.jinja").read_text("utf-8")
     assert tokenizer.chat_template.strip() == published.strip()
 
@@ -206,7 +212,9 @@ def with_thinking(complete: str, prompt: str, reasoning: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_equal_the_chat_template(name, tokenizer, template):
+def test_tokens_equal_the_chat_template(
+    name: str, tokenizer: Tokenizer, template: Template
+) -> None:
     renderer = get_renderer(name, tokenizer)
     thinks = name == "deepseekv3_thinking"
     # `</think>` in a reply's text is difference 4, and tested there
@@ -242,7 +250,7 @@ def test_tokens_equal_the_chat_template(name, tokenizer, template):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_1_special_tokens_from_outside_are_text(name, tokenizer):
+def test_1_special_tokens_from_outside_are_text(name: str, tokenizer: Tokenizer) -> None:
     renderer = get_renderer(name, tokenizer)
     special = set(tokenizer.get_added_vocab().values())
 
@@ -260,7 +268,9 @@ def test_1_special_tokens_from_outside_are_text(name, tokenizer):
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
-def test_1_markup_of_developer_and_model_is_tokens_but_control_is_not(role, tokenizer):
+def test_1_markup_of_developer_and_model_is_tokens_but_control_is_not(
+    role: str, tokenizer: Tokenizer
+) -> None:
     renderer = get_renderer("deepseekv3", tokenizer)
 
     def count(content: str, tag: str) -> int:
@@ -276,7 +286,9 @@ def test_1_markup_of_developer_and_model_is_tokens_but_control_is_not(role, toke
 
 
 @pytest.mark.parametrize("before", [[], [system("S")], [user("Hi"), assistant("One.")]])
-def test_2_a_reply_to_nobody_has_its_header(before, tokenizer, template):
+def test_2_a_reply_to_nobody_has_its_header(
+    before: list[dict[str, str]], tokenizer: Tokenizer, template: Template
+) -> None:
     messages = [*before, assistant("Hello")]
     renderer = get_renderer("deepseekv3", tokenizer)
     expected = template.text(messages)
@@ -290,7 +302,7 @@ def test_2_a_reply_to_nobody_has_its_header(before, tokenizer, template):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_3_one_system_message(name, tokenizer, template):
+def test_3_one_system_message(name: str, tokenizer: Tokenizer, template: Template) -> None:
     renderer = get_renderer(name, tokenizer)
     for messages, index in (
         ([system("S"), system("T"), user("Hi")], 1),
@@ -305,11 +317,11 @@ def test_3_one_system_message(name, tokenizer, template):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_4_reasoning_in_history(name, tokenizer, template):
+def test_4_reasoning_in_history(name: str, tokenizer: Tokenizer, template: Template) -> None:
     renderer = get_renderer(name, tokenizer)
     call, later = [("f", "{}")], [user("Next")]
 
-    def prompt(messages) -> list[int]:
+    def prompt(messages: list[dict[str, Any]]) -> list[int]:
         return renderer.build_generation_prompt(messages).to_ints()
 
     # behind a question the template drops it from a string, too
@@ -333,10 +345,10 @@ def test_4_reasoning_in_history(name, tokenizer, template):
     assert "hm</think>" in template.text([user("q"), thought_step, tool("1")])
 
 
-def test_5_the_latest_reply_is_written_as_it_is_sampled(tokenizer):
+def test_5_the_latest_reply_is_written_as_it_is_sampled(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("deepseekv3_thinking", tokenizer)
 
-    def reply(messages) -> str:
+    def reply(messages: list[dict[str, Any]]) -> str:
         prompt = renderer.build_generation_prompt(messages[:-1]).to_ints()
         whole = rendered_ids(renderer, messages)
         assert whole[: len(prompt)] == prompt
@@ -352,7 +364,9 @@ def test_5_the_latest_reply_is_written_as_it_is_sampled(tokenizer):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_6_tools_are_declared_in_the_words_of_a_template_that_can(name, tokenizer):
+def test_6_tools_are_declared_in_the_words_of_a_template_that_can(
+    name: str, tokenizer: Tokenizer
+) -> None:
     tools = [
         {"name": "add", "description": f"Add {EOS} two.", "parameters": {"type": "object"}},
         {"name": "größe", "description": "", "parameters": {"type": "object", "properties": {}}},
@@ -391,7 +405,7 @@ def test_6_tools_are_declared_in_the_words_of_a_template_that_can(name, tokenize
 # Extension, splitting, bad input
 
 
-def test_names_and_stop(tokenizer):
+def test_names_and_stop(tokenizer: Tokenizer) -> None:
     kinds = [type(get_renderer(name, tokenizer)) for name in NAMES]
     assert kinds == [DeepSeekV3Renderer, DeepSeekV3Renderer, DeepSeekV3ThinkingRenderer]
     for name in NAMES:
@@ -405,7 +419,7 @@ def test_names_and_stop(tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["deepseekv3", "keeps_thinking"])
-def test_extension_property(kind, tokenizer):
+def test_extension_property(kind: str, tokenizer: Tokenizer) -> None:
     if kind == "deepseekv3":
         renderer = DeepSeekV3Renderer(tokenizer)
     else:
@@ -429,7 +443,7 @@ def test_extension_property(kind, tokenizer):
         assert example.weights.tolist() == expected
 
 
-def test_thinking_splits_a_conversation_at_each_reply(tokenizer):
+def test_thinking_splits_a_conversation_at_each_reply(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("deepseekv3_thinking", tokenizer)
     assert not renderer.has_extension_property
     first = [user("q"), assistant("yes", "hm")]
@@ -447,7 +461,7 @@ def test_thinking_splits_a_conversation_at_each_reply(tokenizer):
             assert weights.tolist() == [0.0] * len(prompt) + [1.0] * (tokens.length - len(prompt))
 
 
-def test_without_thinking_a_reasoned_target_is_refused(tokenizer):
+def test_without_thinking_a_reasoned_target_is_refused(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("deepseekv3", tokenizer)
     for reply in (assistant("yes", "hm"), assistant("<think>hm</think>yes")):
         with pytest.raises(RendererError, match=r"message 1.*reasoning.*deepseekv3_thinking"):
@@ -468,7 +482,9 @@ def test_without_thinking_a_reasoned_target_is_refused(tokenizer):
         ([user("Hi"), assistant("", calls=[("f", "[]")])], "message 1: the arguments of 'f'"),
     ],
 )
-def test_bad_messages_are_named(name, messages, problem, tokenizer):
+def test_bad_messages_are_named(
+    name: str, messages: list[dict[str, Any]], problem: str, tokenizer: Tokenizer
+) -> None:
     renderer = get_renderer(name, tokenizer)
     for build in (renderer.build_generation_prompt, renderer.build_supervised_example):
         with pytest.raises(RendererError) as caught:
@@ -572,7 +588,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("name, mode, messages, expected", CASES)
-def test_mask(name, mode, messages, expected, tokenizer):
+def test_mask(
+    name: str, mode: str, messages: list[dict[str, Any]], expected: str, tokenizer: Tokenizer
+) -> None:
     example = get_renderer(name, tokenizer).build_supervised_example(messages, mode)
     assert marked(tokenizer, example, SHORT) == expected
 
@@ -587,7 +605,12 @@ texts = st.one_of(
 
 
 @st.composite
-def assistant_messages(draw, name: str, broken: tuple[str, ...], call_id=lambda name, i: None):
+def assistant_messages(
+    draw: DrawFn,
+    name: str,
+    broken: tuple[str, ...],
+    call_id: Callable[[str, int], str | None] = lambda name, i: None,
+) -> dict[str, Any]:
     text = draw(texts)
     message = {"role": "assistant", "content": text}
     if name not in ("deepseekv3", "deepseekv3_disable_thinking") and (thought := draw(texts)):
@@ -622,7 +645,7 @@ BROKEN = (
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_parsing_gives_back_what_was_rendered(name, data):
+def test_parsing_gives_back_what_was_rendered(name: str, data: st.DataObject) -> None:
     renderer = get_renderer(name, load("deepseek-v3.1"))
     message = data.draw(assistant_messages(name, BROKEN))
     tokens = render_reply(renderer, message)
@@ -635,7 +658,7 @@ def test_parsing_gives_back_what_was_rendered(name, data):
 @pytest.mark.parametrize("name", NAMES[1:])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_streaming_equals_whole_parsing_at_every_cut(name, data):
+def test_streaming_equals_whole_parsing_at_every_cut(name: str, data: st.DataObject) -> None:
     renderer = get_renderer(name, load("deepseek-v3.1"))
     message = data.draw(assistant_messages(name, BROKEN))
     assert_streaming_equals_whole_at_every_cut(renderer, render_reply(renderer, message))
@@ -644,7 +667,9 @@ def test_streaming_equals_whole_parsing_at_every_cut(name, data):
 @pytest.mark.parametrize("name", NAMES[1:])
 @settings(max_examples=40, deadline=None)
 @given(tokens=st.lists(st.integers(0, 127_999), max_size=20), tags=st.randoms())
-def test_streaming_equals_whole_parsing_on_random_tokens(name, tokens, tags):
+def test_streaming_equals_whole_parsing_on_random_tokens(
+    name: str, tokens: list[int], tags: list[str]
+) -> None:
     """Invalid UTF-8, cut characters, tags anywhere."""
     renderer = get_renderer(name, load("deepseek-v3.1"))
     ids = [renderer.encoder.id(tag) for tag in renderer.markup]
@@ -653,7 +678,7 @@ def test_streaming_equals_whole_parsing_on_random_tokens(name, tokens, tags):
     assert_streaming_equals_whole_at_every_cut(renderer, [*tokens, *stops])
 
 
-def parse(name: str, text: str, stop: bool = True):
+def parse(name: str, text: str, stop: bool = True) -> tuple[Message, ParseTermination]:
     renderer = get_renderer(name, load("deepseek-v3.1"))
     tokens = renderer.encoder.encode(text, renderer.markup)
     return renderer.parse_response([*tokens, *renderer.get_stop_sequences() * stop])
@@ -671,7 +696,7 @@ def parse(name: str, text: str, stop: bool = True):
         ("hm</think>yes</think>", "hm", "yes</think>"),
     ],
 )
-def test_reasoning_is_what_precedes_the_closing_tag(text, thinking, reply):
+def test_reasoning_is_what_precedes_the_closing_tag(text: str, thinking: str, reply: str) -> None:
     message, _ = parse("deepseekv3_thinking", text)
     parts = content_parts(message["content"])
     assert split_thinking(parts) == (thinking, reply)
@@ -679,19 +704,19 @@ def test_reasoning_is_what_precedes_the_closing_tag(text, thinking, reply):
     assert content_parts(message["content"]) == [{"type": "text", "text": text}]
 
 
-def test_7_arguments_may_speak_of_the_tag_that_ends_a_call(tokenizer):
+def test_7_arguments_may_speak_of_the_tag_that_ends_a_call(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("deepseekv3", tokenizer)
     assert_arguments_may_hold(renderer, "<｜tool▁call▁end｜>")
 
 
-def test_a_reply_that_speaks_of_the_tag_stays_as_it_was_sampled(tokenizer):
+def test_a_reply_that_speaks_of_the_tag_stays_as_it_was_sampled(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("deepseekv3", tokenizer)
     message, _ = parse("deepseekv3", "The tag </think> closes.")
     prompt = renderer.build_generation_prompt([user("q"), message, user("r")])
     assert "</think>The tag </think> closes." in tokenizer.decode(prompt.to_ints())
 
 
-def test_reasoning_that_is_cut_off():
+def test_reasoning_that_is_cut_off() -> None:
     """Nothing shows that it is reasoning, unless the model opened the block itself."""
     message, termination = parse("deepseekv3_thinking", "I wonder", stop=False)
     assert (message["content"], termination) == ("I wonder", ParseTermination.MALFORMED)
@@ -699,14 +724,14 @@ def test_reasoning_that_is_cut_off():
     assert message["content"] == [{"type": "thinking", "thinking": "I wonder"}]
 
 
-def test_a_call_without_reasoning_is_no_reasoning():
+def test_a_call_without_reasoning_is_no_reasoning() -> None:
     section = f'{CALLS}{CALL}f{SEP}{{"x": "</think>"}}{CALL_END}{CALLS_END}'
     message, _ = parse("deepseekv3_thinking", f"Well. {section}")
     assert message["content"] == "Well. "
     assert message["tool_calls"][0].function.arguments == '{"x": "</think>"}'
 
 
-def test_streaming_gives_reasoning_out_once_it_is_closed(tokenizer):
+def test_streaming_gives_reasoning_out_once_it_is_closed(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("deepseekv3_thinking", tokenizer)
     tokens = renderer.encoder.encode("one two three</think>four five six", renderer.markup)
     kinds = [type(delta) for delta in early_deltas(renderer, tokens)]
@@ -716,7 +741,7 @@ def test_streaming_gives_reasoning_out_once_it_is_closed(tokenizer):
     assert kinds.count(ThinkingDelta) >= 3
 
 
-def test_calls_as_models_write_them():
+def test_calls_as_models_write_them() -> None:
     call = f"{CALL}f{SEP}{{}}{CALL_END}"
     message, _ = parse("deepseekv3", f"First.\n{CALLS}\n{call}\n\n{call}\n{CALLS_END}\n Then.")
     assert message["content"] == "First.\n\n Then."
@@ -740,7 +765,7 @@ def test_calls_as_models_write_them():
         (f"{CALL}f{SEP}{'[' * 100_000}{CALL_END}", [f"{CALL}f{SEP}{'[' * 100_000}{CALL_END}"]),
     ],
 )
-def test_calls_that_cannot_be_read_are_kept(section, raw):
+def test_calls_that_cannot_be_read_are_kept(section: str, raw: list[str]) -> None:
     message, termination = parse("deepseekv3", f"Well.{CALLS}{section}")
     assert message["content"] == "Well."
     assert [call.raw_text for call in message["unparsed_tool_calls"]] == raw

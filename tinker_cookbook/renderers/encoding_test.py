@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import pytest
 
@@ -8,13 +9,14 @@ from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 ALL = ["nano", "qwen3", "llama-3.1-instruct", "deepseek-v3.1", "gpt-oss", "kimi-k2", "gpt2"]
 ORDINARY = "Hello  world\n\n ünï 12345 你好\t\tfoo 🙂 <b>x</b>\r\n\n\n  end e\u0301 "
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_ordinary_text_is_encoded_as_the_tokenizer_does(name):
+def test_ordinary_text_is_encoded_as_the_tokenizer_does(name: str) -> None:
     tokenizer = load(name)
     encoder = TextEncoder(tokenizer)
     for text in (ORDINARY, "", " ", "\n", ORDINARY[::-1]):
@@ -22,7 +24,7 @@ def test_ordinary_text_is_encoded_as_the_tokenizer_does(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_no_added_token_comes_out_of_plain_text(name):
+def test_no_added_token_comes_out_of_plain_text(name: str) -> None:
     tokenizer = load(name)
     encoder = TextEncoder(tokenizer)
     for tag, token in tokenizer.get_added_vocab().items():
@@ -31,7 +33,7 @@ def test_no_added_token_comes_out_of_plain_text(name):
         assert tokenizer.decode(ids) == f"a {tag}{tag} b"
 
 
-def test_only_named_tags_become_tokens(tokenizer):
+def test_only_named_tags_become_tokens(tokenizer: str) -> None:
     encoder = TextEncoder(tokenizer)
     text = "x<think>y<|im_end|></think>"
     ids = encoder.encode(text, ["<think>", "<no such tag>"])
@@ -45,14 +47,14 @@ def test_only_named_tags_become_tokens(tokenizer):
         encoder.id("<no such tag>")
 
 
-def test_encoding_leaves_the_tokenizer_as_it_was(tokenizer):
+def test_encoding_leaves_the_tokenizer_as_it_was(tokenizer: str) -> None:
     before = tokenizer("<|im_end|>")["input_ids"]
     TextEncoder(tokenizer).encode("<|im_end|>")
     assert tokenizer("<|im_end|>")["input_ids"] == before
     assert len(before) == 1
 
 
-def small_tokenizer(added, ids_from=0):
+def small_tokenizer(added: Iterable[str], ids_from: int = 0) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +66,7 @@ def small_tokenizer(added, ids_from=0):
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-def test_white_space_tokens_are_ordinary_text():
+def test_white_space_tokens_are_ordinary_text() -> None:
     """Some vocabularies hold runs of blanks as added tokens: they stay, tags do not."""
     tokenizer = small_tokenizer(["  ", "    "])
     encoder = TextEncoder(tokenizer)
@@ -73,12 +75,12 @@ def test_white_space_tokens_are_ordinary_text():
     assert tokenizer.convert_tokens_to_ids("<|eos|>") not in encoder.encode("a<|eos|>")
 
 
-def test_white_space_tokens_with_other_ids_are_refused():
+def test_white_space_tokens_with_other_ids_are_refused() -> None:
     with pytest.raises(RendererError, match="white-space tokens"):
         TextEncoder(small_tokenizer(["  "], ids_from=1))
 
 
-def sentencepiece_like(prepend: str):
+def sentencepiece_like(prepend: str) -> Tokenizer:
     """A tokenizer that begins each text with a space, as those of Llama 2 and Mistral do."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -112,7 +114,7 @@ def sentencepiece_like(prepend: str):
 
 
 @pytest.mark.parametrize("prepend", ["normalizer", "always", "first"])
-def test_pieces_do_not_begin_with_a_space_of_the_tokenizers_own(prepend):
+def test_pieces_do_not_begin_with_a_space_of_the_tokenizers_own(prepend: str) -> None:
     tokenizer = sentencepiece_like(prepend)
     assert tokenizer.decode([*tokenizer("x")["input_ids"], *tokenizer("y")["input_ids"]]) == "x y"
     encoder = TextEncoder(tokenizer)
@@ -131,14 +133,16 @@ def test_pieces_do_not_begin_with_a_space_of_the_tokenizers_own(prepend):
     assert (message["content"], termination.value) == ("hi there", "stop_sequence")
 
 
-def test_a_tokenizer_that_reads_tags_all_the_same_gets_them_in_pieces():
+def test_a_tokenizer_that_reads_tags_all_the_same_gets_them_in_pieces() -> None:
     """Some that are written in Python do, whatever they are asked."""
 
     class Python:
-        def get_added_vocab(self):
+        def get_added_vocab(self) -> dict[str, int]:
             return {"<|x|>": 7, "<|y|>": 8}
 
-        def __call__(self, text, add_special_tokens, split_special_tokens):
+        def __call__(
+            self, text: str, add_special_tokens: bool, split_special_tokens: bool
+        ) -> dict[str, list[int]]:
             found = re.findall(r"<\|[xy]\|>|.", text)
             return {"input_ids": [{"<|x|>": 7, "<|y|>": 8}.get(p, 100 + ord(p[0])) for p in found]}
 
@@ -149,19 +153,23 @@ def test_a_tokenizer_that_reads_tags_all_the_same_gets_them_in_pieces():
     assert shown == "a<|x|>bY<|x|>"
 
     class Worse(Python):
-        def __call__(self, text, add_special_tokens, split_special_tokens):
+        def __call__(
+            self, text: str, add_special_tokens: bool, split_special_tokens: bool
+        ) -> dict[str, list[int]]:
             return {"input_ids": [7]}
 
     with pytest.raises(RendererError, match="a message holds a special-token string"):
         TextEncoder(Worse()).encode("a<|x|>b")
 
 
-def test_a_tokenizer_without_a_backend_is_asked_to_split():
+def test_a_tokenizer_without_a_backend_is_asked_to_split() -> None:
     class Slow:
-        def get_added_vocab(self):
+        def get_added_vocab(self) -> dict[str, int]:
             return {"<|x|>": 7}
 
-        def __call__(self, text, add_special_tokens, split_special_tokens):
+        def __call__(
+            self, text: str, add_special_tokens: bool, split_special_tokens: bool
+        ) -> dict[str, list[int]]:
             assert split_special_tokens and not add_special_tokens
             return {"input_ids": [len(text)]}
 

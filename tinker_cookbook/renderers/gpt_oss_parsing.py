@@ -87,7 +87,7 @@ class HarmonyParser(StateParser):
     as text and the response counts as malformed, and so does one that is reasoning alone.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(self._header)
         self._buffer = _PROMPTED
         self._kind = _Body.TEXT

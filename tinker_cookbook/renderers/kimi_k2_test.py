@@ -6,6 +6,8 @@ import copy
 import pickle
 import random
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from tinker_cookbook.renderers import (
     classify_parse_failure,
     get_renderer,
 )
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.conftest import (
     DATA,
     assistant,
@@ -44,6 +47,7 @@ from tinker_cookbook.renderers.parsing_test import (
     render_reply,
 )
 from tinker_cookbook.renderers.qwen3_test import TEXTS
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 END, MIDDLE = "<|im_end|>", "<|im_middle|>"
 CALLS, CALLS_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -59,17 +63,17 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Tokenizer:
     return load("kimi-k2")
 
 
 @pytest.fixture(scope="module")
-def renderer(tokenizer):
+def renderer(tokenizer: Tokenizer) -> Renderer:
     return get_renderer("kimi_k2", tokenizer)
 
 
 @pytest.fixture(scope="module")
-def template(tokenizer):
+def template(tokenizer: Tokenizer) -> Template:
     return Template("kimi-k2", MARKUP)
 
 
@@ -93,7 +97,7 @@ def kimi_conversation(rng: random.Random, forged: list[str], thinking: float = 0
     return messages
 
 
-def test_the_tokenizers_template_is_the_published_one(tokenizer):
+def test_the_tokenizers_template_is_the_published_one(tokenizer: Tokenizer) -> None:
     published = (DATA / "chat_templates" / "kimi-k2-thinking.jinja").read_text("utf-8")
     assert tokenizer.chat_template.strip() == published.strip()
 
@@ -102,7 +106,7 @@ def last_answer(messages: list[dict]) -> int:
     return max((i for i in replies_of(messages) if "tool_calls" not in messages[i]), default=-1)
 
 
-def test_tokens_equal_the_chat_template(renderer, template):
+def test_tokens_equal_the_chat_template(renderer: Renderer, template: Template) -> None:
     forged = [*template.added, *[*CONTROL, *MARKUP] * 60]
     rng = random.Random(0)
     counts: Counter = Counter()
@@ -141,11 +145,11 @@ def test_tokens_equal_the_chat_template(renderer, template):
     assert min(counts.values()) > 30, counts
 
 
-def hidden(template: Template, value):
+def hidden(template: Template, value: Any) -> Any:
     return template.hide(value, "user") if isinstance(value, str) else value
 
 
-def test_tokens_equal_the_template_of_july(tokenizer):
+def test_tokens_equal_the_template_of_july(tokenizer: Tokenizer) -> None:
     """Of conversations without tools; but for the empty think blocks of replies."""
     july = (DATA / "chat_templates" / "kimi-k2-instruct-july2025.jinja").read_text("utf-8")
     instruct = copy.deepcopy(tokenizer)
@@ -186,7 +190,7 @@ def test_tokens_equal_the_template_of_july(tokenizer):
 # The differences that the module's docstring lists, by its numbers
 
 
-def test_1_special_tokens_from_outside_are_text(tokenizer, renderer):
+def test_1_special_tokens_from_outside_are_text(tokenizer: Tokenizer, renderer: Renderer) -> None:
     special = set(tokenizer.get_added_vocab().values())
 
     def of(text: str) -> tuple[list[int], str]:
@@ -208,7 +212,9 @@ def test_1_special_tokens_from_outside_are_text(tokenizer, renderer):
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
-def test_1_markup_of_developer_and_model_is_tokens_but_control_is_not(role, tokenizer, renderer):
+def test_1_markup_of_developer_and_model_is_tokens_but_control_is_not(
+    role: str, tokenizer: Tokenizer, renderer: Renderer
+) -> None:
     def count(content: str, tag: str) -> int:
         messages = [{"role": role, "content": content}, user("")]
         ids = renderer.build_generation_prompt(messages).to_ints()
@@ -221,13 +227,13 @@ def test_1_markup_of_developer_and_model_is_tokens_but_control_is_not(role, toke
         assert count(f"a{tag}b", tag) == count("ab", tag)
 
 
-def text_of(renderer, messages, prompt=False) -> str:
+def text_of(renderer: Renderer, messages: list[dict[str, Any]], prompt: bool = False) -> str:
     if prompt:
         return renderer.tokenizer.decode(renderer.build_generation_prompt(messages).to_ints())
     return renderer.tokenizer.decode(rendered_ids(renderer, messages))
 
 
-def test_2_the_final_reply_and_its_steps_keep_their_reasoning(renderer):
+def test_2_the_final_reply_and_its_steps_keep_their_reasoning(renderer: Renderer) -> None:
     first = [user("q"), assistant("yes", "one")]
     step = assistant("", "two", [("f", "{}")])
     messages = [*first, user("r"), step, tool("1"), assistant("no", "three")]
@@ -239,7 +245,7 @@ def test_2_the_final_reply_and_its_steps_keep_their_reasoning(renderer):
     assert text.count("<think></think>") == 3
 
 
-def test_3_reasoning_inside_a_string_is_reasoning(renderer, template):
+def test_3_reasoning_inside_a_string_is_reasoning(renderer: Renderer, template: Template) -> None:
     as_string, as_parts = assistant("<think>hm</think>yes"), assistant("yes", "hm")
     for after in ([], [user("r"), assistant("s")]):
         expected = rendered_ids(renderer, [user("q"), as_parts, *after])
@@ -247,15 +253,17 @@ def test_3_reasoning_inside_a_string_is_reasoning(renderer, template):
     assert "<think></think><think>hm</think>yes" in template.text([user("q"), as_string])
 
 
-def test_4_calls_get_ids_that_name_their_function(renderer, template):
-    def call(name, call_id=None):
+def test_4_calls_get_ids_that_name_their_function(renderer: Renderer, template: Template) -> None:
+    def call(name: str, call_id: str | None = None) -> dict[str, Any]:
         given = {} if call_id is None else {"id": call_id}
         return {**given, "function": {"name": name, "arguments": "{}"}}
 
-    def calling(*calls):
+    def calling(*calls: dict[str, Any]) -> dict[str, Any]:
         return {"role": "assistant", "content": "", "tool_calls": list(calls)}
 
-    def conversation_of(ids, results):
+    def conversation_of(
+        ids: Sequence[str | None], results: Sequence[tuple[str | None, str]]
+    ) -> list[dict[str, Any]]:
         pairs = iter(zip(ids, results, strict=True))
         first, second, third = pairs
         return [
@@ -278,7 +286,7 @@ def test_4_calls_get_ids_that_name_their_function(renderer, template):
     assert ours == template.ids(theirs)
     assert "## Return of functions.g.h:1\n1" in theirs
 
-    def same(ids, results):
+    def same(ids: Sequence[str | None], results: Sequence[tuple[str | None, str]]) -> bool:
         return renderer.build_generation_prompt(conversation_of(ids, results)).to_ints() == ours
 
     assert same([None] * 3, [(None, "0"), (None, "1"), (None, "2")])
@@ -297,7 +305,7 @@ def test_4_calls_get_ids_that_name_their_function(renderer, template):
     assert "Return of functions.f:7\n1" in text_of(renderer, kept, prompt=True)
 
 
-def test_4_a_call_that_could_not_be_read_can_be_answered(renderer):
+def test_4_a_call_that_could_not_be_read_can_be_answered(renderer: Renderer) -> None:
     reply, _ = renderer.parse_response(
         renderer.encoder.encode(
             f"<think></think>{CALLS}{CALL}functions.f:3{SEP}[]{CALL_END}", renderer.markup
@@ -307,13 +315,13 @@ def test_4_a_call_that_could_not_be_read_can_be_answered(renderer):
     assert "## Return of functions.f:3\narg" in text_of(renderer, messages, prompt=True)
 
 
-def test_4_a_result_that_names_its_function_answers_that_call(renderer):
+def test_4_a_result_that_names_its_function_answers_that_call(renderer: Renderer) -> None:
     asked = assistant("", calls=[("f", "{}"), ("g", "{}")])
     text = text_of(renderer, [user("q"), asked, tool("1", name="g"), tool("2", name="f")], True)
     assert text.index("## Return of functions.g:1\n1") < text.index("functions.f:0\n2")
 
 
-def test_4_new_ids_keep_clear_of_those_that_are_given(renderer):
+def test_4_new_ids_keep_clear_of_those_that_are_given(renderer: Renderer) -> None:
     calls = [
         {"id": ident, "function": {"name": name, "arguments": "{}"}}
         for ident, name in (("functions.f:1", "f"), ("call_9", "f"))
@@ -328,14 +336,14 @@ def test_4_new_ids_keep_clear_of_those_that_are_given(renderer):
         renderer.build_generation_prompt([user("q"), asked])
 
 
-def test_4_given_messages_stay_as_they_are(renderer):
+def test_4_given_messages_stay_as_they_are(renderer: Renderer) -> None:
     messages = [user("q"), assistant("", calls=[("f", "{}")]), tool("1")]
     before = copy.deepcopy(messages)
     renderer.build_generation_prompt(messages)
     assert messages == before
 
 
-def test_5_an_assistant_has_no_name(renderer, template):
+def test_5_an_assistant_has_no_name(renderer: Renderer, template: Template) -> None:
     named = [user("q"), {**assistant("yes"), "name": "Kim"}]
     assert rendered_ids(renderer, named) == rendered_ids(renderer, [user("q"), assistant("yes")])
     assert f"<|im_assistant|>Kim{MIDDLE}" in template.text(named)
@@ -344,11 +352,11 @@ def test_5_an_assistant_has_no_name(renderer, template):
 # System messages, tools
 
 
-def test_6_arguments_may_speak_of_the_tag_that_ends_a_call(renderer):
+def test_6_arguments_may_speak_of_the_tag_that_ends_a_call(renderer: Renderer) -> None:
     assert_arguments_may_hold(renderer, "<|tool_call_end|>")
 
 
-def test_the_default_system_message_is_the_templates(tokenizer):
+def test_the_default_system_message_is_the_templates(tokenizer: Tokenizer) -> None:
     other = copy.deepcopy(tokenizer)
     default = "You are Kimi, an AI assistant created by Moonshot AI."
     assert default in other.chat_template
@@ -379,7 +387,9 @@ def test_the_default_system_message_is_the_templates(tokenizer):
 
 
 @pytest.mark.parametrize("prompt", ["", "Be brief.", f"Say {CALLS} {END}"])
-def test_tool_declaration_equals_the_chat_template(prompt, tokenizer, renderer):
+def test_tool_declaration_equals_the_chat_template(
+    prompt: str, tokenizer: Tokenizer, renderer: Renderer
+) -> None:
     prefix = renderer.create_conversation_prefix_with_tools(TOOLS, prompt)
     assert [m["role"] for m in prefix] == ["tool_declare", "system"][: 1 + bool(prompt)]
     expected = tokenizer.apply_chat_template(
@@ -398,7 +408,7 @@ def test_tool_declaration_equals_the_chat_template(prompt, tokenizer, renderer):
 # Extension, splitting, bad input
 
 
-def test_name_and_stop(tokenizer, renderer):
+def test_name_and_stop(tokenizer: Tokenizer, renderer: Renderer) -> None:
     assert renderer.get_stop_sequences() == [tokenizer.convert_tokens_to_ids(END)]
     again = pickle.loads(pickle.dumps(renderer))
     assert again.build_generation_prompt([user("Hi")]) == renderer.build_generation_prompt(
@@ -408,7 +418,7 @@ def test_name_and_stop(tokenizer, renderer):
         get_renderer("kimi_k2", load("gpt2"))
 
 
-def test_keeping_thinking_in_history_gives_the_extension_property(tokenizer):
+def test_keeping_thinking_in_history_gives_the_extension_property(tokenizer: Tokenizer) -> None:
     renderer = KimiK2Renderer(tokenizer, strip_thinking_from_history=False)
     assert renderer.has_extension_property
     rng = random.Random(1)
@@ -431,7 +441,7 @@ def test_keeping_thinking_in_history_gives_the_extension_property(tokenizer):
         assert example.weights.tolist() == expected
 
 
-def test_a_conversation_is_split_at_each_reply(renderer):
+def test_a_conversation_is_split_at_each_reply(renderer: Renderer) -> None:
     assert not renderer.has_extension_property
     first = [user("q"), assistant("yes", "hm")]
     sampled = rendered_ids(renderer, first)
@@ -470,7 +480,9 @@ IMAGE = {"role": "user", "content": [{"type": "image", "image": "x.png"}]}
         ),
     ],
 )
-def test_bad_messages_are_named(renderer, messages, problem):
+def test_bad_messages_are_named(
+    renderer: Renderer, messages: list[dict[str, Any]], problem: str
+) -> None:
     for build in (renderer.build_generation_prompt, renderer.build_supervised_example):
         with pytest.raises(RendererError) as caught:
             build(messages)
@@ -478,7 +490,9 @@ def test_bad_messages_are_named(renderer, messages, problem):
         assert "\n" not in str(caught.value)
 
 
-def test_unusual_conversations_are_rendered_as_the_template_does(renderer, template):
+def test_unusual_conversations_are_rendered_as_the_template_does(
+    renderer: Renderer, template: Template
+) -> None:
     """Two system messages, a reply first."""
     for messages in (
         [system("S"), system("T"), user("Hi")],
@@ -577,7 +591,13 @@ CASES = [
 
 
 @pytest.mark.parametrize("mode, messages, expected", CASES)
-def test_mask(mode, messages, expected, tokenizer, renderer):
+def test_mask(
+    mode: str,
+    messages: list[dict[str, Any]],
+    expected: str,
+    tokenizer: Tokenizer,
+    renderer: Renderer,
+) -> None:
     example = renderer.build_supervised_example(messages, mode)
     assert marked(tokenizer, example, SHORT) == expected
 
@@ -594,7 +614,7 @@ BROKEN = (
 )
 
 
-def drawn_message(data):
+def drawn_message(data: st.DataObject) -> dict[str, Any]:
     message = data.draw(
         assistant_messages("kimi_k2", BROKEN, lambda name, i: f"functions.{name}:{i}").filter(
             lambda message: not any(tag in str(message["content"]) for tag in MARKUP)
@@ -608,7 +628,7 @@ def drawn_message(data):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_parsing_gives_back_what_was_rendered(data):
+def test_parsing_gives_back_what_was_rendered(data: st.DataObject) -> None:
     renderer = get_renderer("kimi_k2", load("kimi-k2"))
     message = drawn_message(data)
     tokens = render_reply(renderer, message)
@@ -620,7 +640,7 @@ def test_parsing_gives_back_what_was_rendered(data):
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_streaming_equals_whole_parsing_at_every_cut(data):
+def test_streaming_equals_whole_parsing_at_every_cut(data: st.DataObject) -> None:
     renderer = get_renderer("kimi_k2", load("kimi-k2"))
     tokens = render_reply(renderer, drawn_message(data))
     assert_streaming_equals_whole_at_every_cut(renderer, tokens)
@@ -628,7 +648,9 @@ def test_streaming_equals_whole_parsing_at_every_cut(data):
 
 @settings(max_examples=40, deadline=None)
 @given(tokens=st.lists(st.integers(0, 163_583), max_size=20), tags=st.randoms())
-def test_streaming_equals_whole_parsing_on_random_tokens(tokens, tags):
+def test_streaming_equals_whole_parsing_on_random_tokens(
+    tokens: list[int], tags: list[str]
+) -> None:
     """Invalid UTF-8, cut characters, tags anywhere."""
     renderer = get_renderer("kimi_k2", load("kimi-k2"))
     ids = [renderer.encoder.id(tag) for tag in renderer.markup]
@@ -637,7 +659,7 @@ def test_streaming_equals_whole_parsing_on_random_tokens(tokens, tags):
     assert_streaming_equals_whole_at_every_cut(renderer, [*tokens, *stops])
 
 
-def test_terminations(renderer):
+def test_terminations(renderer: Renderer) -> None:
     [stop] = renderer.get_stop_sequences()
     text = renderer.encoder.encode("<think></think>Hi", renderer.markup)
     eos = renderer.encoder.id("[EOS]")
@@ -665,7 +687,7 @@ def test_terminations(renderer):
         ("", None),
     ],
 )
-def test_ids_as_models_write_them(head, name, renderer):
+def test_ids_as_models_write_them(head: str, name: str | None, renderer: Renderer) -> None:
     text = f"<think></think>{CALLS}{CALL}{head}{SEP}{{}}{CALL_END}{CALLS_END}"
     tokens = [*renderer.encoder.encode(text, renderer.markup), *renderer.get_stop_sequences()]
     message, termination = renderer.parse_response(tokens)
@@ -678,7 +700,7 @@ def test_ids_as_models_write_them(head, name, renderer):
         assert render_reply(renderer, message) == tokens
 
 
-def test_reasoning_is_given_out_as_it_comes(renderer):
+def test_reasoning_is_given_out_as_it_comes(renderer: Renderer) -> None:
     tokens = renderer.encoder.encode("<think>one two three</think>four", renderer.markup)
     kinds = [type(delta) for delta in early_deltas(renderer, tokens)]
     assert kinds.count(ThinkingDelta) >= 3

@@ -1,6 +1,8 @@
 """Keys that decide about tokens or weights are refused on rows, messages and parts alike."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,7 @@ from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.chats import row_chat
 from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS, PART_KEYS, refusal
 from tinker_cookbook.renderers.messages import Message
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 HI, YO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo."}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -44,7 +47,7 @@ READ = {"row": ("messages", "tools", "system"), "message": MESSAGE_KEYS, "part":
         ("loss_weight", 0.5),
     ],
 )
-def test_flags_of_other_tools_are_refused(level, key, value):
+def test_flags_of_other_tools_are_refused(level: str, key: str, value: object) -> None:
     problem = refusal(level, key, value, READ[level])
     assert problem and repr(key) in problem and "\n" not in problem
 
@@ -66,7 +69,7 @@ def test_flags_of_other_tools_are_refused(level, key, value):
         ("cache_control", {"type": "ephemeral"}),
     ],
 )
-def test_what_changes_nothing_is_not_refused(level, key, value):
+def test_what_changes_nothing_is_not_refused(level: str, key: str, value: object) -> None:
     assert refusal(level, key, value, READ[level]) is None
 
 
@@ -102,17 +105,17 @@ def test_what_changes_nothing_is_not_refused(level, key, value):
         ("kto_tag", False),
     ],
 )
-def test_flags_of_rows_are_refused(key, value):
+def test_flags_of_rows_are_refused(key: str, value: object) -> None:
     assert repr(key) in (refusal("row", key, value, READ["row"]) or "")
 
 
 @pytest.mark.parametrize("key", ["train_on_input", "train_on_prompt", "train_last"])
-def test_flags_of_replies_that_ask_for_more_or_less_are_refused(key):
+def test_flags_of_replies_that_ask_for_more_or_less_are_refused(key: str) -> None:
     problem = refusal("message", key, True, MESSAGE_KEYS, "assistant")
     assert problem and problem.startswith(f"'{key}': True is not read; give each message")
 
 
-def test_the_bad_replies_of_preferences_are_not_trained():
+def test_the_bad_replies_of_preferences_are_not_trained() -> None:
     with pytest.raises(DataFormatError, match="row: 'label': False is not read; leave out the com"):
         row_chat({"messages": [HI, YO], "label": False}, "row")
     with pytest.raises(DataFormatError, match="row: 'label': 0 is not read; leave out the compl"):
@@ -140,15 +143,15 @@ def test_the_bad_replies_of_preferences_are_not_trained():
         ("tool", "x"),
     ],
 )
-def test_figures_and_names_of_rows_are_not_refused(key, value):
+def test_figures_and_names_of_rows_are_not_refused(key: str, value: object) -> None:
     assert refusal("row", key, value, ("conversations", "tools", "system")) is None
 
 
-def test_the_table_of_messages_has_all_that_are_read():
+def test_the_table_of_messages_has_all_that_are_read() -> None:
     assert set(Message.__annotations__) <= set(MESSAGE_KEYS)
 
 
-def problem_of(row, tokenizer) -> str:
+def problem_of(row: dict[str, Any], tokenizer: Tokenizer) -> str:
     with pytest.raises(TinkerCookbookError) as error:
         chat = row_chat(row, "row")
         renderer = get_renderer("qwen3_instruct", tokenizer)
@@ -181,7 +184,7 @@ def problem_of(row, tokenizer) -> str:
         ({"Messages": [HI, YO]}, "unknown key 'Messages'; did you mean 'messages'?"),
     ],
 )
-def test_keys_beside_the_messages(more, problem, tokenizer):
+def test_keys_beside_the_messages(more: dict[str, Any], problem: str, tokenizer: str) -> None:
     assert problem_of({"messages": [HI, YO], **more}, tokenizer).startswith("row: ")
     assert problem in problem_of({"messages": [HI, YO], **more}, tokenizer)
     row_chat({"messages": [HI, YO], **dict.fromkeys(more)}, "row")  # null counts as absent
@@ -205,19 +208,19 @@ def test_keys_beside_the_messages(more, problem, tokenizer):
         ({"content": [{"type": "text", "text": "a", "Text": "b"}]}, "did you mean 'text'?"),
     ],
 )
-def test_keys_of_messages_and_parts(more, problem, tokenizer):
+def test_keys_of_messages_and_parts(more: dict[str, Any], problem: str, tokenizer: str) -> None:
     found = problem_of({"messages": [HI, {**YO, **more}]}, tokenizer)
     assert found.startswith("message 1: ") and problem in found
 
 
-def test_a_flag_on_a_message_that_is_not_trained_anyway(tokenizer):
+def test_a_flag_on_a_message_that_is_not_trained_anyway(tokenizer: str) -> None:
     found = problem_of({"messages": [{**HI, "train": True}, YO]}, tokenizer)
     assert found.startswith("message 0: 'train': True is not read")
     assert "'reasoning'" not in problem_of({"messages": [{**HI, "reasoning": "x"}, YO]}, tokenizer)
 
 
 @pytest.mark.parametrize("file", ["row_keys_dropped.jsonl", "untrained_flags_ignored.jsonl"])
-def test_keys_that_were_dropped_once(file, tokenizer, shared_cases):
+def test_keys_that_were_dropped_once(file: str, tokenizer: str, shared_cases: Path) -> None:
     rows = [json.loads(line) for line in (shared_cases / file).read_text().splitlines()]
     for row in rows:
         if "system" in row:
@@ -226,7 +229,7 @@ def test_keys_that_were_dropped_once(file, tokenizer, shared_cases):
             assert "row" not in problem_of(row, tokenizer)[5:]
 
 
-def test_a_system_prompt_beside_the_messages():
+def test_a_system_prompt_beside_the_messages() -> None:
     row = {"messages": [HI, YO], "system": "Be brief."}
     assert row_chat(row, "row").messages == [SYSTEM, HI, YO]
     assert row_chat({**row, "system": ""}, "row").messages == [HI, YO]
@@ -239,7 +242,7 @@ def test_a_system_prompt_beside_the_messages():
         row_chat({**row, "messages": [{**SYSTEM, "content": "Be long."}, HI, YO]}, "row")
 
 
-def test_text_that_the_messages_repeat_is_not_lost():
+def test_text_that_the_messages_repeat_is_not_lost() -> None:
     row = {"messages": [SYSTEM, HI, {**YO, "reasoning_content": "They greet me."}]}
     chat = row_chat({**row, "system_prompt": "Be brief.", "reasoning": "They greet me."}, "row")
     assert chat.notes == {("row", "system_prompt"): 1, ("row", "reasoning"): 1}
@@ -265,18 +268,18 @@ def test_text_that_the_messages_repeat_is_not_lost():
         {"completion": "Hi", "messages": [HI]},
     ],
 )
-def test_text_that_stands_elsewhere_in_the_messages_would_be_lost(row):
+def test_text_that_stands_elsewhere_in_the_messages_would_be_lost(row: dict[str, Any]) -> None:
     with pytest.raises(DataFormatError, match="is not read"):
         row_chat(row, "row")
 
 
-def test_reasoning_beside_a_reply_that_has_it_in_its_string():
+def test_reasoning_beside_a_reply_that_has_it_in_its_string() -> None:
     row = {"messages": [HI, {**YO, "content": "<think>\nHm.\n</think>\n\nYo."}], "reasoning": "Hm."}
     assert row_chat(row, "row").notes == {("row", "reasoning"): 1}
 
 
 @pytest.mark.parametrize("key", ["completion", "response", "output", "chosen"])
-def test_a_reply_beside_a_conversation_without_one(key):
+def test_a_reply_beside_a_conversation_without_one(key: str) -> None:
     with pytest.raises(DataFormatError, match=f"'{key}' is not read; make the reply the last"):
         row_chat({"messages": [HI], key: "Yo."}, "row")
     assert row_chat({"messages": [HI, YO], key: "Yo."}, "row").notes == {("row", key): 1}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import ParseTermination, get_renderer
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.conftest import DATA, load, marked
 from tinker_cookbook.renderers.mask_test import CUSTOM, HI, TWO, assistant, system, user
 from tinker_cookbook.renderers.parsing import message_from_deltas
@@ -22,7 +25,7 @@ PREAMBLE = re.compile(r"Cutting Knowledge Date: .*\nToday Date: .*\n\n")
 
 
 @pytest.fixture
-def renderer():
+def renderer() -> Renderer:
     return get_renderer("llama3", load("llama-3.1-instruct"))
 
 
@@ -41,7 +44,9 @@ def conversation(rng: random.Random) -> list[dict]:
     return messages
 
 
-def both(renderer, messages):
+def both(
+    renderer: Renderer, messages: list[dict[str, Any]]
+) -> Iterator[tuple[list[int], list[dict[str, Any]], bool]]:
     """Pairs of our tokens and a function of the template: the complete conversation, the prompt."""
     if messages[-1]["role"] == "assistant":
         yield renderer.build_supervised_example(messages).model_input.to_ints(), messages, False
@@ -49,7 +54,7 @@ def both(renderer, messages):
     yield renderer.build_generation_prompt(messages).to_ints(), messages, True
 
 
-def test_tokens_equal_the_template_of_llama_3(renderer):
+def test_tokens_equal_the_template_of_llama_3(renderer: Renderer) -> None:
     rng = random.Random(0)
     counts = {True: 0, False: 0}
     while min(counts.values()) < 250:
@@ -60,7 +65,9 @@ def test_tokens_equal_the_template_of_llama_3(renderer):
 
 
 @pytest.mark.parametrize("version", ["3.1", "3.2"])  # 3.3 has the template of 3.1
-def test_1_tokens_equal_the_later_templates_but_for_the_preamble(version, renderer):
+def test_1_tokens_equal_the_later_templates_but_for_the_preamble(
+    version: str, renderer: Renderer
+) -> None:
     rng = random.Random(1)
     counts = {True: 0, False: 0}
     tokenizer = renderer.tokenizer
@@ -80,7 +87,9 @@ def test_1_tokens_equal_the_later_templates_but_for_the_preamble(version, render
             counts[is_prompt] += 1
 
 
-def test_1_the_preamble_in_the_system_prompt_gives_the_templates_own_tokens(renderer):
+def test_1_the_preamble_in_the_system_prompt_gives_the_templates_own_tokens(
+    renderer: Renderer,
+) -> None:
     preamble = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
     messages = [system("Be brief."), *TWO[1:]]
     expected = template_ids(renderer.tokenizer, messages, template("3.1"))
@@ -89,7 +98,7 @@ def test_1_the_preamble_in_the_system_prompt_gives_the_templates_own_tokens(rend
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_2_special_tokens_in_content_are_text(role, renderer):
+def test_2_special_tokens_in_content_are_text(role: str, renderer: Renderer) -> None:
     tokenizer = renderer.tokenizer
     special = set(tokenizer.get_added_vocab().values())
 
@@ -107,7 +116,9 @@ def test_2_special_tokens_in_content_are_text(role, renderer):
 
 
 @pytest.mark.parametrize("text", ["\n\nHello", " Hello \n", "\t", "Hello\n"])
-def test_3_white_space_around_a_reply_is_kept_and_around_the_rest_stripped(text, renderer):
+def test_3_white_space_around_a_reply_is_kept_and_around_the_rest_stripped(
+    text: str, renderer: Renderer
+) -> None:
     reply = assistant(text)
     parsed, termination = renderer.parse_response(render_reply(renderer, reply))
     assert (parsed, termination) == (reply, ParseTermination.STOP_SEQUENCE)
@@ -161,12 +172,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("mode, messages, expected", CASES)
-def test_mask(mode, messages, expected, renderer):
+def test_mask(mode: str, messages: list[dict[str, Any]], expected: str, renderer: Renderer) -> None:
     example = renderer.build_supervised_example(messages, mode)
     assert marked(renderer.tokenizer, example, {}) == f"<|begin_of_text|>{expected}"
 
 
-def test_extension_property_and_prefix_differences(renderer):
+def test_extension_property_and_prefix_differences(renderer: Renderer) -> None:
     assert renderer.has_extension_property
     rng = random.Random(2)
     for _ in range(100):
@@ -186,7 +197,7 @@ def test_extension_property_and_prefix_differences(renderer):
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=20) | st.sampled_from([*USER_TEXTS, "<|eot_id|>", "<think>x"]))
-def test_parsing_gives_back_what_was_rendered(text):
+def test_parsing_gives_back_what_was_rendered(text: str) -> None:
     renderer = get_renderer("llama3", load("llama-3.1-instruct"))
     tokens = render_reply(renderer, assistant(text))
     assert renderer.parse_response(tokens) == (assistant(text), ParseTermination.STOP_SEQUENCE)
@@ -198,7 +209,7 @@ def test_parsing_gives_back_what_was_rendered(text):
         assert last.termination.is_clean == (cut == len(tokens))
 
 
-def test_ends(renderer):
+def test_ends(renderer: Renderer) -> None:
     eos = renderer.encoder.id("<|end_of_text|>")
     hello = renderer.encoder.encode("Hello")
     assert renderer.get_stop_sequences() == [renderer.encoder.id("<|eot_id|>")]
@@ -226,14 +237,16 @@ CALL = {"function": {"name": "f", "arguments": "{}"}}
         ([user([{"type": "image", "image": "x.png"}])], "message 0: an image"),
     ],
 )
-def test_bad_input_is_named(messages, problem, renderer):
+def test_bad_input_is_named(
+    messages: list[dict[str, Any]], problem: str, renderer: Renderer
+) -> None:
     for build in (renderer.build_supervised_example, renderer.build_generation_prompt):
         with pytest.raises(RendererError) as caught:
             build(messages)
         assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_no_tools(renderer):
+def test_no_tools(renderer: Renderer) -> None:
     tool = {"name": "add", "description": "Adds.", "parameters": {}}
     with pytest.raises(RendererError, match="renderer_name=template"):
         renderer.create_conversation_prefix_with_tools([tool])
@@ -241,6 +254,6 @@ def test_no_tools(renderer):
     assert renderer.create_conversation_prefix_with_tools([]) == []
 
 
-def test_other_tokenizers_are_refused():
+def test_other_tokenizers_are_refused() -> None:
     with pytest.raises(RendererError, match=r"<\|begin_of_text\|>.*renderer_name"):
         get_renderer("llama3", load("gpt2"))

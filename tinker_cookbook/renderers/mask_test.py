@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tinker_cookbook.renderers import get_renderer
@@ -298,13 +300,15 @@ SHORT = {"<|im_start|>": "[", "<|im_end|>": "]"}
 
 
 @pytest.mark.parametrize("name, mode, messages, expected", CASES)
-def test_mask(name, mode, messages, expected, tokenizer):
+def test_mask(
+    name: str, mode: str, messages: list[dict[str, Any]], expected: str, tokenizer: str
+) -> None:
     example = get_renderer(name, tokenizer).build_supervised_example(messages, mode)
     assert marked(tokenizer, example, SHORT) == expected
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.1-instruct"])
-def test_role_colon_mask_with_a_beginning_of_text_token(name):
+def test_role_colon_mask_with_a_beginning_of_text_token(name: str) -> None:
     tokenizer = load(name)
     renderer = get_renderer("role_colon", tokenizer)
     bos = tokenizer.bos_token
@@ -313,7 +317,7 @@ def test_role_colon_mask_with_a_beginning_of_text_token(name):
     assert renderer.build_generation_prompt(HI[:1]).to_ints()[0] == tokenizer.bos_token_id
 
 
-def test_a_newline_joined_to_the_header_counts_as_content():
+def test_a_newline_joined_to_the_header_counts_as_content() -> None:
     """Qwen3 has one token for the newlines in `user⏎` + `⏎⏎x`: it is the user's."""
     tokenizer = load("qwen3")
     renderer = get_renderer("qwen3", tokenizer)
@@ -321,7 +325,7 @@ def test_a_newline_joined_to_the_header_counts_as_content():
     assert marked(tokenizer, example, SHORT) == "[user«⏎⏎⏎x]»"
 
 
-def test_long_masks_equal_prefix_differences(tokenizer):
+def test_long_masks_equal_prefix_differences(tokenizer: str) -> None:
     """Where every message looks alike, the mask is what each reply adds to its prompt."""
     renderer = get_renderer("qwen3_instruct", tokenizer)
     messages = [*TWO, *PARALLEL]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import (
@@ -22,14 +25,17 @@ from tinker_cookbook.renderers import (
     classify_parse_failure,
     get_renderer,
 )
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.parsing import (
+    Delta,
     MessageHeader,
     ParsedResponse,
     StopStringParser,
     message_from_deltas,
     read_json_tool_call,
 )
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 NAMES = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|", "<tool_response>")
@@ -74,7 +80,7 @@ calls = st.builds(
 
 
 @st.composite
-def assistant_messages(draw, thinking=True):
+def assistant_messages(draw: DrawFn, thinking: bool = True) -> dict[str, Any]:
     text = draw(texts)
     message = {"role": "assistant", "content": text}
     reasoning = draw(texts) if thinking else ""
@@ -90,7 +96,7 @@ def assistant_messages(draw, thinking=True):
     return message
 
 
-def render_reply(renderer, message) -> list[int]:
+def render_reply(renderer: Renderer, message: dict[str, Any]) -> list[int]:
     question = {"role": "user", "content": "q"}
     prompt = renderer.build_generation_prompt([question]).to_ints()
     whole = renderer.build_supervised_example([question, message]).model_input.to_ints()
@@ -98,7 +104,7 @@ def render_reply(renderer, message) -> list[int]:
     return whole[len(prompt) :]
 
 
-def with_unparsed(message):
+def with_unparsed(message: dict[str, Any]) -> dict[str, Any]:
     """Raw texts become UnparsedToolCall with the error that parsing gives them."""
     if "unparsed_tool_calls" not in message:
         return message
@@ -113,7 +119,7 @@ def with_unparsed(message):
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_parsing_gives_back_what_was_rendered(name, data):
+def test_parsing_gives_back_what_was_rendered(name: str, data: st.DataObject) -> None:
     renderer = get_renderer(name, load_any())
     message = with_unparsed(
         data.draw(assistant_messages(thinking=name != "qwen3_disable_thinking"))
@@ -127,7 +133,7 @@ def test_parsing_gives_back_what_was_rendered(name, data):
 
 @settings(max_examples=60, deadline=None)
 @given(text=texts, eos=st.booleans())
-def test_role_colon_parsing_gives_back_what_was_rendered(text, eos):
+def test_role_colon_parsing_gives_back_what_was_rendered(text: str, eos: bool) -> None:
     renderer = get_renderer("role_colon", load_any())
     tokens = render_reply(renderer, {"role": "assistant", "content": text})
     expected = ParseTermination.STOP_SEQUENCE
@@ -139,14 +145,14 @@ def test_role_colon_parsing_gives_back_what_was_rendered(text, eos):
     assert (message["content"], termination) == (text, expected)
 
 
-def load_any():
+def load_any() -> Tokenizer:
     try:
         return load("nano")
     except pytest.skip.Exception:
         return load("qwen3")
 
 
-def assert_streaming_equals_whole_at_every_cut(renderer, tokens):
+def assert_streaming_equals_whole_at_every_cut(renderer: Renderer, tokens: list[int]) -> None:
     given_out = ""
     for cut in range(len(tokens) + 1):
         whole = renderer.parse_response(tokens[:cut])
@@ -162,7 +168,7 @@ def assert_streaming_equals_whole_at_every_cut(renderer, tokens):
     assert show(deltas).startswith(given_out)
 
 
-def assert_arguments_may_hold(renderer, tag):
+def assert_arguments_may_hold(renderer: Renderer, tag: str) -> None:
     """A call whose arguments speak of a tag of the format is read back with the same value."""
     value = {"text": f"write {tag} here"}
     call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
@@ -173,11 +179,11 @@ def assert_arguments_may_hold(renderer, tag):
     assert "unparsed_tool_calls" not in parsed
 
 
-def early_deltas(renderer, tokens):
+def early_deltas(renderer: Renderer, tokens: list[int]) -> Iterator[None]:
     """What a stream yields behind its header before it learns that the tokens are over."""
     seen, consumed = [], []
 
-    def source():
+    def source() -> Iterator[int]:
         yield from tokens
         consumed.append(True)
 
@@ -188,7 +194,7 @@ def early_deltas(renderer, tokens):
     return seen[1:]
 
 
-def show(deltas) -> str:
+def show(deltas: Iterable[Delta]) -> str:
     """Deltas as one string in which kinds cannot be confused."""
     out = ""
     for delta in deltas:
@@ -205,7 +211,7 @@ def show(deltas) -> str:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_streaming_equals_whole_parsing_at_every_cut(name, data):
+def test_streaming_equals_whole_parsing_at_every_cut(name: str, data: st.DataObject) -> None:
     renderer = get_renderer(name, load_any())
     message = data.draw(assistant_messages(thinking=name != "qwen3_disable_thinking"))
     tokens = render_reply(renderer, with_unparsed(message))
@@ -214,7 +220,7 @@ def test_streaming_equals_whole_parsing_at_every_cut(name, data):
 
 @settings(max_examples=20, deadline=None)
 @given(tokens=st.lists(st.integers(0, 1500), max_size=30))
-def test_streaming_equals_whole_parsing_on_random_tokens(tokens):
+def test_streaming_equals_whole_parsing_on_random_tokens(tokens: list[int]) -> None:
     """Invalid UTF-8, cut characters, tags anywhere."""
     renderer = get_renderer("qwen3", load_any())
     ids = [renderer.encoder.id(tag) for tag in renderer.markup]
@@ -227,13 +233,13 @@ def test_streaming_equals_whole_parsing_on_random_tokens(tokens):
 
 @settings(max_examples=20, deadline=None)
 @given(text=st.lists(st.sampled_from(["\n", "\n\n", "User", ":", " ", "a", "🙂"]), max_size=8))
-def test_role_colon_streaming_equals_whole_parsing_at_every_cut(text):
+def test_role_colon_streaming_equals_whole_parsing_at_every_cut(text: str) -> None:
     renderer = get_renderer("role_colon", load_any())
     tokens = renderer.encoder.encode("".join(text))
     assert_streaming_equals_whole_at_every_cut(renderer, tokens)
 
 
-def test_streaming_gives_text_out_as_it_comes():
+def test_streaming_gives_text_out_as_it_comes() -> None:
     renderer = get_renderer("qwen3", load_any())
     tokens = render_reply(
         renderer,
@@ -255,13 +261,13 @@ def test_streaming_gives_text_out_as_it_comes():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_terminations_by_token(name):
+def test_terminations_by_token(name: str) -> None:
     renderer = get_renderer(name, load_any())
     [stop] = renderer.get_stop_sequences()
     eos = renderer.encoder.id("<|endoftext|>")
     text = renderer.encoder.encode("Hello there")
 
-    def termination(tokens):
+    def termination(tokens: list[int]) -> ParseTermination:
         message, result = renderer.parse_response(tokens)
         assert message["content"] in ("Hello there", "")
         return result
@@ -296,22 +302,22 @@ def test_terminations_by_token(name):
         ("", True, "", "eos"),
     ],
 )
-def test_terminations_by_string(text, eos, content, termination):
+def test_terminations_by_string(text: str, eos: bool, content: str, termination: str) -> None:
     renderer = get_renderer("role_colon", load_any())
     tokens = renderer.encoder.encode(text) + [renderer.tokenizer.eos_token_id] * eos
     message, found = renderer.parse_response(tokens)
     assert (message["content"], found) == (content, termination)
 
 
-def test_stop_string_may_come_in_pieces():
+def test_stop_string_may_come_in_pieces() -> None:
     parser = StopStringParser("\n\nUser:", padding="\n\n")
     out = [parser.feed(c) for c in " a\n\nUs\n\nUser: b"]
     assert "".join(d.text for deltas in out for d in deltas) == "a\n\nUs"
     assert parser.finish() == [] and parser.stops == 1
 
 
-def test_classification():
-    def classify(text, *end):
+def test_classification() -> None:
+    def classify(text: str, *end: int) -> ParseFailureKind | None:
         renderer = get_renderer("qwen3", load_any())
         tokens = renderer.encoder.encode(text, renderer.markup)
         return classify_parse_failure(*renderer.parse_response([*tokens, *end]))
@@ -342,7 +348,7 @@ def test_classification():
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_tool_calls_that_cannot_be_read_are_kept(body, error):
+def test_tool_calls_that_cannot_be_read_are_kept(body: str, error: str) -> None:
     renderer = get_renderer("qwen3_instruct", load_any())
     text = f"Well.\n<tool_call>{body}</tool_call>"
     parser = renderer.content_parser()
@@ -354,7 +360,7 @@ def test_tool_calls_that_cannot_be_read_are_kept(body, error):
     assert error in call.error
 
 
-def test_arguments_keep_their_spelling():
+def test_arguments_keep_their_spelling() -> None:
     source = '{"b" :1,\n "a": "\\u00e9 \\"}{", "a": [ {"x":{}} ]}'
     body = f'\n {{ "arguments" : {source} , "name":"f" }}\n'
     call = read_json_tool_call(body)
@@ -362,7 +368,7 @@ def test_arguments_keep_their_spelling():
     assert read_json_tool_call('{"name": "f", "arguments": {}}').function.arguments == "{}"
 
 
-def test_reasoning_that_is_cut_off_is_reasoning():
+def test_reasoning_that_is_cut_off_is_reasoning() -> None:
     renderer = get_renderer("qwen3", load_any())
     tokens = renderer.encoder.encode("<think>\nI wonder", renderer.markup)
     message, termination = renderer.parse_response(tokens)
@@ -383,7 +389,7 @@ def test_reasoning_that_is_cut_off_is_reasoning():
         ("<think>\na\n</think>\n\nb<think>c</think>", "a", "b<think>c</think>"),
     ],
 )
-def test_think_blocks_as_models_write_them(text, thinking, reply):
+def test_think_blocks_as_models_write_them(text: str, thinking: str, reply: str) -> None:
     renderer = get_renderer("qwen3", load_any())
     message, _ = renderer.parse_response(renderer.encoder.encode(text, renderer.markup))
     if thinking:
@@ -396,7 +402,7 @@ def test_think_blocks_as_models_write_them(text, thinking, reply):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_disable_thinking"])
-def test_a_reply_that_speaks_of_the_tag_is_kept_apart_from_reasoning(name):
+def test_a_reply_that_speaks_of_the_tag_is_kept_apart_from_reasoning(name: str) -> None:
     """As a string it would be split once it is history."""
     renderer = get_renderer(name, load_any())
     text = "The tag </think> closes."
@@ -404,7 +410,7 @@ def test_a_reply_that_speaks_of_the_tag_is_kept_apart_from_reasoning(name):
     assert message["content"] == [{"type": "text", "text": text}]
 
 
-def test_an_exact_block_keeps_what_is_around_and_inside_it():
+def test_an_exact_block_keeps_what_is_around_and_inside_it() -> None:
     renderer = get_renderer("qwen3_instruct", load_any())
     question = {"role": "user", "content": "q"}
     for text in ("<think></think>Hi", "\n<think>a</think>Hi", "<think>a</think>\n\nHi", " Hi"):
@@ -415,7 +421,7 @@ def test_an_exact_block_keeps_what_is_around_and_inside_it():
         assert following[: len(prompt) + len(tokens)] == [*prompt, *tokens], text
 
 
-def test_tokens_of_a_tensor_are_read():
+def test_tokens_of_a_tensor_are_read() -> None:
     import torch
 
     renderer = get_renderer("qwen3_instruct", load_any())
@@ -423,7 +429,7 @@ def test_tokens_of_a_tensor_are_read():
     assert renderer.parse_response(torch.tensor(tokens)) == renderer.parse_response(tokens)
 
 
-def test_text_around_tool_calls():
+def test_text_around_tool_calls() -> None:
     renderer = get_renderer("qwen3", load_any())
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     text = f"First.\n{call}\n\n{call}\n Then.\n"

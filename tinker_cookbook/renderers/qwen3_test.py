@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.conftest import assistant, load, rendered_ids
 from tinker_cookbook.renderers.messages import to_openai_message
 from tinker_cookbook.renderers.parsing_test import assert_arguments_may_hold
 from tinker_cookbook.renderers.qwen3 import Qwen3DisableThinkingRenderer, Qwen3Renderer
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 NAMES = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
 TEXTS = [
@@ -79,7 +82,13 @@ def reply(rng: random.Random, thinking: bool, is_last: bool = False) -> dict:
     return {"role": "assistant", "content": parts}
 
 
-def template_ids(tokenizer, messages, template=None, prompt=False, **kwargs) -> list[int]:
+def template_ids(
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    template: str | None = None,
+    prompt: bool = False,
+    **kwargs: Any,
+) -> list[int]:
     text = tokenizer.apply_chat_template(
         [to_openai(m) for m in messages],
         tokenize=False,
@@ -96,7 +105,9 @@ def to_openai(message: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_equal_the_chat_template(name, tokenizer, request):
+def test_tokens_equal_the_chat_template(
+    name: str, tokenizer: str, request: pytest.FixtureRequest
+) -> None:
     renderer = get_renderer(name, tokenizer)
     newline = renderer.encoder.encode("\n")
     kwargs = {}
@@ -119,7 +130,7 @@ def test_tokens_equal_the_chat_template(name, tokenizer, request):
         prompts += 1
 
 
-def test_tool_declaration_equals_the_chat_template(tokenizer):
+def test_tool_declaration_equals_the_chat_template(tokenizer: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     tools = [
         {"name": "add", "description": "Add <|im_end|> two.", "parameters": {"type": "object"}},
@@ -146,7 +157,7 @@ def test_tool_declaration_equals_the_chat_template(tokenizer):
     assert renderer.create_conversation_prefix_with_tools([]) == []
 
 
-def test_plain_tool_declaration_is_token_exact(tokenizer):
+def test_plain_tool_declaration_is_token_exact(tokenizer: str) -> None:
     renderer = get_renderer("qwen3_instruct", tokenizer)
     tool = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
     question = {"role": "user", "content": "1+1?"}
@@ -160,7 +171,7 @@ def test_plain_tool_declaration_is_token_exact(tokenizer):
     assert renderer.build_generation_prompt([*prefix, question]).to_ints() == expected
 
 
-def test_tools_need_a_chat_template(tokenizer):
+def test_tools_need_a_chat_template(tokenizer: str) -> None:
     import copy
 
     bare = copy.deepcopy(tokenizer)
@@ -180,7 +191,7 @@ MARKUP = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_2_special_tokens_in_user_and_tool_content_are_text(name, tokenizer):
+def test_2_special_tokens_in_user_and_tool_content_are_text(name: str, tokenizer: str) -> None:
     renderer = get_renderer(name, tokenizer)
     special = set(tokenizer.get_added_vocab().values())
 
@@ -204,7 +215,9 @@ def test_2_special_tokens_in_user_and_tool_content_are_text(name, tokenizer):
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])
-def test_2_markup_of_developer_and_model_is_tokens_but_control_is_not(role, tokenizer):
+def test_2_markup_of_developer_and_model_is_tokens_but_control_is_not(
+    role: str, tokenizer: str
+) -> None:
     renderer = get_renderer("qwen3_instruct", tokenizer)
     for tag in MARKUP:
         ids = renderer.build_generation_prompt([{"role": role, "content": f"a{tag}b"}]).to_ints()
@@ -221,8 +234,8 @@ def test_2_markup_of_developer_and_model_is_tokens_but_control_is_not(role, toke
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("content", ["\n\nHello", " \n Hello", "\nx\n"])
 def test_3_and_4_a_reply_that_begins_with_newlines_is_encoded_as_it_is_sampled(
-    name, content, tokenizer
-):
+    name: str, content: str, tokenizer: str
+) -> None:
     renderer = get_renderer(name, tokenizer)
     question = {"role": "user", "content": "Hi"}
     messages = [question, {"role": "assistant", "content": content}]
@@ -234,12 +247,12 @@ def test_3_and_4_a_reply_that_begins_with_newlines_is_encoded_as_it_is_sampled(
     assert termination.is_clean
 
 
-def test_5_reasoning_in_history(tokenizer):
+def test_5_reasoning_in_history(tokenizer: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     as_string = "<think>\nhm\n</think>\n\nyes"
     as_parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "yes"}]
 
-    def text(content, *after) -> str:
+    def text(content: Any, *after: dict[str, Any]) -> str:
         messages = [
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": content},
@@ -254,7 +267,7 @@ def test_5_reasoning_in_history(tokenizer):
     assert text(as_parts) == text(as_string) == text("<think>hm</think>yes")
 
 
-def test_6_a_user_who_imitates_a_tool_is_a_user(tokenizer):
+def test_6_a_user_who_imitates_a_tool_is_a_user(tokenizer: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "yes"}]
     messages = [
@@ -265,7 +278,7 @@ def test_6_a_user_who_imitates_a_tool_is_a_user(tokenizer):
     assert "hm" not in tokenizer.decode(renderer.build_generation_prompt(messages).to_ints())
 
 
-def test_7_without_a_question_only_disable_thinking_frames_the_reply(tokenizer):
+def test_7_without_a_question_only_disable_thinking_frames_the_reply(tokenizer: str) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "assistant", "content": "hi"}]
     framed = "assistant\n<think>\n\n</think>\n\nhi<|im_end|>"
     for name, expected in (("qwen3", False), ("qwen3_disable_thinking", True)):
@@ -276,7 +289,7 @@ def test_7_without_a_question_only_disable_thinking_frames_the_reply(tokenizer):
     assert ours + newline == template_ids(tokenizer, messages)
 
 
-def test_8_instruct_writes_reasoning_where_it_stands(tokenizer):
+def test_8_instruct_writes_reasoning_where_it_stands(tokenizer: str) -> None:
     renderer = get_renderer("qwen3_instruct", tokenizer)
     parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "yes"}]
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts}]
@@ -289,12 +302,12 @@ def test_8_instruct_writes_reasoning_where_it_stands(tokenizer):
     )
 
 
-def test_9_arguments_may_speak_of_the_tag_that_ends_a_call(tokenizer):
+def test_9_arguments_may_speak_of_the_tag_that_ends_a_call(tokenizer: str) -> None:
     renderer = get_renderer("qwen3", tokenizer)
     assert_arguments_may_hold(renderer, "</tool_call>")
 
 
-def test_what_nano_and_others_sample_renders_to_the_same_tokens_again(tokenizer):
+def test_what_nano_and_others_sample_renders_to_the_same_tokens_again(tokenizer: str) -> None:
     """Instruct keeps white space as sampled, so a later prompt extends what was sampled."""
     renderer = get_renderer("qwen3_instruct", tokenizer)
     question = [{"role": "user", "content": "7 + 8?"}]
@@ -308,7 +321,7 @@ def test_what_nano_and_others_sample_renders_to_the_same_tokens_again(tokenizer)
     assert later[: len(prompt) + len(sampled)] == prompt + sampled
 
 
-def test_disable_thinking_refuses_reasoned_targets(tokenizer):
+def test_disable_thinking_refuses_reasoned_targets(tokenizer: str) -> None:
     renderer = get_renderer("qwen3_disable_thinking", tokenizer)
     question = {"role": "user", "content": "q"}
     for content in (
@@ -322,7 +335,7 @@ def test_disable_thinking_refuses_reasoned_targets(tokenizer):
     assert rendered_ids(renderer, [question, empty]) == rendered_ids(renderer, [question, plain])
 
 
-def test_disable_thinking_refuses_a_turn_whose_first_reply_lacks_its_prompt(tokenizer):
+def test_disable_thinking_refuses_a_turn_whose_first_reply_lacks_its_prompt(tokenizer: str) -> None:
     renderer = get_renderer("qwen3_disable_thinking", tokenizer)
     call = {"function": {"name": "f", "arguments": "{}"}}
     messages = [
@@ -341,7 +354,9 @@ def test_disable_thinking_refuses_a_turn_whose_first_reply_lacks_its_prompt(toke
 
 
 @pytest.mark.parametrize("kind", [Qwen3Renderer, Qwen3DisableThinkingRenderer])
-def test_keeping_thinking_in_history_gives_the_extension_property(kind, tokenizer):
+def test_keeping_thinking_in_history_gives_the_extension_property(
+    kind: type[Renderer], tokenizer: str
+) -> None:
     assert not kind(tokenizer).has_extension_property
     renderer = kind(tokenizer, strip_thinking_from_history=False)
     assert renderer.has_extension_property
@@ -360,13 +375,13 @@ def test_keeping_thinking_in_history_gives_the_extension_property(kind, tokenize
                 previous = prompt
 
 
-def test_a_tokenizer_without_chatml_tokens_is_refused():
+def test_a_tokenizer_without_chatml_tokens_is_refused() -> None:
 
     with pytest.raises(RendererError, match=r"<\|im_start\|>.*renderer_name"):
         get_renderer("qwen3", load("gpt2"))
 
 
-def test_a_tools_description_is_left_as_it_is(tokenizer):
+def test_a_tools_description_is_left_as_it_is(tokenizer: str) -> None:
     """Also where it looks like the place that is kept for the system prompt."""
     tool = {"name": "f", "description": "SYSTEM-PROMPT-HERE", "parameters": {}}
     for system_prompt in ("", "Be brief."):

@@ -3,11 +3,13 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.families import FAMILIES
+from tinker_cookbook.families import FAMILIES, Family
 from tinker_cookbook.renderers import (
     get_registered_renderer_names,
     get_renderer,
@@ -15,10 +17,12 @@ from tinker_cookbook.renderers import (
     register_renderer,
     unregister_renderer,
 )
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.role_colon import RoleColonRenderer
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 
-def test_names():
+def test_names() -> None:
     names = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct", "role_colon"]
     assert set(names) <= set(get_registered_renderer_names())
     assert all(is_renderer_registered(name) for name in names)
@@ -26,12 +30,12 @@ def test_names():
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_what_a_family_names_is_there(family):
+def test_what_a_family_names_is_there(family: Family) -> None:
     named = [each.renderers for each in (*family.models, *family.chat_formats)]
     assert all(is_renderer_registered(name) for names in named for name in names)
 
 
-def test_unknown_name_lists_what_there_is(tokenizer):
+def test_unknown_name_lists_what_there_is(tokenizer: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         get_renderer("qwen3-instruct", tokenizer)
     message = str(caught.value)
@@ -41,13 +45,17 @@ def test_unknown_name_lists_what_there_is(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5_disable_thinking", "kimi_k25"])
-def test_a_known_format_that_is_not_here_is_not_taken_for_another(tokenizer, name):
+def test_a_known_format_that_is_not_here_is_not_taken_for_another(
+    tokenizer: str, name: str
+) -> None:
     with pytest.raises(ConfigurationError, match="renderer_name=template writes what") as error:
         get_renderer(name, tokenizer)
     assert "did you mean" not in str(error.value)
 
 
-def test_a_renderer_of_ones_own_by_module_and_name(tokenizer, tmp_path, monkeypatch):
+def test_a_renderer_of_ones_own_by_module_and_name(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_formats.py").write_text(
         "from tinker_cookbook.renderers.role_colon import RoleColonRenderer\n"
         "class Mine(RoleColonRenderer):\n    pass\n"
@@ -69,10 +77,10 @@ def test_a_renderer_of_ones_own_by_module_and_name(tokenizer, tmp_path, monkeypa
             get_renderer(name, tokenizer)
 
 
-def test_registering(tokenizer):
+def test_registering(tokenizer: str) -> None:
     seen = []
 
-    def factory(tokenizer, image_processor):
+    def factory(tokenizer: Tokenizer, image_processor: Any) -> Renderer:
         seen.append(image_processor)
         return RoleColonRenderer(tokenizer)
 
@@ -94,14 +102,14 @@ def test_registering(tokenizer):
         unregister_renderer("mine")
 
 
-def test_built_in_names_are_taken():
+def test_built_in_names_are_taken() -> None:
     with pytest.raises(ConfigurationError, match="built in"):
         register_renderer("qwen3", lambda t, i: RoleColonRenderer(t))
     with pytest.raises(ConfigurationError, match="built in"):
         unregister_renderer("qwen3")
 
 
-def test_importing_is_light():
+def test_importing_is_light() -> None:
     """Configs name TrainOnWhat, so `--help` imports this package."""
     code = (
         "import sys, tinker_cookbook.renderers, tinker_cookbook.models, "

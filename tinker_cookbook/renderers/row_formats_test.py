@@ -1,21 +1,24 @@
 """Forms of rows, each read as messages or refused with the keys found."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.chats import RowReader, read_chats, row_chat, row_reader
+from tinker_cookbook.renderers.messages import Message
 from tinker_cookbook.renderers.row_account import MAX_KEYS, RowAccount
 
 
-def said(*words):
+def said(*words: str) -> list[dict[str, str]]:
     """(role, text), ... as messages."""
     return [{"role": role, "content": text} for role, text in zip(words[::2], words[1::2])]
 
 
-def turns(*words):
+def turns(*words: str) -> list[dict[str, str]]:
     return [{"from": role, "value": text} for role, text in zip(words[::2], words[1::2])]
 
 
@@ -26,7 +29,7 @@ COMPLETION = {"prompt": "Hi", "completion": "Yo."}
 CALL = json.dumps({"name": "f", "arguments": {"x": 1}})
 
 
-def messages(row, **options):
+def messages(row: dict[str, Any], **options: Any) -> list[Message]:
     return row_chat(row, "row", **options).messages
 
 
@@ -56,11 +59,11 @@ def messages(row, **options):
         {"messages": HI, "system": "  "},
     ],
 )
-def test_forms_of_one_conversation(row):
+def test_forms_of_one_conversation(row: dict[str, Any]) -> None:
     assert messages(row) == HI
 
 
-def test_the_parts_of_each_form():
+def test_the_parts_of_each_form() -> None:
     system, tools = {"role": "system", "content": "S"}, [{"name": "f"}]
     for form in (SHAREGPT, ALPACA, COMPLETION):
         chat = row_chat({**form, "system": "S", "tools": json.dumps(tools)}, "row")
@@ -78,7 +81,7 @@ def test_the_parts_of_each_form():
     assert messages({"talk": turns("human", "Hi", "gpt", "Yo.")}, message_field="talk") == HI
 
 
-def test_calls_and_results_of_sharegpt():
+def test_calls_and_results_of_sharegpt() -> None:
     row = {"conversations": turns("human", "Hi", "function_call", CALL, "observation", "4")}
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     calling = {"role": "assistant", "content": "", "tool_calls": [call]}
@@ -141,14 +144,14 @@ def test_calls_and_results_of_sharegpt():
         ({**SHAREGPT, "weight": 1}, "'weight': 1 is not read"),
     ],
 )
-def test_what_is_refused(row, problem):
+def test_what_is_refused(row: dict[str, Any], problem: str) -> None:
     with pytest.raises(DataFormatError) as error:
         row_chat(row, "data.json, row 3")
     assert str(error.value).startswith("data.json, row 3: ") and problem in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_one_data_set_has_one_form():
+def test_one_data_set_has_one_form() -> None:
     read = RowReader()
     assert [read(SHAREGPT, "row 0").messages, read(SHAREGPT, "row 1").messages] == [HI, HI]
     for other in (ALPACA, {"messages": HI}, {"conversations": HI}):
@@ -164,7 +167,7 @@ def test_one_data_set_has_one_form():
         read({"conversations": None, **ALPACA}, "row 4")
 
 
-def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one():
+def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one() -> None:
     read = row_reader([{"n": 1}, {"messages": None, **ALPACA}, {"messages": HI}], "messages", "set")
     assert read.forms == ["instruction/input/output, read as user and assistant messages"]
     for first in ({"conversations": []}, {"conversations": "[]"}):
@@ -182,7 +185,7 @@ def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one():
         row_reader([{"messages": HI}], "talk", "s")
 
 
-def test_a_row_that_is_nested_too_deeply(tmp_path):
+def test_a_row_that_is_nested_too_deeply(tmp_path: Path) -> None:
     deep = "[" * 100_000 + "]" * 100_000
     path = tmp_path / "deep.jsonl"
     path.write_text(f'{{"messages": {json.dumps(HI)}, "more": {deep}}}\n')
@@ -203,14 +206,14 @@ def test_a_row_that_is_nested_too_deeply(tmp_path):
 # The account
 
 
-def account(*rows):
+def account(*rows: dict[str, Any]) -> list[str]:
     read, found = RowReader(), RowAccount()
     for number, row in enumerate(rows):
         found.add(read(row, f"row {number}").notes)
     return found.lines()
 
 
-def test_what_is_not_read_is_named_once_with_its_count():
+def test_what_is_not_read_is_named_once_with_its_count() -> None:
     part = {"type": "text", "text": "Yo.", "index": 0}
     row = {"messages": [{**HI[0], "id": "a"}, {**HI[1], "id": "b", "content": [part]}]}
     assert account({**row, "source": "web"}, {"messages": HI, "source": "web", "meta": None}) == [
@@ -221,7 +224,7 @@ def test_what_is_not_read_is_named_once_with_its_count():
     assert many.endswith(", key 49 (1 row), 7 more")
 
 
-def test_what_is_converted_is_said():
+def test_what_is_converted_is_said() -> None:
     assert account(ALPACA, {**ALPACA, "text": "x"}) == [
         "2 rows of instruction/input/output, read as user and assistant messages",
         "keys that are not read: text (1 row)",
@@ -236,7 +239,7 @@ def test_what_is_converted_is_said():
     )
 
 
-def test_nulls_that_are_left_out_are_said():
+def test_nulls_that_are_left_out_are_said() -> None:
     tool = {"name": "f", "parameters": {"x": {"default": None}}}
     call = {"id": None, "function": {"name": "f", "arguments": {"x": 1, "y": None}}}
     calling = {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -259,7 +262,7 @@ def test_nulls_that_are_left_out_are_said():
 # Files that others have written
 
 
-def test_real_alpaca_and_sharegpt(shared_data, tokenizer):
+def test_real_alpaca_and_sharegpt(shared_data: Path, tokenizer: str) -> None:
     renderer = get_renderer("qwen3_instruct", tokenizer)
     alpaca = json.loads((shared_data / "datasets/alpaca/alpaca_2000.json").read_text())
     assert account(*alpaca) == [

@@ -6,8 +6,10 @@ import copy
 import json
 import pickle
 import random
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from tinker_cookbook.renderers import (
     register_renderer,
     unregister_renderer,
 )
+from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.conftest import DATA, load, marked
 from tinker_cookbook.renderers.mask_test import HI, TWO, assistant, system, tool, user
 from tinker_cookbook.renderers.messages import FunctionBody, to_openai_message
@@ -29,6 +32,7 @@ from tinker_cookbook.renderers.parsing_test import calls, render_reply, texts
 from tinker_cookbook.renderers.qwen3_test import conversation
 from tinker_cookbook.renderers.template import TemplateRenderer
 from tinker_cookbook.renderers.template_conversation import Conversation
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 LLAMA = [f"llama-{version}-instruct" for version in ("3", "3.1", "3.2")]
 CHATML = ["qwen2.5-instruct", "qwen3-instruct-2507", "qwen3", "qwq-32b", "qwen3-coder", "qwen3-vl"]
@@ -52,7 +56,7 @@ def of(name: str, tokenizer: str | None = None) -> TemplateRenderer:
     return TemplateRenderer(templated(template, tokenizer or TOKENIZERS[name]))
 
 
-def templated(template: str | None, tokenizer: str = "qwen3"):
+def templated(template: str | None, tokenizer: str = "qwen3") -> Tokenizer:
     """The tokenizer with another chat template; all else of it is shared, which takes no time."""
     with_template = copy.copy(load(tokenizer) if tokenizer != "gpt2" else _made_up())
     with_template.chat_template = template
@@ -60,7 +64,7 @@ def templated(template: str | None, tokenizer: str = "qwen3"):
 
 
 @cache
-def _made_up():
+def _made_up() -> Tokenizer:
     """In place of Gemma's and Mistral's tokenizers, which are not at hand."""
     tokenizer = copy.deepcopy(load("gpt2"))
     tokenizer.add_special_tokens(
@@ -69,7 +73,7 @@ def _made_up():
     return tokenizer
 
 
-def test_the_template_of_llama_3_3_is_that_of_3_1():
+def test_the_template_of_llama_3_3_is_that_of_3_1() -> None:
     """So what is shown of the one is shown of the other."""
     templates = DATA / "chat_templates"
     if not templates.is_dir():
@@ -98,7 +102,9 @@ def with_calls(messages: list[dict], most: int) -> list[dict]:
     return kept
 
 
-def expected_ids(renderer, messages, prompt: bool, as_objects: bool) -> list[int]:
+def expected_ids(
+    renderer: Renderer, messages: list[dict[str, Any]], prompt: bool, as_objects: bool
+) -> list[int]:
     """apply_chat_template of plain OpenAI messages, nothing of ours in between."""
     plain = []
     for message in messages:
@@ -138,7 +144,7 @@ GENERATED = {
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_tokens_equal_apply_chat_template(name):
+def test_tokens_equal_apply_chat_template(name: str) -> None:
     """200 prompts and 200 complete conversations each, 60 where another renderer serves the model;
     difference 1 is that `behind` is cut."""
     least = 60 if name in SERVED else 200
@@ -172,7 +178,7 @@ UNREADABLE = [*LLAMA[1:], "qwen3-coder", "gpt-oss"]  # what they call, their par
 
 @pytest.mark.parametrize("system_prompt", ["", "Be brief."])
 @pytest.mark.parametrize("name", [*LLAMA[1:], *CHATML, *KIMI, "gpt-oss"])
-def test_tools_are_declared_by_the_template(name, system_prompt):
+def test_tools_are_declared_by_the_template(name: str, system_prompt: str) -> None:
     renderer = of(name)
     tools = [tool_spec("add"), tool_spec("größe")]
     declared = [{"type": "function", "function": one} for one in tools]
@@ -196,7 +202,7 @@ def test_tools_are_declared_by_the_template(name, system_prompt):
         assert example.model_input.to_ints()[:-reply] == expected
 
 
-def test_what_a_tool_description_says_is_text():
+def test_what_a_tool_description_says_is_text() -> None:
     renderer = of("qwen3-instruct-2507")
     tools = [{"name": "f", "description": "<|im_end|>", "parameters": {}}]
     prefix = renderer.create_conversation_prefix_with_tools(tools)
@@ -207,13 +213,13 @@ def test_what_a_tool_description_says_is_text():
 
 @pytest.mark.parametrize("tool_name", ["add", "user", "header", "PROBE", "s", "Adds"])
 @pytest.mark.parametrize("name", ["llama-3-instruct", "deepseek-v3.1", "gemma-3-it"])
-def test_templates_that_know_no_tools_are_told(name, tool_name):
+def test_templates_that_know_no_tools_are_told(name: str, tool_name: str) -> None:
     """Whatever the tool is called: a word of the system prompt, of the header, of the question."""
     with pytest.raises(RendererError, match=f"does not declare tools, or not '{tool_name}'"):
         of(name).create_conversation_prefix_with_tools([tool_spec(tool_name)], "You add. Adds.")
 
 
-def test_a_template_that_declares_one_tool_alone_is_told():
+def test_a_template_that_declares_one_tool_alone_is_told() -> None:
     renderer = TemplateRenderer(
         templated(
             "{% if tools %}{{ tools[0] | tojson }}{% endif %}{% for m in messages %}"
@@ -229,7 +235,7 @@ def test_a_template_that_declares_one_tool_alone_is_told():
         renderer.create_conversation_prefix_with_tools([tool_spec("add"), tool_spec("add")])
 
 
-def test_the_renderers_of_families_are_told_alike():
+def test_the_renderers_of_families_are_told_alike() -> None:
     template = of("qwen3-instruct-2507").tokenizer.chat_template
     first_alone = template.replace("for tool in tools", "for tool in tools[:1]")
     renderer = get_renderer("qwen3_instruct", templated(first_alone))
@@ -238,7 +244,7 @@ def test_the_renderers_of_families_are_told_alike():
         renderer.create_conversation_prefix_with_tools([tool_spec("add"), tool_spec("x")], "x")
 
 
-def test_what_a_template_refuses_is_said_as_it_was_asked():
+def test_what_a_template_refuses_is_said_as_it_was_asked() -> None:
     """Kimi K2's default system message is asked of the template, with tools and without."""
     never = templated("{{ raise_exception('Never.') }}", "kimi-k2")
     with pytest.raises(RendererError, match=r"refuses a conversation without tools.*\(Never\.\)"):
@@ -248,7 +254,7 @@ def test_what_a_template_refuses_is_said_as_it_was_asked():
         get_renderer("kimi_k2", not_with).create_conversation_prefix_with_tools([tool_spec("f")])
 
 
-def test_without_tools_the_prefix_is_the_system_prompt():
+def test_without_tools_the_prefix_is_the_system_prompt() -> None:
     renderer = of("qwen3")
     assert renderer.create_conversation_prefix_with_tools([], "S") == [system("S")]
     assert renderer.create_conversation_prefix_with_tools([]) == []
@@ -278,7 +284,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_stops_and_extension_property(name):
+def test_stops_and_extension_property(name: str) -> None:
     renderer = of(name)
     end, opened, stable = FOUND[name]
     assert renderer.get_stop_sequences() == [renderer.tokenizer.convert_tokens_to_ids(end)]
@@ -297,13 +303,13 @@ FORGETS_CALLS = (
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_a_template_that_forgets_calls_alone_is_not_stable(keeps):
+def test_a_template_that_forgets_calls_alone_is_not_stable(keeps: bool) -> None:
     """Once a user has asked again. Conversations without calls do not show it."""
     tokenizer = templated(FORGETS_CALLS.replace("KEEPS", str(keeps)))
     assert TemplateRenderer(tokenizer).has_extension_property == keeps
 
 
-def test_reasoning_beside_a_call_that_is_forgotten_makes_a_template_unstable():
+def test_reasoning_beside_a_call_that_is_forgotten_makes_a_template_unstable() -> None:
     """Kimi K2 empties it once a reply without calls follows, and leaves all else as it was."""
     renderer = of("kimi-k2-thinking")
     call = {"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}
@@ -316,7 +322,7 @@ def test_reasoning_beside_a_call_that_is_forgotten_makes_a_template_unstable():
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATED if name in FOUND and FOUND[name][2]])
-def test_the_extension_property_holds(name):
+def test_the_extension_property_holds(name: str) -> None:
     """What was sampled behind a prompt is how the next prompt begins."""
     renderer = of(name)
     most = min(GENERATED[name][0], 1)
@@ -452,7 +458,7 @@ MASKS = [
 
 
 @pytest.mark.parametrize("name, mode, messages, expected", MASKS)
-def test_mask(name, mode, messages, expected):
+def test_mask(name: str, mode: str, messages: list[dict[str, Any]], expected: str | None) -> None:
     renderer = of(name)
     example = renderer.build_supervised_example(messages, mode)
     if expected is None:
@@ -462,7 +468,7 @@ def test_mask(name, mode, messages, expected):
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATED if not GENERATED[name][3]])
-def test_masks_are_prefix_differences(name):
+def test_masks_are_prefix_differences(name: str) -> None:
     """Each of build_supervised_examples: a prompt, then the reply, which is all that is trained."""
     renderer = of(name)
     rng = random.Random(5)
@@ -495,7 +501,7 @@ def test_masks_are_prefix_differences(name):
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-instruct", "llama-3.1-instruct", "deepseek-v3.1"])
-def test_2_special_tokens_in_user_and_tool_content_are_text(name):
+def test_2_special_tokens_in_user_and_tool_content_are_text(name: str) -> None:
     renderer = of(name)
     tokenizer = renderer.tokenizer
     special = set(tokenizer.get_added_vocab().values())
@@ -519,7 +525,7 @@ def test_2_special_tokens_in_user_and_tool_content_are_text(name):
     assert forged in ids(forged)[1]
 
 
-def test_2_own_tags_of_developer_and_model_are_tokens_but_control_is_not():
+def test_2_own_tags_of_developer_and_model_are_tokens_but_control_is_not() -> None:
     renderer = of("qwen2.5-instruct")
     for role in ("system", "assistant"):
         for tag, more in [("<think>", 1), ("<tool_call>", 1), ("<|im_end|>", 0)]:
@@ -533,7 +539,7 @@ def test_2_own_tags_of_developer_and_model_are_tokens_but_control_is_not():
             assert f"a{tag}b" in renderer.tokenizer.decode(ids)
 
 
-def test_2_a_tag_that_the_template_would_complete_is_text():
+def test_2_a_tag_that_the_template_would_complete_is_text() -> None:
     tokenizer = templated(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}>ok<|im_end|>{% endfor %}"
     )
@@ -548,14 +554,14 @@ def test_2_a_tag_that_the_template_would_complete_is_text():
     assert "a<|im_start|>" in tokenizer.decode(ids)
 
 
-def test_2_a_private_use_character_in_content_is_kept():
+def test_2_a_private_use_character_in_content_is_kept() -> None:
     renderer = of("qwen2.5-instruct")
     text = "\ue000 \ue001 <|im_end|> \ue002"
     ids = renderer.build_generation_prompt([user(text)]).to_ints()
     assert text in renderer.tokenizer.decode(ids)
 
 
-def test_2_what_cannot_be_encoded_as_text_is_refused():
+def test_2_what_cannot_be_encoded_as_text_is_refused() -> None:
     """A token that swallows the space before it: text next to it depends on what it is."""
     from tokenizers import AddedToken
 
@@ -570,7 +576,7 @@ def test_2_what_cannot_be_encoded_as_text_is_refused():
         renderer.build_generation_prompt([user("<|im_end|>")])
 
 
-def test_2_content_written_as_ascii_escapes_is_refused_where_it_holds_tags():
+def test_2_content_written_as_ascii_escapes_is_refused_where_it_holds_tags() -> None:
     tokenizer = templated(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{{ m.content | tojson(ensure_ascii=true) if m.role == 'user' else m.content }}<|im_end|>"
@@ -583,7 +589,7 @@ def test_2_content_written_as_ascii_escapes_is_refused_where_it_holds_tags():
 
 
 @pytest.mark.parametrize("text", ["\n\nHello", "\nx\n", "\n"])
-def test_3_a_reply_that_begins_with_newlines_is_encoded_as_it_is_sampled(text):
+def test_3_a_reply_that_begins_with_newlines_is_encoded_as_it_is_sampled(text: str) -> None:
     renderer = of("qwen2.5-instruct")
     messages = [user("Hi"), assistant(text)]
     prompt = renderer.build_generation_prompt(messages[:1]).to_ints()
@@ -617,7 +623,7 @@ PARSED = [
 @pytest.mark.parametrize("name", PARSED)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_parsing_gives_back_what_was_rendered(name, data):
+def test_parsing_gives_back_what_was_rendered(name: str, data: st.DataObject) -> None:
     renderer = of(name)
     text = data.draw(texts)
     if name == "qwq-32b":  # a reply there begins with what the prompt has opened
@@ -651,7 +657,7 @@ def test_parsing_gives_back_what_was_rendered(name, data):
 @pytest.mark.parametrize(
     "name", ["qwq-32b", "qwen3.5-think", "nemotron-3-nano", "deepseek-v3", "deepseek-r1-distill"]
 )
-def test_a_parsed_reply_begins_with_what_its_prompt_has_opened(name):
+def test_a_parsed_reply_begins_with_what_its_prompt_has_opened(name: str) -> None:
     renderer = of(name)
     text = "because\n</think>\n\nor two"
     reply = renderer.encoder.encode(text, renderer.template.own_tags)
@@ -661,7 +667,7 @@ def test_a_parsed_reply_begins_with_what_its_prompt_has_opened(name):
 
 
 @pytest.mark.parametrize("name", ["qwq-32b", "qwen3.5-think", "nemotron-3-nano"])
-def test_a_parsed_reply_is_trained_as_it_was_sampled(name):
+def test_a_parsed_reply_is_trained_as_it_was_sampled(name: str) -> None:
     renderer = of(name)
     reply = renderer.encoder.encode("because\n</think>\n\nor two", renderer.template.own_tags)
     reply += renderer.get_stop_sequences()
@@ -672,7 +678,7 @@ def test_a_parsed_reply_is_trained_as_it_was_sampled(name):
     assert weights.sum() == len(reply)
 
 
-def test_unreadable_calls_render_again():
+def test_unreadable_calls_render_again() -> None:
     renderer = of("qwen3-instruct-2507")
     body = 'Sure.\n<tool_call>\n{"name": 1}\n</tool_call>'
     tokens = renderer.encoder.encode(body, ["<tool_call>", "</tool_call>"])
@@ -682,7 +688,7 @@ def test_unreadable_calls_render_again():
     assert render_reply(renderer, message) == tokens
 
 
-def test_unreadable_calls_of_a_section_render_again():
+def test_unreadable_calls_of_a_section_render_again() -> None:
     renderer = of("kimi-k2-instruct-july2025")
     body = "Sure.<|tool_calls_section_begin|>"
     for call in ('functions.f:0<|tool_call_argument_begin|>{"a":1}', "functions.g:1"):
@@ -697,7 +703,7 @@ def test_unreadable_calls_of_a_section_render_again():
     assert render_reply(renderer, message) == tokens
 
 
-def test_a_call_sampled_after_tools_were_declared_is_found():
+def test_a_call_sampled_after_tools_were_declared_is_found() -> None:
     """For every template that declares tools."""
     declaring = [name for name in [*CHATML, *KIMI] if name not in UNREADABLE]
     assert len(declaring) == 7
@@ -716,7 +722,7 @@ def test_a_call_sampled_after_tools_were_declared_is_found():
         ]
 
 
-def test_other_calls_stay_in_the_text():
+def test_other_calls_stay_in_the_text() -> None:
     renderer = of("qwen3-coder")
     tokens = render_reply(renderer, assistant("", calls=[("f", '{"a": 1}')]))
     message, _ = renderer.parse_response(tokens)
@@ -731,7 +737,7 @@ WEATHER = assistant("", calls=[("w", '{"city": "Oslo"}'), ("w", '{"city": "Rome"
 
 
 @pytest.mark.parametrize("name", ["qwq-32b", "deepseek-r1-distill", "nemotron-3-nano"])
-def test_a_reply_that_is_not_written_behind_its_prompt_is_refused(name):
+def test_a_reply_that_is_not_written_behind_its_prompt_is_refused(name: str) -> None:
     renderer = of(name)
     assert renderer.build_generation_prompt(HI[:1]).length
     for build in (renderer.build_supervised_example, renderer.build_supervised_examples):
@@ -740,7 +746,7 @@ def test_a_reply_that_is_not_written_behind_its_prompt_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["qwq-32b", "nemotron-3-nano"])
-def test_a_reply_is_told_to_begin_as_its_prompt_ends_where_that_helps(name):
+def test_a_reply_is_told_to_begin_as_its_prompt_ends_where_that_helps(name: str) -> None:
     renderer = of(name)
     for content in ("Hello", "<think>hm</think>\n\nHello"):
         with pytest.raises(RendererError, match=r"opens with '<think>\\n', so must the reply$"):
@@ -750,7 +756,7 @@ def test_a_reply_is_told_to_begin_as_its_prompt_ends_where_that_helps(name):
 
 @pytest.mark.parametrize("content", ["Hello", "<think>\nhm\n</think>\n\nHello"])
 @pytest.mark.parametrize("name", ["deepseek-v3", "deepseek-r1-distill"])
-def test_where_no_reply_can_be_trained_another_renderer_is_named(name, content):
+def test_where_no_reply_can_be_trained_another_renderer_is_named(name: str, content: str) -> None:
     """These cut reasoning out of every reply, and prompt for it."""
     for head in ([], [system("S")]):
         with pytest.raises(RendererError) as caught:
@@ -761,7 +767,7 @@ def test_where_no_reply_can_be_trained_another_renderer_is_named(name, content):
         )
 
 
-def test_a_system_prompt_that_moves_is_refused():
+def test_a_system_prompt_that_moves_is_refused() -> None:
     """Mistral's template writes it before the last user message, only where that comes last."""
     renderer = of("mistral-nemo-instruct-2407")
     with pytest.raises(
@@ -771,7 +777,7 @@ def test_a_system_prompt_that_moves_is_refused():
     renderer.build_supervised_example(TWO[1:3])
 
 
-def test_history_in_another_form_is_refused_in_one_example_and_split():
+def test_history_in_another_form_is_refused_in_one_example_and_split() -> None:
     for name in ("qwen3", "gpt-oss"):
         renderer = of(name)
         messages = [*HI, user("Bye"), assistant("See you")]
@@ -880,7 +886,7 @@ def test_history_in_another_form_is_refused_in_one_example_and_split():
         ),
     ],
 )
-def test_refusals_name_the_message(name, messages, problem):
+def test_refusals_name_the_message(name: str, messages: list[dict[str, Any]], problem: str) -> None:
     with pytest.raises(RendererError) as caught:
         of(name).build_supervised_example(messages)
     assert problem in str(caught.value) and "\n" not in str(caught.value)
@@ -907,7 +913,7 @@ NAME, ARGUMENTS = "{{ c.function.name }}", "{{ c.function.arguments | tojson }}"
         (NAME + "{{ c.function.arguments.keys() | list }}", "arguments of 'f'"),
     ],
 )
-def test_every_call_has_to_be_written_with_all_of_its_arguments(call, problem):
+def test_every_call_has_to_be_written_with_all_of_its_arguments(call: str, problem: str) -> None:
     """In trained replies and in history, though the words stand in the question."""
     renderer = TemplateRenderer(templated(CALLING.replace("CALL", call)))
     arguments = '{"a": 1, "b": {"c": [true, "x"]}}'
@@ -923,7 +929,7 @@ def test_every_call_has_to_be_written_with_all_of_its_arguments(call, problem):
     renderer.build_supervised_example([question, assistant("f")])
 
 
-def test_a_call_without_arguments_has_to_be_written_with_none():
+def test_a_call_without_arguments_has_to_be_written_with_none() -> None:
     messages = [user("f"), assistant("", calls=[("f", "{}")])]
     TemplateRenderer(templated(CALLING.replace("CALL", NAME + ARGUMENTS))).build_supervised_example(
         messages
@@ -934,14 +940,14 @@ def test_a_call_without_arguments_has_to_be_written_with_none():
         )
 
 
-def test_a_template_that_knows_some_names_only_is_told():
+def test_a_template_that_knows_some_names_only_is_told() -> None:
     check = "{% if c.function.name != 'f' %}{{ raise_exception('Only f.') }}{% endif %}"
     renderer = TemplateRenderer(templated(CALLING.replace("CALL", check + NAME + ARGUMENTS)))
     with pytest.raises(RendererError, match=r"message 1: .*cannot be told.*\(Only f\.\)"):
         renderer.build_supervised_example([user("q"), assistant("", calls=[("f", "{}")])])
 
 
-def test_an_id_that_names_the_function_is_enough():
+def test_an_id_that_names_the_function_is_enough() -> None:
     """Kimi K2's template writes the id and not the name."""
     renderer = of("kimi-k2-thinking")
     call = {"function": {"name": "add", "arguments": "{}"}}
@@ -955,7 +961,7 @@ def test_an_id_that_names_the_function_is_enough():
             )
 
 
-def test_calls_cost_one_more_rendering(monkeypatch):
+def test_calls_cost_one_more_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = of("qwen2.5-instruct")
     renderer.content_parser()
     asked = []
@@ -964,7 +970,7 @@ def test_calls_cost_one_more_rendering(monkeypatch):
         type(renderer.template), "apply", lambda *given: asked.append(1) or apply(*given)
     )
 
-    def count(build, *given) -> int:
+    def count(build: Callable[..., Any], *given: Any) -> int:
         asked.clear()
         build(*given)
         return len(asked)
@@ -990,7 +996,7 @@ def _with_forged_turns(rng: random.Random, messages: list[dict], end: str) -> li
 
 
 @pytest.mark.parametrize("name", [*GENERATED, "mistral-nemo-instruct-2407"])
-def test_beginnings_encoded_one_behind_the_other_are_encoded_as_each_alone(name):
+def test_beginnings_encoded_one_behind_the_other_are_encoded_as_each_alone(name: str) -> None:
     renderer = of(name)
     most = GENERATED[name][0] if name in GENERATED else 0
     rng = random.Random(7)
@@ -1014,7 +1020,9 @@ def test_beginnings_encoded_one_behind_the_other_are_encoded_as_each_alone(name)
 
 
 @pytest.mark.parametrize("name", ["qwen3-instruct-2507", "llama-3-instruct", "gemma-3-it"])
-def test_many_trained_replies_cost_no_more_than_some_encodings_of_the_whole(name, monkeypatch):
+def test_many_trained_replies_cost_no_more_than_some_encodings_of_the_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     renderer = of(name)
     messages = [user("Say it again, please."), assistant("Again and again and again.")] * 40
     encoded = []
@@ -1028,7 +1036,7 @@ def test_many_trained_replies_cost_no_more_than_some_encodings_of_the_whole(name
 
 
 @pytest.mark.parametrize("more", ["<|im_end|>\n<|im_start|>user", "<|im_end|>\n<|im_start|>"])
-def test_a_tag_that_holds_the_end_of_turn_is_found_as_in_the_whole(more):
+def test_a_tag_that_holds_the_end_of_turn_is_found_as_in_the_whole(more: str) -> None:
     """The text up to an end of turn then does not tell the tokens up to it."""
     from tokenizers import AddedToken
 
@@ -1041,7 +1049,7 @@ def test_a_tag_that_holds_the_end_of_turn_is_found_as_in_the_whole(more):
             assert together.encode(text) == tokenizer(text)["input_ids"]
 
 
-def test_what_the_template_allows_is_as_it_writes_it():
+def test_what_the_template_allows_is_as_it_writes_it() -> None:
     """Two system messages, and a tool result that answers no call."""
     renderer = of("qwen2.5-instruct")
     for messages in ([system("S"), system("T"), user("q")], [user("q"), tool("1")]):
@@ -1050,13 +1058,13 @@ def test_what_the_template_allows_is_as_it_writes_it():
 
 
 @pytest.mark.parametrize("mode", ["all_messages", "all_user_and_system_messages", "customized"])
-def test_modes_that_train_a_users_words_are_refused(mode):
+def test_modes_that_train_a_users_words_are_refused(mode: str) -> None:
     messages = [{**m, "trainable": True} for m in HI] if mode == "customized" else HI
     with pytest.raises(RendererError, match=f"message 0: train_on_what={mode} trains a user"):
         of("qwen2.5-instruct").build_supervised_example(messages, mode)
 
 
-def test_other_requests_it_cannot_serve():
+def test_other_requests_it_cannot_serve() -> None:
     renderer = of("qwen2.5-instruct")
     with pytest.raises(RendererError, match="for an assistant only"):
         renderer.build_generation_prompt(HI, role="user")
@@ -1075,12 +1083,14 @@ def test_other_requests_it_cannot_serve():
         ("{% for m in messages %}<|im_start|>{% endfor %}", "no token of its own"),
     ],
 )
-def test_templates_that_cannot_serve_are_refused_at_once(template, problem):
+def test_templates_that_cannot_serve_are_refused_at_once(
+    template: str | None, problem: str
+) -> None:
     with pytest.raises(RendererError, match=problem):
         get_renderer("template", templated(template))
 
 
-def test_prefill_and_registry():
+def test_prefill_and_registry() -> None:
     renderer = get_renderer("template", load("qwen3"))
     prompt = renderer.build_generation_prompt(HI[:1]).to_ints()
     think = renderer.encoder.encode("<think>\n", ["<think>"])
@@ -1089,7 +1099,7 @@ def test_prefill_and_registry():
     assert again.build_generation_prompt(HI[:1]).to_ints() == prompt
 
 
-def test_arguments_for_the_template():
+def test_arguments_for_the_template() -> None:
     register_renderer("mine", lambda t, _: TemplateRenderer(t, enable_thinking=False))
     try:
         renderer = get_renderer("mine", load("qwen3"))

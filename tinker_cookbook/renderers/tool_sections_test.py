@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinker_cookbook.renderers.messages import FunctionBody, ToolCall
+from tinker_cookbook.renderers.messages import FunctionBody, Message, ToolCall
 from tinker_cookbook.renderers.parsing import ThinkTags, message_from_deltas
 from tinker_cookbook.renderers.tool_sections import SectionParser, ToolSection
 
@@ -24,7 +26,7 @@ pieces = st.sampled_from(
 )
 
 
-def parse(text: str, cuts: set[int], **kwargs):
+def parse(text: str, cuts: set[int], **kwargs: Any) -> Message:
     parser = SectionParser(ThinkTags(), SECTION, **kwargs)
     deltas, start = [], 0
     for end in [*sorted(cut for cut in cuts if cut < len(text)), len(text)]:
@@ -36,7 +38,7 @@ def parse(text: str, cuts: set[int], **kwargs):
 @pytest.mark.parametrize("prompt_opens_think", [False, True])
 @settings(max_examples=200, deadline=None)
 @given(text=st.lists(pieces, max_size=10).map("".join), cuts=st.sets(st.integers(0, 60)))
-def test_pieces_equal_the_whole(prompt_opens_think, text, cuts):
+def test_pieces_equal_the_whole(prompt_opens_think: bool, text: str, cuts: set[int]) -> None:
     whole = parse(text, set(), prompt_opens_think=prompt_opens_think)
     assert parse(text, cuts, prompt_opens_think=prompt_opens_think) == whole
     letters = set(range(len(text)))
@@ -45,7 +47,7 @@ def test_pieces_equal_the_whole(prompt_opens_think, text, cuts):
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.lists(pieces.filter(lambda piece: piece != "<calls>"), max_size=10).map("".join))
-def test_a_written_section_reads_back(text):
+def test_a_written_section_reads_back(text: str) -> None:
     """Whatever came as a section, writing and reading it gives the same calls, read and unread.
 
     A message holds unread calls behind read ones, so two that were apart may come back as one.
@@ -58,5 +60,5 @@ def test_a_written_section_reads_back(text):
     assert unread(again) == unread(message)
 
 
-def unread(message) -> str:
+def unread(message: Message) -> str:
     return "".join(call.raw_text for call in message.get("unparsed_tool_calls", []))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +31,19 @@ from tinker_cookbook.rl.types import (
     RolloutError,
     StepResult,
     StopReason,
+    Trajectory,
     TrajectoryGroup,
 )
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.testing import ScriptedEngine, scripted_service
 
 
-def member(*rewards, metrics=(), cut=False, stop=StopReason.DONE):
+def member(
+    *rewards: float,
+    metrics: Sequence[dict[str, float]] = (),
+    cut: bool = False,
+    stop: StopReason = StopReason.DONE,
+) -> Trajectory:
     """An episode with prompts of 3, 6, ... tokens and replies of 2 tokens."""
     turns = [turn(range(3 * (i + 1)), [1, 2], reward=reward) for i, reward in enumerate(rewards)]
     for each, values in zip(turns, metrics):
@@ -44,7 +53,12 @@ def member(*rewards, metrics=(), cut=False, stop=StopReason.DONE):
     return dataclasses.replace(trajectory(*turns), stop_reason=stop)
 
 
-def group_of(*members, finals=None, metrics=None, errors=()):
+def group_of(
+    *members: Trajectory,
+    finals: list[float] | None = None,
+    metrics: list[dict[str, float]] | None = None,
+    errors: Sequence[RolloutError] = (),
+) -> TrajectoryGroup:
     finals = finals or [0.0] * len(members)
     return TrajectoryGroup(
         list(members), list(finals), metrics or [{} for _ in members], list(errors)
@@ -65,7 +79,7 @@ GROUPS = [
 ]
 
 
-def test_metrics_by_hand():
+def test_metrics_by_hand() -> None:
     found = compute_trajectory_metrics(GROUPS, [["a"], ["a", "b"], [], ["c"]])
     everything = {k.removeprefix("env/all/"): v for k, v in found.items() if "env/all/" in k}
     assert everything == {
@@ -93,7 +107,7 @@ def test_metrics_by_hand():
     assert not [key for key in found if key.startswith("env/d")]
 
 
-def test_a_tag_of_all_groups_is_not_repeated_and_lists_must_match():
+def test_a_tag_of_all_groups_is_not_repeated_and_lists_must_match() -> None:
     found = compute_trajectory_metrics(GROUPS[:2], [["a", "a"], ["a"]])
     assert {key.split("/")[1] for key in found} == {"all"}
     assert not [key for key in found if key.startswith("rollout_errors")]
@@ -103,7 +117,7 @@ def test_a_tag_of_all_groups_is_not_repeated_and_lists_must_match():
         compute_trajectory_metrics(GROUPS, [["a"]])
 
 
-def test_a_batch_of_nothing_has_counts_and_no_ratio():
+def test_a_batch_of_nothing_has_counts_and_no_ratio() -> None:
     found = compute_trajectory_metrics(GROUPS[3:], [[]])
     assert found["env/all/total_episodes"] == 0 and "env/all/reward/total" not in found
     assert found["rollout_errors/groups_lost"] == 1
@@ -112,7 +126,7 @@ def test_a_batch_of_nothing_has_counts_and_no_ratio():
     assert found["env/all/turns_per_episode"] == 0 and found["env/all/reward/total"] == 0
 
 
-def test_metrics_that_are_no_numbers_cost_no_step_and_are_counted():
+def test_metrics_that_are_no_numbers_cost_no_step_and_are_counted() -> None:
     values = {"a": None, "b": math.nan, "c": "x", "d": np.float32(0.5), "reward/total": 99}
     found = compute_trajectory_metrics([group_of(member(1.0, metrics=[values]))], [[]])
     assert found["env/all/metrics_not_numbers"] == 3
@@ -124,13 +138,13 @@ def test_metrics_that_are_no_numbers_cost_no_step_and_are_counted():
 class Sum(Env):
     """The reward is the sum of the reply's tokens; a negative prompt token makes it fail."""
 
-    def __init__(self, token):
+    def __init__(self, token: int) -> None:
         self.token = token
 
-    async def initial_observation(self):
+    async def initial_observation(self) -> tuple[tinker.ModelInput, list[int]]:
         return tinker.ModelInput.from_ints([5, abs(self.token)]), [2]
 
-    async def step(self, action):
+    async def step(self, action: list[int]) -> StepResult:
         if self.token < 0:
             raise RuntimeError("broken")
         return StepResult(
@@ -139,35 +153,35 @@ class Sum(Env):
 
 
 class Sums(EnvGroupBuilder):
-    def __init__(self, *tokens):
+    def __init__(self, *tokens: int) -> None:
         self.tokens = tokens
 
-    async def make_envs(self):
+    async def make_envs(self) -> list[Sum]:
         return [Sum(token) for token in self.tokens]
 
-    def logging_tags(self):
+    def logging_tags(self) -> list[str]:
         return ["even" if self.tokens[0] % 2 == 0 else "odd"]
 
 
 class Problems(RLDataset):
-    def __init__(self, *batches):
+    def __init__(self, *batches: Sequence[EnvGroupBuilder]) -> None:
         self.batches = batches
 
-    def get_batch(self, index):
+    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
         return self.batches[index]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batches)
 
 
 @pytest.fixture
-def engine():
+def engine() -> ScriptedEngine:
     """Replies with the prompt's last token and the stop token."""
     return ScriptedEngine(lambda asked: [asked.prompt[-1], 2])
 
 
 @pytest.fixture
-def client(engine, tmp_path):
+def client(engine: ScriptedEngine, tmp_path: Path) -> tinker.SamplingClient:
     service = scripted_service(engine, tmp_path)
     return service.create_sampling_client(base_model="nano").result()
 
@@ -175,7 +189,9 @@ def client(engine, tmp_path):
 DATASET = Problems([Sums(10, 10), Sums(11, 11)], [Sums(20, 20), Sums(31, -1)])
 
 
-async def test_the_evaluator_plays_every_group_once(engine, client):
+async def test_the_evaluator_plays_every_group_once(
+    engine: ScriptedEngine, client: tinker.SamplingClient
+) -> None:
     evaluator = RLTestSetEvaluator(DATASET, max_tokens=7, name="held", temperature=0.5)
     found = await evaluator(client)
     assert [builder.tokens[0] for builder in dataset_to_env_group_builders(DATASET)] == [
@@ -203,7 +219,12 @@ async def test_the_evaluator_plays_every_group_once(engine, client):
     assert evaluator.taglist_P == [["even"], ["odd"], ["even"], ["odd"]]
 
 
-async def seeds_of_samples(evaluator, client, engine, at_a_time):
+async def seeds_of_samples(
+    evaluator: RLTestSetEvaluator,
+    client: tinker.SamplingClient,
+    engine: ScriptedEngine,
+    at_a_time: int,
+) -> list[int]:
     """Of all 8; so many of them are asked for before the first of these is answered."""
     engine.requests.clear()
     engine.hold()
@@ -220,7 +241,9 @@ async def seeds_of_samples(evaluator, client, engine, at_a_time):
     return [each.seed for each in engine.samples]
 
 
-async def test_evaluations_sample_with_the_same_seeds(engine, client):
+async def test_evaluations_sample_with_the_same_seeds(
+    engine: ScriptedEngine, client: tinker.SamplingClient
+) -> None:
     evaluator = RLTestSetEvaluator(DATASET, max_tokens=7, groups_at_a_time=1)
     first, second = [
         await seeds_of_samples(evaluator, client, engine, at_a_time=2)  # members of one group
@@ -231,14 +254,16 @@ async def test_evaluations_sample_with_the_same_seeds(engine, client):
     assert first == second and len(set(first + other)) == 16
 
 
-async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environment(client):
+async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environment(
+    client: tinker.SamplingClient,
+) -> None:
     cleaned = []
 
     class Tidy(Sums):
-        async def cleanup(self):
+        async def cleanup(self) -> None:
             cleaned.append(self.tokens[0])
 
-        async def compute_group_rewards(self, trajectories_G, env_group):
+        async def compute_group_rewards(self, trajectories_G: Any, env_group: Any) -> Any:
             await asyncio.Event().wait()  # the others would wait for ever
 
     dataset = Problems([Tidy(-1), Tidy(1), Tidy(2)])
@@ -248,7 +273,7 @@ async def test_a_failure_of_the_evaluation_ends_it_and_gives_back_every_environm
     assert sorted(cleaned) == [-1, 1, 2]
 
 
-async def test_nano_from_sampling_to_a_step(tmp_path):
+async def test_nano_from_sampling_to_a_step(tmp_path: Path) -> None:
     """Sampled, weighed and trained in process: sampler, trainer and reference agree, and a step
     moves the sampled tokens the way their advantages point."""
     service = connect(engine=EngineConfig(device="cpu"), store_dir=tmp_path / "store")

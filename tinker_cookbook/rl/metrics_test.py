@@ -27,7 +27,9 @@ from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import Sequence, to_datum
 
 
-def make_data(count=7, seed=0):
+def make_data(
+    count: int = 7, seed: int = 0
+) -> tuple[list[tinker.Datum], list[np.ndarray], list[tuple[float, float]]]:
     """Datums of different lengths, the trainer's logprobs of them, and (sampled, trained) of the
     tokens that count."""
     rng = np.random.default_rng(seed)
@@ -44,7 +46,7 @@ def make_data(count=7, seed=0):
     return data, logprobs, pairs
 
 
-def by_hand(pairs):
+def by_hand(pairs: list[tuple[float, float]]) -> dict[str, float]:
     n = len(pairs)
     return {
         "optim/kl_sample_train_v1": sum(s - t for s, t in pairs) / n,
@@ -55,7 +57,7 @@ def by_hand(pairs):
     }
 
 
-def test_by_hand_from_any_kind_of_array():
+def test_by_hand_from_any_kind_of_array() -> None:
     data, logprobs, pairs = make_data()
     expected = {key: pytest.approx(value, rel=1e-9) for key, value in by_hand(pairs).items()}
     assert compute_kl_sample_train(data, logprobs) == expected
@@ -64,7 +66,7 @@ def test_by_hand_from_any_kind_of_array():
     assert compute_kl_sample_train(data, tensors) == expected
 
 
-def test_parts_of_a_step_give_the_figures_of_the_whole_step():
+def test_parts_of_a_step_give_the_figures_of_the_whole_step() -> None:
     """Of very different sizes, so that a mean of means would show."""
     data, logprobs, pairs = make_data(20)
     gap = SampleTrainGap()
@@ -78,7 +80,7 @@ def test_parts_of_a_step_give_the_figures_of_the_whole_step():
     assert (first + rest) / 2 != pytest.approx(gap.entropy, rel=1e-3)
 
 
-def test_v1_and_v2_estimate_the_divergence_of_two_distributions():
+def test_v1_and_v2_estimate_the_divergence_of_two_distributions() -> None:
     """Exact over three tokens: v1 is KL(p || q) in the mean, v2 near it where p is near q."""
     p, q = (0.5, 0.3, 0.2), (0.45, 0.33, 0.22)
     exact = sum(a * math.log(a / b) for a, b in zip(p, q))
@@ -94,7 +96,7 @@ def test_v1_and_v2_estimate_the_divergence_of_two_distributions():
     assert gap.entropy == pytest.approx(-sum(a * math.log(a) for a in p), abs=1e-6)
 
 
-def test_what_is_not_a_number_is_never_lost():
+def test_what_is_not_a_number_is_never_lost() -> None:
     data, logprobs, _ = make_data()
     logprobs[0] = np.full_like(logprobs[0], np.nan)
     gap = SampleTrainGap()
@@ -104,14 +106,14 @@ def test_what_is_not_a_number_is_never_lost():
     assert math.isnan(gap.max) and math.isnan(gap.mean)
 
 
-def test_nothing_trained():
+def test_nothing_trained() -> None:
     gap = SampleTrainGap()
     assert gap.metrics() == {} and math.isnan(gap.mean) and gap.max == 0
     assert gap.metrics(num_sampled_tokens=0) == {}
     assert gap.metrics(num_sampled_tokens=12) == {"optim/frac_masked": 1.0}
 
 
-def test_frac_masked_counts_all_sampled_tokens():
+def test_frac_masked_counts_all_sampled_tokens() -> None:
     group = TrainingGroup.from_group(
         TrajectoryGroup(
             [trajectory(turn([1], [2, 3, 4]), turn([1, 2, 3, 4, 5], [6], trainable=False))],
@@ -129,7 +131,7 @@ def test_frac_masked_counts_all_sampled_tokens():
     assert gap.metrics(sampled)["optim/frac_masked"] == pytest.approx(5 / 8)
 
 
-def test_shapes_that_do_not_match_are_refused():
+def test_shapes_that_do_not_match_are_refused() -> None:
     data, logprobs, _ = make_data(2)
     with pytest.raises(DataValidationError, match="2 datums, but logprobs of 1"):
         SampleTrainGap().add(data, logprobs[:1])
@@ -137,7 +139,7 @@ def test_shapes_that_do_not_match_are_refused():
         SampleTrainGap().add(data, [logprobs[0], logprobs[1][:-1]])
 
 
-def model_pairs(data):
+def model_pairs(data: list[tinker.Datum]) -> list[list[tuple[float, float]]]:
     """(sampled, Model's) of the tokens that count, datum by datum."""
     pairs = []
     for datum in data:
@@ -153,7 +155,7 @@ def model_pairs(data):
     return pairs
 
 
-async def test_post_kl_by_hand():
+async def test_post_kl_by_hand() -> None:
     data, _, _ = make_data()
     flat = [d for pairs in model_pairs(data) for d in pairs]
     expected = by_hand(flat)
@@ -164,7 +166,7 @@ async def test_post_kl_by_hand():
     assert await compute_post_kl([], Model()) == {}
 
 
-async def test_the_penalty_on_datums_is_that_of_the_signal():
+async def test_the_penalty_on_datums_is_that_of_the_signal() -> None:
     rng = np.random.default_rng(0)
     members = [
         trajectory(
@@ -188,5 +190,5 @@ async def test_the_penalty_on_datums_is_that_of_the_signal():
     assert await incorporate_kl_penalty([], Model(), 0.7, 0.9) == {}
 
 
-def test_the_known_name_of_the_discounted_sum():
+def test_the_known_name_of_the_discounted_sum() -> None:
     assert discounted_future_sum_vectorized(np.array([1.0, 2.0, 4.0]), 0.5).tolist() == [3, 4, 4]

@@ -6,9 +6,11 @@ import asyncio
 import gc
 import math
 import statistics
+from collections.abc import Awaitable, Sequence
 
 import numpy as np
 import pytest
+import tinker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ KINDS = ("centered", "leave_one_out", "grpo", "dr_grpo")
 MAX_TOKENS = 64
 
 
-def by_hand(rewards, kind, tokens):
+def by_hand(rewards: Sequence[float], kind: str, tokens: Sequence[int]) -> list[float]:
     """Advantages of each token, one member after the other."""
     out = []
     for i, reward in enumerate(rewards):
@@ -51,7 +53,7 @@ def by_hand(rewards, kind, tokens):
         st.tuples(st.floats(-10, 10, width=32), st.integers(1, 500)), min_size=2, max_size=9
     )
 )
-def test_advantages_by_hand(kind, members):
+def test_advantages_by_hand(kind: str, members: list[tuple[float, int]]) -> None:
     rewards, tokens = [r for r, _ in members], [t for _, t in members]
     found = group_advantages(rewards, kind, tokens, MAX_TOKENS)
     if len(set(rewards)) == 1:
@@ -63,19 +65,19 @@ def test_advantages_by_hand(kind, members):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_to_compare_is_exactly_zero(kind):
+def test_nothing_to_compare_is_exactly_zero(kind: str) -> None:
     assert group_advantages([3.0], kind, [5], MAX_TOKENS).tolist() == [0.0]
     assert group_advantages([], kind, [], MAX_TOKENS).tolist() == []
     # 0.1 + 0.1 + 0.1 is not 3 * 0.1: a mean would leave a rest, and GRPO would blow it up
     assert group_advantages([0.1] * 3, kind, [5] * 3, MAX_TOKENS).tolist() == [0.0] * 3
 
 
-def make_group(rewards=(1.0, 0.0, 0.5), seed=0):
+def make_group(rewards: Sequence[float] = (1.0, 0.0, 0.5), seed: int = 0) -> TrajectoryGroup:
     """The second member has two sequences and an untrainable turn between trained ones; the last
     has nothing to train."""
     rng = np.random.default_rng(seed)
 
-    def sampled(count):
+    def sampled(count: int) -> list[float]:
         return (-rng.exponential(1.0, count)).astype(np.float32).tolist()
 
     members = [
@@ -95,7 +97,7 @@ TRAINED = [[[2, 3, 4]], [[1, 2, 6, 7], [3]], [[]]]  # positions of each sequence
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_group_reward_adds_to_trained_tokens_only(kind):
+def test_group_reward_adds_to_trained_tokens_only(kind: str) -> None:
     group = make_group()
     before = np.float32(0.25)
     for member in group.advantages_G:
@@ -111,7 +113,7 @@ def test_group_reward_adds_to_trained_tokens_only(kind):
                 assert value == pytest.approx(0.25 + added, abs=1e-6)
 
 
-def test_rewards_of_turns_and_of_the_group_count_together():
+def test_rewards_of_turns_and_of_the_group_count_together() -> None:
     first = trajectory(turn([1], [2], reward=0.5), turn([1, 2, 3], [4], reward=0.25))
     group = TrajectoryGroup([first, trajectory(turn([1], [2]))], [1.0, 0.0], [{}, {}])
     training = TrainingGroup.from_group(group)
@@ -120,7 +122,7 @@ def test_rewards_of_turns_and_of_the_group_count_together():
     assert training.advantages_G[1][0].tolist() == [0, -0.875]
 
 
-def test_group_reward_refuses_what_cannot_work():
+def test_group_reward_refuses_what_cannot_work() -> None:
     with pytest.raises(ConfigurationError, match="advantage='ppo': expected centered, leave_one"):
         GroupReward("ppo")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="dr_grpo divides by max_tokens, found None"):
@@ -130,24 +132,24 @@ def test_group_reward_refuses_what_cannot_work():
 class Model:
     """A model whose logprobs come from a formula; counts what it is asked."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = []
 
-    def logprob(self, tokens, position):
+    def logprob(self, tokens: list[int], position: int) -> float:
         return -0.1 * tokens[position] - 0.01 * position
 
-    def compute_logprobs(self, prompt):
+    def compute_logprobs(self, prompt: tinker.ModelInput) -> Awaitable[list[float | None]]:
         tokens = prompt.to_ints()
         self.asked.append(tokens)
 
-        async def answer():
+        async def answer() -> list[float | None]:
             return [None, *(self.logprob(tokens, t) for t in range(1, len(tokens)))]
 
         return answer()
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.5, 1.0])
-async def test_reference_kl_by_hand(discount):
+async def test_reference_kl_by_hand(discount: float) -> None:
     groups, model = [make_group(seed=1), make_group(seed=2)], Model()
     signal = ReferenceKL(model, coef=0.3, discount=discount)
     for group in groups:
@@ -185,7 +187,7 @@ async def test_reference_kl_by_hand(discount):
                     assert found == pytest.approx(added, abs=1e-6)
 
 
-async def test_the_centred_penalty_adds_up_to_nothing_over_the_step():
+async def test_the_centred_penalty_adds_up_to_nothing_over_the_step() -> None:
     groups, signal = [make_group(seed=s) for s in range(4)], ReferenceKL(Model(), coef=1.0)
     for group in groups:
         await signal.prepare(group)
@@ -195,15 +197,15 @@ async def test_the_centred_penalty_adds_up_to_nothing_over_the_step():
     assert abs(total) < 1e-5 and largest > 0.1
 
 
-async def test_a_reference_that_is_the_policy_penalises_nothing():
+async def test_a_reference_that_is_the_policy_penalises_nothing() -> None:
     group = make_group()
 
     class Policy(Model):
-        def compute_logprobs(self, prompt):
+        def compute_logprobs(self, prompt: tinker.ModelInput) -> Awaitable[list[float | None]]:
             tokens = prompt.to_ints()
             (same,) = [s for m in group.sequences_G for s in m if s.tokens.tolist() == tokens]
 
-            async def answer():
+            async def answer() -> list[float | None]:
                 return [None, *same.logprobs[1:].tolist()]
 
             return answer()
@@ -214,14 +216,14 @@ async def test_a_reference_that_is_the_policy_penalises_nothing():
     assert all((row == 0).all() for member in group.advantages_G for row in member)
 
 
-async def test_groups_without_a_trained_token():
+async def test_groups_without_a_trained_token() -> None:
     empty = TrainingGroup.from_group(TrajectoryGroup([], [], []))
     signal = ReferenceKL(Model(), coef=1.0)
     await signal.prepare(empty)
     assert signal.add([empty]) == {} and GroupReward().add([empty]) == {}
 
 
-async def test_what_was_fetched_for_a_group_goes_with_it():
+async def test_what_was_fetched_for_a_group_goes_with_it() -> None:
     signal, group = ReferenceKL(Model(), coef=1.0), make_group()
     await signal.prepare(group)
     assert len(signal._logprobs) == 1
@@ -232,9 +234,9 @@ async def test_what_was_fetched_for_a_group_goes_with_it():
         signal.add([make_group()])
 
 
-async def test_a_reference_that_never_answers_is_not_awaited_for_ever():
+async def test_a_reference_that_never_answers_is_not_awaited_for_ever() -> None:
     class Silent:
-        def compute_logprobs(self, prompt):
+        def compute_logprobs(self, prompt: tinker.ModelInput) -> Awaitable[list[float | None]]:
             return asyncio.get_running_loop().create_future()
 
     signal = ReferenceKL(Silent(), coef=1.0, timeout=0.05)
@@ -242,7 +244,7 @@ async def test_a_reference_that_never_answers_is_not_awaited_for_ever():
         await signal.prepare(make_group())
 
 
-def test_signals_are_signals_and_check_their_keys():
+def test_signals_are_signals_and_check_their_keys() -> None:
     assert isinstance(GroupReward(), Signal) and isinstance(ReferenceKL(None, 1.0), Signal)
     assert not GroupReward().needs_batch and ReferenceKL(None, 1.0).needs_batch
     with pytest.raises(ConfigurationError, match="must be from 0 to 1"):
@@ -255,7 +257,7 @@ def test_signals_are_signals_and_check_their_keys():
     st.lists(st.floats(-100, 100), max_size=70),
     st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
 )
-def test_discounted_future_sum_by_a_loop(values, discount):
+def test_discounted_future_sum_by_a_loop(values: list[float], discount: float) -> None:
     expected, later = [], 0.0
     for value in reversed(values):
         later = value + discount * later

@@ -26,10 +26,17 @@ from tinker_cookbook.rl import train, training_step
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.rollouts.strategy import FailFast
 from tinker_cookbook.rl.signals import sequence_logprobs
-from tinker_cookbook.rl.training_step import Trainer
+from tinker_cookbook.rl.training_step import PolicyTrainer
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.transcripts import read_rollouts
-from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset, RLDatasetBuilder, StepResult
+from tinker_cookbook.rl.types import (
+    Action,
+    ActionExtra,
+    EnvGroupBuilder,
+    RLDataset,
+    RLDatasetBuilder,
+    StepResult,
+)
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -57,7 +64,7 @@ class Addition(ProblemEnv):
     def get_reference_answer(self) -> str:
         return str(self.problem["answer"])
 
-    async def step(self, action, *, extra=None) -> StepResult:
+    async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
         if self.trouble == "raises":
             raise RuntimeError("the game crashed")
         result = await super().step(action, extra=extra)
@@ -72,7 +79,9 @@ class Addition(ProblemEnv):
 
 
 class Additions(RLDataset):
-    def __init__(self, builder: SomeAdditions, split: str, batches: int, groups: int, size: int):
+    def __init__(
+        self, builder: SomeAdditions, split: str, batches: int, groups: int, size: int
+    ) -> None:
         self.builder, self.split = builder, split
         self.batches, self.groups, self.size = batches, groups, size
 
@@ -204,17 +213,17 @@ async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     }
     await train.main(config(tmp_path / "whole", **keys))
 
-    real = Trainer.step
+    real = PolicyTrainer.step
 
-    async def crash(self: Trainer, source: Any, step: int, sampling_client: Any) -> Any:
+    async def crash(self: PolicyTrainer, source: Any, step: int, sampling_client: Any) -> Any:
         if step == 2:
             raise RuntimeError("the power went out")
         return await real(self, source, step, sampling_client)
 
-    monkeypatch.setattr(Trainer, "step", crash)
+    monkeypatch.setattr(PolicyTrainer, "step", crash)
     with pytest.raises(RuntimeError, match="power"):
         await train.main(config(tmp_path / "broken", **keys))
-    monkeypatch.setattr(Trainer, "step", real)
+    monkeypatch.setattr(PolicyTrainer, "step", real)
     await train.main(config(tmp_path / "broken", **keys))
 
     def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -16,7 +17,13 @@ from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask, trajecto
 from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
 
 
-def turn(ob, ac, logprobs=None, trainable=True, reward=0.0):
+def turn(
+    ob: Iterable[int],
+    ac: Sequence[int],
+    logprobs: list[float] | None = None,
+    trainable: bool = True,
+    reward: float = 0.0,
+) -> Transition:
     if logprobs is None:
         logprobs = [-0.5 * (i + 1) for i in range(len(ac))]
     return Transition(
@@ -28,15 +35,15 @@ def turn(ob, ac, logprobs=None, trainable=True, reward=0.0):
     )
 
 
-def trajectory(*turns):
+def trajectory(*turns: Transition) -> Trajectory:
     return Trajectory(list(turns), tinker.ModelInput.from_ints([]))
 
 
-def values(sequence):
+def values(sequence: Sequence) -> tuple[list[int], list[float], list[float]]:
     return sequence.tokens.tolist(), sequence.weights.tolist(), sequence.logprobs.tolist()
 
 
-def test_turns_that_extend_one_another_share_a_sequence():
+def test_turns_that_extend_one_another_share_a_sequence() -> None:
     (sequence,) = trajectory_to_sequences(
         trajectory(turn([1, 2], [3, 4]), turn([1, 2, 3, 4, 5], [6]))
     )
@@ -47,7 +54,7 @@ def test_turns_that_extend_one_another_share_a_sequence():
     )
 
 
-def test_a_prompt_that_does_not_extend_begins_a_new_sequence():
+def test_a_prompt_that_does_not_extend_begins_a_new_sequence() -> None:
     # the second prompt re-writes the reply (4 -> 9), the third one is shorter than what is there
     found = trajectory_to_sequences(
         trajectory(turn([1, 2], [3, 4]), turn([1, 2, 3, 9], [5]), turn([1, 2, 3], [6]))
@@ -56,12 +63,12 @@ def test_a_prompt_that_does_not_extend_begins_a_new_sequence():
     assert [values(each)[1] for each in found] == [[0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 1]]
 
 
-def test_a_prompt_that_only_begins_alike_but_stops_inside_the_reply_is_new():
+def test_a_prompt_that_only_begins_alike_but_stops_inside_the_reply_is_new() -> None:
     found = trajectory_to_sequences(trajectory(turn([1], [2, 3]), turn([1, 2], [3])))
     assert [values(each)[0] for each in found] == [[1, 2, 3], [1, 2, 3]]
 
 
-def test_untrainable_turns_are_context():
+def test_untrainable_turns_are_context() -> None:
     first = turn([1], [2, 3], trainable=False)
     (sequence,) = trajectory_to_sequences(trajectory(first, turn([1, 2, 3], [4])))
     assert values(sequence)[1] == [0, 0, 0, 1]
@@ -71,7 +78,7 @@ def test_untrainable_turns_are_context():
     assert values(trajectory_to_sequences(trajectory(scripted))[0]) == ([1, 2], [0, 0], [0, 0])
 
 
-def test_actions_without_logprobs_cannot_be_trained():
+def test_actions_without_logprobs_cannot_be_trained() -> None:
     for logprobs, found in ((None, "no"), ([-1.0], "1")):
         bad = turn([1], [2])
         bad.ac = TokensWithLogprobs([2, 3], logprobs)
@@ -79,14 +86,16 @@ def test_actions_without_logprobs_cannot_be_trained():
             trajectory_to_sequences(trajectory(turn([1], [2]), bad))
 
 
-def test_an_empty_episode_and_an_empty_action():
+def test_an_empty_episode_and_an_empty_action() -> None:
     assert trajectory_to_sequences(trajectory()) == []
     (sequence,) = trajectory_to_sequences(trajectory(turn([1], []), turn([1, 5], [6])))
     assert values(sequence)[:2] == ([1, 5, 6], [0, 0, 1])
 
 
 @given(st.data())
-def test_every_sampled_token_is_trained_once_behind_the_prompt_it_was_sampled_from(data):
+def test_every_sampled_token_is_trained_once_behind_the_prompt_it_was_sampled_from(
+    data: st.DataObject,
+) -> None:
     """Whatever prompts an environment makes: of few tokens, so that they often extend by chance."""
     turns, so_far = [], []
     for number in range(data.draw(st.integers(0, 6))):
@@ -135,14 +144,14 @@ def test_every_sampled_token_is_trained_once_behind_the_prompt_it_was_sampled_fr
             assert a == b
 
 
-def two_members():
+def two_members() -> TrajectoryGroup:
     """The first member has an untrainable sequence before a trained one."""
     first = trajectory(turn([1], [2], trainable=False), turn([7, 8], [9, 10]))
     second = trajectory(turn([1, 2], [3]), turn([1, 2, 3, 4], [5]))
     return TrajectoryGroup([first, second], [0.0, 1.0], [{}, {}])
 
 
-def test_a_training_group_starts_without_advantages():
+def test_a_training_group_starts_without_advantages() -> None:
     group = TrainingGroup.from_group(two_members())
     assert [[len(each) for each in member] for member in group.sequences_G] == [[2, 4], [5]]
     assert [[each.tolist() for each in member] for member in group.advantages_G] == [
@@ -154,7 +163,7 @@ def test_a_training_group_starts_without_advantages():
     assert TrainingGroup.from_group(TrajectoryGroup([], [], [])).datums() == []
 
 
-def test_datums_of_a_group_hold_what_the_loss_takes():
+def test_datums_of_a_group_hold_what_the_loss_takes() -> None:
     group = TrainingGroup.from_group(two_members())
     group.advantages_G[0][1][:] = [0, 0, 1.5, 1.5]
     group.advantages_G[1][0][:] = [0, 0, -1.5, 0, -1.5]

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -489,7 +490,7 @@ def test_threads_write_one_run(run: Store) -> None:
 def killing(function: Callable, at: int, counter: list[int]) -> Callable:
     """`function`, but the call that makes the counter reach `at` kills the process instead."""
 
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         counter[0] += 1
         if counter[0] == at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -729,7 +730,7 @@ def test_read_only_store_can_be_read(run: Store, monkeypatch: pytest.MonkeyPatch
     run.write_checkpoint(RUN, "weights", "b", writes(b"old"), ttl_seconds=0.001)
     real = os.open
 
-    def only_read(file, flags, *args, **kwargs):
+    def only_read(file: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return real(file, flags, *args, **kwargs)
@@ -882,7 +883,7 @@ def test_delete(run: Store) -> None:
 # ---- links to checkpoints from elsewhere
 
 
-def test_a_link_leads_to_a_checkpoint_and_goes_with_it(tmp_path: Path):
+def test_a_link_leads_to_a_checkpoint_and_goes_with_it(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     store.create_run(RUN, "nano", 8)
     for name in ("kept", "deleted", "brief", "again"):

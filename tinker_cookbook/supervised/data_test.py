@@ -4,7 +4,9 @@ which `datasets.load_dataset` prefers to the hub."""
 import csv
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import chz
 import pytest
@@ -33,7 +35,11 @@ from tinker_cookbook.supervised.data import (
 )
 from tinker_cookbook.supervised.datasets_test import LetterRenderer, epoch, shown, talk, texts
 from tinker_cookbook.supervised.mixture import mixture_counts
-from tinker_cookbook.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig
+from tinker_cookbook.supervised.types import (
+    ChatDatasetBuilder,
+    ChatDatasetBuilderCommonConfig,
+    SupervisedDataset,
+)
 
 COMMON = ChatDatasetBuilderCommonConfig(
     model_name_for_tokenizer="letters", renderer_name="letters", max_length=30, batch_size=4
@@ -41,7 +47,7 @@ COMMON = ChatDatasetBuilderCommonConfig(
 
 
 @pytest.fixture(autouse=True)
-def _letters():
+def _letters() -> Iterator[None]:
     tokenizer_utils.register_tokenizer("letters", lambda: object())
     register_renderer("letters", lambda tokenizer, _: LetterRenderer())
     yield
@@ -50,7 +56,7 @@ def _letters():
 
 
 @pytest.fixture
-def cwd(tmp_path, monkeypatch):
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -58,23 +64,23 @@ def cwd(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rows(count, prefix="q"):
+def rows(count: int, prefix: str = "q") -> list[dict[str, Any]]:
     return [{"messages": talk(f"{prefix}{i}", f"a{i}")} for i in range(count)]
 
 
-def write(path, table):
+def write(path: Path, table: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
 
 
-def all_texts(dataset):
+def all_texts(dataset: SupervisedDataset) -> list[str]:
     return [text for index in range(len(dataset)) for text in texts(dataset.get_batch(index))]
 
 
 # Files and lists
 
 
-def test_a_file_with_a_test_split(cwd):
+def test_a_file_with_a_test_split(cwd: Path) -> None:
     write(cwd / "chats.jsonl", rows(11))
     train, test = JsonlChats(common_config=COMMON, path="chats.jsonl", test_size=3)()
     assert train.report.num_conversations == 8
@@ -88,20 +94,20 @@ def test_a_file_with_a_test_split(cwd):
     assert all_texts(other()[1]) != held_out
 
 
-def test_a_test_set_is_one_batch_in_order_however_large(cwd):
+def test_a_test_set_is_one_batch_in_order_however_large(cwd: Path) -> None:
     write(cwd / "chats.jsonl", rows(20))
     _, test = JsonlChats(common_config=COMMON, path="chats.jsonl", test_size=9)()
     assert len(test) == 1 and len(test.get_batch(0)) == 9
     assert epoch(test, 0) == epoch(test, 1)
 
 
-def test_a_test_split_larger_than_the_file_is_refused(cwd):
+def test_a_test_split_larger_than_the_file_is_refused(cwd: Path) -> None:
     write(cwd / "chats.jsonl", rows(3))
     with pytest.raises(ConfigurationError, match=r"test_size=3: chats\.jsonl has 3"):
         JsonlChats(common_config=COMMON, path="chats.jsonl", test_size=3)()
 
 
-def test_a_file_of_its_own_for_the_test(cwd):
+def test_a_file_of_its_own_for_the_test(cwd: Path) -> None:
     write(cwd / "chats.jsonl", rows(4))
     write(cwd / "test.jsonl", rows(6, "t"))
     builder = JsonlChats(common_config=COMMON, path="chats.jsonl", test_path="test.jsonl")
@@ -114,14 +120,14 @@ def test_a_file_of_its_own_for_the_test(cwd):
         chz.replace(builder, test_path="no.jsonl")()
 
 
-def test_the_key_of_a_missing_file_is_named(cwd):
+def test_the_key_of_a_missing_file_is_named(cwd: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^file_path=no\.jsonl: no such file"):
         FromConversationFileBuilder(common_config=COMMON, file_path="no.jsonl")()
     with pytest.raises(ConfigurationError, match=r"^path=no\.jsonl: no such file"):
         JsonlChats(common_config=COMMON, path="no.jsonl")()
 
 
-def test_lists_in_memory():
+def test_lists_in_memory() -> None:
     builder = InMemoryChats(
         common_config=COMMON, conversations=rows(5), test_conversations=rows(2, "t"), label="sums"
     )
@@ -164,7 +170,7 @@ BUILDERS = {
 }
 
 
-def stored(table):
+def stored(table: list[dict[str, Any]]) -> list[str]:
     """The rows as files of five kinds."""
     import datasets
 
@@ -180,7 +186,7 @@ def stored(table):
 
 
 @pytest.mark.parametrize("form", ROWS)
-def test_every_builder_reads_every_form(cwd, form):
+def test_every_builder_reads_every_form(cwd: Path, form: str) -> None:
     stored(ROWS[form])
     for name, make in BUILDERS.items():
         data, _ = chz.replace(make(ROWS[form]), common_config=COMMON)()
@@ -192,7 +198,7 @@ def test_every_builder_reads_every_form(cwd, form):
         assert any("rows of " in line for line in start) is (form != "messages"), name
 
 
-def test_every_builder_refuses_the_same_keys(cwd):
+def test_every_builder_refuses_the_same_keys(cwd: Path) -> None:
     table = [{**row, "chat_template_kwargs": "{}"} for row in ROWS["messages"]]
     stored(table)
     for name, make in BUILDERS.items():
@@ -202,7 +208,7 @@ def test_every_builder_refuses_the_same_keys(cwd):
         assert "'chat_template_kwargs': '{}' is not read" in str(error.value), name
 
 
-def test_rows_of_another_form_than_the_first_are_named(cwd):
+def test_rows_of_another_form_than_the_first_are_named(cwd: Path) -> None:
     table = [*ROWS["messages"][:4], ROWS["alpaca"][0]]
     problem = "instruction/input/output, but the data set begins with messages of role/content"
     write(cwd / "s/train.jsonl", table)
@@ -216,7 +222,7 @@ def test_rows_of_another_form_than_the_first_are_named(cwd):
     assert skipped.endswith(f"{problem}; one data set has one form")
 
 
-def test_a_mixture_of_forms(cwd):
+def test_a_mixture_of_forms(cwd: Path) -> None:
     write(cwd / "a/train.jsonl", ROWS["alpaca"])
     write(cwd / "b/train.jsonl", ROWS["sharegpt"])
     sources = [HFDatasetSource(path="a"), HFDatasetSource(path="b")]
@@ -231,13 +237,13 @@ def test_a_mixture_of_forms(cwd):
 # Configuration
 
 
-def test_a_builder_without_common_config_says_what_to_pass(cwd):
+def test_a_builder_without_common_config_says_what_to_pass(cwd: Path) -> None:
     write(cwd / "chats.jsonl", rows(3))
     with pytest.raises(ConfigurationError, match="JsonlChats was called without common_config"):
         JsonlChats(path="chats.jsonl")()
 
 
-def test_data_is_chosen_by_name_on_the_command_line(cwd):
+def test_data_is_chosen_by_name_on_the_command_line(cwd: Path) -> None:
     @chz.chz
     class Recipe:
         data: ChatDatasetBuilder = chz.field(default_factory=NoRobots)
@@ -260,7 +266,7 @@ def test_data_is_chosen_by_name_on_the_command_line(cwd):
 # Hub data
 
 
-def test_no_robots(cwd):
+def test_no_robots(cwd: Path) -> None:
     table = [{**row, "category": "Chat", "prompt_id": "x"} for row in rows(9)]
     write(cwd / "HuggingFaceH4/no_robots/train.jsonl", table)
     write(cwd / "HuggingFaceH4/no_robots/test.jsonl", rows(5, "t"))
@@ -274,7 +280,7 @@ def test_no_robots(cwd):
     assert len(all_texts(NoRobots(common_config=COMMON, test_size=2)()[1])) == 2
 
 
-def test_tulu3_trains_the_last_reply_and_holds_out_the_first_of_the_shuffle(cwd):
+def test_tulu3_trains_the_last_reply_and_holds_out_the_first_of_the_shuffle(cwd: Path) -> None:
     import datasets
 
     table = [{"messages": talk(f"q{i}", "a", "b", "c"), "source": "s"} for i in range(30)]
@@ -289,7 +295,7 @@ def test_tulu3_trains_the_last_reply_and_holds_out_the_first_of_the_shuffle(cwd)
     assert Tulu3().test_size == 1024
 
 
-def test_local_copies(cwd):
+def test_local_copies(cwd: Path) -> None:
     """A directory from save_to_disk, with and without splits, and single files."""
     import datasets
 
@@ -310,7 +316,7 @@ def test_local_copies(cwd):
         HubChats(common_config=COMMON, path="notes.txt")()
 
 
-def test_a_missing_column_shows_those_that_are_there(cwd):
+def test_a_missing_column_shows_those_that_are_there(cwd: Path) -> None:
     table = [{"talk": row["messages"], "id": 1} for row in rows(4)]
     write(cwd / "some/set/train.jsonl", table)
     with pytest.raises(DataFormatError, match=r"no 'messages'; found '(talk', 'id|id', 'talk)'"):
@@ -319,7 +325,7 @@ def test_a_missing_column_shows_those_that_are_there(cwd):
     assert len(all_texts(train)) == 4
 
 
-def test_data_that_cannot_be_reached_gives_one_line(cwd):
+def test_data_that_cannot_be_reached_gives_one_line(cwd: Path) -> None:
     with pytest.raises(DataError) as error:
         NoRobots(common_config=COMMON)()
     message = str(error.value)
@@ -340,11 +346,13 @@ def test_data_that_cannot_be_reached_gives_one_line(cwd):
         ([10, 100], [1, 3], 8, [2, 6]),
     ],
 )
-def test_mixture_counts(sizes, weights, total, counts):
+def test_mixture_counts(
+    sizes: list[int], weights: list[int], total: int | None, counts: list[int]
+) -> None:
     assert mixture_counts(sizes, weights, total) == counts
 
 
-def test_a_mixture_has_its_proportions_in_every_epoch_and_no_row_twice(cwd):
+def test_a_mixture_has_its_proportions_in_every_epoch_and_no_row_twice(cwd: Path) -> None:
     write(cwd / "a/train.jsonl", rows(40, "a"))
     write(cwd / "b/train.jsonl", [{"talk": row["messages"]} for row in rows(40, "b")])
     builder = InterleavedChatDatasetBuilder(
@@ -368,7 +376,7 @@ def test_a_mixture_has_its_proportions_in_every_epoch_and_no_row_twice(cwd):
     assert epoch(again, 1) == epochs[1]
 
 
-def test_mixtures_that_cannot_be_made(cwd):
+def test_mixtures_that_cannot_be_made(cwd: Path) -> None:
     write(cwd / "a/train.jsonl", rows(4))
     with pytest.raises(ConfigurationError, match="sources is empty"):
         InterleavedChatDatasetBuilder(common_config=COMMON, sources=[])()
@@ -385,13 +393,13 @@ def test_mixtures_that_cannot_be_made(cwd):
 # Streams
 
 
-def streamed(cwd, count=40, **options):
+def streamed(cwd: Path, count: int = 40, **options: Any) -> SupervisedDataset:
     write(cwd / "s/train.jsonl", rows(count))
     options = {"length": 40, "buffer_size": 8, **options}
     return StreamedHubChats(common_config=COMMON, path="s", **options)()[0]
 
 
-def test_a_stream_is_shuffled_by_epoch_and_holds_each_row_once(cwd):
+def test_a_stream_is_shuffled_by_epoch_and_holds_each_row_once(cwd: Path) -> None:
     data = streamed(cwd)
     epochs = [epoch(data, seed) for seed in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(f"u:q{i}|a:a{i}|" for i in range(40))
@@ -401,7 +409,7 @@ def test_a_stream_is_shuffled_by_epoch_and_holds_each_row_once(cwd):
     assert data.report.lines()[0].startswith("s: 40 conversations of 40 so far, 40 examples")
 
 
-def test_a_stream_counts_its_first_epoch_whatever_its_number(cwd):
+def test_a_stream_counts_its_first_epoch_whatever_its_number(cwd: Path) -> None:
     data = streamed(cwd)
     for number in (7_000_003, 7_000_004, 0):
         epoch(data, number)
@@ -412,7 +420,7 @@ def test_a_stream_counts_its_first_epoch_whatever_its_number(cwd):
     assert resumed.report.num_conversations == 4
 
 
-def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd):
+def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd: Path) -> None:
     data = streamed(cwd)
     data.set_epoch(1)
     batches = [texts(data.get_batch(index)) for index in range(10)]
@@ -422,7 +430,7 @@ def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd):
         assert texts(fresh.get_batch(index)) == batches[index]
 
 
-def test_a_stream_that_is_too_short_or_too_small(cwd):
+def test_a_stream_that_is_too_short_or_too_small(cwd: Path) -> None:
     data = streamed(cwd, count=6)
     data.get_batch(0)
     with pytest.raises(DataValidationError, match="length=40 promises more rows"):
@@ -431,7 +439,7 @@ def test_a_stream_that_is_too_short_or_too_small(cwd):
         streamed(cwd, length=3)
 
 
-def test_streaming_through_a_function_of_the_user(cwd):
+def test_streaming_through_a_function_of_the_user(cwd: Path) -> None:
     import datasets
 
     stream = datasets.Dataset.from_list(rows(8)).to_iterable_dataset()

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tinker_cookbook.exceptions import (
     RendererError,
 )
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+from tinker_cookbook.renderers.base import SupervisedExample
 from tinker_cookbook.renderers.chats import Chat
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.supervised.datasets import (
@@ -26,16 +28,20 @@ from tinker_cookbook.supervised.datasets import (
     render_conversation,
     render_rows,
 )
+from tinker_cookbook.supervised.types import SupervisedDataset
+from tinker_cookbook.tokenizer_utils import Tokenizer
 
 
 class LetterRenderer:
     """`u:hi|a:yo|`, one token per letter; history shows replies in upper case where it has no
     extension property."""
 
-    def __init__(self, has_extension_property=True):
+    def __init__(self, has_extension_property: bool = True) -> None:
         self.has_extension_property = has_extension_property
 
-    def build_supervised_example(self, messages, train_on_what):
+    def build_supervised_example(
+        self, messages: list[dict[str, Any]], train_on_what: TrainOnWhat
+    ) -> SupervisedExample:
         tokens, weights = [], []
         for number, message in enumerate(messages):
             if message["role"] not in ("user", "assistant"):
@@ -51,7 +57,9 @@ class LetterRenderer:
             weights += [0.0] * len(header) + [float(trained)] * len(output)
         return tinker.ModelInput.from_ints(tokens), torch.tensor(weights)
 
-    def build_supervised_examples(self, messages, train_on_what):
+    def build_supervised_examples(
+        self, messages: list[dict[str, Any]], train_on_what: TrainOnWhat
+    ) -> list[SupervisedExample]:
         if self.has_extension_property:
             return [self.build_supervised_example(messages, train_on_what)]
         return [
@@ -63,23 +71,23 @@ class LetterRenderer:
         ]
 
 
-def talk(*texts):
+def talk(*texts: str) -> list[dict[str, Any]]:
     roles = ["user", "assistant"] * len(texts)
     return [{"role": role, "content": text} for role, text in zip(roles, texts)]
 
 
-def shown(datum):
+def shown(datum: tinker.Datum) -> tuple[str, str]:
     """(all text, trained text) of a datum."""
     sequence = from_datum(datum)
     text = "".join(map(chr, sequence.tokens.tolist()))
     return text, "".join(c for c, w in zip(text, sequence.weights.tolist()) if w)
 
 
-def chats(count, prefix="q"):
+def chats(count: int, prefix: str = "q") -> list[Chat]:
     return [Chat(talk(f"{prefix}{i}", f"a{i}"), f"chats.jsonl:{i + 1}") for i in range(count)]
 
 
-def dataset(data, **changes):
+def dataset(data: list[Chat], **changes: Any) -> RenderedChats:
     options = {"batch_size": 4, "max_length": None, "name": "chats.jsonl", **changes}
     return RenderedChats(data, LetterRenderer(), **options)
 
@@ -87,12 +95,12 @@ def dataset(data, **changes):
 # Rendering
 
 
-def test_one_example_where_the_renderer_has_the_extension_property():
+def test_one_example_where_the_renderer_has_the_extension_property() -> None:
     datums = conversation_to_datums(talk("hi", "yo", "bye", "so"), LetterRenderer(), None)
     assert [shown(datum) for datum in datums] == [("u:hi|a:yo|u:bye|a:so|", "yo|so|")]
 
 
-def test_one_example_per_reply_where_it_has_not():
+def test_one_example_per_reply_where_it_has_not() -> None:
     """No reply is trained in the form it has as history (upper case here)."""
     renderer = LetterRenderer(has_extension_property=False)
     datums = conversation_to_datums(talk("hi", "yo", "bye", "so"), renderer, None)
@@ -104,7 +112,7 @@ def test_one_example_per_reply_where_it_has_not():
         assert datum.loss_fn_inputs["weights"].to_numpy().sum() == pytest.approx(1)
 
 
-def test_a_single_datum_of_several_replies_without_the_property_warns():
+def test_a_single_datum_of_several_replies_without_the_property_warns() -> None:
     renderer = LetterRenderer(has_extension_property=False)
     with pytest.warns(UserWarning, match="conversation_to_datums"):
         datum = conversation_to_datum(talk("hi", "yo", "bye", "so"), renderer, None)
@@ -115,7 +123,7 @@ def test_a_single_datum_of_several_replies_without_the_property_warns():
         conversation_to_datum(talk("hi", "yo", "a", "b"), LetterRenderer(), None)
 
 
-def test_truncation_and_what_it_leaves_out():
+def test_truncation_and_what_it_leaves_out() -> None:
     renderer = LetterRenderer(has_extension_property=False)
     rendered = render_conversation(talk("hi", "yo", "bye", "so"), renderer, 10)
     assert [shown(datum) for datum in rendered.datums] == [("u:hi|a:yo|", "yo|")]
@@ -127,7 +135,7 @@ def test_truncation_and_what_it_leaves_out():
     assert not exact.truncated and not exact.skipped
 
 
-def test_no_reply_at_all():
+def test_no_reply_at_all() -> None:
     for renderer in (LetterRenderer(), LetterRenderer(has_extension_property=False)):
         rendered = render_conversation(talk("hi"), renderer, None)
         assert rendered.datums == []
@@ -135,7 +143,7 @@ def test_no_reply_at_all():
         assert "train_on_what=all_assistant_messages" in rendered.skipped[0]
 
 
-def test_conversation_to_datum_reductions():
+def test_conversation_to_datum_reductions() -> None:
     kept = conversation_to_datum(talk("hi", "yo"), LetterRenderer(), None, reduction="none")
     assert kept.loss_fn_inputs["weights"].to_numpy().sum() == 3
     with pytest.raises(DataValidationError, match="no trained token"):
@@ -145,7 +153,7 @@ def test_conversation_to_datum_reductions():
 # The report
 
 
-def test_the_report_is_final_before_the_first_batch():
+def test_the_report_is_final_before_the_first_batch() -> None:
     data = [*chats(3), Chat(talk("no reply"), "chats.jsonl:4"), Chat(talk("x" * 30, "y"), "l:5")]
     report = dataset(data, max_length=20, batch_size=2).report
     assert report.complete
@@ -166,21 +174,21 @@ def test_the_report_is_final_before_the_first_batch():
     ]
 
 
-def test_the_report_names_the_first_few_only():
+def test_the_report_names_the_first_few_only() -> None:
     data = [*chats(1), *(Chat(talk("no reply"), f"line {i}") for i in range(9))]
     report = dataset(data).report
     assert report.num_skipped == 9 and len(report.skipped) == 5
     assert report.lines()[1].endswith("; and 4 more")
 
 
-def test_a_data_set_in_which_nothing_is_trained_is_refused():
+def test_a_data_set_in_which_nothing_is_trained_is_refused() -> None:
     with pytest.raises(DataValidationError) as error:
         dataset([Chat(talk("hi"), "chats.jsonl:1")])
     assert "chats.jsonl: of 1 conversations none has a token to train on" in str(error.value)
     assert "chats.jsonl:1: no token" in str(error.value)
 
 
-def test_a_message_that_cannot_be_rendered_is_named():
+def test_a_message_that_cannot_be_rendered_is_named() -> None:
     with pytest.raises(RendererError, match=r"chats\.jsonl:7: message 0: role 'robot'"):
         dataset([Chat([{"role": "robot", "content": "x"}], "chats.jsonl:7")])
 
@@ -188,16 +196,16 @@ def test_a_message_that_cannot_be_rendered_is_named():
 # Batches
 
 
-def texts(batch):
+def texts(batch: list[tinker.Datum]) -> list[str]:
     return [shown(datum)[0] for datum in batch]
 
 
-def epoch(data, seed):
+def epoch(data: SupervisedDataset, seed: int) -> list[str]:
     data.set_epoch(seed)
     return [text for index in range(len(data)) for text in texts(data.get_batch(index))]
 
 
-def test_an_epoch_holds_each_example_at_most_once_and_drops_the_last_partial_batch():
+def test_an_epoch_holds_each_example_at_most_once_and_drops_the_last_partial_batch() -> None:
     data = dataset(chats(11))
     assert len(data) == 2
     everything = set(texts(data._examples(i)[0] for i in range(11)))
@@ -206,7 +214,7 @@ def test_an_epoch_holds_each_example_at_most_once_and_drops_the_last_partial_bat
         assert len(seen) == 8 == len(set(seen)) and set(seen) <= everything
 
 
-def test_epochs_differ_and_depend_on_seed_and_epoch_alone():
+def test_epochs_differ_and_depend_on_seed_and_epoch_alone() -> None:
     first = dataset(chats(40), shuffle_seed=3)
     epochs = [epoch(first, seed) for seed in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
@@ -218,7 +226,7 @@ def test_epochs_differ_and_depend_on_seed_and_epoch_alone():
     assert epoch(dataset(chats(40), shuffle_seed=4), 0) != epochs[0]
 
 
-def test_a_batch_does_not_depend_on_the_batches_asked_for_before():
+def test_a_batch_does_not_depend_on_the_batches_asked_for_before() -> None:
     data = dataset(chats(12))
     data.set_epoch(1)
     batches = [texts(data.get_batch(index)) for index in range(3)]
@@ -229,12 +237,12 @@ def test_a_batch_does_not_depend_on_the_batches_asked_for_before():
     ]
 
 
-def test_without_a_seed_the_order_is_that_of_the_file():
+def test_without_a_seed_the_order_is_that_of_the_file() -> None:
     data = dataset(chats(4), batch_size=2, shuffle_seed=None)
     assert epoch(data, 0) == epoch(data, 7) == [f"u:q{i}|a:a{i}|" for i in range(4)]
 
 
-def test_less_data_than_a_batch_is_one_batch_and_said_so():
+def test_less_data_than_a_batch_is_one_batch_and_said_so() -> None:
     data = dataset(chats(3), batch_size=128)
     assert len(data) == 1 and len(data.get_batch(0)) == 3
     assert data.report.notes == ["batch_size=128 is more than there is: each batch is all 3"]
@@ -242,12 +250,12 @@ def test_less_data_than_a_batch_is_one_batch_and_said_so():
         data.get_batch(1)
 
 
-def test_batch_size_must_be_positive():
+def test_batch_size_must_be_positive() -> None:
     with pytest.raises(ConfigurationError, match="batch_size=0"):
         dataset(chats(3), batch_size=0)
 
 
-def test_stored_examples_are_the_datums_that_were_rendered():
+def test_stored_examples_are_the_datums_that_were_rendered() -> None:
     data = dataset(chats(1), batch_size=1)
     (stored,) = data.get_batch(0)
     (direct,) = conversation_to_datums(talk("q0", "a0"), LetterRenderer(), None)
@@ -260,21 +268,21 @@ def test_stored_examples_are_the_datums_that_were_rendered():
 # Rendering on demand
 
 
-def rows(count):
+def rows(count: int) -> list[dict[str, Any]]:
     return [{"messages": talk(f"q{i}", f"a{i}")} for i in range(count)]
 
 
-def lazy(data, batch_size=4, **options):
+def lazy(data: Any, batch_size: int = 4, **options: Any) -> LazyChats:
     render = render_rows(LetterRenderer(), 20, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
     return LazyChats(data, render, batch_size=batch_size, max_length=20, **options)
 
 
-def test_lazy_batches_are_those_of_the_rendered_data_set():
+def test_lazy_batches_are_those_of_the_rendered_data_set() -> None:
     rendered, on_demand = dataset(chats(10)), lazy(rows(10))
     assert [epoch(on_demand, seed) for seed in (0, 1)] == [epoch(rendered, seed) for seed in (0, 1)]
 
 
-def test_lazy_rows_are_counted_once():
+def test_lazy_rows_are_counted_once() -> None:
     data = lazy([*rows(3), {"messages": talk("x" * 30, "y")}], shuffle_seed=None, name="d")
     assert data.report.num_conversations == 0 and not data.report.complete
     assert data.report.lines() == ["d: 4 conversations, rendered as they are drawn"]
@@ -286,7 +294,7 @@ def test_lazy_rows_are_counted_once():
     assert report.complete
 
 
-def test_a_bad_row_is_skipped_and_named():
+def test_a_bad_row_is_skipped_and_named() -> None:
     data = lazy([{"messages": [{"role": "robot", "content": "x"}]}, {"messages": None}, *rows(2)])
     assert len(data.get_batch(0)) == 2
     assert sorted(data.report.skipped) == [
@@ -295,7 +303,7 @@ def test_a_bad_row_is_skipped_and_named():
     ]
 
 
-def test_the_account_names_what_was_converted_and_what_is_not_read():
+def test_the_account_names_what_was_converted_and_what_is_not_read() -> None:
     alpaca = [{"instruction": f"q{i}", "output": "a", "topic": "x"} for i in range(3)]
     forms = ["instruction/input/output, read as user and assistant messages"]
     data = lazy([*alpaca, {**alpaca[0], "weight": 2}], shuffle_seed=None, name="d", forms=forms)
@@ -310,7 +318,7 @@ def test_the_account_names_what_was_converted_and_what_is_not_read():
     ]
 
 
-def test_a_batch_without_examples_takes_the_next_ones():
+def test_a_batch_without_examples_takes_the_next_ones() -> None:
     bad = {"messages": talk("no reply")}
     data = lazy([bad, *rows(2)], batch_size=1, shuffle_seed=None)
     assert texts(data.get_batch(0)) == texts(data.get_batch(1)) == ["u:q0|a:a0|"]
@@ -319,8 +327,8 @@ def test_a_batch_without_examples_takes_the_next_ones():
         lazy([bad] * 3, batch_size=1, shuffle_seed=None).get_batch(0)
 
 
-def test_functions_of_the_user():
-    def one(row):
+def test_functions_of_the_user() -> None:
+    def one(row: dict[str, Any]) -> tinker.Datum:
         if row["n"] == 2:
             raise DataValidationError("an odd row")
         return conversation_to_datum(talk(f"q{row['n']}", "a"), LetterRenderer(), None)
@@ -342,7 +350,7 @@ def test_functions_of_the_user():
 
 
 @pytest.fixture(scope="module")
-def qwen3_tokenizer(request):
+def qwen3_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     from pathlib import Path
 
     path = Path(request.config.rootpath).parent / "shared" / "data" / "tokenizers" / "qwen3"
@@ -354,7 +362,9 @@ def qwen3_tokenizer(request):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_disable_thinking", "qwen3_instruct"])
-def test_every_trained_reply_stands_behind_its_own_generation_prompt(name, qwen3_tokenizer):
+def test_every_trained_reply_stands_behind_its_own_generation_prompt(
+    name: str, qwen3_tokenizer: Tokenizer
+) -> None:
     renderer = get_renderer(name, qwen3_tokenizer)
     conversation = talk("What is 1 + 1?", "Two.", "And 2 + 2?", "Four.")
     datums = conversation_to_datums(conversation, renderer, None)
@@ -373,7 +383,7 @@ def test_every_trained_reply_stands_behind_its_own_generation_prompt(name, qwen3
         assert message["content"] == conversation[length]["content"]
 
 
-def test_no_two_seeds_share_the_order_of_an_epoch():
+def test_no_two_seeds_share_the_order_of_an_epoch() -> None:
     pairs = [(seed, number) for seed in range(20) for number in range(20)]
     assert len({epoch_seed(*pair) for pair in pairs}) == len(pairs)
     assert epoch_seed(2**32 - 1, 10**6) < 2**63  # generators take it as a signed 64-bit number

@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+from pathlib import Path
 
 import pytest
+import tinker
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.sequences import Sequence, to_datum
@@ -24,26 +26,31 @@ BPB = (2 + 3 + 4 + 5) / (math.log(2) * 4)
 
 
 @pytest.fixture
-def engine():
+def engine() -> ScriptedEngine:
     return ScriptedEngine(logprob_of=lambda token: -token / 10)
 
 
 @pytest.fixture
-def service(engine, tmp_path):
+def service(engine: ScriptedEngine, tmp_path: Path) -> tinker.ServiceClient:
     return scripted_service(engine, tmp_path)
 
 
 @pytest.fixture
-def training_client(service):
+def training_client(service: tinker.ServiceClient) -> tinker.TrainingClient:
     return service.create_lora_training_client("nano", rank=1).result(10)
 
 
 @pytest.fixture
-def sampling_client(service):
+def sampling_client(service: tinker.ServiceClient) -> tinker.SamplingClient:
     return service.create_sampling_client(base_model="nano").result()
 
 
-async def measured(evaluator, client, engine, requests):
+async def measured(
+    evaluator: NLLEvaluator,
+    client: tinker.TrainingClient | tinker.SamplingClient,
+    engine: ScriptedEngine,
+    requests: int,
+) -> dict[str, float]:
     """The metrics; all requests are submitted before any is answered."""
     engine.requests.clear()
     engine.hold()
@@ -56,7 +63,9 @@ async def measured(evaluator, client, engine, requests):
     return await task
 
 
-async def test_nll_of_the_weights_in_training(training_client, engine, monkeypatch):
+async def test_nll_of_the_weights_in_training(
+    training_client: tinker.TrainingClient, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(nll_evaluator, "DATUMS_PER_REQUEST", 2)
     evaluator = NLLEvaluator(DATA, tokenizer=ByteTokenizer())
     assert isinstance(evaluator, TrainingClientEvaluator)
@@ -66,28 +75,32 @@ async def test_nll_of_the_weights_in_training(training_client, engine, monkeypat
     assert [len(each.rows) for each in engine.requests] == [2, 1]
 
 
-async def test_nll_of_a_snapshot_skips_the_first_logprob(sampling_client, engine):
+async def test_nll_of_a_snapshot_skips_the_first_logprob(
+    sampling_client: tinker.SamplingClient, engine: ScriptedEngine
+) -> None:
     evaluator = SamplerNLLEvaluator(DATA, name="held_out", tokenizer=ByteTokenizer())
     assert isinstance(evaluator, SamplingClientEvaluator)
     metrics = await measured(evaluator, sampling_client, engine, requests=3)
     assert metrics == {"held_out/nll": pytest.approx(NLL), "held_out/bpb": pytest.approx(BPB)}
 
 
-async def test_no_bpb_without_a_tokenizer(training_client):
+async def test_no_bpb_without_a_tokenizer(training_client: tinker.TrainingClient) -> None:
     assert await NLLEvaluator(DATA)(training_client) == {"test/nll": pytest.approx(NLL)}
 
 
-def test_an_evaluator_without_data_is_refused():
+def test_an_evaluator_without_data_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'test' has no data"):
         NLLEvaluator([])
 
 
-async def test_from_dataset_takes_every_batch(training_client, sampling_client):
+async def test_from_dataset_takes_every_batch(
+    training_client: tinker.TrainingClient, sampling_client: tinker.SamplingClient
+) -> None:
     class Fixed(SupervisedDataset):
-        def __len__(self):
+        def __len__(self) -> int:
             return 2
 
-        def get_batch(self, index):
+        def get_batch(self, index: int) -> list[tinker.Datum]:
             return [DATA[:2], DATA[2:]][index]
 
     assert all_datums(Fixed()) == DATA

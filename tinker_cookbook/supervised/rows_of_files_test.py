@@ -1,6 +1,8 @@
 """Whatever builder or program reads a file, the tokens are those of what the file says."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import chz
 import pytest
@@ -16,7 +18,7 @@ from tinker_cookbook.supervised.data import (
     StreamedHubChats,
 )
 from tinker_cookbook.supervised.mixture import MixtureRows
-from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils import data_files
 
@@ -26,7 +28,7 @@ COMMON = ChatDatasetBuilderCommonConfig(
 
 
 @pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path_factory, monkeypatch):
+def _fresh_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache of `datasets` keeps tables of files that it has read before."""
     import datasets
 
@@ -34,27 +36,27 @@ def _fresh_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def cwd(tmp_path, monkeypatch):
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def talk(question="Q", answer="A", **more):
+def talk(question: str = "Q", answer: str = "A", **more: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **more}]
 
 
-def tool(default):
+def tool(default: Any) -> dict[str, Any]:
     schema = {"type": "object", "properties": {"x": {"type": "number", "default": default}}}
     return {"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}}
 
 
-def calling(arguments):
+def calling(arguments: Any) -> list[dict[str, Any]]:
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     result = {"role": "tool", "content": "ok"}
     return [*talk("Q", "", tool_calls=[call]), result, {"role": "assistant", "content": "done"}]
 
 
-def part(text):
+def part(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
@@ -71,32 +73,32 @@ ROWS = [
 ]
 
 
-def write(path, rows):
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(json.dumps(rows, indent=1) if path.suffix == ".json" else text)
 
 
-def all_texts(dataset):
+def all_texts(dataset: SupervisedDataset) -> list[str]:
     tokenizer = get_tokenizer("nano")
     datums = [datum for index in range(len(dataset)) for datum in dataset.get_batch(index)]
     return sorted(tokenizer.decode(datum.model_input.to_ints()) for datum in datums)
 
 
-def hub(path, **keys):
+def hub(path: str, **keys: Any) -> list[str]:
     return all_texts(HubChats(common_config=COMMON, path=path, **keys)()[0])
 
 
-def streamed(path, length):
+def streamed(path: str, length: int) -> list[str]:
     return all_texts(StreamedHubChats(common_config=COMMON, path=path, length=length)()[0])
 
 
-def mixed(*sources):
+def mixed(*sources: dict[str, Any]) -> list[str]:
     parts = [HFDatasetSource(**source) for source in sources]
     return all_texts(InterleavedChatDatasetBuilder(common_config=COMMON, sources=parts)()[0])
 
 
-def shown(path, capsys):
+def shown(path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What `renderers.show` prints of the conversations, without their places."""
     capsys.readouterr()
     show.main(parse(show.Config, [f"dataset_path={path}", "shown=99", "max_length=4000"]))
@@ -105,7 +107,9 @@ def shown(path, capsys):
 
 
 @pytest.mark.parametrize("form", ["a file", "two files", "an array", "two arrays", "both"])
-def test_everything_reads_what_the_file_says(cwd, form, capsys):
+def test_everything_reads_what_the_file_says(
+    cwd: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     halves = [ROWS[:1], ROWS[1:]] if form in ("two files", "two arrays", "both") else [ROWS]
     ends = {"both": ["json", "jsonl"]}.get(form, ["json" if "array" in form else "jsonl"] * 2)
     for name, half, end in zip("ab", halves, ends):
@@ -122,14 +126,14 @@ def test_everything_reads_what_the_file_says(cwd, form, capsys):
         assert hub(f"s/a.{ends[0]}") == streamed(f"s/a.{ends[0]}", len(ROWS)) == expected
 
 
-def test_nulls_that_a_table_has_left_are_not_there(cwd):
+def test_nulls_that_a_table_has_left_are_not_there(cwd: Path) -> None:
     row = {"messages": calling({"x": 1, "other": None}), "tools": [tool(5)], "system": None}
     write(cwd / "s/a.jsonl", [row])
     (text,) = hub("s")
     assert text.count("null") == 0 and '{"x": 1}' in text
 
 
-def test_a_mixture_keeps_the_other_keys_of_each_row(cwd):
+def test_a_mixture_keeps_the_other_keys_of_each_row(cwd: Path) -> None:
     """Tools that are declared, above all; and another column never takes the messages' place."""
     rows = [{"messages": talk("old", "no"), "chat": calling({"x": i}), "id": i} for i in range(4)]
     write(cwd / "a/train.jsonl", [{**row, "tools": [tool(row["id"])]} for row in rows])
@@ -143,7 +147,7 @@ def test_a_mixture_keeps_the_other_keys_of_each_row(cwd):
     assert all('"name": "f"' in text for text in mixed(parts[0]))
 
 
-def test_a_row_that_cannot_be_rendered_is_named_by_its_file_and_line(cwd):
+def test_a_row_that_cannot_be_rendered_is_named_by_its_file_and_line(cwd: Path) -> None:
     write(cwd / "s/a.jsonl", ROWS[:3])
     write(cwd / "s/b.jsonl", [{"messages": "none"}])
     common = chz.replace(COMMON, batch_size=2)
@@ -159,7 +163,7 @@ def test_a_row_that_cannot_be_rendered_is_named_by_its_file_and_line(cwd):
         assert skipped.startswith("s/b.jsonl:1: 'messages' must be a list of messages")
 
 
-def test_the_cases_that_were_wrong(shared_cases):
+def test_the_cases_that_were_wrong(shared_cases: Path) -> None:
     for path, length, answer in (
         ("mixed_content_two_files/data", 8, "PARTS 3"),
         ("json_array_streamed/array.json", 4, "Yo 0"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any, NoReturn
 
 import chz
 import pytest
@@ -17,6 +19,7 @@ from tinker_cookbook.supervised.datasets import LazyChats, render_rows
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
+    SupervisedDataset,
     SupervisedDatasetBuilder,
 )
 
@@ -25,7 +28,7 @@ COMMON = ChatDatasetBuilderCommonConfig(
 )
 
 
-def row(question, answer="yes"):
+def row(question: str, answer: str = "yes") -> dict[str, Any]:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": messages}
 
@@ -33,7 +36,7 @@ def row(question, answer="yes"):
 ROWS = [row(f"Is {number} a number?") for number in range(4)]
 
 
-def config(tmp_path, **changes):
+def config(tmp_path: Path, **changes: Any) -> train.Config:
     data = InMemoryChats(common_config=COMMON, conversations=ROWS, test_conversations=ROWS[:2])
     keys = {
         "dataset_builder": data,
@@ -46,11 +49,11 @@ def config(tmp_path, **changes):
     return train.Config(**{**keys, **changes})
 
 
-def metrics(log_path):
+def metrics(log_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (log_path / "metrics.jsonl").read_text().splitlines()]
 
 
-async def test_the_seconds_of_an_evaluation_stand_in_the_row_of_its_results(tmp_path):
+async def test_the_seconds_of_an_evaluation_stand_in_the_row_of_its_results(tmp_path: Path) -> None:
     for submit_ahead in (0, 1, 3):
         log_path = tmp_path / str(submit_ahead)
         changes = {"num_epochs": 2, "eval_every": 2, "submit_ahead": submit_ahead}
@@ -60,7 +63,9 @@ async def test_the_seconds_of_an_evaluation_stand_in_the_row_of_its_results(tmp_
         assert [r["step"] for r in metrics(log_path) if "time/evals" in r] == evaluated
 
 
-async def test_what_was_filled_in_is_said(tmp_path, capsys):
+async def test_what_was_filled_in_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     await train.main(config(tmp_path))
     expected = "nano: learning_rate=0.006 renderer_name=qwen3_instruct"
     assert expected in capsys.readouterr().out.splitlines()
@@ -73,7 +78,7 @@ async def test_what_was_filled_in_is_said(tmp_path, capsys):
 class OnDemand(ChatDatasetBuilder):
     """Four rows to train on and three for the test, each with one that is too long."""
 
-    def __call__(self):
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         render = render_rows(self.renderer, COMMON.max_length, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
         long = row("yes?", "and " * 40)
         options = {"max_length": COMMON.max_length}
@@ -84,7 +89,9 @@ class OnDemand(ChatDatasetBuilder):
         )
 
 
-async def test_the_accounts_of_data_that_is_rendered_on_demand(tmp_path, capsys):
+async def test_the_accounts_of_data_that_is_rendered_on_demand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     await train.main(config(tmp_path, dataset_builder=OnDemand(common_config=COMMON)))
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("mine: 4 conversations, rendered as they are drawn") == 1
@@ -101,7 +108,7 @@ async def test_the_accounts_of_data_that_is_rendered_on_demand(tmp_path, capsys)
     assert "mine: 2 conversations of 4 so far" in capsys.readouterr().out
 
 
-async def test_a_finished_run_that_goes_on_keeps_the_results_of_its_weights(tmp_path):
+async def test_a_finished_run_that_goes_on_keeps_the_results_of_its_weights(tmp_path: Path) -> None:
     await train.main(config(tmp_path, max_steps=2, num_epochs=5, lr_schedule="constant"))
     before = metrics(tmp_path / "log")[2]
     assert before["step"] == 2
@@ -112,7 +119,7 @@ async def test_a_finished_run_that_goes_on_keeps_the_results_of_its_weights(tmp_
     assert "train_mean_nll" in rows[2] and "train_mean_nll" not in before
 
 
-async def test_rolling_checkpoints_replace_each_other(tmp_path):
+async def test_rolling_checkpoints_replace_each_other(tmp_path: Path) -> None:
     await train.main(config(tmp_path, num_epochs=3, rolling_save_every=1))
     saved = (tmp_path / "log" / "checkpoints.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in saved]
@@ -122,25 +129,27 @@ async def test_rolling_checkpoints_replace_each_other(tmp_path):
 
 
 class _Nothing(train.SupervisedDataset):
-    def get_batch(self, index):
+    def get_batch(self, index: int) -> NoReturn:
         raise AssertionError("there is none")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 0
 
 
 @chz.chz
 class Nothing(SupervisedDatasetBuilder):
-    def __call__(self):
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         return _Nothing(), None
 
 
-async def test_data_without_a_batch_is_refused(tmp_path):
+async def test_data_without_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataValidationError, match="no batch"):
         await train.main(config(tmp_path, dataset_builder=Nothing()))
 
 
-async def test_more_steps_than_the_epochs_have_are_said_to_be_out_of_reach(tmp_path, capsys):
+async def test_more_steps_than_the_epochs_have_are_said_to_be_out_of_reach(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     await train.main(config(tmp_path, max_steps=5))
     line = "max_steps=5 is not reached: num_epochs=1 ends at 2 steps; num_epochs=3 would reach it"
     assert line in capsys.readouterr().out.splitlines()

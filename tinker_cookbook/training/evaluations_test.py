@@ -32,7 +32,7 @@ class Slow(TrainingClientEvaluator):
 
 async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     clock = Clock()
     monkeypatch.setattr("tinker_cookbook.utils.display.time", clock)
     monkeypatch.setattr("tinker_cookbook.utils.misc_utils.time", clock)
@@ -57,8 +57,8 @@ async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
     assert "step 4/10  test/score 1  ETA 0:23" in log
 
 
-async def test_a_block_that_may_be_dropped_is_left_alone_without_a_signal(tmp_path: Path):
+async def test_a_block_that_may_be_dropped_is_left_alone_without_a_signal(tmp_path: Path) -> None:
     with Journal({"log_path": str(tmp_path)}, recipe="r", total_steps=1) as journal:
-        with journal.droppable():
+        with journal.interruptible():
             assert not journal.stopping
         assert await Evaluations([], journal).run(None, 0) == {}

@@ -45,27 +45,29 @@ class Loop(Base):
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, np.int64(0), np.float32(0.5)])
 @pytest.mark.parametrize("config", [Base, Loop])
-def test_a_value_out_of_range_is_refused_wherever_a_config_is_made(config, value):
+def test_a_value_out_of_range_is_refused_wherever_a_config_is_made(
+    config: type[Base] | type[Loop], value: object
+) -> None:
     for make in (lambda: config(size=value), lambda: chz.replace(config(), size=value)):
         with pytest.raises(ConfigurationError) as error:
             make()
         assert str(error.value) == f"size={value}: expected 1 or more"
 
 
-def test_values_at_the_edge_and_what_is_no_number_are_left_alone():
+def test_values_at_the_edge_and_what_is_no_number_are_left_alone() -> None:
     Base(size=1, share=0.0, shown_every=0)
     Base(size=None, share=1.0)
     Base(size="three")  # type: ignore[arg-type] (check_types says what is wrong with it)
 
 
-def test_a_key_that_is_declared_again_keeps_what_the_base_says():
+def test_a_key_that_is_declared_again_keeps_what_the_base_says() -> None:
     with pytest.raises(ConfigurationError, match=r"^shown_every=-1: expected 0 or more$"):
         Loop(shown_every=-1)
     assert range_of(Loop, "size") is range_of(Base, "size") is not None
     assert range_of(Loop, "name") is None
 
 
-def test_names_of_the_keys_that_may_change():
+def test_names_of_the_keys_that_may_change() -> None:
     assert list(may_change(Loop())) == ["size", "shown_every", "limits.timeout"]
     assert list(may_change(Base)) == ["shown_every"]
     assert list(may_change({"shown_every": 1})) == []

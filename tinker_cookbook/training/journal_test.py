@@ -1,5 +1,7 @@
 """A small pipelined loop in processes that get killed, and the rules for run directories."""
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import importlib
@@ -10,10 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chz
 import pytest
@@ -25,6 +28,9 @@ from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.run_identity import keys_that_may_change, without
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.ml_log import read_metrics
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.store import Store
 
 # A loop with one step submitted ahead. Its "model" is two floats (weight and momentum), so a
 # checkpoint that holds one step too many, or a step done twice, changes every number after it.
@@ -160,7 +166,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Loop:
     return loop
 
 
-def test_an_uninterrupted_run(whole: Loop):
+def test_an_uninterrupted_run(whole: Loop) -> None:
     rows = read_metrics(whole.log)
     assert [row["step"] for row in rows] == list(range(12))
     assert next(iter(rows[0])) == "step" and rows[3]["progress"] == 3 / 12
@@ -177,7 +183,7 @@ def test_an_uninterrupted_run(whole: Loop):
     ]
 
 
-def test_a_pipelined_save_holds_exactly_the_steps_it_is_named_after(whole: Loop):
+def test_a_pipelined_save_holds_exactly_the_steps_it_is_named_after(whole: Loop) -> None:
     weight, momentum = 1.0, 0.0
     states = {}
     for i in range(12):
@@ -205,7 +211,7 @@ def test_a_pipelined_save_holds_exactly_the_steps_it_is_named_after(whole: Loop)
 )
 def test_killed_and_started_again_equals_uninterrupted(
     tmp_path: Path, whole: Loop, kill: str, resumes_at: int
-):
+) -> None:
     loop = Loop(tmp_path, "run")
     loop.run(kill=kill, code=-signal.SIGKILL)
     said = loop.run()
@@ -217,7 +223,7 @@ def test_killed_and_started_again_equals_uninterrupted(
     assert loop.final_state() == whole.final_state()
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path, whole: Loop):
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
     *warnings, error = loop.run(full="after-finish:6", code=2).splitlines()
     reason = "cannot be written: File too large; free space"
@@ -232,7 +238,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path, wh
     assert loop.final_state() == whole.final_state()
 
 
-def test_killed_three_times(tmp_path: Path, whole: Loop):
+def test_killed_three_times(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
     for kill in ("after-row:3", "after-finish:5", "in-step:6"):
         loop.run(kill=kill, code=-signal.SIGKILL)
@@ -241,7 +247,7 @@ def test_killed_three_times(tmp_path: Path, whole: Loop):
     assert loop.final_state() == whole.final_state()
 
 
-def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop):
+def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
     child = loop.start("pause=0.03")
     while len(read_metrics(loop.log)) < 7:
@@ -270,7 +276,7 @@ def stopped(loop: Loop, number: signal.Signals, *words: str, rows: int) -> tuple
 )
 def test_a_loop_that_does_not_ask_is_stopped_behind_a_step(
     tmp_path: Path, whole: Loop, number: signal.Signals, code: int
-):
+) -> None:
     """It submits a step ahead without asking `stopping`: that step is dropped, none is repeated."""
     loop = Loop(tmp_path, "run")
     returned, err = stopped(loop, number, "pause=0.05", "rolling_save_every=0", rows=6)
@@ -285,7 +291,7 @@ def test_a_loop_that_does_not_ask_is_stopped_behind_a_step(
     assert loop.final_state() == whole.final_state()
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path, whole: Loop):
+def test_a_second_signal_ends_at_once(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
     child = loop.start("pause=0.3")
     while not read_metrics(loop.log):
@@ -300,7 +306,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, whole: Loop):
     assert loop.numbers() == whole.numbers()
 
 
-def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path):
+def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path) -> None:
     loop = Loop(tmp_path, "run")
     loop.run(kill="after-final", code=-signal.SIGKILL)
     said = loop.run()
@@ -311,7 +317,7 @@ def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path):
     assert f"resuming {loop.log}-3 at step 6 of 12" in loop.run()
 
 
-def test_a_longer_run_continues_a_finished_one(tmp_path: Path, whole: Loop):
+def test_a_longer_run_continues_a_finished_one(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
     loop.run("max_steps=7")
     assert f"resuming {loop.log} at step 7 of 12 from checkpoint final" in loop.run()
@@ -323,7 +329,7 @@ def test_a_longer_run_continues_a_finished_one(tmp_path: Path, whole: Loop):
     assert loop.final_state() == whole.final_state()
 
 
-def test_an_unfinished_run_past_the_end_is_refused(tmp_path: Path):
+def test_an_unfinished_run_past_the_end_is_refused(tmp_path: Path) -> None:
     loop = Loop(tmp_path, "run")
     loop.run(kill="after-finish:9", code=-signal.SIGKILL)
     assert loop.run("max_steps=4", code=2) == (
@@ -332,7 +338,7 @@ def test_an_unfinished_run_past_the_end_is_refused(tmp_path: Path):
     )
 
 
-def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path):
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
     loop = Loop(tmp_path, "run")
     loop.run(kill="in-step:6", code=-signal.SIGKILL)
     before = (loop.log / "config.json").read_bytes()
@@ -347,7 +353,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path):
     assert [row["step"] for row in read_metrics(loop.log)] == list(range(12))
 
 
-def test_two_processes_cannot_share_a_directory(tmp_path: Path, whole: Loop):
+def test_two_processes_cannot_share_a_directory(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
     first = loop.start("pause=0.1")
     while not read_metrics(loop.log):
@@ -378,13 +384,17 @@ class Config:
 
 
 class Client:
-    def save_state(self, name: str, ttl_seconds: int | None = None):
+    def save_state(
+        self, name: str, ttl_seconds: int | None = None
+    ) -> asyncio.Future[SimpleNamespace]:
         return self._future(f"tinker://r/weights/{name}")
 
-    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None):
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None
+    ) -> asyncio.Future[SimpleNamespace]:
         return self._future(f"tinker://r/sampler_weights/{name}")
 
-    def _future(self, path: str):
+    def _future(self, path: str) -> asyncio.Future[SimpleNamespace]:
         future: Future = Future()
         future.set_result(SimpleNamespace(path=path))
         return asyncio.wrap_future(future)
@@ -406,7 +416,7 @@ async def do(config: Any, steps: int, **arguments: Any) -> Journal:
     return journal
 
 
-async def test_the_directory_is_named_by_what_matters(runs: Path):
+async def test_the_directory_is_named_by_what_matters(runs: Path) -> None:
     first = (await do(Config(), 1)).log_path
     assert first.parent == runs
     assert first.name.startswith("r-Tiny_Model-") and len(first.name) == len("r-Tiny_Model-") + 8
@@ -439,7 +449,7 @@ class Distilled(Config):
     teacher_sync_every: int = 2
 
 
-async def test_keys_that_may_change(tmp_path: Path):
+async def test_keys_that_may_change(tmp_path: Path) -> None:
     """Those that the config names, in it and in objects in it, and those that all loops have."""
     log = str(tmp_path / "x")
     await do(Distilled(log_path=log), 1)
@@ -467,12 +477,12 @@ async def test_keys_that_may_change(tmp_path: Path):
         ("a.*", {"a": {"x": 1, "y": {"x": 2}}, "b": 3, "b.x": 4}),
     ],
 )
-def test_dotted_names(name: str, kept: dict[str, Any]):
+def test_dotted_names(name: str, kept: dict[str, Any]) -> None:
     content = {"a": {"x": 1, "y": {"x": 2}}, "b": 3, "b.x": 4}
     assert without(content, ["z", "z.x", name]) == kept
 
 
-async def test_files_of_a_run(tmp_path: Path, capsys):
+async def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = await do(Config(log_path=str(tmp_path / "x")), 2)
     names = {p.name for p in journal.log_path.iterdir()}
     assert names == {
@@ -494,12 +504,12 @@ async def test_files_of_a_run(tmp_path: Path, capsys):
     assert "finished: 2 steps" in log and "saved checkpoint final" in log
 
 
-async def test_a_key_in_the_hash_of_a_mapping_config(runs: Path):
+async def test_a_key_in_the_hash_of_a_mapping_config(runs: Path) -> None:
     journal = await do({"model_name": "m", "rate": 1}, 1)
     assert journal.log_path.name.startswith("r-m-")
 
 
-def test_rows_are_written_once_and_in_order(tmp_path: Path):
+def test_rows_are_written_once_and_in_order(tmp_path: Path) -> None:
     with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=3) as journal:
         with pytest.raises(RuntimeError, match="row 1 out of order: row 0"), journal.step(1):
             pass
@@ -510,7 +520,7 @@ def test_rows_are_written_once_and_in_order(tmp_path: Path):
     assert len(read_metrics(tmp_path)) == 1
 
 
-def test_a_step_that_fails_writes_no_row_and_can_be_tried_again(tmp_path: Path):
+def test_a_step_that_fails_writes_no_row_and_can_be_tried_again(tmp_path: Path) -> None:
     with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=3) as journal:
         with pytest.raises(KeyError), journal.step(0) as row:
             row["loss"] = 1.0
@@ -520,7 +530,7 @@ def test_a_step_that_fails_writes_no_row_and_can_be_tried_again(tmp_path: Path):
     assert [row["loss"] for row in read_metrics(tmp_path)] == [2.0]
 
 
-def test_timings_inside_and_between_steps(tmp_path: Path):
+def test_timings_inside_and_between_steps(tmp_path: Path) -> None:
     with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=3) as journal:
         with journal.step(0):
             with journal.timed("a"):
@@ -540,7 +550,7 @@ def test_timings_inside_and_between_steps(tmp_path: Path):
     assert set(second) == {"step", "progress", "time/between", "time/total"}
 
 
-def test_progress_fields_of_rl_and_of_the_loop_itself(tmp_path: Path):
+def test_progress_fields_of_rl_and_of_the_loop_itself(tmp_path: Path) -> None:
     config = Config(log_path=str(tmp_path))
     with Journal(config, recipe="r", total_steps=4, progress="rl") as journal:
         with journal.step(0):
@@ -552,7 +562,7 @@ def test_progress_fields_of_rl_and_of_the_loop_itself(tmp_path: Path):
     assert (second["progress/batch"], second["progress/done_frac"]) == (1, 0.9)
 
 
-async def test_a_save_cannot_be_recorded_before_its_rows(tmp_path: Path):
+async def test_a_save_cannot_be_recorded_before_its_rows(tmp_path: Path) -> None:
     with Journal(Config(log_path=str(tmp_path)), recipe="r", total_steps=1) as journal:
         pending = journal.submit_save(Client(), 1, final=True)
         with pytest.raises(RuntimeError, match=r"save after 1 step .* before row 0 is written"):
@@ -564,7 +574,7 @@ async def test_a_save_cannot_be_recorded_before_its_rows(tmp_path: Path):
     assert len(load_checkpoints_file(tmp_path)) == 1
 
 
-async def test_a_row_for_the_final_weights_is_written_again_by_a_longer_run(tmp_path: Path):
+async def test_a_row_for_the_final_weights_is_written_again_by_a_longer_run(tmp_path: Path) -> None:
     for total in (2, 3):
         config = Config(log_path=str(tmp_path), num_epochs=total)
         with Journal(config, recipe="r", total_steps=total) as journal:
@@ -576,7 +586,7 @@ async def test_a_row_for_the_final_weights_is_written_again_by_a_longer_run(tmp_
     assert rows == [(0, 2.0), (1, 2.0), (2, 3.0), (3, 3.0)]
 
 
-async def test_loop_state_comes_back(tmp_path: Path):
+async def test_loop_state_comes_back(tmp_path: Path) -> None:
     config = Config(log_path=str(tmp_path))
     with Journal(config, recipe="r", total_steps=1) as journal:
         assert journal.resume is None
@@ -591,7 +601,7 @@ async def test_loop_state_comes_back(tmp_path: Path):
         assert (journal.resume.epoch, journal.resume.extra["cursor"]) == (2, {"file": 3})
 
 
-def test_an_error_is_logged_passed_on_and_frees_the_directory(tmp_path: Path):
+def test_an_error_is_logged_passed_on_and_frees_the_directory(tmp_path: Path) -> None:
     config = Config(log_path=str(tmp_path))
     journal = Journal(config, recipe="r", total_steps=3)
     with pytest.raises(TrainingError, match="no luck"), journal:
@@ -605,7 +615,7 @@ def test_an_error_is_logged_passed_on_and_frees_the_directory(tmp_path: Path):
         assert journal.start_step == 0
 
 
-def test_a_start_that_fails_frees_the_directory(tmp_path: Path):
+def test_a_start_that_fails_frees_the_directory(tmp_path: Path) -> None:
     @chz.chz
     class Bad:
         log_path: str = str(tmp_path)
@@ -616,7 +626,7 @@ def test_a_start_that_fails_frees_the_directory(tmp_path: Path):
             Journal(Bad(), recipe="r").__enter__()
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path: Path):
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": []}')
     with pytest.raises(ConfigurationError, match=r"config\.json belongs to something else"):
         Journal(Config(log_path=str(tmp_path)), recipe="r").__enter__()
@@ -627,7 +637,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_whose_config_cannot_be_read_is_refused(tmp_path: Path):
+def test_a_run_whose_config_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"config\.json cannot be read"):
@@ -650,7 +660,7 @@ class DataConfig(Config):
     dataset_builder: File
 
 
-async def test_other_data_is_another_run_and_moved_data_is_not(tmp_path: Path, runs: Path):
+async def test_other_data_is_another_run_and_moved_data_is_not(tmp_path: Path, runs: Path) -> None:
     (tmp_path / "a").write_text("one")
     (tmp_path / "moved").write_text("one")
     a = DataConfig(dataset_builder=File(path=str(tmp_path / "a")))
@@ -698,7 +708,9 @@ class GameConfig(Config):
 
 
 @pytest.fixture
-def games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def games(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., dict[str, Any]]]:
     """Imports modules of a user, anew after each change, as another process would."""
     folder = tmp_path / "code"
     folder.mkdir()
@@ -732,8 +744,8 @@ async def begin(config: Any, steps: int, total: int = 9) -> Journal:
 
 
 async def test_a_class_of_the_same_name_in_another_module_is_another_run(
-    tmp_path: Path, runs: Path, games
-):
+    tmp_path: Path, runs: Path, games: Callable[..., dict[str, Any]]
+) -> None:
     code = games(my_game=GAME, other_game=GAME, rules="N = 1")
     mine, other = (GameConfig(data=code[m].Game()) for m in ("my_game", "other_game"))
     first = await begin(mine, 2)
@@ -746,8 +758,12 @@ async def test_a_class_of_the_same_name_in_another_module_is_another_run(
 
 @pytest.mark.parametrize("changed", ["my_game", "rules"])
 async def test_edited_code_is_refused_by_name_until_resume_is_asked_for(
-    tmp_path: Path, runs: Path, games, changed: str, capsys
-):
+    tmp_path: Path,
+    runs: Path,
+    games: Callable[..., dict[str, Any]],
+    changed: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def config(**changes: Any) -> GameConfig:
         return GameConfig(data=code["my_game"].Game(), **changes)
 
@@ -772,7 +788,9 @@ async def test_edited_code_is_refused_by_name_until_resume_is_asked_for(
     assert (await begin(config(), 1)).log_path.name == f"{first.log_path.name}-2", "finished"
 
 
-async def test_code_may_be_edited_before_the_first_checkpoint(runs: Path, games):
+async def test_code_may_be_edited_before_the_first_checkpoint(
+    runs: Path, games: Callable[..., dict[str, Any]]
+) -> None:
     code = games(my_game=GAME, rules="N = 1")
     with pytest.raises(KeyError), Journal(GameConfig(data=code["my_game"].Game()), recipe="r") as a:
         raise KeyError
@@ -781,7 +799,9 @@ async def test_code_may_be_edited_before_the_first_checkpoint(runs: Path, games)
         assert (b.log_path, b.start_step) == (a.log_path, 0)
 
 
-async def test_other_evaluators_go_on_and_say_so(runs: Path, games, capsys):
+async def test_other_evaluators_go_on_and_say_so(
+    runs: Path, games: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     code = games(my_game=GAME, rules="N = 1", evals="def evaluator(): pass")
     config = GameConfig(data=code["my_game"].Game(), evaluator_builders=[code["evals"].evaluator])
     await begin(config, 1)
@@ -796,7 +816,9 @@ async def test_other_evaluators_go_on_and_say_so(runs: Path, games, capsys):
     assert "other evaluations" not in capsys.readouterr().out
 
 
-async def test_a_run_of_an_earlier_version_goes_on(runs: Path, games, capsys):
+async def test_a_run_of_an_earlier_version_goes_on(
+    runs: Path, games: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its config.json has classes without modules, and its directory's name comes from that."""
     code = games(my_game=GAME, rules="N = 1")
     config = GameConfig(data=code["my_game"].Game())
@@ -821,7 +843,7 @@ async def test_a_run_of_an_earlier_version_goes_on(runs: Path, games, capsys):
         await begin(larger, 5)
 
 
-async def test_more_steps_of_the_data_alone_continue_no_finished_run(tmp_path: Path):
+async def test_more_steps_of_the_data_alone_continue_no_finished_run(tmp_path: Path) -> None:
     config = Config(log_path=str(tmp_path / "x"), max_steps=5)
     await do(config, 2)
     assert (await do(config, 4)).log_path == tmp_path / "x-2"
@@ -829,7 +851,7 @@ async def test_more_steps_of_the_data_alone_continue_no_finished_run(tmp_path: P
     assert (journal.log_path, journal.start_step) == (tmp_path / "x", 2)
 
 
-async def test_a_continued_run_says_so_until_its_next_checkpoint(tmp_path: Path):
+async def test_a_continued_run_says_so_until_its_next_checkpoint(tmp_path: Path) -> None:
     config = Config(log_path=str(tmp_path / "x"), max_steps=2)
     assert (await do(config, 2)).continued is False
     longer = chz.replace(config, max_steps=4)
@@ -854,7 +876,7 @@ class SavingConfig(Config):
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(tmp_path: Path) -> Store:
     from tinker_cookbook.service.store import Store
 
     return Store(tmp_path / "store")
@@ -867,10 +889,14 @@ class StoreClient(Client):
         self._store, self._run = store, run
         store.create_run(run, "m", 8)
 
-    def save_state(self, name: str, ttl_seconds: int | None = None):
+    def save_state(
+        self, name: str, ttl_seconds: int | None = None
+    ) -> asyncio.Future[SimpleNamespace]:
         return self._future(self._write("weights", name, ttl_seconds))
 
-    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None):
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None
+    ) -> asyncio.Future[SimpleNamespace]:
         return self._future(self._write("sampler_weights", name, ttl_seconds))
 
     def _write(self, kind: str, name: str, ttl_seconds: int | None) -> str:
@@ -889,7 +915,9 @@ async def work(config: Any, rest: Any, client: Any, steps: int, total: int) -> J
     return journal
 
 
-async def test_a_checkpoint_that_is_gone_is_skipped(tmp_path: Path, store, capsys):
+async def test_a_checkpoint_that_is_gone_is_skipped(
+    tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tinker_cookbook.service.rest import LocalRestClient
 
     rest = LocalRestClient(store)
@@ -929,7 +957,9 @@ async def test_a_checkpoint_that_is_gone_is_skipped(tmp_path: Path, store, capsy
     assert {each.name for each in links.iterdir()} == {"mine"}
 
 
-async def test_a_store_that_is_not_there_does_not_start_a_run_over(tmp_path: Path, store):
+async def test_a_store_that_is_not_there_does_not_start_a_run_over(
+    tmp_path: Path, store: Store
+) -> None:
     from tinker_cookbook.service.rest import LocalRestClient
     from tinker_cookbook.service.store import Store
 

@@ -44,7 +44,9 @@ def a_run(directory: Path) -> Path:
     return directory
 
 
-def test_a_second_process_is_told_who_holds_the_directory_until_that_one_is_killed(tmp_path: Path):
+def test_a_second_process_is_told_who_holds_the_directory_until_that_one_is_killed(
+    tmp_path: Path,
+) -> None:
     child = holder(tmp_path / "run")
     try:
         with pytest.raises(ConfigurationError) as e:
@@ -73,7 +75,7 @@ time.sleep(60)
 """
 
 
-def test_a_forked_worker_of_a_killed_process_does_not_keep_the_directory(tmp_path: Path):
+def test_a_forked_worker_of_a_killed_process_does_not_keep_the_directory(tmp_path: Path) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", FORK, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -93,8 +95,8 @@ def test_a_forked_worker_of_a_killed_process_does_not_keep_the_directory(tmp_pat
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
 def test_a_file_system_without_locks_is_used_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, code: int
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -103,7 +105,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     assert f"{tmp_path}: this file system has no locks" in caplog.text
 
 
-def test_one_process_cannot_lock_twice_but_again_after_release(tmp_path: Path):
+def test_one_process_cannot_lock_twice_but_again_after_release(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     with pytest.raises(ConfigurationError, match=f"process {os.getpid()} "):
         RunLock(tmp_path)
@@ -111,13 +113,13 @@ def test_one_process_cannot_lock_twice_but_again_after_release(tmp_path: Path):
     RunLock(tmp_path).release()
 
 
-def test_a_path_that_is_no_directory(tmp_path: Path):
+def test_a_path_that_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"log_path=.*/file cannot be written to"):
         RunLock(tmp_path / "file")
 
 
-def test_check_log_dir(tmp_path: Path):
+def test_check_log_dir(tmp_path: Path) -> None:
     check_log_dir(tmp_path / "none", "raise")
     assert not (tmp_path / "none").exists()
     run = a_run(tmp_path / "run")
@@ -132,7 +134,7 @@ def test_check_log_dir(tmp_path: Path):
     assert [p.name for p in run.iterdir()] == [".lock"]
 
 
-def test_delete_spares_what_is_no_run_and_what_is_in_use(tmp_path: Path):
+def test_delete_spares_what_is_no_run_and_what_is_in_use(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -146,12 +148,12 @@ def test_delete_spares_what_is_no_run_and_what_is_in_use(tmp_path: Path):
     lock.release()
 
 
-def test_ask_on_a_terminal(tmp_path: Path, monkeypatch):
+def test_ask_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     asked: list[str] = []
 
-    def answers(*words: str):
+    def answers(*words: str) -> None:
         left = list(words)
 
         def read(question: str) -> str:
@@ -170,7 +172,7 @@ def test_ask_on_a_terminal(tmp_path: Path, monkeypatch):
         decide(tmp_path, "ask", "a run")
 
 
-def test_differences_name_dotted_keys_with_both_values():
+def test_differences_name_dotted_keys_with_both_values() -> None:
     there = {"a": 1, "data": {"class": "X", "n": 3}, "gone": True, "same": [1, 2]}
     here = {"a": 2, "data": {"class": "Y", "n": 3, "new": None}, "same": [1, 2]}
     assert differences(there, here) == [

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_file_of_a_module_and_what_it_imports_beside_it(folder: Path):
+def test_the_file_of_a_module_and_what_it_imports_beside_it(folder: Path) -> None:
     code = user_code({"data": [{"class": "a_game:Guess", "n": 1}]})
     assert list(code) == ["a_game"]
     assert set(code["a_game"]) == {f"{name}.py" for name in FILES} - {"a_stranger.py"}
@@ -54,7 +54,7 @@ def test_the_file_of_a_module_and_what_it_imports_beside_it(folder: Path):
     assert "a_helper.py" in edited(code, user_code("a_game:Guess"))
 
 
-def test_a_file_that_does_not_parse_counts_all_the_same(folder: Path):
+def test_a_file_that_does_not_parse_counts_all_the_same(folder: Path) -> None:
     (folder / "a_game.py").write_text("def")
     assert list(user_code("a_game:Guess")["a_game"]) == ["a_game.py"]
 
@@ -73,11 +73,11 @@ def test_a_file_that_does_not_parse_counts_all_the_same(folder: Path):
         7,
     ],
 )
-def test_what_is_not_the_users_own(value: Any):
+def test_what_is_not_the_users_own(value: Any) -> None:
     assert user_code({"key": value}) == {}
 
 
-def test_of_an_installed_package_the_version_counts():
+def test_of_an_installed_package_the_version_counts() -> None:
     version = importlib.metadata.version("PyYAML")
     importlib.import_module("yaml.loader")
     code = user_code({"loader": "yaml.loader:Loader"})
@@ -86,7 +86,7 @@ def test_of_an_installed_package_the_version_counts():
     assert edited(older, code) == [f"yaml.loader (1.0 -> {version})"]
 
 
-def test_a_program_is_a_module_as_well(tmp_path: Path):
+def test_a_program_is_a_module_as_well(tmp_path: Path) -> None:
     (tmp_path / "prog.py").write_text(
         "import json\n"
         "from tinker_cookbook.utils.code_identity import user_code\n"
@@ -113,7 +113,7 @@ class Opaque:
     pass
 
 
-def test_the_form_of_earlier_versions():
+def test_the_form_of_earlier_versions() -> None:
     config = {"data": {"class": "a.b:Chats", "of": [{"class": "m:X"}]}, "f": "m:f", "o": Opaque()}
     assert without_modules(plain(config)) == {
         "data": {"class": "Chats", "of": [{"class": "X"}]},

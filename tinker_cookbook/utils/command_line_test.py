@@ -94,7 +94,7 @@ def yaml_file(tmp_path: Path, text: str) -> str:
 # ---- words
 
 
-def test_values_are_read_by_type():
+def test_values_are_read_by_type() -> None:
     config = parse(
         Config,
         ["learning_rate=1e-4", "steps=7", "shuffle=False", "tags=a,b", "mode=exact", "weights.x=2"],
@@ -104,21 +104,21 @@ def test_values_are_read_by_type():
     assert parse(Config, ["learning_rate=None"]).learning_rate is None
 
 
-def test_a_class_is_chosen_by_name_and_keys_of_the_default_one_need_no_name():
+def test_a_class_is_chosen_by_name_and_keys_of_the_default_one_need_no_name() -> None:
     assert parse(Config, ["data=Jsonl", "data.path=a=b"]).data == Jsonl(path="a=b")
     assert parse(Config, ["data.batch_size=4"]).data == Hub(batch_size=4)
 
 
-def test_three_dots_reach_every_level():
+def test_three_dots_reach_every_level() -> None:
     config = parse(Config, ["data=Jsonl", "data.path=x", "...model_name=m"])
     assert config.model_name == "m" and config.data.model_name == "m"
 
 
-def test_the_last_of_two_equal_words_counts():
+def test_the_last_of_two_equal_words_counts() -> None:
     assert parse(Config, ["steps=1", "steps=5"]).steps == 5
 
 
-def test_aliases_stand_for_longer_keys():
+def test_aliases_stand_for_longer_keys() -> None:
     aliases = {"d": "data"}
     assert parse(Config, ["d=Jsonl", "d.path=x"], aliases).data == Jsonl(path="x")
     assert error("d=Jsonl", aliases=aliases).startswith("missing d.path;")
@@ -127,7 +127,7 @@ def test_aliases_stand_for_longer_keys():
     assert "\n  d  " in help_text(Config, aliases=aliases)
 
 
-def test_an_object_with_two_aliases_is_called_as_the_user_does():
+def test_an_object_with_two_aliases_is_called_as_the_user_does() -> None:
     both = {"d": "data", "e": "data"}
     assert error("e=X", aliases=both) == "e='X': expected Jsonl or Hub"
     assert error("e=Jsonl", aliases=both).startswith("missing d.path;")
@@ -137,7 +137,7 @@ def test_an_object_with_two_aliases_is_called_as_the_user_does():
     assert error("e.nam=x", aliases=both) == "unknown key 'e.nam'; did you mean 'e.name'?"
 
 
-def test_another_name_of_a_value_does_not_hide_it():
+def test_another_name_of_a_value_does_not_hide_it() -> None:
     names = {"number_of_steps": "steps", "d": "data"}
     assert parse(Config, ["number_of_steps=5"], names).steps == 5
     assert error("step=1", aliases=names) == "unknown key 'step'; did you mean 'steps'?"
@@ -152,7 +152,7 @@ def test_another_name_of_a_value_does_not_hide_it():
 
 
 @pytest.mark.parametrize("values", [(1, 2), (2, 2)])
-def test_two_names_of_one_key_are_refused(values: tuple[int, int], tmp_path: Path):
+def test_two_names_of_one_key_are_refused(values: tuple[int, int], tmp_path: Path) -> None:
     words = [f"steps={values[0]}", f"n={values[1]}"]
     said = f"{words[0]} and {words[1]} are two names of one key: give one"
     assert error(*words, aliases={"n": "steps"}) == said
@@ -176,7 +176,7 @@ class Unchosen:
     named: Data | None = chz.field(default=None, meta_factory=_Short(annotation=Data | None))
 
 
-def test_a_key_of_a_class_that_is_not_chosen_yet(tmp_path: Path):
+def test_a_key_of_a_class_that_is_not_chosen_yet(tmp_path: Path) -> None:
     assert error("data.batch_size=3", cls=Unchosen) == (
         "data.batch_size=3: data= must name a class first, e.g. data=Hub data.batch_size=3"
     )
@@ -188,7 +188,7 @@ def test_a_key_of_a_class_that_is_not_chosen_yet(tmp_path: Path):
     assert error("data.pth=x", cls=Unchosen).startswith("unknown key 'data.pth'; ")
 
 
-def test_names_for_classes():
+def test_names_for_classes() -> None:
     assert parse(Unchosen, ["named=file", "named.path=x"]).named == Jsonl(path="x")
     assert (
         error("named=fil", cls=Unchosen)
@@ -207,7 +207,9 @@ def test_names_for_classes():
         ("breaks_on_import:X", "module 'breaks_on_import' cannot be imported: ModuleNotFoundError"),
     ],
 )
-def test_a_name_in_a_module(value: str, message: str, tmp_path: Path, monkeypatch):
+def test_a_name_in_a_module(
+    value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "breaks_on_import.py").write_text("import no_such_either\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert error(f"data={value}", cls=Unchosen).startswith(f"data={value!r}: {message}")
@@ -242,11 +244,11 @@ def test_a_name_in_a_module(value: str, message: str, tmp_path: Path, monkeypatc
         (["config=a", "config=b"], "config= is given twice (a, b); give one"),
     ],
 )
-def test_errors_are_one_line_that_names_key_value_and_fix(argv: list[str], message: str):
+def test_errors_are_one_line_that_names_key_value_and_fix(argv: list[str], message: str) -> None:
     assert error(*argv).startswith(message)
 
 
-def test_a_bug_in_a_constructor_keeps_its_type():
+def test_a_bug_in_a_constructor_keeps_its_type() -> None:
     def broken(config: object, name: str) -> None:
         raise TypeError("a bug")
 
@@ -261,7 +263,7 @@ def test_a_bug_in_a_constructor_keeps_its_type():
 # ---- config=FILE
 
 
-def test_a_file_may_be_nested_or_dotted_and_words_come_after_it(tmp_path: Path):
+def test_a_file_may_be_nested_or_dotted_and_words_come_after_it(tmp_path: Path) -> None:
     name = yaml_file(
         tmp_path,
         """
@@ -285,23 +287,25 @@ def test_a_file_may_be_nested_or_dotted_and_words_come_after_it(tmp_path: Path):
     )
 
 
-def test_nested_mappings_nulls_empty_lists_and_aliases(tmp_path: Path):
+def test_nested_mappings_nulls_empty_lists_and_aliases(tmp_path: Path) -> None:
     name = yaml_file(tmp_path, "d: {batch_size: 4, name: no}\nlearning_rate: null\ntags: []\n")
     config = parse(Config, [f"config={name}", "tags=q"], {"d": "data"})
     assert config.data == Hub(batch_size=4, name="no") and config.learning_rate is None
     assert parse(Config, [f"config={name}"], {"d": "data"}).tags == []
 
 
-def test_a_word_with_dots_overrides_the_file(tmp_path: Path):
+def test_a_word_with_dots_overrides_the_file(tmp_path: Path) -> None:
     name = yaml_file(tmp_path, "model_name: a\n")
     assert parse(Config, [f"config={name}", "...model_name=b"]).model_name == "b"
 
 
-def test_an_empty_file_changes_nothing(tmp_path: Path):
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert parse(Config, [f"config={yaml_file(tmp_path, '# nothing')}"]) == Config()
 
 
-def test_a_file_is_relative_to_the_working_directory(tmp_path: Path, monkeypatch):
+def test_a_file_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     yaml_file(tmp_path, "steps: 9")
     monkeypatch.chdir(tmp_path)
     assert parse(Config, ["config=c.yaml"]).steps == 9
@@ -323,12 +327,14 @@ def test_a_file_is_relative_to_the_working_directory(tmp_path: Path, monkeypatch
         ("a: 1\n\tb: 2", "{file}:2 is not YAML: "),
     ],
 )
-def test_errors_in_a_file_name_the_file_and_the_key(tmp_path: Path, text: str, message: str):
+def test_errors_in_a_file_name_the_file_and_the_key(
+    tmp_path: Path, text: str, message: str
+) -> None:
     name = yaml_file(tmp_path, text)
     assert error(f"config={name}").startswith(message.format(file=name))
 
 
-def test_unreadable_files(tmp_path: Path):
+def test_unreadable_files(tmp_path: Path) -> None:
     assert error(f"config={tmp_path}/no.yaml") == (
         f"config={tmp_path}/no.yaml cannot be read: No such file or directory"
     )
@@ -340,9 +346,9 @@ def test_unreadable_files(tmp_path: Path):
 # ---- help
 
 
-def test_help_lists_every_key_with_type_default_and_meaning():
-    lines = help_text(Config, about="Trains something.", width=120).splitlines()
-    assert lines[2] == "Trains something."
+def test_help_lists_every_key_with_type_default_and_meaning() -> None:
+    lines = help_text(Config, docstring="Trains\nsomething.\n\nMore.", width=120).splitlines()
+    assert lines[2] == "Trains something." and "More." not in lines
     assert sum(line.split()[:1] == ["learning_rate"] for line in lines) == 1
     row = next(line for line in lines if line.startswith("  learning_rate"))
     assert " ".join(row.split()) == "learning_rate float None Peak rate; None: by the model."
@@ -354,7 +360,7 @@ def test_help_lists_every_key_with_type_default_and_meaning():
     assert all(len(line) <= 120 for line in lines)
 
 
-def test_help_follows_the_class_that_was_chosen_and_marks_required_keys():
+def test_help_follows_the_class_that_was_chosen_and_marks_required_keys() -> None:
     text = help_text(Config, ["data=Jsonl"], width=100)
     assert "keys of data (Jsonl)" in text and "data.name" not in text
     row = next(line for line in text.splitlines() if "data.path" in line)
@@ -363,42 +369,79 @@ def test_help_follows_the_class_that_was_chosen_and_marks_required_keys():
     assert row.split()[:3] == ["needed", "int", "required"]
 
 
-def test_help_refuses_what_parse_refuses():
+DOCSTRING = """Trains something.
+
+    python -m recipes.x                  nano
+    ./scripts/run recipes.x data=Jsonl   a file
+    python -m recipes.x data=Hub
+
+The command above is run by hand."""
+
+
+def test_help_explains_the_first_keys_and_lists_the_others() -> None:
+    lines = help_text(Config, [], {"d": "data"}, ["d", "mode"], DOCSTRING, 120).splitlines()
+    start = lines.index("examples")
+    assert lines[start + 1 : start + 4] == [
+        "  python -m recipes.x                  nano",
+        "  ./scripts/run recipes.x data=Jsonl   a file",
+        "",
+    ]
+    start = lines.index("keys to set first")
+    names = [line.split()[0] for line in lines[start + 1 :] if line[:3].strip()]
+    assert names[:3] == ["d", "mode", "other"]
+    others = " ".join(lines[start + 4 :])
+    assert " learning_rate " in others and " mode=" not in others
+    assert "steps=3 " in others and "Peak rate" not in others
+
+
+def test_help_all_explains_every_key() -> None:
+    everything = help_text(Config, ["all"], None, ["data"], DOCSTRING, 120)
+    assert everything == help_text(Config, [], None, [], DOCSTRING, 120)
+    assert "Peak rate" in everything
+
+
+def test_help_explains_the_keys_of_an_object_that_the_command_line_chooses() -> None:
+    text = help_text(Config, ["data=Jsonl"], None, ["mode"], "", 120)
+    assert "keys of data (Jsonl)" in text
+    assert "keys of data" not in help_text(Config, [], None, ["mode"], "", 120)
+
+
+def test_help_refuses_what_parse_refuses() -> None:
     with pytest.raises(ConfigurationError, match="unknown key 'stepz'"):
         help_text(Config, ["stepz=1"])
     with pytest.raises(ConfigurationError, match="data='X': expected"):
         help_text(Config, ["data=X"])
 
 
-def test_help_wraps_to_the_width():
+def test_help_wraps_to_the_width() -> None:
     lines = help_text(Config, width=80).splitlines()
     assert max(len(line) for line in lines) <= 96  # a column of at least 30 for the meaning
 
 
-def test_our_list_of_keys_is_the_one_of_chz():
+def test_our_list_of_keys_is_the_one_of_chz() -> None:
     request = Request(Config, [Source("", {"data": "Jsonl"})], {})
     blueprint = request.blueprint()
     rows = blueprint.get_help().partition("Arguments:")[2].splitlines()
     assert list(parameters(blueprint)) == [row.split()[0] for row in rows if row.strip()]
 
 
-def test_type_text():
+def test_type_text() -> None:
     assert type_text(list[str] | None) == "list[str] | None"
     assert type_text(tuple[int, ...]) == "tuple[int, ...]"
     assert type_text(Callable[[str], float]) == "module:function"
 
 
-def test_alternatives():
+def test_alternatives() -> None:
     text = type_text(tuple[Literal["a", "b"], ...] | None)
     assert alternatives(text) == ["tuple[a | b, ...]", "None"]
     assert alternatives(type_text(Literal["a", "b"])) == ["a", "b"]
 
 
-def test_help_words_are_no_keys():
+def test_help_words_are_no_keys() -> None:
     assert read_request(Config, ["--help", "-h"]).sources == [Source("", {})]
 
 
-def test_help_names_the_keys_of_each_class_while_none_is_chosen():
+def test_help_names_the_keys_of_each_class_while_none_is_chosen() -> None:
     lines = help_text(Unchosen, aliases={"d": "data"}, width=90).splitlines()
     start = lines.index("keys of d, by class (d=Jsonl --help says what they mean)")
     assert [" ".join(line.split()) for line in lines[start + 1 : start + 4]] == [

@@ -15,7 +15,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_hold_all_figures_and_no_control_characters(monkeypatch):
+def test_plain_lines_hold_all_figures_and_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The first step and evaluations count neither for the speed nor for the ETA."""
     now = iter([10.0, 50.0, 52.0, 57.0])
     monkeypatch.setattr(display.time, "perf_counter", lambda: next(now))
@@ -27,7 +29,7 @@ def test_plain_lines_hold_all_figures_and_no_control_characters(monkeypatch):
         shown.update(0, {"train_mean_nll": 2.5, "num_tokens": 1000, "time/total": 39.9}),
         shown.update(1, {"train_mean_nll": 1.25, "num_tokens": 1000}),
     ]
-    shown.say("saved [x]")
+    shown.log_line("saved [x]")
     shown.evaluating(2)
     shown.evaluations_after = lambda step: 3.0
     row = {"train_mean_nll": 1.0, "num_tokens": 3000, "test/nll": 3.0, "time/evals": 3.0}
@@ -54,7 +56,9 @@ def test_plain_lines_hold_all_figures_and_no_control_characters(monkeypatch):
         ),
     ],
 )
-def test_the_live_line_leaves_out_what_does_not_fit(monkeypatch, columns: int, expected: str):
+def test_the_live_line_leaves_out_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, columns: int, expected: str
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(display, "memory", lambda: "1.50 GiB")
@@ -73,7 +77,7 @@ def test_the_live_line_leaves_out_what_does_not_fit(monkeypatch, columns: int, e
     shown.close()
 
 
-def test_a_run_without_a_known_end_has_no_eta():
+def test_a_run_without_a_known_end_has_no_eta() -> None:
     stream = io.StringIO()
     shown = Display(None, stream=stream)
     shown.start(7)
@@ -81,7 +85,7 @@ def test_a_run_without_a_known_end_has_no_eta():
     assert re.fullmatch(r"step 7  reward 0\.5  [\d.]+ GiB\n", stream.getvalue())
 
 
-def test_the_row_after_the_last_step_does_not_count_as_a_step():
+def test_the_row_after_the_last_step_does_not_count_as_a_step() -> None:
     stream = io.StringIO()
     shown = Display(3, stream=stream)
     shown.start()
@@ -89,7 +93,7 @@ def test_the_row_after_the_last_step_does_not_count_as_a_step():
     assert stream.getvalue().startswith("step 3/3  test/nll 0.5")
 
 
-def test_extra_headlines():
+def test_extra_headlines() -> None:
     stream = io.StringIO()
     shown = Display(3, stream=stream, headlines={"exact_match/seen": "seen"})
     shown.start()
@@ -97,13 +101,15 @@ def test_extra_headlines():
     assert "  seen 0.25  " in stream.getvalue()
 
 
-def test_on_a_terminal_the_line_is_redrawn_and_evaluations_stay(monkeypatch):
+def test_on_a_terminal_the_line_is_redrawn_and_evaluations_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     shown = Display(3, stream=stream)
     shown.start()
     shown.update(0, {"loss": 1.0})
-    shown.say("a remark")
+    shown.log_line("a remark")
     shown.update(1, {"loss": 0.5, "test/nll": 0.75})
     shown.close()
     shown.close()
@@ -115,7 +121,7 @@ def test_on_a_terminal_the_line_is_redrawn_and_evaluations_stay(monkeypatch):
     assert text.index("\x1b[?25h") < text.index("a remark")
 
 
-def test_table_and_none():
+def test_table_and_none() -> None:
     stream = io.StringIO()
     shown = Display(3, "table", stream)
     shown.start()
@@ -128,7 +134,7 @@ def test_table_and_none():
     assert stream.getvalue() == ""
 
 
-def test_an_unknown_mode_names_the_choices():
+def test_an_unknown_mode_names_the_choices() -> None:
     with pytest.raises(ConfigurationError, match=r"display='fancy'.*auto, live, plain"):
         Display(3, "fancy")
 
@@ -146,12 +152,14 @@ def test_an_unknown_mode_names_the_choices():
         ("x", "x"),
     ],
 )
-def test_short(value, text: str):
+def test_short(value: object, text: str) -> None:
     assert short(value) == text
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_memory_of_a_gpu_in_use_or_of_the_process(monkeypatch, used: bool):
+def test_memory_of_a_gpu_in_use_or_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
     cuda = SimpleNamespace(
         is_available=lambda: True,
         is_initialized=lambda: used,
@@ -162,5 +170,5 @@ def test_memory_of_a_gpu_in_use_or_of_the_process(monkeypatch, used: bool):
     assert text == "3.0 GiB GPU" if used else re.fullmatch(r"\d+\.\d\d GiB", text)
 
 
-def test_duration():
+def test_duration() -> None:
     assert [duration(s) for s in (7, 754.4, 12301)] == ["0:07", "12:34", "3:25:01"]

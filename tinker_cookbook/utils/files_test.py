@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tinker_cookbook.exceptions import StorageError
 from tinker_cookbook.utils.files import FileLock, replace_file, sync_directory
 
 
-def test_a_lock_is_held_until_it_is_closed(tmp_path: Path):
+def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     first = FileLock.take(file, wait=False)
     assert first is not None and not first.closed
@@ -26,12 +27,12 @@ def test_a_lock_is_held_until_it_is_closed(tmp_path: Path):
     assert file.read_text() == "mine"
 
 
-def test_a_shared_lock_makes_no_file(tmp_path: Path):
+def test_a_shared_lock_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileLock.take(tmp_path / "none", shared=True)
 
 
-def test_a_lock_on_a_file_that_was_removed_is_taken_again(tmp_path: Path):
+def test_a_lock_on_a_file_that_was_removed_is_taken_again(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     first = FileLock.take(file)
     assert first is not None
@@ -46,12 +47,14 @@ def test_a_lock_on_a_file_that_was_removed_is_taken_again(tmp_path: Path):
     assert FileLock.take(file, wait=False) is None
 
 
-def test_a_forgotten_lock_is_free(tmp_path: Path):
+def test_a_forgotten_lock_is_free(tmp_path: Path) -> None:
     FileLock.take(tmp_path / "lock")
     assert FileLock.take(tmp_path / "lock", wait=False) is not None
 
 
-def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_is_replaced_at_once_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "x.json"
     replace_file(file, "old")
     with monkeypatch.context() as patch:
@@ -66,8 +69,8 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, monkeypatch: p
 
 def test_only_a_missing_ability_to_sync_a_directory_is_forgiven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def fail(code: int):
+) -> None:
+    def fail(code: int) -> Callable[[int], None]:
         def fsync(_: int) -> None:
             raise OSError(code, os.strerror(code))
 

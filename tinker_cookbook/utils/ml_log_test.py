@@ -4,6 +4,7 @@ import math
 import sys
 import types
 from pathlib import Path
+from typing import Any, NoReturn
 
 import chz
 import numpy as np
@@ -19,7 +20,9 @@ class Config:
     name: str = "x"
 
 
-def test_metrics_lines_have_the_step_first_and_read_back(tmp_path: Path, capsys):
+def test_metrics_lines_have_the_step_first_and_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ml_log.setup_logging(tmp_path, config=Config()) as logger:
         logger.log_metrics({"loss": np.float32(0.5), "step_time": 1, "bad": math.nan}, step=0)
         # on disk before close
@@ -32,7 +35,7 @@ def test_metrics_lines_have_the_step_first_and_read_back(tmp_path: Path, capsys)
     assert capsys.readouterr().out == "step 0  loss 0.5  step_time 1  bad nan\nstep 1  loss 0.25\n"
 
 
-def test_config_and_code_are_written(tmp_path: Path):
+def test_config_and_code_are_written(tmp_path: Path) -> None:
     ml_log.setup_logging(tmp_path, config=Config()).close()
     assert json.loads((tmp_path / "config.json").read_text()) == {
         "class": f"{__name__}:Config",
@@ -42,7 +45,9 @@ def test_config_and_code_are_written(tmp_path: Path):
     assert (tmp_path / "code.diff").read_text().startswith("# ")
 
 
-def test_code_of_another_state_goes_beside_the_first(tmp_path: Path, monkeypatch):
+def test_code_of_another_state_goes_beside_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for state in ("one", "one", "two", "two"):
         monkeypatch.setattr(ml_log, "code_state", lambda state=state: state)
         ml_log.write_code_state(tmp_path)
@@ -50,7 +55,9 @@ def test_code_of_another_state_goes_beside_the_first(tmp_path: Path, monkeypatch
     assert found == {"code.diff": "one", "code-2.diff": "two"}
 
 
-def test_python_logging_goes_to_the_file_until_close(tmp_path: Path, capsys):
+def test_python_logging_goes_to_the_file_until_close(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = list(logging.getLogger().handlers)
     logger = ml_log.setup_logging(tmp_path, show_metrics=False)
     logging.getLogger("some.module").info("an info")
@@ -63,7 +70,7 @@ def test_python_logging_goes_to_the_file_until_close(tmp_path: Path, capsys):
     assert logging.getLogger().handlers == before
 
 
-def test_loggers_alone_and_together(tmp_path: Path, capsys):
+def test_loggers_alone_and_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     together = ml_log.MultiplexLogger(
         [ml_log.JsonLogger(tmp_path / "a"), ml_log.PrettyPrintLogger()]
     )
@@ -81,7 +88,7 @@ def test_loggers_alone_and_together(tmp_path: Path, capsys):
     assert capsys.readouterr().out == "metrics  loss 0.5\nstep 4  right 3  tag None\n"
 
 
-def test_python_logging_alone(tmp_path: Path, capsys):
+def test_python_logging_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, before = logging.getLogger(), list(logging.getLogger().handlers)
     level = root.level
     try:
@@ -98,23 +105,27 @@ def test_python_logging_alone(tmp_path: Path, capsys):
     assert capsys.readouterr().err == "WARNING: words\n"
 
 
-def test_wandb_missing_names_its_install_line(tmp_path: Path, monkeypatch):
+def test_wandb_missing_names_its_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigurationError, match=r"wandb_project='p'.* -m pip install.*\[wandb\]"):
         ml_log.setup_logging(tmp_path, wandb_project="p")
 
 
-def test_wandb_gets_every_row_and_a_resumed_run_the_same_id(tmp_path: Path, monkeypatch):
+def test_wandb_gets_every_row_and_a_resumed_run_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple] = []
 
     class Run:
-        def log(self, row, step):
+        def log(self, row: dict[str, float], step: int) -> None:
             calls.append((row, step))
 
-        def finish(self):
+        def finish(self) -> None:
             calls.append(("finish",))
 
-    def init(**arguments):
+    def init(**arguments: Any) -> Run:
         calls.append((arguments["project"], arguments["name"], arguments["config"]))
         ids.append(arguments["id"])
         return Run()
@@ -129,8 +140,10 @@ def test_wandb_gets_every_row_and_a_resumed_run_the_same_id(tmp_path: Path, monk
     assert ids[0] == ids[1] and len(ids[0]) >= 8
 
 
-def test_wandb_that_cannot_start_says_what_to_do(tmp_path: Path, monkeypatch):
-    def init(**_):
+def test_wandb_that_cannot_start_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> NoReturn:
         raise RuntimeError("no key")
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
@@ -138,7 +151,7 @@ def test_wandb_that_cannot_start_says_what_to_do(tmp_path: Path, monkeypatch):
         ml_log.setup_logging(tmp_path, wandb_project="p")
 
 
-def test_code_state_of_a_checkout_and_of_none(tmp_path: Path):
+def test_code_state_of_a_checkout_and_of_none(tmp_path: Path) -> None:
     assert "no git checkout" in code_state.code_state(tmp_path)
     for command in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "x"]):
         (tmp_path / "a.py").write_text("one\n")

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Opaque:
     pass
 
 
-def test_a_config_becomes_plain_data_in_the_order_of_its_fields():
+def test_a_config_becomes_plain_data_in_the_order_of_its_fields() -> None:
     assert plain(Outer()) == {
         "class": f"{__name__}:Outer",
         "inner": {"class": f"{__name__}:Inner", "size": 3},
@@ -59,11 +60,11 @@ def test_a_config_becomes_plain_data_in_the_order_of_its_fields():
     assert list(plain(Outer()))[:3] == ["class", "inner", "rate"]
 
 
-def test_classes_of_equal_fields_stay_apart():
+def test_classes_of_equal_fields_stay_apart() -> None:
     assert plain(Outer(inner=Inner())) != plain(Outer(inner=OtherInner()))
 
 
-def test_other_values():
+def test_other_values() -> None:
     assert plain(Point(x=1)) == {"class": f"{__name__}:Point", "x": 1}
     assert plain({"b", "a"}) == ["a", "b"]
     assert plain(functools.partial(int, base=2)) == {
@@ -78,7 +79,7 @@ def test_other_values():
     json.dumps(plain(Outer()), allow_nan=False)
 
 
-def test_a_program_and_its_module_give_the_same_text(tmp_path: Path):
+def test_a_program_and_its_module_give_the_same_text(tmp_path: Path) -> None:
     package = tmp_path / "recipes"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -110,7 +111,7 @@ class NoFile:
         return {}
 
 
-def test_identity_stands_for_the_field_of_the_same_name(tmp_path: Path):
+def test_identity_stands_for_the_field_of_the_same_name(tmp_path: Path) -> None:
     for name, text in (("a", "one"), ("moved", "one"), ("b", "three")):
         (tmp_path / name).write_text(text)
     a, moved, b = (plain([File(path=str(tmp_path / name))]) for name in ("a", "moved", "b"))
@@ -129,14 +130,14 @@ def test_identity_stands_for_the_field_of_the_same_name(tmp_path: Path):
     assert plain([File(path=str(tmp_path / "a"))]) != a
 
 
-def test_a_class_of_this_package_may_move_to_another_module():
+def test_a_class_of_this_package_may_move_to_another_module() -> None:
     """A newer version must go on with a run of an older one; a user's class is its module's."""
     a, b = ([{"class": f"tinker_cookbook.{m}:Chats", "n": 1}] for m in ("old", "new"))
     assert comparable(a) == comparable(b) == [{"class": "Chats", "n": 1}]
     assert comparable({"class": "my_env:Game"}) == {"class": "my_env:Game"}
 
 
-def test_without_an_identity_every_field_counts():
+def test_without_an_identity_every_field_counts() -> None:
     assert plain(NoFile(path="x")) == {"class": f"{__name__}:NoFile", "path": "x"}
     assert comparable(plain(NoFile(path="x"))) != comparable(plain(NoFile(path="y")))
     assert plain(NoFile) == f"{__name__}:NoFile"
@@ -153,14 +154,14 @@ class _Grader:
         return self.bonus
 
 
-def _grader_of(bonus: float):
+def _grader_of(bonus: float) -> Callable[[], float]:
     def grade() -> float:
         return bonus
 
     return grade
 
 
-def test_a_function_holds_what_its_closure_or_object_holds():
+def test_a_function_holds_what_its_closure_or_object_holds() -> None:
     """Another bonus is another run, though the function has the same name."""
     assert plain(_grader_of(0.5)) == plain(_grader_of(0.5)) != plain(_grader_of(0.9))
     assert plain(_Grader(1).grade) == plain(_Grader(1).grade) != plain(_Grader(2).grade)

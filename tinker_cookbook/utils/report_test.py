@@ -40,15 +40,15 @@ class Elements(HTMLParser):
         self.close()
         assert self._open == [], "every element is closed, in order"
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
         if tag not in ("meta", "input", "br"):
             self._open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if self._open:
             self.texts.setdefault(self._open[-1], []).append(data)
 
@@ -64,7 +64,7 @@ def shown(text: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_stays_text_wherever_it_stands(text: str):
+def test_text_stays_text_wherever_it_stands(text: str) -> None:
     parts = [
         element("p", text, title=text),
         fold(text, text),
@@ -81,17 +81,17 @@ def test_text_stays_text_wherever_it_stands(text: str):
     assert json.loads(found.texts["script"][0]) == {text: [text]}
 
 
-def test_a_page_has_bytes_whatever_was_written_into_it():
+def test_a_page_has_bytes_whatever_was_written_into_it() -> None:
     text = page("".join(HOSTILE), HOSTILE, script="1", data=HOSTILE)
     assert text.encode().decode() == text
 
 
-def test_data_with_nan_is_json():
+def test_data_with_nan_is_json() -> None:
     found = Elements(data_element({"a": [math.nan, -math.inf, 0.1]}))
     assert json.loads(found.texts["script"][0]) == {"a": ["NaN", "-Infinity", 0.1]}
 
 
-def test_the_policy_lets_only_this_script_run_and_nothing_be_fetched():
+def test_the_policy_lets_only_this_script_run_and_nothing_be_fetched() -> None:
     script = "const e = 'é';\n"
     found = Elements(page("t", [], script=script, data=None))
     assert found.texts["script"] == ["null", script]
@@ -110,13 +110,13 @@ def test_the_policy_lets_only_this_script_run_and_nothing_be_fetched():
     }
 
 
-def test_the_style_reaches_for_nothing_and_knows_light_and_dark():
+def test_the_style_reaches_for_nothing_and_knows_light_and_dark() -> None:
     style = "".join(Elements(page("t", [], style=".mine{}")).texts["style"])
     assert "url(" not in style and "@import" not in style
     assert "prefers-color-scheme: dark" in style and style.endswith(".mine{}")
 
 
-def test_elements():
+def test_elements() -> None:
     assert element("p", "a", None, [1, [Html("<b>x</b>")]]) == "<p>a1<b>x</b></p>"
     assert element("input", type="radio", checked=True, disabled=False, value=None) == (
         '<input type="radio" checked>'
@@ -125,7 +125,7 @@ def test_elements():
     assert escape(escape("<")) == "&lt;"
 
 
-def test_numbers_in_tables_are_short_and_keep_their_digits_as_a_title():
+def test_numbers_in_tables_are_short_and_keep_their_digits_as_a_title() -> None:
     assert '<td class="number" title="0.123456789">0.1235</td>' in table([[0.123456789]])
     assert '<td class="number" title="nan">nan</td>' in table([[math.nan]])
     assert "<td>True</td>" in table([[True]])

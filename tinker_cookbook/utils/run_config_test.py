@@ -84,14 +84,14 @@ FULL = Config(
 
 
 @pytest.mark.parametrize("config", [Config(), FULL, Config(maybe=[], anything="text")])
-def test_objects_come_back(tmp_path: Path, config: Config):
+def test_objects_come_back(tmp_path: Path, config: Config) -> None:
     again = parse(Config, [saved(config, tmp_path)])
     assert plain(again) == plain(config)
     assert [type(part) for part in again.parts] == [type(part) for part in config.parts]
     assert isinstance(again.anything, type(config.anything))
 
 
-def test_what_came_back_works(tmp_path: Path):
+def test_what_came_back_works(tmp_path: Path) -> None:
     again = parse(Config, [saved(FULL, tmp_path), "parts.0.size=9"])
     assert again.parts[0].size == 9
     assert [call() for call in again.calls[:3]] == [3, 7, 3]
@@ -106,12 +106,14 @@ def test_what_came_back_works(tmp_path: Path):
         (Config(calls=[lambda: 1]), r"calls=.*<lambda>|calls\.0"),
     ],
 )
-def test_what_does_not_come_back_is_refused_by_name(tmp_path: Path, config: Any, message: str):
+def test_what_does_not_come_back_is_refused_by_name(
+    tmp_path: Path, config: Any, message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         parse(Config, [saved(config, tmp_path)])
 
 
-def test_a_json_file_of_keys_is_one_as_before(tmp_path: Path):
+def test_a_json_file_of_keys_is_one_as_before(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"rate": 5, "texts": ["a"]}')
     config = parse(Config, [f"config={tmp_path}/c.json"])
     assert (config.rate, config.texts) == (5.0, ["a"])

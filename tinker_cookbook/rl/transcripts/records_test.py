@@ -97,7 +97,7 @@ def page_data(html: str) -> Any:
 # ------------------------------------------------------------------------------- records
 
 
-def test_a_record_holds_the_known_schema_and_every_token(tmp_path: Path):
+def test_a_record_holds_the_known_schema_and_every_token(tmp_path: Path) -> None:
     first = turn("Q: 1+1?\nA: ", "3\n", 0.25, metrics={"format": 1}, logs={"answer": "2"})
     second = turn("Q: 1+1?\nA: 3\nNo.\nA: ", "2", 1.0, episode_done=True, stop_reason="length")
     played = TrajectoryGroup(
@@ -144,7 +144,7 @@ def test_a_record_holds_the_known_schema_and_every_token(tmp_path: Path):
     assert (record["final_ob_start"], record["final_ob_text"]) == (21, "\nYes")
 
 
-def test_prompts_come_back_also_where_a_turn_does_not_extend_the_one_before(tmp_path: Path):
+def test_prompts_come_back_also_where_a_turn_does_not_extend_the_one_before(tmp_path: Path) -> None:
     prompts = ["abc", "abcXYdef", "abcQ", "zzz", "zzz"]
     replies = ["XY", "uv", "R", "", "S"]
     turns = [turn(*each) for each in zip(prompts, replies, strict=True)]
@@ -153,7 +153,7 @@ def test_prompts_come_back_also_where_a_turn_does_not_extend_the_one_before(tmp_
     assert [step["ob_start"] for step in record["steps"]] == [0, 5, 3, 0, 3]
 
 
-def test_a_record_keeps_six_digits_and_what_is_no_number(tmp_path: Path):
+def test_a_record_keeps_six_digits_and_what_is_no_number(tmp_path: Path) -> None:
     logprobs = [-1.23456789e-7, -0.0, -12345.678, -math.inf, math.nan, -0.333333333]
     ((record,), _) = write(tmp_path, [group(trajectory(turn("p", "abcdef", logprobs=logprobs)))])
     assert record["steps"][0]["logprobs"] == [
@@ -168,7 +168,7 @@ def test_a_record_keeps_six_digits_and_what_is_no_number(tmp_path: Path):
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_reply_that_was_not_sampled_has_no_logprobs(tmp_path: Path):
+def test_a_reply_that_was_not_sampled_has_no_logprobs(tmp_path: Path) -> None:
     ((record,), html) = write(tmp_path, [group(trajectory(turn("p", "ab", logprobs=None)))])
     assert record["steps"][0]["logprobs"] is None
     assert page_data(html)["groups"]["0"][0]["turns"][0]["logprobs"] is None
@@ -177,7 +177,7 @@ def test_a_reply_that_was_not_sampled_has_no_logprobs(tmp_path: Path):
 # ----------------------------------------------------------------------- what was trained
 
 
-def test_advantages_and_trained_logprobs_stand_at_their_tokens(tmp_path: Path):
+def test_advantages_and_trained_logprobs_stand_at_their_tokens(tmp_path: Path) -> None:
     """Two turns merged into one sequence, a third that began another, and a group left out."""
     turns = [turn("ab", "CD"), turn("abCDe", "F"), turn("xy", "Z", trainable=False), turn("k", "L")]
     untrained, played = group(trajectory(turn("ab", "CD"))), group(trajectory(*turns))
@@ -193,7 +193,7 @@ def test_advantages_and_trained_logprobs_stand_at_their_tokens(tmp_path: Path):
     assert 'value="gap"' in html
 
 
-def test_a_turn_seen_twice_is_found_twice(tmp_path: Path):
+def test_a_turn_seen_twice_is_found_twice(tmp_path: Path) -> None:
     """The same prompt and reply again is not merged: the second has a sequence of its own."""
     played = group(trajectory(turn("ab", "C"), turn("ab", "C"), turn("qq", "r"), turn("abC", "D")))
     sequences = [Sequence(codes(text), [1] * len(text)) for text in ("abC", "abCD")]
@@ -202,7 +202,7 @@ def test_a_turn_seen_twice_is_found_twice(tmp_path: Path):
     assert [step["advantages"] for step in record["steps"]] == [[1], [2], None, [2]]
 
 
-def test_an_empty_prompt_has_no_trained_logprob_for_its_first_token(tmp_path: Path):
+def test_an_empty_prompt_has_no_trained_logprob_for_its_first_token(tmp_path: Path) -> None:
     played = group(trajectory(turn("", "ab")))
     training = trained(played, [1, 1])
     ((record,), _) = write(tmp_path, [played], [training], trained_logprobs_D=[[-3.0]])
@@ -212,7 +212,7 @@ def test_an_empty_prompt_has_no_trained_logprob_for_its_first_token(tmp_path: Pa
 # ----------------------------------------------------------------------- failures of rollouts
 
 
-def test_errors_stand_once_and_a_lost_group_has_a_line(tmp_path: Path):
+def test_errors_stand_once_and_a_lost_group_has_a_line(tmp_path: Path) -> None:
     error = RolloutError("env_error", "<b>boom</b>", 1, "Traceback\n  </pre>")
     lost = RolloutError("group_error", "no group")
     groups = [
@@ -235,8 +235,8 @@ def test_errors_stand_once_and_a_lost_group_has_a_line(tmp_path: Path):
 
 
 def test_a_failure_to_write_is_a_warning_and_leaves_the_old_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path, [group(trajectory(turn("p", "old")))])
     folder = tmp_path / "iteration_000007"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -248,7 +248,9 @@ def test_a_failure_to_write_is_a_warning_and_leaves_the_old_files(
     assert len(warnings) == 1 and os.strerror(28) in warnings[0] and str(folder) in warnings[0]
 
 
-def test_a_failure_half_way_through_the_records_leaves_no_half_file(tmp_path: Path, caplog):
+def test_a_failure_half_way_through_the_records_leaves_no_half_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Failing(Bytes):
         def decode(self, tokens: list[int], clean_up_tokenization_spaces: bool = False) -> str:
             assert tokens != codes("bad"), "cannot decode"
@@ -269,14 +271,18 @@ def test_a_failure_half_way_through_the_records_leaves_no_half_file(tmp_path: Pa
         {"trained_logprobs_D": []},
     ],
 )
-def test_what_does_not_fit_together_is_a_warning(tmp_path: Path, caplog, wrong: dict):
+def test_what_does_not_fit_together_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: dict
+) -> None:
     played = group(trajectory(turn("a", "b")))
     training = [trained(played, [0, 1])]
     assert write(tmp_path, [played], training, **wrong) is None
     assert "could not be written" in caplog.text
 
 
-def test_a_directory_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog):
+def test_a_directory_that_cannot_be_made_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "iteration_000007").write_text("a file is in the way")
     write(tmp_path, [group()])
     assert "could not be written" in caplog.text
@@ -285,7 +291,7 @@ def test_a_directory_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog):
 # -------------------------------------------------------------------------------- the page
 
 
-def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path):
+def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
     for text in HOSTILE:
         tokens = text.encode("utf-8", "replace").decode()
         played = TrajectoryGroup(
@@ -306,7 +312,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path):
         assert rollout["turns"][0]["text"] == tokens
 
 
-def test_the_page_marks_groups_and_links_its_lines(tmp_path: Path):
+def test_the_page_marks_groups_and_links_its_lines(tmp_path: Path) -> None:
     def rewarded(*rewards: float) -> TrajectoryGroup:
         return group(*(trajectory(turn("p", "a", reward)) for reward in rewards))
 
@@ -323,7 +329,7 @@ def test_the_page_marks_groups_and_links_its_lines(tmp_path: Path):
     assert 'value="gap"' not in html
 
 
-def test_above_its_budget_the_page_says_what_is_only_in_the_lines(tmp_path: Path):
+def test_above_its_budget_the_page_says_what_is_only_in_the_lines(tmp_path: Path) -> None:
     groups = [group(*(trajectory(turn("p" * 6, "a" * 4)) for _ in range(3))) for _ in range(3)]
     records, html = write(tmp_path, groups, page_tokens=45)
     assert len(records) == 9
@@ -334,13 +340,13 @@ def test_above_its_budget_the_page_says_what_is_only_in_the_lines(tmp_path: Path
     assert "4 rollouts are only in " in "".join(found.texts["p"])
 
 
-def test_the_name_of_a_split_cannot_leave_the_directory(tmp_path: Path):
+def test_the_name_of_a_split_cannot_leave_the_directory(tmp_path: Path) -> None:
     write(tmp_path, [group()], split="eval_../../x y")
     names = sorted(file.name for file in (tmp_path / "iteration_000007").iterdir())
     assert names == ["eval_.._.._x_y.html", "eval_.._.._x_y_rollout_summaries.jsonl"]
 
 
-def test_a_character_of_several_tokens_is_shown_once():
+def test_a_character_of_several_tokens_is_shown_once() -> None:
     vocabulary = _Vocabulary(Bytes())
     text = "a🙂é\ufffdb"
     indices = vocabulary.indices([*codes(text), 0xF0, 0x9F, ord("c"), 0xC3])
@@ -350,7 +356,7 @@ def test_a_character_of_several_tokens_is_shown_once():
     assert len(vocabulary.entries) == len({tuple(entry) for entry in vocabulary.entries})
 
 
-def test_a_long_run_of_broken_bytes_takes_linear_time():
+def test_a_long_run_of_broken_bytes_takes_linear_time() -> None:
     class Counting(Bytes):
         decoded = 0
 
@@ -363,7 +369,7 @@ def test_a_long_run_of_broken_bytes_takes_linear_time():
     assert tokenizer.decoded < 10 * 4000
 
 
-def test_with_a_real_tokenizer(tmp_path: Path):
+def test_with_a_real_tokenizer(tmp_path: Path) -> None:
     tokenizer = get_tokenizer("nano")
     text = "<|im_start|>What is 1 + 1 ? é 🙂"
     tokens = tokenizer.encode(text)
@@ -435,7 +441,7 @@ console.log(JSON.stringify({
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
-def test_the_script_shows_what_is_opened(tmp_path: Path):
+def test_the_script_shows_what_is_opened(tmp_path: Path) -> None:
     played = group(
         trajectory(
             turn("<b>p</b>", "ab", 0.5, logprobs=[0.0, -0.7], logs={"<i>": "</i>"}),
