@@ -77,7 +77,7 @@ def assistant(
 
 
 def rendered_ids(
-    renderer: Renderer, messages: list[dict[str, Any]], mode: str = "last_assistant_message"
+    renderer: Renderer, messages: list[Any], mode: str = "last_assistant_message"
 ) -> list[int]:
     return renderer.build_supervised_example(messages, mode).model_input.to_ints()
 
@@ -90,7 +90,7 @@ def marked(tokenizer: Tokenizer, example: SupervisedExample, short: dict[str, st
         if not runs or runs[-1][0] != weight:
             runs.append((weight, []))
         runs[-1][1].append(token)
-    text = "".join(f"«{tokenizer.decode(t)}»" if w else tokenizer.decode(t) for w, t in runs)
+    text = "".join(f"«{tokenizer.decode(t)}»" if w else f"{tokenizer.decode(t)}" for w, t in runs)
     for tag, sign in short.items():
         text = text.replace(tag, sign)
     return text.replace("\n", "⏎")

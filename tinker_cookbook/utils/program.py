@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.utils import stop_signals
 from tinker_cookbook.utils.command_help import help_text
-from tinker_cookbook.utils.command_line import one_line, parse
+from tinker_cookbook.utils.command_line import parse
+from tinker_cookbook.utils.error_text import one_line
 from tinker_cookbook.utils.stop_signals import StopSignals
 
 EXIT_USER_ERROR = 2
