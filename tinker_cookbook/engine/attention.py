@@ -27,7 +27,7 @@ from transformers import AttentionInterface
 
 from tinker_cookbook.engine.decode_attention import DecodePlan, decode, has_flash
 from tinker_cookbook.engine.kv_cache import Sink, Slice
-from tinker_cookbook.engine.shared_prefix import ForestAttention, Part, blocks
+from tinker_cookbook.engine.shared_prefix import Part, SharedPrefixAttention, blocks
 from tinker_cookbook.exceptions import ConfigurationError
 
 NAME = "tinker_cookbook_packed"  # as `attn_implementation`; without a mask function: none is built
@@ -73,17 +73,20 @@ class PackedPlan:
         """The parts of the attention where segments see others, once for all layers."""
         if all(segment.parent is None and segment.kept is None for segment in self.segments):
             return None
-        return parts_of(self.segments, self.shift)
+        return attention_parts(self.segments, self.shift)
 
     @cached_property
     def parts(self) -> list[Part]:
-        return self.shared or parts_of(self.segments, self.shift)
+        return self.shared or attention_parts(self.segments, self.shift)
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest sequence, ancestors and kept tokens included."""
         return max(
-            sum(stop - start for start, stop in ancestry(self.segments, segment, self.shift))
+            sum(
+                stop - start
+                for start, stop in visible_key_spans(self.segments, segment, self.shift)
+            )
             for segment in self.segments
         )
 
@@ -163,7 +166,7 @@ def _packed(
         window = None
     forest = (plan.shared is not None or sinks is not None) and window is None
     if forest and has_flash(query):
-        out = ForestAttention.apply(query, key, value, plan.parts, scaling, sinks)
+        out = SharedPrefixAttention.apply(query, key, value, plan.parts, scaling, sinks)
         out = out.transpose(1, 2)
     else:
         out = _by_segment(plan.segments, query, key, value, scaling, window, sinks, plan.shift)
@@ -190,7 +193,7 @@ def _by_segment(
         count, first, last = len(run), run[0], run[-1]
         q = blocks(query, first.start, last.stop, count)
         k, v = (blocks(x, first.start + shift, last.stop + shift, count) for x in (key, value))
-        spans = ancestry(segments, first, shift)
+        spans = visible_key_spans(segments, first, shift)
         if len(spans) > 1:
             k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
             v = torch.cat([value[:, :, a:b] for a, b in spans], dim=2)
@@ -246,7 +249,7 @@ def _with_sink(
     return query, key, value
 
 
-def parts_of(segments: Sequence[Segment], shift: int = 0) -> list[Part]:
+def attention_parts(segments: Sequence[Segment], shift: int = 0) -> list[Part]:
     """Each segment to itself, and everything below it to it. Segments lie depth first, so what is
     below one is the rows that follow it until the next that is not its descendant. `shift` keys lie
     before those of the pass: neighbours that continue the same of them attend to them together."""
@@ -291,7 +294,7 @@ def _runs(segments: Sequence[Segment], parents: bool = False) -> list[list[Segme
     return runs
 
 
-def ancestry(
+def visible_key_spans(
     segments: Sequence[Segment], segment: Segment, shift: int = 0
 ) -> list[tuple[int, int]]:
     """Spans of keys that a segment sees, what it continues first, itself last."""

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinker_cookbook.engine.lora import AdapterPlan, AdapterRows, Router, StackedRows, add_lora
+from tinker_cookbook.engine.lora import AdapterPlan, AdapterSpan, PerTokenAdapters, Router, add_lora
 from tinker_cookbook.exceptions import ConfigurationError
 
 
@@ -88,10 +88,10 @@ class LoraExperts(torch.nn.Module):
     def _of_fixed_size(self, visit: _Visit, x: Tensor) -> Tensor:
         """As many rows for every expert as the pass has, so that it does not matter who came."""
         whole, plan = self.router.plan, visit.plan  # of one adapter: no stack
-        assert not isinstance(whole, StackedRows) and not isinstance(plan, StackedRows)
+        assert not isinstance(whole, PerTokenAdapters) and not isinstance(plan, PerTokenAdapters)
         total = whole[-1].stop
         padded = F.pad(x, (0, 0, 0, total - visit.count))
-        plan = [AdapterRows(part.adapter, 0, total) for part in plan]
+        plan = [AdapterSpan(part.adapter, 0, total) for part in plan]
         return self._expert(visit._replace(plan=plan), padded)[: visit.count]
 
     def _expert(self, visit: _Visit, x: Tensor) -> Tensor:
@@ -163,12 +163,12 @@ def _visits(plan: AdapterPlan, experts: Tensor, rows: Tensor, count: int) -> Ite
     `experts` and `rows` (of the pass) of all visits, sorted by both: the rows of an adapter lie
     together within an expert.
     """
-    if isinstance(plan, StackedRows):
+    if isinstance(plan, PerTokenAdapters):
         start = 0
         for expert, total in enumerate(torch.bincount(experts, minlength=count).tolist()):
             if total:
                 owners = plan.owners[rows[start : start + total]]
-                yield _Visit(expert, total, StackedRows(plan.stack, owners))
+                yield _Visit(expert, total, PerTokenAdapters(plan.stack, owners))
                 start += total
         return
     keys = experts
@@ -180,7 +180,7 @@ def _visits(plan: AdapterPlan, experts: Tensor, rows: Tensor, count: int) -> Ite
         stops = [0, *accumulate(counts)]
         if stops[-1]:
             parts = [
-                AdapterRows(part.adapter, start, stop)
+                AdapterSpan(part.adapter, start, stop)
                 for part, start, stop in zip(plan, stops, stops[1:])
                 if start < stop
             ]

@@ -27,8 +27,8 @@ from tinker_cookbook.engine.lora import (
     UNEMBED,
     Adapter,
     AdapterPlan,
-    AdapterRows,
-    StackedRows,
+    AdapterSpan,
+    PerTokenAdapters,
     add_lora,
 )
 from tinker_cookbook.engine.losses import LOSSES, Loss
@@ -51,12 +51,14 @@ class HeadLogprobs:
         self.product = FrozenLinear(weight, pack=pack)
         self.chunk = chunk
 
-    def logits(self, hidden: torch.Tensor, adapter: Adapter | StackedRows | None) -> torch.Tensor:
+    def logits(
+        self, hidden: torch.Tensor, adapter: Adapter | PerTokenAdapters | None
+    ) -> torch.Tensor:
         """fp32 [T, V]: only for a few rows at a time. One adapter for all rows, or a stack."""
         plan: AdapterPlan = (
             adapter
-            if isinstance(adapter, StackedRows)
-            else [AdapterRows(adapter, 0, hidden.shape[0])]
+            if isinstance(adapter, PerTokenAdapters)
+            else [AdapterSpan(adapter, 0, hidden.shape[0])]
         )
         return add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
 

@@ -88,7 +88,7 @@ class Adapter:
     def __init__(self, spec: LoraSpec, master: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
         self.spec = spec
         self.master = master
-        self.copy: dict[str, torch.Tensor] = {}
+        self.copies: dict[str, torch.Tensor] = {}
         self.make_copies(dtype)
         self.weights = Weights()
 
@@ -123,7 +123,7 @@ class Adapter:
 
     def make_copies(self, dtype: torch.dtype) -> None:
         """Make the copies anew."""
-        self.copy = {
+        self.copies = {
             name: tensor.detach().to(dtype).requires_grad_() for name, tensor in self.master.items()
         }
 
@@ -132,22 +132,22 @@ class Adapter:
         self.weights = Weights()
         with torch.no_grad():
             for name, tensor in self.master.items():
-                if self.copy[name].data_ptr() != tensor.data_ptr():
-                    self.copy[name].copy_(tensor)
+                if self.copies[name].data_ptr() != tensor.data_ptr():
+                    self.copies[name].copy_(tensor)
 
     def snapshot(self) -> Adapter:
         """An independent adapter with today's copies, for sampling: it has no fp32 masters."""
-        dtype = next(iter(self.copy.values())).dtype
-        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.copy.items()}, dtype)
+        dtype = next(iter(self.copies.values())).dtype
+        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.copies.items()}, dtype)
 
     def pair(self, path: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The copies (A, B) for one layer, or None where this adapter does not cover it."""
-        a = self.copy.get(f"{path}.lora_A")
-        return None if a is None else (a, self.copy[f"{path}.lora_B"])
+        a = self.copies.get(f"{path}.lora_A")
+        return None if a is None else (a, self.copies[f"{path}.lora_B"])
 
 
 @dataclass(frozen=True)
-class AdapterRows:
+class AdapterSpan:
     """Rows [start, stop) of a pass go through this adapter (None: the base model alone)."""
 
     adapter: Adapter | None
@@ -199,14 +199,14 @@ class _StackedPair:
 
 
 @dataclass(frozen=True)
-class StackedRows:
+class PerTokenAdapters:
     """Row i of a pass goes through adapter `owners[i]` of the stack (-1: the base model alone)."""
 
     stack: AdapterStack
     owners: torch.Tensor  # int64 [T]
 
 
-AdapterPlan = Sequence[AdapterRows] | StackedRows
+AdapterPlan = Sequence[AdapterSpan] | PerTokenAdapters
 
 
 class Router:
@@ -239,7 +239,7 @@ class LoraLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, plan = x.reshape(-1, x.shape[-1]), self.router.plan
-        if isinstance(plan, StackedRows) or not torch.is_grad_enabled():
+        if isinstance(plan, PerTokenAdapters) or not torch.is_grad_enabled():
             out = add_lora(self.product(rows), rows, self.path, plan)
         else:
             parts, pairs = [], []
@@ -298,7 +298,7 @@ class _LoraLinear(torch.autograd.Function):
 
 def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> torch.Tensor:
     """y [T, out] plus each adapter's product on its own rows of x [T, in], by autograd's means."""
-    if isinstance(plan, StackedRows):
+    if isinstance(plan, PerTokenAdapters):
         stacked = plan.stack.pair(path)
         if stacked is None:
             return y

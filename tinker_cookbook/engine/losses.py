@@ -21,13 +21,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.requests import LOWEST_TEMPERATURE, TrainSequence
+from tinker_cookbook.engine.requests import MIN_TEMPERATURE, TrainSequence
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 Inputs = Mapping[str, torch.Tensor]
 Config = Mapping[str, float]
 TEMPERATURE = "temperature"  # key of every loss's configuration
-ROW = "row"  # in Inputs: which row of the request a token belongs to, int64 [T]
+SEQUENCE_INDEX = (
+    "sequence_index"  # in Inputs: which sequence of the request a token belongs to, int64 [T]
+)
 
 
 def cross_entropy(logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
@@ -74,13 +76,15 @@ def gspo(logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor
     """PPO's form with one ratio per sequence, s = exp(mean of sg(lp) - q over the tokens whose
     `sequence_ratio_mask` is not 0); token t has r = s * exp(lp - sg(lp)) (Zheng et al. 2025, arXiv
     2507.18071, the token form)."""
-    row = inputs[ROW]
+    sequence = inputs[SEQUENCE_INDEX]
     mask = (inputs["sequence_ratio_mask"] != 0).to(logprobs.dtype)
     drift = (logprobs.detach() - inputs["logprobs"]) * mask
-    sums = torch.zeros(int(row.max()) + 1, 2, dtype=logprobs.dtype, device=logprobs.device)
-    sums.index_add_(0, row, torch.stack([drift, mask], dim=1))
-    log_ratio = sums[:, 0] / sums[:, 1].clamp(min=1)  # a row without any masked-in token: ratio 1
-    ratio = log_ratio.exp()[row] * torch.exp(logprobs - logprobs.detach())
+    sums = torch.zeros(int(sequence.max()) + 1, 2, dtype=logprobs.dtype, device=logprobs.device)
+    sums.index_add_(0, sequence, torch.stack([drift, mask], dim=1))
+    log_ratio = sums[:, 0] / sums[:, 1].clamp(
+        min=1
+    )  # a sequence without any masked-in token: ratio 1
+    ratio = log_ratio.exp()[sequence] * torch.exp(logprobs - logprobs.detach())
     return _clipped(ratio, inputs, config)
 
 
@@ -173,10 +177,10 @@ def get_loss(name: str, config: Mapping[str, float | str] | None) -> Loss:
             raise ConfigurationError(f"loss_fn_config {key}={value!r} must be a finite number")
         values[key] = float(value)
     temperature = values.pop(TEMPERATURE)
-    if temperature < LOWEST_TEMPERATURE:
+    if temperature < MIN_TEMPERATURE:
         raise ConfigurationError(
             f"loss_fn_config {TEMPERATURE}={temperature:g}: expected at least"
-            f" {LOWEST_TEMPERATURE:g}; it is the temperature that the tokens were sampled at"
+            f" {MIN_TEMPERATURE:g}; it is the temperature that the tokens were sampled at"
         )
     low, high = (values.get(key) for key in _CLIP)
     if low is not None and high is not None and not 0 <= low <= high:
@@ -187,41 +191,41 @@ def get_loss(name: str, config: Mapping[str, float | str] | None) -> Loss:
     return replace(loss, config=values, temperature=temperature)
 
 
-def check_rows(rows: Sequence[TrainSequence], loss: Loss) -> None:
-    """Every row has exactly the inputs of the loss, in the right shape, finite."""
-    if not rows:
+def check_sequences(sequences: Sequence[TrainSequence], loss: Loss) -> None:
+    """Every sequence has exactly the inputs of the loss, in the right shape, finite."""
+    if not sequences:
         raise DataValidationError("the batch holds no datum")
-    for index, row in enumerate(rows):
+    for index, sequence in enumerate(sequences):
         where = f"datum {index}"
-        _check_targets(row, rows[0], loss, where)
-        unknown = sorted(set(row.inputs) - {*loss.inputs, *loss.optional})
-        missing = sorted(set(loss.inputs) - set(row.inputs))
+        _check_targets(sequence, sequences[0], loss, where)
+        unknown = sorted(set(sequence.inputs) - {*loss.inputs, *loss.optional})
+        missing = sorted(set(loss.inputs) - set(sequence.inputs))
         if unknown or missing:
             what = f"unknown input {unknown[0]!r}" if unknown else f"no input {missing[0]!r}"
             raise DataValidationError(
                 f"{where}: {what}; {loss.name} takes target_tokens,"
                 f" {', '.join((*loss.inputs, *loss.optional))}"
             )
-        if row.inputs.keys() != rows[0].inputs.keys():
+        if sequence.inputs.keys() != sequences[0].inputs.keys():
             raise DataValidationError(
-                f"{where} has inputs {sorted(row.inputs)}, datum 0 {sorted(rows[0].inputs)}:"
-                " they must be the same in a batch"
+                f"{where} has inputs {sorted(sequence.inputs)}, datum 0"
+                f" {sorted(sequences[0].inputs)}: they must be the same in a batch"
             )
-        for key, array in row.inputs.items():
-            if array.shape != row.targets.shape:
+        for key, array in sequence.inputs.items():
+            if array.shape != sequence.targets.shape:
                 raise DataValidationError(
                     f"{where}: {key} has shape {list(array.shape)},"
-                    f" target_tokens {list(row.targets.shape)}"
+                    f" target_tokens {list(sequence.targets.shape)}"
                 )
             if not np.isfinite(array).all():
                 raise DataValidationError(f"{where}: {key} holds NaN or infinite values")
 
 
-def _check_targets(row: TrainSequence, first: TrainSequence, loss: Loss, where: str) -> None:
-    shape = list(row.targets.shape)
-    if not shape or shape[0] != row.length:
+def _check_targets(sequence: TrainSequence, first: TrainSequence, loss: Loss, where: str) -> None:
+    shape = list(sequence.targets.shape)
+    if not shape or shape[0] != sequence.length:
         raise DataValidationError(
-            f"{where}: target_tokens has shape {shape}, model_input has {row.length} tokens"
+            f"{where}: target_tokens has shape {shape}, model_input has {sequence.length} tokens"
         )
     if len(shape) > (2 if loss.several_targets else 1) or 0 in shape[1:]:
         allowed = "[N] or [N, K]" if loss.several_targets else "[N]"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
+from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.exceptions import ConfigurationError
 
 TOKENS = 60
@@ -78,7 +78,7 @@ def test_value_and_gradient(name: str, seed: int, device: str) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         tensors = {k: torch.from_numpy(inputs[k]).to(device, dtype) for k in loss.inputs}
         logprobs = torch.from_numpy(lp).to(device, dtype)
-        value, grad = loss.value_and_grad(logprobs, {**tensors, ROW: row})
+        value, grad = loss.value_and_grad(logprobs, {**tensors, SEQUENCE_INDEX: row})
         assert value.item() == pytest.approx(expected, rel=1e-5, abs=tolerance)
         assert np.abs(grad.double().cpu().numpy() - slope).max() <= tolerance
 
@@ -91,7 +91,7 @@ def test_zero_weight_or_advantage_masks(name: str) -> None:
     loss = get_loss(name, None)
     tensors = {k: torch.from_numpy(inputs[k]) for k in loss.inputs}
     row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))
-    _, grad = loss.value_and_grad(torch.from_numpy(lp), {**tensors, ROW: row})
+    _, grad = loss.value_and_grad(torch.from_numpy(lp), {**tensors, SEQUENCE_INDEX: row})
     assert (grad[::2] == 0).all() and (grad[1::2] != 0).any()
 
 
@@ -100,7 +100,7 @@ def test_bounds_per_token_replace_the_configuration(name: str) -> None:
     lp, inputs = make_inputs(1)
     bounds = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.05}
     row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))
-    tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {ROW: row}
+    tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {SEQUENCE_INDEX: row}
     given = get_loss(name, bounds).value_and_grad(torch.from_numpy(lp), tensors)
     spread = {k: torch.full((TOKENS,), v, dtype=torch.float64) for k, v in bounds.items()}
     each = get_loss(name, None).value_and_grad(torch.from_numpy(lp), {**tensors, **spread})
@@ -117,7 +117,7 @@ def test_dro_with_a_mask_pulls_only_what_was_sampled() -> None:
     tensors = {k: torch.from_numpy(inputs[k]) for k in loss.inputs}
     row = torch.zeros(TOKENS, dtype=torch.int64)
     value, grad = loss.value_and_grad(
-        torch.from_numpy(lp), {**tensors, "mask": torch.from_numpy(mask), ROW: row}
+        torch.from_numpy(lp), {**tensors, "mask": torch.from_numpy(mask), SEQUENCE_INDEX: row}
     )
     expected = 0.0
     for t in range(TOKENS):
@@ -128,8 +128,8 @@ def test_dro_with_a_mask_pulls_only_what_was_sampled() -> None:
     assert value.item() == pytest.approx(expected, abs=1e-12)
 
     ones = {"mask": torch.ones(TOKENS, dtype=torch.float64)}
-    whole = loss.value_and_grad(torch.from_numpy(lp), {**tensors, **ones, ROW: row})
-    plain = loss.value_and_grad(torch.from_numpy(lp), {**tensors, ROW: row})
+    whole = loss.value_and_grad(torch.from_numpy(lp), {**tensors, **ones, SEQUENCE_INDEX: row})
+    plain = loss.value_and_grad(torch.from_numpy(lp), {**tensors, SEQUENCE_INDEX: row})
     assert torch.equal(whole[0], plain[0]) and torch.equal(whole[1], plain[1])
     assert not torch.allclose(grad, plain[1])
 
@@ -140,7 +140,9 @@ def test_on_policy_all_ratios_are_one() -> None:
     inputs["logprobs"] = lp.copy()
     row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))
     for name in ("importance_sampling", "ppo", "cispo", "dro", "gspo"):
-        tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {ROW: row}
+        tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {
+            SEQUENCE_INDEX: row
+        }
         _, grad = get_loss(name, None).value_and_grad(torch.from_numpy(lp), tensors)
         assert torch.allclose(grad, -tensors["advantages"]), name
 

@@ -19,7 +19,7 @@ import torch
 
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
+from tinker_cookbook.engine.lora import Adapter, AdapterSpan, LoraSpec
 from tinker_cookbook.engine.packing import FAMILY
 from tinker_cookbook.exceptions import OutOfMemoryError
 from tinker_cookbook.utils.control_groups import UNIFIED, own_groups
@@ -145,7 +145,7 @@ class Measurable(Protocol):
         tokens: torch.Tensor,
         positions: torch.Tensor,
         plan: PackedPlan,
-        adapters: list[AdapterRows],
+        adapters: list[AdapterSpan],
     ) -> torch.Tensor: ...
 
 
@@ -183,21 +183,21 @@ def measure(base: Measurable, packed: int = 0) -> Memory:
 def _kept(base: Measurable, rank: int, length: int, keys: _KeySize) -> int:
     """Bytes that autograd holds at the end of a forward, without what is there anyway."""
     adapter = base.new_adapter(LoraSpec(rank=rank))
-    fixed = {id_of(t) for t in (*base.parameters, *adapter.copy.values())}
+    fixed = {storage_id(t) for t in (*base.parameters, *adapter.copies.values())}
     kept: dict[int, torch.Tensor] = {}  # holds the tensors, or their memory would be used again
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(id_of(tensor), tensor)
+        kept.setdefault(storage_id(tensor), tensor)
         return tensor
 
     tokens = torch.zeros(length, dtype=torch.int64, device=base.device)
     positions = torch.arange(length, device=base.device)
     plan = PackedPlan([Segment(0, length)], keep=[(positions, keys)])
-    rows = [AdapterRows(adapter, 0, length)]
+    rows = [AdapterSpan(adapter, 0, length)]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         base.hidden(tokens, positions, plan, rows)
     return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed)
 
 
-def id_of(tensor: torch.Tensor) -> int:
+def storage_id(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

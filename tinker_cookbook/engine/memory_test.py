@@ -26,12 +26,12 @@ CPU = torch.device("cpu")
 
 def kept_bytes(trainer: AdapterTrainer, lengths: tuple[int, ...]) -> int:
     """What autograd holds at the end of a forward, counted here by its storages."""
-    fixed = {memory.id_of(t) for t in trainer.base.parameters}
-    fixed |= {memory.id_of(t) for t in trainer.adapter.copy.values()}
+    fixed = {memory.storage_id(t) for t in trainer.base.parameters}
+    fixed |= {memory.storage_id(t) for t in trainer.adapter.copies.values()}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(memory.id_of(tensor), tensor)
+        kept.setdefault(memory.storage_id(tensor), tensor)
         return tensor
 
     work = trainer.work(make_rows(lengths=lengths), "cross_entropy", None)

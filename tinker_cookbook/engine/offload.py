@@ -102,8 +102,8 @@ class AdapterOffloader:
 
     def admit(self, adapter: Adapter) -> Adapter:
         """Take in an adapter to sample from; refused if those in use no longer fit."""
-        size = sum(tensor.nbytes for tensor in adapter.copy.values())
-        held = sum(t.nbytes for each in self._sampled for t in each.copy.values())
+        size = sum(tensor.nbytes for tensor in adapter.copies.values())
+        held = sum(t.nbytes for each in self._sampled for t in each.copies.values())
         if held + size > self.limit:
             raise OutOfMemoryError(
                 f"one more adapter to sample from needs {size / GIB:.3f} GiB, the"

@@ -39,7 +39,7 @@ def test_parking_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, dev
     train(offloaded, 1)
     offloaded.offload()
     offloaded.forward_backward(make_rows(seed=1), "cross_entropy", None)
-    copies = 0 if dtype == "float32" else sum(t.nbytes for t in offloaded.adapter.copy.values())
+    copies = 0 if dtype == "float32" else sum(t.nbytes for t in offloaded.adapter.copies.values())
     assert sum(tensor.nbytes for tensor in offloaded._tensors().values()) + copies == offloaded.size
     offloaded.offload()  # with a gradient that waits for its step
     assert not offloaded.on_device
@@ -128,7 +128,7 @@ def test_an_adapter_that_cannot_wake_stays_parked(
 def test_more_adapters_to_sample_from_than_fit(tiny_qwen3: str) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     trainer = AdapterTrainer(base, LoraSpec(rank=4))
-    size = sum(tensor.nbytes for tensor in trainer.adapter.copy.values())
+    size = sum(tensor.nbytes for tensor in trainer.adapter.copies.values())
     base.offloader.limit = int(2.5 * size)
     one = base.offloader.admit(trainer.adapter.snapshot())
     two = base.offloader.admit(trainer.adapter.snapshot())

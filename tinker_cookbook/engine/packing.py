@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from tinker_cookbook.engine.attention import Segment
-from tinker_cookbook.engine.losses import ROW
+from tinker_cookbook.engine.losses import SEQUENCE_INDEX
 from tinker_cookbook.engine.requests import TrainSequence
 
 # A shared stretch saves its tokens' passes through every layer and costs a few attention calls
 # more; below this many tokens it does not pay.
-SHORTEST_SHARED = 16
+MIN_SHARED_TOKENS = 16
 FAMILY = 2  # budgets that a family may take to stay in one pass
 
 
@@ -37,21 +37,23 @@ class PackedBatch:
     """The rows of one request that go into one pass: which request, which of its rows."""
 
     request: int
-    rows: list[int]
+    sequence_indices: list[int]
     segments: list[Segment]
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T], counted from 0 in each row
     head_tokens: torch.Tensor | None  # int64 [D]: which of the T; None: all, in order
     targets: torch.Tensor  # int64 [D] or [D, K]
     uses: torch.Tensor | None  # int64 [N]: which of the D, ascending; None: each once, in order
-    inputs: dict[str, torch.Tensor]  # float32 [N] or [N, K] per loss input; and `losses.ROW`
+    inputs: dict[
+        str, torch.Tensor
+    ]  # float32 [N] or [N, K] per loss input; and `losses.SEQUENCE_INDEX`
     places: np.ndarray  # int64 [N]: where each of the N stands in the rows laid end to end
 
     def split(self, values: np.ndarray, request: Sequence[TrainSequence]) -> Iterator[np.ndarray]:
         """Values of the N, in the order of `inputs`, as one array for each of `rows`."""
         flat = np.empty_like(values)
         flat[self.places] = values
-        stops = np.cumsum([request[i].length for i in self.rows])
+        stops = np.cumsum([request[i].length for i in self.sequence_indices])
         yield from (part.copy() for part in np.split(flat, stops[:-1]))
 
 
@@ -95,13 +97,13 @@ def moved(segments: Sequence[Segment], rows: int, first: int) -> list[Segment]:
     ]
 
 
-def lay_out(lengths: Sequence[int]) -> list[Segment]:
+def consecutive_segments(lengths: Sequence[int]) -> list[Segment]:
     """Segments of these lengths, one behind the other, that share nothing."""
     stops = np.cumsum(lengths).tolist()
     return [Segment(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]
 
 
-def positions_of(segments: Sequence[Segment]) -> np.ndarray:
+def token_positions(segments: Sequence[Segment]) -> np.ndarray:
     """Position of every row within its sequence, int64 [T]."""
     depth = []
     for segment in segments:
@@ -188,7 +190,7 @@ def _sorted(tokens: Sequence[np.ndarray]) -> list[int]:
     return sorted(range(len(tokens)), key=lambda i: (keys[i], i))
 
 
-def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
+def common_prefix_length(one: np.ndarray, other: np.ndarray) -> int:
     """Tokens that two rows share at their beginning."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
@@ -197,8 +199,8 @@ def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
     """Tokens that two rows share at their beginning; 0 where sharing does not pay."""
-    common = common_beginning(one, other)
-    return common if common >= SHORTEST_SHARED else 0
+    common = common_prefix_length(one, other)
+    return common if common >= MIN_SHARED_TOKENS else 0
 
 
 def _pack(
@@ -217,10 +219,10 @@ def _pack(
         key: np.concatenate([row.inputs[key].astype(np.float32) for row in chosen])
         for key in chosen[0].inputs
     }
-    flat_inputs[ROW] = np.repeat(indices, [row.length for row in chosen])
+    flat_inputs[SEQUENCE_INDEX] = np.repeat(indices, [row.length for row in chosen])
     targets = np.concatenate([row.targets for row in chosen])
     if any(commons):
-        tree = _Tree([row.tokens for row in chosen], commons)
+        tree = _PrefixTree([row.tokens for row in chosen], commons)
         segments, tokens = tree.segments, tree.tokens
         cells = np.concatenate(tree.cells)  # [N]: which of the T
         keys = np.concatenate([cells[:, None], targets.reshape(len(targets), -1)], axis=1)
@@ -231,15 +233,15 @@ def _pack(
         targets = unique[:, 1:].reshape(len(unique), *targets.shape[1:])
         uses = tensor(uses[places])
     else:
-        segments = lay_out([row.length for row in chosen])
+        segments = consecutive_segments([row.length for row in chosen])
         tokens = np.concatenate([row.tokens for row in chosen])
         places, head_tokens, uses = np.arange(len(tokens)), None, None
     return PackedBatch(
         request=request,
-        rows=indices,
+        sequence_indices=indices,
         segments=segments,
         tokens=tensor(tokens),
-        positions=tensor(positions_of(segments)),
+        positions=tensor(token_positions(segments)),
         head_tokens=head_tokens,
         targets=tensor(np.ascontiguousarray(targets)),
         uses=uses,
@@ -248,7 +250,7 @@ def _pack(
     )
 
 
-class Forest:
+class PrefixTrees:
     """Rows laid out with what they share computed once; rows of different groups share nothing.
 
     `cells[i]` are the tokens of row i among the T, `spans[g]` the rows [start, stop) of group g.
@@ -263,7 +265,7 @@ class Forest:
             members = [i for i, each in enumerate(groups) if each == group]
             members = [members[i] for i in _sorted([rows[i] for i in members])]
             own = [rows[i] for i in members]
-            tree = _Tree(own, [0, *(_common(a, b) for a, b in pairwise(own))])
+            tree = _PrefixTree(own, [0, *(_common(a, b) for a, b in pairwise(own))])
             self.segments += moved(tree.segments, length, len(self.segments))
             for index, cells in zip(members, tree.cells):
                 self.cells[index] = cells + length
@@ -273,7 +275,7 @@ class Forest:
         self.tokens = np.concatenate(pieces)
 
 
-class _Stretch(NamedTuple):
+class _SharedSpan(NamedTuple):
     """Tokens [depth, stop) of rows [low, high), which follow those of the stretch `parent`."""
 
     low: int
@@ -283,19 +285,19 @@ class _Stretch(NamedTuple):
     parent: int | None
 
 
-def _stretches(lengths: Sequence[int], commons: Sequence[int]) -> list[_Stretch]:
+def _shared_spans(lengths: Sequence[int], commons: Sequence[int]) -> list[_SharedSpan]:
     """The tree of sorted rows, depth first; `commons[i]` tokens are common to rows i - 1 and i.
 
     A stretch is shared if it is long enough below the branch it starts from: what two rows share in
-    the tree may be up to SHORTEST_SHARED - 1 tokens less than what is common to them.
+    the tree may be up to MIN_SHARED_TOKENS - 1 tokens less than what is common to them.
     """
-    found: list[_Stretch] = []
+    found: list[_SharedSpan] = []
     groups = _groups(0, len(lengths), 0, None, commons)  # a stack: talks may be nested deeply
     while groups:
         low, high, depth, parent = groups.pop()
         stop = lengths[low] if high - low == 1 else min(commons[low + 1 : high])
         if stop > depth:  # or a row ends where the others branch
-            found.append(_Stretch(low, high, depth, stop, parent))
+            found.append(_SharedSpan(low, high, depth, stop, parent))
         if high - low > 1:
             groups += _groups(low, high, stop, len(found) - 1, commons)
     return found
@@ -305,23 +307,23 @@ def _groups(
     low: int, high: int, depth: int, parent: int | None, commons: Sequence[int]
 ) -> list[tuple[int, int, int, int | None]]:
     """Rows [low, high) share their first `depth` tokens: those that share more, the last first."""
-    cuts = [i for i in range(low + 1, high) if commons[i] - depth < SHORTEST_SHARED]
+    cuts = [i for i in range(low + 1, high) if commons[i] - depth < MIN_SHARED_TOKENS]
     return [(a, b, depth, parent) for a, b in pairwise([low, *cuts, high])][::-1]
 
 
 def _size(lengths: Sequence[int], commons: Sequence[int]) -> int:
     """Tokens of the tree of sorted rows."""
-    return sum(each.stop - each.depth for each in _stretches(lengths, commons))
+    return sum(each.stop - each.depth for each in _shared_spans(lengths, commons))
 
 
-class _Tree:
+class _PrefixTree:
     """Segments of sorted rows, depth first, and for each row its cells: which tree tokens it is."""
 
     def __init__(self, rows: Sequence[np.ndarray], commons: Sequence[int]) -> None:
         self.segments: list[Segment] = []
         parts: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in rows]
         pieces, start = [], 0
-        for each in _stretches([len(row) for row in rows], commons):
+        for each in _shared_spans([len(row) for row in rows], commons):
             stop = start + each.stop - each.depth
             self.segments.append(Segment(start, stop, each.parent))
             pieces.append(rows[each.low][each.depth : each.stop])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinker_cookbook.engine import packing
-from tinker_cookbook.engine.attention import ancestry, parts_of
+from tinker_cookbook.engine.attention import attention_parts, visible_key_spans
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.packing import pack, plan_passes
@@ -49,7 +49,7 @@ def check_batch(rows: list[TrainSequence], budget: int) -> int:
     seen, computed = [], 0
     for each in pack([rows], budget, CPU):
         (batch,) = each.parts
-        seen += batch.rows
+        seen += batch.sequence_indices
         computed += len(batch.tokens)
         head = batch.head_tokens
         at = torch.arange(len(batch.tokens)) if head is None else head
@@ -60,11 +60,11 @@ def check_batch(rows: list[TrainSequence], budget: int) -> int:
             "positions": batch.positions[used],
             "targets": targets,
             "weights": batch.inputs["weights"],
-            "row": batch.inputs["row"],
+            "row": batch.inputs["sequence_index"],
             "cell": used,
         }
         parts = {k: list(batch.split(v.numpy(), rows)) for k, v in columns.items()}
-        for number, index in enumerate(batch.rows):
+        for number, index in enumerate(batch.sequence_indices):
             row = rows[index]
             assert np.array_equal(parts["tokens"][number], row.tokens)
             assert np.array_equal(parts["positions"][number], np.arange(row.length))
@@ -72,7 +72,7 @@ def check_batch(rows: list[TrainSequence], budget: int) -> int:
             assert np.array_equal(parts["weights"][number], row.inputs["weights"])
             assert (parts["row"][number] == index).all()
             last = next(s for s in batch.segments if s.start <= used_last(parts, number) < s.stop)
-            spans = ancestry(batch.segments, last)
+            spans = visible_key_spans(batch.segments, last)
             path = np.concatenate([np.arange(a, b) for a, b in spans])
             assert np.array_equal(parts["cell"][number], path[: row.length])
     assert sorted(seen) == list(range(len(rows)))
@@ -108,7 +108,7 @@ def test_every_row_attends_to_its_path_and_nothing_else() -> None:
     (only,) = pack([batch_with_everything()], 10_000, CPU)
     (batch,) = only.parts
     sees = np.zeros((len(batch.tokens), len(batch.tokens)), dtype=int)
-    for part in parts_of(batch.segments):
+    for part in attention_parts(batch.segments):
         if not part.causal:
             sees[part.q0 : part.q1, part.k0 : part.k1] += 1
             continue
@@ -116,7 +116,9 @@ def test_every_row_attends_to_its_path_and_nothing_else() -> None:
         for start in range(part.q0, part.q1, size):
             sees[start : start + size, start : start + size] += np.tri(size, dtype=int)
     for segment in batch.segments:
-        path = np.concatenate([np.arange(*span) for span in ancestry(batch.segments, segment)])
+        path = np.concatenate(
+            [np.arange(*span) for span in visible_key_spans(batch.segments, segment)]
+        )
         for cell in range(segment.start, segment.stop):
             expected = np.zeros(len(batch.tokens), dtype=int)
             expected[path[: np.flatnonzero(path == cell)[0] + 1]] = 1
@@ -151,11 +153,11 @@ def keeps_to_the_budget(tokens: list[list[int]], budget: int) -> list[int]:
     rows = [row_of(np.array([*row, 0])) for row in tokens]
     families: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(tokens):
-        if len(row) >= packing.SHORTEST_SHARED:
-            families.setdefault(tuple(row[: packing.SHORTEST_SHARED]), []).append(index)
+        if len(row) >= packing.MIN_SHARED_TOKENS:
+            families.setdefault(tuple(row[: packing.MIN_SHARED_TOKENS]), []).append(index)
     found, seen = [], []
     for each in pack([rows], budget, CPU):
-        chosen = sorted(index for part in each.parts for index in part.rows)
+        chosen = sorted(index for part in each.parts for index in part.sequence_indices)
         found.append(len(each.tokens))
         seen += chosen
         if found[-1] > budget and len(chosen) > 1:
@@ -186,7 +188,7 @@ def test_no_pass_of_several_rows_is_above_the_budget(data: st.DataObject) -> Non
 
 
 def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHORTEST_SHARED", 1_000_000)
+    monkeypatch.setattr(packing, "MIN_SHARED_TOKENS", 1_000_000)
 
 
 def gradients(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 from tinker_cookbook.engine import finite
 from tinker_cookbook.engine.attention import PackedPlan
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.lora import Adapter, AdapterRows
+from tinker_cookbook.engine.lora import Adapter, AdapterSpan
 from tinker_cookbook.engine.losses import Loss
 from tinker_cookbook.engine.packing import PackedBatch, Pass, pack
 from tinker_cookbook.engine.requests import TrainResult, TrainSequence
@@ -47,12 +47,12 @@ class Work:
     """Checked rows of one trainer and the loss on them; made by `AdapterTrainer.work`."""
 
     trainer: InTraining
-    rows: Sequence[TrainSequence]
+    sequences: Sequence[TrainSequence]
     loss: Loss
 
     @property
     def tokens(self) -> int:
-        return sum(row.length for row in self.rows)
+        return sum(sequence.length for sequence in self.sequences)
 
 
 def forward(works: Sequence[Work]) -> list[TrainResult]:
@@ -102,7 +102,7 @@ def forward_backward(works: Sequence[Work]) -> list[TrainResult]:
                 grads[part.request].collect()
     finally:
         for work in works:
-            for copy in work.trainer.adapter.copy.values():
+            for copy in work.trainer.adapter.copies.values():
                 copy.grad = None
     outcome = [result.finish() for result in results]
     for work, own in zip(works, grads):
@@ -112,13 +112,13 @@ def forward_backward(works: Sequence[Work]) -> list[TrainResult]:
 
 def _passes(works: Sequence[Work]) -> Iterator[Pass]:
     base = works[0].trainer.base
-    return pack([work.rows for work in works], base.tokens_per_pass, base.device)
+    return pack([work.sequences for work in works], base.tokens_per_pass, base.device)
 
 
 def _hidden(works: Sequence[Work], each: Pass) -> list[torch.Tensor]:
     """The hidden states that the head reads, for each part of the pass."""
     rows = [
-        AdapterRows(works[part.request].trainer.adapter, span.start, span.stop)
+        AdapterSpan(works[part.request].trainer.adapter, span.start, span.stop)
         for part, span in zip(each.parts, each.spans)
     ]
     base = works[0].trainer.base
@@ -140,7 +140,7 @@ class _Gradients:
 
     def collect(self) -> None:
         """Take up the gradients of one pass and clear the copies'."""
-        for name, copy in self.adapter.copy.items():
+        for name, copy in self.adapter.copies.items():
             grad = self.head.get(name, copy.grad)
             copy.grad = None
             if grad is None:
@@ -156,7 +156,7 @@ class _Collector:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(work.rows)
+        self.logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(work.sequences)
         self.loss = 0.0
 
     def add(
@@ -168,7 +168,7 @@ class _Collector:
         value, steepness = torch.stack([loss, slope]).tolist()
         if not math.isfinite(value + steepness + float(values.sum())):
             raise finite.refusal(self.work.loss, logprobs, batch.inputs)
-        for index, part in zip(batch.rows, batch.split(values, self.work.rows)):
+        for index, part in zip(batch.sequence_indices, batch.split(values, self.work.sequences)):
             self.logprobs[index] = part
         self.loss += value
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", covariant=True)
 StopReason = Literal["stop", "length"]
-LOWEST_TEMPERATURE = 1e-4  # below, logits / temperature leave too few digits of fp32 for a softmax
+MIN_TEMPERATURE = 1e-4  # below, logits / temperature leave too few digits of fp32 for a softmax
 # logprobs of each row, in the order of the request -> loss (a scalar), metrics
 CustomLoss = Callable[[list["torch.Tensor"]], tuple["torch.Tensor", dict[str, float]]]
 
@@ -108,7 +108,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class OfRun(Request[R]):
+class RunRequest(Request[R]):
     """A request about one run."""
 
     run: str
@@ -119,7 +119,7 @@ class OfRun(Request[R]):
 
 
 @dataclass(frozen=True)
-class CreateRun(OfRun[RunFacts]):
+class CreateRun(RunRequest[RunFacts]):
     """A fresh adapter on a model; or the one of a checkpoint, with its spec.
 
     optimizer: also take over the optimizer's state, to go on exactly where it was saved.
@@ -132,7 +132,7 @@ class CreateRun(OfRun[RunFacts]):
 
 
 @dataclass(frozen=True)
-class DropRun(OfRun[None]):
+class DropRun(RunRequest[None]):
     """Nobody will ask for this run again."""
 
 
@@ -158,10 +158,10 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class Train(OfRun[TrainResult]):
+class Train(RunRequest[TrainResult]):
     """Rows through the model, and a loss on them by its name and its configuration."""
 
-    rows: Sequence[TrainSequence]
+    sequences: Sequence[TrainSequence]
     loss_fn: str
     loss_config: Mapping[str, float | str] | None = None
 
@@ -177,10 +177,10 @@ class ForwardBackward(Train):
 
 
 @dataclass(frozen=True)
-class ForwardBackwardCustom(OfRun[TrainResult]):
+class ForwardBackwardCustom(RunRequest[TrainResult]):
     """As `ForwardBackward`, with any differentiable function of the logprobs of all rows."""
 
-    rows: Sequence[TrainSequence]
+    sequences: Sequence[TrainSequence]
     function: CustomLoss
 
 
@@ -210,14 +210,14 @@ class AdamConfig:
 
 
 @dataclass(frozen=True)
-class OptimStep(OfRun[dict[str, float]]):
+class OptimStep(RunRequest[dict[str, float]]):
     """One optimizer step with the accumulated gradient; the answer holds its `grad_norm`."""
 
     adam: AdamConfig
 
 
 @dataclass(frozen=True)
-class Save(OfRun[None]):
+class Save(RunRequest[None]):
     """Write the adapter into a directory that is there, in PEFT's layout.
 
     base_model: what the files call it. optimizer: with all that the next optimizer step depends on.
@@ -229,7 +229,7 @@ class Save(OfRun[None]):
 
 
 @dataclass(frozen=True)
-class Load(OfRun[None]):
+class Load(RunRequest[None]):
     """Take over the weights of a checkpoint; the optimizer's state too, or it starts anew."""
 
     weights: CheckpointWeights
@@ -237,7 +237,7 @@ class Load(OfRun[None]):
 
 
 @dataclass(frozen=True)
-class Snapshot(OfRun[None]):
+class Snapshot(RunRequest[None]):
     """Keep the weights as they are now, to sample from."""
 
     weights: SnapshotWeights
@@ -247,7 +247,7 @@ class Snapshot(OfRun[None]):
 
 
 @dataclass(frozen=True)
-class OfWeights(Request[R]):
+class WeightsRequest(Request[R]):
     """A request about weights to sample from."""
 
     weights: WeightsRef
@@ -258,7 +258,7 @@ class OfWeights(Request[R]):
 
 
 @dataclass(frozen=True)
-class LoadWeights(OfWeights[None]):
+class LoadWeights(WeightsRequest[None]):
     """Have the weights of a checkpoint or of a base model ready to sample from."""
 
 
@@ -327,7 +327,7 @@ class SampleResult:
 
 
 @dataclass(frozen=True)
-class Sample(OfWeights[SampleResult]):
+class Sample(WeightsRequest[SampleResult]):
     """Samples of one prompt, or the scores of its tokens (`max_tokens=0`)."""
 
     request: SampleRequest

@@ -126,7 +126,7 @@ def test_a_recorded_list_is_played_again_bit_for_bit(tiny_qwen3: str, tmp_path: 
         and issubclass(kind, Request)
         and "__dataclass_fields__" in vars(kind)
     }
-    abstract = {Request, requests.OfRun, requests.OfWeights, requests.Train}
+    abstract = {Request, requests.RunRequest, requests.WeightsRequest, requests.Train}
     assert kinds == everything - abstract  # nothing of the language was left out
     with pytest.raises(AttributeError):
         asked[0].run = "b"  # type: ignore[attr-defined]

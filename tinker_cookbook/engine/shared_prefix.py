@@ -53,7 +53,7 @@ class _Forest(Context):
     scale: float | None
 
 
-class ForestAttention(torch.autograd.Function):
+class SharedPrefixAttention(torch.autograd.Function):
     """Parts in any order; every row must be in at least one. Sinks [Hq] are frozen."""
 
     @staticmethod

@@ -67,7 +67,7 @@ class AdapterTrainer:
         if self.on_device:
             self._fetch = self.base.offloader.store(self._tensors(), self)
             self._replace({name: torch.empty(0) for name in self._tensors()})
-            self._adapter.copy = {}
+            self._adapter.copies = {}
 
     def restore(self) -> None:
         """Have everything in the device's memory; note that the trainer was used."""
@@ -107,43 +107,54 @@ class AdapterTrainer:
         self.optimizer.state.clear()
 
     def work(
-        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
+        self,
+        sequences: Sequence[TrainSequence],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
     ) -> Work:
         """What `passes` computes, once everything about it has been checked."""
         loss = losses.get_loss(loss_fn, config)
-        self._check_rows(rows, loss)
-        return Work(self, rows, loss)
+        self._check_sequences(sequences, loss)
+        return Work(self, sequences, loss)
 
     def forward(
-        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
+        self,
+        sequences: Sequence[TrainSequence],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
     ) -> TrainResult:
         """Logprobs of the targets and the loss, without any gradient."""
-        return passes.forward([self.work(rows, loss_fn, config)])[0]
+        return passes.forward([self.work(sequences, loss_fn, config)])[0]
 
     def forward_backward(
-        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
+        self,
+        sequences: Sequence[TrainSequence],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
     ) -> TrainResult:
         """As forward, and the gradient of the summed loss is added to the adapter's."""
-        return passes.forward_backward([self.work(rows, loss_fn, config)])[0]
+        return passes.forward_backward([self.work(sequences, loss_fn, config)])[0]
 
     def forward_backward_custom(
-        self, rows: Sequence[TrainSequence], function: CustomLoss
+        self, sequences: Sequence[TrainSequence], function: CustomLoss
     ) -> TrainResult:
-        """Any differentiable function of the logprobs of all rows, each shaped like its targets.
+        """A user's differentiable function of all logprobs, each array shaped like its targets.
 
         Rows that fit into one pass go through the model once; more cost a second forward, because
         the function needs all logprobs before any gradient is known.
         """
-        rows = [dataclasses.replace(row, inputs={}) for row in rows]
+        sequences = [dataclasses.replace(sequence, inputs={}) for sequence in sequences]
         custom = _Custom(function)
         loss = losses.Loss("custom", custom, (), elementwise=False, several_targets=True)
-        self._check_rows(rows, loss)
-        work = Work(self, rows, loss)
+        self._check_sequences(sequences, loss)
+        work = Work(self, sequences, loss)
         if work.tokens > self.base.tokens_per_pass:
             linear = losses.LOSSES["cross_entropy"]
-            zeros = _with_weights(rows, [np.zeros(row.targets.shape, np.float32) for row in rows])
+            zeros = _with_weights(
+                sequences, [np.zeros(sequence.targets.shape, np.float32) for sequence in sequences]
+            )
             logprobs = passes.forward([Work(self, zeros, linear)])[0].logprobs
-            work = Work(self, _with_weights(rows, custom.slopes(logprobs)), linear)
+            work = Work(self, _with_weights(sequences, custom.slopes(logprobs)), linear)
         (result,) = passes.forward_backward([work])
         return TrainResult(result.logprobs, custom.metrics)
 
@@ -185,24 +196,27 @@ class AdapterTrainer:
         self.adapter.refresh()
         return {"grad_norm": norm}
 
-    def _check_rows(self, rows: Sequence[TrainSequence], loss: losses.Loss) -> None:
-        losses.check_rows(rows, loss)
-        for index, row in enumerate(rows):
+    def _check_sequences(self, sequences: Sequence[TrainSequence], loss: losses.Loss) -> None:
+        losses.check_sequences(sequences, loss)
+        for index, sequence in enumerate(sequences):
             try:
-                check_tokens(row.tokens, self.base.vocab_size, "model_input")
-                check_tokens(row.targets, self.base.vocab_size, "target_tokens")
+                check_tokens(sequence.tokens, self.base.vocab_size, "model_input")
+                check_tokens(sequence.targets, self.base.vocab_size, "target_tokens")
             except ValueError as error:
                 raise DataValidationError(f"datum {index}: {error}") from error
-            if row.length > self.base.context_length:
+            if sequence.length > self.base.context_length:
                 raise DataValidationError(
-                    f"datum {index} has {row.length} tokens, the model's context is"
+                    f"datum {index} has {sequence.length} tokens, the model's context is"
                     f" {self.base.context_length}: shorten it (max_length of a recipe does)"
                 )
 
 
-def _with_weights(rows: Sequence[TrainSequence], weights: list[np.ndarray]) -> list[TrainSequence]:
+def _with_weights(
+    sequences: Sequence[TrainSequence], weights: list[np.ndarray]
+) -> list[TrainSequence]:
     return [
-        dataclasses.replace(row, inputs={"weights": array}) for row, array in zip(rows, weights)
+        dataclasses.replace(sequence, inputs={"weights": array})
+        for sequence, array in zip(sequences, weights)
     ]
 
 
@@ -214,7 +228,7 @@ def _kind(value: object) -> str:
 
 
 class _Custom:
-    """A user's loss in the engine's form: one call with the tokens of all rows of the request."""
+    """A user's loss in the engine's form: one call with the tokens of all sequences."""
 
     def __init__(self, function: CustomLoss) -> None:
         self.function = function
@@ -223,9 +237,9 @@ class _Custom:
     def __call__(
         self, logprobs: torch.Tensor, inputs: losses.Inputs, config: losses.Config
     ) -> torch.Tensor:
-        # rows that share tokens lie interleaved; a stable sort brings each one's together, in order
-        order = torch.argsort(inputs[losses.ROW], stable=True)
-        counts = torch.bincount(inputs[losses.ROW])
+        # tokens of sequences that share a prefix are interleaved; a stable sort separates them
+        order = torch.argsort(inputs[losses.SEQUENCE_INDEX], stable=True)
+        counts = torch.bincount(inputs[losses.SEQUENCE_INDEX])
         return self.value(list(logprobs[order].split(counts.tolist())))
 
     def slopes(self, logprobs: list[np.ndarray]) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import read_adapter, read_optimizer, write_state
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
+from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.engine.requests import AdamConfig, TrainSequence
 from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import (
@@ -243,7 +243,7 @@ def test_bf16_stays_near_fp32(tiny_llama: str, device: str) -> None:
         for name, tensor in trainer.adapter.master.items():
             tensor.copy_(source[name])
     trainer.adapter.refresh()
-    assert trainer.adapter.copy["lm_head.lora_A"].dtype == torch.bfloat16
+    assert trainer.adapter.copies["lm_head.lora_A"].dtype == torch.bfloat16
     rough = trainer.forward_backward(rows, "cross_entropy", None)
     gap = max(np.abs(a - b).max() for a, b in zip(exact.logprobs, rough.logprobs))
     assert 0 < gap < 0.5  # bf16 keeps 8 bits; a wrong mask or position is off by whole nats
@@ -383,7 +383,7 @@ def test_every_loss_equals_autograd_through_peft(
     total = torch.zeros(())
     for index, row in enumerate(rows):
         inputs = {key: torch.from_numpy(array) for key, array in row.inputs.items()}
-        inputs[ROW] = torch.zeros(row.length, dtype=torch.int64)
+        inputs[SEQUENCE_INDEX] = torch.zeros(row.length, dtype=torch.int64)
         lp = reference.logprobs(row)
         assert np.abs(result.logprobs[index] - lp.detach().numpy()).max() <= TOLERANCE
         total = total + loss.value(lp, inputs)
