@@ -20,7 +20,7 @@ import torch
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import Adapter, AdapterSpan, LoraSpec
-from tinker_cookbook.engine.packing import FAMILY
+from tinker_cookbook.engine.packing import FAMILY_BUDGET_FACTOR
 from tinker_cookbook.exceptions import OutOfMemoryError
 from tinker_cookbook.utils.control_groups import UNIFIED, own_groups
 
@@ -109,9 +109,9 @@ class Memory:
         """As many as pay on this device, or the power of two of which families fit, too."""
         usual = USUAL.get(device.type, 2048)
         fitting = int(self.free * PASS / (self.checkpointed * BACKWARD))
-        if fitting >= FAMILY * usual:
+        if fitting >= FAMILY_BUDGET_FACTOR * usual:
             return usual
-        return 1 << max((fitting // FAMILY).bit_length() - 1, 0)
+        return 1 << max((fitting // FAMILY_BUDGET_FACTOR).bit_length() - 1, 0)
 
     def needs_checkpointing(self, tokens: int, device: torch.device) -> bool:
         """Whether a pass of so many tokens is above its share; refused if it fits in no case."""
@@ -192,7 +192,7 @@ def _kept(base: Measurable, rank: int, length: int, keys: _KeySize) -> int:
 
     tokens = torch.zeros(length, dtype=torch.int64, device=base.device)
     positions = torch.arange(length, device=base.device)
-    plan = PackedPlan([Segment(0, length)], keep=[(positions, keys)])
+    plan = PackedPlan([Segment(0, length)], saves=[(positions, keys)])
     rows = [AdapterSpan(adapter, 0, length)]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         base.hidden(tokens, positions, plan, rows)

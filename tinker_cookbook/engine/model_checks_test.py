@@ -83,7 +83,7 @@ def test_a_softcap_in_the_attention(known: Callable[..., None], tmp_path: Path) 
     assert "whose attention has 'softcap', which the engine does not compute" in refused(path)
     known("gemma2", ("sliding_window",))  # and if nobody declared it
     assert refused(path) == (
-        "Gemma2Attention hands softcap=50.0 to its attention, which the engine does not compute"
+        "Gemma2Attention passes softcap=50.0 to its attention, which the engine does not support"
     )
 
 
@@ -196,5 +196,5 @@ def test_arguments_with_an_effect(argument: dict[str, attention.Argument], shown
     plain, _ = attend(module, q, k, v, None, plan=plan)
     same, _ = attend(module, q, k, v, None, plan=plan, position_ids=torch.arange(3), **neutral)
     assert torch.equal(plain, same)
-    with pytest.raises(ConfigurationError, match=f"Identity hands {shown} to its attention"):
+    with pytest.raises(ConfigurationError, match=f"Identity passes {shown} to its attention"):
         attend(module, q, k, v, **{"attention_mask": None, "plan": plan, **argument})

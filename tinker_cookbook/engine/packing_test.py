@@ -53,8 +53,8 @@ def check_batch(rows: list[TrainSequence], budget: int) -> int:
         computed += len(batch.tokens)
         head = batch.head_tokens
         at = torch.arange(len(batch.tokens)) if head is None else head
-        used = at if batch.uses is None else at[batch.uses]
-        targets = batch.targets if batch.uses is None else batch.targets[batch.uses]
+        used = at if batch.head_index is None else at[batch.head_index]
+        targets = batch.targets if batch.head_index is None else batch.targets[batch.head_index]
         columns = {
             "tokens": batch.tokens[used],
             "positions": batch.positions[used],

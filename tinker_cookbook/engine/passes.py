@@ -66,8 +66,8 @@ def forward(works: Sequence[Work]) -> list[TrainResult]:
                 logprobs = head.logprobs(
                     hidden, part.targets, work.trainer.adapter, work.loss.temperature
                 )
-                if part.uses is not None:
-                    logprobs = logprobs[part.uses]
+                if part.head_index is not None:
+                    logprobs = logprobs[part.head_index]
                 value = work.loss.value(logprobs, part.inputs)
                 results[part.request].add(part, logprobs, value, value)
     return [result.finish() for result in results]
@@ -91,7 +91,7 @@ def forward_backward(works: Sequence[Work]) -> list[TrainResult]:
                     part.inputs,
                     work.loss,
                     work.trainer.adapter,
-                    part.uses,
+                    part.head_index,
                 )
                 results[part.request].add(part, head.logprobs, head.loss, head.slope)
                 grads[part.request].head = head.adapter

@@ -46,7 +46,7 @@ def test_attention_against_float64(
         monkeypatch.setattr(
             attention.SharedPrefixAttention,
             "apply",
-            lambda q, k, v, parts, scale, sinks: attention._by_segment(
+            lambda q, k, v, parts, scale, sinks: attention._attend_by_segment(
                 segments, q, k, v, scale, None, sinks
             ).transpose(1, 2),
         )

@@ -199,19 +199,19 @@ class TorchSampler:
         ]
         groups = sorted(set(keys), key=lambda key: key[0])
         firsts = [computing[keys.index(group)][0] for group in groups]
-        forest = PrefixTrees([s.tokens for s, _ in computing], [groups.index(key) for key in keys])
+        trees = PrefixTrees([s.tokens for s, _ in computing], [groups.index(key) for key in keys])
         kept: list[Slice] = []
-        segments, position = list(forest.segments), 0
-        for first, (begin, end) in zip(firsts, forest.spans):
+        segments, position = list(trees.segments), 0
+        for first, (begin, end) in zip(firsts, trees.spans):
             kept += first.kept
             span = (position, position + length(first.kept))
             position = span[1]
             if first.kept:
                 for index, each in enumerate(segments):
                     if each.parent is None and begin <= each.start < end:
-                        segments[index] = replace(each, kept=span)
+                        segments[index] = replace(each, cached=span)
         keep: list[tuple[torch.Tensor, Sink]] = []
-        for (start, slots), own in zip(computing, forest.cells):
+        for (start, slots), own in zip(computing, trees.token_indices):
             before, job = length(start.kept), start.job
             if start.node is not None:
                 fresh = own[len(own) - len(start.node.tokens) :]
@@ -220,13 +220,13 @@ class TorchSampler:
                 keep.append((self._tensor(own), SlotSink(self.cache, slots, before)))
                 self.cache.write(slots, start.kept)
         hidden = self.base.hidden(
-            self._tensor(forest.tokens),
+            self._tensor(trees.tokens),
             self._tensor(token_positions(segments)),
             PackedPlan(segments, kept, keep),
-            _adapter_spans([first.job.adapter for first in firsts], forest.spans),
+            _adapter_spans([first.job.adapter for first in firsts], trees.spans),
         )
-        self.prompt_tokens_computed += len(forest.tokens)
-        for (start, _), own in zip(computing, forest.cells):
+        self.prompt_tokens_computed += len(trees.tokens)
+        for (start, _), own in zip(computing, trees.token_indices):
             job = start.job
             self.prompt_tokens_reused += 0 if job.chunked else length(start.kept)
             if job.scores is not None:
