@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.frozen_linear import packs
+from tinker_cookbook.engine.frozen_linear import can_prepack
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.model_checks import check_config, check_logits, family_of
 from tinker_cookbook.engine.model_facts import model_facts
@@ -51,17 +51,19 @@ class BaseModel:
         model.eval()
         self.num_parameters: int = model.num_parameters()
         self.dtype = model.get_input_embeddings().weight.dtype
-        self.router = lora.Router()
+        self.routing = lora.AdapterRouting()
         weights = sum(tensor.nbytes for tensor in model.parameters())
-        pack = memory.free_bytes(self.device) > 3 * weights  # a second copy of them, for sampling
-        linear = lora.install(model, self.router, pack)
-        self.shapes = linear | experts.install(model, self.router)
+        prepack = (
+            memory.free_bytes(self.device) > 3 * weights
+        )  # a second copy of them, for sampling
+        linear = lora.install(model, self.routing, prepack)
+        self.shapes = linear | experts.install(model, self.routing)
         elementwise.install(model)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
-        self.head = HeadLogprobs(head, config.head_chunk, pack)
-        packed = head.numel() + sum(rows * columns for rows, columns in linear.values())
-        packed *= head.itemsize if pack and packs(head) else 0
+        self.head = HeadLogprobs(head, config.head_chunk, prepack)
+        prepacked = head.numel() + sum(rows * columns for rows, columns in linear.values())
+        prepacked *= head.itemsize if prepack and can_prepack(head) else 0
         self.decoder: Any = model.model
         self.parameters = [*model.parameters(), *model.buffers()]
         self.facts = model_facts(path, self.config)
@@ -76,7 +78,7 @@ class BaseModel:
         for layer in self.decoder.layers:
             layer.forward = partial(self._layer, layer.forward)
         self.checkpointing = config.checkpointing
-        self.memory = memory.measure(self, packed)
+        self.memory = memory.measure(self, prepacked)
         limit = self.memory.free * memory.ADAPTERS
         if config.adapter_gib is not None:
             limit = config.adapter_gib * memory.GIB
@@ -93,15 +95,15 @@ class BaseModel:
     ) -> torch.Tensor:
         """Final hidden states [T, H] of tokens [T] at positions [T].
 
-        A packed plan is one sequence of T rows, a decode plan T sequences of one row. Where a
+        A prepacked plan is one sequence of T rows, a decode plan T sequences of one row. Where a
         gradient is wanted and the memory asks for it, layers are checkpointed.
         """
         if torch.is_grad_enabled() and self.memory is not None:
             asked = self.memory.needs_checkpointing(len(tokens), self.device)
             self._recompute = {"auto": asked, "always": True, "never": False}[self.checkpointing]
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
-        apart = isinstance(plan, attention.DecodePlan) and plan.apart
-        with self.router.use(adapters, apart):
+        batch_invariant = isinstance(plan, attention.DecodePlan) and plan.apart
+        with self.routing.use(adapters, batch_invariant):
             out = self.decoder(
                 input_ids=tokens.view(shape),
                 position_ids=positions.view(shape),
@@ -114,10 +116,10 @@ class BaseModel:
         """One decoder layer, to be run again in the backward if the pass is checkpointed."""
         if not (self._recompute and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
-        plan = self.router.plan  # which is another one when the backward comes
+        plan = self.routing.plan  # which is another one when the backward comes
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self.router.use(plan):
+            with self.routing.use(plan):
                 return forward(*args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

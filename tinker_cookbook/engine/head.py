@@ -46,9 +46,9 @@ class HeadGradients:
 class HeadLogprobs:
     """Logprobs of chosen tokens from hidden states, and the gradient of a loss on them."""
 
-    def __init__(self, weight: torch.Tensor, chunk: int, pack: bool = False) -> None:
+    def __init__(self, weight: torch.Tensor, chunk: int, prepack: bool = False) -> None:
         self.weight = weight  # [V, H], frozen
-        self.product = FrozenLinear(weight, pack=pack)
+        self.product = FrozenLinear(weight, prepack=prepack)
         self.chunk = chunk
 
     def logits(

@@ -91,7 +91,7 @@ class Memory:
     checkpointed: float  # ... with checkpointing: each layer's input, and one layer's share
     keys: float  # keys and values of all layers
     free: int
-    packed: int = 0  # already taken from `free`: the second copy of weights that sampling makes
+    prepacked: int = 0  # already taken from `free`: the second copy of weights that sampling makes
 
     def sampling_limits(self, config: EngineConfig, device: torch.device) -> SamplingLimits:
         fitting = max(int(self.free * KEYS / self.keys), 1)
@@ -117,7 +117,7 @@ class Memory:
         """Whether a pass of so many tokens is above its share; refused if it fits in no case."""
         need, share = tokens * self.checkpointed * BACKWARD, self.free * PASS
         if need > share:  # the model may have been loaded at a busy moment
-            share = max(share, (free_bytes(device) - self.packed) * PASS)
+            share = max(share, (free_bytes(device) - self.prepacked) * PASS)
         if need > share:
             raise OutOfMemoryError(
                 f"a pass of {tokens} tokens needs about {need / GIB:.1f} GiB even with activation"
@@ -159,7 +159,7 @@ class _KeySize:
         self.bytes += keys.nbytes + values.nbytes
 
 
-def measure(base: Measurable, packed: int = 0) -> Memory:
+def measure(base: Measurable, prepacked: int = 0) -> Memory:
     """Count what a forward over a few tokens keeps, with an adapter on everything.
 
     It grows evenly with the rank, so two small ranks tell of RANK: an adapter of that rank on all
@@ -175,8 +175,8 @@ def measure(base: Measurable, packed: int = 0) -> Memory:
         plain,
         inputs + plain / base.num_layers,
         keys.bytes / (2 * tokens),
-        max(free_bytes(base.device) - packed, 0),
-        packed,
+        max(free_bytes(base.device) - prepacked, 0),
+        prepacked,
     )
 
 

@@ -109,7 +109,7 @@ def test_a_pass_that_cannot_fit_is_refused(
 def test_a_busy_moment_at_the_start_does_not_count_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    busy = Memory(1000, 100, 10, free=1000, packed=5000)
+    busy = Memory(1000, 100, 10, free=1000, prepacked=5000)
     for now in (0, 5000 + 2 * 13_000 - 10):
         monkeypatch.setattr(memory, "free_bytes", lambda device, now=now: now)
         with pytest.raises(OutOfMemoryError, match="a pass of 100 tokens"):
@@ -128,14 +128,14 @@ def test_the_second_copy_of_the_weights_is_not_free(
 ) -> None:
     free = 50_000_000
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    monkeypatch.setattr(base_model, "packs", lambda weight: weight.dtype == torch.bfloat16)
+    monkeypatch.setattr(base_model, "can_prepack", lambda weight: weight.dtype == torch.bfloat16)
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
     assert base.memory is not None
     count = base.head.weight.numel() + sum(
         parameter.numel() for name, parameter in base.decoder.named_parameters() if "proj" in name
     )
     expected = 2 * count if dtype == "bfloat16" else 0
-    assert base.memory.packed == expected
+    assert base.memory.prepacked == expected
     assert base.memory.free == free - expected
     free = 100_000  # too little for a second copy
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]

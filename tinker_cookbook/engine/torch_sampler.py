@@ -105,7 +105,7 @@ class TorchSampler:
             stop_tokens,
             adapter,
             on_done,
-            owner=adapter.weights if adapter else self.base,
+            owner=adapter.version if adapter else self.base,
             prompt=np.asarray(request.prompt, dtype=np.int64),
             cancelled=cancelled,
             on_token=on_token,
@@ -291,7 +291,7 @@ class TorchSampler:
         distinct = list({id(a): a for a in given if a is not None}.values())
         if len(distinct) <= 1 and (None not in given or not distinct):
             return [AdapterSpan(given[0], 0, count)]
-        if not {each.weights for each in distinct} <= set(self._stack.weights):
+        if not {each.version for each in distinct} <= set(self._stack.versions):
             self._stack = AdapterStack(distinct)
         index = {id(adapter): i for i, adapter in enumerate(self._stack.adapters)}
         owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in given])

@@ -32,7 +32,7 @@ class AdapterTrainer:
     def __init__(self, base: BaseModel, spec: LoraSpec) -> None:
         self.base = base
         self.spec = spec
-        count = spec.parameters(base.shapes)
+        count = spec.count_parameters(base.shapes)
         copies = 0 if base.dtype == torch.float32 else base.dtype.itemsize
         self.size = count * (16 + copies)  # bytes: weights, gradient, two moments; and the copies
         base.offloader.check(spec.rank, self.size)
