@@ -25,7 +25,7 @@ def refusal(loss: Loss, logprobs: torch.Tensor, inputs: Inputs) -> TinkerCookboo
         )
     if not loss.inputs:  # a function of the user's, which must not be called with less
         return DataValidationError(
-            f"the {loss.name} loss has a derivative by the logprobs that is not finite"
+            f"the derivative of the {loss.name} loss with respect to the logprobs is not finite"
         )
     for sequence in inputs[SEQUENCE_INDEX].unique().tolist():
         own = inputs[SEQUENCE_INDEX] == sequence

@@ -18,7 +18,7 @@ PREPACK_ROWS = (
 class FrozenLinear:
     """x W^T + b. With `prepack`, inference on a CPU uses a second copy of W.
 
-    Training does not: the prepacked kernel has no backward.
+    Training uses W itself.
     """
 
     def __init__(

@@ -159,5 +159,5 @@ def test_refusals() -> None:
             get_loss("ppo", {"temperature": low})
     with pytest.raises(ConfigurationError, match="beta='big' must be a finite number"):
         get_loss("dro", {"beta": "big"})
-    with pytest.raises(ConfigurationError, match="they bound the ratio, 0 <= low <= high"):
+    with pytest.raises(ConfigurationError, match="they bound the ratio; set 0 <= low <= high"):
         get_loss("ppo", {"clip_low_threshold": 1.5})

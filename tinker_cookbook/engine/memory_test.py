@@ -34,10 +34,10 @@ def kept_bytes(trainer: AdapterTrainer, lengths: tuple[int, ...]) -> int:
         kept.setdefault(memory.storage_id(tensor), tensor)
         return tensor
 
-    work = trainer.work(make_rows(lengths=lengths), "cross_entropy", None)
-    (each,) = passes._passes([work])
+    work = trainer.prepare_work(make_rows(lengths=lengths), "cross_entropy", None)
+    (each,) = passes._pack_passes([work])
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        hidden = passes._hidden([work], each)
+        hidden = passes._hidden_states([work], each)
     del hidden
     return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed)
 

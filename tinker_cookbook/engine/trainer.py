@@ -23,10 +23,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdapterTrainer:
-    """One adapter in training: its weights, its gradient so far, its optimizer.
+    """One adapter in training: its weights, accumulated gradient and optimizer.
 
-    Every call either happens whole or leaves weights and optimizer as they were; a step that is
-    refused drops the gradient.
+    A call that fails leaves weights and optimizer as they were. A step that fails also drops the
+    gradient.
     """
 
     def __init__(self, base: BaseModel, spec: LoraSpec) -> None:
@@ -34,16 +34,16 @@ class AdapterTrainer:
         self.spec = spec
         count = spec.count_parameters(base.shapes)
         copies = 0 if base.dtype == torch.float32 else base.dtype.itemsize
-        self.size = count * (16 + copies)  # bytes: weights, gradient, two moments; and the copies
+        self.size = count * (16 + copies)  # bytes: fp32 weights, gradient, two moments; and copies
         base.offloader.check(spec.rank, self.size)
         self._adapter = base.new_adapter(spec)
         self.grads: Tensors | None = None  # fp32, since the last optimizer step
         self._optimizer = torch.optim.AdamW(
             [tensor.requires_grad_() for tensor in self._adapter.master.values()],
             lr=0.0,
-            fused=True,  # one kernel for all tensors: half the time on a CPU
+            fused=True,  # one kernel for all tensors takes half the time on a CPU
         )
-        self._fetch: OffloadedTensors | None = None  # brings back what is offloaded
+        self._offloaded: OffloadedTensors | None = None  # set while offloaded
         self.last_use = base.offloader.tick()
         base.offloader.add(self)
 
@@ -60,23 +60,25 @@ class AdapterTrainer:
     @property
     def on_device(self) -> bool:
         """Whether weights, gradient and optimizer are in the device's memory."""
-        return self._fetch is None
+        return self._offloaded is None
 
     def offload(self) -> None:
-        """Move everything of size elsewhere, until `wake`."""
+        """Move all tensors out of the device's memory, until `restore`."""
         if self.on_device:
-            self._fetch = self.base.offloader.store(self._tensors(), self)
-            self._replace({name: torch.empty(0) for name in self._tensors()})
+            self._offloaded = self.base.offloader.store(self._tensors(), self)
+            # empty tensors in their place: the optimizer must keep the same master objects
+            self._replace_tensors({name: torch.empty(0) for name in self._tensors()})
             self._adapter.copies = {}
 
     def restore(self) -> None:
-        """Have everything in the device's memory; note that the trainer was used."""
+        """Bring all tensors back into the device's memory, and record the use of the trainer."""
         self.last_use = self.base.offloader.tick()
-        if self._fetch is not None:
-            self._replace(self._fetch.load())
-            self._adapter.make_copies(self.base.dtype)  # may fail, too: then nothing is lost
-            self._fetch.drop()
-            self._fetch = None
+        if self._offloaded is not None:
+            self._replace_tensors(self._offloaded.load())
+            # if memory runs out here, the trainer stays offloaded and nothing is lost
+            self._adapter.make_copies(self.base.dtype)
+            self._offloaded.drop()
+            self._offloaded = None
 
     def _tensors(self) -> Tensors:
         """Weights, gradient and the optimizer's moments by name."""
@@ -87,8 +89,11 @@ class AdapterTrainer:
             found |= {f"{m}.{name}": state[m] for m in MOMENTS if m in state}
         return found
 
-    def _replace(self, tensors: Tensors) -> None:
-        """Put other tensors in the place of `_tensors()`; the optimizer knows them by identity."""
+    def _replace_tensors(self, tensors: Tensors) -> None:
+        """Replace the tensors of `_tensors()` by name.
+
+        The optimizer's state is keyed by master objects, so their data is replaced, not the object.
+        """
         for name, tensor in tensors.items():
             kind, _, name = name.partition(".")
             master = self._adapter.master[name]
@@ -101,18 +106,18 @@ class AdapterTrainer:
                 self._optimizer.state[master][kind] = tensor
 
     def reset(self) -> None:
-        """Forget the gradient and the optimizer's moments; the weights stay."""
+        """Drop the gradient and the optimizer's state; the weights stay."""
         self.restore()
         self.grads = None
         self.optimizer.state.clear()
 
-    def work(
+    def prepare_work(
         self,
         sequences: Sequence[TrainSequence],
         loss_fn: str,
         config: Mapping[str, float | str] | None,
     ) -> Work:
-        """What `passes` computes, once everything about it has been checked."""
+        """Check sequences and loss, and return the work that `passes` computes."""
         loss = losses.get_loss(loss_fn, config)
         self._check_sequences(sequences, loss)
         return Work(self, sequences, loss)
@@ -123,8 +128,8 @@ class AdapterTrainer:
         loss_fn: str,
         config: Mapping[str, float | str] | None,
     ) -> TrainResult:
-        """Logprobs of the targets and the loss, without any gradient."""
-        return passes.forward([self.work(sequences, loss_fn, config)])[0]
+        """Logprobs of the targets and the loss, without a gradient."""
+        return passes.forward([self.prepare_work(sequences, loss_fn, config)])[0]
 
     def forward_backward(
         self,
@@ -132,19 +137,20 @@ class AdapterTrainer:
         loss_fn: str,
         config: Mapping[str, float | str] | None,
     ) -> TrainResult:
-        """As forward, and the gradient of the summed loss is added to the adapter's."""
-        return passes.forward_backward([self.work(sequences, loss_fn, config)])[0]
+        """As `forward`, and add the gradient of the summed loss to the adapter's."""
+        return passes.forward_backward([self.prepare_work(sequences, loss_fn, config)])[0]
 
     def forward_backward_custom(
         self, sequences: Sequence[TrainSequence], function: CustomLoss
     ) -> TrainResult:
-        """A user's differentiable function of all logprobs, each array shaped like its targets.
+        """As `forward_backward`, with a differentiable function of all sequences' logprobs.
 
-        Rows that fit into one pass go through the model once; more cost a second forward, because
-        the function needs all logprobs before any gradient is known.
+        If the sequences fit into one pass, they go through the model once. Otherwise a forward
+        comes first, because the function needs all logprobs before any derivative is known; the
+        second pass then trains a linear loss with these derivatives as weights.
         """
         sequences = [dataclasses.replace(sequence, inputs={}) for sequence in sequences]
-        custom = _Custom(function)
+        custom = _CustomLossAdapter(function)
         loss = losses.Loss("custom", custom, (), elementwise=False, several_targets=True)
         self._check_sequences(sequences, loss)
         work = Work(self, sequences, loss)
@@ -154,12 +160,12 @@ class AdapterTrainer:
                 sequences, [np.zeros(sequence.targets.shape, np.float32) for sequence in sequences]
             )
             logprobs = passes.forward([Work(self, zeros, linear)])[0].logprobs
-            work = Work(self, _with_weights(sequences, custom.slopes(logprobs)), linear)
+            work = Work(self, _with_weights(sequences, custom.linear_weights(logprobs)), linear)
         (result,) = passes.forward_backward([work])
         return TrainResult(result.logprobs, custom.metrics)
 
     def accumulate(self, grads: Tensors) -> None:
-        """Add gradients (fp32, one for each of the adapter's tensors) to those of the step."""
+        """Add gradients (fp32, one for each tensor of the adapter) to those of the current step."""
         if self.grads is None:
             self.grads = grads
         else:
@@ -167,21 +173,28 @@ class AdapterTrainer:
                 self.grads[name] += grad
 
     def optim_step(self, adam: AdamConfig) -> dict[str, float]:
-        """One AdamW step with the accumulated gradient, which is then empty. Returns its norm."""
+        """Make one AdamW step with the accumulated gradient, and clear it.
+
+        Returns {"grad_norm": global L2 norm before clipping}. Raises TrainingError without a
+        gradient, or if the norm is not finite.
+        """
         self.restore()
         if self.grads is None:
-            raise TrainingError("optim_step without a forward_backward since the last optim_step")
+            raise TrainingError(
+                "optim_step without a gradient: call forward_backward first, after every optim_step"
+            )
         grads, self.grads = self.grads, None
         params = self.adapter.master
         for name, tensor in params.items():
             tensor.grad = grads[name]
         try:
+            # with an infinite limit, clipping only computes the norm
             limit = adam.grad_clip_norm if adam.grad_clip_norm > 0 else math.inf
             norm = torch.nn.utils.clip_grad_norm_(params.values(), limit).item()
             if not math.isfinite(norm):
                 raise TrainingError(
-                    f"the gradient's norm is {norm}: this step was not made, its gradient is"
-                    " dropped; lower learning_rate or look at the data of this batch"
+                    f"the gradient norm is {norm}: this step was skipped and its gradient dropped;"
+                    " lower learning_rate or check the data of this batch"
                 )
             self.optimizer.param_groups[0].update(
                 lr=adam.learning_rate,
@@ -206,8 +219,8 @@ class AdapterTrainer:
                 raise DataValidationError(f"datum {index}: {error}") from error
             if sequence.length > self.base.context_length:
                 raise DataValidationError(
-                    f"datum {index} has {sequence.length} tokens, the model's context is"
-                    f" {self.base.context_length}: shorten it (max_length of a recipe does)"
+                    f"datum {index} has {sequence.length} tokens, but the model's context length is"
+                    f" {self.base.context_length}: truncate it (max_length in a recipe)"
                 )
 
 
@@ -220,15 +233,15 @@ def _with_weights(
     ]
 
 
-def _kind(value: object) -> str:
+def _describe_value(value: object) -> str:
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
     graph = "" if value.requires_grad else " without a gradient"
     return f"a tensor of shape {list(value.shape)}{graph}"
 
 
-class _Custom:
-    """A user's loss in the engine's form: one call with the tokens of all sequences."""
+class _CustomLossAdapter:
+    """Wraps a user's loss as a loss of the engine: splits the logprobs by sequence."""
 
     def __init__(self, function: CustomLoss) -> None:
         self.function = function
@@ -237,20 +250,24 @@ class _Custom:
     def __call__(
         self, logprobs: torch.Tensor, inputs: losses.Inputs, config: losses.Config
     ) -> torch.Tensor:
-        # tokens of sequences that share a prefix are interleaved; a stable sort separates them
+        # tokens of sequences that share a prefix are interleaved; a stable sort separates the
+        # sequences and keeps their tokens in order
         order = torch.argsort(inputs[losses.SEQUENCE_INDEX], stable=True)
         counts = torch.bincount(inputs[losses.SEQUENCE_INDEX])
         return self.value(list(logprobs[order].split(counts.tolist())))
 
-    def slopes(self, logprobs: list[np.ndarray]) -> list[np.ndarray]:
-        """Weights with which cross_entropy has this loss's gradient at these logprobs."""
+    def linear_weights(self, logprobs: list[np.ndarray]) -> list[np.ndarray]:
+        """Weights with which cross_entropy, which is linear, has this loss's gradient.
+
+        The gradient is taken at `logprobs`. Sequences that the loss ignores get weights of 0.
+        """
         leaves = [torch.from_numpy(array).requires_grad_() for array in logprobs]
         grads = torch.autograd.grad(self.value(leaves), leaves, allow_unused=True)
         for index, grad in enumerate(grads):
             if grad is not None and not grad.isfinite().all():
                 raise DataValidationError(
-                    f"the custom loss has a derivative by the logprobs of datum {index} that is"
-                    " not finite"
+                    f"the derivative of the custom loss with respect to the logprobs of datum"
+                    f" {index} is not finite"
                 )
         return [
             np.zeros_like(array) if grad is None else -grad.numpy()
@@ -266,8 +283,8 @@ class _Custom:
         loss, self.metrics = outcome
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise DataValidationError(
-                f"the custom loss returned {_kind(loss)}; it must be a scalar tensor that depends"
-                " on the logprobs"
+                f"the custom loss returned {_describe_value(loss)}; it must be a scalar tensor"
+                " that depends on the logprobs"
             )
         if not torch.isfinite(loss):
             raise DataValidationError(f"the custom loss is {loss.item()}")

@@ -302,14 +302,16 @@ def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
         trainer.forward(make_rows(), "cross_entropy", {"beta": 1.0})
     with pytest.raises(DataValidationError, match="no datum"):
         trainer.forward([], "cross_entropy", None)
-    with pytest.raises(DataValidationError, match=r"300 tokens, the model's context is 256"):
+    with pytest.raises(
+        DataValidationError, match=r"300 tokens, but the model's context length is 256"
+    ):
         trainer.forward(make_rows(lengths=(300,)), "cross_entropy", None)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ConfigurationError, match="'gpt2', which the engine does not support"):
         BaseModel(str(tmp_path), EngineConfig())
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         BaseModel(str(tmp_path / "nowhere"), EngineConfig())
-    with pytest.raises(ConfigurationError, match=r"rank=65 is more than .* at most 64"):
+    with pytest.raises(ConfigurationError, match=r"rank=65 exceeds .* at most 64"):
         AdapterTrainer(trainer.base, LoraSpec(rank=65))
 
 
@@ -339,7 +341,7 @@ def test_non_finite_gradient_is_refused(tiny_qwen3: str, device: str) -> None:
     ] * 3
     before = {k: v.detach().clone() for k, v in trainer.adapter.master.items()}
     trainer.forward_backward(rows, "cross_entropy", None)
-    with pytest.raises(TrainingError, match="this step was not made"):
+    with pytest.raises(TrainingError, match="this step was skipped"):
         trainer.optim_step(AdamConfig())
     assert all(torch.equal(before[k], v) for k, v in trainer.adapter.master.items())
 
@@ -534,7 +536,10 @@ def test_custom_loss(
     for wrong, message in (
         (lambda lps: (torch.tensor(1.0), {}), "must be a scalar tensor that depends"),
         (lambda lps: (lps[0], {}), r"returned a tensor of shape \[7\]; it must be a scalar tensor"),
-        (lambda lps: ((lps[1] * 0).sum().sqrt(), {}), "derivative by the logprobs .* not finite"),
+        (
+            lambda lps: ((lps[1] * 0).sum().sqrt(), {}),
+            "derivative of the custom loss .* not finite",
+        ),
         (lambda lps: (lps[1].sum() * float("nan"), {}), "the custom loss is nan"),
     ):
         trainer.grads = None

@@ -92,7 +92,9 @@ class Worker:
 
     def work(self, request: Train) -> Work:
         """What a request's passes compute, checked."""
-        return self._run(request).work(request.sequences, request.loss_fn, request.loss_config)
+        return self._run(request).prepare_work(
+            request.sequences, request.loss_fn, request.loss_config
+        )
 
     def sample(
         self,
