@@ -74,12 +74,12 @@ class BaseModel:
         self.sliding_window: int = getattr(self.config, "sliding_window", None) or 0
         self._decode: Callable[[list[int]], str] | None = None
         self._recompute = False
-        self.memory: memory.Memory | None = None
+        self.memory: memory.MemoryEstimate | None = None
         for layer in self.decoder.layers:
             layer.forward = partial(self._layer, layer.forward)
         self.checkpointing = config.checkpointing
         self.memory = memory.measure(self, prepacked)
-        limit = self.memory.free * memory.ADAPTERS
+        limit = self.memory.free * memory.ADAPTER_SHARE
         if config.adapter_gib is not None:
             limit = config.adapter_gib * memory.GIB
         self.offloader = AdapterOffloader(self.device, int(limit))

@@ -15,7 +15,7 @@ from tinker_cookbook.engine import EngineConfig, base_model, memory, passes
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.families_test import MOE, PLAIN
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.memory import GIB, Memory
+from tinker_cookbook.engine.memory import GIB, MemoryEstimate
 from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import OutOfMemoryError
@@ -51,7 +51,7 @@ def test_the_estimate_is_what_a_pass_keeps(family: str, request: pytest.FixtureR
     for lengths in ((120,), (50, 60, 70)):
         found = kept_bytes(trainer, lengths) / sum(lengths)
         assert trainer.base.memory is not None
-        assert found == pytest.approx(trainer.base.memory.plain, rel=0.06)
+        assert found == pytest.approx(trainer.base.memory.saved, rel=0.06)
 
 
 def test_the_estimate_goes_beyond_a_sliding_window(tiny_gpt_oss: str, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_estimate_goes_beyond_a_sliding_window(tiny_gpt_oss: str, tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": 100}))
     trainer = make_trainer(str(tmp_path), LoraSpec())
     assert trainer.base.memory is not None
-    assert kept_bytes(trainer, (250,)) / 250 == pytest.approx(trainer.base.memory.plain, rel=0.06)
+    assert kept_bytes(trainer, (250,)) / 250 == pytest.approx(trainer.base.memory.saved, rel=0.06)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,7 +84,7 @@ def test_a_pass_above_its_share_is_checkpointed(tiny_qwen3: str) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4))
     base, rows = trainer.base, make_rows(lengths=(60,))
     assert base.memory is not None
-    need = 60 * base.memory.plain * memory.BACKWARD
+    need = 60 * base.memory.saved * memory.BACKWARD_FACTOR
     for free, recompute in ((2.1 * need, False), (1.9 * need, True)):
         base.memory = dataclasses.replace(base.memory, free=int(free))
         trainer.forward_backward(rows, "cross_entropy", None)
@@ -96,10 +96,10 @@ def test_a_pass_that_cannot_fit_is_refused(
 ) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4))
     assert trainer.base.memory is not None
-    need = 94 * trainer.base.memory.checkpointed * memory.BACKWARD
+    need = 94 * trainer.base.memory.checkpointed * memory.BACKWARD_FACTOR
     trainer.base.memory = dataclasses.replace(trainer.base.memory, free=int(1.9 * need))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100_000)
-    with pytest.raises(OutOfMemoryError, match=r"a pass of 94 tokens .* shorten the rows"):
+    with pytest.raises(OutOfMemoryError, match=r"a pass of 94 tokens .* shorten the sequences"):
         trainer.forward_backward(make_rows(), "cross_entropy", None)  # half is not for passes
     assert trainer.grads is None
     trainer.forward(make_rows(), "cross_entropy", None)  # keeps nothing
@@ -109,7 +109,7 @@ def test_a_pass_that_cannot_fit_is_refused(
 def test_a_busy_moment_at_the_start_does_not_count_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    busy = Memory(1000, 100, 10, free=1000, prepacked=5000)
+    busy = MemoryEstimate(1000, 100, 10, free=1000, prepacked=5000)
     for now in (0, 5000 + 2 * 13_000 - 10):
         monkeypatch.setattr(memory, "free_bytes", lambda device, now=now: now)
         with pytest.raises(OutOfMemoryError, match="a pass of 100 tokens"):
@@ -145,15 +145,15 @@ def test_the_second_copy_of_the_weights_is_not_free(
 def test_tokens_per_pass_follow_the_memory(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Memory(1000, 100, 10, 10**9).tokens_per_pass(CPU) == 2048
-    assert Memory(1000, 100, 10, 10**9).tokens_per_pass(torch.device("cuda")) == 16384
-    assert Memory(1000, 100, 10, 10**6).tokens_per_pass(CPU) == 1024
-    assert Memory(1000, 100, 10, 0).tokens_per_pass(CPU) == 1
+    assert MemoryEstimate(1000, 100, 10, 10**9).tokens_per_pass(CPU) == 2048
+    assert MemoryEstimate(1000, 100, 10, 10**9).tokens_per_pass(torch.device("cuda")) == 16384
+    assert MemoryEstimate(1000, 100, 10, 10**6).tokens_per_pass(CPU) == 1024
+    assert MemoryEstimate(1000, 100, 10, 0).tokens_per_pass(CPU) == 1
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3_000_000)
     found = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     assert found.memory is not None
     assert found.tokens_per_pass < 2048
-    fitting = found.tokens_per_pass * found.memory.checkpointed * memory.BACKWARD
+    fitting = found.tokens_per_pass * found.memory.checkpointed * memory.BACKWARD_FACTOR
     assert 2 * fitting <= 1_500_000 < 4 * fitting  # families may take twice as many
     assert (
         BaseModel(tiny_qwen3, EngineConfig(device="cpu", tokens_per_pass=99)).tokens_per_pass == 99
@@ -163,16 +163,16 @@ def test_tokens_per_pass_follow_the_memory(
 def test_keys_and_values_follow_the_memory(tiny_llama: str, tiny_deepseek: str) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype="float32"))
     assert (
-        base.memory is not None and base.memory.keys == 2 * 2 * 2 * 16 * 4
+        base.memory is not None and base.memory.kv == 2 * 2 * 2 * 16 * 4
     )  # layers, k and v, heads
     mla = BaseModel(tiny_deepseek, EngineConfig(device="cpu", dtype="float32"))
     sizes = mla.config
     per_head = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim
     assert mla.memory is not None
-    assert mla.memory.keys == 2 * sizes.num_attention_heads * per_head * 4
+    assert mla.memory.kv == 2 * sizes.num_attention_heads * per_head * 4
     short = dataclasses.replace(base.memory, free=4_000_000)
     found = short.sampling_limits(EngineConfig(), CPU)
-    assert found.kv_tokens == int(1_000_000 / base.memory.keys)
+    assert found.kv_tokens == int(1_000_000 / base.memory.kv)
     assert found.prefix_tokens == found.kv_tokens // 4
     assert base.memory.sampling_limits(EngineConfig(), CPU).kv_tokens == 65536
     given = short.sampling_limits(EngineConfig(kv_tokens=77, prefix_tokens=0), CPU)

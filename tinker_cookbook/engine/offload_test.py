@@ -1,4 +1,4 @@
-"""Offloaded adapters come back as they were, and only those that must go are offloaded."""
+"""Offloaded adapters are restored bit for bit, and only as many as needed are offloaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(trainer: AdapterTrainer, steps: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parking_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, device: str) -> None:
+def test_offload_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, device: str) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device=device, dtype=dtype))  # type: ignore[arg-type]
     plain, offloaded = (
         AdapterTrainer(base, LoraSpec(rank=4)),
@@ -60,7 +60,7 @@ def test_parking_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, dev
         ).read_bytes()
 
 
-def test_a_parked_run_can_be_restored_from_a_checkpoint(
+def test_an_offloaded_run_can_be_restored_from_a_checkpoint(
     tiny_llama: str, tmp_path: Path, device: str
 ) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device=device))
@@ -104,7 +104,7 @@ def test_an_adapter_that_never_fits_is_refused(tiny_qwen3: str) -> None:
     assert AdapterTrainer(base, LoraSpec(rank=1)).on_device
 
 
-def test_an_adapter_that_cannot_wake_stays_parked(
+def test_an_adapter_that_cannot_be_restored_stays_offloaded(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype="bfloat16"))
@@ -132,7 +132,7 @@ def test_more_adapters_to_sample_from_than_fit(tiny_qwen3: str) -> None:
     base.offloader.limit = int(2.5 * size)
     one = base.offloader.admit(trainer.adapter.snapshot())
     two = base.offloader.admit(trainer.adapter.snapshot())
-    with pytest.raises(OutOfMemoryError, match=r"the 2 in use hold .* let go of sampling clients"):
+    with pytest.raises(OutOfMemoryError, match=r"the 2 in use take .* release sampling clients"):
         base.offloader.admit(trainer.adapter.snapshot())
     del two
     assert base.offloader.admit(trainer.adapter.snapshot()) is not one
