@@ -117,7 +117,7 @@ def test_refusals(tiny_gpt_oss: str, tiny_qwen3_moe: str, tmp_path: Path) -> Non
     refused({"model_type": "kimi_k25"}, "'kimi_k25', which the engine does not support")
     config = json.loads((Path(tiny_gpt_oss) / "config.json").read_text())
     awq = {"quant_method": "awq", "bits": 4}
-    refused({**config, "quantization_config": awq}, "by 'awq', .* supported: mxfp4, fp8")
+    refused({**config, "quantization_config": awq}, "with 'awq', .* use mxfp4 or fp8")
     cut = {"quant_method": "fp8", "weight_block_size": [40, 128]}  # 64 is one block and a half
     refused({**config, "quantization_config": cut}, r"do not divide .*q_proj.* of \[64, 64\]")
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
