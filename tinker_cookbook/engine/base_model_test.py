@@ -126,7 +126,7 @@ def test_refusals(tiny_gpt_oss: str, tiny_qwen3_moe: str, tmp_path: Path) -> Non
     whole = load_file(tmp_path / "model.safetensors")
     part = "model.layers.1.mlp.experts.2.up_proj.weight"
     for absent, message in (
-        ([part], "a part of its experts is absent"),
+        ([part], "some of its experts are missing"),
         ([name for name in whole if ".1.mlp.experts.2." in name], r"lack 'model\.layers\.1\.mlp"),
         ([name for name in whole if ".1.mlp.experts." in name], r"lack 'model\.layers\.1\.mlp"),
     ):
