@@ -130,7 +130,7 @@ def attend(
     ConfigurationError for a mask (the plan says which tokens see which) and for any other argument
     that would change the result.
     """
-    if plan is None:
+    if plan is None:  # it comes with the keyword arguments that transformers' modules pass down
         raise RuntimeError("the engine's attention needs a plan: call BaseModel.hidden")
     _check_arguments(module, {"attention_mask": attention_mask, **others})
     layer = module.layer_idx
@@ -163,6 +163,7 @@ def _attend_packed(
     window: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
+    # first: `tokens` index the pass's own keys, before cached keys are put in front of them
     for tokens, sink in plan.saves:
         k, v = (x[0].transpose(0, 1).index_select(0, tokens) for x in (key, value))
         sink.put(layer, k, v)
@@ -212,6 +213,7 @@ def _attend_by_segment(
             split_blocks(x, first.start + num_cached, last.stop + num_cached, count)
             for x in (key, value)
         )
+        # a group of several segments has neither ancestors nor cached keys
         spans = visible_key_spans(segments, first, num_cached)
         if len(spans) > 1:
             k = torch.cat([key[:, :, a:b] for a, b in spans], dim=2)
@@ -245,7 +247,7 @@ def _sdpa(
     mask = None  # plain causal attention of equally many queries and keys needs none
     if columns > length or window is not None or sinks is not None:
         ones = torch.ones(length, columns, dtype=torch.bool, device=query.device)
-        mask = ones.tril(diagonal=columns - length)
+        mask = ones.tril(diagonal=columns - length)  # aligned at the end: last query, last key
         if window is not None:
             mask = mask.triu(diagonal=columns - length - window + 1)
         if sinks is not None:
@@ -341,7 +343,10 @@ def _group_equal_lengths(segments: Sequence[Segment], parents: bool = False) -> 
 def visible_key_spans(
     segments: Sequence[Segment], segment: Segment, num_cached: int = 0
 ) -> list[tuple[int, int]]:
-    """The key spans [start, stop) that a segment sees: cached keys, ancestors, itself."""
+    """The key spans [start, stop) that a segment sees: cached keys, ancestors, itself.
+
+    They are in the order of positions, on which the causal mask and windows rely.
+    """
     spans = [(segment.start + num_cached, segment.stop + num_cached)]
     while segment.parent is not None:
         segment = segments[segment.parent]

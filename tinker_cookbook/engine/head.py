@@ -131,6 +131,7 @@ class HeadLogprobs:
         )
         d_hidden = torch.zeros_like(hidden)
         pair = adapter.pair(UNEMBED) if adapter is not None else None
+        # fp32, because every chunk adds to it
         d_pair = [torch.zeros_like(p, dtype=torch.float32) for p in pair] if pair else []
         for span, readers in self._chunks_with_readers(index, hidden.shape[0]):
             z = self._scaled_logits(hidden[span], adapter, loss.temperature)
@@ -152,6 +153,7 @@ class HeadLogprobs:
             if len(live) < len(g):
                 z, lse, g = z[live], lse[live], g[live]
             h = hidden[tokens]
+            # overwrites z, so nothing may read the logits from here on
             dz = _logits_grad(z, lse, targets[tokens], g / loss.temperature).to(hidden.dtype)
             d_h = dz @ self.weight
             if pair and adapter is not None:
@@ -177,6 +179,7 @@ class HeadLogprobs:
         """First all logprobs, then the loss on all of them, then the hidden states' gradients."""
         frozen = adapter is None or adapter.pair(UNEMBED) is None
         jacobian = None
+        # with K targets per token, the Jacobian would be [T, K, H]
         if frozen and targets.ndim == 1:
             logprobs, jacobian = self.jacobian(hidden, targets, adapter, loss.temperature)
         else:
@@ -219,7 +222,7 @@ class HeadLogprobs:
         """
         spans = self._chunks(length)
         starts = torch.tensor([s.start for s in spans] + [length], device=index.device)
-        cuts = torch.searchsorted(index, starts).tolist()
+        cuts = torch.searchsorted(index, starts).tolist()  # one device sync for all chunks
         return [(span, slice(a, b)) for span, a, b in zip(spans, cuts, cuts[1:])]
 
     def _chunks(self, length: int) -> list[slice]:
@@ -240,6 +243,7 @@ def _logits_grad(
 ) -> torch.Tensor:
     """dL/dz [T, V] = sum_k g_k (onehot(target_k) - softmax(z)), written over the logits."""
     g = _as_columns(g)
+    # in place: at [T, V], every temporary costs as much as the logits themselves
     z.sub_(lse[:, None]).exp_().mul_(-g.sum(dim=1, keepdim=True))
     return z.scatter_add_(1, _as_columns(targets), g)
 

@@ -1,4 +1,4 @@
-"""Every loss and its gradient against float64 written from the formula, by hand."""
+"""Every loss and its gradient against a float64 reference written from the formula."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def by_hand(
                 ratio = math.exp(mean)
             clipped = min(max(ratio, low), high)
             loss -= min(ratio * a, clipped * a)
-            # where the clipped term is the smaller one it is constant
+            # if the clipped term is the smaller one, it is constant
             grad[t] = -ratio * a if ratio * a <= clipped * a else 0.0
     return loss, grad
 
@@ -110,9 +110,9 @@ def test_bounds_per_token_replace_the_configuration(name: str) -> None:
 
 
 def test_dro_with_a_mask_pulls_only_what_was_sampled() -> None:
-    """As by hand over the masked-in tokens alone; elsewhere only lp * A is left."""
+    """As the reference on tokens with a mask of 1; elsewhere only lp * A is left."""
     lp, inputs = make_inputs(3)
-    mask = inputs["sequence_ratio_mask"] * 3  # any value but 0 counts as one
+    mask = inputs["sequence_ratio_mask"] * 3  # any value but 0 counts as 1
     loss = get_loss("dro", {"beta": 0.2})
     tensors = {k: torch.from_numpy(inputs[k]) for k in loss.inputs}
     row = torch.zeros(TOKENS, dtype=torch.int64)
@@ -135,7 +135,7 @@ def test_dro_with_a_mask_pulls_only_what_was_sampled() -> None:
 
 
 def test_on_policy_all_ratios_are_one() -> None:
-    """At lp = q every policy loss has the gradient -A: all methods begin with the same step."""
+    """On-policy (lp = q), every policy loss has the gradient -A, so their first steps are equal."""
     lp, inputs = make_inputs(2)
     inputs["logprobs"] = lp.copy()
     row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))

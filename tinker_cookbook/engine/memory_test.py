@@ -1,4 +1,4 @@
-"""The memory estimate against what autograd keeps, and checkpointing against doing without."""
+"""The memory estimate against the bytes that autograd saves; checkpointing against none."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from tinker_cookbook.utils import control_groups
 CPU = torch.device("cpu")
 
 
-def kept_bytes(trainer: AdapterTrainer, lengths: tuple[int, ...]) -> int:
-    """What autograd holds at the end of a forward, counted here by its storages."""
+def saved_bytes(trainer: AdapterTrainer, lengths: tuple[int, ...]) -> int:
+    """Bytes that autograd has saved at the end of a forward, counted by storage."""
     fixed = {memory.storage_id(t) for t in trainer.base.parameters}
     fixed |= {memory.storage_id(t) for t in trainer.adapter.copies.values()}
-    kept: dict[int, torch.Tensor] = {}
+    saved: dict[int, torch.Tensor] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(memory.storage_id(tensor), tensor)
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(memory.storage_id(tensor), tensor)
         return tensor
 
     work = trainer.prepare_work(make_rows(lengths=lengths), "cross_entropy", None)
     (each,) = passes._pack_passes([work])
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
         hidden = passes._hidden_states([work], each)
     del hidden
-    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed)
+    return sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in fixed)
 
 
 FAMILIES = [*PLAIN, *MOE]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "tiny_qwen3_sliding"])
-def test_the_estimate_is_what_a_pass_keeps(family: str, request: pytest.FixtureRequest) -> None:
+def test_the_estimate_equals_what_a_pass_saves(family: str, request: pytest.FixtureRequest) -> None:
     trainer = make_trainer(request.getfixturevalue(family), LoraSpec())
     for lengths in ((120,), (50, 60, 70)):
-        found = kept_bytes(trainer, lengths) / sum(lengths)
+        found = saved_bytes(trainer, lengths) / sum(lengths)
         assert trainer.base.memory is not None
         assert found == pytest.approx(trainer.base.memory.saved, rel=0.06)
 
@@ -60,11 +60,11 @@ def test_the_estimate_goes_beyond_a_sliding_window(tiny_gpt_oss: str, tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": 100}))
     trainer = make_trainer(str(tmp_path), LoraSpec())
     assert trainer.base.memory is not None
-    assert kept_bytes(trainer, (250,)) / 250 == pytest.approx(trainer.base.memory.saved, rel=0.06)
+    assert saved_bytes(trainer, (250,)) / 250 == pytest.approx(trainer.base.memory.saved, rel=0.06)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_checkpointing_changes_no_bit_and_keeps_less(
+def test_checkpointing_changes_no_bit_and_saves_less(
     family: str, request: pytest.FixtureRequest, device: str
 ) -> None:
     path = request.getfixturevalue(family)
@@ -77,7 +77,7 @@ def test_checkpointing_changes_no_bit_and_keeps_less(
     assert plain.grads.keys() == saving.grads.keys()
     assert all(torch.equal(grad, saving.grads[name]) for name, grad in plain.grads.items())
     assert any(grad.abs().max() > 0 for grad in saving.grads.values())
-    assert kept_bytes(saving, (60, 60)) < kept_bytes(plain, (60, 60)) / 8
+    assert saved_bytes(saving, (60, 60)) < saved_bytes(plain, (60, 60)) / 8
 
 
 def test_a_pass_above_its_share_is_checkpointed(tiny_qwen3: str) -> None:
@@ -100,13 +100,15 @@ def test_a_pass_that_cannot_fit_is_refused(
     trainer.base.memory = dataclasses.replace(trainer.base.memory, free=int(1.9 * need))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100_000)
     with pytest.raises(OutOfMemoryError, match=r"a pass of 94 tokens .* shorten the sequences"):
-        trainer.forward_backward(make_rows(), "cross_entropy", None)  # half is not for passes
+        trainer.forward_backward(
+            make_rows(), "cross_entropy", None
+        )  # only half of the free memory is for passes
     assert trainer.grads is None
-    trainer.forward(make_rows(), "cross_entropy", None)  # keeps nothing
+    trainer.forward(make_rows(), "cross_entropy", None)  # saves nothing for a backward
     trainer.forward_backward(make_rows(lengths=(1,)), "cross_entropy", None)
 
 
-def test_a_busy_moment_at_the_start_does_not_count_for_ever(
+def test_free_memory_is_measured_again_after_a_busy_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     busy = MemoryEstimate(1000, 100, 10, free=1000, prepacked=5000)
@@ -118,7 +120,7 @@ def test_a_busy_moment_at_the_start_does_not_count_for_ever(
     assert busy.needs_checkpointing(100, CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
     assert not busy.needs_checkpointing(100, CPU)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)  # busy now: what was free counts
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)  # busy now, but free at load
     assert dataclasses.replace(busy, free=2 * 13_010).needs_checkpointing(100, CPU)
 
 
@@ -154,7 +156,7 @@ def test_tokens_per_pass_follow_the_memory(
     assert found.memory is not None
     assert found.tokens_per_pass < 2048
     fitting = found.tokens_per_pass * found.memory.checkpointed * memory.BACKWARD_FACTOR
-    assert 2 * fitting <= 1_500_000 < 4 * fitting  # families may take twice as many
+    assert 2 * fitting <= 1_500_000 < 4 * fitting  # a family may take two budgets
     assert (
         BaseModel(tiny_qwen3, EngineConfig(device="cpu", tokens_per_pass=99)).tokens_per_pass == 99
     )
@@ -209,7 +211,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_container_may_have_less_than_its_machine(groups: Path, version: int) -> None:
     root = groups / "memory" if version == 1 else groups
     assert memory.free_bytes(CPU) == 64 * GIB  # no such files
-    # full of the weights' files, which were only read
+    # page cache of the weight files counts as used, but can be reclaimed
     write_group(root, version, 32 * GIB, 32 * GIB, 10 * GIB, 6 * GIB)
     assert memory.free_bytes(CPU) == 16 * GIB
     write_group(root / "a" / "b", version, 8 * GIB, 5 * GIB, GIB, 0)  # the process's own
@@ -222,13 +224,13 @@ def test_a_container_may_have_less_than_its_machine(groups: Path, version: int) 
     assert memory.free_bytes(CPU) == 0
 
 
-def test_what_torch_keeps_of_a_gpu_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unused_cache_of_torch_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 40 * GIB)
     assert memory.free_bytes(torch.device("cuda", 0)) == 30 * GIB
 
 
-def test_free_memory_is_what_the_system_says() -> None:
+def test_free_memory_is_plausible() -> None:
     total = __import__("psutil").virtual_memory().total
     assert 50e6 < memory.free_bytes(CPU) <= total

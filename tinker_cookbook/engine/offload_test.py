@@ -34,14 +34,14 @@ def test_offload_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, dev
         AdapterTrainer(base, LoraSpec(rank=4)),
         AdapterTrainer(base, LoraSpec(rank=4)),
     )
-    offloaded.offload()  # before its first step: there are no moments yet
+    offloaded.offload()  # before its first step, without moments
     train(plain, 2)
     train(offloaded, 1)
     offloaded.offload()
     offloaded.forward_backward(make_rows(seed=1), "cross_entropy", None)
     copies = 0 if dtype == "float32" else sum(t.nbytes for t in offloaded.adapter.copies.values())
     assert sum(tensor.nbytes for tensor in offloaded._tensors().values()) + copies == offloaded.size
-    offloaded.offload()  # with a gradient that waits for its step
+    offloaded.offload()  # with an accumulated gradient
     assert not offloaded.on_device
     assert all(tensor.numel() == 0 for tensor in offloaded._tensors().values())
     offloaded.optim_step(ADAM)
@@ -76,7 +76,7 @@ def test_an_offloaded_run_can_be_restored_from_a_checkpoint(
     train(trainer, 1)
 
 
-def test_the_longest_idle_make_room(tiny_qwen3: str) -> None:
+def test_the_least_recently_used_are_offloaded(tiny_qwen3: str) -> None:
     engine = Engine(EngineConfig(device="cpu"))
     for index in range(4):
         engine.submit(CreateRun(str(index), tiny_qwen3, LoraSpec(rank=4))).result(60)

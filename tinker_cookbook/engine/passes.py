@@ -80,6 +80,7 @@ def forward_backward(works: Sequence[Work]) -> list[TrainResult]:
     No trainer may appear twice.
     """
     results = [_ResultCollector(work) for work in works]
+    # kept here until all passes are done, so that a failure leaves the trainers' gradients alone
     grads = [_GradientSum(work.trainer.adapter) for work in works]
     try:
         for packed in _pack_passes(works):

@@ -85,7 +85,7 @@ class SharedPrefixAttention(torch.autograd.Function):
                 split_blocks(query, part.q0, part.q1, part.count),
                 split_blocks(key, part.k0, part.k1, part.count),
                 split_blocks(value, part.k0, part.k1, part.count),
-                0.0,
+                0.0,  # dropout
                 part.causal,
                 scale=scale,
             )
@@ -97,6 +97,7 @@ class SharedPrefixAttention(torch.autograd.Function):
             out[:, span] += join_blocks(part_out) * (part_lse - merged).exp()[..., None]
             lse[:, span] = merged
         result = out.to(query.dtype)[None]
+        # the merged result and LSE are all that the parts' backwards need, however many parts
         ctx.save_for_backward(query, key, value, result, lse)
         ctx.parts, ctx.scale = parts, scale
         return result
@@ -120,7 +121,7 @@ class SharedPrefixAttention(torch.autograd.Function):
                 split_blocks(value, *k, count),
                 split_blocks(out, *q, count),
                 part_lse.contiguous(),
-                0.0,
+                0.0,  # dropout
                 part.causal,
                 scale=ctx.scale,
             )

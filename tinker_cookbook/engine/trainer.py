@@ -35,7 +35,7 @@ class AdapterTrainer:
         count = spec.count_parameters(base.shapes)
         copies = 0 if base.dtype == torch.float32 else base.dtype.itemsize
         self.size = count * (16 + copies)  # bytes: fp32 weights, gradient, two moments; and copies
-        base.offloader.check(spec.rank, self.size)
+        base.offloader.check(spec.rank, self.size)  # before any memory is allocated
         self._adapter = base.new_adapter(spec)
         self.grads: Tensors | None = None  # fp32, since the last optimizer step
         self._optimizer = torch.optim.AdamW(
@@ -82,12 +82,15 @@ class AdapterTrainer:
 
     def _tensors(self) -> Tensors:
         """Weights, gradient and the optimizer's moments by name."""
-        found = {f"master.{name}": tensor.detach() for name, tensor in self._adapter.master.items()}
-        found |= {f"grads.{name}": tensor for name, tensor in (self.grads or {}).items()}
+        tensors = {
+            f"master.{name}": tensor.detach() for name, tensor in self._adapter.master.items()
+        }
+        tensors |= {f"grads.{name}": tensor for name, tensor in (self.grads or {}).items()}
         for name, tensor in self._adapter.master.items():
             state = self._optimizer.state.get(tensor, {})
-            found |= {f"{m}.{name}": state[m] for m in MOMENTS if m in state}
-        return found
+            # missing before the first step
+            tensors |= {f"{m}.{name}": state[m] for m in MOMENTS if m in state}
+        return tensors
 
     def _replace_tensors(self, tensors: Tensors) -> None:
         """Replace the tensors of `_tensors()` by name.
@@ -154,6 +157,7 @@ class AdapterTrainer:
         loss = losses.Loss("custom", custom, (), elementwise=False, several_targets=True)
         self._check_sequences(sequences, loss)
         work = Work(self, sequences, loss)
+        # within the budget there is one pass: shared prefixes only make it smaller
         if work.tokens > self.base.tokens_per_pass:
             linear = losses.LOSSES["cross_entropy"]
             zeros = _with_weights(
@@ -166,7 +170,7 @@ class AdapterTrainer:
 
     def accumulate(self, grads: Tensors) -> None:
         """Add gradients (fp32, one for each tensor of the adapter) to those of the current step."""
-        if self.grads is None:
+        if self.grads is None:  # takes the tensors over, without a copy
             self.grads = grads
         else:
             for name, grad in grads.items():
@@ -183,6 +187,7 @@ class AdapterTrainer:
             raise TrainingError(
                 "optim_step without a gradient: call forward_backward first, after every optim_step"
             )
+        # taken now, so that a step that fails drops its gradient
         grads, self.grads = self.grads, None
         params = self.adapter.master
         for name, tensor in params.items():
@@ -203,7 +208,7 @@ class AdapterTrainer:
                 weight_decay=adam.weight_decay,
             )
             self.optimizer.step()
-        finally:
+        finally:  # or the masters would keep the gradient's memory
             for tensor in params.values():
                 tensor.grad = None
         self.adapter.refresh()
@@ -262,6 +267,7 @@ class _CustomLossAdapter:
         The gradient is taken at `logprobs`. Sequences that the loss ignores get weights of 0.
         """
         leaves = [torch.from_numpy(array).requires_grad_() for array in logprobs]
+        # allow_unused: a loss may ignore sequences
         grads = torch.autograd.grad(self.value(leaves), leaves, allow_unused=True)
         for index, grad in enumerate(grads):
             if grad is not None and not grad.isfinite().all():
@@ -275,12 +281,13 @@ class _CustomLossAdapter:
         ]
 
     def value(self, logprobs: list[torch.Tensor]) -> torch.Tensor:
-        outcome = self.function(logprobs)
-        if not (isinstance(outcome, tuple) and len(outcome) == 2):
+        returned = self.function(logprobs)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
             raise DataValidationError(
-                f"the custom loss returned {type(outcome).__name__}; it must return (loss, metrics)"
+                f"the custom loss returned {type(returned).__name__}; it must return"
+                " (loss, metrics)"
             )
-        loss, self.metrics = outcome
+        loss, self.metrics = returned
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise DataValidationError(
                 f"the custom loss returned {_describe_value(loss)}; it must be a scalar tensor"

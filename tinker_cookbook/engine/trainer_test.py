@@ -121,7 +121,7 @@ def test_training_equals_peft(
         master = on_cpu(trainer.adapter.master)
         for name, parameter in reference.parameters.items():
             worst = max(worst, (master[name] - parameter).abs().max().item())
-        with torch.no_grad():  # judge each step by itself
+        with torch.no_grad():  # so that differences do not add up over steps
             for name, parameter in reference.parameters.items():
                 parameter.copy_(master[name])
     assert worst <= TOLERANCE
@@ -245,8 +245,8 @@ def test_bf16_stays_near_fp32(tiny_llama: str, device: str) -> None:
     trainer.adapter.refresh()
     assert trainer.adapter.copies["lm_head.lora_A"].dtype == torch.bfloat16
     rough = trainer.forward_backward(rows, "cross_entropy", None)
-    gap = max(np.abs(a - b).max() for a, b in zip(exact.logprobs, rough.logprobs))
-    assert 0 < gap < 0.5  # bf16 keeps 8 bits; a wrong mask or position is off by whole nats
+    difference = max(np.abs(a - b).max() for a, b in zip(exact.logprobs, rough.logprobs))
+    assert 0 < difference < 0.5  # bf16 keeps 8 bits; a wrong mask or position is off by whole nats
     assert trainer.grads is not None and trainer.grads["lm_head.lora_A"].dtype == torch.float32
 
 
@@ -369,12 +369,12 @@ def with_inputs(rows: list[TrainSequence], name: str) -> list[TrainSequence]:
 def test_every_loss_equals_autograd_through_peft(
     name: str, unembed: bool, tiny_qwen3: str, tmp_path: Path, device: str
 ) -> None:
-    """The chunked head and the passes against plain autograd over full logits."""
+    """The chunked head and the packed passes against plain autograd over full logits."""
     spec = LoraSpec(rank=4, train_unembed=unembed)
     trainer = make_trainer(tiny_qwen3, spec, device, tokens_per_pass=50, head_chunk=16)
     reference = PeftReference(trainer, tmp_path)
     rows = with_inputs(make_rows(), name)
-    # sampled under weights near these: the ratios stay in a range where fp32 has its digits
+    # sampling logprobs near the training ones, so that ratios keep their precision in fp32
     logprobs = trainer.forward(make_rows(), "cross_entropy", None).logprobs
     if "logprobs" in LOSSES[name].inputs:
         rng = np.random.default_rng(3)
@@ -459,7 +459,7 @@ def test_a_loss_that_is_not_finite_is_refused(
     message: str,
     device: str,
 ) -> None:
-    """By the request that asks for it; what was accumulated before stays."""
+    """Its request fails, and what was accumulated before stays."""
     spec = LoraSpec(rank=2, train_unembed=unembed)
     trainer = make_trainer(tiny_qwen3, spec, device, tokens_per_pass=60)
     rows = with_inputs(make_rows(), loss)
@@ -503,7 +503,7 @@ def test_weights_that_overflowed_are_told(tiny_qwen3: str) -> None:
 def test_custom_loss(
     tiny_qwen3: str, unembed: bool, tokens_per_pass: int, tmp_path: Path, device: str
 ) -> None:
-    """A loss that ties all rows together, in one pass and in several, against plain autograd."""
+    """A loss that couples all sequences, in one pass and in several, against plain autograd."""
     spec = LoraSpec(rank=4, train_unembed=unembed)
     trainer = make_trainer(tiny_qwen3, spec, device, tokens_per_pass=tokens_per_pass, head_chunk=16)
     reference = PeftReference(trainer, tmp_path)
