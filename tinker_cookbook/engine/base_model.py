@@ -194,7 +194,7 @@ def _check_whole_blocks(path: str, quantized: QuantizationConfig, model: torch.n
         if any(size > block and size % block for size, block in zip((rows, columns), blocks)):
             raise ConfigurationError(
                 f"model {path!r} has fp8 weights in blocks of {blocks}, which do not divide"
-                f" {name!r} of {[rows, columns]}: transformers cannot expand it; use a copy in"
+                f" {name!r} of {[rows, columns]}: transformers cannot dequantize it; use a copy in"
                 " bfloat16"
             )
 

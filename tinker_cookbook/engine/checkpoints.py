@@ -104,11 +104,11 @@ def read_adapter(adapter: Adapter, directory: Path) -> None:
     """
     scale = read_spec(directory).scale / adapter.spec.scale
     tensors = load_tensors(directory / ADAPTER_FILE)
-    found = {name.removeprefix(PREFIX).removesuffix(".weight"): t for name, t in tensors.items()}
-    _check_tensors(adapter, directory / ADAPTER_FILE, found)
+    saved = {name.removeprefix(PREFIX).removesuffix(".weight"): t for name, t in tensors.items()}
+    _check_tensors(adapter, directory / ADAPTER_FILE, saved)
     with torch.no_grad():
         for name, master in adapter.master.items():
-            master.copy_(found[name])
+            master.copy_(saved[name])
             # with another alpha, B absorbs the ratio of the scales, so the product stays the same
             if name.endswith(".lora_B") and scale != 1:
                 master.mul_(scale)
@@ -140,14 +140,14 @@ def read_optimizer(trainer: AdapterTrainer, directory: Path) -> None:
     if step is None:  # saved before the first step
         return
     for moment in MOMENTS:
-        found = {
+        saved = {
             name.removesuffix(f".{moment}"): tensor
             for name, tensor in tensors.items()
             if name.endswith(f".{moment}")
         }
-        _check_tensors(trainer.adapter, file, found)
+        _check_tensors(trainer.adapter, file, saved)
         for name, master in trainer.adapter.master.items():
-            state[master][moment] = found[name].to(master.device)
+            state[master][moment] = saved[name].to(master.device)
             state[master]["step"] = step.to(master.device, copy=True)
 
 
@@ -184,13 +184,13 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _check_tensors(adapter: Adapter, file: Path, found: dict[str, torch.Tensor]) -> None:
-    for name in sorted(set(found) ^ set(adapter.master)):
-        where = "is not part of this run's adapter" if name in found else "is missing"
-        raise CheckpointError(f"{file}: tensor {name!r} {where}; base model or targets differ")
+def _check_tensors(adapter: Adapter, file: Path, saved: dict[str, torch.Tensor]) -> None:
+    for name in sorted(set(saved) ^ set(adapter.master)):
+        problem = "is not part of this run's adapter" if name in saved else "is missing"
+        raise CheckpointError(f"{file}: tensor {name!r} {problem}; base model or targets differ")
     for name, master in adapter.master.items():
-        if found[name].shape != master.shape:
+        if saved[name].shape != master.shape:
             raise CheckpointError(
-                f"{file}: {name} has shape {list(found[name].shape)}, this run needs"
+                f"{file}: {name} has shape {list(saved[name].shape)}, this run needs"
                 f" {list(master.shape)}; base model or rank differ"
             )

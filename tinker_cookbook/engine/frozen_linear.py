@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-PREPACK_ROWS = (
-    64  # the layout depends on the number of rows; this one serves fewer and more as well
-)
+# oneDNN's layout depends on the number of rows it is made for; this one serves fewer and more too
+PREPACK_ROWS = 64
 
 
 class FrozenLinear:

@@ -146,7 +146,7 @@ class Adapter:
     def refresh(self) -> None:
         """Bring the copies up to date with the masters, after an optimizer step or a load.
 
-        The copies keep their storage. Sampling goes on with a `snapshot`, which stays as it was.
+        The copies keep their storage. Sampling uses a `snapshot`, which does not change.
         """
         self.version = WeightsVersion()  # what caches hold is outdated now
         with torch.no_grad():

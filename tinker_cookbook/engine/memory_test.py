@@ -100,9 +100,8 @@ def test_a_pass_that_cannot_fit_is_refused(
     trainer.base.memory = dataclasses.replace(trainer.base.memory, free=int(1.9 * need))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100_000)
     with pytest.raises(OutOfMemoryError, match=r"a pass of 94 tokens .* shorten the sequences"):
-        trainer.forward_backward(
-            make_rows(), "cross_entropy", None
-        )  # only half of the free memory is for passes
+        # only half of the free memory is for passes
+        trainer.forward_backward(make_rows(), "cross_entropy", None)
     assert trainer.grads is None
     trainer.forward(make_rows(), "cross_entropy", None)  # saves nothing for a backward
     trainer.forward_backward(make_rows(lengths=(1,)), "cross_entropy", None)

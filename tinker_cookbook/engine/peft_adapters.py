@@ -91,12 +91,12 @@ def read(adapter: Adapter, base: BaseModel, directory: Path) -> None:
     """
     file = directory / ADAPTER_FILE
     spec = load_adapter_info(directory).spec
-    wanted = [getattr(adapter.spec, key) for key in _SPEC_FIELDS]
-    found = [getattr(spec, key) for key in _SPEC_FIELDS]
-    if wanted != found:
+    adapter_values = [getattr(adapter.spec, key) for key in _SPEC_FIELDS]
+    file_values = [getattr(spec, key) for key in _SPEC_FIELDS]
+    if adapter_values != file_values:
         differ = ", ".join(
             f"{key}={file_value}, not {adapter_value}"
-            for key, adapter_value, file_value in zip(_SPEC_FIELDS, wanted, found)
+            for key, adapter_value, file_value in zip(_SPEC_FIELDS, adapter_values, file_values)
             if adapter_value != file_value
         )
         raise CheckpointError(f"{directory} has {differ}")
@@ -199,10 +199,13 @@ def _check_same_base(key: str, tensor: torch.Tensor, base: BaseModel, file: Path
     model's, it was trained, or belongs to another vocabulary.
     """
     path = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
-    own = {UNEMBED: base.head.weight, _EMBEDDING: base.decoder.embed_tokens.weight}.get(path)
-    if own is None:
+    base_weights = {UNEMBED: base.head.weight, _EMBEDDING: base.decoder.embed_tokens.weight}
+    expected = base_weights.get(path)
+    if expected is None:
         raise _not_lora_error(file, key)
-    same = tensor.shape == own.shape and torch.equal(tensor.to(own.device, own.dtype), own)
+    same = tensor.shape == expected.shape and torch.equal(
+        tensor.to(expected.device, expected.dtype), expected
+    )
     if not same:
         raise CheckpointError(
             f"{file}: {key!r} differs from the base model's: it was trained or resized, but"
