@@ -180,8 +180,8 @@ def measure(base: MeasuredModel, prepacked: int = 0) -> MemoryEstimate:
     prepacked: bytes of prepacked weights that sampling will add.
     """
     window = base.sliding_window
-    # What a sliding window adds shows only in a sequence that is longer than the window. For a wide
-    # window, such a probe would itself need too much memory.
+    # What a sliding window adds shows only in a sequence that is longer than the window. For wide
+    # windows, the probe stays short.
     tokens = max(PROBE_TOKENS, 2 * window) if window <= MAX_PROBED_WINDOW else PROBE_TOKENS
     kv_counter = _KVCounter()
     # Saved bytes grow linearly with the rank, so two small ranks give every other. An adapter of
