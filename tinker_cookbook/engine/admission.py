@@ -17,7 +17,7 @@ import numpy as np
 from tinker_cookbook.engine.kv_cache import KVCache, Slice
 from tinker_cookbook.engine.memory import SamplingLimits
 from tinker_cookbook.engine.packing import SHORTEST_SHARED
-from tinker_cookbook.engine.prefix_cache import CachedPrefix, Node, PrefixCache, length
+from tinker_cookbook.engine.prefix_cache import CachedPrefix, Node, PrefixCache, prefix_length
 from tinker_cookbook.engine.sampling_jobs import Job, Row
 
 # A call over a shared block pays from about this many (rows x tokens) on; below, a copy of the
@@ -29,7 +29,7 @@ SLOTS_STEP = 16
 
 @dataclass(frozen=True)
 class Start:
-    """Prompt tokens [length(kept), stop) of a job pass through the model, after the kept ones, and
+    """Prompt tokens [length of kept, stop) of a job pass through the model after the kept ones and
     `rows` more of its samples begin. The keys of tokens [position of node, stop) go to `node`."""
 
     job: Job
@@ -40,7 +40,7 @@ class Start:
 
     @property
     def tokens(self) -> np.ndarray:
-        return self.job.prompt[length(self.kept) : self.stop]
+        return self.job.prompt[prefix_length(self.kept) : self.stop]
 
 
 class Admission:
@@ -98,7 +98,7 @@ class Admission:
         sampled = np.array(row.out.tokens[:-1], dtype=np.int64)  # the last was never read
         tokens = np.concatenate([job.prompt, sampled])
         path = self.prefixes.match(job.owner, tokens)
-        depth = length(path)
+        depth = prefix_length(path)
         rest = len(tokens) - depth
         if depth < row.base:
             return
@@ -107,7 +107,7 @@ class Admission:
             free = self.limits.kv_tokens - self.cache.tokens - self.prefixes.pinned
             self.prefixes.evict(min(self._keeps, free) - rest)
             node = self.prefixes.insert(job.owner, tokens[depth:], path)
-            block = self.cache.read(slot, depth - row.base, row.filled)
+            block = self.cache.read_slot(slot, depth - row.base, row.filled)
             node.keys, node.values = block.keys, block.values
         self.prefixes.unpin(path)
 
@@ -158,15 +158,15 @@ class Admission:
         kept = job.path
         if not kept and not fresh and self._keeps and job.scores is None:
             kept = self.prefixes.match(job.owner, job.prompt[:-1])
-            kept = kept if length(kept) >= SHORTEST_SHARED else []
-        alone = self.limits.deterministic or size - length(kept) > left
+            kept = kept if prefix_length(kept) >= SHORTEST_SHARED else []
+        alone = self.limits.deterministic or size - prefix_length(kept) > left
         if alone and left < self.limits.tokens_per_pass:
             return None
-        stop = min(size, length(kept) + left)
+        stop = min(size, prefix_length(kept) + left)
         wanted = job.wanted if stop == size else 0
         path = self.prefixes.match(job.owner, job.prompt[:stop], ready=False)
         self.prefixes.pin(path)
-        rest = stop - length(path)  # tokens that are in no node
+        rest = stop - prefix_length(path)  # tokens that are in no node
         required, rows, own = wanted > 0 or stop < size, wanted, size + tokens
         if required and (self._worth_sharing(job, path) or stop < size):
             shared = True
@@ -182,8 +182,8 @@ class Admission:
         used = (count + rows) * max(need, own if rows else 0)
         node = None
         if rest and (shared or self._spare(rest, used)):
-            node = self.prefixes.insert(job.owner, job.prompt[length(path) : stop], path)
-            piece = [Slice(node, 0, rest, length(path))]
+            node = self.prefixes.insert(job.owner, job.prompt[prefix_length(path) : stop], path)
+            piece = [Slice(node, 0, rest, prefix_length(path))]
             self.prefixes.pin(piece)
             path = path + piece
         self.release(job)

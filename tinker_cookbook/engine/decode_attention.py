@@ -101,7 +101,7 @@ def decode(
     rows, heads = query.shape[:2]
     live, kv_heads = len(plan.slots), key.shape[1]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    keys, values = plan.cache.layer(layer, key[:, :, 0], value[:, :, 0])
+    keys, values = plan.cache.layer_tensors(layer, key[:, :, 0], value[:, :, 0])
     for store, new in ((keys, key), (values, value)):
         flat = store.view(store.shape[0] * store.shape[1], -1)
         flat.index_copy_(0, plan.cells, new[:live].reshape(live, -1))

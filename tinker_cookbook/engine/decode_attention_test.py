@@ -67,7 +67,7 @@ def test_against_dense_attention(
     lengths, n = [3, 9, 0, 21, 5, 2], 6
     cache = KVCache(1)
     cache.reserve(8, 24, 0)
-    keys, values = cache.layer(
+    keys, values = cache.layer_tensors(
         0, torch.empty(1, KV_HEADS, SIZE), torch.empty(1, KV_HEADS, value_size)
     )
     for slot, length in enumerate(lengths):
@@ -96,15 +96,15 @@ def test_slots_keep_their_tokens() -> None:
     cache.reserve(3, 4, 0)
     like = torch.full((5, 2, 3), torch.nan), torch.full((5, 2, 4), torch.nan)
     for layer in range(2):
-        cache.layer(layer, *like)[0][1, :3] = float(layer + 1)
+        cache.layer_tensors(layer, *like)[0][1, :3] = float(layer + 1)
     cache.reserve(5, 9, 2)
-    cache.move(1, 0, 2)
+    cache.copy_slot(1, 0, 2)
     for layer in range(2):
-        keys, values = cache.layer(layer, *like)
+        keys, values = cache.layer_tensors(layer, *like)
         assert keys.shape == (5, 9, 2, 3) and values.shape == (5, 9, 2, 4)
         assert keys[:, :, 0, 0].sum() == (3 + 2) * (layer + 1) and not values.any()
-    block = cache.read(1, 1, 3)
+    block = cache.read_slot(1, 1, 3)
     cache.reserve(1, 2, 1)
-    assert cache.tokens == 2 and cache.layer(1, *like)[0].eq(2).all()
+    assert cache.tokens == 2 and cache.layer_tensors(1, *like)[0].eq(2).all()
     assert [k.shape for k in block.keys] == [(2, 2, 3)] * 2
     assert block.keys[0].eq(1).all() and block.keys[1].eq(2).all()

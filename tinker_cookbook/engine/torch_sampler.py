@@ -33,7 +33,7 @@ from tinker_cookbook.engine.lora import (
     StackedRows,
 )
 from tinker_cookbook.engine.packing import Forest, positions_of
-from tinker_cookbook.engine.prefix_cache import length
+from tinker_cookbook.engine.prefix_cache import prefix_length
 from tinker_cookbook.engine.requests import (
     Cancelled,
     OnDone,
@@ -204,7 +204,7 @@ class TorchSampler:
         segments, position = list(forest.segments), 0
         for first, (begin, end) in zip(firsts, forest.spans):
             kept += first.kept
-            span = (position, position + length(first.kept))
+            span = (position, position + prefix_length(first.kept))
             position = span[1]
             if first.kept:
                 for index, each in enumerate(segments):
@@ -212,13 +212,13 @@ class TorchSampler:
                         segments[index] = replace(each, kept=span)
         keep: list[tuple[torch.Tensor, Sink]] = []
         for (start, slots), own in zip(computing, forest.cells):
-            before, job = length(start.kept), start.job
+            before, job = prefix_length(start.kept), start.job
             if start.node is not None:
                 fresh = own[len(own) - len(start.node.tokens) :]
                 keep.append((self._tensor(fresh), start.node))
             if slots and not job.shared:
                 keep.append((self._tensor(own), SlotSink(self.cache, slots, before)))
-                self.cache.write(slots, start.kept)
+                self.cache.write_prefix(slots, start.kept)
         hidden = self.base.hidden(
             self._tensor(forest.tokens),
             self._tensor(positions_of(segments)),
@@ -228,9 +228,9 @@ class TorchSampler:
         self.prompt_tokens_computed += len(forest.tokens)
         for (start, _), own in zip(computing, forest.cells):
             job = start.job
-            self.prompt_tokens_reused += 0 if job.chunked else length(start.kept)
+            self.prompt_tokens_reused += 0 if job.chunked else prefix_length(start.kept)
             if job.scores is not None:
-                job.scores.add(self.base, job, hidden[self._tensor(own)], length(start.kept))
+                job.scores.add(self.base, job, hidden[self._tensor(own)], prefix_length(start.kept))
             if start.stop == len(job.prompt):
                 job.last = hidden[int(own[-1])].clone()
                 if job.scores is not None:
@@ -347,7 +347,7 @@ class TorchSampler:
             self.admission.remember(row, index)
             last = rows.pop()
             if index < len(rows):
-                self.cache.move(len(rows), index, last.filled)
+                self.cache.copy_slot(len(rows), index, last.filled)
                 rows[index] = last
             job.open -= 1
             if job.open == 0 and not job.wanted:
