@@ -100,7 +100,7 @@ class BaseModel:
             asked = self.memory.needs_checkpointing(len(tokens), self.device)
             self._recompute = {"auto": asked, "always": True, "never": False}[self.checkpointing]
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
-        apart = isinstance(plan, attention.DecodePlan) and plan.apart
+        apart = isinstance(plan, attention.DecodePlan) and plan.batch_invariant
         with self.router.use(adapters, apart):
             out = self.decoder(
                 input_ids=tokens.view(shape),

@@ -43,7 +43,7 @@ def same(one: SampleResult, other: SampleResult, temperature: float = 1.0) -> No
 def fresh(base: BaseModel, request: SampleRequest, adapter: Adapter | None = None) -> SampleResult:
     """By a sampler that knows nothing, with the prompt in every slot."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(admission, "WORTH_SHARING", 10**9)
+        patch.setattr(admission, "SHARING_THRESHOLD", 10**9)
         return run(TorchSampler(base, EngineConfig(prefix_tokens=0)), [request], adapter)[0]
 
 
@@ -53,7 +53,7 @@ def test_rows_that_read_one_prompt(
 ) -> None:
     """Large groups, small ones and rows without a block in one batch; groups come and go."""
     trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4), device)
-    monkeypatch.setattr(admission, "WORTH_SHARING", 100)
+    monkeypatch.setattr(admission, "SHARING_THRESHOLD", 100)
     sampler = TorchSampler(trainer.base, EngineConfig(max_rows=20))
     beginning = text(40)
     shapes = [(50, 6), (3, 2), (70, 9), (120, 1), (5, 30), (20, 4), (90, 3)]
@@ -176,7 +176,7 @@ def test_a_tiny_budget_is_kept_and_used(
     """`run` asserts the budget after every step; here little fits, and all must be answered."""
     base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(admission, "WORTH_SHARING", 60)
+    monkeypatch.setattr(admission, "SHARING_THRESHOLD", 60)
     begin = text(80)
     requests = [
         SampleRequest(
@@ -197,7 +197,7 @@ def test_a_tiny_budget_is_kept_and_used(
         for result, other in zip(run(sampler, requests), expected):
             same(result, other)
         assert sampler.prompt_tokens_reused > 0
-        assert not sampler.admission.prefixes.pinned and not sampler.admission._samples
+        assert not sampler.admission.prefixes.pinned and not sampler.admission._unfinished
         assert sampler.admission.tokens <= keep
 
 

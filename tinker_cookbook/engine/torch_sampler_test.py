@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.engine.admission import Admission, Start
+from tinker_cookbook.engine.admission import Admission, AdmittedChunk
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.engine_calls import sampled
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
-from tinker_cookbook.engine.sampling_jobs import Job
+from tinker_cookbook.engine.sampling_jobs import SamplingJob
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.token_sampling import SampledBatch, sample_tokens
 from tinker_cookbook.engine.torch_sampler import TorchSampler
@@ -506,14 +506,16 @@ def test_an_error_before_anything_runs_answers_the_request(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be tried again for ever otherwise, and nobody else would get a turn."""
-    start = Admission._start
+    admit_job = Admission._admit_job
 
-    def stumble(self: Admission, job: Job, *args: int, **kwargs: bool) -> Start | None:
+    def stumble(
+        self: Admission, job: SamplingJob, *args: int, **kwargs: bool
+    ) -> AdmittedChunk | None:
         if job.request.seed == 13:
             raise RuntimeError("stumbled")
-        return start(self, job, *args, **kwargs)
+        return admit_job(self, job, *args, **kwargs)
 
-    monkeypatch.setattr(Admission, "_start", stumble)
+    monkeypatch.setattr(Admission, "_admit_job", stumble)
     engine = Engine(EngineConfig(device="cpu"))
     try:
         prompt = np.arange(5, 40)
