@@ -376,10 +376,10 @@ def test_an_error_of_the_engine_itself_is_told_to_all() -> None:
     engine = Engine(EngineConfig(device="cpu"))
     gate = threading.Event()
     running, queued = call(engine, gate.wait), call(engine, lambda: 8)
-    engine.worker.make_room = lambda: 1 // 0  # type: ignore[method-assign]
+    engine.worker.offload_idle_runs = lambda: 1 // 0  # type: ignore[method-assign]
     gate.set()
     running.result(10)
-    with pytest.raises(TrainingError, match=r"after an error of its own: ZeroDivisionError"):
+    with pytest.raises(TrainingError, match=r"after an internal error: ZeroDivisionError"):
         queued.result(10)
 
 
