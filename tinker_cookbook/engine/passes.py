@@ -167,7 +167,7 @@ class _Collector:
         values = logprobs.cpu().numpy()
         value, steepness = torch.stack([loss, slope]).tolist()
         if not math.isfinite(value + steepness + float(values.sum())):
-            raise finite.refusal(self.work.loss, logprobs, batch.inputs)
+            raise finite.not_finite_error(self.work.loss, logprobs, batch.inputs)
         for index, part in zip(batch.rows, batch.split(values, self.work.rows)):
             self.logprobs[index] = part
         self.loss += value
