@@ -1,4 +1,4 @@
-"""Admission: which waiting requests the next pass takes, and where their keys and values go.
+"""Admission: choose the requests of the next pass and allocate memory for their keys and values.
 
 Requests are admitted in order of arrival. One with more samples than there are free slots gets the
 free ones and queues up again behind the others for the rest. A prompt longer than a pass is
@@ -10,7 +10,7 @@ Memory is counted in tokens of keys and values, and whenever a pass runs
 
 where `capacity`, the same for all slots, is at least what any running sample can come to need, its
 max_tokens included. So no sample runs out of memory half-way and none is ever preempted. Unpinned
-nodes of the prefix cache live in what is left, and are evicted as soon as it is needed.
+nodes of the prefix cache use the rest, and are evicted when slots or pinned nodes need it.
 """
 
 from __future__ import annotations
@@ -148,9 +148,8 @@ class Admission:
             job = self.waiting[0]
             chunk = self._admit_job(job, num_slots, capacity, budget)
             if chunk is None and not chunks and not active:
-                # No active sample will free memory by finishing, so what is in the way are prefixes
-                # that waiting jobs have pinned. Without them the job fits: `check_request` has seen
-                # to that.
+                # No active sample will free memory by finishing, and the job fits into an empty
+                # cache (`check_request`), so prefixes pinned by waiting jobs block it: drop them.
                 for waiting in self.waiting:
                     self.release_prefix(waiting)
                     waiting.reset_prompt()
@@ -190,23 +189,23 @@ class Admission:
             if num_samples <= 0:
                 return None
             return AdmittedChunk(job, job.prefix, prompt_length, num_samples, None)
-        # What the model need not compute again. At least one token must pass through it, for the
-        # hidden state that the first sample starts from; scoring a prompt needs all hidden states.
+        # Reuse cached tokens, but at least one token must pass through the model, because samples
+        # start from the last hidden state. Scoring a prompt needs the hidden states of all tokens.
         cached = job.prefix
         if not cached and use_cache and self._max_unpinned and job.prompt_scores is None:
             cached = self.prefixes.match(job.owner, job.prompt[:-1])
             cached = cached if prefix_length(cached) >= SHORTEST_SHARED else []
         num_cached = prefix_length(cached)
-        # A deterministic sampler computes a prompt in passes of its own, so that their size does
-        # not depend on other requests. A prompt longer than the rest of this pass waits for the
-        # next one.
+        # A deterministic sampler computes each prompt in passes of its own, so that their size does
+        # not depend on other requests. Otherwise only a prompt longer than the rest of this pass
+        # waits for the next one.
         needs_whole_pass = self.limits.deterministic or prompt_length - num_cached > budget
         if needs_whole_pass and budget < self.limits.tokens_per_pass:
             return None
         stop = min(prompt_length, num_cached + budget)
         num_wanted = job.num_waiting if stop == prompt_length else 0
-        # Not only ready nodes: what an earlier job of this pass computes is shared, too. Pinned
-        # before any room is computed, so that these nodes count as taken.
+        # Includes nodes that earlier jobs of this pass will fill. Pinned now, so that they count as
+        # taken in everything below.
         prefix = self.prefixes.match(job.owner, job.prompt[:stop], ready=False)
         self.prefixes.pin(prefix)
         depth = prefix_length(prefix)
@@ -214,8 +213,8 @@ class Admission:
         # Scoring alone needs no keys after the pass, unless more chunks follow.
         needs_keys = num_wanted > 0 or stop < prompt_length
         num_samples, slot_tokens = num_wanted, prompt_length + max_tokens
-        # Chunks before the last one must go to nodes, as there is no slot yet. Samples that have to
-        # wait for a slot find their prompt in nodes as well.
+        # Chunks before the last one must go to nodes, because there is no slot yet, and so must a
+        # prompt with samples that have to wait for a slot.
         if needs_keys and (self._sharing_pays(job, prefix) or stop < prompt_length):
             shared = True
         else:

@@ -2,8 +2,8 @@
 
 A sample's own keys lie in its slot. Keys of a prefix that it shares with other samples lie in
 blocks, and all samples that share a block attend to it together, in one unmasked call: the block is
-read once, not once per sample. Each of a sample's two or more parts is a softmax over a subset of
-its keys, with log-sum-exp l_i of the scores and output o_i; the softmax over all keys is
+read once, not once per sample. Each call gives a softmax over part of a sample's keys, with output
+o_i and log-sum-exp l_i of the scores; merged, they are the softmax over all of its keys:
 
     L = log(sum_i exp(l_i)),  out = sum_i exp(l_i - L) o_i
 
@@ -230,7 +230,7 @@ def _attend_block(
     scale: float,
     window: int | None,
 ) -> Partial:
-    """Queries [m, g, Hkv, D] of these samples over one block, or what their windows show of it."""
+    """Attend from queries [m, g, Hkv, D] of these samples to one block, within their windows."""
     keys, values = block.layer(layer)
     m, g, kv_heads, size = query.shape
     mask = None

@@ -34,14 +34,14 @@ def not_finite_error(loss: Loss, logprobs: torch.Tensor, inputs: Inputs) -> Tink
             f"the {loss.name} loss has a gradient with respect to the logprobs that is not finite"
         )
     for sequence in inputs[ROW].unique().tolist():
-        own = inputs[ROW] == sequence
-        values = {key: array[own] for key, array in inputs.items()}
-        value, grad = loss.value_and_grad(logprobs[own], values)
+        member = inputs[ROW] == sequence
+        values = {key: array[member] for key, array in inputs.items()}
+        value, grad = loss.value_and_grad(logprobs[member], values)
         if not (value.isfinite() and grad.isfinite().all()):
             problem = f"loss is {value.item():g}" if not value.isfinite() else "gradient overflows"
             return DataValidationError(
                 f"{loss.name}: datum {sequence}'s {problem}:"
-                f" {_describe_cause(loss, logprobs[own], values)}"
+                f" {_describe_cause(loss, logprobs[member], values)}"
             )
     return DataValidationError(
         f"{loss.name}: the sum over the datums overflows: {_describe_cause(loss, logprobs, inputs)}"

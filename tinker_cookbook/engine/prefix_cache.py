@@ -42,7 +42,7 @@ class PrefixCache:
     """Trees of nodes. Enforces no limit: the caller counts `tokens` and `pinned` and evicts."""
 
     def __init__(self) -> None:
-        # Weak keys: when new weights replace an adapter's, nobody can ask for the old tree again.
+        # Weak keys: once new weights replace an adapter's, no request can match the old tree.
         self._roots: WeakKeyDictionary[object, Node] = WeakKeyDictionary()
         self._clock = 0
 

@@ -61,8 +61,8 @@ def sample_tokens(
     within = chunks.gather(1, chunk[:, :, None].expand(-1, -1, CHUNK))[:, 0].cumsum(dim=1)
     offset = torch.searchsorted(within, point - before, right=True).clamp_(max=CHUNK - 1)
     tokens = (chunk * CHUNK + offset)[:, 0]
-    # The two sums round differently, so the point can fall behind the last token of any
-    # probability; the most likely token is taken then.
+    # Rounding can put the point past the last token with a nonzero probability; take the most
+    # likely token then.
     possible = mass.gather(1, tokens[:, None])[:, 0] > 0
     greedy = torch.tensor([r.temperature == 0 for r in requests], device=logits.device)
     use_argmax = greedy | ~possible

@@ -1,7 +1,7 @@
 """Sampling with continuous batching: requests join and leave a running batch.
 
-A prompt is computed once for all of its samples; the beginning that it shares with an earlier
-request to the same weights is not computed at all. `admission.py` decides which requests run when
+A prompt is computed once for all of its samples, and a prefix that an earlier request to the same
+weights had in common is not computed again. `admission.py` decides which requests run when
 and where their keys and values go, `token_sampling.py` how tokens are drawn and which logprobs are
 returned.
 
@@ -66,7 +66,7 @@ class TorchSampler:
         config: EngineConfig,
         weights: SampledWeights | None = None,
     ) -> None:
-        """weights: resolves the weights that requests name; None: adapters come through `take`."""
+        """weights: looks up the weights that requests name; None: adapters come through `take`."""
         self.base = base
         self.weights = weights or SampledWeights(lambda _: base)
         assert base.memory is not None
@@ -174,7 +174,7 @@ class TorchSampler:
             slots.append(range(num_slots, num_slots + chunk.num_samples))
             num_slots += chunk.num_samples
         # A chunk without tokens only starts more samples of a prompt that was computed before.
-        prefills = [(chunk, own) for chunk, own in zip(chunks, slots) if len(chunk.tokens)]
+        prefills = [(chunk, span) for chunk, span in zip(chunks, slots) if len(chunk.tokens)]
         if prefills:
             self._prefill(prefills)
         started = []
@@ -221,7 +221,7 @@ class TorchSampler:
         groups = sorted(set(keys), key=lambda key: key[0])
         firsts = [prefills[keys.index(group)][0] for group in groups]
         forest = Forest([c.tokens for c, _ in prefills], [groups.index(key) for key in keys])
-        # The cached keys of all groups, laid end to end; the root segments of each group continue
+        # The cached keys of all groups, concatenated; the root segments of each group continue
         # the group's span of them.
         cached: list[Slice] = []
         segments, position = list(forest.segments), 0
@@ -291,27 +291,29 @@ class TorchSampler:
         for index, sample in enumerate(samples):
             by_adapter.setdefault(id(sample.job.adapter), []).append(index)
         size = DETERMINISTIC_BATCH
-        return [own[i : i + size] for own in by_adapter.values() for i in range(0, len(own), size)]
+        groups = by_adapter.values()
+        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
     def _decode_plan(self, samples: Sequence[ActiveSample], slots: Sequence[int]) -> DecodePlan:
-        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        """Group the samples by shared prefix."""
+        by_prefix: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for index, sample in enumerate(samples):
             if sample.job.shared:
                 key = tuple((id(piece.block), piece.stop) for piece in sample.job.prefix)
-                groups.setdefault(key, []).append(index)
+                by_prefix.setdefault(key, []).append(index)
         # Longest prefixes first: `decode_attention` relies on this order.
-        members = sorted(groups.values(), key=lambda own: -len(samples[own[0]].job.prefix))
-        stops = np.cumsum([0, *map(len, members)]).tolist()
+        groups = sorted(by_prefix.values(), key=lambda group: -len(samples[group[0]].job.prefix))
+        stops = np.cumsum([0, *map(len, groups)]).tolist()
         return DecodePlan(
             self.cache,
             slots,
             [sample.num_in_slot for sample in samples],
             [sample.num_shared for sample in samples],
             self.base.device,
-            [index for own in members for index in own],
+            [index for group in groups for index in group],
             [
-                SharedPrefix(start, stop, samples[own[0]].job.prefix)
-                for (start, stop), own in zip(pairwise(stops), members)
+                SharedPrefix(start, stop, samples[group[0]].job.prefix)
+                for (start, stop), group in zip(pairwise(stops), groups)
             ],
             self.limits.deterministic,
         )
@@ -338,7 +340,7 @@ class TorchSampler:
         plan = self._adapter_plan(samples, len(hidden))
         adapter = plan if isinstance(plan, StackedRows) else plan[0].adapter
         logits = self.base.head.logits(hidden, adapter)
-        # One number of its own per sample and step: what a sample draws does not depend on others.
+        # Each sample has a generator of its own, so its draws do not depend on the others.
         numbers = np.array([sample.rng.random() for sample in samples], dtype=np.float32)
         uniform = self._to_device(numbers)
         if not deterministic:
@@ -347,8 +349,8 @@ class TorchSampler:
         for index, sample in enumerate(samples):
             # Cloned: each sample's logits then have the same alignment in memory, on which the last
             # bits of vectorized sums depend.
-            own = slice(index, index + 1)
-            self._draw([sample], logits[own].clone(), uniform[own])
+            only = slice(index, index + 1)
+            self._draw([sample], logits[only].clone(), uniform[only])
 
     def _draw(
         self, samples: Sequence[ActiveSample], logits: torch.Tensor, uniform: torch.Tensor
@@ -366,8 +368,8 @@ class TorchSampler:
             logprobs = best.values - drawn.log_sum[:, None]
             for index, sample in enumerate(samples):
                 if sample.job.request.sample_top_k == k:
-                    own = slice(index, index + 1)
-                    sample.output.top_k.append(to_top_k(best.indices[own], logprobs[own]))
+                    only = slice(index, index + 1)
+                    sample.output.top_k.append(to_top_k(best.indices[only], logprobs[only]))
 
     def _retire(self) -> None:
         """Take finished and cancelled samples out of the batch, and answer complete requests.
