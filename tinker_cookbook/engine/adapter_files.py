@@ -1,4 +1,4 @@
-"""The files of an adapter, whoever wrote them: this engine or PEFT."""
+"""The files of an adapter, written by this engine or by PEFT."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from tinker_cookbook.engine.trainer import AdapterTrainer
 
 
 class AdapterFiles(Protocol):
-    """`read` fills an adapter of `spec`, or of one with another alpha."""
+    """The files of one adapter. `read` accepts an adapter of `spec`, whatever its alpha."""
 
     @property
     def spec(self) -> LoraSpec: ...
 
     @property
     def num_threads(self) -> int | None:
-        """CPU threads that its training state was computed with, where that is known."""
+        """CPU threads that computed the saved training state; None if not recorded."""
         ...
 
-    def read(self, adapter: Adapter, base: BaseModel) -> None: ...
+    def read(self, adapter: Adapter, base: BaseModel) -> None:
+        """Load the weights into an adapter."""
+        ...
 
-    def read_optimizer(self, trainer: AdapterTrainer) -> None: ...
+    def read_optimizer(self, trainer: AdapterTrainer) -> None:
+        """Load the optimizer state into a trainer; raise if there is none."""
+        ...
 
 
 def open_files(weights: CheckpointWeights) -> AdapterFiles:
     directory = Path(weights.directory)
-    return _PeftFiles(directory) if weights.foreign else _OwnFiles(directory)
+    return _PeftFiles(directory) if weights.foreign else _EngineFiles(directory)
 
 
 @dataclass(frozen=True)
-class _OwnFiles:
+class _EngineFiles:
     directory: Path
 
     @property
@@ -66,4 +70,5 @@ class _PeftFiles:
         peft_adapters.read(adapter, base, self.directory)
 
     def read_optimizer(self, trainer: AdapterTrainer) -> None:
-        checkpoints.read_optimizer(trainer, self.directory)  # says that there is none
+        # PEFT saves no optimizer state, and the error of this call says so.
+        checkpoints.read_optimizer(trainer, self.directory)

@@ -106,7 +106,7 @@ class BaseModel:
             needed = self.memory.needs_checkpointing(len(tokens), self.device)
             self._recompute = {"auto": needed, "always": True, "never": False}[self.checkpointing]
         shape = (1, -1) if isinstance(plan, attention.PackedPlan) else (-1, 1)
-        batch_invariant = isinstance(plan, attention.DecodePlan) and plan.apart
+        batch_invariant = isinstance(plan, attention.DecodePlan) and plan.batch_invariant
         with self.routing.use(adapters, batch_invariant):
             out = self.decoder(
                 input_ids=tokens.view(shape),

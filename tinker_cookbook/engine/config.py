@@ -1,4 +1,4 @@
-"""Settings of the engine: not what is computed, but where, how precisely, how much at once."""
+"""Settings of the engine: device, precision, memory and speed, but not what is computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinker_cookbook.utils.misc_utils import is_whole
 class EngineConfig:
     device: str = chz.field(
         default="auto",
-        doc='torch device, e.g. "cpu", "cuda" or "cuda:0"; "auto" takes the GPU if there is one',
+        doc='torch device, e.g. "cpu", "cuda" or "cuda:0"; "auto": the GPU if there is one',
     )
     dtype: Literal["auto", "float32", "bfloat16"] = chz.field(
         default="auto",
@@ -24,69 +24,72 @@ class EngineConfig:
     )
     tokens_per_pass: int | None = chz.field(
         default=None,
-        doc="tokens that pass through the model at once (training, prefill); memory grows with it;"
-        " rows that share a beginning stay together up to twice as many; None: 2048 on a CPU,"
-        " 16384 on a GPU, less where memory is short",
+        doc="maximum tokens per forward pass (training micro-batch or prefill); more need more"
+        " memory; sequences with a common prefix stay in one pass up to twice as many; None: 2048"
+        " on a CPU, 16384 on a GPU, fewer if memory is short",
     )
     checkpointing: Literal["auto", "always", "never"] = chz.field(
         default="auto",
-        doc="activation checkpointing: a third more time, much less memory; auto: pass by pass,"
-        " where memory would not suffice",
+        doc="activation checkpointing: about a third slower, far less memory; auto: only for passes"
+        " that would not fit otherwise",
     )
     head_chunk: int = chz.field(
-        default=256, doc="tokens whose logits over the vocabulary exist at once"
+        default=256, doc="number of tokens whose vocabulary logits are in memory at once"
     )
     kv_tokens: int | None = chz.field(
         default=None,
-        doc="tokens of keys and values that sampling may hold at once; None: 65536 on a CPU,"
-        " 524288 on a GPU, less where memory is short",
+        doc="KV cache size in tokens, for sampling; None: 65536 on a CPU, 524288 on a GPU, fewer if"
+        " memory is short",
     )
     prefix_tokens: int | None = chz.field(
         default=None,
-        doc="of kv_tokens, those that may stay with prompts and samples that are finished, for"
-        " requests that begin with the same tokens; None: a quarter; 0: none",
+        doc="part of kv_tokens that may hold finished prompts and samples, so that later requests"
+        " with the same prefix reuse them; None: a quarter; 0: off",
     )
     adapter_gib: float | None = chz.field(
         default=None,
-        doc="GiB for adapters in training with their gradients and optimizers; beyond it idle ones"
-        " are offloaded, a GPU's in CPU memory, a CPU's on disk; as many for adapters being sampled"
-        " from, which are not offloaded but refused; None: a quarter of what is free",
+        doc="GiB for adapters in training, with gradients and optimizer states; beyond that, idle"
+        " ones are offloaded from a GPU to CPU memory, or from a CPU to disk. The same amount again"
+        " is for adapters to sample from; one that does not fit is an error. None: a quarter of the"
+        " free memory",
     )
     sampler: Literal["torch"] = chz.field(
         default="torch",
-        doc="what samples; torch: on the weights that are trained",
+        doc="sampler back end; torch: built in, samples from the weights in training",
     )
-    max_rows: int = chz.field(default=256, doc="sequences that are decoded at once")
+    max_rows: int = chz.field(default=256, doc="maximum number of sequences decoded at once")
     num_threads: int | None = chz.field(
         default=None,
-        doc="CPU threads that compute (None: by the model's size and the cores that are free; a run"
-        " that goes on keeps its number, since sums of another number end in other bits)",
+        doc="CPU threads for computation; None: chosen from model size and idle cores, or the same"
+        " as before for a run that resumes (another number changes the last bits of results)",
     )
     deterministic: bool = chz.field(
         default=False,
-        doc="a sampling request with a seed gets the same bits whatever runs beside it (slower);"
-        " num_threads then ignores how busy the machine is",
+        doc="make the result of a sampling request with a seed independent of what else is running,"
+        " to the last bit (slower); num_threads then ignores how busy the machine is",
     )
 
     @chz.validate
     def _check(self) -> None:
-        """Types too: made in Python, chz leaves them unchecked."""
-        for key, (low, none) in _WHOLE.items():
+        # Types as well: chz does not check them for configs built in Python.
+        for key, (low, optional) in _WHOLE_NUMBERS.items():
             value = getattr(self, key)
-            if not ((none and value is None) or (is_whole(value) and value >= low)):
-                _refuse(key, value, f"a whole number of at least {low}{' or None' * none}")
+            if not ((optional and value is None) or (is_whole(value) and value >= low)):
+                _raise_invalid(
+                    key, value, f"a whole number of at least {low}{' or None' * optional}"
+                )
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
-                _refuse(key, getattr(self, key), f"one of {', '.join(map(repr, allowed))}")
+                _raise_invalid(key, getattr(self, key), f"one of {', '.join(map(repr, allowed))}")
         if not isinstance(self.deterministic, bool):
-            _refuse("deterministic", self.deterministic, "True or False")
+            _raise_invalid("deterministic", self.deterministic, "True or False")
         gib = self.adapter_gib
         if gib is not None and not (isinstance(gib, (int, float)) and 0 < gib < math.inf):
-            _refuse("adapter_gib", gib, "a finite number above 0 or None")
+            _raise_invalid("adapter_gib", gib, "a finite number above 0 or None")
         _check_device(self.device)
 
 
-_WHOLE = {  # key -> least value, whether None is allowed
+_WHOLE_NUMBERS = {  # key -> minimum, whether None is allowed
     "tokens_per_pass": (1, True),
     "head_chunk": (1, False),
     "kv_tokens": (1, True),
@@ -102,19 +105,19 @@ _CHOICES = {
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
-def _refuse(key: str, value: object, expected: str) -> NoReturn:
+def _raise_invalid(key: str, value: object, expected: str) -> NoReturn:
     raise ConfigurationError(f"engine.{key}={value!r}: expected {expected}")
 
 
 def _check_device(device: str) -> None:
-    """Before anything is begun: a run whose device is not there would leave a directory behind."""
+    """Check that the device exists, before a run creates its directory."""
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
-        _refuse("device", device, "'auto', 'cpu', 'cuda' or 'cuda:0' and so on")
+        _raise_invalid("device", device, "'auto', 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ...")
     if not device.startswith("cuda"):
         return
-    import torch  # takes a second
+    import torch  # here, because it takes a second that --help need not wait for
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(device.partition(":")[2] or 0) >= count:
-        found = {0: "no GPU", 1: "one GPU, cuda:0"}.get(count, f"cuda:0 to cuda:{count - 1}")
-        raise ConfigurationError(f"engine.device={device!r}: torch sees {found} here")
+        available = {0: "no GPU", 1: "one GPU, cuda:0"}.get(count, f"cuda:0 to cuda:{count - 1}")
+        raise ConfigurationError(f"engine.device={device!r}: torch sees {available} here")

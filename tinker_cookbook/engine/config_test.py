@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused when they are made, in one line."""
+"""Invalid settings raise a one-line error as soon as the config is built."""
 
 from __future__ import annotations
 

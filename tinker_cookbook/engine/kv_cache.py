@@ -1,9 +1,11 @@
-"""Where keys and values of sampled sequences lie: a slot for each sequence that is being decoded,
-and blocks for what several sequences have in common.
+"""Storage for the keys and values of sampled sequences.
 
-Tokens come first in every tensor, [.., tokens, Hkv, D], so that a token of every sequence is
-written in one copy and a stretch of tokens is one piece of memory. Key and value heads may differ
-in size.
+Each sequence being decoded has a slot of its own; tokens that several sequences share lie in blocks
+outside the slots.
+
+The token axis comes before the head axis in every tensor, [.., tokens, Hkv, D]: one indexed copy
+writes the new token of every sequence, and a span of tokens is contiguous memory. Keys and values
+may have different head sizes.
 """
 
 from __future__ import annotations
@@ -16,30 +18,31 @@ import torch
 
 
 class Sink(Protocol):
-    """Takes keys [tokens, Hkv, D] and values [tokens, Hkv, Dv] of one layer."""
+    """Receives keys [tokens, Hkv, D] and values [tokens, Hkv, Dv], layer by layer."""
 
     def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # compared by identity, as memory is; == of tensors has no single answer
 class Block:
-    """Keys and values of a stretch of tokens; a tensor per layer, none before it was computed."""
+    """Keys and values of a span of tokens, one tensor per layer; empty until they are computed."""
 
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
 
     def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        assert layer == len(self.keys), "layers come in their order"
+        assert layer == len(self.keys), "layers must arrive in order"
         self.keys.append(keys)
         self.values.append(values)
 
     @property
     def ready(self) -> bool:
+        """Whether the keys and values have been computed."""
         return bool(self.keys)
 
 
 class Slice(NamedTuple):
-    """Tokens [start, stop) of a block; the first of them stands at `position` in its sequence."""
+    """Tokens [start, stop) of a block; `position` is that of the first one in its sequence."""
 
     block: Block
     start: int
@@ -51,6 +54,7 @@ class Slice(NamedTuple):
         return self.stop - self.start
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, as views into the block."""
         block = self.block
         return block.keys[index][self.start : self.stop], block.values[index][
             self.start : self.stop
@@ -58,9 +62,9 @@ class Slice(NamedTuple):
 
 
 class KVCache:
-    """A slot of `capacity` tokens for each sequence: keys [slots, capacity, Hkv, D] per layer.
+    """Slots of `capacity` tokens, one per sequence: keys [slots, capacity, Hkv, D] in each layer.
 
-    Slots 0..n-1 are always the live ones, so decoding reads a plain slice.
+    The n live sequences always occupy slots 0..n-1, so decoding reads a slice without gathering.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -72,75 +76,82 @@ class KVCache:
 
     @property
     def tokens(self) -> int:
-        """Tokens there is memory for."""
+        """Number of tokens that the slots have memory for, used or not."""
         return self.slots * self.capacity
 
     def reserve(self, slots: int, capacity: int, live: int) -> None:
-        """Make it that many slots of that many tokens; what lies in the first `live` stays."""
+        """Resize to `slots` x `capacity` tokens, keeping the content of the first `live` slots."""
         if (slots, capacity) == (self.slots, self.capacity):
             return
-        shared = min(capacity, self.capacity)
+        common = min(capacity, self.capacity)
         self.slots, self.capacity = slots, capacity
         for store in (self._keys, self._values):
+            # One tensor at a time, so only a single layer's keys or values exist twice.
             for layer, old in enumerate(store):
                 if old is None:
-                    continue  # made on first write, when head count, size and dtype are known
+                    continue  # allocated on first write, when head count, size and dtype are known
                 new = old.new_zeros(slots, capacity, *old.shape[2:])
-                new[:live, :shared] = old[:live, :shared]
+                new[:live, :common] = old[:live, :common]
                 store[layer] = new
 
     def clear(self) -> None:
+        """Free all slots."""
         self.__init__(self.num_layers)
 
-    def layer(
+    def layer_tensors(
         self, index: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both tensors of a layer; keys [.., Hkv, D] and values tell their shape on first use."""
+        """Keys and values of all slots in one layer.
+
+        `keys` [.., Hkv, D] and `values` [.., Hkv, Dv] give shape and dtype on first use.
+        """
         stored = self._keys[index], self._values[index]
         if stored[0] is not None and stored[1] is not None:
             return stored[0], stored[1]
-        # zeros, not empty: masked cells are multiplied by zero, and 0 * NaN is NaN
+        # Zeros rather than uninitialized memory: masked values are multiplied by a weight of zero,
+        # and 0 * NaN is NaN.
         new_keys, new_values = (
             like.new_zeros(self.slots, self.capacity, *like.shape[-2:]) for like in (keys, values)
         )
         self._keys[index], self._values[index] = new_keys, new_values
         return new_keys, new_values
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another."""
         for store in (self._keys, self._values):
             for tensor in store:
                 if tensor is not None:
                     tensor[target, :length] = tensor[source, :length]
 
-    def read(self, slot: int, start: int, stop: int) -> Block:
-        """A copy of tokens [start, stop) of a slot."""
+    def read_slot(self, slot: int, start: int, stop: int) -> Block:
+        """Copy tokens [start, stop) of a slot into a new block."""
+        # Cloned, because the slot is about to be reused by another sequence.
         copies = (
             [tensor[slot, start:stop].clone() for tensor in store if tensor is not None]
             for store in (self._keys, self._values)
         )
         return Block(*copies)
 
-    def write(self, slots: Sequence[int], path: Sequence[Slice]) -> None:
-        """Copy the slices, one behind the other, to the beginning of each of the slots."""
+    def write_prefix(self, slots: Sequence[int], prefix: Sequence[Slice]) -> None:
+        """Copy consecutive slices to the start of each of the slots."""
         start = 0
-        for each in path:
-            target = SlotSink(self, slots, start)
+        for piece in prefix:
+            sink = SlotSink(self, slots, start)
             for layer in range(self.num_layers):
-                target.put(layer, *each.layer(layer))
-            start += each.length
+                sink.put(layer, *piece.layer(layer))
+            start += piece.length
 
 
 @dataclass(frozen=True)
 class SlotSink:
-    """Writes into each of the slots, from token `start` on."""
+    """Writes the same keys and values into each of the slots, starting at token `start`."""
 
     cache: KVCache
     slots: Sequence[int]
     start: int
 
     def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        own_keys, own_values = self.cache.layer(layer, keys, values)
+        slot_keys, slot_values = self.cache.layer_tensors(layer, keys, values)
         span = slice(self.start, self.start + len(keys))
         for slot in self.slots:
-            own_keys[slot, span], own_values[slot, span] = keys, values
+            slot_keys[slot, span], slot_values[slot, span] = keys, values

@@ -1,9 +1,10 @@
-"""What the engine would compute otherwise than transformers: refused by name when it is loaded.
+"""Reject models that the engine would compute differently from transformers.
 
-It runs transformers' decoder layers with its own attention and its own unembedding, packed rows and
-no masks. So whatever a configuration puts into masks, scores or logits must be known here. What
-layers hand to the attention beyond that is refused by `attention.attend`, in the forward of a few
-tokens that loading ends with.
+The engine runs transformers' decoder layers, but with its own attention and unembedding, on packed
+sequences and without masks. So anything in a configuration that changes masks, attention scores or
+logits must be checked here, or it would be ignored silently. Unknown arguments that a layer passes
+to the attention are rejected by `attention.attend`; loading a model ends with a forward over a few
+tokens, so they show up at once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
-# What may stand between the unembedding and the logits: key of config.json -> without effect
-ON_LOGITS = {
+# Settings that change the logits after the unembedding: key of config.json -> neutral value.
+# Only used to name the cause: `check_logits` finds the change itself.
+NEUTRAL_LOGIT_SETTINGS = {
     "final_logit_softcapping": None,
     "logit_scale": 1.0,
     "logits_scaling": 1.0,
@@ -30,8 +32,8 @@ ON_LOGITS = {
 }
 
 
-class _Decoded(NamedTuple):
-    """What a decoder returns, in transformers' names."""
+class _DecoderOutput(NamedTuple):
+    """The output of a transformers decoder, with the fields that its models read."""
 
     last_hidden_state: torch.Tensor
     past_key_values: None = None
@@ -41,61 +43,67 @@ class _Decoded(NamedTuple):
 
 
 def family_of(path: str, model_type: str | None) -> Family:
-    """The family of a model by its config.json, if the engine has it."""
+    """Look up a model's family by its `model_type`; raise ConfigurationError if unsupported."""
     family = of_model_type(model_type)
     if family is None:
-        supported = (each.model_type for each in FAMILIES.values() if each.model_type)
+        supported = (known.model_type for known in FAMILIES.values() if known.model_type)
         raise ConfigurationError(
             f"model {path!r} is of family {model_type!r}, which the engine does not support;"
             f" supported: {', '.join(supported)}"
         )
     if unknown := [name for name in family.attention if name not in FEATURES]:
         raise ConfigurationError(
-            f"model {path!r} is of family {model_type!r}, whose attention has {unknown[0]!r}, which"
-            " the engine does not compute"
+            f"model {path!r} is of family {model_type!r}, whose attention uses {unknown[0]!r},"
+            " which the engine does not support"
         )
     return family
 
 
 def check_config(path: str, config: PreTrainedConfig, family: Family) -> None:
-    """Rotary embeddings and masks."""
+    """Check rotary embeddings and masks."""
     rope = getattr(config, "rope_parameters", None) or {}
-    by_layer = [each for each in rope.values() if isinstance(each, dict)]
-    for each in by_layer or [rope]:
-        kind = each.get("rope_type", "default")
-        if kind not in family.rope_types:
+    # Either one set of parameters, or one per type of layer.
+    by_layer_type = [value for value in rope.values() if isinstance(value, dict)]
+    for parameters in by_layer_type or [rope]:
+        rope_type = parameters.get("rope_type", "default")
+        if rope_type not in family.rope_types:
             raise ConfigurationError(
-                f"model {path!r} uses rope_type={kind!r}; supported: {', '.join(family.rope_types)}"
+                f"model {path!r} uses rope_type={rope_type!r}; supported:"
+                f" {', '.join(family.rope_types)}"
             )
-    for kind in getattr(config, "layer_types", None) or ():
-        if kind not in LAYER_TYPES:
+    for layer_type in getattr(config, "layer_types", None) or ():
+        if layer_type not in LAYER_TYPES:
             raise ConfigurationError(
-                f"model {path!r} has layers of type {kind!r}, which the engine does not compute;"
-                f" supported: {', '.join(LAYER_TYPES)}"
+                f"model {path!r} has layers of type {layer_type!r}, which the engine does not"
+                f" support; supported: {', '.join(LAYER_TYPES)}"
             )
     if not getattr(config, "is_causal", True):
         raise ConfigurationError(
-            f"model {path!r} has is_causal=False in its config.json: its tokens see those behind"
-            " them, which the engine, that trains and samples from left to right, does not compute"
+            f"model {path!r} has is_causal=False in its config.json: its attention is"
+            " bidirectional, and the engine supports causal language models only"
         )
 
 
 @torch.no_grad()
 def check_logits(path: str, model: PreTrainedModel) -> None:
-    """The logits must be the unembedding times the hidden state and nothing else: no scale, cap or
-    bias. Compared for two hidden states, one with large logits and zero, without the layers."""
+    """Check that the logits are the unembedding times the hidden state: no scale, cap or bias.
+
+    Runs the model's head on two hidden states, without its layers.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         raise ConfigurationError(
-            f"model {path!r} has no linear unembedding, but {type(head).__name__}, which the engine"
-            " does not compute"
+            f"model {path!r} has an unembedding of type {type(head).__name__}; the engine supports"
+            " torch.nn.Linear only"
         )
     weight = head.weight
     generator = torch.Generator().manual_seed(0)
+    # Large logits show a soft cap, which leaves small ones almost unchanged; zero shows a bias.
     large = 100 * torch.randn(weight.shape[1], generator=generator)
     hidden = torch.stack([large, torch.zeros_like(large)])[None].to(weight)
     decoder = model.model
-    decoder.forward = lambda *_, **__: _Decoded(hidden)
+    # An instance attribute hides the method; deleting it restores the layers.
+    decoder.forward = lambda *_, **__: _DecoderOutput(hidden)
     try:
         logits = model(inputs_embeds=hidden, use_cache=False).logits
     finally:
@@ -103,13 +111,13 @@ def check_logits(path: str, model: PreTrainedModel) -> None:
     if torch.allclose(logits.to(weight.dtype), F.linear(hidden, weight), rtol=1e-3, atol=1e-5):
         return
     config = model.config
-    found = [
+    causes = [
         f"{key}={getattr(config, key)}"
-        for key, neutral in ON_LOGITS.items()
+        for key, neutral in NEUTRAL_LOGIT_SETTINGS.items()
         if getattr(config, key, neutral) != neutral
     ]
-    why = f" ({', '.join(found)} in its config.json)" if found else ""
+    cause = f" ({', '.join(causes)} in its config.json)" if causes else ""
     raise ConfigurationError(
-        f"model {path!r} changes its logits behind the unembedding{why}, by a scale, a cap or a"
-        " bias, which the engine does not compute"
+        f"model {path!r} changes its logits after the unembedding{cause}: the engine supports no"
+        " scale, cap or bias there"
     )

@@ -1,4 +1,4 @@
-"""What a model's files say of it, without its weights."""
+"""Facts about a model from its configuration files, without loading the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def model_facts(path: str, config: PretrainedConfig) -> ModelFacts:
-    """Of the model at this path or hub name, whose config.json has been read."""
+    """Facts about the model at this path or hub name; `config` is its config.json."""
     return ModelFacts(
         model_type=config.model_type,
         context_length=config.max_position_embeddings,
@@ -23,17 +23,17 @@ def model_facts(path: str, config: PretrainedConfig) -> ModelFacts:
 
 
 def _eos_tokens(path: str, config: PretrainedConfig) -> frozenset[int]:
-    """Those that generation_config.json names, else config.json; of them, the ones that the model
-    has."""
+    """End-of-text tokens of generation_config.json, or else of config.json."""
     from transformers import GenerationConfig
 
     try:
         eos = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # there is no such file
+    except OSError:  # the model has no generation_config.json
         eos = None
     if eos is None:
         eos = config.eos_token_id
     if eos is None:
         return frozenset()
-    named = [eos] if isinstance(eos, int) else eos
-    return frozenset(token for token in named if 0 <= token < config.vocab_size)
+    # Some files list ids outside the vocabulary, which can never be sampled.
+    tokens = [eos] if isinstance(eos, int) else eos
+    return frozenset(token for token in tokens if 0 <= token < config.vocab_size)

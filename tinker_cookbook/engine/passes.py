@@ -180,7 +180,7 @@ class _ResultCollector:
         loss_value, grad_value = torch.stack([loss, grad_sum]).tolist()
         # a sum is not finite if any of its terms is not
         if not math.isfinite(loss_value + grad_value + float(values.sum())):
-            raise finite.refusal(self.work.loss, logprobs, batch.inputs)
+            raise finite.not_finite_error(self.work.loss, logprobs, batch.inputs)
         for index, part in zip(batch.sequence_indices, batch.split(values, self.work.sequences)):
             self.logprobs[index] = part
         self.loss += loss_value

@@ -120,7 +120,7 @@ def test_sampling_with_shared_prompts(
     family: str, trainer: AdapterTrainer, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples in slots, over shared blocks and over what earlier requests left behind."""
-    monkeypatch.setattr(admission, "WORTH_SHARING", 100)
+    monkeypatch.setattr(admission, "SHARING_THRESHOLD", 100)
     config = EngineConfig(max_rows=9, tokens_per_pass=90)
     sampler = TorchSampler(trainer.base, config)
     rng = np.random.default_rng(0)

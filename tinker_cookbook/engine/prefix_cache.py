@@ -1,9 +1,10 @@
-"""Keys and values of token sequences, kept in trees: what one request computed, others take.
+"""Prefix cache: keys and values of token sequences, kept in trees for later requests to reuse.
 
-A tree for each owner (an adapter, or the base model alone). A node holds the tokens that follow
-some token of its parent; a sequence that leaves a node in its middle begins a child there, and the
-node stays whole. Nodes in use are pinned; the others go, the longest unused first, when there is
-no room.
+Each owner (an adapter's weights, or the base model alone) has a tree of its own, because the same
+tokens have different keys under different weights. A node holds the tokens that follow some token
+of its parent. Two sequences that diverge in the middle of a node share that node up to there, and
+the second one continues in a child. Nodes in use are pinned; the others are evicted, least recently
+used first, when room is needed.
 """
 
 from __future__ import annotations
@@ -20,37 +21,48 @@ from tinker_cookbook.engine.packing import common_prefix_length
 
 @dataclass(eq=False)
 class Node(Block):
-    """A stretch of tokens and what follows some of them. It does not know its parent: without
-    cycles, a tree whose owner is gone is freed at once."""
+    """A span of tokens and its continuations.
+
+    A node is never split: running jobs hold slices of it, and a split would invalidate them. So
+    children hang off an offset within the node, not off its end. There is no link to the parent:
+    without reference cycles, a tree is freed the moment its owner is, not at the next garbage
+    collection.
+    """
 
     tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    pins: int = 0
-    used: int = 0  # when; by the cache's own clock
+    pins: int = 0  # number of users; evictable at 0
+    last_used: int = 0  # in ticks of the cache's clock
     children: dict[tuple[int, int], Node] = field(default_factory=dict)  # by (offset, first token)
 
 
-CachedPrefix = list[Slice]  # a sequence from its first token on; every block is a Node
+CachedPrefix = list[Slice]  # slices of nodes that together spell a sequence from its first token on
 
 
 class PrefixCache:
-    """Trees of nodes. Room is the caller's to count: `tokens`, `pinned`, `evict`."""
+    """Trees of nodes. Enforces no limit: the caller counts `tokens` and `pinned` and evicts."""
 
     def __init__(self) -> None:
+        # Weak keys: once new weights replace an adapter's, no request can match the old tree.
         self._roots: WeakKeyDictionary[object, Node] = WeakKeyDictionary()
         self._clock = 0
 
     @property
     def tokens(self) -> int:
-        return sum(len(node.tokens) for _, _, node in self._nodes())
+        """Number of tokens in all nodes."""
+        return sum(len(node.tokens) for _, _, node in self._iter_nodes())
 
     @property
     def pinned(self) -> int:
-        """Tokens in nodes that somebody uses."""
-        return sum(len(node.tokens) for _, _, node in self._nodes() if node.pins)
+        """Number of tokens in pinned nodes."""
+        return sum(len(node.tokens) for _, _, node in self._iter_nodes() if node.pins)
 
     def match(self, owner: object, tokens: np.ndarray, ready: bool = True) -> CachedPrefix:
-        """The longest beginning of the tokens that is there; with `ready`, computed already."""
-        path: CachedPrefix = []
+        """Return the longest cached prefix of the tokens.
+
+        ready: stop at nodes that are still to be computed. Without it the prefix includes nodes
+        that the pass being planned will fill, so requests admitted together share them.
+        """
+        prefix: CachedPrefix = []
         node, offset, depth = self._roots.get(owner), 0, 0
         self._clock += 1
         while node is not None and depth < len(tokens):
@@ -58,44 +70,54 @@ class PrefixCache:
             if child is None or (ready and not child.ready):
                 break
             length = common_prefix_length(child.tokens, tokens[depth:])
-            path.append(Slice(child, 0, length, depth))
-            child.used = self._clock
+            prefix.append(Slice(child, 0, length, depth))
+            child.last_used = self._clock
+            # The match may end inside the child; the next lookup then finds a child that branches
+            # off at this offset, or nothing.
             node, offset, depth = child, length, depth + length
-        return path
+        return prefix
 
-    def insert(self, owner: object, tokens: np.ndarray, path: CachedPrefix) -> Node:
-        """A node without keys yet for the tokens that follow the path, which `match` gave."""
-        parent = path[-1].block if path else self._roots.setdefault(owner, Node())
+    def insert(self, owner: object, tokens: np.ndarray, prefix: CachedPrefix) -> Node:
+        """Add a node, not yet computed, for the tokens that follow a prefix returned by `match`."""
+        parent = prefix[-1].block if prefix else self._roots.setdefault(owner, Node())
         assert isinstance(parent, Node)
         self._clock += 1
-        node = Node(tokens=tokens.copy(), used=self._clock)
-        parent.children[path[-1].stop if path else 0, int(tokens[0])] = node
+        # A copy: `tokens` is usually a view, which would keep the whole prompt alive.
+        node = Node(tokens=tokens.copy(), last_used=self._clock)
+        parent.children[prefix[-1].stop if prefix else 0, int(tokens[0])] = node
         return node
 
-    def pin(self, path: CachedPrefix) -> None:
-        for node in _nodes_of(path):
+    # A prefix starts at the root, so these two cover all ancestors of its last node: an unpinned
+    # node has no pinned descendants.
+
+    def pin(self, prefix: CachedPrefix) -> None:
+        for node in _nodes_of(prefix):
             node.pins += 1
 
-    def unpin(self, path: CachedPrefix) -> None:
-        for node in _nodes_of(path):
+    def unpin(self, prefix: CachedPrefix) -> None:
+        for node in _nodes_of(prefix):
             node.pins -= 1
 
-    def evict(self, tokens: int) -> None:
-        """Let unused nodes go until what they hold is at most so many tokens, if that can be."""
-        excess = self.tokens - self.pinned - max(tokens, 0)
+    def evict(self, max_unpinned: int) -> None:
+        """Evict unpinned nodes until they hold at most `max_unpinned` tokens in total."""
+        excess = self.tokens - self.pinned - max(max_unpinned, 0)
         while excess > 0:
-            leaves = [each for each in self._nodes() if not (each[2].children or each[2].pins)]
+            # Leaves only: keys of a node are unreachable without its ancestors. Evicting a leaf
+            # may turn its parent into one, so they are listed anew each time.
+            leaves = [
+                entry for entry in self._iter_nodes() if not (entry[2].children or entry[2].pins)
+            ]
             if not leaves:
                 return
-            parent, key, oldest = min(leaves, key=lambda each: each[2].used)
+            parent, key, oldest = min(leaves, key=lambda entry: entry[2].last_used)
             del parent.children[key]
             excess -= len(oldest.tokens)
 
     def clear(self) -> None:
         self._roots.clear()
 
-    def _nodes(self) -> Iterator[tuple[Node, tuple[int, int], Node]]:
-        """(parent, key among its children, node) for every node."""
+    def _iter_nodes(self) -> Iterator[tuple[Node, tuple[int, int], Node]]:
+        """Yield (parent, key among its children, node) for every node."""
         stack = list(self._roots.values())
         while stack:
             parent = stack.pop()
@@ -104,11 +126,12 @@ class PrefixCache:
                 yield parent, key, node
 
 
-def length(path: Sequence[Slice]) -> int:
-    return sum(each.length for each in path)
+def prefix_length(prefix: Sequence[Slice]) -> int:
+    """Number of tokens in a cached prefix."""
+    return sum(piece.length for piece in prefix)
 
 
-def _nodes_of(path: CachedPrefix) -> Iterator[Node]:
-    for each in path:
-        assert isinstance(each.block, Node)
-        yield each.block
+def _nodes_of(prefix: CachedPrefix) -> Iterator[Node]:
+    for piece in prefix:
+        assert isinstance(piece.block, Node)
+        yield piece.block

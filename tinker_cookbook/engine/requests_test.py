@@ -178,11 +178,11 @@ def test_what_does_not_exist(tiny_qwen3: str) -> None:
     cases: dict[str, Request[Any]] = {
         "run x does not exist": Forward("x", rows, "cross_entropy"),
         "run y does not exist": OptimStep("y", ADAM),
-        "weights z are not there": Sample(
+        "weights z are not loaded": Sample(
             SnapshotWeights(tiny_qwen3, "z"), SampleRequest(np.arange(3), 2)
         ),
         "run w: neither a spec nor weights": CreateRun("w", tiny_qwen3),
-        "run v exists; give another id": CreateRun("v", tiny_qwen3, LoraSpec(rank=2)),
+        "run v exists already; use another id": CreateRun("v", tiny_qwen3, LoraSpec(rank=2)),
     }
     engine.submit(CreateRun("v", tiny_qwen3, LoraSpec(rank=2))).result(60)
     for message, request in cases.items():

@@ -1,4 +1,4 @@
-"""The adapters that are being sampled from, by their references."""
+"""Adapters that are held in memory to sample from."""
 
 from __future__ import annotations
 
@@ -17,34 +17,39 @@ from tinker_cookbook.exceptions import TrainingError
 
 
 class SampledWeights:
-    """Only on the engine's thread."""
+    """Adapters to sample from, by the id of their reference. Used on the engine's thread only."""
 
     def __init__(self, base_model: Callable[[str], BaseModel]) -> None:
+        """base_model: returns the model with a name or path, loading it on first use."""
         self.base_model = base_model
         self._adapters: dict[str, Adapter] = {}
 
     def load(self, weights: WeightsRef) -> None:
-        """Have the weights of a checkpoint or of a base model ready."""
+        """Load the weights of a checkpoint or of a base model."""
         base = self.base_model(weights.model)
         if isinstance(weights, CheckpointWeights):
             files = adapter_files.open_files(weights)
             adapter = base.new_adapter(files.spec)
             files.read(adapter, base)
+            # A snapshot has no fp32 masters, which sampling does not need.
             self._adapters[weights.id] = base.offloader.admit(adapter.snapshot())
 
-    def keep(self, weights: SnapshotWeights, adapter: Adapter) -> None:
-        """Keep what an adapter in training is at this moment."""
+    def add_snapshot(self, weights: SnapshotWeights, adapter: Adapter) -> None:
+        """Copy the current weights of an adapter in training."""
         base = self.base_model(weights.model)
         self._adapters[weights.id] = base.offloader.admit(adapter.snapshot())
 
     def adapter(self, weights: WeightsRef) -> Adapter | None:
-        """None: the base model alone. TrainingError: they were never loaded, or dropped."""
+        """Return the adapter, or None for the base model alone.
+
+        Raises TrainingError if the weights were never loaded or have been dropped.
+        """
         if isinstance(weights, BaseWeights):
             return None
         if weights.id not in self._adapters:
-            raise TrainingError(f"the weights {weights.id} are not there to sample from")
+            raise TrainingError(f"the weights {weights.id} are not loaded for sampling")
         return self._adapters[weights.id]
 
     def drop(self, id: str) -> None:
-        """Requests that are running keep them until they are done."""
+        """Forget an adapter; running requests keep a reference to it until they are done."""
         self._adapters.pop(id, None)

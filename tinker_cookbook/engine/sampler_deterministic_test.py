@@ -1,4 +1,4 @@
-"""A deterministic sampler: the same bits for a request with a seed, whatever runs beside it."""
+"""Deterministic sampling: a request with a seed gets the same bits whatever else is running."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def adapters(base: BaseModel) -> list[Adapter]:
+def make_adapters(base: BaseModel) -> list[Adapter]:
     generator = torch.Generator().manual_seed(0)
     made = []
     for rank in (4, 9):
@@ -35,8 +35,8 @@ def adapters(base: BaseModel) -> list[Adapter]:
     return made
 
 
-def requests(count: int) -> list[SampleRequest]:
-    """Of many lengths and temperatures; every third begins like others."""
+def make_requests(count: int) -> list[SampleRequest]:
+    """Requests of many lengths and temperatures; every third starts with a common prefix."""
     rng = np.random.default_rng(0)
     common = rng.integers(3, 307, 30)
     return [
@@ -60,39 +60,40 @@ def requests(count: int) -> list[SampleRequest]:
 def sample(
     base: BaseModel,
     owners: Sequence[Adapter | None],
-    asked: Sequence[SampleRequest],
+    requests: Sequence[SampleRequest],
     order: Iterable[int],
     alone: bool = False,
     **config: int | bool,
 ) -> list[tuple[object, ...]]:
-    """Everything that comes back, as bytes and numbers that compare exactly."""
+    """Everything in the results, as values that compare bit by bit."""
     sampler = TorchSampler(base, EngineConfig(**config))  # type: ignore[arg-type]
-    answers: list[SampleResult | Exception | None] = [None] * len(asked)
+    answers: list[SampleResult | Exception | None] = [None] * len(requests)
     for i in order:
         owner = owners[i % len(owners)]
-        sampler.take(asked[i], owner, lambda out, i=i: answers.__setitem__(i, out))  # type: ignore
+        sampler.take(requests[i], owner, lambda out, i=i: answers.__setitem__(i, out))  # type: ignore
         while alone and sampler.busy:
             sampler.step()
     while sampler.busy:
         sampler.step()
         assert sampler.admission.tokens <= sampler.limits.kv_tokens
     bits = []
-    for each in answers:
-        assert isinstance(each, SampleResult)
-        prompt = None if each.prompt_logprobs is None else each.prompt_logprobs.tobytes()
+    for answer in answers:
+        assert isinstance(answer, SampleResult)
+        logprobs = answer.prompt_logprobs
+        prompt = None if logprobs is None else logprobs.tobytes()
         bits.append(
             (
                 prompt,
                 *(
                     (s.tokens, s.logprobs, [t.logprobs.tobytes() for t in s.top_k])
-                    for s in each.sequences
+                    for s in answer.sequences
                 ),
             )
         )
     return bits
 
 
-# the case of 200 is the evidence; the others vary what rounding may depend on
+# The case of 200 requests is the main evidence; the others vary what rounding can depend on.
 @pytest.mark.parametrize(
     ("family", "dtype", "number", "count"),
     [
@@ -105,7 +106,7 @@ def sample(
         ("tiny_gpt_oss", "float32", 1, 24),
     ],
 )
-def test_the_same_bits_in_any_company(
+def test_the_same_bits_in_any_batch(
     family: str,
     dtype: str,
     number: int,
@@ -116,20 +117,23 @@ def test_the_same_bits_in_any_company(
     torch.set_num_threads(number)
     path = request.getfixturevalue(family)
     base = BaseModel(path, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
-    owners, asked = adapters(base), requests(count)
+    owners, asked = make_adapters(base), make_requests(count)
     alone = sample(base, owners, asked, range(count), alone=True, deterministic=True)
     assert sample(base, owners, asked, range(count), deterministic=True) == alone
     order = np.random.default_rng(1).permutation(count).tolist()
-    crowded = {"max_rows": 45, "kv_tokens": 900}  # other slots, other lengths, prompts again
+    crowded = {
+        "max_rows": 45,
+        "kv_tokens": 900,
+    }  # other slots and lengths, and prompts computed again
     assert sample(base, owners, asked, order, deterministic=True, **crowded) == alone
-    if count == 200:  # without it there is something to see
+    if count == 200:  # the test can fail: without it, the bits do differ
         usual = sample(base, owners, asked, range(count), alone=True)
         assert sample(base, owners, asked, range(count)) != usual
 
 
 def test_long_prompts_and_the_base_model_too(tiny_llama: str) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device="cpu"))
-    owners, asked = [None, *adapters(base)], requests(12)
+    owners, asked = [None, *make_adapters(base)], make_requests(12)
     config = {"deterministic": True, "tokens_per_pass": 25}
     alone = sample(base, owners, asked, range(12), alone=True, **config)
     assert sample(base, owners, asked, range(11, -1, -1), max_rows=9, **config) == alone

@@ -1,4 +1,4 @@
-"""What requests share (prompts of samples, beginnings of later prompts) changes no numbers."""
+"""Sharing (one prompt for many samples, cached prefixes) saves work and changes no results."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def text(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, 307, length)
 
 
-def same(one: SampleResult, other: SampleResult, temperature: float = 1.0) -> None:
-    tolerance = TOLERANCE / min(temperature, 1.0)  # the logits, and their errors, are divided by it
+def assert_same(one: SampleResult, other: SampleResult, temperature: float = 1.0) -> None:
+    tolerance = TOLERANCE / min(temperature, 1.0)  # logits and their errors are divided by it
     for a, b in zip(one.sequences, other.sequences, strict=True):
         assert a.tokens == b.tokens and a.stop_reason == b.stop_reason
         assert np.abs(np.array(a.logprobs) - b.logprobs).max(initial=0) <= tolerance
@@ -40,26 +40,28 @@ def same(one: SampleResult, other: SampleResult, temperature: float = 1.0) -> No
         assert np.array_equal(one.prompt_top_k.tokens, other.prompt_top_k.tokens)
 
 
-def fresh(base: BaseModel, request: SampleRequest, adapter: Adapter | None = None) -> SampleResult:
-    """By a sampler that knows nothing, with the prompt in every slot."""
+def sample_without_sharing(
+    base: BaseModel, request: SampleRequest, adapter: Adapter | None = None
+) -> SampleResult:
+    """Sample with an empty prefix cache and a copy of the prompt in every slot."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(admission, "WORTH_SHARING", 10**9)
+        patch.setattr(admission, "SHARING_THRESHOLD", 10**9)
         return run(TorchSampler(base, EngineConfig(prefix_tokens=0)), [request], adapter)[0]
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen3"])
-def test_rows_that_read_one_prompt(
+def test_samples_that_share_a_prompt(
     family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """Large groups, small ones and rows without a block in one batch; groups come and go."""
+    """Large groups, small ones and samples without shared blocks join and leave one batch."""
     trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4), device)
-    monkeypatch.setattr(admission, "WORTH_SHARING", 100)
+    monkeypatch.setattr(admission, "SHARING_THRESHOLD", 100)
     sampler = TorchSampler(trainer.base, EngineConfig(max_rows=20))
-    beginning = text(40)
+    common = text(40)
     shapes = [(50, 6), (3, 2), (70, 9), (120, 1), (5, 30), (20, 4), (90, 3)]
     requests = [
         SampleRequest(
-            np.concatenate([beginning[: 40 * (i % 2)], text(size, i)]),
+            np.concatenate([common[: 40 * (i % 2)], text(size, i)]),
             10 + 7 * i,
             samples,
             seed=i,
@@ -73,7 +75,9 @@ def test_rows_that_read_one_prompt(
     assert sampler.prompt_tokens_computed <= sum(len(r.prompt) for r in requests)
     assert not sampler.cache.tokens and not sampler.admission.prefixes.pinned
     for each, result in zip(requests, results):
-        same(result, fresh(trainer.base, each, trainer.adapter), each.temperature)
+        assert_same(
+            result, sample_without_sharing(trainer.base, each, trainer.adapter), each.temperature
+        )
         for sequence in result.sequences:
             bare = dataclasses.replace(each, temperature=1.0)
             if each.temperature == bare.temperature:
@@ -90,9 +94,11 @@ def test_a_prompt_is_computed_once_however_many_samples(tiny_qwen3: str, device:
         big, little = run(sampler, [request, small])
         assert (sampler.prompt_tokens_computed, sampler.prompt_tokens_reused) == (112, 0)
         held = sampler.admission.tokens
-        assert (held == 0) if keep == 0 else (112 - 12 <= held <= 400)  # gone with the last row
-        same(big, fresh(base, request))
-        same(little, fresh(base, small))
+        assert (
+            (held == 0) if keep == 0 else (112 - 12 <= held <= 400)
+        )  # slots are freed with the last sample
+        assert_same(big, sample_without_sharing(base, request))
+        assert_same(little, sample_without_sharing(base, small))
 
 
 @pytest.mark.parametrize("samples", [1, 8])
@@ -104,10 +110,10 @@ def test_the_next_turn_of_a_conversation(tiny_qwen3: str, samples: int, device: 
         request = SampleRequest(prompt, 20, samples, seed=turn)
         before = sampler.prompt_tokens_computed, sampler.prompt_tokens_reused
         (result,) = run(sampler, [request], trainer.adapter)
-        same(result, fresh(trainer.base, request, trainer.adapter))
+        assert_same(result, sample_without_sharing(trainer.base, request, trainer.adapter))
         computed = sampler.prompt_tokens_computed - before[0]
         assert computed + sampler.prompt_tokens_reused - before[1] == len(prompt)
-        # the last sampled token was never read by the model: it is new, like what the user says
+        # The last sampled token never passed through the model, so it is new like the user's turn.
         assert computed == (70 if turn == 0 else 1 + 5)
         answer = result.sequences[samples // 2].tokens
         expected = trainer_logprobs(trainer, prompt, answer)
@@ -115,28 +121,28 @@ def test_the_next_turn_of_a_conversation(tiny_qwen3: str, samples: int, device: 
         prompt = np.concatenate([prompt, answer, text(5, turn)])
 
 
-def test_a_beginning_that_ends_within_what_is_kept(tiny_llama: str, device: str) -> None:
+def test_a_prefix_that_ends_inside_a_cached_node(tiny_llama: str, device: str) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device=device))
     sampler = TorchSampler(base, EngineConfig())
     first = text(90)
-    cases = [  # prompt, tokens that must be taken
+    cases = [  # prompt, tokens that must come from the cache
         (first, 0),
         (np.concatenate([first[:40], text(30, 1)]), 40),
         (np.concatenate([first[:40], text(30, 1)[:20], text(9, 2)]), 60),
-        (first[:50], 49),  # one token must pass through the model
+        (first[:50], 49),  # one token has to pass through the model
         (first, 89),
-        (np.concatenate([first[:10], text(30, 3)]), 0),  # too short to be worth it
+        (np.concatenate([first[:10], text(30, 3)]), 0),  # too short to be reused
     ]
-    for prompt, taken in cases:
+    for prompt, reused in cases:
         before = sampler.prompt_tokens_reused
         request = SampleRequest(prompt, 12, 3, seed=1)
-        same(run(sampler, [request])[0], fresh(base, request))
-        assert sampler.prompt_tokens_reused - before == taken
+        assert_same(run(sampler, [request])[0], sample_without_sharing(base, request))
+        assert sampler.prompt_tokens_reused - before == reused
     assert (
         run(sampler, [SampleRequest(first, 0, prompt_logprobs=True)])[0].prompt_logprobs is not None
     )
-    assert sampler.prompt_tokens_reused - before == 0  # needs every hidden state
-    # several at once that go on from what is kept, in one pass, with what they share themselves
+    assert sampler.prompt_tokens_reused - before == 0  # scoring needs every hidden state
+    # Several that continue cached tokens in one pass, and share new tokens with one another.
     rest = text(40, 9)
     together = [
         SampleRequest(np.concatenate([first[:60], rest[:n], text(5, n)]), 8, 2, seed=n)
@@ -144,11 +150,11 @@ def test_a_beginning_that_ends_within_what_is_kept(tiny_llama: str, device: str)
     ] + [SampleRequest(np.concatenate([first[:40], text(30, 1), rest]), 8, 2, seed=5)]
     computed = sampler.prompt_tokens_computed
     for request, result in zip(together, run(sampler, together)):
-        same(result, fresh(base, request))
+        assert_same(result, sample_without_sharing(base, request))
     assert sampler.prompt_tokens_computed - computed == 5 + (40 + 5 + 5) + 40
 
 
-def test_adapters_never_see_what_others_computed(tiny_qwen3: str, device: str) -> None:
+def test_adapters_never_share_keys(tiny_qwen3: str, device: str) -> None:
     one, two = (make_trainer(tiny_qwen3, LoraSpec(rank=4, seed=s), device) for s in (0, 1))
     sampler = TorchSampler(one.base, EngineConfig())
     request = SampleRequest(text(60), 10, 2, seed=0)
@@ -159,13 +165,13 @@ def test_adapters_never_see_what_others_computed(tiny_qwen3: str, device: str) -
     second = [run(sampler, [request], owner)[0] for owner in owners]
     assert sampler.prompt_tokens_reused == 3 * 59
     for a, b in zip(first, second):
-        same(a, b)
+        assert_same(a, b)
     held = sampler.admission.tokens
     copy = one.adapter.snapshot()
     run(sampler, [request], copy)
     assert sampler.prompt_tokens_reused == 3 * 59 and sampler.admission.tokens > held
     del copy
-    assert sampler.admission.tokens == held  # the tree went with its adapter
+    assert sampler.admission.tokens == held  # the tree was freed with its adapter
     sampler.release()
     assert sampler.admission.tokens == 0
 
@@ -173,14 +179,14 @@ def test_adapters_never_see_what_others_computed(tiny_qwen3: str, device: str) -
 def test_a_tiny_budget_is_kept_and_used(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """`run` asserts the budget after every step; here little fits, and all must be answered."""
+    """`run` checks the budget after every step; little fits here, and all must be answered."""
     base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(admission, "WORTH_SHARING", 60)
-    begin = text(80)
+    monkeypatch.setattr(admission, "SHARING_THRESHOLD", 60)
+    common = text(80)
     requests = [
         SampleRequest(
-            np.concatenate([begin[: rng.integers(0, 80)], text(rng.integers(1, 60), i)]),
+            np.concatenate([common[: rng.integers(0, 80)], text(rng.integers(1, 60), i)]),
             int(rng.integers(1, 30)),
             int(rng.integers(1, 7)),
             seed=i,
@@ -188,26 +194,30 @@ def test_a_tiny_budget_is_kept_and_used(
         )
         for i in range(14)
     ]
-    expected = [fresh(base, request) for request in requests]
-    for budget, keep, rows, left in ((190, 190, 3, 50), (260, 100, 8, 8192), (600, 300, 30, 100)):
+    expected = [sample_without_sharing(base, request) for request in requests]
+    for budget, keep, slots, tokens in (
+        (190, 190, 3, 50),
+        (260, 100, 8, 8192),
+        (600, 300, 30, 100),
+    ):
         config = EngineConfig(
-            kv_tokens=budget, prefix_tokens=keep, max_rows=rows, tokens_per_pass=left
+            kv_tokens=budget, prefix_tokens=keep, max_rows=slots, tokens_per_pass=tokens
         )
         sampler = TorchSampler(base, config)
         for result, other in zip(run(sampler, requests), expected):
-            same(result, other)
+            assert_same(result, other)
         assert sampler.prompt_tokens_reused > 0
-        assert not sampler.admission.prefixes.pinned and not sampler.admission._samples
+        assert not sampler.admission.prefixes.pinned and not sampler.admission._unfinished
         assert sampler.admission.tokens <= keep
 
 
-def test_what_is_kept_gives_way_to_rows(tiny_qwen3: str) -> None:
+def test_cached_prefixes_give_way_to_samples(tiny_qwen3: str) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     sampler = TorchSampler(base, EngineConfig(kv_tokens=450, prefix_tokens=450))
     for i in range(2):
         run(sampler, [SampleRequest(text(100, i), 5, seed=i)])
-    assert sampler.admission.tokens == 200  # the few sampled tokens are not worth a node
-    # beside a slot of this one and its prompt there is room for one of them: for the last used
+    assert sampler.admission.tokens == 200  # too few sampled tokens for a node
+    # Beside this request there is room for one of the two prefixes: the last used one.
     run(sampler, [SampleRequest(text(140, 8), 10, seed=0)])
     run(sampler, [SampleRequest(text(100, 1), 5, seed=0)])
     assert sampler.prompt_tokens_reused == 99
@@ -235,16 +245,16 @@ def test_a_prompt_in_several_passes(tiny_llama: str, device: str) -> None:
         sizes.append(len(tokens))
         return hidden(tokens, *rest)  # type: ignore[arg-type]
 
-    expected = [fresh(base, request) for request in requests]
+    expected = [sample_without_sharing(base, request) for request in requests]
     base.hidden = counted  # type: ignore[method-assign]
     for keep in (0, 1000):
         sampler = TorchSampler(base, EngineConfig(tokens_per_pass=33, prefix_tokens=keep))
         for result, other in zip(run(sampler, requests), expected):
-            same(result, other)
+            assert_same(result, other)
         assert sampler.prompt_tokens_computed + sampler.prompt_tokens_reused == 560
         assert sampler.prompt_tokens_reused == (
             198 if keep else 0
-        )  # 6 passes; 2 more tokens are no node
+        )  # 6 passes of 33; the other 2 are too few for a node
     assert max(sizes) <= 33
 
 
@@ -262,8 +272,8 @@ def test_many_samples_do_not_hold_up_the_others(tiny_qwen3: str) -> None:
     assert order == ["one", "many"]
 
 
-def test_nobody_is_answered_twice(tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request is answered within a step that fails afterwards."""
+def test_no_request_is_answered_twice(tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may be answered in a step that fails afterwards."""
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     sampler = TorchSampler(base, EngineConfig())
     answers: list[list[object]] = [[], [], []]
@@ -280,8 +290,8 @@ def test_nobody_is_answered_twice(tiny_qwen3: str, monkeypatch: pytest.MonkeyPat
     assert not sampler.busy and not sampler.admission.tokens
 
 
-def test_segments_after_kept_keys() -> None:
-    """Flash parts and the plain fallback agree, and so do the gradients of the pass's own rows."""
+def test_segments_that_continue_cached_keys() -> None:
+    """Flash parts and the plain fallback agree, in gradients of the pass's own tokens as well."""
     torch.manual_seed(0)
     kept = Block()
     kept.put(0, torch.randn(25, 2, 8), torch.randn(25, 2, 8))
@@ -292,7 +302,7 @@ def test_segments_after_kept_keys() -> None:
         Segment(16, 20),
         Segment(20, 29, cached=(20, 25)),
     ]
-    # neighbours that continue the same keys attend to them together
+    # Neighbours that continue the same cached keys attend to them in one call.
     plan = PackedPlan(segments, [Slice(kept, 0, 20, 0), Slice(kept, 20, 25, 0)])
     assert plan.shared is not None
     assert [(p.q0, p.q1) for p in plan.shared if p.k1 <= plan.num_cached] == [(0, 16), (20, 29)]

@@ -1,4 +1,4 @@
-"""What the engine needs of a sampler, and which samplers there are."""
+"""The sampler interface, and the table of sampler back ends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tinker_cookbook.engine.torch_sampler import TorchSampler
 
 
 class Sampler(Protocol):
-    """Answers the sampling requests on one base model; all of it on the engine's thread."""
+    """Answers the sampling requests to one base model. Used on the engine's thread only."""
 
     def load(self, weights: WeightsRef) -> None:
-        """Have the weights of a checkpoint, or of the base model alone, ready to sample from."""
+        """Load the weights of a checkpoint, or of the base model alone, to sample from."""
         ...
 
     @property
@@ -29,21 +29,23 @@ class Sampler(Protocol):
         cancelled: Cancelled,
         on_token: OnToken | None = None,
     ) -> None:
-        """Take a request. `on_done` is called once, from `step`, with the result or the error,
-        `on_token` with each token as it is sampled; a request that says it is `cancelled` may be
-        answered with less. Raises what can never be answered."""
+        """Queue a request; raise if it can never be answered.
+
+        `step` calls `on_done` once, with the result or the error, and `on_token` for each token as
+        it is sampled. Once `cancelled` returns True, the result may be incomplete.
+        """
         ...
 
     def step(self) -> None:
-        """Do a bounded piece of work: at most one prefill pass and one token per sequence."""
+        """Do a bounded amount of work: at most one prefill pass and one token per sequence."""
         ...
 
     def abort(self, error: Exception) -> None:
-        """Answer every request that is waiting or running with this error."""
+        """Answer every waiting or running request with this error."""
         ...
 
     def release(self) -> None:
-        """Give back the memory that is kept for requests to come."""
+        """Free the memory that is only kept for later requests."""
         ...
 
     @property
@@ -52,11 +54,11 @@ class Sampler(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back everything; nothing is asked any more."""
+        """Free everything; the sampler is not used afterwards."""
         ...
 
 
-# name or path of the base model, settings, and the weights that the engine's own process holds
+# arguments: name or path of the base model, settings, the weights held by the engine's own process
 SamplerFactory = Callable[[str, EngineConfig, SampledWeights], Sampler]
 SAMPLERS: dict[str, SamplerFactory] = {  # by the value of engine.sampler
     "torch": lambda model, config, weights: TorchSampler(

@@ -1,4 +1,4 @@
-"""The engine thread: order, turns, errors that stay with their request, an orderly end."""
+"""The engine thread: order, fairness, merged passes, isolated errors, and closing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def engine() -> Iterator[Engine]:
     engine.close()
 
 
-def test_operations_run_in_the_order_of_the_calls(engine: Engine) -> None:
+def test_operations_run_in_call_order(engine: Engine) -> None:
     seen: list[int] = []
     threads = set()
 
@@ -88,7 +88,7 @@ def test_out_of_memory_names_the_key(engine: Engine, tiny_qwen3: str, error: Exc
 
 
 def test_training_and_sampling_take_turns(engine: Engine, tiny_qwen3: str) -> None:
-    """A long queue of operations does not starve a sample, nor the other way round."""
+    """A long queue of operations does not starve a sample, nor does sampling starve operations."""
     request = SampleRequest(np.array([5, 6, 7]), 100, num_samples=4, seed=0)
     call(engine, lambda: engine.worker.base_model(tiny_qwen3)).result(60)
     finished: list[str] = []
@@ -112,7 +112,7 @@ def test_cancelled_operations_do_not_run(engine: Engine) -> None:
     gate.set()
     call(engine, lambda: None).result(10)
     assert ran == []
-    assert wait([waiting], 10).done  # which waits for the engine's word that it will not run
+    assert wait([waiting], 10).done  # `wait` returns once the engine has acknowledged
 
 
 def test_close(tiny_qwen3: str) -> None:
@@ -138,7 +138,7 @@ def test_close(tiny_qwen3: str) -> None:
 
 
 class Tenant:
-    """A run as a client makes it: everything goes through the engine's queue."""
+    """A run used as a client would: everything goes through the engine's queue."""
 
     def __init__(self, engine: Engine, path: str, name: str, spec: LoraSpec, loss: str) -> None:
         self.engine, self.name, self.loss = engine, name, loss
@@ -147,7 +147,7 @@ class Tenant:
         generator = torch.Generator().manual_seed(spec.seed)
         with torch.no_grad():
             for key, tensor in self.trainer.adapter.master.items():
-                if key.endswith("lora_B"):  # else nothing of the adapter shows
+                if key.endswith("lora_B"):  # B starts at zero, which would hide the adapter
                     tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
         self.trainer.adapter.refresh()
 
@@ -155,15 +155,15 @@ class Tenant:
         self.engine.dispose(DropRun(self.name))
 
     def train(
-        self, rows: list[TrainSequence], kind: type[Train] = ForwardBackward
+        self, sequences: list[TrainSequence], kind: type[Train] = ForwardBackward
     ) -> Future[TrainResult]:
-        return self.engine.submit(kind(self.name, rows, self.loss))
+        return self.engine.submit(kind(self.name, sequences, self.loss))
 
     def step(self) -> Future[dict[str, float]]:
         return self.engine.submit(OptimStep(self.name, AdamConfig(learning_rate=1e-3)))
 
 
-def tenants_of(engine: Engine, path: str) -> list[Tenant]:
+def make_tenants(engine: Engine, path: str) -> list[Tenant]:
     specs = [
         LoraSpec(rank=4, seed=1),
         LoraSpec(rank=8, seed=2, train_unembed=False),
@@ -179,7 +179,7 @@ def tenants_of(engine: Engine, path: str) -> list[Tenant]:
 
 
 def count_passes(engine: Engine, path: str) -> list[int]:
-    """Grows by the number of tokens of every pass from now on."""
+    """Return a list that grows by the number of tokens of every pass from now on."""
     base = engine.worker.base_model(path)
     seen: list[int] = []
     hidden = base.hidden
@@ -194,25 +194,27 @@ def count_passes(engine: Engine, path: str) -> list[int]:
 
 @pytest.mark.parametrize("budget", [8192, 200])
 @pytest.mark.parametrize("family", ["tiny_qwen3", "tiny_llama"])
-def test_runs_share_passes_and_nothing_else(
+def test_runs_share_passes_without_affecting_one_another(
     family: str, budget: int, request: pytest.FixtureRequest, device: str
 ) -> None:
-    """Different ranks, targets, seeds and losses in one pass: what each would get alone."""
+    """Different ranks, layers, seeds and losses in one pass: each gets what it would get alone."""
     path = request.getfixturevalue(family)
     engine = Engine(EngineConfig(device=device, tokens_per_pass=budget, head_chunk=16))
-    tenants = tenants_of(engine, path)
-    rows = {each.name: with_inputs(make_rows(seed=i), each.loss) for i, each in enumerate(tenants)}
+    tenants = make_tenants(engine, path)
+    batches = {
+        each.name: with_inputs(make_rows(seed=i), each.loss) for i, each in enumerate(tenants)
+    }
     alone: dict[str, TrainResult] = {}
     grads: dict[str, dict[str, torch.Tensor]] = {}
     for each in tenants:  # twice: gradients accumulate over calls
-        each.train(rows[each.name]).result(60)
-        alone[each.name] = each.train(rows[each.name]).result(60)
+        each.train(batches[each.name]).result(60)
+        alone[each.name] = each.train(batches[each.name]).result(60)
         assert each.trainer.grads is not None
         grads[each.name], each.trainer.grads = each.trainer.grads, None
     passes = count_passes(engine, path)
     gate = threading.Event()
     call(engine, gate.wait)
-    futures = [each.train(rows[each.name]) for each in tenants for _ in range(2)]
+    futures = [each.train(batches[each.name]) for each in tenants for _ in range(2)]
     gate.set()
     together = [future.result(60) for future in futures][1::2]
     worst = 0.0
@@ -227,22 +229,22 @@ def test_runs_share_passes_and_nothing_else(
         expected = alone[each.name].metrics["loss:sum"]
         assert result.metrics["loss:sum"] == pytest.approx(expected, abs=1e-4)
     assert worst <= TOLERANCE
-    # the first request of every run, then the second; or two runs of 94 tokens at a time
+    # The first request of every run, then the second; or two runs of 94 tokens at a time.
     assert len(passes) == (2 if budget == 8192 else 6)
     assert max(passes) <= budget
     engine.close()
 
 
 def test_a_run_keeps_its_order_while_others_join(engine: Engine, tiny_qwen3: str) -> None:
-    one, two = tenants_of(engine, tiny_qwen3)[4:]
+    one, two = make_tenants(engine, tiny_qwen3)[4:]
     passes = count_passes(engine, tiny_qwen3)
     order: list[str] = []
     gate = threading.Event()
     call(engine, gate.wait)
-    rows = {each.name: with_inputs(make_rows(), each.loss) for each in (one, two)}
+    batches = {each.name: with_inputs(make_rows(), each.loss) for each in (one, two)}
     for step in range(3):
         for each in (one, two):
-            done = each.train(rows[each.name])
+            done = each.train(batches[each.name])
             done.add_done_callback(lambda _, x=f"{each.name} fb {step}": order.append(x))
             each.step().add_done_callback(lambda _, x=f"{each.name} step {step}": order.append(x))
     last = call(engine, lambda: None)
@@ -255,16 +257,16 @@ def test_a_run_keeps_its_order_while_others_join(engine: Engine, tiny_qwen3: str
 
 
 def test_a_bad_request_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
-    """In the data, in its making, and in the computation: the others get their results."""
-    tenants = tenants_of(engine, tiny_qwen3)[:4]
-    rows = [with_inputs(make_rows(), each.loss) for each in tenants]
-    rows[1] = []
+    """Bad data, or an error in the computation: the others get their results."""
+    tenants = make_tenants(engine, tiny_qwen3)[:4]
+    batches = [with_inputs(make_rows(), each.loss) for each in tenants]
+    batches[1] = []
     broken = tenants[2].trainer.adapter.copies
     key = next(iter(broken))
-    broken[key] = broken[key].detach()[:, :3].requires_grad_()  # a product with it must fail
+    broken[key] = broken[key].detach()[:, :3].requires_grad_()  # a wrong shape: its product fails
     gate = threading.Event()
     call(engine, gate.wait)
-    futures = [each.train(own) for each, own in zip(tenants, rows)]
+    futures = [each.train(own) for each, own in zip(tenants, batches)]
     gate.set()
     assert futures[0].result(60).logprobs and futures[3].result(60).logprobs
     with pytest.raises(DataValidationError, match="the batch holds no datum"):
@@ -275,14 +277,14 @@ def test_a_bad_request_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
-    """In a pass with others, whose gradients and its own earlier ones are what they would be."""
+    """In a pass with others, whose gradients are not affected; nor are its own earlier ones."""
     tenants = [
         Tenant(engine, tiny_qwen3, f"run {i}", LoraSpec(rank=4, seed=i), "importance_sampling")
         for i in range(3)
     ]
-    rows = [with_inputs(make_rows(seed=i), "importance_sampling") for i in range(3)]
+    batches = [with_inputs(make_rows(seed=i), "importance_sampling") for i in range(3)]
     expected = []
-    for each, own in zip(tenants, rows):
+    for each, own in zip(tenants, batches):
         each.train(own).result(60)
         expected.append({key: grad.clone() for key, grad in (each.trainer.grads or {}).items()})
     for each in (tenants[0], tenants[2]):
@@ -292,12 +294,12 @@ def test_a_loss_that_is_not_finite_fails_alone(engine: Engine, tiny_qwen3: str) 
     seen = count_passes(engine, tiny_qwen3)
     gate = threading.Event()
     call(engine, gate.wait)
-    futures = [each.train(own) for each, own in zip(tenants, (rows[0], bad, rows[2]))]
+    futures = [each.train(own) for each, own in zip(tenants, (batches[0], bad, batches[2]))]
     gate.set()
     futures[0].result(60), futures[2].result(60)
     with pytest.raises(DataValidationError, match=r"datum 3's loss is .*inf: .* -1000 at position"):
         futures[1].result(60)
-    assert seen[0] > sum(row.length for row in rows[0])  # they did share a pass
+    assert seen[0] > sum(sequence.length for sequence in batches[0])  # they did share a pass
     for each, want in zip(tenants, expected):
         assert each.trainer.grads is not None
         for key, grad in each.trainer.grads.items():
@@ -305,7 +307,7 @@ def test_a_loss_that_is_not_finite_fails_alone(engine: Engine, tiny_qwen3: str) 
 
 
 def test_forwards_of_runs_are_merged_with_forwards_only(engine: Engine, tiny_qwen3: str) -> None:
-    tenants = tenants_of(engine, tiny_qwen3)[:4]
+    tenants = make_tenants(engine, tiny_qwen3)[:4]
     passes = count_passes(engine, tiny_qwen3)
     gate = threading.Event()
     call(engine, gate.wait)
@@ -321,7 +323,7 @@ def test_forwards_of_runs_are_merged_with_forwards_only(engine: Engine, tiny_qwe
 
 
 def test_a_cancelled_request_is_not_trained_on(engine: Engine, tiny_qwen3: str) -> None:
-    tenants = tenants_of(engine, tiny_qwen3)[:3]
+    tenants = make_tenants(engine, tiny_qwen3)[:3]
     gate = threading.Event()
     call(engine, gate.wait)
     futures = [each.train(with_inputs(make_rows(), each.loss)) for each in tenants]
@@ -354,17 +356,17 @@ def test_requests_sent_together_enter_the_batch_together(engine: Engine, tiny_qw
     gate.set()
     for future in futures:
         future.result(60)
-    assert len(passes) <= 45  # 30 tokens, and few steps until all had come
+    assert len(passes) <= 45  # 30 tokens, and a few steps until all have arrived
 
 
-def test_a_full_disk_ends_nothing(
+def test_a_full_disk_stops_no_run(
     engine: Engine, tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tinker_cookbook.engine.offload.save_file", full)
-    tenants = tenants_of(engine, tiny_qwen3)[:3]
+    tenants = make_tenants(engine, tiny_qwen3)[:3]
     tenants[0].trainer.base.offloader.limit = 1
     for each in tenants:
         assert each.train(with_inputs(make_rows(), each.loss)).result(60).logprobs
@@ -372,19 +374,19 @@ def test_a_full_disk_ends_nothing(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_error_of_the_engine_itself_is_told_to_all() -> None:
+def test_an_internal_error_fails_all_requests() -> None:
     engine = Engine(EngineConfig(device="cpu"))
     gate = threading.Event()
     running, queued = call(engine, gate.wait), call(engine, lambda: 8)
-    engine.worker.make_room = lambda: 1 // 0  # type: ignore[method-assign]
+    engine.worker.offload_idle_runs = lambda: 1 // 0  # type: ignore[method-assign]
     gate.set()
     running.result(10)
-    with pytest.raises(TrainingError, match=r"after an error of its own: ZeroDivisionError"):
+    with pytest.raises(TrainingError, match=r"after an internal error: ZeroDivisionError"):
         queued.result(10)
 
 
 def test_an_idle_engine_keeps_nothing_alive(engine: Engine, tiny_qwen3: str) -> None:
-    tenant = tenants_of(engine, tiny_qwen3)[0]
+    tenant = make_tenants(engine, tiny_qwen3)[0]
     tenant.train(with_inputs(make_rows(), tenant.loss)).result(60)
     trainer = weakref.ref(tenant.trainer)
     del tenant

@@ -1,7 +1,7 @@
-"""From logits to tokens: softmax, one cumulative sum, one random number per row.
+"""Draw tokens from logits: softmax, one cumulative sum and one uniform random number per sequence.
 
-Logprobs are those of the temperature-scaled distribution; top-k and top-p cut what may be drawn and
-do not renormalise them. At temperature 0 the most likely token is taken and its logprob is that at
+Logprobs are those of the temperature-scaled distribution; top-k and top-p restrict which tokens can
+be drawn and do not renormalize them. At temperature 0 decoding is greedy and the logprob is that at
 temperature 1.
 """
 
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from tinker_cookbook.engine.requests import SampleRequest
 
-STRETCH = 256  # the vocabulary is summed in stretches of so many tokens, then one is searched
+# The cumulative sum runs over chunks of the vocabulary, then within the one that was hit.
+CHUNK = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -26,55 +27,61 @@ class SampledBatch:
 
     @property
     def logprobs(self) -> torch.Tensor:
-        """Of the drawn tokens, fp32 [n]."""
+        """Logprobs of the drawn tokens, fp32 [n]."""
         return self.scaled.gather(1, self.tokens[:, None])[:, 0] - self.log_sum
 
 
 def sample_tokens(
     logits: torch.Tensor, requests: Sequence[SampleRequest], uniform: torch.Tensor
 ) -> SampledBatch:
-    """One token per row: logits fp32 [n, V], uniform numbers [n] in [0, 1).
+    """Draw one token per sequence: logits fp32 [n, V], uniform random numbers [n] in [0, 1).
 
-    By inversion of the cumulative distribution, stretch by stretch and then within one.
+    Inverts the cumulative distribution at `uniform`. The usual alternative, Gumbel noise and an
+    argmax, needs V random numbers per token instead of one.
     """
     n, vocab = logits.shape
     if any(r.temperature not in (0, 1) for r in requests):
         scale = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
         logits = logits / scale[:, None]
     largest = logits.amax(dim=1, keepdim=True)
-    mass = (logits - largest).exp_()  # unnormalised: at most 1, at least one of them is 1
+    # Unnormalized probabilities, at most 1 and at least one of them 1, so the sum cannot overflow.
+    mass = (logits - largest).exp_()
+    # Before truncation: logprobs are those of the full distribution.
     log_sum = mass.sum(dim=1).log() + largest[:, 0]
-    cut = [i for i, r in enumerate(requests) if r.top_k > 0 or r.top_p < 1]
-    if cut:
-        mass[cut] = _truncate(mass[cut], [requests[i] for i in cut])
-    if vocab % STRETCH:
-        mass = F.pad(mass, (0, -vocab % STRETCH))
-    stretches = mass.view(n, -1, STRETCH)
-    sums = stretches.sum(dim=2).cumsum(dim=1)
+    truncated = [i for i, r in enumerate(requests) if r.top_k > 0 or r.top_p < 1]
+    if truncated:
+        mass[truncated] = _truncate(mass[truncated], [requests[i] for i in truncated])
+    if vocab % CHUNK:
+        mass = F.pad(mass, (0, -vocab % CHUNK))
+    chunks = mass.view(n, -1, CHUNK)
+    sums = chunks.sum(dim=2).cumsum(dim=1)
     point = uniform[:, None] * sums[:, -1:]
-    chosen = torch.searchsorted(sums, point, right=True).clamp_(max=sums.shape[1] - 1)
-    before = torch.where(chosen > 0, sums.gather(1, (chosen - 1).clamp_(min=0)), 0.0)
-    within = stretches.gather(1, chosen[:, :, None].expand(-1, -1, STRETCH))[:, 0].cumsum(dim=1)
-    place = torch.searchsorted(within, point - before, right=True).clamp_(max=STRETCH - 1)
-    tokens = (chosen * STRETCH + place)[:, 0]
-    # rounding can point behind the last token that has any probability
-    drawn = mass.gather(1, tokens[:, None])[:, 0] > 0
+    chunk = torch.searchsorted(sums, point, right=True).clamp_(max=sums.shape[1] - 1)
+    before = torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_(min=0)), 0.0)
+    within = chunks.gather(1, chunk[:, :, None].expand(-1, -1, CHUNK))[:, 0].cumsum(dim=1)
+    offset = torch.searchsorted(within, point - before, right=True).clamp_(max=CHUNK - 1)
+    tokens = (chunk * CHUNK + offset)[:, 0]
+    # Rounding can put the point past the last token with a nonzero probability; take the most
+    # likely token then.
+    possible = mass.gather(1, tokens[:, None])[:, 0] > 0
     greedy = torch.tensor([r.temperature == 0 for r in requests], device=logits.device)
-    likeliest = greedy | ~drawn
-    if bool(likeliest.any()):
-        tokens = torch.where(likeliest, mass.argmax(dim=1), tokens)
+    use_argmax = greedy | ~possible
+    if bool(use_argmax.any()):
+        tokens = torch.where(use_argmax, mass.argmax(dim=1), tokens)
     return SampledBatch(tokens, logits, log_sum)
 
 
 def _truncate(mass: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """Zero what top-k and top-p exclude. The most likely token always stays."""
+    """Zero the tokens that top-k and top-p exclude; the most likely token always stays."""
     ordered, order = mass.sort(dim=-1, descending=True)
     vocab = mass.shape[1]
     top_k = torch.tensor([r.top_k if r.top_k > 0 else vocab for r in requests], device=mass.device)
     top_p = torch.tensor([r.top_p for r in requests], device=mass.device)[:, None]
     rank = torch.arange(vocab, device=mass.device)
     probs = ordered / ordered.sum(dim=1, keepdim=True)
-    before = F.pad(probs.cumsum(dim=-1)[:, :-1], (1, 0))  # probability of everything more likely
+    # Probability of all more likely tokens: the token that crosses top_p is still included.
+    before = F.pad(probs.cumsum(dim=-1)[:, :-1], (1, 0))
+    # Rounding can bring the sum to 1 early, which must not exclude tokens if top_p is off.
     keep = (rank[None, :] < top_k[:, None]) & ((before < top_p) | (top_p >= 1))
     keep[:, 0] = True
     return torch.zeros_like(mass).scatter(1, order, ordered * keep)

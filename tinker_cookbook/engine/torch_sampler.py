@@ -1,13 +1,15 @@
 """Sampling with continuous batching: requests join and leave a running batch.
 
-A prompt is computed once for all of its samples, and not at all as far as an earlier request of the
-same adapter began with the same tokens. Who goes on when, and where keys and values lie:
-`admission.py`. What is drawn and which logprobs come back: `token_sampling.py`.
+A prompt is computed once for all of its samples, and a prefix that an earlier request to the same
+weights had in common is not computed again. `admission.py` decides which requests run when
+and where their keys and values go, `token_sampling.py` how tokens are drawn and which logprobs are
+returned.
 
-A deterministic sampler gives a request with a seed the same bits in any company. The row results of
-a matrix product change with the number of rows; so decoding goes in batches of one size and one
-adapter, a prompt in passes of its own, attention and drawing row by row, and no request takes what
-another computed.
+A deterministic sampler returns the same bits for a request with a seed whatever else is running
+(batch invariance). That takes care, because the result of one row of a matrix product depends on
+the number of rows in its last bits. So decoding runs in batches of a fixed size with a single
+adapter, each prompt in passes of its own, attention and drawing sample by sample, and requests
+reuse nothing from one another.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.admission import Admission, Start
+from tinker_cookbook.engine.admission import Admission, AdmittedChunk
 from tinker_cookbook.engine.attention import PackedPlan
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.decode_attention import Context, DecodePlan
+from tinker_cookbook.engine.decode_attention import DecodePlan, SharedPrefix
 from tinker_cookbook.engine.kv_cache import KVCache, Sink, Slice, SlotSink
 from tinker_cookbook.engine.lora import (
     Adapter,
@@ -33,7 +35,7 @@ from tinker_cookbook.engine.lora import (
     PerTokenAdapters,
 )
 from tinker_cookbook.engine.packing import PrefixTrees, token_positions
-from tinker_cookbook.engine.prefix_cache import length
+from tinker_cookbook.engine.prefix_cache import prefix_length
 from tinker_cookbook.engine.requests import (
     Cancelled,
     OnDone,
@@ -44,14 +46,19 @@ from tinker_cookbook.engine.requests import (
     WeightsRef,
 )
 from tinker_cookbook.engine.sampled_weights import SampledWeights
-from tinker_cookbook.engine.sampling_jobs import Job, Row, check, top_k
+from tinker_cookbook.engine.sampling_jobs import (
+    ActiveSample,
+    SamplingJob,
+    check_request,
+    to_top_k,
+)
 from tinker_cookbook.engine.token_sampling import sample_tokens
 
-FIXED_ROWS = 32  # of every decoding batch of a deterministic sampler
+DETERMINISTIC_BATCH = 32  # sequences in every decoding batch of a deterministic sampler
 
 
 class TorchSampler:
-    """The engine's own sampler over a BaseModel: rows of any adapters in one batch."""
+    """The engine's own sampler over a BaseModel, with any mix of adapters in one batch."""
 
     def __init__(
         self,
@@ -59,16 +66,16 @@ class TorchSampler:
         config: EngineConfig,
         weights: SampledWeights | None = None,
     ) -> None:
-        """weights: what requests name; None: requests come with their adapters, by `take`."""
+        """weights: looks up the weights that requests name; None: adapters come through `take`."""
         self.base = base
         self.weights = weights or SampledWeights(lambda _: base)
         assert base.memory is not None
         self.limits = base.memory.sampling_limits(config, base.device)
         self.cache = KVCache(base.num_layers)
         self.admission = Admission(self.limits, self.cache)
-        self.rows: list[Row] = []  # row i lies in slot i of the cache
+        self.active: list[ActiveSample] = []  # active[i] occupies slot i of the cache
         self.prompt_tokens_computed = 0
-        self.prompt_tokens_reused = 0  # taken from what earlier requests computed
+        self.prompt_tokens_reused = 0  # found in the prefix cache
         self._stack = AdapterStack([])
 
     def load(self, weights: WeightsRef) -> None:
@@ -76,7 +83,7 @@ class TorchSampler:
 
     @property
     def busy(self) -> bool:
-        return bool(self.admission.waiting or self.rows)
+        return bool(self.admission.waiting or self.active)
 
     def add(
         self,
@@ -97,290 +104,328 @@ class TorchSampler:
         cancelled: Cancelled = lambda: False,
         on_token: OnToken | None = None,
     ) -> None:
-        """As `add`, with the adapter itself."""
-        max_tokens, stop_tokens = check(request, self.base.facts, self.limits)
-        job = Job(
+        """As `add`, with the adapter itself in place of a reference to it."""
+        max_tokens, stop_tokens = check_request(request, self.base.facts, self.limits)
+        job = SamplingJob(
             request,
             max_tokens,
             stop_tokens,
             adapter,
             on_done,
+            # Not the adapter: an optimizer step replaces `weights`, and with them the prefix tree.
             owner=adapter.version if adapter else self.base,
             prompt=np.asarray(request.prompt, dtype=np.int64),
             cancelled=cancelled,
             on_token=on_token,
         )
         if self.limits.deterministic:
-            job.owner = job  # what others computed, they computed in other passes
+            # A tree of its own: keys computed by another request come from passes of another shape
+            # and may differ in the last bits.
+            job.owner = job
         self.admission.add(job)
 
     @torch.inference_mode()
     def step(self) -> None:
-        running = [row.job for row in self.rows]
+        running = [sample.job for sample in self.active]
         try:
-            self._give_up()
-            starts = self.admission.choose(self.rows, running)
-            if starts:
-                self._start(starts)
-            if self.rows:
+            self._drop_cancelled()
+            chunks = self.admission.admit(self.active, running)
+            if chunks:
+                self._run_chunks(chunks)
+            if self.active:
                 self._decode()
         except Exception as error:
-            # the cache can no longer be trusted: every running request fails, the waiting ones
-            # stay; where nothing ran, the first of them is the cause, and would be again
+            # The cache can no longer be trusted, so every running request fails; the waiting ones
+            # stay. If nothing was running, the first waiting request is the cause and would fail
+            # again and again.
             self._fail(running or list(self.admission.waiting)[:1], error)
 
     def abort(self, error: Exception) -> None:
-        self._fail([*(row.job for row in self.rows), *self.admission.waiting], error)
+        self._fail([*(sample.job for sample in self.active), *self.admission.waiting], error)
 
     def release(self) -> None:
-        """Give back the memory that is kept for requests to come."""
         self.admission.prefixes.evict(0)
 
     def close(self) -> None:
         self.release()
 
-    def _fail(self, jobs: list[Job], error: Exception) -> None:
+    def _fail(self, jobs: list[SamplingJob], error: Exception) -> None:
+        # A job may be listed once per sample, and may have been answered earlier in the same step.
         failed = [job for job in dict.fromkeys(jobs) if not job.answered]
-        self.rows.clear()
+        self.active.clear()
         self.cache.clear()
-        self.admission.drop(failed)
+        self.admission.reset_after_error(failed)
         for job in failed:
             job.on_done(error)
 
-    def _give_up(self) -> None:
-        """Cancelled requests do not go on; their rows leave at the end of the step."""
+    def _drop_cancelled(self) -> None:
+        """Start no more samples of cancelled requests; the active ones leave in `_retire`."""
         for job in [job for job in self.admission.waiting if job.cancelled()]:
-            self.admission.forget(job)
-            job.give_up()
-            if not job.open:
+            self.admission.remove_waiting(job)
+            job.cancel_remaining()
+            if not job.num_running:
                 self._answer(job)
 
-    def _start(self, starts: Sequence[Start]) -> None:
-        """Compute what is new of the prompts; draw the first token of samples that got a slot."""
-        free = len(self.rows)
+    def _run_chunks(self, chunks: Sequence[AdmittedChunk]) -> None:
+        """Prefill the chunks, and draw the first token of the samples that got a slot."""
+        num_slots = len(self.active)
         slots = []
-        for start in starts:
-            slots.append(range(free, free + start.rows))
-            free += start.rows
-        computing = [(s, own) for s, own in zip(starts, slots) if len(s.tokens)]
-        if computing:
-            self._prefill(computing)
-        fresh = []
-        for start in starts:
-            job = start.job
-            for _ in range(start.rows):
+        for chunk in chunks:
+            slots.append(range(num_slots, num_slots + chunk.num_samples))
+            num_slots += chunk.num_samples
+        # A chunk without tokens only starts more samples of a prompt that was computed before.
+        prefills = [(chunk, span) for chunk, span in zip(chunks, slots) if len(chunk.tokens)]
+        if prefills:
+            self._prefill(prefills)
+        started = []
+        for chunk in chunks:
+            job = chunk.job
+            for _ in range(chunk.num_samples):
                 index = len(job.result.sequences)
-                out = SampledTokens([], [], "length")
-                job.result.sequences.append(out)
+                output = SampledTokens([], [], "length")
+                job.result.sequences.append(output)
+                # By the sample's index, so that samples differ and do not depend on one another.
                 seed = None if job.request.seed is None else [job.request.seed, index]
-                whole = len(job.prompt)
-                base, filled = (whole, 0) if job.shared else (0, whole)
-                fresh.append(Row(job, index, out, np.random.default_rng(seed), base, filled))
-            if job.last is not None and not (job.shared and (job.wanted or job.open)):
-                self.admission.release(job)
-                if not job.max_tokens:
+                rng = np.random.default_rng(seed)
+                length = len(job.prompt)
+                num_shared, num_in_slot = (length, 0) if job.shared else (0, length)
+                started.append(ActiveSample(job, index, output, rng, num_shared, num_in_slot))
+            # The prompt's nodes are needed by samples that read them and by samples yet to start.
+            if job.last_hidden is not None and not (
+                job.shared and (job.num_waiting or job.num_running)
+            ):
+                self.admission.release_prefix(job)
+                if not job.max_tokens:  # only the prompt was to be scored
                     samples = range(job.request.num_samples)
                     job.result.sequences = [SampledTokens([], [], "length") for _ in samples]
                     self._answer(job)
-        self.rows += fresh
-        for batch in self._batches(fresh):
-            rows = [fresh[i] for i in batch]
-            last = [row.job.last for row in rows]
-            self._append(rows, torch.stack([h for h in last if h is not None]))
+        self.active += started
+        for batch in self._decode_batches(started):
+            samples = [started[i] for i in batch]
+            last = [sample.job.last_hidden for sample in samples]
+            self._draw_next_tokens(samples, torch.stack([h for h in last if h is not None]))
         self._retire()
 
-    def _prefill(self, computing: Sequence[tuple[Start, range]]) -> None:
-        """One pass. What prompts of the same adapter share at their beginning is computed once."""
-        adapters = list(dict.fromkeys(start.job.adapter for start, _ in computing))
-        # rows that go on from the same kept tokens, those of an adapter side by side
+    def _prefill(self, prefills: Sequence[tuple[AdmittedChunk, range]]) -> None:
+        """Compute chunks, each with its slots, in one pass.
+
+        Tokens that prompts of the same adapter share at their beginning are computed once.
+        """
+        adapters = list(dict.fromkeys(chunk.job.adapter for chunk, _ in prefills))
+        # Chunks that continue the same cached tokens form a group. Groups of an adapter stand side
+        # by side, so that each adapter covers one span of the pass.
         keys = [
-            (adapters.index(start.job.adapter), *((id(k.block), k.stop) for k in start.kept))
-            for start, _ in computing
+            (adapters.index(chunk.job.adapter), *((id(k.block), k.stop) for k in chunk.cached))
+            for chunk, _ in prefills
         ]
         groups = sorted(set(keys), key=lambda key: key[0])
-        firsts = [computing[keys.index(group)][0] for group in groups]
-        trees = PrefixTrees([s.tokens for s, _ in computing], [groups.index(key) for key in keys])
-        kept: list[Slice] = []
+        firsts = [prefills[keys.index(group)][0] for group in groups]
+        trees = PrefixTrees([c.tokens for c, _ in prefills], [groups.index(key) for key in keys])
+        # The cached keys of all groups, concatenated; the root segments of each group continue
+        # the group's span of them.
+        cached: list[Slice] = []
         segments, position = list(trees.segments), 0
         for first, (begin, end) in zip(firsts, trees.spans):
-            kept += first.kept
-            span = (position, position + length(first.kept))
+            cached += first.cached
+            span = (position, position + prefix_length(first.cached))
             position = span[1]
-            if first.kept:
-                for index, each in enumerate(segments):
-                    if each.parent is None and begin <= each.start < end:
-                        segments[index] = replace(each, cached=span)
-        keep: list[tuple[torch.Tensor, Sink]] = []
-        for (start, slots), own in zip(computing, trees.token_indices):
-            before, job = length(start.kept), start.job
-            if start.node is not None:
-                fresh = own[len(own) - len(start.node.tokens) :]
-                keep.append((self._tensor(fresh), start.node))
+            if first.cached:
+                for index, segment in enumerate(segments):
+                    if segment.parent is None and begin <= segment.start < end:
+                        segments[index] = replace(segment, cached=span)
+        # Which keys each sink takes; `cells` are positions in the pass.
+        sinks: list[tuple[torch.Tensor, Sink]] = []
+        for (chunk, slots), cells in zip(prefills, trees.token_indices):
+            num_cached, job = prefix_length(chunk.cached), chunk.job
+            if chunk.node is not None:
+                new_cells = cells[len(cells) - len(chunk.node.tokens) :]
+                sinks.append((self._to_device(new_cells), chunk.node))
             if slots and not job.shared:
-                keep.append((self._tensor(own), SlotSink(self.cache, slots, before)))
-                self.cache.write(slots, start.kept)
+                sinks.append((self._to_device(cells), SlotSink(self.cache, slots, num_cached)))
+                self.cache.write_prefix(slots, chunk.cached)
         hidden = self.base.hidden(
-            self._tensor(trees.tokens),
-            self._tensor(token_positions(segments)),
-            PackedPlan(segments, kept, keep),
+            self._to_device(trees.tokens),
+            self._to_device(token_positions(segments)),
+            PackedPlan(segments, cached, sinks),
             _adapter_spans([first.job.adapter for first in firsts], trees.spans),
         )
         self.prompt_tokens_computed += len(trees.tokens)
-        for (start, _), own in zip(computing, trees.token_indices):
-            job = start.job
-            self.prompt_tokens_reused += 0 if job.chunked else length(start.kept)
-            if job.scores is not None:
-                job.scores.add(self.base, job, hidden[self._tensor(own)], length(start.kept))
-            if start.stop == len(job.prompt):
-                job.last = hidden[int(own[-1])].clone()
-                if job.scores is not None:
-                    job.scores.finish(job)
+        for (chunk, _), cells in zip(prefills, trees.token_indices):
+            job, num_cached = chunk.job, prefix_length(chunk.cached)
+            # What a later chunk finds in nodes was computed by the chunks before it.
+            self.prompt_tokens_reused += 0 if job.chunked else num_cached
+            if job.prompt_scores is not None:
+                chunk_hidden = hidden[self._to_device(cells)]
+                job.prompt_scores.add(self.base, job, chunk_hidden, num_cached)
+            if chunk.stop == len(job.prompt):
+                # A clone, because a view would keep the hidden states of the whole pass alive.
+                job.last_hidden = hidden[int(cells[-1])].clone()
+                if job.prompt_scores is not None:
+                    job.prompt_scores.finish(job)
             else:
                 job.chunked = True
 
     def _decode(self) -> None:
-        for batch in self._batches(self.rows):
-            rows = [self.rows[i] for i in batch]
-            plan = self._plan(rows, batch)
-            padding = FIXED_ROWS - len(rows) if plan.apart else 0
-            tokens = np.array([row.pending for row in rows] + [0] * padding)
-            positions = np.array([row.base + row.filled for row in rows] + [0] * padding)
-            adapters = self._adapters(rows, len(tokens))
-            hidden = self.base.hidden(self._tensor(tokens), self._tensor(positions), plan, adapters)
-            for row in rows:
-                row.filled += 1
-            self._append(rows, hidden)
+        """Pass every active sample's pending token through the model and draw the next one."""
+        for batch in self._decode_batches(self.active):
+            samples = [self.active[i] for i in batch]
+            plan = self._decode_plan(samples, batch)
+            padding = DETERMINISTIC_BATCH - len(samples) if plan.batch_invariant else 0
+            tokens = np.array([sample.pending_token for sample in samples] + [0] * padding)
+            positions = np.array([sample.position for sample in samples] + [0] * padding)
+            adapters = self._adapter_plan(samples, len(tokens))
+            hidden = self.base.hidden(
+                self._to_device(tokens), self._to_device(positions), plan, adapters
+            )
+            for sample in samples:
+                sample.num_in_slot += 1
+            self._draw_next_tokens(samples, hidden)
         self._retire()
 
-    def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Indices of rows that are decoded in one pass."""
+    def _decode_batches(self, samples: Sequence[ActiveSample]) -> list[list[int]]:
+        """Group the samples' indices into the passes in which they are decoded."""
         if not self.limits.deterministic:
-            return [list(range(len(rows)))] if rows else []
-        of: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            of.setdefault(id(row.job.adapter), []).append(index)
-        return [
-            own[i : i + FIXED_ROWS] for own in of.values() for i in range(0, len(own), FIXED_ROWS)
-        ]
+            return [list(range(len(samples)))] if samples else []
+        # One adapter per batch: a stack of several is a product of another shape.
+        by_adapter: dict[int, list[int]] = {}
+        for index, sample in enumerate(samples):
+            by_adapter.setdefault(id(sample.job.adapter), []).append(index)
+        size = DETERMINISTIC_BATCH
+        groups = by_adapter.values()
+        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
-    def _plan(self, rows: Sequence[Row], slots: Sequence[int]) -> DecodePlan:
-        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        for index, row in enumerate(rows):
-            if row.job.shared:
-                key = tuple((id(each.block), each.stop) for each in row.job.path)
-                groups.setdefault(key, []).append(index)
-        members = sorted(groups.values(), key=lambda own: -len(rows[own[0]].job.path))
-        stops = np.cumsum([0, *map(len, members)]).tolist()
+    def _decode_plan(self, samples: Sequence[ActiveSample], slots: Sequence[int]) -> DecodePlan:
+        """Group the samples by shared prefix."""
+        by_prefix: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for index, sample in enumerate(samples):
+            if sample.job.shared:
+                key = tuple((id(piece.block), piece.stop) for piece in sample.job.prefix)
+                by_prefix.setdefault(key, []).append(index)
+        # Longest prefixes first: `decode_attention` relies on this order.
+        groups = sorted(by_prefix.values(), key=lambda group: -len(samples[group[0]].job.prefix))
+        stops = np.cumsum([0, *map(len, groups)]).tolist()
         return DecodePlan(
             self.cache,
             slots,
-            [row.filled for row in rows],
-            [row.base for row in rows],
+            [sample.num_in_slot for sample in samples],
+            [sample.num_shared for sample in samples],
             self.base.device,
-            [index for own in members for index in own],
+            [index for group in groups for index in group],
             [
-                Context(start, stop, rows[own[0]].job.path)
-                for (start, stop), own in zip(pairwise(stops), members)
+                SharedPrefix(start, stop, samples[group[0]].job.prefix)
+                for (start, stop), group in zip(pairwise(stops), groups)
             ],
             self.limits.deterministic,
         )
 
-    def _adapters(self, rows: Sequence[Row], count: int) -> AdapterPlan:
-        """Which row goes through which adapter: one for all of them, or a stack."""
-        given = [row.job.adapter for row in rows]
-        distinct = list({id(a): a for a in given if a is not None}.values())
-        if len(distinct) <= 1 and (None not in given or not distinct):
-            return [AdapterSpan(given[0], 0, count)]
-        if not {each.version for each in distinct} <= set(self._stack.versions):
+    def _adapter_plan(self, samples: Sequence[ActiveSample], count: int) -> AdapterPlan:
+        """Which sample uses which adapter: one for all `count` rows of the pass, or a stack."""
+        adapters = [sample.job.adapter for sample in samples]
+        distinct = list({id(a): a for a in adapters if a is not None}.values())
+        if len(distinct) <= 1 and (None not in adapters or not distinct):
+            return [AdapterSpan(adapters[0], 0, count)]
+        # Stacking copies all the weights, so the stack is kept until a new adapter joins.
+        if not {adapter.version for adapter in distinct} <= set(self._stack.versions):
             self._stack = AdapterStack(distinct)
         index = {id(adapter): i for i, adapter in enumerate(self._stack.adapters)}
-        owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in given])
-        return PerTokenAdapters(self._stack, self._tensor(owners))
+        owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in adapters])
+        return PerTokenAdapters(self._stack, self._to_device(owners))
 
-    def _append(self, rows: Sequence[Row], hidden: torch.Tensor) -> None:
-        """Draw the next token of each row from its last hidden state [n, H]."""
-        alone = self.limits.deterministic
-        if alone and len(hidden) < FIXED_ROWS:
-            hidden = torch.cat(
-                [hidden, hidden.new_zeros(FIXED_ROWS - len(hidden), hidden.shape[1])]
-            )
-        plan = self._adapters(rows, len(hidden))
-        one = plan if isinstance(plan, PerTokenAdapters) else plan[0].adapter
-        logits = self.base.head.logits(hidden, one)
-        uniform = self._tensor(np.array([row.rng.random() for row in rows], dtype=np.float32))
-        if not alone:
-            self._take(rows, logits, uniform)
+    def _draw_next_tokens(self, samples: Sequence[ActiveSample], hidden: torch.Tensor) -> None:
+        """Draw the next token of each sample from its last hidden state [n, H]."""
+        deterministic = self.limits.deterministic
+        if deterministic and len(hidden) < DETERMINISTIC_BATCH:
+            padding = DETERMINISTIC_BATCH - len(hidden)
+            hidden = torch.cat([hidden, hidden.new_zeros(padding, hidden.shape[1])])
+        plan = self._adapter_plan(samples, len(hidden))
+        adapter = plan if isinstance(plan, PerTokenAdapters) else plan[0].adapter
+        logits = self.base.head.logits(hidden, adapter)
+        # Each sample has a generator of its own, so its draws do not depend on the others.
+        numbers = np.array([sample.rng.random() for sample in samples], dtype=np.float32)
+        uniform = self._to_device(numbers)
+        if not deterministic:
+            self._draw(samples, logits, uniform)
             return
-        for index, row in enumerate(rows):  # a copy: the same alignment for every row
-            own = slice(index, index + 1)
-            self._take([row], logits[own].clone(), uniform[own])
+        for index, sample in enumerate(samples):
+            # Cloned: each sample's logits then have the same alignment in memory, on which the last
+            # bits of vectorized sums depend.
+            only = slice(index, index + 1)
+            self._draw([sample], logits[only].clone(), uniform[only])
 
-    def _take(self, rows: Sequence[Row], logits: torch.Tensor, uniform: torch.Tensor) -> None:
-        requests = [row.job.request for row in rows]
+    def _draw(
+        self, samples: Sequence[ActiveSample], logits: torch.Tensor, uniform: torch.Tensor
+    ) -> None:
+        requests = [sample.job.request for sample in samples]
         drawn = sample_tokens(logits, requests, uniform)
-        for row, token, logprob in zip(rows, drawn.tokens.tolist(), drawn.logprobs.tolist()):
-            row.out.tokens.append(token)
-            row.out.logprobs.append(logprob)
-            row.pending = token
-            if row.job.on_token is not None:
-                row.job.on_token(row.index, token, logprob)
+        for sample, token, logprob in zip(samples, drawn.tokens.tolist(), drawn.logprobs.tolist()):
+            sample.output.tokens.append(token)
+            sample.output.logprobs.append(logprob)
+            sample.pending_token = token
+            if sample.job.on_token is not None:
+                sample.job.on_token(sample.index, token, logprob)
         for k in {request.sample_top_k for request in requests} - {0}:
             best = drawn.scaled.topk(k, dim=-1)
             logprobs = best.values - drawn.log_sum[:, None]
-            for index, row in enumerate(rows):
-                if row.job.request.sample_top_k == k:
-                    each = slice(index, index + 1)
-                    row.out.top_k.append(top_k(best.indices[each], logprobs[each]))
+            for index, sample in enumerate(samples):
+                if sample.job.request.sample_top_k == k:
+                    only = slice(index, index + 1)
+                    sample.output.top_k.append(to_top_k(best.indices[only], logprobs[only]))
 
     def _retire(self) -> None:
-        """Take finished rows out; the last row moves into the free slot, so slots stay dense."""
-        rows = self.rows
-        for index in range(len(rows) - 1, -1, -1):
-            row = rows[index]
-            job = row.job
-            if self._stopped(row):
-                row.out.stop_reason = "stop"
+        """Take finished and cancelled samples out of the batch, and answer complete requests.
+
+        The last sample moves into a slot that becomes free, so that slots stay dense.
+        """
+        active = self.active
+        # From the end: whatever moves into slot `index` has been looked at already.
+        for index in range(len(active) - 1, -1, -1):
+            sample = active[index]
+            job = sample.job
+            if self._hit_stop(sample):
+                sample.output.stop_reason = "stop"
             elif job.cancelled():
-                job.give_up()
-            elif len(row.out.tokens) < job.max_tokens:
+                job.cancel_remaining()
+            elif len(sample.output.tokens) < job.max_tokens:
                 continue
-            self.admission.remember(row, index)
-            last = rows.pop()
-            if index < len(rows):
-                self.cache.move(len(rows), index, last.filled)
-                rows[index] = last
-            job.open -= 1
-            if job.open == 0 and not job.wanted:
+            # Before the slot is overwritten.
+            self.admission.cache_sample(sample, index)
+            last = active.pop()
+            if index < len(active):
+                self.cache.copy_slot(len(active), index, last.num_in_slot)
+                active[index] = last
+            job.num_running -= 1
+            if job.num_running == 0 and not job.num_waiting:
                 self._answer(job)
-        if not rows:  # training may want the memory
+        if not active:  # training may want the memory
             self.cache.clear()
             self._stack = AdapterStack([])
-        self.admission.trim()
+        self.admission.evict_excess()
 
-    def _answer(self, job: Job) -> None:
-        self.admission.leave(job)
+    def _answer(self, job: SamplingJob) -> None:
+        self.admission.finish(job)
         job.answered = True
         job.on_done(job.result)
 
-    def _stopped(self, row: Row) -> bool:
-        request = row.job.request
-        if row.out.tokens[-1] in row.job.stop_tokens:
+    def _hit_stop(self, sample: ActiveSample) -> bool:
+        request, tokens = sample.job.request, sample.output.tokens
+        if tokens[-1] in sample.job.stop_tokens:
             return True
         if not request.stop_strings:
             return False
-        # a stop string of b bytes spans at most b tokens; earlier ones would have ended the row
+        # A stop string of b bytes spans at most b tokens, and one that ended earlier would have
+        # ended the sample, so this tail is enough.
         window = max(len(text.encode()) for text in request.stop_strings)
-        tail = self.base.decode(row.out.tokens[-window - 1 :])
+        tail = self.base.decode(tokens[-window - 1 :])
         return any(text in tail for text in request.stop_strings)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.base.device)
 
 
 def _adapter_spans(
     adapters: Sequence[Adapter | None], spans: Sequence[tuple[int, int]]
 ) -> list[AdapterSpan]:
-    """Neighbours with the same adapter go through it together."""
+    """Merge neighbouring spans of the pass that use the same adapter."""
     merged: list[AdapterSpan] = []
     for adapter, (start, stop) in zip(adapters, spans, strict=True):
         if merged and merged[-1].adapter is adapter:

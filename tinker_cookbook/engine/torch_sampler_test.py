@@ -1,4 +1,4 @@
-"""Sampling against the training forward, against transformers, and against its own distribution."""
+"""The sampler against the training forward, transformers, and the exact distribution."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.engine.admission import Admission, Start
+from tinker_cookbook.engine.admission import Admission, AdmittedChunk
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.engine_calls import sampled
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterSpan, LoraSpec
 from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
-from tinker_cookbook.engine.sampling_jobs import Job
+from tinker_cookbook.engine.sampling_jobs import SamplingJob
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.token_sampling import SampledBatch, sample_tokens
 from tinker_cookbook.engine.torch_sampler import TorchSampler
@@ -63,7 +63,7 @@ def test_sampler_agrees_with_forward(
     family: str, request: pytest.FixtureRequest, device: str
 ) -> None:
     trainer = make_trainer(request.getfixturevalue(family), LoraSpec(rank=4), device)
-    # few slots and a small cache: requests wait, join, leave, and slots are moved
+    # Few slots and a small cache, so that requests wait, join and leave, and slots are moved.
     config = EngineConfig(device=device, max_rows=5, kv_tokens=500, tokens_per_pass=60)
     sampler = TorchSampler(trainer.base, config)
     requests = [
@@ -124,10 +124,10 @@ def test_seed_fixes_a_request(tiny_qwen3: str, device: str) -> None:
     assert unseeded[0].sequences[0].tokens != unseeded[1].sequences[0].tokens
 
 
-def drawn_on(
+def sample_on(
     device: str, logits: torch.Tensor, requests: list[SampleRequest], uniform: torch.Tensor
 ) -> SampledBatch:
-    """Drawn there, and brought to the CPU."""
+    """Sample on the device and move the result to the CPU."""
     drawn = sample_tokens(logits.to(device), requests, uniform.to(device))
     return SampledBatch(drawn.tokens.cpu(), drawn.scaled.cpu(), drawn.log_sum.cpu())
 
@@ -138,9 +138,9 @@ def test_draw_follows_the_distribution(device: str) -> None:
     count, temperature = 20000, 0.7
     request = SampleRequest(np.array([0]), 1, temperature=temperature)
     uniform = torch.from_numpy(np.random.default_rng(0).random(count, dtype=np.float32))
-    drawn = drawn_on(device, logits.expand(count, -1), [request] * count, uniform)
+    drawn = sample_on(device, logits.expand(count, -1), [request] * count, uniform)
     expected = torch.log_softmax(logits[0].double() / temperature, -1)
-    # of the scaled distribution
+    # logprobs of the temperature-scaled distribution
     assert (drawn.logprobs - expected[drawn.tokens]).abs().max() <= 1e-6
     seen = Counter(drawn.tokens.tolist())
     for token, logp in enumerate(expected.tolist()):
@@ -152,9 +152,9 @@ def test_draw_follows_the_distribution(device: str) -> None:
 def test_draw_inverts_the_cumulative_distribution(vocab: int, device: str) -> None:
     torch.manual_seed(0)
     logits = torch.randn(300, vocab) * 4
-    logits[:100, vocab // 2 :] -= 200  # half of it impossible
+    logits[:100, vocab // 2 :] -= 200  # half of the vocabulary is impossible
     uniform = torch.rand(300)
-    drawn = drawn_on(device, logits, [SampleRequest(np.array([0]), 1)] * 300, uniform)
+    drawn = sample_on(device, logits, [SampleRequest(np.array([0]), 1)] * 300, uniform)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     after = cumulative.gather(1, drawn.tokens[:, None])[:, 0]
     before = after - logits.double().softmax(-1).gather(1, drawn.tokens[:, None])[:, 0]
@@ -168,7 +168,7 @@ def test_draw_top_k_and_top_p(device: str) -> None:
 
     def support(**keys: float) -> set[int]:
         request = SampleRequest(np.array([0]), 1, **keys)  # type: ignore[arg-type]
-        drawn = drawn_on(device, logits, [request] * 2000, uniform)
+        drawn = sample_on(device, logits, [request] * 2000, uniform)
         # not renormalised: still the logprob under the full distribution
         full = logits.gather(1, drawn.tokens[:, None])[:, 0]
         assert (drawn.logprobs - full).abs().max() < 1e-6
@@ -188,7 +188,7 @@ def test_largest_uniform_never_draws_an_impossible_token(device: str) -> None:
     logits[0, :3] = torch.tensor([1.0, 2.0, 3.0])
     request = SampleRequest(np.array([0]), 1)
     for value in (0.0, np.nextafter(np.float32(1), np.float32(0)), 1.0):
-        drawn = drawn_on(device, logits, [request], torch.tensor([value], dtype=torch.float32))
+        drawn = sample_on(device, logits, [request], torch.tensor([value], dtype=torch.float32))
         assert drawn.tokens.item() < 3
 
 
@@ -211,27 +211,34 @@ def test_segments_with_a_parent_see_it(tiny_llama: str, device: str) -> None:
     def hidden(
         tokens: torch.Tensor, positions: torch.Tensor, segments: list[Segment]
     ) -> torch.Tensor:
-        rows = [AdapterSpan(trainer.adapter, 0, len(tokens))]
+        spans = [AdapterSpan(trainer.adapter, 0, len(tokens))]
         placed = tokens.to(device), positions.to(device)
-        return trainer.base.hidden(*placed, PackedPlan(segments), rows).detach()
+        return trainer.base.hidden(*placed, PackedPlan(segments), spans).detach()
 
     out = hidden(tokens, positions, tree)
-    for path, rows in (((root, left), out[9:13]), ((root, right, leaf), out[19:22])):
+    for path, states in (((root, left), out[9:13]), ((root, right, leaf), out[19:22])):
         whole = torch.cat(path)
         plain = hidden(whole, torch.arange(len(whole)), [Segment(0, len(whole))])
-        assert (plain[-len(path[-1]) :] - rows).abs().max() <= TOLERANCE
+        assert (plain[-len(path[-1]) :] - states).abs().max() <= TOLERANCE
 
 
-def test_what_else_a_request_may_ask(tiny_qwen3: str, device: str) -> None:
+def test_top_k_and_prompt_targets(tiny_qwen3: str, device: str) -> None:
     """Top-k of prompt and samples and the logprobs of chosen tokens, against transformers."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
     base = BaseModel(tiny_qwen3, EngineConfig(device=device, head_chunk=7))
     prompt = prompts(3)[2]
-    wanted = np.random.default_rng(0).integers(0, 307, (len(prompt) - 1, 4))
+    targets = np.random.default_rng(0).integers(0, 307, (len(prompt) - 1, 4))
     request = SampleRequest(
-        prompt, 6, 2, temperature=0.5, seed=0, prompt_top_k=5, sample_top_k=3, prompt_targets=wanted
+        prompt,
+        6,
+        2,
+        temperature=0.5,
+        seed=0,
+        prompt_top_k=5,
+        sample_top_k=3,
+        prompt_targets=targets,
     )
     crowd = [SampleRequest(p, 8, seed=i, sample_top_k=i) for i, p in enumerate(prompts(4, 1))]
     result = run(TorchSampler(base, EngineConfig()), [*crowd, request])[-1]
@@ -240,7 +247,7 @@ def test_what_else_a_request_may_ask(tiny_qwen3: str, device: str) -> None:
     assert result.prompt_top_k is not None and result.prompt_target_logprobs is not None
     assert np.array_equal(result.prompt_top_k.tokens, best.indices)
     assert np.abs(result.prompt_top_k.logprobs - best.values.numpy()).max() <= TOLERANCE
-    scores = logprobs.gather(1, torch.from_numpy(wanted)).numpy()
+    scores = logprobs.gather(1, torch.from_numpy(targets)).numpy()
     assert np.abs(result.prompt_target_logprobs - scores).max() <= TOLERANCE
     for sequence in result.sequences:
         text = torch.from_numpy(np.concatenate([prompt, sequence.tokens]))
@@ -252,10 +259,10 @@ def test_what_else_a_request_may_ask(tiny_qwen3: str, device: str) -> None:
             assert np.abs(top.logprobs[0] - best.values.numpy()).max() <= TOLERANCE
 
 
-def test_prompts_that_share_a_beginning(
+def test_prompts_with_a_common_prefix(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """Computed once in a pass, and as if each were alone; an adapter's states are its own."""
+    """A shared prefix is computed once per adapter, with the results of separate requests."""
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4), device)
     rng = np.random.default_rng(0)
     system, other = rng.integers(3, 307, 60), rng.integers(3, 307, 20)
@@ -277,8 +284,8 @@ def test_prompts_that_share_a_beginning(
         owner = trainer.adapter if i % 2 else None
         sampler.take(requests[i // 2], owner, lambda out, i=i: together.__setitem__(i, out))  # type: ignore
     sampler.step()
-    # 60 + 5 + 9 + 1 + 20 + 20 for each of the two, and 5 + 9 that are too short to be shared; then
-    # one decoding step of 28 rows
+    # 60 + 5 + 9 + 1 + 20 + 20 for each of the two owners, and 5 + 9 that are too short to be
+    # shared; then one decoding step of 28 samples
     assert computed == 2 * (115 + 14) + 28
     while sampler.busy:
         sampler.step()
@@ -291,8 +298,11 @@ def test_prompts_that_share_a_beginning(
 
 
 def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str, device: str) -> None:
-    """Ranks, targets and none at all side by side; each request as if it were alone, up to what
-    products of other numbers of rows round differently (1.05e-5 with two threads on AVX2)."""
+    """Adapters of different ranks and layers, and none: each request as if it were alone.
+
+    Up to rounding, which depends on the number of rows of a product (1.05e-5 with two threads on
+    AVX2).
+    """
     base = BaseModel(tiny_llama, EngineConfig(device=device))
     specs = [
         LoraSpec(rank=4),
@@ -327,12 +337,12 @@ def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str, device: str) -> N
             assert one.tokens == other.tokens
             assert np.abs(np.array(one.logprobs) - other.logprobs).max() <= 2 * TOLERANCE
         assert result.prompt_logprobs is not None and alone.prompt_logprobs is not None
-        gap = np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:]
-        assert gap.size == 0 or gap.max() <= 2 * TOLERANCE
+        diff = np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:]
+        assert diff.size == 0 or diff.max() <= 2 * TOLERANCE
         (bare,) = run(TorchSampler(base, EngineConfig()), [request], None)
         if bare.sequences[0].tokens != alone.sequences[0].tokens:
             different.add(id(owner))
-    assert len(different) == 4  # the adapters do change what is said
+    assert len(different) == 4  # all four adapters change the samples
 
 
 def test_stop_strings(tiny_qwen3: str) -> None:
@@ -341,7 +351,7 @@ def test_stop_strings(tiny_qwen3: str) -> None:
     sampler = TorchSampler(base, EngineConfig())
     request = SampleRequest(prompts(1)[0], 200, seed=3)
     text = base.decode(run(sampler, [request])[0].sequences[0].tokens)
-    stop = text[40:42]  # spans a token border
+    stop = text[40:42]  # spans two tokens
     import dataclasses
 
     stopped = run(sampler, [dataclasses.replace(request, stop_strings=(stop, "~~~~"))])[
@@ -352,7 +362,7 @@ def test_stop_strings(tiny_qwen3: str) -> None:
 
 
 def test_the_cache_stays_within_its_budget(tiny_qwen3: str, device: str) -> None:
-    """Many short rows, then a long one joins while some still run: fewer slots, each longer."""
+    """A long sample joins many short ones: the slots become fewer and longer."""
     base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     short, longer = prompts(1)[0][:4], prompts(1)[0]
     requests = [SampleRequest(short, 3 + i % 50, seed=i) for i in range(40)]
@@ -364,7 +374,7 @@ def test_the_cache_stays_within_its_budget(tiny_qwen3: str, device: str) -> None
         assert one.sequences[0].tokens == other.sequences[0].tokens
 
 
-def test_an_error_in_a_step_answers_everybody_in_it(
+def test_an_error_in_a_step_answers_every_request_in_it(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
@@ -381,7 +391,7 @@ def test_an_error_in_a_step_answers_everybody_in_it(
     sampler = TorchSampler(base, EngineConfig(max_rows=4))
     outcomes: list[list[object]] = [[] for _ in range(6)]
     for index, outcome in enumerate(outcomes):
-        samples = 9 if index == 0 else 1  # the first needs several rounds of slots
+        samples = 9 if index == 0 else 1  # the first takes several rounds of slots
         sampler.take(SampleRequest(np.array([5, 6]), 10, samples, seed=index), None, outcome.append)
     for _ in range(500):
         if sampler.busy:
@@ -420,7 +430,7 @@ def test_bad_requests_fail_alone(tiny_qwen3: str) -> None:
 
 
 def test_a_cancelled_request_leaves_the_batch(tiny_qwen3: str) -> None:
-    """Running, waiting, or in part: it stops, and the others get what they would have got."""
+    """Running, partly running or waiting: it stops, and the others are not affected."""
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     prompts = [np.arange(5 + i, 40 + i) for i in range(4)]
     requests = [
@@ -429,18 +439,18 @@ def test_a_cancelled_request_leaves_the_batch(tiny_qwen3: str) -> None:
     (alone,) = run(TorchSampler(base, EngineConfig()), [requests[3]], None)
     sampler = TorchSampler(base, EngineConfig(device="cpu", max_rows=5))
     done: list[int] = []
-    gone: set[int] = set()
+    cancelled: set[int] = set()
     results = {}
     for i, request in enumerate(requests):
         sampler.take(
             request,
             None,
             lambda out, i=i: (done.append(i), results.update({i: out})),  # type: ignore[misc]
-            lambda i=i: i in gone,  # type: ignore[misc]
+            lambda i=i: i in cancelled,  # type: ignore[misc]
         )
     for _ in range(5):
         sampler.step()
-    gone |= {0, 1, 2}  # running; partly running; waiting
+    cancelled |= {0, 1, 2}  # running; partly running; waiting
     steps = 5
     while sampler.busy:
         sampler.step()
@@ -466,7 +476,7 @@ def test_new_weights_of_an_adapter_are_not_mixed_with_old_keys(tiny_llama: str) 
         assert ours.logprobs != old.logprobs
 
 
-def test_memory_that_runs_out_while_slots_grow_is_told(
+def test_out_of_memory_while_slots_grow_is_reported(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(EngineConfig(device="cpu"))
@@ -486,18 +496,18 @@ def test_memory_that_runs_out_while_slots_grow_is_told(
     engine.close()
 
 
-def test_cells_of_prompt_targets_that_ask_for_nothing(tiny_qwen3: str) -> None:
+def test_prompt_targets_of_minus_one_are_skipped(tiny_qwen3: str) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     prompt = np.arange(5, 12)
     full = np.stack([prompt[1:], prompt[:-1]], axis=1)
-    some = full.copy()
-    some[2, 0] = some[5, 1] = -1
+    partial = full.copy()
+    partial[2, 0] = partial[5, 1] = -1
     sampler = TorchSampler(base, EngineConfig())
-    asked = [SampleRequest(prompt, 0, prompt_targets=targets) for targets in (full, some)]
-    whole, sparse = (each.prompt_target_logprobs for each in run(sampler, asked))
+    requests = [SampleRequest(prompt, 0, prompt_targets=targets) for targets in (full, partial)]
+    whole, sparse = (each.prompt_target_logprobs for each in run(sampler, requests))
     assert whole is not None and sparse is not None
-    assert (sparse[some == -1] == 0).all()
-    assert np.abs(sparse - whole)[some != -1].max() <= TOLERANCE
+    assert (sparse[partial == -1] == 0).all()
+    assert np.abs(sparse - whole)[partial != -1].max() <= TOLERANCE
     with pytest.raises(DataValidationError, match="holds token id -2"):
         sampler.take(SampleRequest(prompt, 0, prompt_targets=full * 0 - 2), None, print)
 
@@ -505,15 +515,17 @@ def test_cells_of_prompt_targets_that_ask_for_nothing(tiny_qwen3: str) -> None:
 def test_an_error_before_anything_runs_answers_the_request(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be tried again for ever otherwise, and nobody else would get a turn."""
-    start = Admission._start
+    """Otherwise it would be retried forever and block all others."""
+    admit_job = Admission._admit_job
 
-    def stumble(self: Admission, job: Job, *args: int, **kwargs: bool) -> Start | None:
+    def stumble(
+        self: Admission, job: SamplingJob, *args: int, **kwargs: bool
+    ) -> AdmittedChunk | None:
         if job.request.seed == 13:
             raise RuntimeError("stumbled")
-        return start(self, job, *args, **kwargs)
+        return admit_job(self, job, *args, **kwargs)
 
-    monkeypatch.setattr(Admission, "_start", stumble)
+    monkeypatch.setattr(Admission, "_admit_job", stumble)
     engine = Engine(EngineConfig(device="cpu"))
     try:
         prompt = np.arange(5, 40)
@@ -529,7 +541,7 @@ def test_an_error_before_anything_runs_answers_the_request(
 
 @pytest.mark.parametrize("key", ["num_samples", "max_tokens", "top_k", "prompt_top_k", "seed"])
 @pytest.mark.parametrize("value", [float("nan"), 1.5, 2.0, "2", True])
-def test_numbers_of_things_are_whole(tiny_qwen3: str, key: str, value: object) -> None:
+def test_counts_must_be_whole_numbers(tiny_qwen3: str, key: str, value: object) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     values = {"max_tokens": 3, key: value}
     with pytest.raises(DataValidationError, match=f"{key}={value!r}: expected a whole number"):

@@ -1,6 +1,7 @@
-"""Carries out requests, one at a time, on the thread that calls: base models, runs and samplers.
+"""The worker executes requests one at a time; it owns the base models, runs and samplers.
 
-What it does depends on the requests and their order alone.
+It runs on the calling thread and starts none. Results depend only on the requests and their order,
+so a recorded sequence of requests can be replayed.
 """
 
 from __future__ import annotations
@@ -48,14 +49,18 @@ from tinker_cookbook.utils.error_text import first_line
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
-COMPUTE: dict[type[Train], Callable[[Sequence[Work]], list[TrainResult]]] = {
+PASSES: dict[type[Train], Callable[[Sequence[Work]], list[TrainResult]]] = {
     Forward: passes.forward,
     ForwardBackward: passes.forward_backward,
 }
 
 
 class Worker:
-    """Base models by path, each loaded once; runs by id; a sampler for each base model."""
+    """Base models by path, each loaded once; runs by id; one sampler per base model.
+
+    `handlers` holds the requests that are answered at once. `Train` requests are not among them,
+    as several of them share a pass, nor is `Sample`, which is answered later.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -67,33 +72,32 @@ class Worker:
         self.handlers = {
             CreateRun: self._create,
             DropRun: self._drop,
-            ForwardBackwardCustom: lambda request: self._run(request).forward_backward_custom(
+            ForwardBackwardCustom: lambda request: self._trainer(request).forward_backward_custom(
                 request.sequences, request.function
             ),
-            OptimStep: lambda request: self._run(request).optim_step(request.adam),
+            OptimStep: lambda request: self._trainer(request).optim_step(request.adam),
             Save: self._save,
-            Load: lambda request: self._fill(
-                self._run(request), request.weights, request.optimizer
+            Load: lambda request: self._load(
+                self._trainer(request), request.weights, request.optimizer
             ),
-            Snapshot: lambda request: self.sampled.keep(
-                request.weights, self._run(request).adapter
+            Snapshot: lambda request: self.sampled.add_snapshot(
+                request.weights, self._trainer(request).adapter
             ),
             LoadWeights: lambda request: self._sampler(request.weights.model).load(request.weights),
             DropWeights: lambda request: self.sampled.drop(request.id),
         }
 
     def perform(self, request: Request[R]) -> R:
-        """Any request but `Sample`, which is answered later (`sample`), and those of training, of
-        which several share passes (`work`, `compute`)."""
+        """Execute a request that `handlers` lists."""
         return self.handlers[type(request)](request)
 
     def compute(self, kind: type[Train], works: Sequence[Work]) -> list[TrainResult]:
-        """Works of different runs, all of one kind and on one base model, in shared passes."""
-        return COMPUTE[kind](works)
+        """Compute requests of different runs, all of one kind and base model, in shared passes."""
+        return PASSES[kind](works)
 
-    def work(self, request: Train) -> Work:
-        """What a request's passes compute, checked."""
-        return self._run(request).prepare_work(
+    def prepare(self, request: Train) -> Work:
+        """Check a training request; raises if it can never be computed."""
+        return self._trainer(request).prepare_work(
             request.sequences, request.loss_fn, request.loss_config
         )
 
@@ -104,39 +108,43 @@ class Worker:
         cancelled: Cancelled,
         on_token: OnToken | None = None,
     ) -> None:
-        """Have a sampler take the request; see `samplers.Sampler.add`."""
+        """Queue the request with its model's sampler; see `samplers.Sampler.add`."""
         self._sampler(request.weights.model).add(request, on_done, cancelled, on_token)
 
     def base_model(self, path: str) -> BaseModel:
-        """The base model, loaded on first use."""
+        """Return the base model with this name or path, loading it on first use."""
         if path not in self._bases:
             base = self._bases[path] = BaseModel(path, self.config)
             if base.device.type == "cpu":
+                # The number of threads decides the last bits of sums, so it is settled once, by the
+                # first model.
                 self.thread_count.settle(base.num_parameters)
         return self._bases[path]
 
     @property
     def tokens_per_pass(self) -> int | None:
-        """The least of the models that are loaded; None before there is one. On any thread."""
-        bases = list(self._bases.values())  # at once, for the engine's thread may add one
+        """The smallest budget of the loaded models; None without any. Called on any thread."""
+        bases = list(self._bases.values())  # a copy, as the engine thread may be adding one
         return min((base.tokens_per_pass for base in bases), default=None)
 
-    def make_room(self) -> None:
-        """Park the runs that are idle for longest where adapters hold more than they may."""
+    def offload_idle_runs(self) -> None:
+        """Offload the least recently used runs if adapters exceed their share of the memory."""
         for base in self._bases.values():
             try:
                 base.offloader.make_room()
-            except Exception as error:  # a full disk, say: they stay where they are
-                logger.warning("idle adapters cannot be offloaded: %s", error)
+            except Exception as error:  # e.g. a full disk: they stay in memory, and all goes on
+                logger.warning("idle adapters could not be offloaded: %s", error)
 
-    def explain(self, error: BaseException) -> BaseException:
-        """An out-of-memory error names the keys to lower; anything else stays as it is."""
+    def explain_out_of_memory(self, error: BaseException) -> BaseException:
+        """Make an out-of-memory error name the keys to lower; return any other error as it is."""
         text = str(error)
-        starved = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        # The CPU allocator of torch raises a plain RuntimeError.
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
             isinstance(error, RuntimeError) and "allocate memory" in text
         )
-        if not starved or isinstance(error, OutOfMemoryError):
+        if not out_of_memory or isinstance(error, OutOfMemoryError):
             return error
+        # Whatever comes next should not fail for the same reason.
         for sampler in self.samplers.values():
             sampler.release()
         if torch.cuda.is_available():
@@ -146,20 +154,20 @@ class Worker:
         limits = [base.limits for base in bases]
         if not limits:
             return OutOfMemoryError(
-                f"out of memory while the model was loaded on {self.config.device}: take a smaller"
-                f" one or engine.dtype=bfloat16; {detail}"
+                f"out of memory while loading the model on {self.config.device}: use a smaller"
+                f" model or engine.dtype=bfloat16; {detail}"
             )
-        tokens = min(each.tokens_per_pass for each in limits)
-        keys = min(each.kv_tokens for each in limits)
+        tokens = min(limit.tokens_per_pass for limit in limits)
+        kv_tokens = min(limit.kv_tokens for limit in limits)
         return OutOfMemoryError(
             f"out of memory on {bases[0].device}: set engine.tokens_per_pass={tokens // 2} (now"
-            f" {tokens}) or train on shorter rows, engine.kv_tokens={keys // 2} (now"
-            f" {keys}) for sampling; {detail}"
+            f" {tokens}) or train on shorter sequences; for sampling, set engine.kv_tokens="
+            f"{kv_tokens // 2} (now {kv_tokens}); {detail}"
         )
 
-    # -- one for each kind of request that takes more than a line
+    # -- handlers that take more than a line
 
-    def _run(self, request: RunRequest[R]) -> AdapterTrainer:
+    def _trainer(self, request: RunRequest[R]) -> AdapterTrainer:
         if request.run not in self.runs:
             raise TrainingError(f"run {request.run} does not exist")
         return self.runs[request.run]
@@ -172,7 +180,7 @@ class Worker:
 
     def _create(self, request: CreateRun) -> RunFacts:
         if request.run in self.runs:
-            raise TrainingError(f"run {request.run} exists; give another id")
+            raise TrainingError(f"run {request.run} exists already; use another id")
         base = self.base_model(request.model)
         spec = request.spec
         if request.weights is not None:
@@ -181,19 +189,20 @@ class Worker:
             raise TrainingError(f"run {request.run}: neither a spec nor weights were given")
         trainer = AdapterTrainer(base, spec)
         if request.weights is not None:
-            self._fill(trainer, request.weights, request.optimizer)
+            self._load(trainer, request.weights, request.optimizer)
         self.runs[request.run] = trainer
         threads = self.thread_count.threads
         return RunFacts(base.facts, spec, None if threads is None else threads.line())
 
-    def _fill(self, trainer: AdapterTrainer, weights: CheckpointWeights, optimizer: bool) -> None:
-        """optimizer: everything is as when it was saved, the last bits of what follows included."""
+    def _load(self, trainer: AdapterTrainer, weights: CheckpointWeights, optimizer: bool) -> None:
+        """Load a checkpoint's weights; optimizer: its training state as well, to resume exactly."""
         files = adapter_files.open_files(weights)
         files.read(trainer.adapter, trainer.base)
         if not optimizer:
             trainer.reset()
             return
         files.read_optimizer(trainer)
+        # Sums split among another number of threads differ in the last bits.
         if files.num_threads is not None and trainer.base.device.type == "cpu":
             self.thread_count.keep(files.num_threads)
 
@@ -201,7 +210,7 @@ class Worker:
         self.runs.pop(request.run, None)
 
     def _save(self, request: Save) -> None:
-        trainer, directory = self._run(request), Path(request.directory)
+        trainer, directory = self._trainer(request), Path(request.directory)
         if request.optimizer:
             checkpoints.write_state(trainer, request.base_model, directory)
         else:
