@@ -90,7 +90,7 @@ class Journal:
     still has. A finished one is continued if max_steps or num_epochs changed and total_steps is
     larger than what it did; otherwise this run gets a new directory with a number behind it. A
     run of another config is refused with the keys that differ (ConfigurationError), those aside
-    that may change (`keys_that_may_change`). What local data holds is part of the config:
+    that may change (`changeable_keys`). What local data holds is part of the config:
     see `identity` in utils/plain_data.py. So are the modules of the user's own code, but not what
     is in their files: an unfinished run whose code was edited is refused with the names of the
     files, and goes on with behavior_if_log_dir_exists=resume; before its first checkpoint, and

@@ -25,7 +25,7 @@ from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
 from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.journal import Journal
-from tinker_cookbook.training.run_identity import keys_that_may_change, without
+from tinker_cookbook.training.run_identity import changeable_keys, without
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.ml_log import read_metrics
 
@@ -828,7 +828,7 @@ async def test_a_run_of_an_earlier_version_goes_on(
     del content["config_class"], content["user_code"]
     content["data"]["class"] = "Game"
     file.write_text(json.dumps(content))
-    text = json.dumps(without(content, keys_that_may_change(config)), sort_keys=True)
+    text = json.dumps(without(content, changeable_keys(config)), sort_keys=True)
     older = runs / f"{journal.log_path.name[:-8]}{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     journal.log_path.rename(older)
     capsys.readouterr()

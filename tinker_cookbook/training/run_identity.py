@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tinker_cookbook.checkpoint_utils import CheckpointRecord
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.training.config import LoopConfig
-from tinker_cookbook.training.fields import may_change
+from tinker_cookbook.training.fields import iter_changeable_fields
 from tinker_cookbook.training.run_directory import holds_run
 from tinker_cookbook.utils import code_identity, jsonl, ml_log
 from tinker_cookbook.utils.misc_utils import runs_path
@@ -31,10 +31,12 @@ _SHOWN = 4  # differences that an error or a remark names
 _ABSENT = object()
 
 
-def keys_that_may_change(config: object) -> frozenset[str]:
-    """Dotted names: what the config's own fields say (`fields.may_change`), and for any config
-    those of `LoopConfig`, whose names mean the same in a loop that does not inherit it."""
-    return frozenset((*LENGTH_KEYS, *may_change(LoopConfig), *may_change(config)))
+def changeable_keys(config: object) -> frozenset[str]:
+    """The dotted names of the keys that a resumed run may change: the config's own fields marked
+    MAY_CHANGE, and LoopConfig's, which mean the same in a loop that does not inherit it."""
+    return frozenset(
+        (*LENGTH_KEYS, *iter_changeable_fields(LoopConfig), *iter_changeable_fields(config))
+    )
 
 
 class RunIdentity:
@@ -47,7 +49,7 @@ class RunIdentity:
             about[USER_CODE] = code
         self.recipe = recipe
         self.content: Content = {RECIPE: recipe, **fields, **about}  # of config.json
-        self.free = keys_that_may_change(config)
+        self.free = changeable_keys(config)
         self._config = config
 
     def get(self, key: str, default: T) -> T:
