@@ -150,7 +150,7 @@ async def main(config: CLI) -> None:
         total_steps=total,
         headlines=HEADLINES,
         unit="problem",
-        rows_kept=lambda directory: _rows_kept(directory, total),
+        count_done_rows=lambda directory: _rows_kept(directory, total),
     ) as journal:
         outcomes = _kept_outcomes(journal.log_path, config.num_samples)
         parts = await _parts(config, sets, problems, journal)
