@@ -142,14 +142,14 @@ class Loop:
         )
 
     def run(self, *words: str, kill: str = "", full: str = "", code: int = 0) -> str:
-        """What it printed on stdout; on stderr if it was to fail with `code`."""
+        """Its stdout, or its stderr if it is expected to fail with `code`."""
         child = self.start(*words, kill=kill, full=full)
         out, err = child.communicate(timeout=60)
         assert child.returncode == code, err
         return err if code == 2 else out
 
     def numbers(self) -> list[dict]:
-        """The metrics that must not depend on the clock."""
+        """The metrics outside `time/`."""
         rows = read_metrics(self.log)
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
@@ -261,7 +261,7 @@ def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop) -> None:
 
 
 def stopped(loop: Loop, number: signal.Signals, *words: str, rows: int) -> tuple[int, list[str]]:
-    """Exit code and stderr of a loop that gets the signal after so many rows."""
+    """Exit code and stderr of a loop that gets the signal after `rows` rows."""
     child = loop.start(*words)
     while len(read_metrics(loop.log)) < rows:
         time.sleep(0.01)
@@ -450,7 +450,7 @@ class Distilled(Config):
 
 
 async def test_keys_that_may_change(tmp_path: Path) -> None:
-    """Those that the config names, in it and in objects in it, and those that all loops have."""
+    """The config's own, those of nested objects, and those of all loops."""
     log = str(tmp_path / "x")
     await do(Distilled(log_path=log), 1)
     changes = {"shown": 2, "limits": Limits(timeout=4.0), "eval_every": 3, "max_steps": 2}
@@ -711,7 +711,7 @@ class GameConfig(Config):
 def games(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Imports modules of a user, anew after each change, as another process would."""
+    """Imports user modules afresh after each change, as another process would."""
     folder = tmp_path / "code"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -813,7 +813,7 @@ async def test_other_evaluators_go_on_and_say_so(
     assert (await begin(config, 2)).start_step == 1
     assert "evaluators changed: evals.py" in capsys.readouterr().out
     assert (await begin(chz.replace(config, evaluator_builders=[]), 3)).start_step == 2
-    assert "evaluators changed: evaluator_builders is " in capsys.readouterr().out
+    assert "evaluators changed: evaluator_builders was " in capsys.readouterr().out
     await begin(chz.replace(config, evaluator_builders=[]), 4)
     assert "evaluators changed" not in capsys.readouterr().out
 
@@ -821,7 +821,7 @@ async def test_other_evaluators_go_on_and_say_so(
 async def test_a_run_of_an_earlier_version_goes_on(
     runs: Path, games: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its config.json has classes without modules, and its directory's name comes from that."""
+    """Its config.json has classes without modules, from which its directory is named."""
     code = games(my_game=GAME, rules="N = 1")
     config = GameConfig(data=code["my_game"].Game())
     journal = await begin(config, 2)
@@ -908,7 +908,7 @@ class StoreClient(Client):
 
 
 async def work(config: Any, rest: Any, client: Any, steps: int, total: int) -> Journal:
-    """`steps` steps of a run of `total`, then it is left as a crash would leave it."""
+    """`steps` of `total` steps, then left as after a crash."""
     with Journal(config, recipe="r", total_steps=total, rest_client=rest) as journal:
         for i in range(journal.start_step, steps):
             with journal.step(i):
