@@ -148,7 +148,7 @@ def test_adapters_that_do_not_fit(
         config.write_text(json.dumps(content))
         return str(error.value)
 
-    assert f"was made for '{tiny_llama}', not for '{tiny_qwen3}'" in refused(base=tiny_qwen3)
+    assert f"is an adapter for '{tiny_llama}', not for '{tiny_qwen3}'" in refused(base=tiny_qwen3)
     assert 'peft_type="LOHA"' in refused(peft_type="LOHA")
     assert 'a_feature_of_tomorrow={"x": 1}' in refused(a_feature_of_tomorrow={"x": 1})
     assert "its rank is not r=3 everywhere" in refused(r=3)

@@ -235,7 +235,7 @@ def test_requests_of_wrong_types(service: LocalServiceClient, tiny_qwen3: str) -
         "num_samples=None: expected a whole number": sampler.sample(prompt, None, params),
         "sampling_params is of type dict": sampler.sample(prompt, 1, {"max_tokens": 3}),
         "prompt is of type list; expected tinker.ModelInput": sampler.sample([5], 1, params),
-        "target_prompt_logprobs is list": sampler.sample(
+        "target_prompt_logprobs is of type list": sampler.sample(
             prompt, 1, params, target_prompt_logprobs=[[5]]
         ),
         "target_prompt_logprobs has dtype float32": sampler.sample(

@@ -222,7 +222,7 @@ def test_unknown_run_names_the_nearest(run: Store) -> None:
 
 
 def test_unknown_checkpoint_lists_those_there_are(run: Store) -> None:
-    with pytest.raises(CheckpointError, match=f"{RUN} has no weights/c; it has none"):
+    with pytest.raises(CheckpointError, match=f"{RUN} has no weights/c; it has no checkpoints"):
         run.resolve(f"tinker://{RUN}/weights/c")
     run.write_checkpoint(RUN, "weights", "a", writes(b"x"))
     run.write_checkpoint(RUN, "sampler_weights", "b", writes(b"x"))
@@ -248,7 +248,7 @@ def test_taken_name_is_refused_before_the_work(run: Store) -> None:
     def never(directory: Path) -> None:
         raise AssertionError("called for a name that is taken")
 
-    with pytest.raises(CheckpointError, match="exists; pass overwrite=True"):
+    with pytest.raises(CheckpointError, match="exists; set overwrite=True"):
         run.write_checkpoint(RUN, "weights", "a", never)
     assert content(run.open_checkpoint(path)) == b"one"
 
@@ -258,7 +258,7 @@ def test_name_taken_while_writing(run: Store) -> None:
         run.write_checkpoint(RUN, "weights", "a", writes(b"first"))
         writes(b"second")(directory)
 
-    with pytest.raises(CheckpointError, match="exists; pass overwrite=True"):
+    with pytest.raises(CheckpointError, match="exists; set overwrite=True"):
         run.write_checkpoint(RUN, "weights", "a", slow)
     assert content(run.open_checkpoint(f"tinker://{RUN}/weights/a")) == b"first"
     assert len(data_entries(run)) == 2  # one directory and its lock: nothing of the loser is left
@@ -386,7 +386,7 @@ def test_run_is_written_by_one_store_only(run: Store) -> None:
     other = Store(run.root)
     with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on "):
         other.create_run(RUN, "nano", 8)
-    with pytest.raises(CheckpointError, match="not open for writing here; create_run"):
+    with pytest.raises(CheckpointError, match="not open for writing; call create_run"):
         other.write_checkpoint(RUN, "weights", "a", writes(b"x"))
 
 
@@ -428,7 +428,7 @@ def test_forked_child_does_not_keep_the_lock(run: Store) -> None:
     ready, go = os.pipe(), os.pipe()
 
     def work() -> None:
-        with pytest.raises(CheckpointError, match="not open for writing here"):
+        with pytest.raises(CheckpointError, match="not open for writing"):
             run.write_checkpoint(RUN, "weights", "child", writes(b"x"))
         os.write(ready[1], b"x")
         os.read(go[0], 1)
@@ -658,7 +658,7 @@ def test_callback_may_not_write_links_or_the_manifest(run: Store) -> None:
         lambda d: (d / "manifest.json").write_text("{}"),
         lambda d: os.mkfifo(d / "pipe"),
     ):
-        with pytest.raises(CheckpointError, match="a checkpoint cannot hold"):
+        with pytest.raises(CheckpointError, match="a checkpoint cannot contain"):
             run.write_checkpoint(RUN, "weights", "a", write)
     assert data_entries(run) == []
 
