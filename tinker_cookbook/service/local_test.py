@@ -254,7 +254,7 @@ def test_requests_of_wrong_types(service: LocalServiceClient, tiny_qwen3: str) -
         "unknown loss_fn ['ppo']; known": train([integers], ["ppo"]),
         "beta=None must be a finite number": train([integers], "dro", {"beta": None}),
         "datum 1: target_tokens has dtype float32; token ids": train([integers, floats]),
-        "datum 0: target_tokens has dtype float32; token ids are": train([nan]),
+        "datum 0: target_tokens has dtype float32; token ids must": train([nan]),
         "datum 0: target_tokens has dtype float32": client.forward_backward_custom([floats], print),
         "loss_fn='x' is not a function": client.forward_backward_custom([integers], "x"),
     }
@@ -351,7 +351,7 @@ def test_the_last_logprobs_that_are_none(
         sampler.compute_logprobs(prompt, last_n),
         sampler.sample(prompt, 1, params, True, prompt_logprobs_last_n=last_n),
     ):
-        with pytest.raises(DataValidationError, match=f"last_n={last_n}: expected a whole number"):
+        with pytest.raises(DataValidationError, match=f"last_n={last_n}: expected an integer"):
             future.result()
     without = sampler.sample(prompt, 1, params, prompt_logprobs_last_n=2)
     with pytest.raises(DataValidationError, match="no effect without include_prompt_logprobs=True"):
@@ -457,7 +457,7 @@ def test_connect_refuses_what_would_be_ignored() -> None:
         connect("http://127.0.0.1:1", EngineConfig(dtype="float32"))
     with pytest.raises(ConfigurationError, match="store_dir=/x has no effect"):
         connect("http://127.0.0.1:1", store_dir="/x")
-    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:1 cannot be reached"):
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:1 is not reachable"):
         connect("http://127.0.0.1:1")
     with pytest.raises(ConfigurationError, match="is not an http:// or https:// URL"):
         connect("gpu-box:8000")

@@ -244,7 +244,7 @@ class Store:
     def get_run(self, run_id: str) -> RunInfo:
         """A run's metadata.
 
-        CheckpointError if the run does not exist (with similar names) or its run.json is unreadable.
+        CheckpointError if the run does not exist (with similar names) or run.json is unreadable.
         """
         _check_name("run id", run_id)
         run = self._read_run(run_id)

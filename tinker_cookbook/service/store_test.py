@@ -216,18 +216,18 @@ def test_unknown_kind(run: Store) -> None:
 
 def test_unknown_run_names_the_nearest(run: Store) -> None:
     with pytest.raises(CheckpointError, match=f"no run abc:train:1 .*{RUN}"):
-        run.resolve("tinker://abc:train:1/weights/a")
+        run.find("tinker://abc:train:1/weights/a")
     with pytest.raises(CheckpointError, match=f"no run zzz .*{RUN}"):
         run.list_checkpoints("zzz")
 
 
 def test_unknown_checkpoint_lists_those_there_are(run: Store) -> None:
     with pytest.raises(CheckpointError, match=f"{RUN} has no weights/c; it has no checkpoints"):
-        run.resolve(f"tinker://{RUN}/weights/c")
+        run.find(f"tinker://{RUN}/weights/c")
     run.write_checkpoint(RUN, "weights", "a", writes(b"x"))
     run.write_checkpoint(RUN, "sampler_weights", "b", writes(b"x"))
     with pytest.raises(CheckpointError, match=r"has no weights/b; .*sampler_weights/b, weights/a"):
-        run.resolve(f"tinker://{RUN}/weights/b")
+        run.find(f"tinker://{RUN}/weights/b")
     with pytest.raises(CheckpointError, match=r"has no weights/b; .*sampler_weights/b, weights/a"):
         run.delete(f"tinker://{RUN}/weights/b")
 
@@ -749,7 +749,7 @@ def test_read_only_store_can_be_read(run: Store, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("file", ["adapter.bin", "optimizer/state.bin"])
 def test_changed_byte_is_found(run: Store, file: str) -> None:
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"0123456789"))
-    target = run.resolve(path).directory / file
+    target = run.find(path).directory / file
     before = target.stat()
     raw = bytearray(target.read_bytes())
     raw[5] ^= 1
@@ -761,7 +761,7 @@ def test_changed_byte_is_found(run: Store, file: str) -> None:
 
 def test_short_and_missing_files_are_found(run: Store) -> None:
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"0123456789"))
-    target = run.resolve(path).directory / "adapter.bin"
+    target = run.find(path).directory / "adapter.bin"
     target.write_bytes(b"012345678")
     with pytest.raises(CheckpointError, match=r"adapter\.bin: size_bytes is 9, not 10"):
         run.open_checkpoint(path)
@@ -773,18 +773,18 @@ def test_short_and_missing_files_are_found(run: Store) -> None:
 def test_damaged_manifest_is_found(run: Store) -> None:
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"x"))
     run.write_checkpoint(RUN, "weights", "b", writes(b"x"))
-    manifest = run.resolve(path).directory / "manifest.json"
+    manifest = run.find(path).directory / "manifest.json"
     good = manifest.read_text()
     for bad in (good.replace('"rank": 8', '"rank": 9'), good[:-5], "[]", "\xff"):
         manifest.write_text(bad)
         with pytest.raises(CheckpointError, match=r"weights/a is damaged: .*manifest\.json"):
-            run.resolve(path)
+            run.find(path)
         assert [info.path.name for info in run.list_all()] == ["b"]
     with pytest.raises(CheckpointError, match="overwrite=True"):
         run.write_checkpoint(RUN, "weights", "a", writes(b"y"))
     run.write_checkpoint(RUN, "weights", "a", writes(b"y"), overwrite=True)
     assert content(run.open_checkpoint(path)) == b"y"
-    run.resolve(path).directory.joinpath("manifest.json").unlink()
+    run.find(path).directory.joinpath("manifest.json").unlink()
     run.delete(path)
     assert len(data_entries(run)) == 2
 
@@ -799,7 +799,7 @@ def test_expired_is_hidden_then_swept(run: Store, clock: Callable[[float], None]
     run.open_checkpoint(path)
     clock(2)
     with pytest.raises(CheckpointError, match="expired at"):
-        run.resolve(path)
+        run.find(path)
     assert [str(info.path) for info in run.list_all()] == [kept]
     run.write_checkpoint(RUN, "weights", "a", writes(b"y"))  # its name is free again
     assert content(run.open_checkpoint(path)) == b"y"
@@ -909,4 +909,4 @@ def test_a_link_leads_to_a_checkpoint_and_goes_with_it(tmp_path: Path) -> None:
     store.delete(paths["kept"])
     assert (at / "kept").read_text() == "the user's own"
     shutil.move(tmp_path / "store", tmp_path / "elsewhere")
-    assert not Store(tmp_path / "elsewhere").resolve(f"tinker://{RUN}/weights/again").expired
+    assert not Store(tmp_path / "elsewhere").find(f"tinker://{RUN}/weights/again").expired
