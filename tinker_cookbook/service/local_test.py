@@ -66,7 +66,7 @@ def weights_of(client: LocalTrainingClient) -> dict[str, np.ndarray]:
 
 
 def test_the_first_program(service: LocalServiceClient, tiny_qwen3: str) -> None:
-    """What every tutorial of the API begins with, synchronously."""
+    """The first lines of every tutorial, synchronously."""
     training_client = service.create_lora_training_client(base_model=tiny_qwen3, rank=8, seed=0)
     before = training_client.forward(DATA, "cross_entropy").result().metrics["loss:sum"]
     for _ in range(20):
@@ -215,7 +215,7 @@ def test_an_error_is_that_requests_alone(service: LocalServiceClient, tiny_qwen3
 
 
 def test_requests_of_wrong_types(service: LocalServiceClient, tiny_qwen3: str) -> None:
-    """Each is answered with one line of this package's own, and the engine goes on."""
+    """Each raises one of the project's errors, in one line, and the engine continues."""
     client = service.create_lora_training_client(tiny_qwen3, rank=2, seed=0)
     sampler = service.create_sampling_client(base_model=tiny_qwen3)
     prompt, params = types.ModelInput.from_ints([5, 6]), types.SamplingParams(max_tokens=3)
@@ -359,7 +359,7 @@ def test_the_last_logprobs_that_are_none(
 
 
 def test_requests_that_cannot_be_answered(service: LocalServiceClient, tiny_qwen3: str) -> None:
-    """One line each, which names what was found; the next request is answered."""
+    """Each raises one line with the value found; the next request succeeds."""
     sampler = service.create_sampling_client(base_model=tiny_qwen3)
     training = service.create_lora_training_client(tiny_qwen3)
     prompt = types.ModelInput.from_ints([5, 6, 7])
@@ -420,8 +420,8 @@ def test_deadlines(service: LocalServiceClient, tiny_qwen3: str) -> None:
     ],
 )
 def test_interface_of_the_sdk(ours: type, theirs: type) -> None:
-    """Every public method of the SDK's client is here, with the same parameters in the same order,
-    but for those that make no sense in process or are not there yet. What ours add is named."""
+    """Our clients have all public methods of the SDK's, with the same parameters in the same order,
+    except those that make no sense in process or are not implemented. Our additions are listed."""
     left_out = {
         "get_console_url", "get_telemetry", "copy_weights", "create_custom_loss", "create",
         "create_custom_loss_async", "save_weights_external", "save_weights_external_async",

@@ -1,4 +1,4 @@
-"""Crash, contention and damage tests of the store, with real processes that are really killed."""
+"""Crash, contention and corruption tests of the store, in real processes that are killed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def data_entries(store: Store, run_id: str = RUN) -> list[str]:
 
 
 def start(action: Callable[[], object]) -> int:
-    """Run `action` in a forked process; its process id."""
+    """Run `action` in a forked process; returns its process id."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -90,7 +90,7 @@ def run(store: Store) -> Store:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    """Call it to move the store's clock forward by so many seconds."""
+    """A function that moves the store's clock forward by some seconds."""
     shift = 0.0
 
     def forward(seconds: float) -> None:
@@ -276,7 +276,7 @@ def test_overwrite_replaces_everything(run: Store) -> None:
 
 
 def test_overwrite_is_atomic_for_readers(run: Store) -> None:
-    """A reader in a loop sees one of the versions, complete, at every moment."""
+    """A reader in a loop always sees one complete version."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"0" * 4000))
     stop, seen, errors = threading.Event(), set(), []
 
@@ -307,7 +307,7 @@ def test_overwrite_is_atomic_for_readers(run: Store) -> None:
 
 
 def test_replaced_between_link_and_manifest(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader followed the link, then that data went: it looks again, and reports no damage."""
+    """The data is removed after a reader resolved the link: it looks again, reports no damage."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"one"))
     real = store_module._read_json
 
@@ -322,7 +322,7 @@ def test_replaced_between_link_and_manifest(run: Store, monkeypatch: pytest.Monk
 
 
 def test_reader_keeps_what_it_opened(run: Store, clock: Callable[[float], None]) -> None:
-    """Overwriting, deleting and expiring take the name, not the files under a reader's eyes."""
+    """Overwriting, deleting and expiring remove the name, but not the files of an open reader."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"one"))
     first = Store(run.root).open_checkpoint(path)
     run.write_checkpoint(RUN, "weights", "a", writes(b"two"), overwrite=True)
@@ -403,7 +403,7 @@ def test_closed_run_cannot_be_written_and_can_be_taken(run: Store) -> None:
 
 
 def test_lock_between_processes_ends_with_the_process(store: Store) -> None:
-    """A process that holds a run keeps it until it is killed, and not a moment longer."""
+    """A process holds its run exactly until it is killed."""
     program = (
         "import sys, time; from tinker_cookbook.service.store import Store\n"
         "handle = Store(sys.argv[1]).create_run(sys.argv[2], 'nano', 8)\n"
@@ -444,7 +444,7 @@ def test_forked_child_does_not_keep_the_lock(run: Store) -> None:
 
 
 def test_processes_write_one_store(store: Store) -> None:
-    """Each its own run, at the same time, into the same root; nothing gets lost or mixed."""
+    """Concurrent runs under one root: nothing is lost or mixed up."""
 
     def work(run_id: str) -> None:
         mine = Store(store.root)
@@ -529,7 +529,7 @@ def crash_at(call: int, action: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("old", [None, b"old"])
 def test_killed_at_every_step_of_a_write(store: Store, old: bytes | None) -> None:
-    """Old or new or (where there was none) none; never damage, and no leftovers afterwards."""
+    """Old, new or (if there was none) none; never damage, and no leftovers afterwards."""
     path = f"tinker://{RUN}/weights/a"
     seen = []
     for call in range(1, 1000):
@@ -586,7 +586,7 @@ def test_killed_inside_the_callback(run: Store) -> None:
 
 
 def test_killed_at_every_step_of_a_change(run: Store) -> None:
-    """set_ttl and delete: before or after, never a manifest that cannot be read."""
+    """set_ttl and delete: the state before or after, never an unreadable manifest."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"x"))
     for call in range(1, 100):
         killed = crash_at(call, lambda: Store(run.root).set_ttl(path, 3600))
@@ -682,7 +682,7 @@ def test_full_disk(run: Store) -> None:
 
 
 def test_safetensors_that_does_not_fit(run: Store) -> None:
-    """safetensors reports a refused write as an error of its own, which must read the same."""
+    """safetensors wraps a failed write in its own exception; the message must be the same."""
     run._handles[RUN].close()
 
     def write() -> None:
@@ -725,7 +725,7 @@ def test_root_that_cannot_be_a_directory(tmp_path: Path) -> None:
 
 
 def test_read_only_store_can_be_read(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store of another user: no write of any kind, and still everything can be opened."""
+    """Another user's store: nothing can be written, but everything can be opened."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"one"))
     run.write_checkpoint(RUN, "weights", "b", writes(b"old"), ttl_seconds=0.001)
     real = os.open
