@@ -46,9 +46,11 @@ from tinker_cookbook.rl.problem_config import (
 
 @chz.chz
 class CLI(ProblemConfig):
-    eval_every: int = chz.field(default=12, doc="steps (0: only before and after training)")
+    eval_every: int = chz.field(
+        default=12, doc="steps between evaluations (0: only before and after training)"
+    )
     eval_greedy: bool = chz.field(
-        default=True, doc="evaluate the most likely replies, too: test_greedy/..."
+        default=True, doc="also evaluate with greedy decoding, as test_greedy/..."
     )
 
 

@@ -43,36 +43,67 @@ from tinker_cookbook.utils.json_types import Plain
 
 @chz.chz
 class Config(CheckedConfig):
-    model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
-    data_path: str | None = chz.field(default=None, doc="problems to solve (None: openai/gsm8k)")
-    renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
-    load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see rl_basic")
+    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
+    data_path: str | None = chz.field(
+        default=None, doc="local copy of GSM8K: a file or a directory (None: openai/gsm8k)"
+    )
+    renderer_name: str | None = chz.field(
+        default=None,
+        doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
+    )
+    load_checkpoint_path: str | None = chz.field(
+        default=None,
+        doc="initial weights, with a fresh optimizer: a tinker:// path, a run directory (its last"
+        " checkpoint) or a PEFT adapter directory (None: a new adapter)",
+    )
     learning_rate: float | None = chz.field(
-        default=None, doc="constant (None: by model)", metadata=NOT_NEGATIVE
+        default=None,
+        doc="peak learning rate (None: the default for the model)",
+        metadata=NOT_NEGATIVE,
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems a step (None: by model)", metadata=COUNT
+        default=None, doc="problems per step (None: the default for the model)", metadata=COUNT
     )
     group_size: int | None = chz.field(
-        default=None, doc="replies to each (None: by model)", metadata=COUNT
+        default=None,
+        doc="rollouts per problem, whose rewards are compared (None: the default for the model)",
+        metadata=COUNT,
     )
     max_tokens: int | None = chz.field(
-        default=None, doc="tokens of a reply (None: by model)", metadata=COUNT
+        default=None,
+        doc="maximum tokens per completion (None: the default for model and data)",
+        metadata=COUNT,
     )
-    max_steps: int = chz.field(default=24, doc="optimizer steps", metadata=COUNT)
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=COUNT)
-    train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
-    train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
-    train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of adapter, problems and samples", metadata=SEED)
-    save_every: int = chz.field(default=20, doc="steps between checkpoints", metadata=NOT_NEGATIVE)
-    log_path: str | None = chz.field(default=None, doc="directory of the run")
-    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see rl_basic")
-    base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
-    engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="engine in process")
-    display: DisplayMode = chz.field(default="auto", doc="what is shown of each step")
-    wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
-    wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
+    max_steps: int = chz.field(default=24, doc="number of steps", metadata=COUNT)
+    lora_rank: int = chz.field(default=32, doc="LoRA rank", metadata=COUNT)
+    train_attn: bool = chz.field(default=True, doc="train LoRA weights on the attention layers")
+    train_mlp: bool = chz.field(default=True, doc="train LoRA weights on the MLP layers")
+    train_unembed: bool = chz.field(default=True, doc="train LoRA weights on the unembedding layer")
+    seed: int = chz.field(
+        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
+    )
+    save_every: int = chz.field(
+        default=20, doc="steps between checkpoints (0: only the final one)", metadata=NOT_NEGATIVE
+    )
+    log_path: str | None = chz.field(
+        default=None, doc="run directory (None: named after the config)"
+    )
+    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
+        default=None,
+        doc="what to do if the run directory already holds a run (None: resume it if the config"
+        " matches; resume: even if your own code was edited since)",
+    )
+    base_url: str | None = chz.field(
+        default=None, doc="Tinker API server URL (None: run in process)"
+    )
+    engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="in-process engine settings")
+    display: DisplayMode = chz.field(
+        default="auto", doc="progress display (auto: live on a terminal)"
+    )
+    wandb_project: str | None = chz.field(
+        default=None, doc="Weights & Biases project (None: no wandb)"
+    )
+    wandb_name: str | None = chz.field(default=None, doc="name of the Weights & Biases run")
 
     def identity(self) -> Mapping[str, Plain]:
         """Another file of the same name is another run."""

@@ -43,7 +43,9 @@ from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
 @chz.chz
 class CLI(ChatConfig):
-    eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
+    eval_every: int = chz.field(
+        default=20, doc="steps between evaluations (0: only before and after training)"
+    )
 
 
 async def main(config: CLI) -> None:

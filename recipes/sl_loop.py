@@ -38,40 +38,74 @@ from tinker_cookbook.utils.json_types import Plain
 
 @chz.chz
 class Config(CheckedConfig):
-    model_name: str = chz.field(default="nano", doc="base model: nano, a hub name or a directory")
+    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
     dataset_path: str | None = chz.field(
-        default=None, doc="conversations, see sl_basic (None: the bundled numbers in words)"
+        default=None,
+        doc="conversations: JSONL file, local directory or hub data set (None: recipe's default)",
     )
-    renderer_name: str | None = chz.field(default=None, doc="how messages become tokens")
-    load_checkpoint_path: str | None = chz.field(default=None, doc="weights, see sl_basic")
+    renderer_name: str | None = chz.field(
+        default=None,
+        doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
+    )
+    load_checkpoint_path: str | None = chz.field(
+        default=None,
+        doc="initial weights, with a fresh optimizer: a tinker:// path, a run directory (its last"
+        " checkpoint) or a PEFT adapter directory (None: a new adapter)",
+    )
     learning_rate: float | None = chz.field(
-        default=None, doc="at the first step (None: by model)", metadata=NOT_NEGATIVE
+        default=None,
+        doc="peak learning rate (None: the default for the model)",
+        metadata=NOT_NEGATIVE,
     )
     batch_size: int | None = chz.field(
-        default=None, doc="conversations a step (None: by model)", metadata=COUNT
+        default=None, doc="examples per step (None: the default for the model)", metadata=COUNT
     )
     max_length: int | None = chz.field(
-        default=None, doc="tokens at most (None: by model)", metadata=EXAMPLE_LENGTH
+        default=None,
+        doc="tokens per example; longer ones are truncated on the right (None: the default for"
+        " the model)",
+        metadata=EXAMPLE_LENGTH,
     )
     num_epochs: int | None = chz.field(
         default=None,
-        doc="passes over the data (None: 30 over the bundled numbers, else 1)",
+        doc="passes over the data (None: the data set's default, usually 1)",
         metadata=COUNT,
     )
-    max_steps: int | None = chz.field(default=None, doc="optimizer steps at most", metadata=COUNT)
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=COUNT)
-    train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
-    train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
-    train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
-    seed: int = chz.field(default=0, doc="seed of adapter and data order", metadata=SEED)
-    save_every: int = chz.field(default=20, doc="steps between checkpoints", metadata=NOT_NEGATIVE)
-    log_path: str | None = chz.field(default=None, doc="directory of the run")
-    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(default=None, doc="see sl_basic")
-    base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
-    engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="engine in process")
-    display: DisplayMode = chz.field(default="auto", doc="what is shown of each step")
-    wandb_project: str | None = chz.field(default=None, doc="log to this wandb project")
-    wandb_name: str | None = chz.field(default=None, doc="name of the wandb run")
+    max_steps: int | None = chz.field(
+        default=None,
+        doc="maximum number of steps (None: all the data); also the length of the learning-rate"
+        " schedule",
+        metadata=COUNT,
+    )
+    lora_rank: int = chz.field(default=32, doc="LoRA rank", metadata=COUNT)
+    train_attn: bool = chz.field(default=True, doc="train LoRA weights on the attention layers")
+    train_mlp: bool = chz.field(default=True, doc="train LoRA weights on the MLP layers")
+    train_unembed: bool = chz.field(default=True, doc="train LoRA weights on the unembedding layer")
+    seed: int = chz.field(
+        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
+    )
+    save_every: int = chz.field(
+        default=20, doc="steps between checkpoints (0: only the final one)", metadata=NOT_NEGATIVE
+    )
+    log_path: str | None = chz.field(
+        default=None, doc="run directory (None: named after the config)"
+    )
+    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
+        default=None,
+        doc="what to do if the run directory already holds a run (None: resume it if the config"
+        " matches; resume: even if your own code was edited since)",
+    )
+    base_url: str | None = chz.field(
+        default=None, doc="Tinker API server URL (None: run in process)"
+    )
+    engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="in-process engine settings")
+    display: DisplayMode = chz.field(
+        default="auto", doc="progress display (auto: live on a terminal)"
+    )
+    wandb_project: str | None = chz.field(
+        default=None, doc="Weights & Biases project (None: no wandb)"
+    )
+    wandb_name: str | None = chz.field(default=None, doc="name of the Weights & Biases run")
 
     def identity(self) -> Mapping[str, Plain]:
         """Another file of the same name is another run."""

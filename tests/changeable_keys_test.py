@@ -11,7 +11,7 @@ from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.supervised import train as sl_train
 from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
-from tinker_cookbook.training.run_identity import keys_that_may_change
+from tinker_cookbook.training.run_identity import changeable_keys
 
 OF_ALL = {
     *("max_steps", "num_epochs", "evaluator_builders", "infrequent_evaluator_builders"),
@@ -42,7 +42,7 @@ OF_RL = {
     ids=lambda each: type(each).__module__ if chz.is_chz(each) else "",
 )
 def test_of_each_loop(config: type, own: set[str]) -> None:
-    assert keys_that_may_change(config) == OF_ALL | own
+    assert changeable_keys(config) == OF_ALL | own
     for name in own:
         held = config
         for key in name.split("."):
@@ -61,4 +61,4 @@ class WithTeacher(rl_basic.CLI):
 
 
 def test_a_name_that_looks_alike_may_not_change() -> None:
-    assert keys_that_may_change(WithTeacher()) == OF_ALL | OF_RL
+    assert changeable_keys(WithTeacher()) == OF_ALL | OF_RL

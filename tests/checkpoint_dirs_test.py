@@ -148,7 +148,7 @@ def test_adapters_that_do_not_fit(
         config.write_text(json.dumps(content))
         return str(error.value)
 
-    assert f"was made for '{tiny_llama}', not for '{tiny_qwen3}'" in refused(base=tiny_qwen3)
+    assert f"is an adapter for '{tiny_llama}', not for '{tiny_qwen3}'" in refused(base=tiny_qwen3)
     assert 'peft_type="LOHA"' in refused(peft_type="LOHA")
     assert 'a_feature_of_tomorrow={"x": 1}' in refused(a_feature_of_tomorrow={"x": 1})
     assert "its rank is not r=3 everywhere" in refused(r=3)
@@ -243,11 +243,11 @@ def test_readable_names_and_ordinary_permissions(service: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such directory; expected tinker://<run>/<kind>/<name>, the directory of a run"),
+        (None, "no such directory; expected tinker://<run>/<kind>/<name>, a run directory"),
         ({}, "that directory is neither"),
-        ({"run.json": "{}"}, "that is a run in the store; its weights are in sampler_weights/"),
+        ({"run.json": "{}"}, "it is a run in the store, with its weights in sampler_weights/"),
         ({"config.json": "{}", "metrics.jsonl": ""}, "that run has no checkpoint yet"),
-        ({"checkpoints.jsonl": ""}, "that run has no checkpoint with a state_path yet"),
+        ({"checkpoints.jsonl": ""}, "that run has no checkpoint with state_path yet"),
         ({"checkpoints.jsonl": "{\n{}\n"}, "checkpoints.jsonl is damaged"),
     ],
 )
@@ -293,5 +293,5 @@ async def test_a_run_that_starts_from_an_adapter(
 
 def test_an_adapter_is_no_checkpoint_of_a_server(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="which the server of base_url cannot read"):
+    with pytest.raises(CheckpointError, match="which the server at base_url cannot read"):
         locate_checkpoint(str(tmp_path), "weights", "load_checkpoint_path", "http://x")

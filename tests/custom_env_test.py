@@ -119,16 +119,14 @@ def test_the_recipe_trains_on_it(my_env: Any, tmp_path: Path) -> None:
         tmp_path, ["other_env:GuessNumber".join(w.split("my_env:GuessNumber")) for w in longer]
     )
     assert done.returncode == 2
-    assert '"my_env:GuessNumber" there and "other_env:GuessNumber" here' in done.stderr
+    assert '"my_env:GuessNumber" and is "other_env:GuessNumber" now' in done.stderr
     (tmp_path / "my_env.py").write_text(SOURCE.replace("float(won)", "2.0 * won"))
     done = run(tmp_path, longer)
     assert done.returncode == 2
-    assert (
-        "my_env.py is not what it began with" in done.stderr and len(done.stderr.split("\n")) == 2
-    )
+    assert "my_env.py changed since it started" in done.stderr and len(done.stderr.split("\n")) == 2
     done = run(tmp_path, [*longer, "behavior_if_log_dir_exists=resume"])
     assert (done.returncode, done.stderr) == (0, "")
-    assert "my_env.py is not what it was: steps from here on are done by it" in done.stdout
+    assert "my_env.py changed: the remaining steps run the edited code" in done.stdout
 
 
 async def test_python_trains_on_it(my_env: Any, tmp_path: Path) -> None:

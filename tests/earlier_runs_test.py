@@ -36,7 +36,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def enter(journal: Journal) -> None:
         finder = RunLocator(journal.identity, journal.total_steps, "step", None, None)
         with ExitStack() as stack:
-            raise Found(finder.take(stack))
+            raise Found(finder.acquire(stack))
 
     monkeypatch.setattr(Journal, "__enter__", enter)
     monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(tmp_path))
@@ -66,4 +66,4 @@ async def test_an_earlier_run_goes_on(runs: Path, command: str) -> None:
         found: Any = await place(command, *words)
         assert found.path == directory
         assert found.resume.batch == 3
-        assert any(line.startswith(f"resuming {directory} at step 3 of ") for line in found.remarks)
+        assert any(line.startswith(f"resuming {directory} at step 3 of ") for line in found.notices)

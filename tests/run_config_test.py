@@ -30,7 +30,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs a recipe up to its journal; gives config.json and the run's directory."""
 
     def enter(journal: Journal) -> None:
-        raise Started(jsonl.encode(journal.identity.content), journal.identity.directory())
+        raise Started(jsonl.encode(journal.identity.config_json), journal.identity.directory())
 
     monkeypatch.setattr(Journal, "__enter__", enter)
     monkeypatch.chdir(tmp_path)

@@ -179,7 +179,7 @@ def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path) -> None:
     assert returned == 143
     assert err == [
         "SIGTERM: stopping, nothing to save; Ctrl-C again ends it at once",
-        "stopped before the first step was finished; the same command starts again",
+        "stopped before the first step finished; the same command starts over",
     ]
     assert program.rows() == [] and not (program.log_path / "checkpoints.jsonl").exists()
 

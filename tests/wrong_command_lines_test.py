@@ -171,5 +171,5 @@ def test_a_file_that_is_absent_is_looked_for_on_no_hub(directory: Path) -> None:
 
 
 def test_what_is_no_evaluator() -> None:
-    with pytest.raises(ConfigurationError, match="evaluator_builders make object, which is no"):
+    with pytest.raises(ConfigurationError, match="evaluator_builders: object is not an evaluator"):
         Evaluations([(1, [object()])], None)  # type: ignore[list-item, arg-type]

@@ -1,9 +1,10 @@
-"""Checkpoints of a run: which there are (checkpoints.jsonl), how to save one, how to find the last.
+"""Checkpoints of a run: list (checkpoints.jsonl), save, resume from and retire them.
 
-A save has two halves, because a loop that keeps its engine busy submits work ahead of what it
-awaits: `submit_checkpoint` puts the save into the client's queue *now*, right behind the optimizer
-step whose result it must hold, and `PendingSave` is awaited and recorded later. The record appears
-only when the checkpoint exists.
+Saving has two halves, because a loop that keeps its engine busy submits work ahead of what it
+awaits. `submit_checkpoint` enqueues the save *now*, directly after the optimizer step whose result
+it must hold; `PendingSave` is awaited and recorded later. The record is written only after the
+checkpoint exists, so a crash in between leaves an unrecorded checkpoint, never a record without
+one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ T = TypeVar("T", str, int, bool)
 
 
 class AdapterKeys(Protocol):
-    """The keys of a run that its training client is made by."""
+    """The config keys that determine a run's training client."""
 
     @property
     def model_name(self) -> str: ...
@@ -72,9 +73,9 @@ class AdapterKeys(Protocol):
 class CheckpointRecord:
     """One line of checkpoints.jsonl.
 
-    batch: optimizer steps that the weights have seen, which is the step to go on with.
-    state_path: weights and optimizer, to train on; sampler_path: weights to sample from.
-    extra: whatever else the loop saved (its own cursor), and "rolling".
+    batch: number of steps in the weights, i.e. the index of the step to resume with.
+    state_path: weights and optimizer state, for training; sampler_path: weights for sampling.
+    extra: "rolling", and the loop's own values, e.g. its position in the data.
     """
 
     name: str
@@ -86,30 +87,30 @@ class CheckpointRecord:
     extra: dict[str, Plain] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Plain]:
-        """The line as it is written: without fields that are None, extra keys beside the others."""
-        known = {key: getattr(self, key) for key in _FIELDS}
-        return {k: v for k, v in known.items() if v is not None} | self.extra
+        """The record as a JSON object: fields that are not None, and the extra keys."""
+        fields = {key: getattr(self, key) for key in _FIELDS}
+        return {k: v for k, v in fields.items() if v is not None} | self.extra
 
     def has(self, key: str) -> bool:
-        """Whether there is a value for a field or an extra key."""
+        """Whether a field or extra key has a value."""
         return self.get(key) is not None
 
     def get(self, key: str, default: Plain = None) -> Plain:
-        """The value of a field or an extra key; `default` where there is none."""
+        """The value of a field or extra key, or `default` if it has none."""
         return self.to_dict().get(key, default)
 
     @classmethod
     def from_dict(cls, line: LoopState) -> CheckpointRecord:
-        name = _value(line, "name", str)
+        name = _typed_value(line, "name", str)
         if name is None:
-            raise CheckpointError(f"a checkpoint record without a name: {dict(line)!r}")
+            raise CheckpointError(f"checkpoint record without a name: {dict(line)!r}")
         return cls(
             name,
-            batch=_value(line, "batch", int),
-            epoch=_value(line, "epoch", int),
-            final=_value(line, "final", bool),
-            state_path=_value(line, "state_path", str),
-            sampler_path=_value(line, "sampler_path", str),
+            batch=_typed_value(line, "batch", int),
+            epoch=_typed_value(line, "epoch", int),
+            final=_typed_value(line, "final", bool),
+            state_path=_typed_value(line, "state_path", str),
+            sampler_path=_typed_value(line, "sampler_path", str),
             extra={k: v for k, v in line.items() if k not in _FIELDS},
         )
 
@@ -117,15 +118,17 @@ class CheckpointRecord:
 _FIELDS = ("name", "batch", "epoch", "final", "state_path", "sampler_path")
 
 
-def _value(line: LoopState, key: str, kind: type[T]) -> T | None:
+def _typed_value(line: LoopState, key: str, kind: type[T]) -> T | None:
     value = line.get(key)
     if value is None or isinstance(value, kind):
         return value
-    raise CheckpointError(f"a checkpoint record with {key}={value!r}: {dict(line)!r}")
+    raise CheckpointError(
+        f"checkpoint record with {key}={value!r}, expected {kind.__name__}: {dict(line)!r}"
+    )
 
 
 def load_checkpoints_file(log_dir: str | os.PathLike[str]) -> list[CheckpointRecord]:
-    """All records of a run in the order they were saved; [] if there are none."""
+    """All records of a run in the order in which they were saved; [] if there are none."""
     file = Path(log_dir).expanduser() / CHECKPOINTS_FILE
     try:
         return [CheckpointRecord.from_dict(line.value) for line in jsonl.read_lines(file)]
@@ -146,13 +149,14 @@ def get_last_checkpoint(
 def get_last_resumable_checkpoint(
     log_dir: str | os.PathLike[str], rest_client: RestClient | None = None
 ) -> tuple[CheckpointRecord | None, list[str]]:
-    """The last record whose state the service still has, and a line for each newer one without.
+    """The last record whose state the service still has, and a notice for each newer one it lost.
 
-    Without a rest_client: the last record with a state, unseen. CheckpointError if the run has
-    records but none of their states is left: starting it over is for the user to decide. What says
-    nothing about the checkpoint, such as a broken connection, is passed on.
+    Without a rest_client: the last record with a state, unchecked. Raises CheckpointError if the
+    run has records but the service has none of their states: starting over would discard a run, so
+    the user has to ask for it. Errors that say nothing about the checkpoint, such as a lost
+    connection, are passed on, or a network failure would count as a lost checkpoint.
     """
-    lost: list[str] = []
+    skipped: list[str] = []
     for record in reversed(load_checkpoints_file(log_dir)):
         if record.state_path is None:
             continue
@@ -161,50 +165,50 @@ def get_last_resumable_checkpoint(
         try:
             rest_client.get_weights_info_by_tinker_path(record.state_path).result()
         except Exception as e:
-            if not _says_gone(e):
+            if not _means_checkpoint_is_lost(e):
                 raise
-            lost.append(f"skipping checkpoint {record.name}: {e}")
+            skipped.append(f"skipping checkpoint {record.name}: {e}")
         else:
-            return record, lost
-    if lost:
+            return record, skipped
+    if skipped:
         raise CheckpointError(
-            f"{Path(log_dir).expanduser()}: no checkpoint of this run can be resumed, the newest "
-            f"not because: {lost[0].partition(': ')[2]}; bring the store back, or start over with "
+            f"{Path(log_dir).expanduser()}: no checkpoint of this run can be resumed; the newest: "
+            f"{skipped[0].partition(': ')[2]}; restore the store, or start over with "
             "behavior_if_log_dir_exists=delete"
         )
     return None, []
 
 
-def _says_gone(error: Exception) -> bool:
-    """True if the answer is that the checkpoint is not there, has expired or is damaged."""
-    if isinstance(error, CheckpointError):  # the store of this process
+def _means_checkpoint_is_lost(error: Exception) -> bool:
+    """Whether the checkpoint does not exist, has expired or is damaged."""
+    if isinstance(error, CheckpointError):  # from the store of this process
         return True
     return getattr(error, "status_code", None) in (404, 410)  # tinker.APIStatusError
 
 
 def append_record(log_dir: str | os.PathLike[str], record: CheckpointRecord) -> None:
-    """Adds a line to checkpoints.jsonl; on disk when it returns."""
+    """Append a line to checkpoints.jsonl; it is on disk when this returns."""
     jsonl.append_line(Path(log_dir).expanduser() / CHECKPOINTS_FILE, record.to_dict())
 
 
 @dataclass(frozen=True)
 class PendingSave:
-    """A checkpoint that was submitted. `await` it, or call `result()`, for the complete record."""
+    """A submitted checkpoint. `await` it, or call `result()`, for its record with paths."""
 
     record: CheckpointRecord  # without paths
-    futures: dict[str, SaveFuture]  # "state_path", "sampler_path"
+    futures: dict[str, SaveFuture]  # by "state_path" and "sampler_path"
 
     def result(self) -> CheckpointRecord:
-        """Blocks until the service has written the checkpoint."""
-        return self._complete({key: future.result() for key, future in self.futures.items()})
+        """Block until the service has written the checkpoint."""
+        return self._with_paths({key: future.result() for key, future in self.futures.items()})
 
     def __await__(self) -> Generator[object, None, CheckpointRecord]:
-        return self._wait().__await__()
+        return self._result_async().__await__()
 
-    async def _wait(self) -> CheckpointRecord:
-        return self._complete({key: await future for key, future in self.futures.items()})
+    async def _result_async(self) -> CheckpointRecord:
+        return self._with_paths({key: await future for key, future in self.futures.items()})
 
-    def _complete(self, responses: Mapping[str, SavedWeights]) -> CheckpointRecord:
+    def _with_paths(self, responses: Mapping[str, SavedWeights]) -> CheckpointRecord:
         return replace(self.record, **{key: r.path for key, r in responses.items()})
 
 
@@ -215,13 +219,13 @@ def submit_checkpoint(
     kind: CheckpointKind = "state",
     ttl_seconds: int | None = None,
 ) -> PendingSave:
-    """Puts a save into the client's queue: it holds exactly the steps submitted so far.
+    """Enqueue a save: the checkpoint holds exactly the steps submitted so far.
 
-    loop_state: "batch" (steps submitted so far), "epoch", "final" and keys of the loop's own.
-    ttl_seconds: the service may delete the checkpoint after that time; None: never.
+    loop_state: "batch" (steps submitted so far), "epoch", "final" and the loop's own keys.
+    ttl_seconds: the service may delete the checkpoint after this time; None: never.
     """
     if kind not in get_args(CheckpointKind):
-        raise ConfigurationError(f"kind={kind!r} is unknown; set one of state, sampler, both")
+        raise ConfigurationError(f"kind={kind!r} is unknown; set state, sampler or both")
     futures: dict[str, SaveFuture] = {}
     if kind in ("state", "both"):
         futures["state_path"] = training_client.save_state(name, ttl_seconds=ttl_seconds)
@@ -240,9 +244,12 @@ def save_checkpoint(
     kind: CheckpointKind = "state",
     ttl_seconds: int | None = None,
 ) -> dict[str, str]:
-    """Saves, waits, records; returns {"state_path": ..., "sampler_path": ...} as far as saved."""
+    """Save a checkpoint, wait for it and record it.
+
+    Returns {"state_path": ..., "sampler_path": ...}, with the keys that `kind` saves.
+    """
     record = submit_checkpoint(training_client, name, loop_state, kind, ttl_seconds).result()
-    return _recorded(log_path, record)
+    return _append_and_get_paths(log_path, record)
 
 
 async def save_checkpoint_async(
@@ -255,27 +262,29 @@ async def save_checkpoint_async(
 ) -> dict[str, str]:
     """`save_checkpoint` without blocking the event loop."""
     record = await submit_checkpoint(training_client, name, loop_state, kind, ttl_seconds)
-    return _recorded(log_path, record)
+    return _append_and_get_paths(log_path, record)
 
 
-def _recorded(log_path: str | os.PathLike[str], record: CheckpointRecord) -> dict[str, str]:
+def _append_and_get_paths(
+    log_path: str | os.PathLike[str], record: CheckpointRecord
+) -> dict[str, str]:
     append_record(log_path, record)
     paths = {"state_path": record.state_path, "sampler_path": record.sampler_path}
     return {key: path for key, path in paths.items() if path is not None}
 
 
 class CheckpointManager:
-    """Decides after which steps to save what, and records it.
+    """Checkpoint schedule of a run: what to save after which step, and when to retire it.
 
-    Periodic: every `save_every` steps, state and sampler weights. Rolling: every
-    `rolling_save_every` steps in between, and where a run is stopped, state only. Final: state and
-    sampler weights, kept for good, record with "final": true. 0 switches periodic or rolling off.
+    Periodic: state and sampler weights, every `save_every` steps. Rolling: state only, every
+    `rolling_save_every` steps in between, and when a run is stopped. Final: state and sampler
+    weights, kept forever, with "final": true in the record. 0 turns periodic or rolling ones off.
 
-    Nothing is saved with an end: a run that was left alone can be resumed from its newest
-    checkpoint at any time. When the next one is recorded, `rest_client` deletes a rolling one, and
-    lets a periodic one expire after `ttl_seconds` (None: never). Without a rest_client all stay.
-    Where the store is this process's own, `weights/<name>` in the run's directory is a link to what
-    can be sampled from, as long as there is such a checkpoint.
+    The newest checkpoint never expires, so an abandoned run can be resumed at any time. Only when
+    the next one is recorded, `rest_client` deletes a rolling one, and lets a periodic one expire
+    after `ttl_seconds` (None: never). Without a rest_client all checkpoints are kept. If the store
+    is in this process, `weights/<name>` in the run directory links to the checkpoint's sampler
+    weights, or its state if it has none, until the checkpoint is deleted.
     """
 
     def __init__(
@@ -293,7 +302,7 @@ class CheckpointManager:
                 raise ConfigurationError(f"{key}={every} must be 0 (never) or a number of steps")
         if ttl_seconds is not None and ttl_seconds <= 0:
             raise ConfigurationError(
-                f"ttl_seconds={ttl_seconds} must be above 0, or None to keep checkpoints for good"
+                f"ttl_seconds={ttl_seconds} must be above 0, or None to keep checkpoints forever"
             )
         self._log_path = log_path
         self._save_every = save_every
@@ -301,7 +310,8 @@ class CheckpointManager:
         self._ttl_seconds = ttl_seconds
         self._total_steps = total_steps
         self._rest_client = rest_client
-        # two: a crash may have come between recording the last and retiring the one before
+        # The last two: a crash between recording one checkpoint and retiring the one before leaves
+        # that one without an end, so it is retired with the next.
         self._to_retire = load_checkpoints_file(log_path)[-2:]
         remove_links(Path(log_path), only_dead=True)
 
@@ -314,11 +324,11 @@ class CheckpointManager:
         last: bool = False,
         **loop_state: Plain,
     ) -> PendingSave | None:
-        """Submits what is due when `step` optimizer steps have been submitted; None: nothing is.
+        """Submit the checkpoint that is due after `step` optimizer steps; None if none is due.
 
         Call it right after the optim_step of step index `step - 1` and before submitting anything
-        of the next step. Nothing periodic is saved at the last step: the final one follows.
-        last: the run stops here, so something is saved in any case, as a rolling checkpoint is.
+        of the next step. After the last step no periodic checkpoint is due, as the final one
+        follows. last: the run stops here, so save a rolling checkpoint if no other one is due.
         """
         state = {"batch": step, **loop_state}
         if final:
@@ -335,24 +345,27 @@ class CheckpointManager:
         return None
 
     async def finish(self, pending: PendingSave) -> CheckpointRecord:
-        """Waits for the checkpoint, records it, then retires the one that it replaces."""
+        """Wait for the checkpoint and record it, then retire the one that it replaces."""
+        # The order matters: after a crash between any two of these lines, checkpoints.jsonl still
+        # ends with a checkpoint that exists and does not expire.
         record = await pending
         append_record(self._log_path, record)
-        self._link(record)
-        replaced, self._to_retire = self._to_retire, [record]
-        for old in replaced:
+        self._link_weights(record)
+        superseded, self._to_retire = self._to_retire, [record]
+        for old in superseded:
             await self._retire(old)
         return record
 
-    def _link(self, record: CheckpointRecord) -> None:
-        link = getattr(self._rest_client, "_link_checkpoint", None)  # a server's store is elsewhere
+    def _link_weights(self, record: CheckpointRecord) -> None:
+        # only the in-process client has it: a server's store may be on another machine
+        link = getattr(self._rest_client, "_link_checkpoint", None)
         path = record.sampler_path or record.state_path
         if link is None or path is None:
             return
         try:
             link(path, Path(self._log_path) / WEIGHTS / record.name)
         except (OSError, CheckpointError) as e:
-            logger.info("no link to checkpoint %s in %s: %s", record.name, self._log_path, e)
+            logger.info("could not link checkpoint %s in %s: %s", record.name, self._log_path, e)
 
     async def _retire(self, old: CheckpointRecord) -> None:
         rest, ttl = self._rest_client, self._ttl_seconds
@@ -367,9 +380,9 @@ class CheckpointManager:
                     await rest.delete_checkpoint_from_tinker_path(path)
                 else:
                     await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
-            except Exception as e:  # one checkpoint too many: training matters more
-                if not _says_gone(e):
-                    logger.warning("checkpoint %s stays where it is: %s", path, e)
+            except Exception as e:  # an extra checkpoint only costs disk: not worth ending the run
+                if not _means_checkpoint_is_lost(e):
+                    logger.warning("could not retire checkpoint %s: %s", path, e)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -383,25 +396,26 @@ async def start_training_client(
     user_metadata: dict[str, str] | None = None,
     log_line: Callable[[str], None] | None = None,
 ) -> TrainingClient:
-    """The training client of a run: where it was left, else from a checkpoint, else a new adapter.
+    """The training client of a run, from the first of these that is set:
 
-    resume: go on exactly there, optimizer included. Otherwise `config.load_checkpoint_path` gives
-    the weights, with a fresh optimizer; ConfigurationError if its adapter is not the one that
-    lora_rank and the train_* keys describe. Otherwise a new adapter by model_name, lora_rank, seed
-    and the train_* keys. The renderer's name is kept with the run for whoever loads it later.
+    - resume: weights and optimizer state of this checkpoint;
+    - config.load_checkpoint_path: its weights, with a fresh optimizer. ConfigurationError if its
+      adapter does not match lora_rank and the train_* keys;
+    - a new adapter from model_name, lora_rank, seed and the train_* keys.
 
-    log_line: told what the engine in this process has to say at the start of a run.
+    The renderer's name is stored in the run's user metadata, for programs that load its checkpoints
+    later. log_line: receives the start-up lines of an in-process engine.
     """
-    from tinker_cookbook.service.api import InProcess  # brings the SDK along, which takes seconds
+    from tinker_cookbook.service.api import InProcess  # late: imports the SDK, which takes seconds
 
-    client = await _training_client(service, config, resume, user_metadata)
+    client = await _create_training_client(service, config, resume, user_metadata)
     if log_line is not None and isinstance(client, InProcess):
         for line in client.about_engine():
             log_line(line)
     return client
 
 
-async def _training_client(
+async def _create_training_client(
     service: ServiceClient,
     config: AdapterKeys,
     resume: CheckpointRecord | None,
@@ -410,7 +424,7 @@ async def _training_client(
     metadata = {RENDERER_NAME_KEY: config.renderer_name, **(user_metadata or {})}
     if resume is not None:
         if resume.state_path is None:
-            raise CheckpointError(f"checkpoint {resume.name} has no state_path to go on from")
+            raise CheckpointError(f"checkpoint {resume.name} has no state_path to resume from")
         return await service.create_training_client_from_state_with_optimizer(
             resume.state_path, base_model=config.model_name, user_metadata=metadata
         )
@@ -431,18 +445,18 @@ async def _training_client(
 
 
 async def _check_same_adapter(service: ServiceClient, config: AdapterKeys, path: str) -> None:
-    """What a checkpoint holds decides which layers are trained; no key can change that."""
-    found = await service.create_rest_client().get_weights_info_by_tinker_path(path)
-    wrong = {
-        key: (getattr(config, key), there)
+    """A loaded adapter keeps its rank and layers, so keys that say otherwise are an error."""
+    info = await service.create_rest_client().get_weights_info_by_tinker_path(path)
+    mismatched = {
+        key: (getattr(config, key), saved)
         for key in ("lora_rank", "train_attn", "train_mlp", "train_unembed")
-        if (there := getattr(found, key)) is not None and there != getattr(config, key)
+        if (saved := getattr(info, key)) is not None and saved != getattr(config, key)
     }
-    if wrong:
-        given = " ".join(f"{key}={here}" for key, (here, _) in wrong.items())
-        needed = " ".join(f"{key}={there}" for key, (_, there) in wrong.items())
+    if mismatched:
+        given = " ".join(f"{key}={current}" for key, (current, _) in mismatched.items())
+        needed = " ".join(f"{key}={saved}" for key, (_, saved) in mismatched.items())
         raise ConfigurationError(
-            f"{given} does not fit load_checkpoint_path={path}, which was trained with {needed}; "
+            f"{given} does not match load_checkpoint_path={path}, which was trained with {needed}; "
             f"set {needed}"
         )
 
@@ -454,18 +468,19 @@ def resolve_renderer_name_from_checkpoint_or_default(
     load_checkpoint_path: str | None,
     base_url: str | None = None,
 ) -> str:
-    """The renderer to train with.
+    """The renderer to train with: the explicit one, else the checkpoint's, else the model's.
 
-    The explicit one if given; else the one that the checkpoint was trained with (user_metadata of
-    its run); else the one recommended for the model. An explicit name that differs from the
-    checkpoint's is used with a warning.
+    The checkpoint's is in the user_metadata of its run; the model's is the recommended one. An
+    explicit name that differs from the checkpoint's is used, with a warning.
     """
-    stored = None
+    checkpoint_renderer = None
     if load_checkpoint_path is not None:
         path = locate_checkpoint(load_checkpoint_path, "weights", _PATH_KEY, base_url)
         run = _rest_client(base_url).get_training_run_by_tinker_path(path).result()
-        stored = _stored_renderer_name(run)
-    return _choose_renderer(model_name, explicit_renderer_name, load_checkpoint_path, stored)
+        checkpoint_renderer = _renderer_name_in_metadata(run)
+    return _choose_renderer(
+        model_name, explicit_renderer_name, load_checkpoint_path, checkpoint_renderer
+    )
 
 
 async def resolve_renderer_name_from_checkpoint_or_default_async(
@@ -476,12 +491,14 @@ async def resolve_renderer_name_from_checkpoint_or_default_async(
     base_url: str | None = None,
 ) -> str:
     """`resolve_renderer_name_from_checkpoint_or_default` without blocking the event loop."""
-    stored = None
+    checkpoint_renderer = None
     if load_checkpoint_path is not None:
         path = locate_checkpoint(load_checkpoint_path, "weights", _PATH_KEY, base_url)
         run = await _rest_client(base_url).get_training_run_by_tinker_path(path)
-        stored = _stored_renderer_name(run)
-    return _choose_renderer(model_name, explicit_renderer_name, load_checkpoint_path, stored)
+        checkpoint_renderer = _renderer_name_in_metadata(run)
+    return _choose_renderer(
+        model_name, explicit_renderer_name, load_checkpoint_path, checkpoint_renderer
+    )
 
 
 def _rest_client(base_url: str | None) -> RestClient:
@@ -490,21 +507,25 @@ def _rest_client(base_url: str | None) -> RestClient:
     return connect(base_url=base_url).create_rest_client()
 
 
-def _stored_renderer_name(run: types.TrainingRun) -> str | None:
+def _renderer_name_in_metadata(run: types.TrainingRun) -> str | None:
     return (run.user_metadata or {}).get(RENDERER_NAME_KEY)
 
 
 def _choose_renderer(
-    model_name: str, explicit: str | None, checkpoint: str | None, stored: str | None
+    model_name: str,
+    explicit: str | None,
+    checkpoint: str | None,
+    checkpoint_renderer: str | None,
 ) -> str:
     if explicit is not None:
-        if stored is not None and stored != explicit:
+        if checkpoint_renderer is not None and checkpoint_renderer != explicit:
             logger.warning(
-                "renderer_name=%s, but %s was trained with %s", explicit, checkpoint, stored
+                "renderer_name=%s, but %s was trained with %s",
+                *(explicit, checkpoint, checkpoint_renderer),
             )
         return explicit
-    if stored is not None:
-        return stored
+    if checkpoint_renderer is not None:
+        return checkpoint_renderer
     from tinker_cookbook import models
 
     return models.recommended_renderer(model_name)

@@ -30,7 +30,7 @@ from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 
 
 class FakeClient:
-    """Keeps the requests in the order of their submission; saves end when `release` is called."""
+    """Records requests in order of submission; saves complete when `release` is called."""
 
     def __init__(self, hold: bool = False) -> None:
         self.requests: list[tuple] = []
@@ -148,7 +148,7 @@ async def test_save_checkpoint_saves_then_records(
 
 
 def test_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"kind='all'.*state, sampler, both"):
+    with pytest.raises(ConfigurationError, match=r"kind='all'.*state, sampler or both"):
         submit_checkpoint(FakeClient(), "x", {}, "all")  # type: ignore[arg-type]
 
 
@@ -239,7 +239,7 @@ async def test_a_rolling_checkpoint_that_cannot_be_deleted_stops_nobody(
         assert pending is not None
         await manager.finish(pending)
     assert len(load_checkpoints_file(tmp_path)) == 2
-    assert "tinker://run/weights/000001 stays where it is: no route" in caplog.text
+    assert "could not retire checkpoint tinker://run/weights/000001: no route" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ async def test_a_final_checkpoint_is_kept_when_its_run_goes_on(tmp_path: Path) -
 
 
 class Answers:
-    """A RestClient with an answer, or an error, for each path."""
+    """A RestClient with a result or an error for each path."""
 
     def __init__(self, **answers: Any) -> None:
         self.asked: list[str] = []
@@ -365,7 +365,7 @@ def test_without_records_or_without_a_rest_client_nobody_is_asked(tmp_path: Path
 
 
 class Service:
-    """Keeps what was asked for; every checkpoint is of rank 32, without the unembedding."""
+    """Records the calls; every checkpoint has rank 32 and no unembedding."""
 
     def __init__(self, **info: Any) -> None:
         fields = {"lora_rank": 32, "train_attn": True, "train_mlp": True, "train_unembed": False}
@@ -401,7 +401,7 @@ async def test_a_checkpoint_of_another_adapter_is_refused() -> None:
     with pytest.raises(ConfigurationError) as e:
         await start_training_client(service, a_config(lora_rank=4, train_unembed=True), None)
     assert str(e.value) == (
-        "lora_rank=4 train_unembed=True does not fit load_checkpoint_path=tinker://r/weights/x, "
+        "lora_rank=4 train_unembed=True does not match load_checkpoint_path=tinker://r/weights/x, "
         "which was trained with lora_rank=32 train_unembed=False; "
         "set lora_rank=32 train_unembed=False"
     )
@@ -422,7 +422,7 @@ async def test_without_a_checkpoint_nothing_is_compared() -> None:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict | None]:
-    """Stands for the service and the table of models; the dict holds user_metadata by path."""
+    """Fakes the service and the model table; the dict has user_metadata by path."""
     metadata: dict[str, dict | None] = {}
 
     class Rest:

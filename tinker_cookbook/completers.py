@@ -1,7 +1,7 @@
-"""Sampling as a function: tokens from a prompt (`TokenCompleter`), or a message from messages.
+"""Completions as functions: prompt to tokens (`TokenCompleter`), or messages to a message.
 
-Environments, opponents, judges and teachers are written against these two, so that a person, a
-scripted player or a model of any service can stand behind them.
+Environments, opponents, judges and teachers depend only on these two interfaces, so a person, a
+scripted player or a model behind any service can implement them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
 
 StopCondition = list[str] | list[int]
-"""What ends a reply: strings, or token ids."""
+"""Stop sequences that end a completion: strings, or token ids."""
 
 
 @dataclass(frozen=True)
 class TokensWithLogprobs:
-    """A sampled reply of T tokens. `maybe_logprobs` [T]: nats, of the distribution that was
-    sampled from (of softmax(logits / temperature); top-k and top-p do not renormalise it, and at
-    temperature 0 it is that of 1); None where whoever chose the tokens has none.
-    `stop_reason`: "stop" if a stop condition ended it, "length" if it ran out of tokens."""
+    """A sampled completion of T tokens.
+
+    maybe_logprobs [T]: in nats, under softmax(logits / temperature), not renormalised by top-k or
+    top-p; at temperature 0 (greedy), those of temperature 1. None if the tokens do not come from a
+    model. stop_reason: "stop" at a stop sequence, "length" at the token limit.
+    """
 
     tokens: list[int]
     maybe_logprobs: list[float] | None
@@ -39,15 +41,17 @@ class TokensWithLogprobs:
 
     @property
     def logprobs(self) -> list[float]:
-        """Raises ValueError where there are none."""
+        """The logprobs; ValueError if there are none."""
         if self.maybe_logprobs is None:
-            raise ValueError("these tokens were not sampled from a model: they have no logprobs")
+            raise ValueError("these tokens were not sampled from a model and have no logprobs")
         return self.maybe_logprobs
 
 
 class TokenCompleter(ABC):
-    """A reply to a prompt, in tokens; ended by `stop`, or after `max_tokens` (None: by the
-    completer's own bound, which holds in any case)."""
+    """Completes a prompt with tokens, until `stop` or `max_tokens`.
+
+    The completer's own token limit always applies; max_tokens=None means that limit alone.
+    """
 
     @abstractmethod
     async def __call__(
@@ -56,20 +60,21 @@ class TokenCompleter(ABC):
 
 
 class MessageCompleter(ABC):
-    """A reply to a conversation."""
+    """Replies to a conversation with a message."""
 
     @abstractmethod
     async def __call__(self, messages: list[Message]) -> Message: ...
 
 
 class ContextOverflow(DataValidationError):
-    """A prompt that leaves no room for a reply in the model's context."""
+    """Raised if a prompt leaves no room for a completion in the model's context."""
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed for a part of something that has a seed: below 2**63, different for different parts.
+    """Hash integers, e.g. a run's seed and a step, into a seed below 2**63.
 
-    It depends on nothing but the numbers, so it is the same in every process and on every machine.
+    A cryptographic hash, so that neighbouring parts give unrelated seeds. It depends only on the
+    numbers: unlike `hash()`, it is the same in every process and on every machine.
     """
     text = ",".join(str(int(part)) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
@@ -77,11 +82,12 @@ def derive_seed(*parts: int) -> int:
 
 @dataclass
 class TinkerTokenCompleter(TokenCompleter):
-    """Samples from a model.
+    """Samples completions from a model.
 
-    max_tokens: of a reply, at most. context_window: of the model, in tokens: replies get no longer
-    than fits, and a prompt that fills it raises ContextOverflow; None: the service's affair. seed:
-    the n-th call samples with a seed that comes from (seed, n); None: at random.
+    max_tokens: maximum tokens per completion. context_window: the model's context in tokens;
+    completions are shortened to fit into it, and a prompt that fills it raises ContextOverflow.
+    None: left to the service. seed: the n-th call samples with a seed derived from (seed, n).
+    None: random.
     """
 
     sampling_client: SamplingClient
@@ -96,23 +102,23 @@ class TinkerTokenCompleter(TokenCompleter):
     )
 
     def seeded(self, seed: int) -> TinkerTokenCompleter:
-        """A copy with a seed and a count of calls of its own: what it samples does not depend on
-        what else is sampled in between."""
+        """A copy with its own seed and call counter, so that its samples do not depend on how many
+        calls others make in between."""
         return replace(self, seed=seed)
 
     async def __call__(
         self, model_input: tinker.ModelInput, stop: StopCondition, *, max_tokens: int | None = None
     ) -> TokensWithLogprobs:
-        most = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
+        limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
         if self.context_window is not None:
-            most = min(most, self.context_window - model_input.length)
-            if most < 1:
+            limit = min(limit, self.context_window - model_input.length)
+            if limit < 1:
                 raise ContextOverflow(
-                    f"a prompt of {model_input.length} tokens leaves no room for a reply in a"
-                    f" context of {self.context_window}"
+                    f"a prompt of {model_input.length} tokens leaves no room for a completion in a"
+                    f" context of {self.context_window} tokens"
                 )
         params = tinker.SamplingParams(
-            max_tokens=most,
+            max_tokens=limit,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
@@ -130,10 +136,10 @@ class TinkerTokenCompleter(TokenCompleter):
 
 @dataclass
 class TinkerMessageCompleter(MessageCompleter):
-    """Samples a model's reply to a conversation. stop_condition: None for the renderer's; the other
-    fields: see TinkerTokenCompleter.
+    """Samples a model's reply to a conversation.
 
-    A reply that was cut off, or is not in the model's format, comes back as far as it can be read.
+    stop_condition: None for the renderer's stop sequences. Other fields: see TinkerTokenCompleter.
+    A reply that was truncated, or does not follow the model's format, is parsed as far as possible.
     """
 
     sampling_client: SamplingClient
@@ -155,7 +161,7 @@ class TinkerMessageCompleter(MessageCompleter):
         )
 
     def seeded(self, seed: int) -> TinkerMessageCompleter:
-        """As `TinkerTokenCompleter.seeded`."""
+        """A copy with its own seed, see `TinkerTokenCompleter.seeded`."""
         return replace(self, seed=seed)
 
     async def __call__(self, messages: list[Message]) -> Message:
@@ -177,12 +183,12 @@ async def completer_from(
     engine: EngineConfig | None = None,
     seed: int | None = None,
 ) -> TinkerMessageCompleter:
-    """A model to talk to: an opponent, a judge, a grader, a teacher.
+    """Load a model as a MessageCompleter, e.g. an opponent, judge, grader or teacher.
 
-    model_path: a checkpoint of it (tinker://..., or the directory of a run or of a PEFT adapter);
-    None: the base model. renderer_name: None for the
-    one that the checkpoint was trained with, else the model's own. base_url, engine: where it runs,
-    as in `service.connect`. Its `sampling_client` and `renderer` serve other uses, e.g. logprobs.
+    model_path: a checkpoint (a tinker:// path, a run directory or a PEFT adapter directory); None:
+    the base model. renderer_name: None for the renderer that the checkpoint was trained with, else
+    the model's default. base_url, engine: where the model runs, see `service.connect`. Its
+    `sampling_client` and `renderer` are available for other uses, e.g. logprobs.
     """
     from tinker_cookbook import models
     from tinker_cookbook.checkpoint_utils import (

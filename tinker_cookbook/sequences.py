@@ -1,8 +1,9 @@
-"""Token sequences with one value per token, and the one place that shifts them by a position.
+"""Token sequences with per-token values, and the only place that shifts them into datums.
 
-Everything above this file speaks of tokens as they were rendered or sampled: token i has weight
-i. A model predicts token i+1 at position i, so a `tinker.Datum` holds the first N-1 tokens as input
-and everything that belongs to the last N-1 tokens as targets. `to_datum` alone knows that.
+All code above this file uses unshifted tokens, as rendered or sampled: weight i belongs to token i.
+A model predicts token i+1 at position i, so a `tinker.Datum` has the first N-1 tokens as input, and
+the last N-1 tokens and their values as targets. Only `to_datum` and its inverse `from_datum` deal
+with that shift.
 """
 
 from __future__ import annotations
@@ -27,18 +28,17 @@ Reduction = Literal["none", "mean"]
 
 @dataclass(frozen=True, eq=False, init=False)
 class Sequence:
-    """N tokens with one value per token in each further field, unshifted: `weights[i]` belongs to
-    `tokens[i]`.
+    """N tokens and their per-token values, unshifted: `weights[i]` belongs to `tokens[i]`.
 
-    Lists and tensors are accepted and stored as arrays: tokens int32 [N] (a vocabulary is far below
-    2**31, and a data set is held in memory), the rest float32 [N].
+    Lists and tensors are accepted and stored as arrays: tokens int32 [N] (to save memory, as data
+    sets are held in memory and no vocabulary comes near 2**31), all others float32 [N].
 
-    weights: of the loss; a token is trained where its weight is not 0.
-    logprobs: in nats, of the tokens that a model has sampled; 0 elsewhere.
-    advantages: of the tokens that are trained by a policy loss; 0 elsewhere.
+    weights: loss weights; a token is trained if its weight is not 0.
+    logprobs: sampling logprobs in nats; 0 for tokens that were not sampled.
+    advantages: of the tokens that a policy loss trains; 0 for all others.
 
-    A further per-token field is added here with a default of None and, in `to_datum`, to the dict
-    of fields that are shifted.
+    To add a per-token field, add it here with a default of None, and to the shifted fields in
+    `to_datum`.
     """
 
     tokens: np.ndarray
@@ -69,22 +69,23 @@ class Sequence:
         return len(self.tokens)
 
     def truncate(self, max_length: int | None) -> Sequence:
-        """The first `max_length` tokens (None: all): a sequence is cut at its end."""
+        """Truncate on the right to `max_length` tokens (None: keep all)."""
         if max_length is None or len(self) <= max_length:
             return self
-        given = {name: values for name, values in vars(self).items() if values is not None}
-        return Sequence(**{name: values[:max_length] for name, values in given.items()})
+        fields = {name: values for name, values in vars(self).items() if values is not None}
+        return Sequence(**{name: values[:max_length] for name, values in fields.items()})
 
     @property
     def loss_mask(self) -> np.ndarray:
-        """Whether a token is trained, bool [N]. The first never is: nothing predicts it."""
+        """Whether each token is trained, bool [N]. The first never is, because no position
+        predicts it."""
         mask = self.weights != 0
         mask[:1] = False
         return mask
 
     @property
     def num_loss_tokens(self) -> int:
-        """Tokens that are trained."""
+        """Number of trained tokens."""
         return int(np.count_nonzero(self.loss_mask))
 
 
@@ -93,39 +94,38 @@ def to_datum(
 ) -> tinker.Datum:
     """Shift a sequence of N tokens into a datum of N-1 positions.
 
-    Cuts to `max_length` tokens from the right first. `loss_fn_inputs`: `target_tokens` int64 [N-1],
-    and float32 [N-1] each
+    First truncates it on the right to `max_length` tokens. `loss_fn_inputs` has `target_tokens`,
+    int64 [N-1], and as float32 [N-1]:
 
-    - without advantages, for `cross_entropy`: `weights`. reduction "none" keeps them, "mean"
-      divides them so that the example's weights sum to 1, and a long answer counts as much as a
-      short one;
-    - with advantages, for a policy loss: `logprobs`, `advantages`, and `mask`, 1 where a token is
-      trained. Losses do not take the mask: see `remove_mask`.
+    - without advantages, for `cross_entropy`: `weights`. reduction "none" keeps them; "mean" scales
+      them to sum 1 per example, so that long and short answers count the same;
+    - with advantages, for a policy loss: `logprobs`, `advantages`, and `mask`, 1 for trained
+      tokens. Losses do not accept the mask: see `remove_mask`.
 
-    Raises DataValidationError where fewer than two tokens or no trained token are left.
+    Raises DataValidationError if fewer than two tokens, or no trained token, remain.
     """
     length = len(sequence)
     sequence = sequence.truncate(max_length)
-    cut = f" of {length} (max_length={max_length})" if len(sequence) < length else ""
+    truncated = f" of {length} (max_length={max_length})" if len(sequence) < length else ""
     if len(sequence) < 2:
         raise DataValidationError(
-            f"{len(sequence)} tokens{cut} cannot be trained on: at least 2 are needed"
+            f"{len(sequence)} tokens{truncated} cannot be trained on: at least 2 are needed"
         )
     if sequence.num_loss_tokens == 0:
-        raise DataValidationError(f"no trained token among the {len(sequence)} tokens{cut}")
+        raise DataValidationError(f"no trained token among the {len(sequence)} tokens{truncated}")
 
     tokens = sequence.tokens.astype(np.int64)
     shifted = {"weights": sequence.weights[1:]}
     if sequence.advantages is not None:
         shifted = _policy_inputs(sequence, sequence.advantages, reduction)
     elif reduction == "mean":
-        shifted["weights"] = _normalised(shifted["weights"])
+        shifted["weights"] = _normalise_weights(shifted["weights"])
     elif reduction != "none":
         raise DataValidationError(f'reduction={reduction!r}: expected "none" or "mean"')
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1].tolist()),
         loss_fn_inputs={
-            # A copy: a view would share the sequence's memory with whoever gets the datum.
+            # Copies: with views, a caller that edits the datum would edit the sequence.
             name: tinker.TensorData.from_numpy(values.copy())
             for name, values in {"target_tokens": tokens[1:], **shifted}.items()
         },
@@ -133,7 +133,7 @@ def to_datum(
 
 
 def remove_mask(datum: tinker.Datum) -> tinker.Datum:
-    """The datum without `mask`, which tells readers what is trained and is no input of a loss."""
+    """The datum without `mask`, which is for readers: no loss accepts it as an input."""
     return tinker.Datum(
         model_input=datum.model_input,
         loss_fn_inputs={k: v for k, v in datum.loss_fn_inputs.items() if k != "mask"},
@@ -141,10 +141,10 @@ def remove_mask(datum: tinker.Datum) -> tinker.Datum:
 
 
 def from_datum(datum: tinker.Datum) -> Sequence:
-    """The sequence of N tokens behind a datum of N-1 positions: `to_datum(from_datum(d))` equals d.
+    """Invert `to_datum`: N tokens from N-1 positions; `to_datum(from_datum(d))` equals d.
 
-    The first token's values are not in a datum and come back as 0, which is what it trains. Weights
-    are those of `weights` or `mask`.
+    A datum has no values for the first token. They become 0, as that token is never trained. The
+    weights are the datum's `weights` or `mask`.
     """
     values = {name: tensor.to_numpy() for name, tensor in datum.loss_fn_inputs.items()}
     weights = "mask" if "mask" in values else "weights"
@@ -162,7 +162,7 @@ def from_datum(datum: tinker.Datum) -> Sequence:
 
 
 def model_input_tokens(model_input: tinker.ModelInput) -> list[int]:
-    """The tokens of a text prompt. Raises DataValidationError where a chunk is not text."""
+    """The tokens of a text prompt. Raises DataValidationError if a chunk is not text."""
     for chunk in model_input.chunks:
         if not isinstance(chunk, tinker.EncodedTextChunk):
             raise DataValidationError(
@@ -172,7 +172,7 @@ def model_input_tokens(model_input: tinker.ModelInput) -> list[int]:
 
 
 def as_numpy(values: Values) -> np.ndarray:
-    """float64 array of a TensorData, tensor, array or list; None becomes NaN."""
+    """A float64 array from a TensorData, tensor, array or list; None becomes NaN."""
     if isinstance(values, tinker.TensorData):
         values = values.to_numpy()
     elif hasattr(values, "detach"):
@@ -183,13 +183,13 @@ def as_numpy(values: Values) -> np.ndarray:
 def _policy_inputs(
     sequence: Sequence, advantages: np.ndarray, reduction: Reduction
 ) -> dict[str, np.ndarray]:
-    """The inputs of a policy loss, shifted."""
+    """The shifted inputs of a policy loss."""
     if sequence.logprobs is None:
-        raise DataValidationError("a sequence with advantages needs the sampled logprobs, too")
+        raise DataValidationError("a sequence with advantages needs sampling logprobs, too")
     if reduction != "none":
         raise DataValidationError(
-            f'reduction={reduction!r} divides weights, a policy loss has none: use "none", and'
-            " scale the advantages"
+            f"reduction={reduction!r} scales weights, which a policy loss does not have: use"
+            ' "none", and scale the advantages'
         )
     return {
         "logprobs": sequence.logprobs[1:],
@@ -198,7 +198,7 @@ def _policy_inputs(
     }
 
 
-def _normalised(weights: np.ndarray) -> np.ndarray:
+def _normalise_weights(weights: np.ndarray) -> np.ndarray:
     total = weights.sum(dtype=np.float64)
     if not total > 0:
         raise DataValidationError(

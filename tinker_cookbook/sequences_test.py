@@ -130,9 +130,9 @@ def test_from_datum_gives_back_a_policy_sequence() -> None:
 def test_policy_sequences_that_cannot_be_trained_are_refused() -> None:
     with pytest.raises(DataValidationError, match="one logprob per token"):
         Sequence([1, 2, 3], [0, 1, 1], [0.0, -1.0])
-    with pytest.raises(DataValidationError, match="needs the sampled logprobs"):
+    with pytest.raises(DataValidationError, match="needs sampling logprobs"):
         to_datum(Sequence([1, 2], [0, 1], advantages=[0, 1]))
-    with pytest.raises(DataValidationError, match="a policy loss has none"):
+    with pytest.raises(DataValidationError, match="a policy loss does not have"):
         to_datum(POLICY, reduction="mean")
     nothing = Sequence([1, 2, 3], [1, 0, 0], [0, 0, 0], [1, 0, 0])  # the first is never trained
     with pytest.raises(DataValidationError, match="no trained token"):

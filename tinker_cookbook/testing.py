@@ -1,10 +1,11 @@
-"""Scripted stand-ins for tests: an engine, and a sampler of a real engine.
+"""Scripted fakes for tests: an engine, and a sampler inside a real engine.
 
     engine = ScriptedEngine(reply=scripted_text("nano", lambda asked: "4<|im_end|>"))
     service = scripted_service(engine, tmp_path)
     client = service.create_sampling_client(base_model="nano")
 
-Under the real clients, sessions and stores, so that what a test sees of them is what a user sees.
+Only the engine is fake: clients, session and store are the real ones, so tests exercise the code
+that users run.
 """
 
 from __future__ import annotations
@@ -56,25 +57,25 @@ FACTS = ModelFacts("scripted", 2048, 2048, num_layers=1, eos_tokens=frozenset(),
 
 @dataclass(frozen=True)
 class Asked:
-    """One sample that is wanted. time: how many of this prompt came before."""
+    """One requested sample. time: the number of earlier samples with the same prompt."""
 
     prompt: list[int]
     request: SampleRequest
     time: int
 
 
-Reply = Callable[[Asked], Sequence[int]]  # tokens; what it raises is the request's error
+Reply = Callable[[Asked], Sequence[int]]  # returns tokens; an exception fails the request
 
 
 def scripted_text(model_name: str, text: Callable[[Asked], str]) -> Reply:
-    """Replies by their text, in the tokens of a model."""
+    """A Reply from a function that returns text, encoded with a model's tokenizer."""
     tokenizer = get_tokenizer(model_name)
     return lambda asked: tokenizer.encode(text(asked), add_special_tokens=False)
 
 
 @dataclass
 class Script:
-    """What is answered. logprob_of: of each token, in prompts, replies and targets."""
+    """Scripted results. logprob_of: the logprob of a token in prompts, completions and targets."""
 
     reply: Reply = lambda asked: []
     logprob_of: Callable[[int], float] = lambda token: -0.5
@@ -106,15 +107,17 @@ class Script:
         key = np.array(prompt).tobytes()
         self._times[key] += 1
         tokens = list(self.reply(Asked(prompt, request, self._times[key] - 1)))
-        kept = tokens[: request.max_tokens]
-        reason = "stop" if len(kept) == len(tokens) else "length"
-        return SampledTokens(kept, [self.logprob_of(token) for token in kept], reason)
+        truncated = tokens[: request.max_tokens]
+        reason = "stop" if len(truncated) == len(tokens) else "length"
+        return SampledTokens(truncated, [self.logprob_of(token) for token in truncated], reason)
 
 
 class ScriptedEngine(Script):
-    """Takes the engine's requests, keeps them in `requests`, and answers at once, on the thread
-    that asks; samples after `delay` seconds, where it says so, on another; or, between `hold` and
-    `release`, then."""
+    """Fake engine that records `requests` and completes them on the caller's thread.
+
+    Samples with a `delay` above 0 complete after so many seconds on another thread. Requests
+    submitted after `hold()` complete on `release()`.
+    """
 
     def __init__(
         self,
@@ -144,24 +147,25 @@ class ScriptedEngine(Script):
 
     def submit(self, request: Request[R], on_token: OnToken | None = None) -> Future[R]:
         future: Future[R] = Future()
-        self._carry_out(request, future)
+        self._execute(request, future)
         return future
 
     def submit_when(
         self, coming: Future[Request[R]], lane: str, on_token: OnToken | None = None
     ) -> Future[R]:
-        """Answered when it comes: what is asked meanwhile does not wait for it."""
+        """Execute the request once it is there. Unlike in the real engine, later requests of the
+        lane do not wait for it."""
         future: Future[R] = Future()
 
-        def come(done: Future[Request[R]]) -> None:
+        def execute_when_done(done: Future[Request[R]]) -> None:
             try:
                 request = done.result()
-            except BaseException as error:  # cancelled, too
+            except BaseException as error:  # includes CancelledError
                 future.set_exception(error)
             else:
-                self._carry_out(request, future)
+                self._execute(request, future)
 
-        coming.add_done_callback(come)
+        coming.add_done_callback(execute_when_done)
         return future
 
     def dispose(self, request: DropRun | DropWeights) -> None:
@@ -169,21 +173,21 @@ class ScriptedEngine(Script):
 
     @property
     def samples(self) -> list[SampleRequest]:
-        """Those that were asked for so far."""
+        """The sampling requests so far."""
         return [each.request for each in self.requests if isinstance(each, Sample)]
 
     def hold(self) -> None:
-        """Answer nothing from now on."""
+        """Complete no request from now on."""
         self._held = []
 
     def release(self) -> None:
-        """Answer what was held, in the order in which it was asked."""
+        """Complete the requests since `hold`, in the order of their submission."""
         held, self._held = self._held or [], None
-        for answer in held:
-            answer()
+        for complete in held:
+            complete()
 
-    def _carry_out(self, request: Request[R], future: Future[R]) -> None:
-        def answer() -> None:
+    def _execute(self, request: Request[R], future: Future[R]) -> None:
+        def complete() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
@@ -194,18 +198,17 @@ class ScriptedEngine(Script):
         with self._lock:
             self.requests.append(request)
             if self._held is not None:
-                self._held.append(answer)
+                self._held.append(complete)
                 return
         seconds = self.delay(request.request) if isinstance(request, Sample) else 0.0
         if seconds:
-            threading.Timer(seconds, answer).start()
+            threading.Timer(seconds, complete).start()
         else:
-            answer()
+            complete()
 
 
 class ScriptedSampler(Script):
-    """In the place of an engine's sampler (`engine.samplers.SAMPLERS`): answers whatever waits at
-    its next step."""
+    """Fake sampler for `engine.samplers.SAMPLERS`: completes all waiting requests in each step."""
 
     limits = SamplingLimits(2048, 65536, 0, 256, deterministic=False)
 
@@ -227,7 +230,7 @@ class ScriptedSampler(Script):
         self._waiting.append((request, on_done, cancelled, on_token))
 
     def load(self, weights: WeightsRef) -> None:
-        """Whatever they are, the script answers."""
+        """Ignored: the script does not depend on the weights."""
 
     def step(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -250,16 +253,16 @@ class ScriptedSampler(Script):
             on_done(error)
 
     def release(self) -> None:
-        """It keeps nothing."""
+        """There is nothing to release."""
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting)
 
     def close(self) -> None:
-        """It holds nothing."""
+        """There is nothing to close."""
 
 
 def scripted_service(engine: ScriptedEngine, store: Path) -> LocalServiceClient:
-    """The clients of this process over a scripted engine; checkpoints go into a real store."""
+    """In-process clients over a scripted engine, with a real store in the directory `store`."""
     return LocalServiceClient(engine, Store(store))

@@ -46,10 +46,12 @@ DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
 class CLI(ChatConfig):
     dataset: str | None = chz.field(
         default=None,
-        doc="no_robots, tulu3, number_words, or what dataset_path takes: a file, a directory, a"
-        " name on the hub (None: number_words for nano, else no_robots)",
+        doc="no_robots, tulu3, number_words, or anything that dataset_path accepts (None:"
+        " number_words for nano, else no_robots)",
     )
-    eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
+    eval_every: int = chz.field(
+        default=20, doc="steps between evaluations (0: only before and after training)"
+    )
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:

@@ -70,12 +70,15 @@ HEADLINES = {"num_correct": "right", "so_far/pass@1": "pass@1 so far"}
 
 @chz.chz
 class CLI(CheckedConfig):
-    model_name: str = chz.field(default="nano", doc="nano, a hub name, or a directory")
+    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
     model_path: str | None = chz.field(
-        default=None, doc="tinker://..., a run's or PEFT adapter's directory (None: base model)"
+        default=None,
+        doc="checkpoint to evaluate: a tinker:// path, a run directory or a PEFT adapter"
+        " directory (None: the base model)",
     )
     renderer_name: str | None = chz.field(
-        default=None, doc="how messages become tokens (None: what suits checkpoint or model)"
+        default=None,
+        doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
     )
     path: str = chz.field(
         default="hub",
@@ -85,29 +88,34 @@ class CLI(CheckedConfig):
     year: tuple[Year, ...] = chz.field(
         default=(), doc=f"which of {', '.join(YEARS)}, e.g. year=2025,2026 (empty: all of path)"
     )
-    num_samples: int = chz.field(default=8, doc="replies to each problem", metadata=COUNT)
+    num_samples: int = chz.field(default=8, doc="completions per problem", metadata=COUNT)
     k: list[int] = chz.field(
-        default_factory=list, doc="which pass@k, e.g. k=1,8 (empty: 1, 2, 4, ... num_samples)"
+        default_factory=list,
+        doc="values of k for pass@k, e.g. k=1,8 (empty: 1, 2, 4, ... num_samples)",
     )
     max_tokens: int | None = chz.field(
-        default=None, doc="tokens of a reply at most (None: 256 for nano, else 8192)"
+        default=None, doc="maximum tokens per completion (None: 256 for nano, else 8192)"
     )
-    temperature: float = chz.field(default=1.0, doc="of sampling (0: the likeliest reply)")
-    top_p: float = chz.field(default=1.0, doc="share of the probability that is sampled from")
+    temperature: float = chz.field(default=1.0, doc="sampling temperature (0: greedy decoding)")
+    top_p: float = chz.field(
+        default=1.0, doc="nucleus (top-p) sampling: cumulative probability to keep"
+    )
     one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
-    seed: int = chz.field(default=0, doc="seed of the replies")
+    seed: int = chz.field(default=0, doc="random seed of sampling")
     log_path: str | None = chz.field(
-        default=None, doc="directory of the run (None: one in the runs directory)"
+        default=None, doc="run directory (None: named after the config)"
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
-        default=None, doc="for a directory that holds a run (None: resume it if it is this run)"
+        default=None,
+        doc="what to do if the run directory already holds a run (None: resume it if the config"
+        " matches; resume: even if your own code was edited since)",
     )
-    base_url: str | None = chz.field(default=None, doc="server that samples (None: in process)")
-    engine: EngineConfig = chz.field(
-        default_factory=EngineConfig, doc="settings of the engine in process"
+    base_url: str | None = chz.field(
+        default=None, doc="Tinker API server URL (None: run in process)"
     )
+    engine: EngineConfig = chz.field(default_factory=EngineConfig, doc="in-process engine settings")
     display: DisplayMode = chz.field(
-        default="auto", doc="what is shown of each problem (auto: live on a terminal, else plain)"
+        default="auto", doc="progress display (auto: live on a terminal)"
     )
 
     @chz.validate
@@ -143,7 +151,7 @@ async def main(config: CLI) -> None:
         total_steps=total,
         headlines=HEADLINES,
         unit="problem",
-        rows_kept=lambda directory: _rows_kept(directory, total),
+        count_done_rows=lambda directory: _rows_kept(directory, total),
     ) as journal:
         outcomes = _kept_outcomes(journal.log_path, config.num_samples)
         parts = await _parts(config, sets, problems, journal)

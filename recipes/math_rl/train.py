@@ -73,7 +73,7 @@ class CLI(ProblemConfig):
     dataset_builder: RLDatasetBuilder | None = chz.field(
         default=None,
         meta_factory=_ByName(annotation=RLDatasetBuilder | None),
-        doc="the problems, by name or as a class (None: arithmetic)",
+        doc="problems to train on, by name or class (None: arithmetic)",
     )
 
 

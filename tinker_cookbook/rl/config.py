@@ -17,7 +17,7 @@ from tinker_cookbook.rl.signals import AdvantageKind, Signal
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.config import LoopConfig
-from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NOT_NEGATIVE, POSITIVE, SHARE
+from tinker_cookbook.training.fields import COUNT, FRACTION, MAY_CHANGE, NOT_NEGATIVE, POSITIVE
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.json_types import Plain
@@ -29,11 +29,13 @@ LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
 class KLReferenceConfig:
     """The model that kl_penalty_coef holds the policy near to."""
 
-    base_model: str = chz.field(doc="name or directory; its tokenizer must be the policy's")
+    base_model: str = chz.field(
+        doc="base model of the reference: name or directory; must have the policy's tokenizer"
+    )
     load_checkpoint_path: str | None = chz.field(
         default=None,
-        doc="its weights: tinker://.../sampler_weights/..., the directory of a run or of a PEFT"
-        " adapter (None: the base model itself)",
+        doc="weights of the reference: tinker://.../sampler_weights/..., a run directory or a"
+        " PEFT adapter directory (None: the base model itself)",
     )
 
     def identity(self) -> Mapping[str, Plain]:
@@ -45,16 +47,16 @@ class KLReferenceConfig:
 class AsyncConfig:
     """The Tinker cookbook's spelling of max_lag."""
 
-    max_steps_off_policy: int = chz.field(doc="the same as max_lag")
-    groups_per_batch: int = chz.field(doc="groups in a batch; must be what the data set has")
+    max_steps_off_policy: int = chz.field(doc="same as max_lag")
+    groups_per_batch: int = chz.field(doc="groups per batch; must equal the data set's")
 
 
 @chz.chz
 class StreamMinibatchConfig:
     """The Tinker cookbook's spelling of num_minibatches."""
 
-    groups_per_batch: int = chz.field(doc="groups in a batch; must be what the data set has")
-    num_minibatches: int = chz.field(doc="the same as num_minibatches")
+    groups_per_batch: int = chz.field(doc="groups per batch; must equal the data set's")
+    num_minibatches: int = chz.field(doc="same as the top-level num_minibatches")
 
 
 @chz.chz
@@ -62,94 +64,99 @@ class Config(LoopConfig):
     """Keys of the reinforcement-learning loop. None: what suits the model, see
     `defaults.py`."""
 
-    dataset_builder: RLDatasetBuilder = chz.field(doc="what to play")
+    dataset_builder: RLDatasetBuilder = chz.field(doc="environments to train on")
     max_tokens: int | None = chz.field(
-        default=None, doc="tokens of a reply (None: by the model)", metadata=COUNT
+        default=None,
+        doc="maximum tokens per completion (None: the default for model and data)",
+        metadata=COUNT,
     )
     temperature: float = chz.field(
         default=1.0,
-        doc="of the policy: what is sampled, trained and held near to a reference is"
-        " softmax(logits / temperature)",
+        doc="sampling temperature; the loss and the KL penalty also use softmax(logits /"
+        " temperature)",
         metadata=POSITIVE,
     )
     limits: RolloutLimits = chz.field(
-        default_factory=RolloutLimits, doc="bounds on turns, tokens and waiting of an episode"
+        default_factory=RolloutLimits, doc="limits on an episode's turns, tokens and waiting times"
     )
     rollout_strategy: RolloutStrategy = chz.field(
-        default_factory=MinViableGroup, doc="what becomes of a group in which an environment fails"
+        default_factory=MinViableGroup, doc="what to do with a group in which an environment fails"
     )
 
     advantage: AdvantageKind = chz.field(
         default="centered", doc="how rewards of a group become advantages, see rl/signals.py"
     )
     remove_constant_reward_groups: bool = chz.field(
-        default=False, doc="do not train on groups whose rewards are all equal"
+        default=False, doc="skip groups whose rewards are all equal"
     )
     kl_penalty_coef: float = chz.field(
-        default=0.0, doc="weight of the KL to a reference (0: none)", metadata=NOT_NEGATIVE
+        default=0.0,
+        doc="coefficient of the KL penalty against a reference model (0: no penalty)",
+        metadata=NOT_NEGATIVE,
     )
     kl_discount_factor: float = chz.field(
         default=0.0,
-        doc="discount of the KL of later tokens (0: each token answers for its own)",
-        metadata=SHARE,
+        doc="discount factor of later tokens' KL penalty (0: each token is charged for its own KL"
+        " only)",
+        metadata=FRACTION,
     )
     kl_reference_config: KLReferenceConfig | None = chz.field(
-        default=None, doc="that reference (None: the model before training)"
+        default=None, doc="reference model of the KL penalty (None: the model before training)"
     )
-    loss_fn: LossName = chz.field(default="importance_sampling", doc="loss of the engine")
+    loss_fn: LossName = chz.field(default="importance_sampling", doc="policy loss")
     loss_fn_config: dict[str, float] | None = chz.field(
-        default=None, doc="its settings, e.g. loss_fn_config.clip_high_threshold=1.28"
+        default=None, doc="settings of the loss, e.g. loss_fn_config.clip_high_threshold=1.28"
     )
-    num_substeps: int = chz.field(
-        default=1, doc="optimizer steps a batch is divided into", metadata=COUNT
-    )
+    num_substeps: int = chz.field(default=1, doc="optimizer steps per batch", metadata=COUNT)
     max_lag: int = chz.field(
         default=0,
-        doc="steps by which the weights that play may be behind (0: synchronous)",
+        doc="maximum off-policy steps: by how many steps the sampling weights may lag (0:"
+        " synchronous)",
         metadata=NOT_NEGATIVE,
     )
     num_minibatches: int = chz.field(
         default=1,
-        doc="parts of an optimizer step's batch, each trained on as soon as it was played",
+        doc="minibatches per optimizer step, each trained on as soon as its rollouts are complete",
         metadata=COUNT,
     )
     async_config: AsyncConfig | None = chz.field(
-        default=None, doc="async_config.max_steps_off_policy: another name of max_lag"
+        default=None, doc="async_config.max_steps_off_policy is another name of max_lag"
     )
     stream_minibatch_config: StreamMinibatchConfig | None = chz.field(
-        default=None, doc="stream_minibatch_config.num_minibatches: a name of num_minibatches"
+        default=None,
+        doc="stream_minibatch_config.num_minibatches is another name of num_minibatches",
     )
     groups_at_a_time: int | None = chz.field(
         default=None,
-        doc="groups that are played at a time (None: as many as a batch has)",
+        doc="groups rolled out concurrently (None: as many as a batch has)",
         metadata=COUNT | MAY_CHANGE,
     )
 
     max_logprob_gap: float | None = chz.field(
         default=0.1,
-        doc="stop when sampler and trainer, with the same weights, differ by more: mean"
-        " |difference| of logprobs of sampled tokens, in nats (None: never)",
+        doc="stop if sampling and training logprobs differ by more with the same weights: mean"
+        " |difference| over sampled tokens, in nats (None: never)",
         metadata=POSITIVE | MAY_CHANGE,
     )
     compute_post_kl: bool = chz.field(
         default=False,
-        doc="measure how far each step moved the policy on its own samples",
+        doc="measure the KL between the policies before and after each step, on the step's samples",
         metadata=MAY_CHANGE,
     )
     eval_greedy: bool = chz.field(
         default=False,
-        doc="evaluate the most likely replies, too: test_greedy/...",
+        doc="also evaluate with greedy decoding, as test_greedy/...",
         metadata=MAY_CHANGE,
     )
     transcripts_every: int = chz.field(
         default=1,
-        doc="steps between transcripts of all rollouts (0: none); some 30 bytes a token on disk",
+        doc="steps between transcripts of all rollouts (0: none); about 30 bytes per token on disk",
         metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     signals: list[Signal] = chz.field(
         default_factory=list,
-        doc="further signals that write advantages (in Python only); dataclasses, or with"
-        " identity(), so that a run with other settings is another run",
+        doc="additional signals that write advantages (Python only); dataclasses, or objects with"
+        " identity(), so that other settings make another run",
     )
 
 

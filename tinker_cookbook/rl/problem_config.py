@@ -49,15 +49,15 @@ class ProblemConfig(train.Config):
     """`train.Config` with the keys that a data set of problems is made by."""
 
     dataset_builder: RLDatasetBuilder | None = chz.field(
-        default=None, doc="what to play, e.g. data=Gsm8k (None: the recipe's own)"
+        default=None, doc="problems to train on, e.g. data=Gsm8k (None: the recipe's default)"
     )
     group_size: int | None = chz.field(
         default=None,
-        doc="attempts at each problem, compared with one another (None: by the model)",
+        doc="rollouts per problem, whose rewards are compared (None: the default for the model)",
         metadata=COUNT,
     )
     groups_per_batch: int | None = chz.field(
-        default=None, doc="problems in a step (None: by the model)", metadata=COUNT
+        default=None, doc="problems per step (None: the default for the model)", metadata=COUNT
     )
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The Tinker API over an engine in this process, or over the SDK where a URL is given."""
+"""The Tinker API over an in-process engine, or over the SDK if base_url is set."""
 
 from collections.abc import Mapping
 
@@ -17,10 +17,10 @@ __all__ = [
 
 
 def locate_checkpoint(path: str, use: Use, key: str, base_url: str | None = None) -> str:
-    """What a key of a run names, as it is written into config.json: a tinker:// path (of the last
-    checkpoint where it is the directory of a run), or the directory of a PEFT adapter.
+    """Resolve a checkpoint path in a config, as stored in config.json: a run directory becomes the
+    tinker:// path of its last checkpoint, a PEFT adapter directory an absolute path.
 
-    CheckpointError: anything else, or an adapter where the server of base_url is to read it.
+    CheckpointError for anything else, and for a local adapter if base_url is set.
     """
     if base_url is None:
         return locate(path, use, key)
@@ -30,7 +30,7 @@ def locate_checkpoint(path: str, use: Use, key: str, base_url: str | None = None
 
 
 def check_loss(loss_fn: str, loss_fn_config: Mapping[str, float] | None) -> None:
-    """Raises ConfigurationError for a loss or a setting of it that the engine does not have."""
+    """Raise ConfigurationError for an unknown loss or loss setting."""
     from tinker_cookbook.engine.losses import get_loss
 
     get_loss(loss_fn, loss_fn_config)

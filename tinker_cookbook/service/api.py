@@ -1,8 +1,8 @@
-"""The part of the Tinker API that loops and recipes use, as protocols.
+"""Protocols for the part of the Tinker API that loops and recipes use.
 
-The in-process clients and the SDK's own have these methods with these meanings, so a loop never
-asks which of them it has. Operations answer at once with an `APIFuture` and run in the order of the
-calls; what makes a client answers with a future of it.
+Both the in-process clients and the SDK's implement them, so loops work with either. Operations
+return an `APIFuture` at once and are executed in the order of the calls. Methods that create a
+client return a future of it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import torch
 
 C = TypeVar("C", covariant=True)
-# data, logprobs of each datum shaped like its target_tokens -> loss (a scalar), metrics
+# (data, logprobs of each datum, shaped like its target_tokens) -> (scalar loss, metrics)
 CustomLoss = Callable[
     [list[types.Datum], "list[torch.Tensor]"], tuple["torch.Tensor", dict[str, float]]
 ]
 
 
 class PendingResult(Protocol[C]):
-    """A future of a client."""
+    """A future, e.g. of a client."""
 
     def result(self, timeout: float | None = None) -> C: ...
 
@@ -52,7 +52,7 @@ class SamplingClient(Protocol):
     def compute_logprobs(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
     ) -> APIFuture[list[float | None]]:
-        """At temperature 1; see `ScoresAtTemperature`."""
+        """Logprobs of the prompt's tokens at temperature 1; see `ScoresAtTemperature`."""
         ...
 
     def get_tokenizer(self) -> Tokenizer: ...
@@ -62,7 +62,7 @@ class SamplingClient(Protocol):
 
 @runtime_checkable
 class ScoresAtTemperature(Protocol):
-    """What the clients in process can do and the SDK's cannot."""
+    """A sampling client that can score at any temperature: the in-process one, not the SDK's."""
 
     def compute_logprobs(
         self,
@@ -128,7 +128,7 @@ class TrainingClient(Protocol):
     def save_weights_and_get_sampling_client(
         self, name: str | None = None
     ) -> PendingResult[SamplingClient]:
-        """With the weights as they are after the calls so far."""
+        """A sampling client with the weights after the calls so far."""
         ...
 
     def create_sampling_client(self, model_path: str) -> PendingResult[SamplingClient]: ...
@@ -140,15 +140,15 @@ class TrainingClient(Protocol):
 
 @runtime_checkable
 class InProcess(Protocol):
-    """A training client whose engine is in this process."""
+    """A training client with an in-process engine."""
 
     def about_engine(self) -> list[str]:
-        """Lines that whoever starts a run should see."""
+        """Lines for the log of a starting run."""
         ...
 
 
 class RestClient(Protocol):
-    """Runs and checkpoints, by their paths."""
+    """Metadata, deletion and expiry of runs and checkpoints, by tinker:// path."""
 
     def get_training_run_by_tinker_path(self, tinker_path: str) -> APIFuture[types.TrainingRun]: ...
 
@@ -164,7 +164,7 @@ class RestClient(Protocol):
 
 
 class ServiceClient(Protocol):
-    """Makes training, sampling and rest clients."""
+    """Creates training, sampling and REST clients."""
 
     def create_lora_training_client(
         self,

@@ -1,4 +1,4 @@
-"""`connect`: the one door to an engine."""
+"""`connect`: the only way in which recipes and tools get an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tinker_cookbook.engine.scheduler import Engine
     from tinker_cookbook.service.api import ServiceClient
 
-_ENGINES: dict[EngineConfig, Engine] = {}  # one engine per configuration: models are loaded once
+# one engine per configuration, so that all callers in a process share the loaded models
+_ENGINES: dict[EngineConfig, Engine] = {}
 _LOCK = threading.Lock()
 
 
@@ -27,15 +28,15 @@ def connect(
 ) -> ServiceClient:
     """A client of the Tinker API.
 
-    Without a URL: the engine of this process (started on first use, shared by all who ask for the
-    same `engine` settings), with checkpoints under `store_dir` (default: `default_store_dir()`).
-    With a URL: the SDK's own client for that server; engine and store are the server's then, and
-    giving them here is refused.
+    Without a URL: an in-process engine, started on first use and shared by all callers with the
+    same `engine` settings, with checkpoints under `store_dir` (default: `default_store_dir()`).
+    With a URL: the SDK's own client for that server. Engine and store are the server's then:
+    setting them here raises ConfigurationError.
     """
     if base_url is not None:
         if engine is not None and engine != EngineConfig():
             raise ConfigurationError(
-                f"engine.* keys have no effect with base_url={base_url}: the server has its own;"
+                f"engine.* keys have no effect with base_url={base_url}, whose server has its own;"
                 " drop either"
             )
         if store_dir is not None:
@@ -67,6 +68,6 @@ def _engine(config: EngineConfig) -> Engine:
     with _LOCK:
         if config not in _ENGINES:
             _ENGINES[config] = Engine(config)
-            # a thread that is inside torch while the interpreter goes away can crash it
+            # a thread that is still inside torch while the interpreter shuts down can crash it
             atexit.register(_ENGINES[config].close)
         return _ENGINES[config]

@@ -1,4 +1,8 @@
-"""SDK types <-> the engine's requests and results."""
+"""Conversion between the SDK's types and the engine's requests and results.
+
+The engine does not use SDK types. Values of the wrong type raise DataValidationError here, with the
+index of the datum.
+"""
 
 from __future__ import annotations
 
@@ -21,70 +25,73 @@ from tinker_cookbook.engine.requests import (
 from tinker_cookbook.exceptions import DataValidationError
 
 
-def tokens_of(model_input: types.ModelInput, where: str) -> np.ndarray:
-    """Token ids int64 [N]; anything but text is refused."""
-    _expect(model_input, types.ModelInput, where)
+def to_token_ids(model_input: types.ModelInput, where: str) -> np.ndarray:
+    """Token ids, int64 [N]. DataValidationError if a chunk is not text."""
+    _check_type(model_input, types.ModelInput, where)
     for index, chunk in enumerate(model_input.chunks):
         if chunk.type != "encoded_text":
             raise DataValidationError(
-                f"{where}: chunk {index} is of type {chunk.type!r}; the engine reads text only"
+                f"{where}: chunk {index} is of type {chunk.type!r}; the engine supports text only"
             )
     return np.asarray(model_input.to_ints(), dtype=np.int64)
 
 
 def train_sequences(data: Sequence[types.Datum]) -> list[TrainSequence]:
-    """Datums as training rows; sparse tensors are filled up with zeros."""
-    rows = []
-    for where, datum in _named(data):
+    """Datums as the engine's training sequences; sparse tensors become dense ones."""
+    sequences = []
+    for where, datum in _enumerate_datums(data):
         inputs = {
             key: tensor.to_numpy().astype(np.float32)
             for key, tensor in datum.loss_fn_inputs.items()
             if key != "target_tokens"
         }
-        rows.append(
-            TrainSequence(tokens_of(datum.model_input, where), _targets(datum, where), inputs)
+        sequences.append(
+            TrainSequence(
+                to_token_ids(datum.model_input, where), _target_tokens(datum, where), inputs
+            )
         )
-    return rows
+    return sequences
 
 
 def custom_loss_sequences(data: Sequence[types.Datum]) -> list[TrainSequence]:
-    """Datums for a custom loss, which reads everything but the targets by itself."""
+    """Datums for a custom loss: tokens and targets only, as the loss reads the other inputs itself
+    from the datums."""
     return [
-        TrainSequence(tokens_of(datum.model_input, where), _targets(datum, where))
-        for where, datum in _named(data)
+        TrainSequence(to_token_ids(datum.model_input, where), _target_tokens(datum, where))
+        for where, datum in _enumerate_datums(data)
     ]
 
 
-def _named(data: Sequence[types.Datum]) -> Iterator[tuple[str, types.Datum]]:
-    """Each datum with its name in errors."""
+def _enumerate_datums(data: Sequence[types.Datum]) -> Iterator[tuple[str, types.Datum]]:
+    """Yield each datum with its name for error messages."""
     if not isinstance(data, Sequence):
         raise DataValidationError(f"data is a {type(data).__name__}, not a list of tinker.Datum")
     for index, datum in enumerate(data):
-        _expect(datum, types.Datum, f"datum {index}")
+        _check_type(datum, types.Datum, f"datum {index}")
         yield f"datum {index}", datum
 
 
-def _targets(datum: types.Datum, where: str) -> np.ndarray:
-    """int64 [N] or [N, K]."""
+def _target_tokens(datum: types.Datum, where: str) -> np.ndarray:
+    """Target token ids, int64 [N], or [N, K] with K targets per position."""
     tensor = datum.loss_fn_inputs.get("target_tokens")
     if tensor is None:
         raise DataValidationError(f"{where}: loss_fn_inputs has no target_tokens")
     targets = tensor.to_numpy()
-    if targets.dtype.kind not in "iu":  # which would be cut to the whole numbers below
+    if targets.dtype.kind not in "iu":  # astype would silently truncate fractions
         raise DataValidationError(
-            f"{where}: target_tokens has dtype {targets.dtype}; token ids are whole numbers (int64)"
+            f"{where}: target_tokens has dtype {targets.dtype}; token ids must be integers (int64)"
         )
     return targets.astype(np.int64)
 
 
-def _expect(value: object, kind: type, where: str) -> None:
+def _check_type(value: object, kind: type, where: str) -> None:
     if not isinstance(value, kind):
         raise DataValidationError(
             f"{where} is of type {type(value).__name__}; expected tinker.{kind.__name__}"
         )
 
 
-def output_of(result: TrainResult) -> types.ForwardBackwardOutput:
+def to_forward_backward_output(result: TrainResult) -> types.ForwardBackwardOutput:
     return types.ForwardBackwardOutput(
         loss_fn_output_type="ArrayRecord",
         loss_fn_outputs=[
@@ -94,7 +101,7 @@ def output_of(result: TrainResult) -> types.ForwardBackwardOutput:
     )
 
 
-def adam_of(params: types.AdamParams) -> AdamConfig:
+def to_adam_config(params: types.AdamParams) -> AdamConfig:
     return AdamConfig(
         learning_rate=params.learning_rate,
         beta1=params.beta1,
@@ -105,7 +112,7 @@ def adam_of(params: types.AdamParams) -> AdamConfig:
     )
 
 
-def request_of(
+def to_sample_request(
     prompt: types.ModelInput,
     num_samples: int,
     params: types.SamplingParams,
@@ -116,23 +123,25 @@ def request_of(
     prompt_targets: types.TensorData | None = None,
     prompt_temperature: float = 1.0,
 ) -> SampleRequest:
-    """A sampling request.
+    """Build a sampling request from the SDK's parameters.
 
-    `stop=None` means the model's own end tokens, `stop=[]` none at all; `max_tokens=None` means as
-    far as the context goes, and what the memory for keys and values holds.
+    `stop=None` means the model's own end-of-sequence tokens, `stop=[]` none. `max_tokens=None`
+    means as many as fit into the context and the KV cache.
     """
-    tokens = tokens_of(prompt, "prompt")
-    _expect(params, types.SamplingParams, "sampling_params")
+    tokens = to_token_ids(prompt, "prompt")
+    _check_type(params, types.SamplingParams, "sampling_params")
     if prompt_targets is not None and not isinstance(prompt_targets, types.TensorData):
         kind = type(prompt_targets).__name__
-        raise DataValidationError(f"target_prompt_logprobs is {kind}, not TensorData")
+        raise DataValidationError(
+            f"target_prompt_logprobs is of type {kind}; expected tinker.TensorData"
+        )
     stop_tokens, stop_strings = None, ()
     if params.stop is not None:
         stop = [params.stop] if isinstance(params.stop, str) else list(params.stop)
         stop_strings = tuple(item for item in stop if isinstance(item, str))
         stop_tokens = frozenset(item for item in stop if not isinstance(item, str))
         if "" in stop_strings:
-            raise DataValidationError("stop holds an empty string, which would stop at once")
+            raise DataValidationError("stop contains an empty string, which would stop at once")
     return SampleRequest(
         prompt=tokens,
         max_tokens=params.max_tokens,
@@ -151,8 +160,8 @@ def request_of(
     )
 
 
-def response_of(result: SampleResult, last_n: int | None = None) -> types.SampleResponse:
-    """`last_n`: prompt logprobs before the last n positions are left out (NaN)."""
+def to_sample_response(result: SampleResult, last_n: int | None = None) -> types.SampleResponse:
+    """The SDK's response. last_n: prompt logprobs before the last n positions are NaN."""
     prompt_logprobs = result.prompt_logprobs
     if prompt_logprobs is not None and last_n is not None:
         prompt_logprobs = prompt_logprobs.copy()
@@ -179,7 +188,10 @@ def response_of(result: SampleResult, last_n: int | None = None) -> types.Sample
 
 
 def _top_k(parts: Sequence[TopK], first: bool = False) -> TopkLogprobs | None:
-    """Positions one behind the other; `first`: behind one that nothing precedes, left empty."""
+    """Concatenate the top-k tokens of all positions.
+
+    first: prepend an empty position, because no logprobs exist for the first token of a prompt.
+    """
     if not parts:
         return None
     tokens, logprobs = (

@@ -1,4 +1,4 @@
-"""A run keeps its number of threads when it goes on, and says at its start what one should know."""
+"""A resumed run keeps its number of threads; the start-up lines of an engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def same_number() -> Iterator[None]:
 
 
 def number_of(service: LocalServiceClient) -> int:
-    """On the thread that computes."""
+    """The number of threads, asked on the thread that computes."""
     return call(service.engine, torch.get_num_threads).result()
 
 

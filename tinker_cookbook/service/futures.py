@@ -1,4 +1,4 @@
-"""Answers that come later, in the SDK's `APIFuture` form."""
+"""Futures of the in-process clients, with the SDK's `APIFuture` interface."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ T = TypeVar("T")
 
 
 class Converted(APIFuture[T], Generic[S, T]):
-    """An answer in the SDK's types, which are made by whoever asks for the result: the engine's
-    thread has better things to do, and a call costs one future less.
+    """A future whose result is converted to the SDK's types when it is first requested.
+
+    So the conversion runs on the caller's thread, not on the engine's, which all users share, and
+    each call needs one future less.
     """
 
     def __init__(self, future: Future[S], convert: Callable[[S], T]) -> None:
         self._future = future
         self._convert = convert
-        self._values: list[T] = []  # the result, once it was asked for
+        self._converted: list[T] = []  # cache: empty, or the converted result (which may be None)
 
     def result(self, timeout: float | None = None) -> T:
         return self._value(self._future.result(timeout))
 
     async def result_async(self, timeout: float | None = None) -> T:
         if timeout is None:
+            # wrap_future resumes the awaiting task on its own event loop, whatever thread completes
+            # the engine's future
             return self._value(await asyncio.wrap_future(self._future))
         async with asyncio.timeout(timeout):
             return await self.result_async()
@@ -36,13 +40,13 @@ class Converted(APIFuture[T], Generic[S, T]):
         return then(self._future, self._value)
 
     def _value(self, answer: S) -> T:
-        if not self._values:
-            self._values.append(self._convert(answer))
-        return self._values[0]
+        if not self._converted:
+            self._converted.append(self._convert(answer))
+        return self._converted[0]
 
 
 class Ready(Generic[S]):
-    """A client that can be used at once and is also a future of itself, as the SDK's are."""
+    """Base of clients that can be used at once and are futures of themselves, as in the SDK."""
 
     def __init__(self, created: Future[S]) -> None:
         self._created = created
@@ -51,7 +55,7 @@ class Ready(Generic[S]):
         return then(self._created, lambda _: self)
 
     def result(self, timeout: float | None = None) -> Self:
-        """This client, once it exists; the error of its creation otherwise."""
+        """Wait until the client exists and return it; raises the error of its creation."""
         self._created.result(timeout)
         return self
 
@@ -64,23 +68,25 @@ class Ready(Generic[S]):
 
 
 def then(future: Future[S], convert: Callable[[S], T]) -> Future[T]:
-    """A future of the converted result."""
-    out: Future[T] = Future()
+    """A future of `convert(result)`. Errors pass through, and cancelling it cancels `future`."""
+    converted: Future[T] = Future()
 
     def finish(done: Future[S]) -> None:
-        if not out.set_running_or_notify_cancel():
+        # marks it as running, so that it cannot be cancelled while `convert` runs
+        if not converted.set_running_or_notify_cancel():
             return
         try:
-            out.set_result(convert(done.result()))
+            converted.set_result(convert(done.result()))
         except BaseException as error:
-            out.set_exception(error)
+            converted.set_exception(error)
 
     future.add_done_callback(finish)
-    out.add_done_callback(lambda done: done.cancelled() and future.cancel())
-    return out
+    converted.add_done_callback(lambda done: done.cancelled() and future.cancel())
+    return converted
 
 
 def failed(error: BaseException) -> Future[T]:
-    out: Future[T] = Future()
-    out.set_exception(error)
-    return out
+    """A future that has already failed."""
+    future: Future[T] = Future()
+    future.set_exception(error)
+    return future

@@ -1,4 +1,4 @@
-"""Weights to start from: a checkpoint of the store, or a PEFT adapter in a directory."""
+"""Locate weights to load: a checkpoint in the store, or a PEFT adapter in a directory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from tinker_cookbook.service.store import Store
 
 
 class WeightsFiles(Protocol):
-    """Weights on disk that were found to fit."""
+    """Weights on disk, whose base model was checked."""
 
     @property
     def base_model(self) -> str: ...
 
     def open(self, id: str) -> AbstractContextManager[CheckpointWeights]:
-        """The engine's reference of them, under an id; the files stay for as long as it is open."""
+        """The engine's reference to the weights, with the given id.
+
+        While the context is open, deleting the checkpoint does not remove its files.
+        """
         ...
 
 
-def find(store: Store, path: str, use: Use) -> str | Path:
-    """A tinker:// path, or the directory of a PEFT adapter that is not of this store (a directory
-    inside the store is the checkpoint that it holds)."""
+def find_weights(store: Store, path: str, use: Use) -> str | Path:
+    """Resolve a path to a tinker:// path, or to the directory of a PEFT adapter.
+
+    A directory inside this store resolves to the tinker:// path of its checkpoint.
+    """
     located = locate(path, use)
     if located.startswith(SCHEME):
         return located
@@ -36,10 +41,10 @@ def find(store: Store, path: str, use: Use) -> str | Path:
 
 
 def weights_files(store: Store, path: str, use: Use, base_model: str | None) -> WeightsFiles:
-    """Of a path or directory. CheckpointError: of another base model than the one given."""
+    """The weights at a path or directory. CheckpointError if they are for another base model."""
     if isinstance(base_model, str):
         base_model = models.published_name(base_model)
-    located = find(store, path, use)
+    located = find_weights(store, path, use)
     if isinstance(located, Path):
         return _PeftDirectory(located, base_model)
     return _StoredCheckpoint(store, located, base_model)
@@ -64,17 +69,15 @@ class _StoredCheckpoint:
 class _PeftDirectory:
     def __init__(self, directory: Path, base_model: str | None) -> None:
         self._directory = directory
-        made_for = peft_adapters.load_adapter_info(directory).base_model
-        if base_model is None and not made_for:
-            raise ConfigurationError(
-                f"{directory} does not say which model it was made for: give base_model"
-            )
-        if base_model is not None and made_for and not same_model(base_model, made_for):
+        adapter_model = peft_adapters.load_adapter_info(directory).base_model
+        if base_model is None and not adapter_model:
+            raise ConfigurationError(f"{directory} does not name its base model: set base_model")
+        if base_model is not None and adapter_model and not same_model(base_model, adapter_model):
             raise CheckpointError(
-                f"{directory} was made for {made_for!r}, not for {base_model!r}; if that is the"
-                f" same model, correct base_model_name_or_path in its {checkpoints.CONFIG_FILE}"
+                f"{directory} is an adapter for {adapter_model!r}, not for {base_model!r}; if they"
+                f" are the same model, correct base_model_name_or_path in {checkpoints.CONFIG_FILE}"
             )
-        self.base_model = base_model or made_for
+        self.base_model = base_model or adapter_model
 
     @contextmanager
     def open(self, id: str) -> Iterator[CheckpointWeights]:

@@ -1,7 +1,7 @@
-"""The Tinker API in process: the SDK's interface over a session, without a server.
+"""In-process Tinker API: the SDK's clients over a session, without a server.
 
-Every operation takes its place on the engine's thread in the order of the calls and answers at once
-with the SDK's own `APIFuture`. Errors come out of the future, as with the SDK.
+Every operation is queued for the engine's thread in the order of the calls and immediately returns
+the SDK's own `APIFuture`. As with the SDK, the future raises the errors.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 C = TypeVar("C")
 T = TypeVar("T")
-# Of the model table, what the engine can load by its name.
+# the families in the model table that the engine can run
 FAMILIES = [name for name, family in families.FAMILIES.items() if not family.unreadable]
 TIED = (
-    "{model} has tied embeddings: load this adapter beside the model and do not merge it as it is,"
-    " because what it adds to the unembedding would land in the input embeddings, too (untie them"
-    " first, or train with train_unembed=False)"
+    "{model} has tied embeddings: do not merge this adapter into the model, because its update of"
+    " the unembedding would also change the input embeddings; load it as an adapter, untie the"
+    " embeddings first, or train with train_unembed=False"
 )
 
 
-def _submitting(
+def _deprecated_alias(
     method: Callable[Concatenate[C, P], T],
 ) -> Callable[Concatenate[C, P], Coroutine[None, None, T]]:
-    """`x_async`: calls x and gives its future back, as the SDK's deprecated names do."""
+    """`x_async` that returns the future of x, like the SDK's deprecated names."""
 
     @wraps(method)
     async def call(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -70,10 +70,10 @@ def _submitting(
     return call
 
 
-def _awaiting(
+def _awaiting_alias(
     method: Callable[Concatenate[C, P], Awaitable[T]],
 ) -> Callable[Concatenate[C, P], Coroutine[None, None, T]]:
-    """`x_async`: what the future of x holds, a client that exists or an answer."""
+    """`x_async` that awaits the future of x and returns its result."""
 
     @wraps(method)
     async def call(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -103,13 +103,13 @@ class LocalSamplingClient:
         prompt_alt_tokens_k: int = 0,
         prompt_logprobs_last_n: int | None = None,
     ) -> APIFuture[types.SampleResponse]:
-        """Samples with their logprobs; see `engine.torch_sampler` for what a logprob means."""
+        """Samples with logprobs, which `engine.torch_sampler` defines."""
         if prompt_alt_tokens_k:
             return _failed(TrainingError(f"sample: {prompt_alt_tokens_k=} is not supported"))
-        if error := _refused_last_n(prompt_logprobs_last_n, include_prompt_logprobs):
+        if error := _check_last_n(prompt_logprobs_last_n, include_prompt_logprobs):
             return _failed(error)
         request = partial(
-            convert.request_of,
+            convert.to_sample_request,
             prompt,
             num_samples,
             sampling_params,
@@ -120,7 +120,7 @@ class LocalSamplingClient:
         )
         return Converted(
             self._session.sample(self._weights, request),
-            lambda result: convert.response_of(result, prompt_logprobs_last_n),
+            lambda result: convert.to_sample_response(result, prompt_logprobs_last_n),
         )
 
     def compute_logprobs(
@@ -130,15 +130,15 @@ class LocalSamplingClient:
         *,
         temperature: float = 1.0,
     ) -> APIFuture[list[float | None]]:
-        """Logprob of every prompt token; None for the first.
+        """The logprob of every prompt token; None for the first.
 
-        temperature: what samples are drawn at, to compare these with their logprobs. The SDK's
-        client scores at temperature 1 and has no such parameter.
+        temperature: set it to the sampling temperature to compare these with sampling logprobs. The
+        SDK's client has no such parameter and uses temperature 1.
         """
-        if error := _refused_last_n(prompt_logprobs_last_n, True):
+        if error := _check_last_n(prompt_logprobs_last_n, True):
             return _failed(error)
         request = partial(
-            convert.request_of,
+            convert.to_sample_request,
             prompt,
             1,
             types.SamplingParams(max_tokens=0),
@@ -146,10 +146,10 @@ class LocalSamplingClient:
             prompt_temperature=temperature,
         )
 
-        def answer(result: SampleResult) -> list[float | None]:
-            return convert.response_of(result, prompt_logprobs_last_n).prompt_logprobs or []
+        def to_list(result: SampleResult) -> list[float | None]:
+            return convert.to_sample_response(result, prompt_logprobs_last_n).prompt_logprobs or []
 
-        return Converted(self._session.sample(self._weights, request), answer)
+        return Converted(self._session.sample(self._weights, request), to_list)
 
     def get_base_model(self) -> str:
         return self._weights.base_model
@@ -157,13 +157,13 @@ class LocalSamplingClient:
     def get_tokenizer(self) -> Tokenizer:
         return get_tokenizer(self._weights.base_model)
 
-    sample_async = _awaiting(sample)
-    compute_logprobs_async = _awaiting(compute_logprobs)
-    get_base_model_async = _submitting(get_base_model)
+    sample_async = _awaiting_alias(sample)
+    compute_logprobs_async = _awaiting_alias(compute_logprobs)
+    get_base_model_async = _deprecated_alias(get_base_model)
 
 
 class ReadySamplingClient(Ready[WeightsRef], LocalSamplingClient):
-    """What `create_sampling_client` gives: a sampling client and a future of it."""
+    """A sampling client that is also a future of itself, as `create_sampling_client` returns it."""
 
     def __init__(self, session: Session, weights: WeightsHandle) -> None:
         Ready.__init__(self, weights.ready)
@@ -173,8 +173,8 @@ class ReadySamplingClient(Ready[WeightsRef], LocalSamplingClient):
 class LocalTrainingClient(Ready[RunFacts]):
     """One adapter in training; the counterpart of `tinker.TrainingClient`.
 
-    Operations called before it exists are queued behind its creation, and fail with its error if
-    that fails.
+    Operations called before the adapter exists are queued after its creation, and fail with the
+    same error if the creation fails.
     """
 
     def __init__(self, session: Session, run: Run) -> None:
@@ -188,16 +188,16 @@ class LocalTrainingClient(Ready[RunFacts]):
     def forward(
         self, data: list[types.Datum], loss_fn: types.LossFnType, loss_fn_config: LossConfig = None
     ) -> APIFuture[types.ForwardBackwardOutput]:
-        """Logprobs and loss of the data, no gradient."""
+        """Logprobs and loss, without gradients."""
         result = self._session.forward(self._run, data, loss_fn, loss_fn_config)
-        return Converted(result, convert.output_of)
+        return Converted(result, convert.to_forward_backward_output)
 
     def forward_backward(
         self, data: list[types.Datum], loss_fn: types.LossFnType, loss_fn_config: LossConfig = None
     ) -> APIFuture[types.ForwardBackwardOutput]:
-        """As forward, and adds the gradient of the summed loss to what is accumulated."""
+        """Logprobs and loss; adds the gradient of the summed loss to the accumulated gradients."""
         result = self._session.forward_backward(self._run, data, loss_fn, loss_fn_config)
-        return Converted(result, convert.output_of)
+        return Converted(result, convert.to_forward_backward_output)
 
     def forward_backward_custom(
         self,
@@ -206,19 +206,21 @@ class LocalTrainingClient(Ready[RunFacts]):
         *,
         loss_type_input: Literal["logprobs"] | None = None,
     ) -> APIFuture[types.ForwardBackwardOutput]:
-        """A loss of your own: `loss_fn(data, logprobs)` gets the logprobs of every datum as tensors
-        shaped like its target_tokens and returns (scalar tensor, metrics). It runs on the engine's
-        thread, so it must not wait for the engine.
+        """`forward_backward` with a custom loss.
+
+        `loss_fn(data, logprobs)` receives each datum's logprobs as a tensor shaped like its
+        target_tokens, and returns (scalar tensor, metrics). It runs on the engine's thread, so
+        waiting for the engine in it would deadlock.
         """
         if loss_type_input not in (None, "logprobs"):
-            error = ConfigurationError(f"loss_type_input={loss_type_input!r}: only 'logprobs'")
+            error = ConfigurationError(f"loss_type_input={loss_type_input!r}: expected 'logprobs'")
             return _failed(error)
         if not callable(loss_fn):
             error = ConfigurationError(f"loss_fn={loss_fn!r} is not a function of (data, logprobs)")
             return _failed(error)
         bound = partial(loss_fn, data)
         result = self._session.forward_backward_custom(self._run, data, bound)
-        return Converted(result, convert.output_of)
+        return Converted(result, convert.to_forward_backward_output)
 
     def optim_step(
         self,
@@ -226,10 +228,11 @@ class LocalTrainingClient(Ready[RunFacts]):
         *,
         adam_params: types.AdamParams | None = None,
     ) -> APIFuture[types.OptimStepResponse]:
-        """One AdamW step; metrics: grad_norm (before clipping)."""
+        """One AdamW step; metrics: grad_norm, before clipping."""
         params = optim_params or adam_params or types.AdamParams()
         if not isinstance(params, types.AdamParams):
-            return _failed(TrainingError(f"optimizer {type(params).__name__}: only AdamParams"))
+            kind = type(params).__name__
+            return _failed(TrainingError(f"optim_params is of type {kind}; expected AdamParams"))
         return Converted(
             self._session.optim_step(self._run, params),
             lambda metrics: types.OptimStepResponse(metrics=metrics),
@@ -244,7 +247,7 @@ class LocalTrainingClient(Ready[RunFacts]):
         overwrite: bool = False,
         user_metadata: dict[str, str] | None = None,
     ) -> APIFuture[types.SaveWeightsResponse]:
-        """Weights and optimizer, to go on from. Accumulated gradients are not part of it."""
+        """Save weights and optimizer state, to resume from; accumulated gradients are not saved."""
         path = self._session.save(
             self._run,
             "weights",
@@ -261,7 +264,7 @@ class LocalTrainingClient(Ready[RunFacts]):
         ttl_seconds: int | None = None,
         user_metadata: dict[str, str] | None = None,
     ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
-        """Weights alone, to sample from."""
+        """Save the weights alone, to sample from."""
         path = self._session.save(
             self._run,
             "sampler_weights",
@@ -278,12 +281,13 @@ class LocalTrainingClient(Ready[RunFacts]):
         record_stability_info: bool = False,
         kind: types.SamplingClientKind = "snapshot",
     ) -> ReadySamplingClient:
-        """A sampling client of the weights as they are now; kept on disk only under a name.
+        """A sampling client with a snapshot of the weights after the calls so far.
 
-        The SDK's retry_config has nothing to do in process; other keys are refused.
+        The snapshot is saved to disk only if it has a name. retry_config has no effect in process;
+        other SDK parameters raise ConfigurationError unless they have their defaults.
         """
-        _refuse("record_stability_info", record_stability_info, False)
-        _refuse("kind", kind, "snapshot")
+        _check_default("record_stability_info", record_stability_info, False)
+        _check_default("kind", kind, "snapshot")
         return ReadySamplingClient(self._session, self._session.snapshot(self._run, name))
 
     def create_sampling_client(
@@ -292,23 +296,23 @@ class LocalTrainingClient(Ready[RunFacts]):
         retry_config: RetryConfig | None = None,
         record_stability_info: bool = False,
     ) -> ReadySamplingClient:
-        """A sampling client of a saved checkpoint."""
-        _refuse("record_stability_info", record_stability_info, False)
+        """A sampling client with the weights of a saved checkpoint."""
+        _check_default("record_stability_info", record_stability_info, False)
         return ReadySamplingClient(self._session, self._session.saved_weights(model_path))
 
     def load_state(
         self, path: str, weights_access_token: str | None = None
     ) -> APIFuture[types.LoadWeightsResponse]:
-        """Take over the weights of a checkpoint; the optimizer starts anew."""
+        """Load the weights of a checkpoint and reset the optimizer."""
         return self._load(path, optimizer=False)
 
     def load_state_with_optimizer(
         self, path: str, weights_access_token: str | None = None
     ) -> APIFuture[types.LoadWeightsResponse]:
-        """Take over weights and optimizer of a checkpoint."""
+        """Load weights and optimizer state of a checkpoint."""
         return self._load(path, optimizer=True)
 
-    # -- about
+    # -- information
 
     def get_info(self) -> types.GetInfoResponse:
         facts = self._run.created.result()
@@ -332,23 +336,25 @@ class LocalTrainingClient(Ready[RunFacts]):
         return get_tokenizer(self._run.base_model)
 
     def about_engine(self) -> list[str]:
-        """Lines that whoever starts a run should see: threads, and what its model is apt to."""
+        """Lines for the log of a starting run: CPU threads, and a warning for tied embeddings."""
         facts, model = self._run.created.result(), self._run.base_model
         lines = [] if facts.threads is None else [facts.threads]
         if facts.model.tied and facts.spec.train_unembed and model != "nano":
             lines.append(TIED.format(model=model))
         return lines
 
-    forward_async = _submitting(forward)
-    forward_backward_async = _submitting(forward_backward)
-    forward_backward_custom_async = _submitting(forward_backward_custom)
-    optim_step_async = _submitting(optim_step)
-    save_state_async = _submitting(save_state)
-    save_weights_for_sampler_async = _submitting(save_weights_for_sampler)
-    load_state_async = _submitting(load_state)
-    load_state_with_optimizer_async = _submitting(load_state_with_optimizer)
-    save_weights_and_get_sampling_client_async = _awaiting(save_weights_and_get_sampling_client)
-    create_sampling_client_async = _awaiting(create_sampling_client)
+    forward_async = _deprecated_alias(forward)
+    forward_backward_async = _deprecated_alias(forward_backward)
+    forward_backward_custom_async = _deprecated_alias(forward_backward_custom)
+    optim_step_async = _deprecated_alias(optim_step)
+    save_state_async = _deprecated_alias(save_state)
+    save_weights_for_sampler_async = _deprecated_alias(save_weights_for_sampler)
+    load_state_async = _deprecated_alias(load_state)
+    load_state_with_optimizer_async = _deprecated_alias(load_state_with_optimizer)
+    save_weights_and_get_sampling_client_async = _awaiting_alias(
+        save_weights_and_get_sampling_client
+    )
+    create_sampling_client_async = _awaiting_alias(create_sampling_client)
 
     def _load(self, path: str, optimizer: bool) -> APIFuture[types.LoadWeightsResponse]:
         return Converted(
@@ -358,14 +364,16 @@ class LocalTrainingClient(Ready[RunFacts]):
 
 
 class Capabilities(types.GetServerCapabilitiesResponse):
-    """tokens_per_pass: tokens that go through a model at once (of those loaded, the least); None:
-    not known before a model is loaded."""
+    """The SDK's response with tokens_per_pass: the maximum tokens in one pass through the model.
+
+    The minimum over the loaded models; None before one is loaded.
+    """
 
     tokens_per_pass: int | None = None
 
 
 class LocalServiceClient:
-    """Makes the clients of one session; the counterpart of `tinker.ServiceClient`."""
+    """Creates the clients of one session; the counterpart of `tinker.ServiceClient`."""
 
     def __init__(
         self, engine: EngineQueue, store: Store, user_metadata: dict[str, str] | None = None
@@ -385,7 +393,7 @@ class LocalServiceClient:
         user_metadata: dict[str, str] | None = None,
         optimizer: types.OptimizerConfig | None = None,
     ) -> LocalTrainingClient:
-        """A fresh adapter. Without a seed its start is random."""
+        """A new adapter, with a random initialization if seed is None."""
         _check_optimizer(optimizer)
         spec = partial(
             LoraSpec,
@@ -406,7 +414,7 @@ class LocalServiceClient:
         weights_access_token: str | None = None,
         optimizer: types.OptimizerConfig | None = None,
     ) -> LocalTrainingClient:
-        """A new run that starts with the weights of a checkpoint and a fresh optimizer."""
+        """A new run with the weights of a checkpoint and a new optimizer."""
         _check_optimizer(optimizer)
         return self._from_state(path, base_model, user_metadata, optimizer=False)
 
@@ -417,7 +425,7 @@ class LocalServiceClient:
         user_metadata: dict[str, str] | None = None,
         weights_access_token: str | None = None,
     ) -> LocalTrainingClient:
-        """A new run that goes on exactly where a checkpoint was saved."""
+        """A new run with weights and optimizer state of a checkpoint: an exact resume."""
         return self._from_state(path, base_model, user_metadata, optimizer=True)
 
     def create_sampling_client(
@@ -427,22 +435,22 @@ class LocalServiceClient:
         retry_config: RetryConfig | None = None,
         record_stability_info: bool = False,
     ) -> ReadySamplingClient:
-        """A sampling client of a checkpoint (tinker://..., or a directory, see `checkpoint_dirs`),
-        or of a base model alone."""
-        _refuse("record_stability_info", record_stability_info, False)
+        """A sampling client with a checkpoint (a tinker:// path, or a directory: see
+        `checkpoint_dirs`), or with a base model alone."""
+        _check_default("record_stability_info", record_stability_info, False)
         if model_path is not None:
             weights = self._session.saved_weights(model_path, base_model)
         elif base_model is not None:
             weights = self._session.base_weights(base_model)
         else:
-            raise ConfigurationError("create_sampling_client needs model_path or base_model")
+            raise ConfigurationError("create_sampling_client: set model_path or base_model")
         return ReadySamplingClient(self._session, weights)
 
     def create_rest_client(self) -> LocalRestClient:
         return LocalRestClient(self.store)
 
     def get_server_capabilities(self) -> Capabilities:
-        """The models of the table that the engine runs; others of their families work too."""
+        """The models in the table that the engine supports; others of these families work, too."""
         supported = [
             types.SupportedModel(
                 model_name=name,
@@ -456,7 +464,7 @@ class LocalServiceClient:
         return Capabilities(supported_models=supported, tokens_per_pass=self.engine.tokens_per_pass)
 
     def close(self, status: str = "success", detail: str | None = None) -> APIFuture[None]:
-        """Ends the session: its runs take no more checkpoints and may be written by others."""
+        """End the session: its runs accept no more checkpoints, and others may write them."""
         self._session.close()
         done: Future[None] = Future()
         done.set_result(None)
@@ -468,13 +476,13 @@ class LocalServiceClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    create_lora_training_client_async = _awaiting(create_lora_training_client)
-    create_training_client_from_state_async = _awaiting(create_training_client_from_state)
-    create_training_client_from_state_with_optimizer_async = _awaiting(
+    create_lora_training_client_async = _awaiting_alias(create_lora_training_client)
+    create_training_client_from_state_async = _awaiting_alias(create_training_client_from_state)
+    create_training_client_from_state_with_optimizer_async = _awaiting_alias(
         create_training_client_from_state_with_optimizer
     )
-    create_sampling_client_async = _awaiting(create_sampling_client)
-    get_server_capabilities_async = _submitting(get_server_capabilities)
+    create_sampling_client_async = _awaiting_alias(create_sampling_client)
+    get_server_capabilities_async = _deprecated_alias(get_server_capabilities)
 
     def _from_state(
         self,
@@ -491,15 +499,15 @@ class LocalServiceClient:
 
 def _check_optimizer(optimizer: types.OptimizerConfig | None) -> None:
     if optimizer is not None and not isinstance(optimizer, tinker.AdamOptimizerConfig):
-        raise ConfigurationError(f"optimizer {optimizer!r} is not supported; only AdamW is")
+        raise ConfigurationError(f"optimizer={optimizer!r} is not supported; use AdamW")
 
 
-def _refused_last_n(last_n: int | None, prompt_logprobs: bool) -> DataValidationError | None:
+def _check_last_n(last_n: int | None, prompt_logprobs: bool) -> DataValidationError | None:
     if last_n is None:
         return None
     if not is_whole(last_n) or last_n < 1:
         return DataValidationError(
-            f"prompt_logprobs_last_n={last_n!r}: expected a whole number of at least 1"
+            f"prompt_logprobs_last_n={last_n!r}: expected an integer of 1 or more"
         )
     if not prompt_logprobs:
         return DataValidationError(
@@ -508,10 +516,10 @@ def _refused_last_n(last_n: int | None, prompt_logprobs: bool) -> DataValidation
     return None
 
 
-def _refuse(key: str, value: T, allowed: T) -> None:
-    """A key of the SDK that changes results and is not implemented: only its default passes."""
-    if value != allowed:
-        raise ConfigurationError(f"{key}={value!r} is not supported; use {allowed!r}")
+def _check_default(key: str, value: T, default: T) -> None:
+    """An SDK parameter that is not implemented and would change results must have its default."""
+    if value != default:
+        raise ConfigurationError(f"{key}={value!r} is not supported; use {default!r}")
 
 
 def _failed(error: TinkerCookbookError) -> APIFuture[T]:

@@ -66,7 +66,7 @@ def weights_of(client: LocalTrainingClient) -> dict[str, np.ndarray]:
 
 
 def test_the_first_program(service: LocalServiceClient, tiny_qwen3: str) -> None:
-    """What every tutorial of the API begins with, synchronously."""
+    """The first lines of every tutorial, synchronously."""
     training_client = service.create_lora_training_client(base_model=tiny_qwen3, rank=8, seed=0)
     before = training_client.forward(DATA, "cross_entropy").result().metrics["loss:sum"]
     for _ in range(20):
@@ -215,7 +215,7 @@ def test_an_error_is_that_requests_alone(service: LocalServiceClient, tiny_qwen3
 
 
 def test_requests_of_wrong_types(service: LocalServiceClient, tiny_qwen3: str) -> None:
-    """Each is answered with one line of this package's own, and the engine goes on."""
+    """Each raises one of the project's errors, in one line, and the engine continues."""
     client = service.create_lora_training_client(tiny_qwen3, rank=2, seed=0)
     sampler = service.create_sampling_client(base_model=tiny_qwen3)
     prompt, params = types.ModelInput.from_ints([5, 6]), types.SamplingParams(max_tokens=3)
@@ -235,7 +235,7 @@ def test_requests_of_wrong_types(service: LocalServiceClient, tiny_qwen3: str) -
         "num_samples=None: expected a whole number": sampler.sample(prompt, None, params),
         "sampling_params is of type dict": sampler.sample(prompt, 1, {"max_tokens": 3}),
         "prompt is of type list; expected tinker.ModelInput": sampler.sample([5], 1, params),
-        "target_prompt_logprobs is list": sampler.sample(
+        "target_prompt_logprobs is of type list": sampler.sample(
             prompt, 1, params, target_prompt_logprobs=[[5]]
         ),
         "target_prompt_logprobs has dtype float32": sampler.sample(
@@ -254,7 +254,7 @@ def test_requests_of_wrong_types(service: LocalServiceClient, tiny_qwen3: str) -
         "unknown loss_fn ['ppo']; known": train([integers], ["ppo"]),
         "beta=None must be a finite number": train([integers], "dro", {"beta": None}),
         "datum 1: target_tokens has dtype float32; token ids": train([integers, floats]),
-        "datum 0: target_tokens has dtype float32; token ids are": train([nan]),
+        "datum 0: target_tokens has dtype float32; token ids must": train([nan]),
         "datum 0: target_tokens has dtype float32": client.forward_backward_custom([floats], print),
         "loss_fn='x' is not a function": client.forward_backward_custom([integers], "x"),
     }
@@ -351,7 +351,7 @@ def test_the_last_logprobs_that_are_none(
         sampler.compute_logprobs(prompt, last_n),
         sampler.sample(prompt, 1, params, True, prompt_logprobs_last_n=last_n),
     ):
-        with pytest.raises(DataValidationError, match=f"last_n={last_n}: expected a whole number"):
+        with pytest.raises(DataValidationError, match=f"last_n={last_n}: expected an integer"):
             future.result()
     without = sampler.sample(prompt, 1, params, prompt_logprobs_last_n=2)
     with pytest.raises(DataValidationError, match="no effect without include_prompt_logprobs=True"):
@@ -359,7 +359,7 @@ def test_the_last_logprobs_that_are_none(
 
 
 def test_requests_that_cannot_be_answered(service: LocalServiceClient, tiny_qwen3: str) -> None:
-    """One line each, which names what was found; the next request is answered."""
+    """Each raises one line with the value found; the next request succeeds."""
     sampler = service.create_sampling_client(base_model=tiny_qwen3)
     training = service.create_lora_training_client(tiny_qwen3)
     prompt = types.ModelInput.from_ints([5, 6, 7])
@@ -420,8 +420,8 @@ def test_deadlines(service: LocalServiceClient, tiny_qwen3: str) -> None:
     ],
 )
 def test_interface_of_the_sdk(ours: type, theirs: type) -> None:
-    """Every public method of the SDK's client is here, with the same parameters in the same order,
-    but for those that make no sense in process or are not there yet. What ours add is named."""
+    """Our clients have all public methods of the SDK's, with the same parameters in the same order,
+    except those that make no sense in process or are not implemented. Our additions are listed."""
     left_out = {
         "get_console_url", "get_telemetry", "copy_weights", "create_custom_loss", "create",
         "create_custom_loss_async", "save_weights_external", "save_weights_external_async",
@@ -457,7 +457,7 @@ def test_connect_refuses_what_would_be_ignored() -> None:
         connect("http://127.0.0.1:1", EngineConfig(dtype="float32"))
     with pytest.raises(ConfigurationError, match="store_dir=/x has no effect"):
         connect("http://127.0.0.1:1", store_dir="/x")
-    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:1 cannot be reached"):
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:1 is not reachable"):
         connect("http://127.0.0.1:1")
     with pytest.raises(ConfigurationError, match="is not an http:// or https:// URL"):
         connect("gpu-box:8000")

@@ -1,4 +1,4 @@
-"""Base models from a hub: one that answers, one that is out of reach, one that is slow."""
+"""Base models from a hub that works, is unreachable, or is slow."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print("seconds", time.monotonic() - start)
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """What a hub answers for the files of one model, "me/tiny"."""
+    """A fake hub with the files of one model, "me/tiny"."""
 
     def __init__(self, directory: Path, *args: object) -> None:
         self.directory = directory
@@ -79,7 +79,7 @@ def hub(tiny_qwen3: str) -> Iterator[str]:
 
 
 def train(tmp_path: Path, endpoint: str, model: str) -> tuple[str, float, str]:
-    """Result or error, seconds, and what was printed besides, in a process that sees this hub."""
+    """Result or error, seconds, and other output, of a process that uses this hub."""
     hidden = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf")}

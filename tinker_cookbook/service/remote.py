@@ -1,4 +1,4 @@
-"""The SDK's own client for a server, reached for at once and without its deprecated corners."""
+"""The SDK's client for a server, with an immediate connection check and support for directories."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ REACH_SECONDS = 10.0  # for the first connection to a server
 
 
 class RemoteServiceClient(tinker.ServiceClient):
-    """`tinker.ServiceClient` for a URL. A server that asks for no key gets a placeholder, because
-    the SDK wants to send one."""
+    """`tinker.ServiceClient` for a URL, which also accepts run directories as checkpoint paths.
+
+    Without a key in the environment or the credentials file, it sends a placeholder, because the
+    SDK insists on a key, even for a server without authentication.
+    """
 
     def __init__(self, base_url: str, user_metadata: dict[str, str] | None = None) -> None:
-        _reach(base_url)
-        given = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD")
-        stored = Path("~/.tinker/credentials.json").expanduser()
-        self._key = None if any(map(os.environ.get, given)) or stored.exists() else "tml-local"
+        _check_reachable(base_url)
+        key_variables = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD")
+        credentials = Path("~/.tinker/credentials.json").expanduser()
+        has_key = any(map(os.environ.get, key_variables)) or credentials.exists()
+        self._key = None if has_key else "tml-local"
         self._url = base_url
         super().__init__(user_metadata=user_metadata, base_url=base_url, api_key=self._key)
 
@@ -76,19 +80,19 @@ class RemoteServiceClient(tinker.ServiceClient):
 
 
 def remote_path(path: str, use: Use, key: str = "model_path") -> str:
-    """The tinker:// path of a run's last checkpoint. CheckpointError for an adapter on this
-    machine: the protocol has no way to hand it over."""
+    """Resolve a path to a tinker:// path. CheckpointError for an adapter on this machine, because
+    the protocol has no way to upload it."""
     located = locate(path, use, key)
     if not located.startswith(SCHEME):
         raise CheckpointError(
-            f"{key}={path} is an adapter on this machine, which the server of base_url cannot"
-            " read: drop base_url, or give a tinker:// path of that server"
+            f"{key}={path} is an adapter on this machine, which the server at base_url cannot"
+            " read: drop base_url, or set a tinker:// path of that server"
         )
     return located
 
 
-def _reach(base_url: str) -> None:
-    """One connection, at once: the SDK itself would try for minutes without a word."""
+def _check_reachable(base_url: str) -> None:
+    """Try one connection, because the SDK itself would silently retry for minutes."""
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError(f"base_url={base_url!r} is not an http:// or https:// URL")
@@ -97,5 +101,5 @@ def _reach(base_url: str) -> None:
         socket.create_connection((parts.hostname, port), timeout=REACH_SECONDS).close()
     except OSError as error:
         raise ConfigurationError(
-            f"base_url={base_url} cannot be reached ({error}); is the server running?"
+            f"base_url={base_url} is not reachable ({error}); is the server running?"
         ) from error

@@ -1,7 +1,7 @@
-"""The SDK's RestClient, answered from the store in this process.
+"""In-process implementation of the SDK's RestClient, backed by the local store.
 
-Same methods, same answer types, same futures (already completed). What only a server can know,
-such as sessions and bills, is refused by name.
+It has the same methods, response types and futures (already completed). Methods that need a server,
+e.g. for sessions or billing, raise an error that names the method.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from tinker import APIFuture, types
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 from tinker.lib.public_interfaces.rest_client import RestClient
 
-from tinker_cookbook.engine.peft_adapters import PeftAdapter, load_adapter_info
+from tinker_cookbook.engine import peft_adapters
+from tinker_cookbook.engine.peft_adapters import PeftAdapter
 from tinker_cookbook.exceptions import TinkerCookbookError, TrainingError
-from tinker_cookbook.service.loading import find
-from tinker_cookbook.service.store import CheckpointInfo, Kind, RunInfo, Store, page, parse_path
+from tinker_cookbook.service.loading import find_weights
+from tinker_cookbook.service.store import CheckpointInfo, Kind, RunInfo, Store, paginate, parse_path
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,8 +35,12 @@ CHECKPOINT_TYPES: dict[Kind, Literal["training", "sampler", "external"]] = {
 }
 
 
-def _answer(method: Callable[P, T]) -> Callable[P, APIFuture[T]]:
-    """Call now, hand out a completed future; an error on purpose is raised by its result()."""
+def _completed_future(method: Callable[P, T]) -> Callable[P, APIFuture[T]]:
+    """Run the method at once and return a completed future.
+
+    The project's own exceptions are raised by its result(), as with the SDK; others are bugs and
+    raise immediately.
+    """
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> APIFuture[T]:
@@ -49,10 +54,10 @@ def _answer(method: Callable[P, T]) -> Callable[P, APIFuture[T]]:
     return call
 
 
-def _twin(
+def _async_alias(
     method: Callable[Concatenate[Any, P], APIFuture[T]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """The deprecated `*_async` spelling of a method: a coroutine that gives the answer itself."""
+    """The deprecated `*_async` alias of a method, a coroutine that returns the result itself."""
     name = method.__name__
 
     @functools.wraps(method)
@@ -64,9 +69,9 @@ def _twin(
 
 
 class LocalRestClient:
-    """Runs and checkpoints of a store under the names of `tinker`'s RestClient.
+    """Runs and checkpoints of a store, with the interface of `tinker`'s RestClient.
 
-    Errors are CheckpointError (store.py says which); TrainingError where a server is needed.
+    Raises the store's CheckpointError, and TrainingError for what needs a server.
     """
 
     def __init__(self, store: Store):
@@ -74,24 +79,24 @@ class LocalRestClient:
 
     # -- runs
 
-    @_answer
+    @_completed_future
     def get_training_run(
         self, training_run_id: str, access_scope: AccessScope = "owned"
     ) -> types.TrainingRun:
         return self._training_run(self._store.get_run(training_run_id))
 
-    @_answer
+    @_completed_future
     def get_training_run_by_tinker_path(
         self, tinker_path: str, access_scope: AccessScope = "owned"
     ) -> types.TrainingRun:
-        """Of a PEFT adapter's directory: a run without metadata."""
+        """The run of a checkpoint. For a PEFT adapter directory, a run without metadata."""
         located = self._locate(tinker_path)
         if isinstance(located, PeftAdapter):
             info = RunInfo(tinker_path, datetime.now(UTC), located.base_model, located.spec.rank)
             return _training_run(info, {})
         return self._training_run(self._store.get_run(parse_path(located).run_id))
 
-    @_answer
+    @_completed_future
     def list_training_runs(
         self,
         limit: int = 20,
@@ -99,17 +104,17 @@ class LocalRestClient:
         access_scope: AccessScope = "owned",
         project_id: str | None = None,
     ) -> types.TrainingRunsResponse:
-        """Newest activity first."""
+        """Runs, the most recently active first."""
         if project_id is not None:
             raise TrainingError(
                 f"list_training_runs(project_id={project_id!r}): there are no projects in process; "
-                "leave project_id out"
+                "omit project_id"
             )
         runs = [self._training_run(run) for run in self._store.list_runs(limit, offset)]
         cursor = types.Cursor(offset=offset, limit=limit, total_count=len(self._store.run_ids()))
         return types.TrainingRunsResponse(training_runs=runs, cursor=cursor)
 
-    @_answer
+    @_completed_future
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> types.WeightsInfoResponse:
         located = self._locate(tinker_path)
         if isinstance(located, PeftAdapter):
@@ -134,80 +139,82 @@ class LocalRestClient:
 
     # -- checkpoints
 
-    @_answer
+    @_completed_future
     def list_checkpoints(self, training_run_id: str) -> types.CheckpointsListResponse:
-        """Newest first."""
+        """One run's checkpoints, newest first."""
         infos = self._store.list_checkpoints(training_run_id)
         return types.CheckpointsListResponse(checkpoints=[_checkpoint(info) for info in infos])
 
-    @_answer
+    @_completed_future
     def list_user_checkpoints(
         self, limit: int = 100, offset: int = 0
     ) -> types.CheckpointsListResponse:
-        """Of every run, newest first."""
-        everything = self._store.list_all()
-        found = page(everything, limit, offset)
-        cursor = types.Cursor(offset=offset, limit=limit, total_count=len(everything))
+        """The checkpoints of all runs, newest first."""
+        infos = self._store.list_all()
+        cursor = types.Cursor(offset=offset, limit=limit, total_count=len(infos))
         return types.CheckpointsListResponse(
-            checkpoints=[_checkpoint(info) for info in found], cursor=cursor
+            checkpoints=[_checkpoint(info) for info in paginate(infos, limit, offset)],
+            cursor=cursor,
         )
 
-    @_answer
+    @_completed_future
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> None:
-        """`checkpoint_id` is kind and name: "weights/000020"."""
+        """checkpoint_id: kind and name, e.g. "weights/000020"."""
         self._store.delete(f"tinker://{training_run_id}/{checkpoint_id}")
 
-    @_answer
+    @_completed_future
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> None:
         self._store.delete(tinker_path)
 
-    @_answer
+    @_completed_future
     def set_checkpoint_ttl_from_tinker_path(
         self, tinker_path: str, ttl_seconds: int | None
     ) -> None:
-        """Counts from now; None = never expires."""
+        """The time counts from now; None: the checkpoint never expires."""
         self._store.set_ttl(tinker_path, ttl_seconds)
 
-    @_answer
+    @_completed_future
     def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> None:
         self._store.set_public(tinker_path, True)
 
-    @_answer
+    @_completed_future
     def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> None:
         self._store.set_public(tinker_path, False)
 
-    @_answer
+    @_completed_future
     def get_external_weights_urls(self, tinker_path: str) -> types.ExternalWeightsUrlsResponse:
-        """file:// URLs by relative name, for a checkpoint of any kind."""
+        """file:// URLs by relative file name, for a checkpoint of any kind."""
         info = self._store.find(tinker_path)
         urls = {name: (info.directory / name).as_uri() for name in info.manifest["files"]}
         expires = info.expires_at or datetime.now(UTC) + timedelta(days=1)
         return types.ExternalWeightsUrlsResponse(urls=urls, expires=expires)
 
-    def _link_checkpoint(self, tinker_path: str, at: Path) -> None:
-        """`Store.link`, for CheckpointManager; the SDK's client has no such method."""
-        self._store.link(tinker_path, at)
+    def _link_checkpoint(self, tinker_path: str, link_path: Path) -> None:
+        """`Store.link`, for CheckpointManager; not a method of the SDK's client."""
+        self._store.link(tinker_path, link_path)
 
     def get_telemetry(self) -> None:
-        """There is none in process."""
+        """None: there is no telemetry in process."""
         return None
 
-    get_training_run_async = _twin(get_training_run)
-    get_training_run_by_tinker_path_async = _twin(get_training_run_by_tinker_path)
-    list_training_runs_async = _twin(list_training_runs)
-    list_checkpoints_async = _twin(list_checkpoints)
-    list_user_checkpoints_async = _twin(list_user_checkpoints)
-    delete_checkpoint_async = _twin(delete_checkpoint)
-    delete_checkpoint_from_tinker_path_async = _twin(delete_checkpoint_from_tinker_path)
-    set_checkpoint_ttl_from_tinker_path_async = _twin(set_checkpoint_ttl_from_tinker_path)
-    publish_checkpoint_from_tinker_path_async = _twin(publish_checkpoint_from_tinker_path)
-    unpublish_checkpoint_from_tinker_path_async = _twin(unpublish_checkpoint_from_tinker_path)
-    get_external_weights_urls_async = _twin(get_external_weights_urls)
+    get_training_run_async = _async_alias(get_training_run)
+    get_training_run_by_tinker_path_async = _async_alias(get_training_run_by_tinker_path)
+    list_training_runs_async = _async_alias(list_training_runs)
+    list_checkpoints_async = _async_alias(list_checkpoints)
+    list_user_checkpoints_async = _async_alias(list_user_checkpoints)
+    delete_checkpoint_async = _async_alias(delete_checkpoint)
+    delete_checkpoint_from_tinker_path_async = _async_alias(delete_checkpoint_from_tinker_path)
+    set_checkpoint_ttl_from_tinker_path_async = _async_alias(set_checkpoint_ttl_from_tinker_path)
+    publish_checkpoint_from_tinker_path_async = _async_alias(publish_checkpoint_from_tinker_path)
+    unpublish_checkpoint_from_tinker_path_async = _async_alias(
+        unpublish_checkpoint_from_tinker_path
+    )
+    get_external_weights_urls_async = _async_alias(get_external_weights_urls)
 
     def _locate(self, path: str) -> str | PeftAdapter:
-        """A tinker:// path for whatever is in the store."""
-        located = find(self._store, path, "weights")
-        return located if isinstance(located, str) else load_adapter_info(located)
+        """Resolve a path to a tinker:// path of the store, or to a PEFT adapter outside it."""
+        located = find_weights(self._store, path, "weights")
+        return located if isinstance(located, str) else peft_adapters.load_adapter_info(located)
 
     def _training_run(self, run: RunInfo) -> types.TrainingRun:
         newest: dict[Kind, types.Checkpoint] = {}
@@ -245,18 +252,18 @@ def _checkpoint(info: CheckpointInfo) -> types.Checkpoint:
 
 
 def _needs_server(name: str) -> Callable[..., Any]:
-    def refuse(self: LocalRestClient, *args: Any, **kwargs: Any) -> Any:
+    def raise_error(self: LocalRestClient, *args: Any, **kwargs: Any) -> Any:
         raise TrainingError(
             f"RestClient.{name}() needs a server: in process there are no sessions, projects, "
-            "accounts or bills; connect(base_url=...) reaches one"
+            "accounts or billing; use connect(base_url=...)"
         )
 
-    refuse.__name__ = name
-    refuse.__dict__["__signature__"] = inspect.signature(getattr(RestClient, name))
-    return refuse
+    raise_error.__name__ = name
+    raise_error.__dict__["__signature__"] = inspect.signature(getattr(RestClient, name))
+    return raise_error
 
 
-# Whatever else the installed SDK offers answers with its name, not with an AttributeError.
+# All other methods of the installed SDK's client raise this error and not an AttributeError.
 for _name in dir(RestClient):
     if not _name.startswith("_") and not hasattr(LocalRestClient, _name):
         setattr(LocalRestClient, _name, _needs_server(_name))

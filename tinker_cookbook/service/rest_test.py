@@ -157,7 +157,7 @@ def test_list_checkpoints(rest: LocalRestClient) -> None:
 
 
 def test_paths_are_the_sdks_paths(rest: LocalRestClient) -> None:
-    """What we hand out is read by the SDK's own parser, with the same id and type."""
+    """The SDK's own parser reads our paths, with the same id and type."""
     for checkpoint in rest.list_checkpoints(RUN).result().checkpoints:
         parsed = types.ParsedCheckpointTinkerPath.from_tinker_path(checkpoint.tinker_path)
         assert parsed.training_run_id == RUN

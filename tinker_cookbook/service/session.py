@@ -1,9 +1,14 @@
-"""Runs and weights of one user of the engine, by name: the Tinker API without its clients.
+"""A user's session with an engine: training runs, checkpoints and sampling weights.
 
-The clients in this process and a server are two skins over it. It takes the SDK's types and answers
-with futures of the engine's results. What an operation needs of files, to read a checkpoint or to
-write one, is done on a thread beside the engine's; the operation's place among those of its run is
-the one of the call. What is to be read of another run has to be saved by then: wait for its answer.
+The in-process clients and the server are thin layers over it. It takes the SDK's types and returns
+futures of the engine's results.
+
+The engine orders requests by *lane*, a first-in-first-out queue for each run and for each set of
+sampling weights. Requests in one lane are executed in the order of submission; different lanes do
+not wait for each other. Reading and writing checkpoint files happens on other threads, so that a
+slow disk does not block the engine's thread, which all users share. The operation still takes its
+place in the run's lane at the time of the call. There is no order between lanes: before reading
+another run's checkpoint, wait for the future of its save.
 """
 
 from __future__ import annotations
@@ -57,11 +62,12 @@ from tinker_cookbook.service.store import Kind, RunHandle, Store
 R = TypeVar("R")
 T = TypeVar("T")
 LossConfig = Mapping[str, float | str] | None
-Ask = Callable[[Request[R]], R]  # have the engine carry out a request, and wait for its answer
+# submits a request to the engine and blocks until its result; see `Session._submit_with_files`
+Execute = Callable[[Request[R]], R]
 
 
 class EngineQueue(Protocol):
-    """What a session needs of an engine; see `engine.scheduler.Engine`."""
+    """The engine's interface to a session; see `engine.scheduler.Engine`."""
 
     def submit(self, request: Request[R], on_token: OnToken | None = None) -> Future[R]: ...
 
@@ -75,65 +81,76 @@ class EngineQueue(Protocol):
     def tokens_per_pass(self) -> int | None: ...
 
 
-class _FileLane:
-    """Work with files, one thing after the other, each on a thread that nobody waits for when the
-    process ends."""
+class _FileQueue:
+    """File operations of one run, executed one at a time in the order of submission.
+
+    Each runs on a daemon thread, so a download or a slow disk cannot keep the process from exiting.
+    Atomic checkpoint writes make that safe.
+    """
 
     def __init__(self) -> None:
+        # held while an operation is added to this queue and to the engine's lane
         self.order = threading.Lock()
         self._last: Future[None] | None = None
 
     def submit(self, action: Callable[[], T]) -> Future[T]:
-        """Only with `order` held."""
-        answer: Future[T] = Future()
-        over: Future[None] = Future()
-        before = self._last
+        """Add an operation; the caller must hold `order`."""
+        result: Future[T] = Future()
+        # Separate from `result`, which is done early if the caller cancels it: the next operation
+        # must wait until this one has really ended.
+        ended: Future[None] = Future()
+        previous = self._last
 
         def work() -> None:
-            if before is not None:
-                wait([before])
+            if previous is not None:
+                wait([previous])
             try:
-                if answer.set_running_or_notify_cancel():
-                    answer.set_result(action())
-            except BaseException as error:  # whatever it is, somebody waits for it
-                answer.set_exception(error)
+                if result.set_running_or_notify_cancel():
+                    result.set_result(action())
+            except BaseException as error:  # any kind: the caller waits for the result
+                result.set_exception(error)
             finally:
-                over.set_result(None)
+                ended.set_result(None)
 
         threading.Thread(target=work, name="files", daemon=True).start()
-        self._last = over
-        return answer
+        self._last = ended
+        return result
 
 
 class Run:
-    """One adapter in training. The engine forgets it when nobody holds it any more."""
+    """One adapter in training. The engine frees it once this object is garbage-collected."""
 
     def __init__(self, engine: EngineQueue, id: str, base_model: str) -> None:
         self.id = id
         self.base_model = base_model
-        self.files = _FileLane()
+        self.files = _FileQueue()
         self.created: Future[RunFacts] = Future()
-        _when_forgotten(self, engine, DropRun(id))
+        _dispose_when_collected(self, engine, DropRun(id))
 
 
 class WeightsHandle:
-    """Weights to sample from, and their reference once they are there. The engine forgets them
-    when nobody holds them any more."""
+    """Weights to sample from; `ready` is done once the engine has them.
+
+    The engine frees them once this object is garbage-collected.
+    """
 
     def __init__(self, engine: EngineQueue, id: str, base_model: str, path: str | None) -> None:
         self.id = id
         self.base_model = base_model
         self.path = path
         self.ready: Future[WeightsRef] = Future()
-        _when_forgotten(self, engine, DropWeights(id))
+        _dispose_when_collected(self, engine, DropWeights(id))
 
 
-def _when_forgotten(holder: object, engine: EngineQueue, drop: DropRun | DropWeights) -> None:
+def _dispose_when_collected(
+    holder: object, engine: EngineQueue, drop: DropRun | DropWeights
+) -> None:
+    # not at exit, when the process frees everything anyway
     weakref.finalize(holder, engine.dispose, drop).atexit = False
 
 
 class Session:
-    """What one user does with an engine and a store."""
+    """One user's runs and sampling weights, over an engine and a store."""
 
     def __init__(
         self, engine: EngineQueue, store: Store, user_metadata: dict[str, str] | None = None
@@ -142,8 +159,8 @@ class Session:
         self.store = store
         self._user_metadata = user_metadata or {}
         self._name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        self._numbers = itertools.count(1)
-        self._weights = itertools.count(1)
+        self._run_numbers = itertools.count(1)
+        self._weights_numbers = itertools.count(1)
         self._handles: list[RunHandle] = []
 
     # -- runs
@@ -154,17 +171,17 @@ class Session:
         spec: Callable[[], LoraSpec],
         user_metadata: dict[str, str] | None = None,
     ) -> Run:
-        """A run with a fresh adapter."""
+        """Start a run with a new adapter."""
         base_model = published(base_model)
         run = self._new_run(base_model, user_metadata)
+        run_id = run.id  # `create` keeps no reference to `run`, which may be dropped meanwhile
 
-        def create(ask: Ask[RunFacts]) -> RunFacts:
+        def create(execute: Execute[RunFacts]) -> RunFacts:
             model_files.fetch(base_model).result()
-            facts = ask(CreateRun(run_id, models.load_path(base_model), spec()))
-            return self._enter(run_id, base_model, facts, user_metadata)
+            facts = execute(CreateRun(run_id, models.load_path(base_model), spec()))
+            return self._register_run(run_id, base_model, facts, user_metadata)
 
-        run_id = run.id
-        run.created = self._with_files(run.files, run_lane(run.id), create)
+        run.created = self._submit_with_files(run.files, run_lane(run.id), create)
         return run
 
     def create_run_from_state(
@@ -175,21 +192,21 @@ class Session:
         *,
         optimizer: bool,
     ) -> Run:
-        """A run that starts with the weights of a checkpoint.
+        """Start a run with the weights of a checkpoint.
 
-        optimizer: it goes on exactly where the checkpoint was saved; else its optimizer is fresh.
+        optimizer: whether to restore the optimizer state, too, and resume exactly; else it is new.
         """
-        found = weights_files(self.store, path, "weights", base_model)
-        run = self._new_run(found.base_model, user_metadata)
-
-        def create(ask: Ask[RunFacts]) -> RunFacts:
-            model_files.fetch(found.base_model).result()
-            with found.open(self._weights_id()) as weights:
-                facts = ask(CreateRun(run_id, weights.model, None, weights, optimizer))
-            return self._enter(run_id, found.base_model, facts, user_metadata)
-
+        source = weights_files(self.store, path, "weights", base_model)
+        run = self._new_run(source.base_model, user_metadata)
         run_id = run.id
-        run.created = self._with_files(run.files, run_lane(run.id), create)
+
+        def create(execute: Execute[RunFacts]) -> RunFacts:
+            model_files.fetch(source.base_model).result()
+            with source.open(self._new_weights_id()) as weights:
+                facts = execute(CreateRun(run_id, weights.model, None, weights, optimizer))
+            return self._register_run(run_id, source.base_model, facts, user_metadata)
+
+        run.created = self._submit_with_files(run.files, run_lane(run.id), create)
         return run
 
     def forward(
@@ -205,13 +222,13 @@ class Session:
     def forward_backward_custom(
         self, run: Run, data: Sequence[types.Datum], function: CustomLoss
     ) -> Future[TrainResult]:
-        return self._ask(
+        return self._submit(
             run,
             lambda: ForwardBackwardCustom(run.id, convert.custom_loss_sequences(data), function),
         )
 
     def optim_step(self, run: Run, params: types.AdamParams) -> Future[dict[str, float]]:
-        return self._ask(run, lambda: OptimStep(run.id, convert.adam_of(params)))
+        return self._submit(run, lambda: OptimStep(run.id, convert.to_adam_config(params)))
 
     def save(
         self,
@@ -223,16 +240,18 @@ class Session:
         ttl_seconds: int | None = None,
         user_metadata: dict[str, str] | None = None,
     ) -> Future[str]:
-        """Write a checkpoint of the run as it is now: "weights" with the optimizer's state, or
-        "sampler_weights" without. Answers with its tinker:// path."""
+        """Save a checkpoint of the run after the requests submitted so far; returns its path.
 
-        def write(ask: Ask[None]) -> str:
+        kind: "weights" with the optimizer state, or "sampler_weights" without.
+        """
+
+        def write(execute: Execute[None]) -> str:
             run.created.result()
             return self.store.write_checkpoint(
                 run.id,
                 kind,
                 name,
-                lambda directory: ask(
+                lambda directory: execute(
                     Save(run.id, str(directory), run.base_model, optimizer=kind == "weights")
                 ),
                 overwrite=overwrite,
@@ -240,94 +259,98 @@ class Session:
                 user_metadata=user_metadata,
             )
 
-        return self._with_files(run.files, run_lane(run.id), write)
+        return self._submit_with_files(run.files, run_lane(run.id), write)
 
     def load(self, run: Run, path: str, *, optimizer: bool) -> Future[None]:
-        """Take over the weights of a checkpoint; the optimizer's state too, or it starts anew."""
+        """Load a checkpoint's weights into the run, with its optimizer state or a new one."""
 
-        def read(ask: Ask[None]) -> None:
+        def read(execute: Execute[None]) -> None:
             run.created.result()
-            found = weights_files(self.store, path, "weights", run.base_model)
-            with found.open(self._weights_id()) as weights:
-                ask(Load(run.id, weights, optimizer))
+            source = weights_files(self.store, path, "weights", run.base_model)
+            with source.open(self._new_weights_id()) as weights:
+                execute(Load(run.id, weights, optimizer))
 
-        return self._with_files(run.files, run_lane(run.id), read)
+        return self._submit_with_files(run.files, run_lane(run.id), read)
 
     # -- sampling
 
     def snapshot(self, run: Run, name: str | None = None) -> WeightsHandle:
-        """The weights as they are now; a checkpoint of them too, if they get a name."""
+        """A snapshot of the run's weights after the requests submitted so far.
+
+        With a name, they are also saved as a checkpoint.
+        """
         saved = None if name is None else self.save(run, "sampler_weights", name)
-        weights = WeightsHandle(self.engine, self._weights_id(), run.base_model, None)
+        weights = WeightsHandle(self.engine, self._new_weights_id(), run.base_model, None)
         ref = SnapshotWeights(models.load_path(run.base_model), weights.id)
-        kept = self._ask(run, lambda: Snapshot(run.id, ref))
-        held = [weights]  # until then: what is dropped before it is there would stay for ever
-        kept.add_done_callback(lambda _: held.clear())
-        weights.ready = _once_there(ref, kept, saved)
+        taken = self._submit(run, lambda: Snapshot(run.id, ref))
+        # Keep the handle alive until the engine has the snapshot. DropWeights is not in the run's
+        # lane: it could overtake the Snapshot and free nothing, and the snapshot would never go.
+        keep_alive = [weights]
+        taken.add_done_callback(lambda _: keep_alive.clear())
+        weights.ready = _when_taken_and_saved(ref, taken, saved)
         return weights
 
     def base_weights(self, base_model: str) -> WeightsHandle:
-        """A base model alone."""
+        """The weights of a base model, without an adapter."""
         name = published(base_model)
-        weights = WeightsHandle(self.engine, self._weights_id(), name, None)
-
+        weights = WeightsHandle(self.engine, self._new_weights_id(), name, None)
         id = weights.id
 
-        def ref() -> WeightsRef:
+        def make_ref() -> WeightsRef:
             return BaseWeights(models.load_path(name), id)
 
-        def request(_: None) -> Request[None]:
-            return LoadWeights(ref())
+        def make_request(_: None) -> Request[None]:
+            return LoadWeights(make_ref())
 
-        coming = then(model_files.fetch(name), request)
-        loaded = self.engine.submit_when(coming, weights_lane(id))
-        weights.ready = then(loaded, lambda _: ref())
+        pending_request = then(model_files.fetch(name), make_request)
+        loaded = self.engine.submit_when(pending_request, weights_lane(id))
+        weights.ready = then(loaded, lambda _: make_ref())
         return weights
 
     def saved_weights(self, path: str, base_model: str | None = None) -> WeightsHandle:
-        """Of a checkpoint (tinker://..., or a directory, see `checkpoint_dirs`)."""
-        found: WeightsFiles = weights_files(self.store, path, "sampler_weights", base_model)
-        weights = WeightsHandle(self.engine, self._weights_id(), found.base_model, path)
+        """The weights of a checkpoint (a tinker:// path, or a directory: see `checkpoint_dirs`)."""
+        source: WeightsFiles = weights_files(self.store, path, "sampler_weights", base_model)
+        weights = WeightsHandle(self.engine, self._new_weights_id(), source.base_model, path)
         id = weights.id
 
-        def read(ask: Ask[None]) -> WeightsRef:
-            model_files.fetch(found.base_model).result()
-            with found.open(id) as ref:
-                ask(LoadWeights(ref))
+        def read(execute: Execute[None]) -> WeightsRef:
+            model_files.fetch(source.base_model).result()
+            with source.open(id) as ref:
+                execute(LoadWeights(ref))
                 return ref
 
-        weights.ready = self._with_files(_FileLane(), weights_lane(id), read)
+        weights.ready = self._submit_with_files(_FileQueue(), weights_lane(id), read)
         return weights
 
     def sample(
         self,
         weights: WeightsHandle,
-        request: Callable[[], SampleRequest],
+        make_request: Callable[[], SampleRequest],
         on_token: OnToken | None = None,
     ) -> Future[SampleResult]:
-        """request: makes it; what is wrong with the caller's values is the answer's error."""
+        """Sample with `weights`. An exception of `make_request` becomes the future's."""
         try:
-            asked = request()
+            sample_request = make_request()
         except Exception as error:
             return failed(error)
         ready = weights.ready
         if not ready.done() or ready.cancelled():
 
-            def follow(ref: WeightsRef) -> Request[SampleResult]:
-                return Sample(ref, asked)
+            def make_sample(ref: WeightsRef) -> Request[SampleResult]:
+                return Sample(ref, sample_request)
 
-            coming = then(ready, follow)
-            return self.engine.submit_when(coming, weights_lane(weights.id), on_token)
+            pending_request = then(ready, make_sample)
+            return self.engine.submit_when(pending_request, weights_lane(weights.id), on_token)
         if (error := ready.exception()) is not None:
             return failed(error)
-        return self.engine.submit(Sample(ready.result(), asked), on_token)
+        return self.engine.submit(Sample(ready.result(), sample_request), on_token)
 
     def close(self) -> None:
-        """Its runs take no more checkpoints and may be written by others."""
+        """End the session: its runs accept no more checkpoints, and others may write them."""
         for handle in self._handles:
             handle.close()
 
-    # -- inside
+    # -- internals
 
     def _train(
         self,
@@ -337,13 +360,15 @@ class Session:
         loss_fn: str,
         config: LossConfig,
     ) -> Future[TrainResult]:
-        return self._ask(run, lambda: kind(run.id, convert.train_sequences(data), loss_fn, config))
+        return self._submit(
+            run, lambda: kind(run.id, convert.train_sequences(data), loss_fn, config)
+        )
 
-    def _ask(self, run: Run, make: Callable[[], Request[R]]) -> Future[R]:
-        """Send a request of a run; the error of the run's creation is the answer of all."""
+    def _submit(self, run: Run, make_request: Callable[[], Request[R]]) -> Future[R]:
+        """Submit a request of a run. If the run could not be created, it fails with that error."""
         try:
-            request = make()
-        except Exception as error:  # whatever is wrong with the caller's values
+            request = make_request()
+        except Exception as error:  # invalid values of the caller
             return failed(error)
         if not run.created.done() or run.created.cancelled():
             return self.engine.submit_when(then(run.created, lambda _: request), request.lane)
@@ -351,36 +376,43 @@ class Session:
             return failed(error)
         return self.engine.submit(request)
 
-    def _with_files(self, files: _FileLane, lane: str, action: Callable[[Ask[R]], T]) -> Future[T]:
-        """Do something with files that at one point asks the engine; the request has its place in
-        the engine's lane from now on, and the lane waits until it is asked."""
-        coming: Future[Request[R]] = Future()
+    def _submit_with_files(
+        self, files: _FileQueue, lane: str, action: Callable[[Execute[R]], T]
+    ) -> Future[T]:
+        """Run a file operation that calls `execute(request)` once, on the thread of `files`.
 
-        def ask(request: Request[R]) -> R:
-            coming.set_result(request)
-            return asked.result()
+        The request's place in the engine's lane is reserved now, so later requests of the lane
+        are executed after it, although it is only known once `action` gets to it.
+        """
+        pending_request: Future[Request[R]] = Future()
+
+        def execute(request: Request[R]) -> R:
+            pending_request.set_result(request)
+            return engine_result.result()
 
         def work() -> T:
             try:
-                return action(ask)
+                return action(execute)
             except BaseException as error:
-                if not coming.done():
-                    coming.set_exception(error)
+                if not pending_request.done():
+                    pending_request.set_exception(error)  # or the lane would wait forever
                 raise
 
-        with files.order:  # the same in both: else each of two could wait for the other
-            asked = self.engine.submit_when(coming, lane)
+        # Both queues must have the same order. Otherwise operation A could be first in the lane and
+        # B first in the file queue, and each would wait for the other.
+        with files.order:
+            engine_result = self.engine.submit_when(pending_request, lane)
             try:
-                answer = files.submit(work)
-            except BaseException as error:  # no thread can be started, say: the lane goes on
-                coming.set_exception(error)
+                result = files.submit(work)
+            except BaseException as error:  # e.g. no thread can be started
+                pending_request.set_exception(error)
                 raise
-        answer.add_done_callback(lambda each: each.cancelled() and coming.cancel())
-        return answer
+        result.add_done_callback(lambda done: done.cancelled() and pending_request.cancel())
+        return result
 
     def _new_run(self, base_model: str, user_metadata: dict[str, str] | None) -> Run:
-        """Its id, which the store's directory has, too: recipe, model, date and a few digits."""
-        number = next(self._numbers)
+        """A Run with a new id, also its directory's name: recipe, model, date and a few digits."""
+        number = next(self._run_numbers)
         recipe = {**self._user_metadata, **(user_metadata or {})}.get("recipe", "")
         model = str(base_model).rstrip("/").rpartition("/")[2]
         suffix = f"-{number}" if number > 1 else ""
@@ -388,17 +420,17 @@ class Session:
         run_id = "-".join([*filter(None, parts), f"{self._name}{suffix}"])
         return Run(self.engine, run_id, base_model)
 
-    def _weights_id(self) -> str:
-        return f"{self._name}-{next(self._weights)}"
+    def _new_weights_id(self) -> str:
+        return f"{self._name}-{next(self._weights_numbers)}"
 
-    def _enter(
+    def _register_run(
         self,
         run_id: str,
         base_model: str,
         facts: RunFacts,
         user_metadata: dict[str, str] | None,
     ) -> RunFacts:
-        """Enter a run that the engine has made into the store."""
+        """Add a run that the engine has created to the store."""
         spec = facts.spec
         handle = self.store.create_run(
             run_id,
@@ -413,37 +445,38 @@ class Session:
         return facts
 
 
-def _once_there(
-    ref: WeightsRef, kept: Future[None], saved: Future[str] | None
+def _when_taken_and_saved(
+    ref: WeightsRef, taken: Future[None], saved: Future[str] | None
 ) -> Future[WeightsRef]:
-    """The reference of a snapshot, once it was taken, and saved, too, if it is to be."""
-    taken = then(kept, lambda _: ref)
+    """A snapshot's reference, once the snapshot was taken and, if `saved` is given, saved."""
+    taken_ref = then(taken, lambda _: ref)
     if saved is None:
-        return taken
+        return taken_ref
     ready: Future[WeightsRef] = Future()
 
     def finish(last: Future[WeightsRef] | Future[str]) -> None:
-        with suppress(InvalidStateError):  # nobody waits for it any more
+        with suppress(InvalidStateError):  # `ready` was cancelled
             if (error := last.exception()) is not None:
                 ready.set_exception(error)
             else:
                 ready.set_result(ref)
 
-    def go_on(first: Future[str]) -> None:
+    def await_snapshot(first: Future[str]) -> None:
         if first.exception() is not None:
             finish(first)
         else:
-            taken.add_done_callback(finish)
+            taken_ref.add_done_callback(finish)
 
-    saved.add_done_callback(go_on)
+    saved.add_done_callback(await_snapshot)
     return ready
 
 
 def published(base_model: str) -> str:
-    """The name that run, checkpoints and clients tell; what is no name is refused later on."""
+    """The model name that runs, checkpoints and clients report. Values that are not strings pass,
+    and `model_files.fetch` rejects them."""
     return models.loaded_name(base_model) if isinstance(base_model, str) else base_model
 
 
 def new_seed() -> int:
-    """For an adapter whose start nobody has chosen."""
+    """A random seed for an adapter without one."""
     return secrets.randbits(31)

@@ -1,4 +1,4 @@
-"""A session: order among threads, what is forgotten and when, answers that nobody waits for."""
+"""A session: order across threads, disposal of runs and weights, abandoned futures."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def new_run(session: Session, model: str) -> Run:
 
 
 def blocked(session: Session) -> threading.Event:
-    """The engine does nothing until it is set."""
+    """Block the engine until the returned event is set."""
     gate = threading.Event()
     call(engine_of(session), gate.wait)
     return gate
 
 
 def kept(session: Session) -> int:
-    """Weights that the engine holds to sample from, after all that was asked so far."""
+    """Number of sampling adapters that the engine holds, after all requests so far."""
     engine = engine_of(session)
     return call(engine, lambda: len(engine.worker.sampled._adapters)).result(30)
 
@@ -59,7 +59,7 @@ def kept(session: Session) -> int:
 def test_saves_of_one_run_from_two_threads(
     session: Session, tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files and engine see them in one order, or each would wait for the other."""
+    """Files and engine process them in one order, or each would wait for the other."""
     run = new_run(session, tiny_qwen3)
     run.created.result(60)
     engine, submit_when = engine_of(session), engine_of(session).submit_when
@@ -106,7 +106,7 @@ def test_a_snapshot_that_is_given_up_before_it_is_taken_is_not_kept(
 async def test_weights_are_forgotten_without_a_collection(
     session: Session, tiny_qwen3: str
 ) -> None:
-    """A reinforcement-learning step makes one after the other."""
+    """Reinforcement learning makes one per step."""
     client = LocalTrainingClient(session, new_run(session, tiny_qwen3))
     await client
     gc.collect()
@@ -166,7 +166,7 @@ def test_an_on_token_that_fails_is_that_requests_error(session: Session, tiny_qw
 def test_a_thread_that_cannot_be_started(
     session: Session, tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run goes on: neither its requests nor its files wait for what was never begun."""
+    """The run continues: neither its requests nor its files wait for what never started."""
     run = new_run(session, tiny_qwen3)
     run.created.result(60)
 

@@ -1,20 +1,21 @@
-"""The store: training runs and their checkpoints in one directory, safe against crashes.
+"""Crash-safe store of training runs and their checkpoints, in one directory.
 
     <root>/runs/<run id>/
-      run.json          what is trained: base model, rank, which layers, the user's metadata
-      lock              held by the process that trains the run; its mtime = the last activity
-      changes.lock      held for the moment in which a name or a manifest changes
-      weights/<name>    link to the data; likewise sampler_weights/ and external_weights/
+      run.json          base model, LoRA rank, trained layers, the user's metadata
+      lock              held by the process that trains the run; its mtime is the last activity
+      changes.lock      held briefly, while a name or a manifest changes
+      weights/<name>    symbolic link to the data; also sampler_weights/ and external_weights/
       data/<id>/        the files of one checkpoint and manifest.json (sizes, sha256 sums)
-      data/<id>.lock    held by the writer until the checkpoint is complete, shared by readers
+      data/<id>.lock    the lease: exclusive for the writer until the checkpoint is complete, shared
+                        for readers
 
-A checkpoint exists from the moment its link does, and a link appears, changes and vanishes in one
-rename or unlink: whoever looks finds the old checkpoint, the new one or none. A reader follows the
-link once and keeps that directory, whatever happens to the name meanwhile. Data that no link names
-is removed as soon as neither a writer nor a reader holds its lock. The kernel releases the locks
-of a killed process, so a crash leaves leftovers at most, and the next sweep removes those.
+A checkpoint exists once its link exists. Links appear, change and disappear in one rename or
+unlink, so every reader sees the old checkpoint, the new one or none. A reader resolves the link
+once and then uses that directory, even if the name is replaced or deleted meanwhile. Data without a
+link is removed once neither a writer nor a reader holds its lease. The kernel releases the locks of
+a killed process, so a crash leaves only unlinked data behind, which the next sweep removes.
 
-Locks are flock(2): several hosts may share a root where flock works between them.
+Locks are flock(2): several hosts may share a root if their file system supports flock across hosts.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ _MANIFEST = "manifest.json"
 _RUN_FACTS = ("base_model", "rank", "train_mlp", "train_attn", "train_unembed")
 
 # -------------------------------------------------------------------------------------------------
-# Paths, and what they lead to
+# Paths and records
 
 
 class CheckpointPath(NamedTuple):
-    """`tinker://<run_id>/<kind>/<name>`, taken apart."""
+    """A parsed `tinker://<run_id>/<kind>/<name>`."""
 
     run_id: str
     kind: Kind
@@ -65,12 +66,11 @@ class CheckpointPath(NamedTuple):
 
 
 def parse_path(path: str) -> CheckpointPath:
-    """Take a tinker:// path apart. CheckpointError says what is wrong with it."""
+    """Parse a tinker:// path. CheckpointError with the reason if it is invalid."""
     parts = path.removeprefix(_SCHEME).split("/") if isinstance(path, str) else []
     if len(parts) != 3 or not path.startswith(_SCHEME):
         raise CheckpointError(
-            f"{path!r} is not a checkpoint path; "
-            f"one reads {_SCHEME}<run>/<{'|'.join(KINDS)}>/<name>"
+            f"{path!r} is not a checkpoint path; expected {_SCHEME}<run>/<{'|'.join(KINDS)}>/<name>"
         )
     return _checked_path(*parts)
 
@@ -84,28 +84,28 @@ def _checked_path(run_id: str, kind: str, name: str) -> CheckpointPath:
 
 
 def _check_name(what: str, name: str) -> None:
-    """Names become file names: what could leave the directory or hide in it is refused."""
+    """Reject names that, as file names, could leave their directory or be hidden in it."""
     if not isinstance(name, str) or not name:
-        fault = "is empty or no string"
+        fault = "is empty or not a string"
     elif "/" in name:
         fault = 'has a "/"'
     elif name.startswith("."):
         fault = "starts with a dot"
     elif not name.isprintable():
-        fault = "has a character that cannot be printed"
+        fault = "has an unprintable character"
     elif len(name) > 200 or len(os.fsencode(name)) > 240:  # file systems count bytes, up to 255
         fault = f"is too long ({len(name)} characters)"
     else:
         return
     raise CheckpointError(
-        f"{what} {name!r} {fault}; use 1 to 200 printable characters (240 bytes), "
-        'without "/" and without a dot in front'
+        f"{what} {name!r} {fault}; use 1 to 200 printable characters (at most 240 bytes), "
+        'without "/" and without a leading dot'
     )
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A training run as run.json describes it. `corrupted`: that file cannot be read."""
+    """A training run, as in its run.json. corrupted: that file cannot be read."""
 
     run_id: str
     last_request_time: datetime
@@ -122,7 +122,8 @@ class RunInfo:
 class CheckpointInfo:
     """A complete checkpoint: its directory and its manifest.
 
-    One from `open_checkpoint` also keeps its files in place, until it is closed or forgotten.
+    If it comes from `open_checkpoint`, it holds a lease that protects the files from deletion until
+    it is closed or garbage-collected.
     """
 
     path: CheckpointPath
@@ -156,7 +157,7 @@ class CheckpointInfo:
 
 @dataclass
 class RunHandle:
-    """The right to write one run; `close()` or the end of the process gives it up."""
+    """Exclusive write access to one run, until `close()` or the end of the process."""
 
     run_id: str
     directory: Path
@@ -167,7 +168,7 @@ class RunHandle:
         return self._lock.closed
 
     def touch(self) -> None:
-        """The run is active now: sets its `last_request_time`."""
+        """Set the run's `last_request_time` to now."""
         _touch(self.directory)
 
     def close(self) -> None:
@@ -185,7 +186,10 @@ class RunHandle:
 
 
 class Store:
-    """Runs and checkpoints under `root` (made by the first run), for many threads and processes."""
+    """Runs and checkpoints under `root`, shared by threads and processes.
+
+    The first run creates the directory.
+    """
 
     def __init__(self, root: Path | str):
         self.root = Path(root).expanduser().absolute()
@@ -205,9 +209,9 @@ class Store:
         train_unembed: bool = True,
         user_metadata: dict[str, str] | None = None,
     ) -> RunHandle:
-        """Start a run, or go on with one whose process has ended; nobody else can write it then.
+        """Create a run, or reopen one whose process has ended, with exclusive write access.
 
-        CheckpointError: another process writes it, or it exists with other facts.
+        CheckpointError if another process has the run open, or it exists with other parameters.
         """
         _check_name("run id", run_id)
         directory = self._runs / run_id
@@ -224,7 +228,7 @@ class Store:
                 )
             try:
                 if (directory / "run.json").exists():
-                    self._check_same_facts(run_id, facts)
+                    self._check_same_parameters(run_id, facts)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}")
                 run = {"run_id": run_id, **facts, "user_metadata": user_metadata}
                 _write_json(directory / "run.json", run)
@@ -238,22 +242,25 @@ class Store:
         return self._handles[run_id]
 
     def get_run(self, run_id: str) -> RunInfo:
-        """CheckpointError: no such run (names the nearest), or a run.json that cannot be read."""
+        """A run's metadata.
+
+        CheckpointError if the run does not exist (with similar names) or run.json is unreadable.
+        """
         _check_name("run id", run_id)
         run = self._read_run(run_id)
         facts = {key: run[key] for key in (*_RUN_FACTS, "user_metadata")}
         return RunInfo(run_id, _activity(self._runs / run_id), **facts)
 
     def run_ids(self) -> list[str]:
-        """Every run, the one with the newest activity first."""
+        """All runs, the most recently active first."""
         with _disk_errors("list the runs", self._runs):
             runs = [r for r in _names(self._runs) if (self._runs / r / "run.json").exists()]
             return sorted(runs, key=lambda run: _activity(self._runs / run), reverse=True)
 
     def list_runs(self, limit: int | None = None, offset: int = 0) -> list[RunInfo]:
-        """Runs, newest activity first; one whose run.json cannot be read is there as corrupted."""
+        """Runs, the most recently active first; `corrupted` if run.json is unreadable."""
         runs = []
-        for run_id in page(self.run_ids(), limit, offset):
+        for run_id in paginate(self.run_ids(), limit, offset):
             try:
                 runs.append(self.get_run(run_id))
             except CheckpointError:
@@ -274,26 +281,29 @@ class Store:
         user_metadata: dict[str, str] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> str:
-        """Let `write(directory)` fill a directory, then give it its name: all or nothing.
+        """Write a checkpoint atomically: `write(directory)` creates its files. Returns its path.
 
-        ttl_seconds: None = never expires. extra: more for the manifest (JSON). Returns the path.
-        CheckpointError: a run not open here, a bad or taken name, a disk that is full or refuses.
-        Anything else that `write` raises is passed on; nothing of the checkpoint stays.
+        ttl_seconds: None for no expiry. extra: additional JSON for the manifest. CheckpointError if
+        the run is not open in this process, the name is invalid or taken, or the disk is full or
+        fails. Other exceptions of `write` are passed on. After any error, no checkpoint exists.
         """
         path = _checked_path(run_id, kind, name)
         handle = self._handles.get(run_id)
         if handle is None or handle.closed:
-            raise CheckpointError(f"run {run_id} is not open for writing here; create_run it first")
+            raise CheckpointError(f"run {run_id} is not open for writing; call create_run first")
         expires_at = _expiry(ttl_seconds)
         if not overwrite:
             self._check_name_is_free(path)
         identity = f"{_now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         data, link = handle.directory / "data", self._link(path)
         try:
-            # The lock is older than the directory: a directory with a free lock is a leftover.
+            # Crash safety depends on the order of these writes. Lease before directory: a directory
+            # whose lease is free has no writer, so sweep may remove it. Files, then the manifest,
+            # then the link, each flushed to disk before the next: a link that survives a power cut
+            # points at complete data.
             with (
                 _disk_errors(f"write {path}", handle.directory),
-                _held(data / f"{identity}.lock"),
+                _lock_exclusively(data / f"{identity}.lock"),
             ):
                 directory = data / identity
                 directory.mkdir()
@@ -312,12 +322,13 @@ class Store:
                 }
                 _write_json(directory / _MANIFEST, manifest)
                 sync_directory(data)
-                with self._changing(run_id):
+                with self._lock_changes(run_id):
                     if not overwrite:
                         self._check_name_is_free(path)
-                    fresh = link.with_name(f".{identity}")
-                    fresh.symlink_to(Path("..", "data", identity))
-                    os.replace(fresh, link)
+                    # symlink() cannot replace a link, rename can, and does so atomically
+                    new_link = link.with_name(f".{identity}")
+                    new_link.symlink_to(Path("..", "data", identity))
+                    os.replace(new_link, link)
                     sync_directory(link.parent)
             handle.touch()
         finally:
@@ -325,20 +336,25 @@ class Store:
         return str(path)
 
     def find(self, path: str) -> CheckpointInfo:
-        """CheckpointError: no tinker:// path, no such run or name (says which exist), expired."""
+        """The checkpoint at a tinker:// path.
+
+        CheckpointError if the path is invalid, the run or name does not exist (with those that do),
+        or the checkpoint has expired.
+        """
         parsed = parse_path(path)
         info = self._load(parsed)
         if info is None:
-            raise self._unknown(parsed)
+            raise self._not_found(parsed)
         if info.expired:
             raise CheckpointError(
                 f"{path} expired at {info.manifest['expires_at']}; "
-                "save it with a longer ttl_seconds, or with None to keep it"
+                "save checkpoints with a longer ttl_seconds, or with None to keep them"
             )
         return info
 
     def path_of(self, directory: Path) -> str | None:
-        """The path of the checkpoint whose files these are; None if they are of no present one."""
+        """The tinker:// path of the checkpoint in a data directory or behind a link; None if the
+        directory holds no current checkpoint of this store."""
         directory = directory.resolve()
         if not directory.is_relative_to(self._runs.resolve()):
             return None
@@ -350,39 +366,45 @@ class Store:
             return None
 
     def verify(self, info: CheckpointInfo) -> None:
-        """CheckpointError names the first file that is missing or differs from the manifest."""
+        """CheckpointError for the first file that is missing or differs from the manifest."""
         for name, expected in info.manifest["files"].items():
             try:
-                found = _file_facts(info.directory / name)
+                actual = _size_and_digest(info.directory / name)
             except OSError as error:
                 raise self._damaged(info.path, name, error) from error
             for key, value in expected.items():
-                if found[key] != value:
-                    raise self._damaged(info.path, name, f"{key} is {found[key]}, not {value}")
+                if actual[key] != value:
+                    raise self._damaged(info.path, name, f"{key} is {actual[key]}, not {value}")
 
     def open_checkpoint(self, path: str) -> CheckpointInfo:
-        """`resolve` and `verify`; its files stay until the result is closed or forgotten."""
+        """`find` and `verify` a checkpoint, with a lease on its files.
+
+        The files stay until the result is closed or garbage-collected, even if the checkpoint is
+        deleted or overwritten meanwhile.
+        """
         while True:
             info = self.find(path)
             lock = info.directory.with_name(f"{info.directory.name}.lock")
             lease = None
-            # No lock file: a store copied by hand, or the data was removed this moment.
+            # There may be no lock file: in a store that was copied by hand, or if the data was
+            # removed just now.
             with _disk_errors(f"open {path}", info.directory), suppress(FileNotFoundError):
                 lease = FileLock.take(lock, shared=True)
-            # The name may have come to stand for other data before the lock was held.
+            # Look again: before the lease was held, the name could have been moved to other data,
+            # and this data removed.
             if self.find(path).directory == info.directory:
                 self.verify(info)
                 return replace(info, _lease=lease)
 
     def delete(self, path: str) -> None:
-        """Remove a checkpoint, even a damaged one; who is reading it keeps the files."""
+        """Delete a checkpoint, even a damaged one. Open readers keep its files until they close."""
         parsed = parse_path(path)
         link, directory = self._link(parsed), self._runs / parsed.run_id
         if not os.path.lexists(link):
-            raise self._unknown(parsed)
+            raise self._not_found(parsed)
         with _disk_errors(f"delete {path}", directory):
-            with self._changing(parsed.run_id):
-                with suppress(CheckpointError):  # a damaged one does not know
+            with self._lock_changes(parsed.run_id):
+                with suppress(CheckpointError):  # damaged: its list of links is not readable
                     if info := self._load(parsed):
                         self._remove_links(info)
                 link.unlink(missing_ok=True)
@@ -390,84 +412,90 @@ class Store:
             _touch(directory)
         self.sweep(parsed.run_id)
 
-    def link(self, path: str, at: Path) -> None:
-        """Make `at` a relative symbolic link to a checkpoint, in place of any link there; it goes
-        when the checkpoint does. OSError: not a link is there, or the file system has none."""
+    def link(self, path: str, link_path: Path) -> None:
+        """Create a relative symbolic link to a checkpoint, replacing a link of that name.
+
+        Deleting the checkpoint removes the link, too. OSError if another kind of file has the name,
+        or the file system does not support links.
+        """
         target = self._link(self.find(path).path)
-        at.parent.mkdir(parents=True, exist_ok=True)
-        at = at.parent.resolve() / at.name
-        if at.is_symlink():
-            at.unlink()
-        at.symlink_to(os.path.relpath(target.parent.resolve() / target.name, at.parent))
-        known = self.find(path).manifest.get("links", [])
-        self._edit(path, links=sorted({*known, str(at)}))
+        link_path.parent.mkdir(parents=True, exist_ok=True)
+        link_path = link_path.parent.resolve() / link_path.name
+        if link_path.is_symlink():
+            link_path.unlink()
+        relative = os.path.relpath(target.parent.resolve() / target.name, link_path.parent)
+        link_path.symlink_to(relative)
+        links = self.find(path).manifest.get("links", [])
+        self._edit_manifest(path, links=sorted({*links, str(link_path)}))
 
     def set_ttl(self, path: str, ttl_seconds: float | None) -> None:
-        """Let a checkpoint expire `ttl_seconds` from now; None = never."""
-        self._edit(path, expires_at=_expiry(ttl_seconds))
+        """Let a checkpoint expire `ttl_seconds` from now; None: never."""
+        self._edit_manifest(path, expires_at=_expiry(ttl_seconds))
 
     def set_public(self, path: str, public: bool) -> None:
-        """Publish or unpublish: a flag in the manifest."""
-        self._edit(path, public=public)
+        """Set the `public` flag in a checkpoint's manifest."""
+        self._edit_manifest(path, public=public)
 
     def list_checkpoints(
         self, run_id: str, limit: int | None = None, offset: int = 0
     ) -> list[CheckpointInfo]:
-        """One run's checkpoints, newest first, without expired and damaged ones."""
+        """A run's checkpoints, newest first, except expired and damaged ones."""
         _check_name("run id", run_id)
         if not (self._runs / run_id / "run.json").exists():
-            raise self._unknown_run(run_id)
-        return page(self._newest_first([run_id]), limit, offset)
+            raise self._run_not_found(run_id)
+        return paginate(self._newest_first([run_id]), limit, offset)
 
     def list_all(self, limit: int | None = None, offset: int = 0) -> list[CheckpointInfo]:
-        """Every run's checkpoints, newest first, without expired and damaged ones."""
-        return page(self._newest_first(self.run_ids()), limit, offset)
+        """All runs' checkpoints, newest first, except expired and damaged ones."""
+        return paginate(self._newest_first(self.run_ids()), limit, offset)
 
     def sweep(self, run_id: str | None = None) -> None:
-        """Remove what expired or was replaced, and what killed writers left. None: in every run.
+        """Remove expired and replaced checkpoints, and data left by killed writers.
 
-        Housekeeping only: where the disk does not allow it, things stay as they are.
+        run_id: None for all runs. Disk errors are ignored: a later sweep tries again.
         """
         with suppress(OSError):
             if run_id is None:
                 for run in _names(self._runs):
                     self.sweep(run)
             else:
-                self._drop_expired(run_id)
-                self._drop_unnamed(run_id)
+                # in this order: an expired checkpoint loses its link, then its data
+                self._delete_expired_links(run_id)
+                self._delete_unlinked_data(run_id)
 
-    # -- inside one run
+    # -- within one run
 
     def _link(self, path: CheckpointPath) -> Path:
         return self._runs / path.run_id / path.kind / path.name
 
-    def _changing(self, run_id: str) -> FileLock:
-        return _held(self._runs / run_id / "changes.lock")
+    def _lock_changes(self, run_id: str) -> FileLock:
+        return _lock_exclusively(self._runs / run_id / "changes.lock")
 
     def _read_run(self, run_id: str) -> dict[str, Any]:
         file = self._runs / run_id / "run.json"
         try:
             return _read_json(file)
         except FileNotFoundError:
-            raise self._unknown_run(run_id) from None
+            raise self._run_not_found(run_id) from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged: {error}; use another run") from error
 
     def _load(self, path: CheckpointPath) -> CheckpointInfo | None:
-        """None: no such name. An expired checkpoint is returned."""
+        """The checkpoint, even if expired; None if the name does not exist."""
         link = self._link(path)
         while os.path.lexists(link):
             directory = link.resolve()
             try:
                 return CheckpointInfo(path, directory, _read_json(directory / _MANIFEST))
             except (OSError, ValueError) as error:
-                # Replaced and swept since the link was read? Then look again.
+                # The name may have been replaced and the old data swept since the link was
+                # resolved. Only if the link still points at this directory is it damaged.
                 if os.path.lexists(link) and link.resolve() == directory:
                     raise self._damaged(path, _MANIFEST, error) from error
         return None
 
     def _all(self, run_id: str) -> Iterator[CheckpointInfo]:
-        """Every checkpoint that can be read, expired ones too."""
+        """All readable checkpoints of a run, including expired ones."""
         for kind in KINDS:
             for name in _names(self._runs / run_id / kind):
                 with suppress(CheckpointError):
@@ -476,61 +504,63 @@ class Store:
 
     def _newest_first(self, run_ids: list[str]) -> list[CheckpointInfo]:
         with _disk_errors("list the checkpoints", self._runs):
-            found = [info for run in run_ids for info in self._all(run) if not info.expired]
-        return sorted(found, key=lambda info: (info.time, info.path), reverse=True)
+            infos = [info for run in run_ids for info in self._all(run) if not info.expired]
+        return sorted(infos, key=lambda info: (info.time, info.path), reverse=True)
 
-    def _edit(self, path: str, **changes: Any) -> None:
+    def _edit_manifest(self, path: str, **changes: Any) -> None:
         run_id = self.find(path).path.run_id
         with _disk_errors(f"change {path}", self._runs / run_id):
-            with self._changing(run_id):
+            with self._lock_changes(run_id):
                 info = self.find(path)
                 _write_json(info.directory / _MANIFEST, info.manifest | changes)
             _touch(self._runs / run_id)
 
     def _check_name_is_free(self, path: CheckpointPath) -> None:
-        with suppress(CheckpointError):  # a damaged one is the user's to replace
+        with suppress(CheckpointError):  # a damaged checkpoint occupies its name, too
             info = self._load(path)
             if info is None or info.expired:
                 return
-        raise CheckpointError(f"{path} exists; pass overwrite=True or use another name")
+        raise CheckpointError(f"{path} exists; set overwrite=True or use another name")
 
-    def _check_same_facts(self, run_id: str, facts: dict[str, Any]) -> None:
-        found = self._read_run(run_id)
+    def _check_same_parameters(self, run_id: str, facts: dict[str, Any]) -> None:
+        saved = self._read_run(run_id)
         for key, value in facts.items():
-            if found[key] != value:
+            if saved[key] != value:
                 raise CheckpointError(
-                    f"run {run_id} exists with {key}={found[key]!r}, not {value!r}; "
+                    f"run {run_id} exists with {key}={saved[key]!r}, not {value!r}; "
                     "use another run id"
                 )
 
-    def _drop_expired(self, run_id: str) -> None:
+    def _delete_expired_links(self, run_id: str) -> None:
         if any(info.expired for info in self._all(run_id)):
-            with self._changing(run_id):
-                for info in self._all(run_id):  # once more: set_ttl may have been faster
+            with self._lock_changes(run_id):
+                # check again under the lock: set_ttl may have extended it since
+                for info in self._all(run_id):
                     if info.expired:
                         self._remove_links(info)
                         self._link(info.path).unlink()
 
     def _remove_links(self, info: CheckpointInfo) -> None:
-        """Those that `link` has made, as far as they still lead to this checkpoint."""
+        """Remove the links made by `link`, except those that point elsewhere by now."""
         target = self._link(info.path)
         for name in info.manifest.get("links", []):
-            at = Path(name)
+            link_path = Path(name)
             with suppress(OSError):
-                leads_to = Path(os.path.normpath(at.parent / at.readlink()))
-                if leads_to == target.parent.resolve() / target.name:
-                    at.unlink()
+                current_target = Path(os.path.normpath(link_path.parent / link_path.readlink()))
+                if current_target == target.parent.resolve() / target.name:
+                    link_path.unlink()
 
-    def _drop_unnamed(self, run_id: str) -> None:
+    def _delete_unlinked_data(self, run_id: str) -> None:
         data = self._runs / run_id / "data"
         identities = {name.removesuffix(".lock") for name in _names(data)}
-        for identity in identities - self._named(run_id):
+        for identity in identities - self._linked_ids(run_id):
             lock = FileLock.take(data / f"{identity}.lock", wait=False)
             if lock is None:
-                continue  # somebody writes or reads it
+                continue  # being written or read
             with lock:
-                # Only its writer links it, under this lock: unnamed now is unnamed for ever.
-                if identity in self._named(run_id):
+                # Check again: its writer may have linked it before we got the lock. Only the writer
+                # does, and only with this lock, so from here on it cannot be linked any more.
+                if identity in self._linked_ids(run_id):
                     continue
                 for kind in KINDS:
                     (self._runs / run_id / kind / f".{identity}").unlink(missing_ok=True)
@@ -538,24 +568,24 @@ class Store:
                 if not (data / identity).exists():
                     (data / f"{identity}.lock").unlink()
 
-    def _named(self, run_id: str) -> set[str]:
-        """The ids of data that links point at."""
+    def _linked_ids(self, run_id: str) -> set[str]:
+        """The ids of the data directories that links point to."""
         folders = [self._runs / run_id / kind for kind in KINDS]
         return {(folder / name).resolve().name for folder in folders for name in _names(folder)}
 
-    def _unknown_run(self, run_id: str) -> CheckpointError:
+    def _run_not_found(self, run_id: str) -> CheckpointError:
         known = self.run_ids()
-        near = difflib.get_close_matches(run_id, known, n=3) or known[:3]
-        there = f"the nearest are {', '.join(near)}" if near else "it has no runs yet"
-        return CheckpointError(f"no run {run_id} in the store {self.root}; {there}")
+        similar = difflib.get_close_matches(run_id, known, n=3) or known[:3]
+        existing = f"similar runs: {', '.join(similar)}" if similar else "it has no runs yet"
+        return CheckpointError(f"no run {run_id} in the store {self.root}; {existing}")
 
-    def _unknown(self, path: CheckpointPath) -> CheckpointError:
+    def _not_found(self, path: CheckpointPath) -> CheckpointError:
         if not (self._runs / path.run_id / "run.json").exists():
-            return self._unknown_run(path.run_id)
+            return self._run_not_found(path.run_id)
         names = [f"{i.path.kind}/{i.path.name}" for i in self._newest_first([path.run_id])]
         more = f" and {len(names) - 20} older" if len(names) > 20 else ""
-        there = f"it has {', '.join(names[:20])}{more}" if names else "it has none"
-        return CheckpointError(f"run {path.run_id} has no {path.kind}/{path.name}; {there}")
+        existing = f"it has {', '.join(names[:20])}{more}" if names else "it has no checkpoints"
+        return CheckpointError(f"run {path.run_id} has no {path.kind}/{path.name}; {existing}")
 
     def _damaged(self, path: CheckpointPath, file: str, fault: object) -> CheckpointError:
         return CheckpointError(
@@ -568,31 +598,36 @@ class Store:
 # Locks and files
 
 
-def _held(path: Path) -> FileLock:
+def _lock_exclusively(path: Path) -> FileLock:
+    # without wait=False, `take` never returns None
     return cast(FileLock, FileLock.take(path))
 
 
-# safetensors and others wrap what the disk says into errors that are no OSError.
-_DISK_SAYS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)]
+# safetensors and other libraries raise their own exceptions with the text of the disk's error
+_DISK_ERROR_TEXTS = [
+    os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+]
 
 
 @contextmanager
 def _disk_errors(action: str, directory: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line with the directory and the space left."""
+    """Turn disk errors into a CheckpointError with the directory and the free space."""
     try:
         yield
     except Exception as error:
-        refused = error.__cause__ if isinstance(error, StorageError) else error
-        if isinstance(refused, TinkerCookbookError):
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(cause, TinkerCookbookError):
             raise
-        if not isinstance(refused, OSError) and not any(text in str(error) for text in _DISK_SAYS):
+        if not isinstance(cause, OSError) and not any(
+            text in str(error) for text in _DISK_ERROR_TEXTS
+        ):
             raise
-        there = next(folder for folder in (directory, *directory.parents) if folder.is_dir())
+        existing = next(folder for folder in (directory, *directory.parents) if folder.is_dir())
         raise CheckpointError(
-            f"cannot {action} in {directory}: {refused} ({shutil.disk_usage(there).free:,} bytes "
-            "free); make room, correct the permissions or name another directory in "
-            "TINKER_COOKBOOK_STORE_DIR; the same command resumes a run"
-        ) from refused
+            f"cannot {action} in {directory}: {cause} ({shutil.disk_usage(existing).free:,} bytes "
+            "free); free space, fix the permissions or set TINKER_COOKBOOK_STORE_DIR to another "
+            "directory; the same command resumes the run"
+        ) from cause
 
 
 def _now() -> datetime:
@@ -605,18 +640,18 @@ def _expiry(ttl_seconds: float | None) -> str | None:
     with suppress(TypeError, OverflowError):
         if ttl_seconds > 0:
             return (_now() + timedelta(seconds=ttl_seconds)).isoformat()
-    raise CheckpointError(f"ttl_seconds={ttl_seconds!r}: use seconds above 0, or None for never")
+    raise CheckpointError(f"ttl_seconds={ttl_seconds!r}: set seconds above 0, or None for never")
 
 
-def page(items: list[Any], limit: int | None, offset: int = 0) -> list[Any]:
-    """`items[offset : offset + limit]`. ConfigurationError: a number below 0."""
+def paginate(items: list[Any], limit: int | None, offset: int = 0) -> list[Any]:
+    """`items[offset : offset + limit]`. ConfigurationError if either is negative."""
     if offset < 0 or (limit is not None and limit < 0):
-        raise ConfigurationError(f"limit={limit}, offset={offset}: use numbers from 0 up")
+        raise ConfigurationError(f"limit={limit}, offset={offset}: expected 0 or more")
     return items[offset:] if limit is None else items[offset : offset + limit]
 
 
 def _names(directory: Path) -> list[str]:
-    """What the directory holds, hidden entries left out; nothing if it does not exist."""
+    """The sorted names in a directory, without hidden ones; [] if it does not exist."""
     try:
         return sorted(name for name in os.listdir(directory) if not name.startswith("."))
     except FileNotFoundError:
@@ -641,7 +676,7 @@ def _activity(run_directory: Path) -> datetime:
     return datetime.fromtimestamp(0, UTC)
 
 
-def _file_facts(file: Path, flush: bool = False) -> dict[str, Any]:
+def _size_and_digest(file: Path, flush: bool = False) -> dict[str, Any]:
     with file.open("rb") as stream:
         if flush:
             os.fsync(stream.fileno())
@@ -650,18 +685,18 @@ def _file_facts(file: Path, flush: bool = False) -> dict[str, Any]:
 
 
 def _seal(directory: Path) -> dict[str, dict[str, Any]]:
-    """Bring the files and folders to the disk; returns size and checksum by relative name."""
+    """Flush all files and folders to disk; returns size and checksum by relative name."""
     files = {}
     for folder, folders, names in os.walk(directory):
         for file in (Path(folder, name) for name in (*names, *folders)):
             name = file.relative_to(directory).as_posix()
             if file.is_symlink() or not (file.is_file() or file.is_dir()) or name == _MANIFEST:
                 raise CheckpointError(
-                    f"a checkpoint cannot hold {name!r}: "
-                    f"write regular files, and none that is called {_MANIFEST}"
+                    f"a checkpoint cannot contain {name!r}: "
+                    f"write only regular files, and no {_MANIFEST}"
                 )
             if file.is_file():
-                files[name] = _file_facts(file, flush=True)
+                files[name] = _size_and_digest(file, flush=True)
         sync_directory(Path(folder))
     return dict(sorted(files.items()))
 
@@ -672,13 +707,14 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    """Replace the file atomically, under the caller's lock."""
-    content = json.loads(json.dumps(content))  # as it will be read: the digest is over that
+    """Write the file atomically; the caller holds the lock that keeps out other writers."""
+    # a round trip first, because the reader computes the digest from what JSON gives it
+    content = json.loads(json.dumps(content))
     replace_file(file, json.dumps(content | {"digest": _digest(content)}, indent=1))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """ValueError: not JSON, or not what was written."""
+    """Read a file of `_write_json`. ValueError if it is not JSON, or its digest does not match."""
     content = json.loads(file.read_bytes())
     if not isinstance(content, dict) or content.get("digest") != _digest(content):
         raise ValueError("its content does not match its digest")

@@ -1,4 +1,4 @@
-"""Crash, contention and damage tests of the store, with real processes that are really killed."""
+"""Crash, contention and corruption tests of the store, in real processes that are killed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def data_entries(store: Store, run_id: str = RUN) -> list[str]:
 
 
 def start(action: Callable[[], object]) -> int:
-    """Run `action` in a forked process; its process id."""
+    """Run `action` in a forked process; returns its process id."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -90,7 +90,7 @@ def run(store: Store) -> Store:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    """Call it to move the store's clock forward by so many seconds."""
+    """A function that moves the store's clock forward by some seconds."""
     shift = 0.0
 
     def forward(seconds: float) -> None:
@@ -216,18 +216,18 @@ def test_unknown_kind(run: Store) -> None:
 
 def test_unknown_run_names_the_nearest(run: Store) -> None:
     with pytest.raises(CheckpointError, match=f"no run abc:train:1 .*{RUN}"):
-        run.resolve("tinker://abc:train:1/weights/a")
+        run.find("tinker://abc:train:1/weights/a")
     with pytest.raises(CheckpointError, match=f"no run zzz .*{RUN}"):
         run.list_checkpoints("zzz")
 
 
 def test_unknown_checkpoint_lists_those_there_are(run: Store) -> None:
-    with pytest.raises(CheckpointError, match=f"{RUN} has no weights/c; it has none"):
-        run.resolve(f"tinker://{RUN}/weights/c")
+    with pytest.raises(CheckpointError, match=f"{RUN} has no weights/c; it has no checkpoints"):
+        run.find(f"tinker://{RUN}/weights/c")
     run.write_checkpoint(RUN, "weights", "a", writes(b"x"))
     run.write_checkpoint(RUN, "sampler_weights", "b", writes(b"x"))
     with pytest.raises(CheckpointError, match=r"has no weights/b; .*sampler_weights/b, weights/a"):
-        run.resolve(f"tinker://{RUN}/weights/b")
+        run.find(f"tinker://{RUN}/weights/b")
     with pytest.raises(CheckpointError, match=r"has no weights/b; .*sampler_weights/b, weights/a"):
         run.delete(f"tinker://{RUN}/weights/b")
 
@@ -248,7 +248,7 @@ def test_taken_name_is_refused_before_the_work(run: Store) -> None:
     def never(directory: Path) -> None:
         raise AssertionError("called for a name that is taken")
 
-    with pytest.raises(CheckpointError, match="exists; pass overwrite=True"):
+    with pytest.raises(CheckpointError, match="exists; set overwrite=True"):
         run.write_checkpoint(RUN, "weights", "a", never)
     assert content(run.open_checkpoint(path)) == b"one"
 
@@ -258,7 +258,7 @@ def test_name_taken_while_writing(run: Store) -> None:
         run.write_checkpoint(RUN, "weights", "a", writes(b"first"))
         writes(b"second")(directory)
 
-    with pytest.raises(CheckpointError, match="exists; pass overwrite=True"):
+    with pytest.raises(CheckpointError, match="exists; set overwrite=True"):
         run.write_checkpoint(RUN, "weights", "a", slow)
     assert content(run.open_checkpoint(f"tinker://{RUN}/weights/a")) == b"first"
     assert len(data_entries(run)) == 2  # one directory and its lock: nothing of the loser is left
@@ -276,7 +276,7 @@ def test_overwrite_replaces_everything(run: Store) -> None:
 
 
 def test_overwrite_is_atomic_for_readers(run: Store) -> None:
-    """A reader in a loop sees one of the versions, complete, at every moment."""
+    """A reader in a loop always sees one complete version."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"0" * 4000))
     stop, seen, errors = threading.Event(), set(), []
 
@@ -307,7 +307,7 @@ def test_overwrite_is_atomic_for_readers(run: Store) -> None:
 
 
 def test_replaced_between_link_and_manifest(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader followed the link, then that data went: it looks again, and reports no damage."""
+    """The data is removed after a reader resolved the link: it looks again, reports no damage."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"one"))
     real = store_module._read_json
 
@@ -322,7 +322,7 @@ def test_replaced_between_link_and_manifest(run: Store, monkeypatch: pytest.Monk
 
 
 def test_reader_keeps_what_it_opened(run: Store, clock: Callable[[float], None]) -> None:
-    """Overwriting, deleting and expiring take the name, not the files under a reader's eyes."""
+    """Overwriting, deleting and expiring remove the name, but not the files of an open reader."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"one"))
     first = Store(run.root).open_checkpoint(path)
     run.write_checkpoint(RUN, "weights", "a", writes(b"two"), overwrite=True)
@@ -386,7 +386,7 @@ def test_run_is_written_by_one_store_only(run: Store) -> None:
     other = Store(run.root)
     with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on "):
         other.create_run(RUN, "nano", 8)
-    with pytest.raises(CheckpointError, match="not open for writing here; create_run"):
+    with pytest.raises(CheckpointError, match="not open for writing; call create_run"):
         other.write_checkpoint(RUN, "weights", "a", writes(b"x"))
 
 
@@ -403,7 +403,7 @@ def test_closed_run_cannot_be_written_and_can_be_taken(run: Store) -> None:
 
 
 def test_lock_between_processes_ends_with_the_process(store: Store) -> None:
-    """A process that holds a run keeps it until it is killed, and not a moment longer."""
+    """A process holds its run exactly until it is killed."""
     program = (
         "import sys, time; from tinker_cookbook.service.store import Store\n"
         "handle = Store(sys.argv[1]).create_run(sys.argv[2], 'nano', 8)\n"
@@ -428,7 +428,7 @@ def test_forked_child_does_not_keep_the_lock(run: Store) -> None:
     ready, go = os.pipe(), os.pipe()
 
     def work() -> None:
-        with pytest.raises(CheckpointError, match="not open for writing here"):
+        with pytest.raises(CheckpointError, match="not open for writing"):
             run.write_checkpoint(RUN, "weights", "child", writes(b"x"))
         os.write(ready[1], b"x")
         os.read(go[0], 1)
@@ -444,7 +444,7 @@ def test_forked_child_does_not_keep_the_lock(run: Store) -> None:
 
 
 def test_processes_write_one_store(store: Store) -> None:
-    """Each its own run, at the same time, into the same root; nothing gets lost or mixed."""
+    """Concurrent runs under one root: nothing is lost or mixed up."""
 
     def work(run_id: str) -> None:
         mine = Store(store.root)
@@ -529,7 +529,7 @@ def crash_at(call: int, action: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("old", [None, b"old"])
 def test_killed_at_every_step_of_a_write(store: Store, old: bytes | None) -> None:
-    """Old or new or (where there was none) none; never damage, and no leftovers afterwards."""
+    """Old, new or (if there was none) none; never damage, and no leftovers afterwards."""
     path = f"tinker://{RUN}/weights/a"
     seen = []
     for call in range(1, 1000):
@@ -586,7 +586,7 @@ def test_killed_inside_the_callback(run: Store) -> None:
 
 
 def test_killed_at_every_step_of_a_change(run: Store) -> None:
-    """set_ttl and delete: before or after, never a manifest that cannot be read."""
+    """set_ttl and delete: the state before or after, never an unreadable manifest."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"x"))
     for call in range(1, 100):
         killed = crash_at(call, lambda: Store(run.root).set_ttl(path, 3600))
@@ -658,7 +658,7 @@ def test_callback_may_not_write_links_or_the_manifest(run: Store) -> None:
         lambda d: (d / "manifest.json").write_text("{}"),
         lambda d: os.mkfifo(d / "pipe"),
     ):
-        with pytest.raises(CheckpointError, match="a checkpoint cannot hold"):
+        with pytest.raises(CheckpointError, match="a checkpoint cannot contain"):
             run.write_checkpoint(RUN, "weights", "a", write)
     assert data_entries(run) == []
 
@@ -682,7 +682,7 @@ def test_full_disk(run: Store) -> None:
 
 
 def test_safetensors_that_does_not_fit(run: Store) -> None:
-    """safetensors reports a refused write as an error of its own, which must read the same."""
+    """safetensors wraps a failed write in its own exception; the message must be the same."""
     run._handles[RUN].close()
 
     def write() -> None:
@@ -725,7 +725,7 @@ def test_root_that_cannot_be_a_directory(tmp_path: Path) -> None:
 
 
 def test_read_only_store_can_be_read(run: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store of another user: no write of any kind, and still everything can be opened."""
+    """Another user's store: nothing can be written, but everything can be opened."""
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"one"))
     run.write_checkpoint(RUN, "weights", "b", writes(b"old"), ttl_seconds=0.001)
     real = os.open
@@ -749,7 +749,7 @@ def test_read_only_store_can_be_read(run: Store, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("file", ["adapter.bin", "optimizer/state.bin"])
 def test_changed_byte_is_found(run: Store, file: str) -> None:
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"0123456789"))
-    target = run.resolve(path).directory / file
+    target = run.find(path).directory / file
     before = target.stat()
     raw = bytearray(target.read_bytes())
     raw[5] ^= 1
@@ -761,7 +761,7 @@ def test_changed_byte_is_found(run: Store, file: str) -> None:
 
 def test_short_and_missing_files_are_found(run: Store) -> None:
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"0123456789"))
-    target = run.resolve(path).directory / "adapter.bin"
+    target = run.find(path).directory / "adapter.bin"
     target.write_bytes(b"012345678")
     with pytest.raises(CheckpointError, match=r"adapter\.bin: size_bytes is 9, not 10"):
         run.open_checkpoint(path)
@@ -773,18 +773,18 @@ def test_short_and_missing_files_are_found(run: Store) -> None:
 def test_damaged_manifest_is_found(run: Store) -> None:
     path = run.write_checkpoint(RUN, "weights", "a", writes(b"x"))
     run.write_checkpoint(RUN, "weights", "b", writes(b"x"))
-    manifest = run.resolve(path).directory / "manifest.json"
+    manifest = run.find(path).directory / "manifest.json"
     good = manifest.read_text()
     for bad in (good.replace('"rank": 8', '"rank": 9'), good[:-5], "[]", "\xff"):
         manifest.write_text(bad)
         with pytest.raises(CheckpointError, match=r"weights/a is damaged: .*manifest\.json"):
-            run.resolve(path)
+            run.find(path)
         assert [info.path.name for info in run.list_all()] == ["b"]
     with pytest.raises(CheckpointError, match="overwrite=True"):
         run.write_checkpoint(RUN, "weights", "a", writes(b"y"))
     run.write_checkpoint(RUN, "weights", "a", writes(b"y"), overwrite=True)
     assert content(run.open_checkpoint(path)) == b"y"
-    run.resolve(path).directory.joinpath("manifest.json").unlink()
+    run.find(path).directory.joinpath("manifest.json").unlink()
     run.delete(path)
     assert len(data_entries(run)) == 2
 
@@ -799,7 +799,7 @@ def test_expired_is_hidden_then_swept(run: Store, clock: Callable[[float], None]
     run.open_checkpoint(path)
     clock(2)
     with pytest.raises(CheckpointError, match="expired at"):
-        run.resolve(path)
+        run.find(path)
     assert [str(info.path) for info in run.list_all()] == [kept]
     run.write_checkpoint(RUN, "weights", "a", writes(b"y"))  # its name is free again
     assert content(run.open_checkpoint(path)) == b"y"
@@ -909,4 +909,4 @@ def test_a_link_leads_to_a_checkpoint_and_goes_with_it(tmp_path: Path) -> None:
     store.delete(paths["kept"])
     assert (at / "kept").read_text() == "the user's own"
     shutil.move(tmp_path / "store", tmp_path / "elsewhere")
-    assert not Store(tmp_path / "elsewhere").resolve(f"tinker://{RUN}/weights/again").expired
+    assert not Store(tmp_path / "elsewhere").find(f"tinker://{RUN}/weights/again").expired

@@ -56,26 +56,26 @@ class ChatConfig(train.Config):
     """`train.Config` with the keys that turn conversations into batches."""
 
     dataset_builder: SupervisedDatasetBuilder | None = chz.field(
-        default=None, doc="what to train on, e.g. data=NoRobots (None: the recipe's own)"
+        default=None, doc="data to train on, e.g. data=NoRobots (None: the recipe's default)"
     )
     dataset_path: str | None = chz.field(
         default=None,
-        doc="conversations: a JSONL file (short for data=JsonlChats data.path=...), else another"
-        " file, a directory or a name on the hub (data=HubChats)",
+        doc="conversations: JSONL file, local directory or hub data set (None: recipe's default)",
     )
     num_epochs: int | None = chz.field(
-        default=None, doc="passes over the data (None: what suits the data, most often 1)"
+        default=None, doc="passes over the data (None: the data set's default, usually 1)"
     )
     batch_size: int | None = chz.field(
-        default=None, doc="examples a step (None: by the model)", metadata=COUNT
+        default=None, doc="examples per step (None: the default for the model)", metadata=COUNT
     )
     max_length: int | None = chz.field(
         default=None,
-        doc="tokens an example; longer ones lose their end (None: by the model)",
+        doc="tokens per example; longer ones are truncated on the right (None: the default for"
+        " the model)",
         metadata=EXAMPLE_LENGTH,
     )
     train_on_what: TrainOnWhat | None = chz.field(
-        default=None, doc="which messages are trained (None: what the data is meant for)"
+        default=None, doc="which messages to train on (None: the data set's default)"
     )
 
     @staticmethod

@@ -60,19 +60,24 @@ SAMPLE_REPLIES = 3
 class Config(LoopConfig):
     """Keys of the supervised loop. None: the value that suits the model, see `defaults.py`."""
 
-    dataset_builder: SupervisedDatasetBuilder = chz.field(doc="what to train on")
-    lr_schedule: LRSchedule = chz.field(default="linear", doc="how the rate falls, without warm-up")
+    dataset_builder: SupervisedDatasetBuilder = chz.field(doc="data to train on")
+    lr_schedule: LRSchedule = chz.field(
+        default="linear",
+        doc="learning-rate schedule, without warm-up; linear and cosine decay to 0 over the run",
+    )
     num_epochs: int = chz.field(default=1, doc="passes over the data", metadata=COUNT | MAY_CHANGE)
-    eval_every: int = chz.field(default=10, doc="steps (0: only before and after training)")
+    eval_every: int = chz.field(
+        default=10, doc="steps between evaluations (0: only before and after training)"
+    )
     sample_replies: int | None = chz.field(
         default=None,
-        doc="prompts of the data whose greedy replies are shown before and after training (None: 3,"
-        " or 0 where there are evaluator_builders)",
+        doc="number of prompts from the data whose greedy completions are printed before and"
+        " after training (None: 3, or 0 if there are evaluator_builders)",
         metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     submit_ahead: int = chz.field(
         default=1,
-        doc="steps submitted ahead of the one awaited",
+        doc="steps submitted ahead of the step being awaited",
         metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
 

@@ -1,2 +1,1 @@
-"""What every training loop has around its steps: config, resolve, journal, run directory and
-evaluators."""
+"""What all training loops share: config, defaults, journal, run directory and evaluators."""

@@ -1,4 +1,8 @@
-"""The keys that every training loop has: model, adapter, optimizer, evaluations, run."""
+"""Config fields common to all training loops: model, adapter, optimizer, evaluation, run.
+
+The `doc=` texts are the `--help` of every recipe. A loop that repeats a field instead of inheriting
+it repeats the text; tests/help_texts_test.py compares them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import (
     COUNT,
-    DECAY,
+    DECAY_RATE,
     MAY_CHANGE,
     NOT_NEGATIVE,
     POSITIVE,
@@ -27,75 +31,80 @@ from tinker_cookbook.utils.lr_scheduling import LRSchedule
 if TYPE_CHECKING:
     import tinker
 
-ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}  # of every loop that has no keys of its own
+# the defaults of adam_beta1, adam_beta2 and adam_eps; loops without these fields use them directly
+ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 
 
 @chz.chz
 class LoopConfig(CheckedConfig):
-    """What a loop's own Config inherits. None: what suits data, checkpoint and model, see
-    `resolve_defaults`."""
+    """Base class of the loops' configs. `resolve_defaults` replaces the Nones at start-up."""
 
-    model_name: str = chz.field(
-        default="nano", doc="base model: nano (bundled), a hub name, or a directory"
-    )
+    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
     renderer_name: str | None = chz.field(
-        default=None, doc="how messages become tokens (None: what suits model or checkpoint)"
+        default=None,
+        doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
     )
     load_checkpoint_path: str | None = chz.field(
         default=None,
-        doc="tinker://..., the directory of a run (its last checkpoint) or of a PEFT adapter, to"
-        " start from its weights with a fresh optimizer",
+        doc="initial weights, with a fresh optimizer: a tinker:// path, a run directory (its last"
+        " checkpoint) or a PEFT adapter directory (None: a new adapter)",
     )
 
     learning_rate: float | None = chz.field(
-        default=None, doc="peak rate (None: by the model)", metadata=NOT_NEGATIVE
+        default=None,
+        doc="peak learning rate (None: the default for the model)",
+        metadata=NOT_NEGATIVE,
     )
-    lr_schedule: LRSchedule = chz.field(default="constant", doc="how the rate falls")
+    lr_schedule: LRSchedule = chz.field(
+        default="constant",
+        doc="learning-rate schedule, without warm-up; linear and cosine decay to 0 over the run",
+    )
     max_steps: int | None = chz.field(
         default=None,
-        doc="steps at most (None: all the data); the schedule ends with them",
+        doc="maximum number of steps (None: all the data); also the length of the learning-rate"
+        " schedule",
         metadata=COUNT | MAY_CHANGE,
     )
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter", metadata=COUNT)
-    train_attn: bool = chz.field(default=True, doc="adapter on the attention layers")
-    train_mlp: bool = chz.field(default=True, doc="adapter on the MLP layers")
-    train_unembed: bool = chz.field(default=True, doc="adapter on the unembedding")
+    lora_rank: int = chz.field(default=32, doc="LoRA rank", metadata=COUNT)
+    train_attn: bool = chz.field(default=True, doc="train LoRA weights on the attention layers")
+    train_mlp: bool = chz.field(default=True, doc="train LoRA weights on the MLP layers")
+    train_unembed: bool = chz.field(default=True, doc="train LoRA weights on the unembedding layer")
     seed: int = chz.field(
-        default=0, doc="seed of the adapter's start and of all that is drawn", metadata=SEED
+        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
     )
     adam_beta1: float = chz.field(
-        default=ADAM["beta1"], doc="Adam: decay of the gradient's mean", metadata=DECAY
+        default=ADAM["beta1"], doc="Adam: decay rate of the first moment", metadata=DECAY_RATE
     )
     adam_beta2: float = chz.field(
-        default=ADAM["beta2"], doc="Adam: decay of its square", metadata=DECAY
+        default=ADAM["beta2"], doc="Adam: decay rate of the second moment", metadata=DECAY_RATE
     )
     adam_eps: float = chz.field(
-        default=ADAM["eps"], doc="Adam: added to the denominator", metadata=POSITIVE
+        default=ADAM["eps"], doc="Adam: epsilon, added to the denominator", metadata=POSITIVE
     )
     weight_decay: float = chz.field(
-        default=0.0, doc="AdamW: decoupled decay", metadata=NOT_NEGATIVE
+        default=0.0, doc="AdamW: decoupled weight decay", metadata=NOT_NEGATIVE
     )
     grad_clip_norm: float = chz.field(
-        default=0.0, doc="bound on the gradient's norm (0: none)", metadata=NOT_NEGATIVE
+        default=0.0, doc="maximum gradient norm (0: no clipping)", metadata=NOT_NEGATIVE
     )
 
     evaluator_builders: list[EvaluatorBuilder] = chz.field(
-        default_factory=list,
-        doc="evaluations every eval_every steps",
-        metadata=MAY_CHANGE,
+        default_factory=list, doc="evaluators to run every eval_every steps", metadata=MAY_CHANGE
     )
     infrequent_evaluator_builders: list[EvaluatorBuilder] = chz.field(
         default_factory=list,
-        doc="evaluations every infrequent_eval_every steps",
+        doc="evaluators to run every infrequent_eval_every steps",
         metadata=MAY_CHANGE,
     )
     eval_every: int = chz.field(
         default=20,
-        doc="steps (0: only before and after training)",
+        doc="steps between evaluations (0: only before and after training)",
         metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     infrequent_eval_every: int = chz.field(
-        default=100, doc="steps (0: as above)", metadata=NOT_NEGATIVE | MAY_CHANGE
+        default=100,
+        doc="steps between infrequent evaluations (0: only before and after training)",
+        metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     save_every: int = chz.field(
         default=20,
@@ -104,51 +113,47 @@ class LoopConfig(CheckedConfig):
     )
     rolling_save_every: int = chz.field(
         default=0,
-        doc="steps between checkpoints that replace each other (0: none)",
+        doc="steps between rolling checkpoints, each replacing the one before (0: none)",
         metadata=NOT_NEGATIVE | MAY_CHANGE,
     )
     ttl_seconds: int | None = chz.field(
         default=604_800,
-        doc="seconds that periodic checkpoints are kept (None: for good)",
+        doc="seconds to keep a periodic checkpoint after the next one is saved (None: forever)",
         metadata=COUNT | MAY_CHANGE,
     )
 
     log_path: str | None = chz.field(
-        default=None,
-        doc="directory of the run (None: one in the runs directory)",
-        metadata=MAY_CHANGE,
+        default=None, doc="run directory (None: named after the config)", metadata=MAY_CHANGE
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
         default=None,
-        doc="for a directory that holds a run (None: resume it if it is this run; resume: also"
-        " where the code of yours that it runs was edited)",
+        doc="what to do if the run directory already holds a run (None: resume it if the config"
+        " matches; resume: even if your own code was edited since)",
         metadata=MAY_CHANGE,
     )
-    base_url: str | None = chz.field(default=None, doc="server to train on (None: in process)")
+    base_url: str | None = chz.field(
+        default=None, doc="Tinker API server URL (None: run in process)"
+    )
     engine: EngineConfig = chz.field(
-        default_factory=EngineConfig,
-        doc="settings of the engine in process",
-        metadata=MAY_CHANGE,
+        default_factory=EngineConfig, doc="in-process engine settings", metadata=MAY_CHANGE
     )
     display: DisplayMode = chz.field(
-        default="auto",
-        doc="what is shown of each step (auto: live on a terminal, else plain)",
-        metadata=MAY_CHANGE,
+        default="auto", doc="progress display (auto: live on a terminal)", metadata=MAY_CHANGE
     )
     wandb_project: str | None = chz.field(
-        default=None, doc="log to this wandb project", metadata=MAY_CHANGE
+        default=None, doc="Weights & Biases project (None: no wandb)", metadata=MAY_CHANGE
     )
     wandb_name: str | None = chz.field(
-        default=None, doc="name of the wandb run", metadata=MAY_CHANGE
+        default=None, doc="name of the Weights & Biases run", metadata=MAY_CHANGE
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """Another adapter in the same directory is another run."""
+        """A PEFT adapter counts by its content: replacing it in place makes this another run."""
         return adapter_identity(self.load_checkpoint_path)
 
 
 def adam_params(config: LoopConfig, learning_rate: float) -> tinker.AdamParams:
-    import tinker  # brings torch along, which a program that only reads its keys need not wait for
+    import tinker  # late: it imports torch, which --help and config errors need not wait for
 
     return tinker.AdamParams(
         learning_rate=learning_rate,

@@ -1,4 +1,4 @@
-"""What suits a training method where the user says nothing; each has its `Defaults` beside it."""
+"""The default hyperparameters of a training method; each loop declares its `Defaults` beside it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ S_co = TypeVar("S_co", bound="DataclassInstance", covariant=True)
 
 @dataclass(frozen=True)
 class ModelDefaults(Generic[S_co]):
-    """sizes: a dataclass of the method's own keys, such as batch_size. learning_rate: None is the
-    formula of `get_lr`. renderer_name: None is the first of the model's renderers."""
+    """Defaults for one group of models.
+
+    sizes: a dataclass of the method's own keys, such as batch_size. learning_rate: None for the
+    formula of `get_lr`. renderer_name: None for the first of the model's renderers.
+    """
 
     sizes: S_co
     learning_rate: float | None = None
@@ -23,8 +26,11 @@ class ModelDefaults(Generic[S_co]):
 
 @dataclass(frozen=True)
 class Defaults(Generic[S_co]):
-    """nano: measured on it, for what suits 2 M parameters follows from no formula. within_context:
-    names of sizes that are cut to the model's context."""
+    """Defaults for nano and for all other models.
+
+    nano: measured, because no formula extrapolates to 2 M parameters. within_context: names of
+    sizes that are capped at the model's context length.
+    """
 
     nano: ModelDefaults[S_co]
     others: ModelDefaults[S_co]

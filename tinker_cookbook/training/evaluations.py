@@ -1,4 +1,4 @@
-"""When each evaluator of a run is due, and what they measure then."""
+"""Evaluation schedule of a run: which evaluators are due before a step, and running them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ if TYPE_CHECKING:
 class Evaluations:
     """The evaluators of a run and when each is due.
 
-    All are before the first step and after the last one.
+    Every evaluator is due before the first step and after the last one.
     """
 
     def __init__(self, due: Sequence[tuple[int, Sequence[Evaluator]]], journal: Journal) -> None:
-        """due: (steps between evaluations, 0 for none in between; the evaluators it holds for)."""
-        for evaluator in (each for _, evaluators in due for each in evaluators):
+        """due: pairs of an interval in steps (0: only before and after training) and the evaluators
+        that run at this interval."""
+        for evaluator in (evaluator for _, evaluators in due for evaluator in evaluators):
             if not callable(evaluator):
                 raise ConfigurationError(
-                    f"evaluator_builders make {type(evaluator).__name__}, which is no evaluator:"
+                    f"evaluator_builders: {type(evaluator).__name__} is not an evaluator;"
                     " expected a SamplingClientEvaluator or a TrainingClientEvaluator"
                 )
         self._due = due
-        # a finished run that goes on has lost the results of its final weights: N was its last row
+        # A finished run of N steps has the evaluation of its final weights in row N. Continuing it
+        # drops that row, because row N then belongs to a training step: evaluate again at step N.
         self._always = {0, journal.start_step} if journal.continued else {0}
         self._journal = journal
-        self._seconds: dict[tuple[int, ...], float] = {}  # what those due together took last
+        # duration of the last evaluation, by the groups of evaluators that ran
+        self._seconds: dict[tuple[int, ...], float] = {}
 
     def due(self, step: int | None) -> list[Evaluator]:
         """The evaluators due before `step`. None: after the last step, all are."""
-        return [each for index in self._groups_due(step) for each in self._due[index][1]]
+        return [evaluator for index in self._groups_due(step) for evaluator in self._due[index][1]]
 
     def _groups_due(self, step: int | None) -> tuple[int, ...]:
         return tuple(
@@ -51,7 +54,7 @@ class Evaluations:
 
     @cached_property
     def _steps(self) -> dict[tuple[int, ...], list[int]]:
-        """The steps of the run before which the same evaluators are due, the end included."""
+        """The steps at which each combination of groups is due, including the end of the run."""
         steps: dict[tuple[int, ...], list[int]] = defaultdict(list)
         total = self._journal.total_steps
         if total is not None:
@@ -61,11 +64,14 @@ class Evaluations:
         return steps
 
     def _seconds_after(self, step: int) -> float:
-        """Of the evaluations after `step`; those that have not been done yet cost as the others."""
+        """Estimated seconds of all evaluations after `step`, for the ETA.
+
+        A combination of groups that has not run yet is estimated at the mean of those that have.
+        """
         known = self._seconds
-        guess = sum(known.values()) / len(known) if known else 0.0
+        mean = sum(known.values()) / len(known) if known else 0.0
         return sum(
-            known.get(groups, guess) * (len(steps) - bisect_right(steps, step))
+            known.get(groups, mean) * (len(steps) - bisect_right(steps, step))
             for groups, steps in self._steps.items()
             if groups
         )
@@ -76,12 +82,14 @@ class Evaluations:
         step: int | None,
         sampling_client: SamplingClient | None = None,
     ) -> dict[str, float]:
-        """Metrics of the evaluators due before `step`, with the seconds it took as `time/evals`;
-        {} where none is. The clients: see `run_evals`. A stop cancels it."""
+        """Metrics of the evaluators due before `step`, and `time/evals` in seconds; {} if none is.
+
+        The clients: see `run_evals`. A request to stop the run cancels the evaluation.
+        """
         due = self.due(step)
         if not due:
             return {}
-        # not the journal's own clock: its present row may belong to an earlier step
+        # not journal.timed: the row that it would add the seconds to may belong to an earlier step
         seconds: dict[str, float] = {}
         with self._journal.evaluating(step, self._seconds_after), timed("evals", seconds):
             metrics = await run_evals(due, client, sampling_client)
@@ -97,10 +105,10 @@ async def run_evals(
     client: TrainingClient,
     sampling_client: SamplingClient | None = None,
 ) -> dict[str, float]:
-    """All metrics of the evaluators on the client's weights as they are after the calls so far.
+    """Metrics of all evaluators, on the client's weights after the calls submitted so far.
 
-    sampling_client: a snapshot of these weights. None: one is made where an evaluator asks for it,
-    and serves all of them.
+    sampling_client: a snapshot of these weights. None: the first evaluator that samples makes one,
+    and the others share it.
     """
     metrics: dict[str, float] = {}
     for evaluator in evaluators:

@@ -1,4 +1,4 @@
-"""When evaluators are due, and what the rest of them will take."""
+"""The evaluation schedule, and the remaining evaluations in the ETA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Slow(TrainingClientEvaluator):
-    """Takes so many seconds."""
+    """An evaluation that takes `seconds`."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
@@ -45,8 +45,8 @@ async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
                 clock.now += 60.0 if step == 0 else 2.0
     lines = capsys.readouterr().out.splitlines()
     etas = {line.split("  ")[0]: line.partition("ETA ")[2][:4] for line in lines if "ETA" in line}
-    # to come: 8 steps of 2 s, the evaluation before step 8, and all (10 s) after the last step;
-    # until it has been done once alone, the one before step 4 is expected to take 10 s as well
+    # remaining after step 1: 8 steps of 2 s, the evaluations before steps 4 and 8, and both groups
+    # (10 s) after the last; until group 0 has run alone, it is estimated at those 10 s, too
     assert etas["step 1/10"] == "0:46"
     assert etas["step 4/10"] == "0:23"
     assert etas["step 9/10"] == "0:10"

@@ -1,4 +1,4 @@
-"""Evaluators: programs that measure a model now and then while it is trained."""
+"""Evaluators: callables that measure a model periodically during training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 class _Evaluator:
     def lines(self) -> list[str]:
-        """What a person should see of the last evaluation, e.g. a few replies. Here: nothing."""
+        """Lines to log after an evaluation, e.g. a few completions. None by default."""
         return []
 
 
 class TrainingClientEvaluator(_Evaluator, ABC):
-    """Measures the weights that are being trained, e.g. by `forward`.
+    """Measures the weights in training, e.g. by `forward`.
 
-    A base class and not a protocol: the loop tells the two kinds of evaluator apart by it.
+    A base class rather than a protocol, because both kinds of evaluator have the same methods and
+    `run_evals` distinguishes them by isinstance.
     """
 
     @abstractmethod

@@ -1,12 +1,11 @@
-"""What the declaration of a key says beside its type and default: which numbers it takes, and
-whether a run may go on with another value.
+"""Metadata of config fields: the range of valid numbers, and whether a resumed run may change them.
 
     @chz.chz
     class Config(CheckedConfig):
-        batch_size: int = chz.field(default=8, doc="examples a step", metadata=COUNT)
-        shown: int = chz.field(default=3, doc="replies shown", metadata=NOT_NEGATIVE | MAY_CHANGE)
+        batch_size: int = chz.field(default=8, doc="examples per step", metadata=COUNT)
+        shown: int = chz.field(default=3, doc="samples shown", metadata=NOT_NEGATIVE | MAY_CHANGE)
 
-A class that declares an inherited key again, for another default or doc, inherits these.
+A class that redeclares an inherited field, e.g. for another default, inherits its metadata.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from tinker_cookbook.exceptions import ConfigurationError
 
 
 class Range(NamedTuple):
-    """Numbers that a key takes. `expected`: the same in words, for the error."""
+    """The valid numbers of a field. `expected`: the same in words, for the error message."""
 
-    holds: Callable[[float], bool]  # False for NaN
+    contains: Callable[[float], bool]  # False for NaN
     expected: str
 
 
@@ -32,62 +31,64 @@ Metadata = dict[str, Range | bool]
 _RANGE, _MAY_CHANGE = "range", "may_change"
 
 
-def in_range(holds: Callable[[float], bool], expected: str) -> Metadata:
-    """Metadata of a field that takes these numbers; None goes where the type allows it."""
-    return {_RANGE: Range(holds, expected)}
+def in_range(contains: Callable[[float], bool], expected: str) -> Metadata:
+    """Metadata that restricts a field to these numbers; None passes if the type allows it."""
+    return {_RANGE: Range(contains, expected)}
 
 
 COUNT = in_range(lambda value: 1 <= value < math.inf, "1 or more")
 NOT_NEGATIVE = in_range(lambda value: 0 <= value < math.inf, "0 or more")
 POSITIVE = in_range(lambda value: 0 < value < math.inf, "above 0")
-DECAY = in_range(lambda value: 0 <= value < 1, "0 or more and below 1")
-SHARE = in_range(lambda value: 0 <= value <= 1, "0 to 1")
-# random generators of several libraries take it, and with an epoch number it stays below 2**63
+DECAY_RATE = in_range(lambda value: 0 <= value < 1, "0 or more and below 1")
+FRACTION = in_range(lambda value: 0 <= value <= 1, "0 to 1")
+# NumPy's generators take no larger seed, and `epoch_seed` of one stays below 2**63
 SEED = in_range(lambda value: 0 <= value < 2**32, "0 to 4294967295")
-# it decides how a run is computed, measured, kept or shown, but not what is learned
+# for fields that affect how a run is computed, measured, stored or shown, but not what it learns
 MAY_CHANGE: Metadata = {_MAY_CHANGE: True}
 
 
 @chz.chz
 class CheckedConfig:
-    """Base of configs whose keys have ranges: they are checked whenever one is made."""
+    """Base class of configs whose fields have ranges, which are checked on construction."""
 
     @chz.validate
-    def _in_range(self) -> None:
+    def _check_ranges(self) -> None:
         for key in chz.chz_fields(self):
             _check_range(key, getattr(self, key), range_of(type(self), key))
 
 
 def _check_range(key: str, value: object, allowed: Range | None) -> None:
-    """What is no number: see `check_types`."""
+    # None is valid here, and a value of the wrong type is reported by `check_types`
     if allowed is None or not isinstance(value, Real):
         return
-    if not allowed.holds(float(value)):
+    if not allowed.contains(float(value)):
         raise ConfigurationError(f"{key}={value}: expected {allowed.expected}")
 
 
 def range_of(config_class: type, key: str) -> Range | None:
-    found = _declared(config_class, key).get(_RANGE)
-    return found if isinstance(found, Range) else None
+    allowed = _merged_metadata(config_class, key).get(_RANGE)
+    return allowed if isinstance(allowed, Range) else None
 
 
-def _declared(config_class: type, key: str) -> Metadata:
-    """The metadata of a key, with those of base classes where a class is silent."""
-    found: Metadata = {}
+def _merged_metadata(config_class: type, key: str) -> Metadata:
+    """The metadata of a field over all classes that declare it; derived classes take precedence."""
+    merged: Metadata = {}
     for cls in reversed(config_class.__mro__):
         if chz.is_chz(cls) and key in (fields := chz.chz_fields(cls)):
-            found |= fields[key].metadata or {}
-    return found
+            merged |= fields[key].metadata or {}
+    return merged
 
 
-def may_change(config: object, prefix: str = "") -> Iterator[str]:
-    """The dotted names of the keys, of a chz object or class and of objects in it, that a run may
-    go on with, changed."""
+def iter_changeable_fields(config: object, prefix: str = "") -> Iterator[str]:
+    """The dotted names of the fields marked MAY_CHANGE in a chz class or object.
+
+    Of an object, the fields of nested configs, too.
+    """
     if not chz.is_chz(config):
         return
     config_class = config if isinstance(config, type) else type(config)
     for key in chz.chz_fields(config_class):
-        if _declared(config_class, key).get(_MAY_CHANGE):
+        if _merged_metadata(config_class, key).get(_MAY_CHANGE):
             yield f"{prefix}{key}"
         elif not isinstance(config, type):
-            yield from may_change(getattr(config, key), f"{prefix}{key}.")
+            yield from iter_changeable_fields(getattr(config, key), f"{prefix}{key}.")

@@ -9,12 +9,12 @@ import pytest
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.training.fields import (
     COUNT,
+    FRACTION,
     MAY_CHANGE,
     NOT_NEGATIVE,
-    SHARE,
     CheckedConfig,
     in_range,
-    may_change,
+    iter_changeable_fields,
     range_of,
 )
 
@@ -30,7 +30,7 @@ class Limits(CheckedConfig):
 @chz.chz
 class Base(CheckedConfig):
     size: int | None = chz.field(default=None, metadata=COUNT)
-    share: float = chz.field(default=0.5, metadata=SHARE)
+    share: float = chz.field(default=0.5, metadata=FRACTION)
     shown_every: int = chz.field(default=1, metadata=NOT_NEGATIVE | MAY_CHANGE)
     name: str = "x"
     limits: Limits = chz.field(default_factory=Limits)
@@ -68,6 +68,6 @@ def test_a_key_that_is_declared_again_keeps_what_the_base_says() -> None:
 
 
 def test_names_of_the_keys_that_may_change() -> None:
-    assert list(may_change(Loop())) == ["size", "shown_every", "limits.timeout"]
-    assert list(may_change(Base)) == ["shown_every"]
-    assert list(may_change({"shown_every": 1})) == []
+    assert list(iter_changeable_fields(Loop())) == ["size", "shown_every", "limits.timeout"]
+    assert list(iter_changeable_fields(Base)) == ["shown_every"]
+    assert list(iter_changeable_fields({"shown_every": 1})) == []

@@ -1,4 +1,4 @@
-"""What every loop needs around a step: directory, resume cursor, metrics row, checkpoints."""
+"""Bookkeeping around training steps: run directory, resume, metrics rows, checkpoints, stops."""
 
 from __future__ import annotations
 
@@ -46,56 +46,59 @@ class Journal:
                 await journal.finish(pending)
             await journal.finish(journal.submit_save(client, n, final=True))
 
-    Entering it finds the directory of the run (below), locks it, writes config.json and
-    code.diff, sends Python's logging to logs.log and starts the display. Then these hold:
+    Entering the context finds and locks the run directory (see below), writes config.json and
+    code.diff, sends Python's logging to logs.log and starts the display. It sets:
 
-    log_path: Path     the directory of the run
-    start_step: int    the first step to do; 0 for a new run
-    resume: CheckpointRecord | None   what to go on from: `.state_path` and `.extra`
-    continued: bool    the run had finished, with fewer steps. The row of its final weights, at
-                       i == start_step, is a row of a training step now: evaluate before that step
+    log_path: Path     the run directory
+    start_step: int    index of the first step to do; 0 for a new run
+    resume: CheckpointRecord | None   the checkpoint to resume from: `.state_path` and `.extra`
+    continued: bool    whether the run had finished and now does more steps. Its last row, at
+                       i == start_step, evaluated the final weights and is replaced by that of a
+                       training step: evaluate before that step
 
-    `step(i)` yields the metrics row of step i, a dict. When the block ends without an exception
+    `step(i)` yields the metrics row of step i, a dict. When the block ends without an exception,
     the row gets `progress` (or, with progress="rl", `progress/batch` and `progress/done_frac`) and
-    `time/total` in seconds, and is on disk before the block is left. Rows are written once and in
-    order; a row at i == total_steps is allowed, for evaluations of the final weights. Everything
-    that depends on the clock lies under `time/`: all else of a resumed run equals an
-    uninterrupted one.
+    `time/total` in seconds, and is written to disk. Rows are written once and in order. A row at
+    i == total_steps is allowed, for evaluations of the final weights. All values that depend on the
+    clock are under `time/`; all others are the same in a resumed and in an uninterrupted run.
 
     Steps are counted from 0 in rows, on the screen and in directories (iteration_000007); step 7
     begins with the weights after 7 steps, which are checkpoint 000007.
 
-    The first Ctrl-C, SIGTERM or SIGHUP (cli_utils.cli, stop_signals.handled) ends the run where no
-    finished step is lost: `finish` and `step` raise once every submitted step has its row, the
-    journal saves what is not saved, and the process exits with 130, 143 or 129. Only an
-    `interruptible` block, and what comes before the first step, is cancelled at once.
+    The first Ctrl-C, SIGTERM or SIGHUP (cli_utils.cli, stop_signals.handled) ends the run without
+    losing a finished step: `finish` and `step` raise once every submitted step has its row, the
+    journal saves what is unsaved, and the process exits with 130, 143 or 129. Only an
+    `interruptible` block, and anything before the first step, is cancelled at once.
 
-    `timed(name)` adds seconds to `time/<name>` of the present row, or of the next one when no step
-    is open. `log_line(text)` prints a line without breaking the live display, and logs it.
+    `timed(name)` adds seconds to `time/<name>` of the open row, or of the next one if no step is
+    open. `log_line(text)` prints a line without breaking the live display, and logs it.
 
     `submit_save(client, step, final=False, **loop_state)` submits the checkpoint that is due
-    after `step` optimizer steps (None if none is); call it right after submitting the optim_step
-    of step index `step - 1` and before submitting anything of the next step, so that it holds
-    exactly `step` steps. `await finish(pending)` waits for it and records it; it may be given
-    None. A record must not be on disk before the rows of its steps, or a crash in between would
-    lose them: `finish` for a save after N steps raises RuntimeError until row N - 1 is written.
-    The record of the final save marks the run as finished.
+    after `step` optimizer steps (None if none is due). Call it right after submitting the
+    optim_step of step index `step - 1` and before submitting anything of the next step, so that
+    the checkpoint holds exactly `step` steps. `await finish(pending)` waits for it and records it;
+    `pending` may be None. `finish` for a save after N steps raises RuntimeError until row N - 1 is
+    written: a crash between record and row would lose the row, because the run resumes behind the
+    recorded checkpoint. The record of the final save marks the run as finished.
 
-    Keys of the config that the journal reads, all optional: model_name, log_path,
+    Config keys that the journal reads, all optional: model_name, log_path,
     behavior_if_log_dir_exists (resume, delete, raise, ask), save_every, rolling_save_every (steps,
     0: never), ttl_seconds, wandb_project, wandb_name, display.
 
-    The directory is log_path, or else <runs directory>/<recipe>-<model>-<hash of the config>. An
-    unfinished run of the same config in it is resumed, from its newest checkpoint that the service
-    still has. A finished one is continued if max_steps or num_epochs changed and total_steps is
-    larger than what it did; otherwise this run gets a new directory with a number behind it. A
-    run of another config is refused with the keys that differ (ConfigurationError), those aside
-    that may change (`keys_that_may_change`). What local data holds is part of the config:
-    see `identity` in utils/plain_data.py. So are the modules of the user's own code, but not what
-    is in their files: an unfinished run whose code was edited is refused with the names of the
-    files, and goes on with behavior_if_log_dir_exists=resume; before its first checkpoint, and
-    where only evaluators were edited, it goes on in any case and says so. A directory in use by
-    another process is refused as well.
+    The run directory is log_path, or else <runs directory>/<recipe>-<model>-<hash of the config>.
+    What happens if it holds a run already:
+
+    - an unfinished run with the same config is resumed from its newest checkpoint that the service
+      still has;
+    - a finished run is continued if max_steps or num_epochs changed and total_steps is larger than
+      the steps it has done; otherwise this run gets a new directory with a number appended;
+    - a run with another config raises ConfigurationError with the keys that differ. Keys in
+      `changeable_keys` are not compared. The content of local data is part of the config: see
+      `identity` in utils/plain_data.py;
+    - an unfinished run whose own code (the user's modules that the config names) was edited raises
+      ConfigurationError with the files; behavior_if_log_dir_exists=resume resumes it. Before its
+      first checkpoint, or if only evaluators were edited, it resumes with a notice;
+    - a directory in use by another process raises ConfigurationError.
     """
 
     log_path: Path
@@ -113,23 +116,24 @@ class Journal:
         headlines: Mapping[str, str] | None = None,
         rest_client: RestClient | None = None,
         unit: str = "step",
-        rows_kept: Callable[[Path], int] | None = None,
+        count_done_rows: Callable[[Path], int] | None = None,
     ) -> None:
-        """headlines: metric name -> label, more figures for the display.
+        """headlines: metric name -> label, additional metrics for the display.
 
-        rows_kept: for a run without checkpoints, which keeps what comes of each step by itself:
-        how many rows of a directory it goes on behind. A last row at total_steps, of the figures of
-        all, finishes it. unit: what a step is called.
+        count_done_rows: for a run without checkpoints, whose steps store their own results: the
+        number of rows in a directory that count as done, after which it resumes. A last row at
+        total_steps, with the results over all steps, finishes it. unit: the display's word for a
+        step.
 
-        rest_client: `service.create_rest_client()`. Without it, a checkpoint that is gone is not
-        noticed before the loop loads it, and no checkpoint is ever deleted.
+        rest_client: `service.create_rest_client()`. Without it, a missing checkpoint is not noticed
+        until the loop loads it, and no checkpoint is ever deleted.
         """
         self.identity = RunIdentity(config, recipe)
         self._total_steps = total_steps
         self._progress = progress
         self._headlines = headlines
         self._rest_client = rest_client
-        self._unit, self._rows_kept = unit, rows_kept
+        self._unit, self._count_done_rows = unit, count_done_rows
         self._finished = False
         self._timings: dict[str, float] = {}
 
@@ -137,14 +141,18 @@ class Journal:
 
     def __enter__(self) -> Journal:
         with ExitStack() as stack:
-            finder = RunLocator(
-                self.identity, self._total_steps, self._unit, self._rows_kept, self._rest_client
+            locator = RunLocator(
+                self.identity,
+                self._total_steps,
+                self._unit,
+                self._count_done_rows,
+                self._rest_client,
             )
-            place = finder.take(stack)
-            self.log_path, self.resume = place.path, place.resume
-            self.continued = bool(place.resume and place.resume.final)
-            self.start_step = self._next_step = (place.resume.batch or 0) if place.resume else 0
-            # rows that were written after the last checkpoint: their steps are done again
+            location = locator.acquire(stack)
+            self.log_path, self.resume = location.path, location.resume
+            self.continued = bool(self.resume and self.resume.final)
+            self.start_step = self._next_step = (self.resume.batch or 0) if self.resume else 0
+            # Drop the rows after the checkpoint: their steps are done again and append new rows.
             jsonl.keep_lines(
                 self.log_path / ml_log.METRICS_FILE,
                 lambda row: row.get("step", -1) < self.start_step,
@@ -161,7 +169,7 @@ class Journal:
                 self.log_path,
                 wandb_project=self.identity.get("wandb_project", None),
                 wandb_name=self.identity.get("wandb_name", None),
-                config=self.identity.content,
+                config=self.identity.config_json,
                 show_metrics=False,
             )
             stack.callback(self._metrics.close)
@@ -175,14 +183,15 @@ class Journal:
                 self.start_step,
                 self._total_steps,
                 self._unit,
-                rows_are_kept=self._rows_kept is not None,
+                rows_are_checkpoints=self._count_done_rows is not None,
             )
-            stack.enter_context(self._stop.watched())
+            stack.enter_context(self._stop.watch_signals())
             stack.enter_context(trace.listening(self._add_seconds))
-            for line in place.remarks:
+            for line in location.notices:
                 self.log_line(line)
             self._started = time.perf_counter()
             self._display.start(self.start_step)
+            # only now: an error above closes everything that was opened, and releases the lock
             self._stack = stack.pop_all()
         return self
 
@@ -197,27 +206,26 @@ class Journal:
         )
         try:
             if stopped and not self._finished:
-                self._stop.save()
+                self._stop.save_finished_steps()
             self._display.close()
-            words = self._closing_words(error, stopped)
+            message = self._log_closing_line(error, stopped)
         finally:
             self._stack.close()
         if stopped:
-            raise self._stop.stopped(words) from None
+            raise self._stop.stop_exception(message) from None
 
-    def _closing_words(self, error: BaseException | None, stopped: bool) -> str:
+    def _log_closing_line(self, error: BaseException | None, stopped: bool) -> str:
+        """Log how the run ended; returns the message of `Stopped`, for a run that was stopped."""
         seconds = duration(time.perf_counter() - self._started)
         last = min(self._next_step, self._total_steps or self._next_step)
         done = counted(last - self.start_step, self._unit)
         if self._finished and error is None:
-            of_all = f" ({last} in all)" if self.start_step else ""
-            self.log_line(
-                f"finished: {done} in {seconds}{of_all}; everything is in {self.log_path}"
-            )
+            in_all = f" ({last} in all)" if self.start_step else ""
+            self.log_line(f"finished: {done} in {seconds}{in_all}; results are in {self.log_path}")
             return "stopped; the run is finished"
-        words = self._stop.last_words()
+        message = self._stop.stop_message()
         if stopped:
-            logger.info("%s (%s in %s)", words, done, seconds)
+            logger.info("%s (%s in %s)", message, done, seconds)
         elif error is not None:
             expected = isinstance(error, KeyboardInterrupt | asyncio.CancelledError)
             logger.info(
@@ -225,14 +233,14 @@ class Journal:
                 *(done, seconds, type(error).__name__),
                 exc_info=None if expected else error,
             )
-        return words
+        return message
 
     @property
     def total_steps(self) -> int | None:
         return self._total_steps
 
     def log_line(self, text: str) -> None:
-        """One line for the person who watches; also into logs.log."""
+        """Print a line without breaking the live display, and log it to logs.log."""
         self._display.log_line(text)
         logger.info("%s", text)
 
@@ -241,7 +249,7 @@ class Journal:
     @contextmanager
     def step(self, i: int) -> Iterator[dict[str, MetricValue]]:
         """The metrics row of step i (0-based), written when the block ends without an exception."""
-        self._stop.end_here()
+        self._stop.raise_if_stopping()
         if i != self._next_step:
             raise RuntimeError(f"row {i} out of order: row {self._next_step} is the next one")
         row: dict[str, MetricValue] = {}
@@ -254,14 +262,15 @@ class Journal:
         self._timings = {}
         self._metrics.log_metrics(row, step=i)
         self._next_step = i + 1
-        if self._rows_kept is not None and i == self._total_steps:
+        if self._count_done_rows is not None and i == self._total_steps:
             self._finished = True
+        # after the write: a stop counts this step as finished from here on
         self._stop.row_written(i)
         logger.info("%s", self._display.update(i, row))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds of the block to `time/<name>` of the present or the next row."""
+        """Add the block's seconds to `time/<name>` of the open row, or of the next one."""
         with trace.span(name, self._add_seconds):
             yield
 
@@ -287,20 +296,23 @@ class Journal:
         final: bool = False,
         **loop_state: Plain,
     ) -> PendingSave | None:
-        """Submits the checkpoint due after `step` optimizer steps; None if none is due.
+        """Submit the checkpoint due after `step` optimizer steps; None if none is due.
 
-        loop_state: "epoch" and plain values of the loop's own, back in `resume.extra`.
+        loop_state: "epoch", and the loop's own plain values, which `resume.extra` returns.
         """
-        if final:  # what "finished" meant: see RunLocator._goes_on_after
-            loop_state = {**self.identity.length(), **loop_state}
+        if final:
+            # the length that this run was asked for: RunLocator._is_extended compares a later one
+            loop_state = {**self.identity.run_length(), **loop_state}
         return self._stop.submit_save(training_client, step, final, loop_state)
 
     async def finish(self, pending: PendingSave | None) -> CheckpointRecord | None:
-        """Waits until the checkpoint exists and records it."""
+        """Wait until the checkpoint exists, then record it in checkpoints.jsonl."""
         if pending is None:
-            self._stop.end_here()
+            self._stop.raise_if_stopping()
             return None
         steps = pending.record.batch or 0
+        # A resumed run drops no row before its checkpoint and does no step before it again, so a
+        # checkpoint may be recorded only after the rows of all its steps.
         if steps > self._next_step:
             raise RuntimeError(
                 f"the save after {counted(steps, 'step')} cannot be recorded before row {steps - 1}"
@@ -315,29 +327,30 @@ class Journal:
                 f"final weights: {record.sampler_path} (to train on: {record.state_path})"
             )
         else:
-            self._stop.end_here()
+            self._stop.raise_if_stopping()
         return record
 
     # ---- stopping
 
     @property
     def stopping(self) -> bool:
-        """Whether the user has asked to stop: a loop that submits ahead submits nothing more."""
+        """Whether a stop was requested: a loop that submits ahead then submits nothing more."""
         return self._stop.requested
 
     def interruptible(self) -> AbstractContextManager[None]:
-        """A block that a stop cancels at its next await, if no step is under way.
+        """A block that a stop cancels at its next await, if no step is in flight.
 
-        For what is long and done again on resume, such as evaluations and rollouts. Within `step`,
-        only before anything of the step has changed the weights: see `commit`.
+        For long work that a resumed run repeats, such as evaluations and rollouts. Use it inside
+        `step` only before anything of the step has changed the weights: see `commit`.
         """
         return self._stop.interruptible()
 
     @contextmanager
     def evaluating(self, step: int | None, seconds_after: Callable[[int], float]) -> Iterator[None]:
-        """Around the evaluations before `step` (None: after the last): shown, and droppable.
+        """Context of the evaluations before `step` (None: after the last): displayed, and cancelled
+        by a stop.
 
-        seconds_after: what the evaluations after a given step will take, for the ETA.
+        seconds_after: estimated seconds of all evaluations after a given step, for the ETA.
         """
         self._display.evaluations_after = seconds_after
         with self.interruptible():
@@ -345,8 +358,8 @@ class Journal:
             yield
 
     def commit(self, step: int) -> None:
-        """Says that an optimizer step of step index `step` was submitted: a stop waits for it.
+        """Note that an optimizer step of step index `step` was submitted: a stop waits for it.
 
-        `submit_save` says it as well; needed where rollouts are waited for in between.
+        `submit_save` does this, too. Needed only if the loop awaits rollouts between the two.
         """
         self._stop.commit(step)

@@ -25,7 +25,7 @@ from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
 from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.journal import Journal
-from tinker_cookbook.training.run_identity import keys_that_may_change, without
+from tinker_cookbook.training.run_identity import changeable_keys, drop_keys
 from tinker_cookbook.utils import trace
 from tinker_cookbook.utils.ml_log import read_metrics
 
@@ -142,14 +142,14 @@ class Loop:
         )
 
     def run(self, *words: str, kill: str = "", full: str = "", code: int = 0) -> str:
-        """What it printed on stdout; on stderr if it was to fail with `code`."""
+        """Its stdout, or its stderr if it is expected to fail with `code`."""
         child = self.start(*words, kill=kill, full=full)
         out, err = child.communicate(timeout=60)
         assert child.returncode == code, err
         return err if code == 2 else out
 
     def numbers(self) -> list[dict]:
-        """The metrics that must not depend on the clock."""
+        """The metrics outside `time/`."""
         rows = read_metrics(self.log)
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
@@ -218,7 +218,7 @@ def test_killed_and_started_again_equals_uninterrupted(
     if resumes_at:
         assert f"resuming {loop.log} at step {resumes_at} of 12" in said
     else:
-        assert "without a checkpoint: starting it again at step 0" in said
+        assert "without a checkpoint: restarting at step 0" in said
     assert loop.numbers() == whole.numbers()
     assert loop.final_state() == whole.final_state()
 
@@ -261,7 +261,7 @@ def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop) -> None:
 
 
 def stopped(loop: Loop, number: signal.Signals, *words: str, rows: int) -> tuple[int, list[str]]:
-    """Exit code and stderr of a loop that gets the signal after so many rows."""
+    """Exit code and stderr of a loop that gets the signal after `rows` rows."""
     child = loop.start(*words)
     while len(read_metrics(loop.log)) < rows:
         time.sleep(0.01)
@@ -333,7 +333,7 @@ def test_an_unfinished_run_past_the_end_is_refused(tmp_path: Path) -> None:
     loop = Loop(tmp_path, "run")
     loop.run(kill="after-finish:9", code=-signal.SIGKILL)
     assert loop.run("max_steps=4", code=2) == (
-        f"error: {loop.log} holds a run that has done 10 steps, more than the 4 asked for; "
+        f"error: {loop.log} holds a run of 10 steps, more than the requested 4; "
         "raise max_steps or set another log_path\n"
     )
 
@@ -343,8 +343,8 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
     loop.run(kill="in-step:6", code=-signal.SIGKILL)
     before = (loop.log / "config.json").read_bytes()
     assert loop.run("rate=0.2", "model_name=x", "save_every=3", code=2) == (
-        f'error: {loop.log} holds a run of another config: model_name is "org/tiny" there and "x" '
-        "here; rate is 0.1 there and 0.2 here; set another log_path, or "
+        f'error: {loop.log} holds a run with another config: model_name was "org/tiny" and '
+        'is "x" now; rate was 0.1 and is 0.2 now; set another log_path, or '
         "behavior_if_log_dir_exists=delete\n"
     )
     assert (loop.log / "config.json").read_bytes() == before
@@ -361,7 +361,7 @@ def test_two_processes_cannot_share_a_directory(tmp_path: Path, whole: Loop) -> 
     error = loop.run(code=2)
     assert error == (
         f"error: {loop.log} is in use by process {first.pid} on {os.uname().nodename}; "
-        "wait for it or set another log_path\n"
+        "wait for it to end or set another log_path\n"
     )
     first.communicate(timeout=30)
     assert loop.numbers() == whole.numbers()
@@ -450,7 +450,7 @@ class Distilled(Config):
 
 
 async def test_keys_that_may_change(tmp_path: Path) -> None:
-    """Those that the config names, in it and in objects in it, and those that all loops have."""
+    """The config's own, those of nested objects, and those of all loops."""
     log = str(tmp_path / "x")
     await do(Distilled(log_path=log), 1)
     changes = {"shown": 2, "limits": Limits(timeout=4.0), "eval_every": 3, "max_steps": 2}
@@ -458,10 +458,10 @@ async def test_keys_that_may_change(tmp_path: Path) -> None:
     assert journal.start_step == 1
     assert json.loads((tmp_path / "x/config.json").read_text())["limits"]["timeout"] == 4.0
     for other, text in (
-        (Distilled(limits=Limits(turns=4)), r"limits\.turns is 3 there and 4 here"),
-        (Distilled(limits=OtherLimits(timeout=2.0)), r"limits\.timeout is 4\.0 there and 2\.0"),
-        (Distilled(data={"save_every": 2}), r"data\.save_every is 1 there and 2 here"),
-        (Distilled(teacher_sync_every=5), r"teacher_sync_every is 2 there and 5 here"),
+        (Distilled(limits=Limits(turns=4)), r"limits\.turns was 3 and is 4 now"),
+        (Distilled(limits=OtherLimits(timeout=2.0)), r"limits\.timeout was 4\.0 and is 2\.0"),
+        (Distilled(data={"save_every": 2}), r"data\.save_every was 1 and is 2 now"),
+        (Distilled(teacher_sync_every=5), r"teacher_sync_every was 2 and is 5 now"),
     ):
         with pytest.raises(ConfigurationError, match=text):
             await do(chz.replace(other, log_path=log, max_steps=3), 3)
@@ -479,7 +479,7 @@ async def test_keys_that_may_change(tmp_path: Path) -> None:
 )
 def test_dotted_names(name: str, kept: dict[str, Any]) -> None:
     content = {"a": {"x": 1, "y": {"x": 2}}, "b": 3, "b.x": 4}
-    assert without(content, ["z", "z.x", name]) == kept
+    assert drop_keys(content, ["z", "z.x", name]) == kept
 
 
 async def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -628,7 +628,7 @@ def test_a_start_that_fails_frees_the_directory(tmp_path: Path) -> None:
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": []}')
-    with pytest.raises(ConfigurationError, match=r"config\.json belongs to something else"):
+    with pytest.raises(ConfigurationError, match=r"config\.json was not written by a run"):
         Journal(Config(log_path=str(tmp_path)), recipe="r").__enter__()
     (tmp_path / "config.json").unlink()
     (tmp_path / "notes.txt").write_text("mine")
@@ -640,7 +640,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_run_whose_config_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigurationError, match=r"config\.json cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"config\.json is not readable"):
         Journal(Config(log_path=str(tmp_path)), recipe="r").__enter__()
 
 
@@ -680,7 +680,7 @@ async def test_other_data_is_another_run_and_moved_data_is_not(tmp_path: Path, r
     assert grown.start_step == 0
     with pytest.raises(
         ConfigurationError,
-        match=r'dataset_builder\.identity\.path\.text is "one" there and "one and more" here',
+        match=r'dataset_builder\.identity\.path\.text was "one" and is "one and more" now',
     ):
         await do(chz.replace(a, log_path=str(first.log_path), max_steps=9), 9)
 
@@ -711,7 +711,7 @@ class GameConfig(Config):
 def games(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Imports modules of a user, anew after each change, as another process would."""
+    """Imports user modules afresh after each change, as another process would."""
     folder = tmp_path / "code"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -752,7 +752,7 @@ async def test_a_class_of_the_same_name_in_another_module_is_another_run(
     assert (await begin(mine, 3)).start_step == 2
     another = await begin(other, 1)
     assert another.log_path != first.log_path and another.start_step == 0
-    with pytest.raises(ConfigurationError, match=r"my_game:Game.* there and .*other_game:Game"):
+    with pytest.raises(ConfigurationError, match=r"my_game:Game.* and is .*other_game:Game"):
         await begin(chz.replace(other, log_path=str(first.log_path)), 4)
 
 
@@ -773,15 +773,17 @@ async def test_edited_code_is_refused_by_name_until_resume_is_asked_for(
     code = games(**{changed: f"{sources[changed]}\n# edited"})
     with pytest.raises(ConfigurationError) as refused:
         await begin(config(), 3)
-    assert f"{changed}.py is not what it began with; restore it" in str(refused.value)
-    assert "behavior_if_log_dir_exists=resume to go on" in str(refused.value)
+    assert f"{changed}.py changed since it started; restore it" in str(refused.value)
+    assert "behavior_if_log_dir_exists=resume to resume with" in str(refused.value)
     code = games(**sources)  # restored
     assert (await begin(config(), 3)).start_step == 2
     code = games(**{changed: f"{sources[changed]}\n# edited"})
     capsys.readouterr()
     again = await begin(config(behavior_if_log_dir_exists="resume"), 4)
     assert (again.log_path, again.start_step) == (first.log_path, 3)
-    assert f"{changed}.py is not what it was: steps from here on" in capsys.readouterr().out
+    assert (
+        f"{changed}.py changed: the remaining steps run the edited code" in capsys.readouterr().out
+    )
     assert (await begin(config(), 5)).start_step == 4, "config.json knows the code of now"
     await do(config(), 9)
     code = games(**sources)
@@ -809,17 +811,17 @@ async def test_other_evaluators_go_on_and_say_so(
     config = GameConfig(data=code["my_game"].Game(), evaluator_builders=[code["evals"].evaluator])
     capsys.readouterr()
     assert (await begin(config, 2)).start_step == 1
-    assert "other evaluations from here on: evals.py" in capsys.readouterr().out
+    assert "evaluators changed: evals.py" in capsys.readouterr().out
     assert (await begin(chz.replace(config, evaluator_builders=[]), 3)).start_step == 2
-    assert "other evaluations from here on: evaluator_builders is " in capsys.readouterr().out
+    assert "evaluators changed: evaluator_builders was " in capsys.readouterr().out
     await begin(chz.replace(config, evaluator_builders=[]), 4)
-    assert "other evaluations" not in capsys.readouterr().out
+    assert "evaluators changed" not in capsys.readouterr().out
 
 
 async def test_a_run_of_an_earlier_version_goes_on(
     runs: Path, games: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its config.json has classes without modules, and its directory's name comes from that."""
+    """Its config.json has classes without modules, from which its directory is named."""
     code = games(my_game=GAME, rules="N = 1")
     config = GameConfig(data=code["my_game"].Game())
     journal = await begin(config, 2)
@@ -828,17 +830,17 @@ async def test_a_run_of_an_earlier_version_goes_on(
     del content["config_class"], content["user_code"]
     content["data"]["class"] = "Game"
     file.write_text(json.dumps(content))
-    text = json.dumps(without(content, keys_that_may_change(config)), sort_keys=True)
+    text = json.dumps(drop_keys(content, changeable_keys(config)), sort_keys=True)
     older = runs / f"{journal.log_path.name[:-8]}{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     journal.log_path.rename(older)
     capsys.readouterr()
     again = await begin(config, 3)
     assert (again.log_path, again.start_step) == (older, 2)
-    assert "an earlier version began this run, unaware of the code of my_game" in (
+    assert "this run was started by a version that did not record my_game" in (
         capsys.readouterr().out
     )
     assert (await begin(config, 4)).log_path == older
-    with pytest.raises(ConfigurationError, match=r"data\.size is 1 there and 2 here"):
+    with pytest.raises(ConfigurationError, match=r"data\.size was 1 and is 2 now"):
         larger = GameConfig(data=code["my_game"].Game(size=2), log_path=str(older))
         await begin(larger, 5)
 
@@ -906,7 +908,7 @@ class StoreClient(Client):
 
 
 async def work(config: Any, rest: Any, client: Any, steps: int, total: int) -> Journal:
-    """`steps` steps of a run of `total`, then it is left as a crash would leave it."""
+    """`steps` of `total` steps, then left as after a crash."""
     with Journal(config, recipe="r", total_steps=total, rest_client=rest) as journal:
         for i in range(journal.start_step, steps):
             with journal.step(i):

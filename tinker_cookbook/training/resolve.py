@@ -1,5 +1,7 @@
-"""The keys of a run at its start: those left out are filled in, and those that cannot
-work are refused before any data is read or any step is paid for."""
+"""Resolve a run's config at start-up: defaults for keys left at None, and checks of all others.
+
+Errors are raised here, before any data is read or any step is computed.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ C_co = TypeVar("C_co", bound="RunKeys", covariant=True)
 
 
 class RunKeys(Protocol):
-    """The keys that are looked at in any run's config, a chz object."""
+    """The config keys that `resolve_defaults` reads; the config is a chz object."""
 
     @property
     def model_name(self) -> str: ...
@@ -53,7 +55,7 @@ class RunKeys(Protocol):
 
 
 class Rendering(Protocol):
-    """What the `common_config` of data says of how it is rendered."""
+    """The rendering settings in the `common_config` of a dataset builder."""
 
     @property
     def renderer_name(self) -> str: ...
@@ -80,15 +82,15 @@ class _HasLength(Protocol):
 
 
 class Estimate(float):
-    """A default that rests on a choice, neither fitted nor measured; `Resolved.line` says so."""
+    """A default that was neither fitted nor measured; `Resolved.line` marks it."""
 
 
 @dataclass(frozen=True)
 class Resolved(Generic[C_co, S_co]):
-    """A config in which nothing is left to be chosen.
+    """A config with all defaults resolved.
 
-    config: as it goes into config.json. sizes: the method's own keys (batch_size, ...), which data
-    with settings of its own does not follow. filled: what was chosen, by key.
+    config: as stored in config.json. sizes: the method's own keys (batch_size, ...); a dataset
+    builder with its own settings ignores them. filled: the defaults chosen for keys that were None.
     """
 
     config: C_co
@@ -99,31 +101,32 @@ class Resolved(Generic[C_co, S_co]):
     filled: Mapping[str, Value]
 
     def line(self) -> str | None:
-        """What was chosen, for the user: `nano: learning_rate=0.003 batch_size=32`."""
+        """The chosen defaults, for the log: `nano: learning_rate=0.003 batch_size=32`."""
         if not self.filled:
             return None
-        chosen = " ".join(f"{key}={_text(value)}" for key, value in self.filled.items())
+        chosen = " ".join(f"{key}={_format_value(value)}" for key, value in self.filled.items())
         return f"{self.model_name}: {chosen}"
 
 
-def _text(value: Value) -> str:
+def _format_value(value: Value) -> str:
     mark = " (an estimate)" if isinstance(value, Estimate) else ""
     return (f"{value:.3g}" if isinstance(value, float) else f"{value}") + mark
 
 
 def resolve_defaults(config: C, defaults: Defaults[S]) -> Resolved[C, S]:
-    """A config whose keys that are None have what suits the data, the checkpoint it starts from
-    and the model, in this order. Only what is missing is looked up, so an unknown model works when
-    the user gives every key.
+    """Replace the Nones of a config by defaults from the data, the checkpoint or the model.
 
-    model_name: in process, the published repository that it means (a server knows its own names).
-    renderer_name: the one that the data's own common_config renders with; else the one that
-    load_checkpoint_path was trained with; else the model's. One that does not fit the model is
-    taken, with a warning. load_checkpoint_path: the directory of a run becomes the tinker:// path
+    The data takes precedence over the checkpoint, and the checkpoint over the model. Only missing
+    values are looked up, so an unknown model works if the user sets every key.
+
+    model_name: in process, replaced by the published repository that it stands for (a server knows
+    its own names). renderer_name: that of the data's own common_config, else the one that
+    load_checkpoint_path was trained with, else the model's. A renderer that does not fit the model
+    is used, with a warning. load_checkpoint_path: a run directory is replaced by the tinker:// path
     of its last checkpoint.
 
-    ConfigurationError for a value of another type, for what cannot be told, and for lengths that
-    the model cannot read. Ranges of single keys: `CheckedConfig`.
+    Raises ConfigurationError for a value of the wrong type, a default that cannot be determined,
+    and a length above the model's context. `CheckedConfig` checks the ranges of single keys.
     """
     check_types(config)
     given = config
@@ -132,50 +135,58 @@ def resolve_defaults(config: C, defaults: Defaults[S]) -> Resolved[C, S]:
     model, path = config.model_name, config.load_checkpoint_path
     if path is not None:
         path = locate_checkpoint(path, "weights", "load_checkpoint_path", config.base_url)
-    name = _renderer_of_data_or_checkpoint(config, path)
+    name = _data_or_checkpoint_renderer(config, path)
     if name is not None:
-        renderer_factory(name)  # refused before anything is said of it
-    choice = _Choice()
-    suits = defaults.nano if models.is_nano(model) else defaults.others
-    rate = choice.of("learning_rate", config.learning_rate, lambda: _learning_rate(model, suits))
-    renderer = choice.of(
-        "renderer_name", name, lambda: suits.renderer_name or models.recommended_renderer(model)
+        renderer_factory(name)  # an unknown renderer is an error before it can cause a warning
+    chooser = _DefaultChooser()
+    model_defaults = defaults.nano if models.is_nano(model) else defaults.others
+    rate = chooser.choose(
+        "learning_rate", config.learning_rate, lambda: _learning_rate(model, model_defaults)
     )
-    sizes = _sizes(config, defaults, suits, choice)
+    renderer = chooser.choose(
+        "renderer_name",
+        name,
+        lambda: model_defaults.renderer_name or models.recommended_renderer(model),
+    )
+    sizes = _choose_sizes(config, defaults, model_defaults, chooser)
     if path is not None and path != config.load_checkpoint_path:
-        choice.filled["load_checkpoint_path"] = path
+        chooser.filled["load_checkpoint_path"] = path
     if given.renderer_name is None:
-        choice.filled.setdefault("renderer_name", renderer)
+        chooser.filled.setdefault("renderer_name", renderer)
     warn_if_renderer_not_recommended(model, renderer)
-    config = chz.replace(config, **{key: _plain(value) for key, value in choice.filled.items()})
+    config = chz.replace(
+        config, **{key: _without_mark(value) for key, value in chooser.filled.items()}
+    )
     _check_lengths(config)
-    return Resolved(config, model, renderer, float(rate), sizes, choice.filled)
+    return Resolved(config, model, renderer, float(rate), sizes, chooser.filled)
 
 
-class _Choice:
-    """Remembers, in order, which keys were chosen."""
+class _DefaultChooser:
+    """Records the keys that got a default, in order, for `Resolved.line`."""
 
     def __init__(self) -> None:
         self.filled: dict[str, Value] = {}
 
-    def of(self, key: str, given: V | None, rule: Callable[[], V]) -> V:
+    def choose(self, key: str, given: V | None, default: Callable[[], V]) -> V:
+        """The given value, or the default if it is None; computed only then."""
         if given is not None:
             return given
-        self.filled[key] = value = rule()
+        self.filled[key] = value = default()
         return value
 
 
-def _plain(value: Value) -> Value:
+def _without_mark(value: Value) -> Value:
+    """An Estimate as a plain float, as it goes into config.json."""
     return float(value) if isinstance(value, Estimate) else value
 
 
-def _renderer_of_data_or_checkpoint(config: RunKeys, path: str | None) -> str | None:
+def _data_or_checkpoint_renderer(config: RunKeys, path: str | None) -> str | None:
     name, rendering = config.renderer_name, _rendering(config)
     if rendering is not None:
         if name not in (None, rendering.renderer_name):
             raise ConfigurationError(
-                f"renderer_name={name}, but the data's common_config renders with "
-                f"{rendering.renderer_name}: drop renderer_name"
+                f"renderer_name={name}, but the data's common_config sets renderer_name="
+                f"{rendering.renderer_name}; drop renderer_name"
             )
         name = rendering.renderer_name
     if path is None:
@@ -193,40 +204,53 @@ def _rendering(config: object) -> Rendering | None:
     return data.common_config if isinstance(data, _HasRendering) else None
 
 
-def _learning_rate(model_name: str, suits: ModelDefaults[DataclassInstance]) -> float:
-    if suits.learning_rate is not None:
-        return suits.learning_rate
+def _learning_rate(model_name: str, model_defaults: ModelDefaults[DataclassInstance]) -> float:
+    if model_defaults.learning_rate is not None:
+        return model_defaults.learning_rate
     rate = get_lr(model_name)
     family = models.lookup(model_name).family
     return rate if models.exponent_is_fitted(family) else Estimate(rate)
 
 
-def _sizes(config: RunKeys, defaults: Defaults[S], suits: ModelDefaults[S], choice: _Choice) -> S:
-    """As the config has them; where it has no such key, as the defaults have them."""
+def _choose_sizes(
+    config: RunKeys,
+    defaults: Defaults[S],
+    model_defaults: ModelDefaults[S],
+    chooser: _DefaultChooser,
+) -> S:
+    """The config's sizes; those without a config key have their defaults."""
     sizes = {
-        field.name: choice.of(
-            field.name, getattr(config, field.name), partial(_size, config, defaults, suits, field)
+        field.name: chooser.choose(
+            field.name,
+            getattr(config, field.name),
+            partial(_default_size, config, defaults, model_defaults, field),
         )
-        for field in dataclasses.fields(suits.sizes)
+        for field in dataclasses.fields(model_defaults.sizes)
         if field.name in chz.chz_fields(config)
     }
-    return dataclasses.replace(suits.sizes, **sizes)
+    return dataclasses.replace(model_defaults.sizes, **sizes)
 
 
-def _size(
-    config: RunKeys, defaults: Defaults[S], suits: ModelDefaults[S], field: dataclasses.Field[int]
+def _default_size(
+    config: RunKeys,
+    defaults: Defaults[S],
+    model_defaults: ModelDefaults[S],
+    field: dataclasses.Field[int],
 ) -> int:
-    usual: int = getattr(suits.sizes, field.name)
-    cut = field.name in defaults.within_context
-    return within_context(usual, config.model_name) if cut else usual
+    size: int = getattr(model_defaults.sizes, field.name)
+    is_capped = field.name in defaults.within_context
+    return within_context(size, config.model_name) if is_capped else size
 
 
 def _check_lengths(config: RunKeys) -> None:
-    """A row above the model's context would fail only when its step comes, perhaps hours later."""
+    """Reject a max_length above the model's context.
+
+    Without this check, the run would fail when the first such example comes, perhaps hours later.
+    """
     rendering = _rendering(config)
-    own = config.max_length if isinstance(config, _HasLength) else None
+    own_length = config.max_length if isinstance(config, _HasLength) else None
     context = models.context_length(config.model_name)
-    for length in (own, rendering.max_length if rendering else None):
+    for length in (own_length, rendering.max_length if rendering else None):
         if length is not None and context is not None and length > context:
             raise ConfigurationError(
                 f"max_length={length}: {config.model_name} has a context of {context} tokens; "
@@ -235,9 +259,12 @@ def _check_lengths(config: RunKeys) -> None:
 
 
 def check_types(config: object, prefix: str = "") -> None:
-    """Raises ConfigurationError for the first field of a chz config, or of one in it, whose value
-    is not of the annotated type. chz checks words of the command line, but nothing that Python
-    code passes. Whole numbers of any library will do for an int, and real ones for a float."""
+    """Raise ConfigurationError for the first field whose value is not of the annotated type.
+
+    Nested chz configs are checked, too. Needed because chz checks command-line arguments, but not
+    values that Python code passes. Integers of any library, e.g. NumPy, pass as int, and real
+    numbers as float.
+    """
     for key, field in chz.chz_fields(config).items():
         value = getattr(config, key)
         if not _is_of_type(value, field.x_type):
@@ -247,9 +274,9 @@ def check_types(config: object, prefix: str = "") -> None:
             check_types(value, f"{prefix}{key}.")
 
 
-def _is_of_type(value: object, annotation: Any) -> bool:  # what chz takes for a type
+def _is_of_type(value: object, annotation: Any) -> bool:  # Any: chz accepts any annotation
     if isinstance(value, bool) and annotation not in (Any, object):
-        return bool in (annotation, *get_args(annotation))  # True is an int to Python
+        return bool in (annotation, *get_args(annotation))  # to isinstance, True is an int, too
     if isinstance(value, Integral):
         return is_subtype_instance(int(value), annotation)
     if isinstance(value, Real):
@@ -258,13 +285,12 @@ def _is_of_type(value: object, annotation: Any) -> bool:  # what chz takes for a
 
 
 def unset_fields(data: object) -> set[str]:
-    """The fields of a data set's builder that it leaves to the recipe's keys: those that are
-    None."""
+    """The fields of a dataset builder that are None: they take the recipe's keys."""
     return {key for key in chz.chz_fields(data) if getattr(data, key) is None}
 
 
 def set_unset_fields(data: H, values: Mapping[str, object]) -> H:
-    """A copy of a builder in which each field that it leaves open has the value of its name."""
+    """A copy of a dataset builder with its unset fields set to the values of the same names."""
     names = unset_fields(data)
     return chz.replace(data, **{key: value for key, value in values.items() if key in names})
 
@@ -272,22 +298,25 @@ def set_unset_fields(data: H, values: Mapping[str, object]) -> H:
 def restore_unset_fields(
     stored: Mapping[str, Json], data_class: type, values: Mapping[str, Json]
 ) -> dict[str, Json]:
-    """`set_unset_fields` undone on a builder's plain data."""
+    """Undo `set_unset_fields` on a builder's plain data: drop the fields that it may have set.
+
+    A stored config then follows the recipe's keys again if these are changed.
+    """
     fields = chz.chz_fields(data_class)
-    filled = {
+    derived = {
         key
         for key, value in values.items()
         if key in fields
         and fields[key]._default is None
         and comparable(stored.get(key)) == comparable(value)
     }
-    return {key: value for key, value in stored.items() if key not in filled}
+    return {key: value for key, value in stored.items() if key not in derived}
 
 
 def check_no_unused_keys(key: str, value: Value | None, data: object) -> None:
-    """Raises ConfigurationError for a recipe's key that the data would not follow."""
+    """Raise ConfigurationError for a recipe's key that the dataset builder would ignore."""
     if value is not None:
         raise ConfigurationError(
-            f"{key}={value} has no effect on {type(data).__name__}, which makes its batches "
-            f"by settings of its own: drop {key}, or set it there"
+            f"{key}={value} has no effect on {type(data).__name__}, which has its own batch "
+            f"settings: drop {key}, or set it on the data"
         )

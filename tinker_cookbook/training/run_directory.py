@@ -1,4 +1,4 @@
-"""The directory of one run: who may write into it, whose run it holds, and when it is emptied."""
+"""The directory of one run: locking it, detecting an earlier run in it, and clearing it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 LogDirBehavior = Literal["resume", "delete", "raise", "ask"]
 
 LOCK_FILE = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-# a directory with one of these holds a run; any other directory is never deleted (config.json
-# would not do: a directory with a model has one, too)
-RUN_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
-# all that runs write, beside the links to their checkpoints
-_WRITTEN = (
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# A directory is treated as a run, which may be deleted, only if it has one of these files.
+# config.json is not among them because model directories have one, too.
+RUN_MARKER_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
+# everything a run writes, except the links to its checkpoints (`remove_links`)
+_RUN_ARTIFACT_PATTERNS = (
     *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
     *("iteration_*", "timing_*", "trace_*", "wandb"),
 )
@@ -36,57 +36,64 @@ _WRITTEN = (
 class RunLock:
     """Keeps a second process out of a run directory.
 
-    The lock is the operating system's (flock): it ends with the process that holds it, however
-    that ends, so a file left behind by a killed process blocks nobody, and its forked workers do
-    not hold it either.
+    The lock is flock(2), which the kernel releases when the process exits, even if it is killed.
+    So the lock file may stay behind without blocking the next run, and no stale-pid heuristics are
+    needed. Forked workers do not inherit the lock (`FileLock`).
     """
 
     def __init__(self, directory: Path) -> None:
-        """Makes the directory and takes the lock. Raises ConfigurationError if another has it."""
-        file = directory / LOCK_FILE
+        """Create and lock the directory. ConfigurationError if another process holds the lock."""
+        lock_file = directory / LOCK_FILE
         self._lock: FileLock | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock.take(file, wait=False)
+            self._lock = FileLock.take(lock_file, wait=False)
         except OSError as e:
-            if e.errno in _NO_LOCKS:
-                logger.warning("%s: this file system has no locks (%s)", directory, e)
+            if e.errno in _LOCKS_UNSUPPORTED:
+                logger.warning(
+                    "%s: this file system does not support locks (%s); do not start a second run"
+                    " in this directory",
+                    *(directory, e),
+                )
                 return
             reason = os.strerror(e.errno) if e.errno else str(e)
             raise ConfigurationError(
-                f"log_path={directory} cannot be written to ({reason}); set another log_path"
+                f"log_path={directory} is not writable ({reason}); set another log_path"
             ) from None
         if self._lock is None:
             raise ConfigurationError(
-                f"{directory} is in use by {_holder(file)}; wait for it or set another log_path"
+                f"{directory} is in use by {_describe_holder(lock_file)}; wait for it to end or set"
+                " another log_path"
             )
         self._lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
     def release(self) -> None:
-        """May be called twice."""
+        """Release the lock; a second call does nothing."""
         if self._lock is not None:
             self._lock.close()
 
 
-def _holder(file: Path) -> str:
+def _describe_holder(lock_file: Path) -> str:
     try:
-        holder = json.loads(file.read_bytes())
+        holder = json.loads(lock_file.read_bytes())
         return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just starting
+    except (OSError, ValueError, KeyError, TypeError):  # it has not written its pid yet
         return "another process"
 
 
 def holds_run(directory: Path) -> bool:
-    """True if some run has written into this directory."""
-    return any((directory / name).exists() for name in RUN_FILES)
+    """Whether a run has written into this directory."""
+    return any((directory / name).exists() for name in RUN_MARKER_FILES)
 
 
-def decide(directory: Path, behavior: str | None, contents: str) -> Literal["resume", "delete"]:
-    """What is to happen to a directory that holds a run.
+def choose_resume_or_delete(
+    directory: Path, behavior: str | None, description: str
+) -> Literal["resume", "delete"]:
+    """Apply `behavior_if_log_dir_exists` to a directory that holds a run.
 
-    behavior: resume and delete are as they say, raise raises ConfigurationError, ask asks where
-    there is a terminal; None and an ask that nobody could answer mean resume. contents: what the
-    directory holds, for the question and the error.
+    behavior: None and "resume" resume; "delete" deletes; "raise" raises ConfigurationError; "ask"
+    prompts on a terminal and resumes without one, so that a batch job never blocks on input.
+    description: the run in the directory, for the prompt and the error.
     """
     if behavior not in (None, *get_args(LogDirBehavior)):
         choices = ", ".join(get_args(LogDirBehavior))
@@ -95,31 +102,33 @@ def decide(directory: Path, behavior: str | None, contents: str) -> Literal["res
         )
     if behavior == "raise":
         raise ConfigurationError(
-            f"{directory} holds {contents}; set another log_path, "
+            f"{directory} holds {description}; set another log_path, "
             "or behavior_if_log_dir_exists=resume or delete"
         )
     if behavior == "ask" and sys.stdin.isatty() and sys.stdout.isatty():
         answer = ""
         while answer not in ("resume", "delete", "quit"):
-            question = f"{directory} holds {contents}. resume, delete or quit? "
+            question = f"{directory} holds {description}. resume, delete or quit? "
             word = input(question).strip().lower()
             answer = next(
                 (a for a in ("resume", "delete", "quit") if word and a.startswith(word)), ""
             )
         if answer == "quit":
-            raise ConfigurationError(f"{directory} was left as it is; set another log_path")
+            raise ConfigurationError(f"{directory} was not changed; set another log_path")
         behavior = answer
     return "delete" if behavior == "delete" else "resume"
 
 
-def empty(directory: Path) -> None:
-    """Deletes what a run writes into its directory, except the lock; anything else is the user's
-    and stays."""
+def clear_run_directory(directory: Path) -> None:
+    """Delete what a run has written into its directory, except the lock file, which is held.
+
+    Any other file belongs to the user and stays. ValueError if the directory holds no run.
+    """
     if not holds_run(directory):
         raise ValueError(f"{directory} holds no run")
     remove_links(directory)
     for entry in directory.iterdir():
-        if not any(fnmatchcase(entry.name, pattern) for pattern in _WRITTEN):
+        if not any(fnmatchcase(entry.name, pattern) for pattern in _RUN_ARTIFACT_PATTERNS):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -130,17 +139,17 @@ def empty(directory: Path) -> None:
 def check_log_dir(
     log_dir: str | os.PathLike[str], behavior_if_exists: LogDirBehavior = "resume"
 ) -> None:
-    """Decides what happens to a run directory that is there already; nothing if it is not.
+    """Handle an existing run directory; does nothing if the directory holds no run.
 
-    resume: keep it; delete: empty it (only if it holds a run and no process is using it); raise:
-    ConfigurationError; ask: ask on a terminal, keep it where there is none.
+    resume: keep it; delete: clear it, unless a process is using it; raise: ConfigurationError; ask:
+    prompt on a terminal, keep it without one.
     """
     directory = Path(log_dir).expanduser()
     if not holds_run(directory):
         return
-    if decide(directory, behavior_if_exists, "a run") == "delete":
+    if choose_resume_or_delete(directory, behavior_if_exists, "a run") == "delete":
         lock = RunLock(directory)
         try:
-            empty(directory)
+            clear_run_directory(directory)
         finally:
             lock.release()

@@ -12,8 +12,8 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.training.run_directory import (
     RunLock,
     check_log_dir,
-    decide,
-    empty,
+    choose_resume_or_delete,
+    clear_run_directory,
     holds_run,
 )
 from tinker_cookbook.training.run_identity import differences
@@ -53,7 +53,7 @@ def test_a_second_process_is_told_who_holds_the_directory_until_that_one_is_kill
             RunLock(tmp_path / "run")
         assert str(e.value) == (
             f"{tmp_path / 'run'} is in use by process {child.pid} on {os.uname().nodename}; "
-            "wait for it or set another log_path"
+            "wait for it to end or set another log_path"
         )
     finally:
         os.kill(child.pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     RunLock(tmp_path).release()
-    assert f"{tmp_path}: this file system has no locks" in caplog.text
+    assert f"{tmp_path}: this file system does not support locks" in caplog.text
 
 
 def test_one_process_cannot_lock_twice_but_again_after_release(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_one_process_cannot_lock_twice_but_again_after_release(tmp_path: Path) -
 
 def test_a_path_that_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match=r"log_path=.*/file cannot be written to"):
+    with pytest.raises(ConfigurationError, match=r"log_path=.*/file is not writable"):
         RunLock(tmp_path / "file")
 
 
@@ -163,23 +163,23 @@ def test_ask_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("builtins.input", read)
 
     answers("what?", "", "d")
-    assert decide(tmp_path, "ask", "a run of 3 steps") == "delete"
+    assert choose_resume_or_delete(tmp_path, "ask", "a run of 3 steps") == "delete"
     assert asked == [f"{tmp_path} holds a run of 3 steps. resume, delete or quit? "] * 3
     answers("Resume")
-    assert decide(tmp_path, "ask", "a run") == "resume"
+    assert choose_resume_or_delete(tmp_path, "ask", "a run") == "resume"
     answers("q")
-    with pytest.raises(ConfigurationError, match="left as it is"):
-        decide(tmp_path, "ask", "a run")
+    with pytest.raises(ConfigurationError, match="was not changed"):
+        choose_resume_or_delete(tmp_path, "ask", "a run")
 
 
 def test_differences_name_dotted_keys_with_both_values() -> None:
     there = {"a": 1, "data": {"class": "X", "n": 3}, "gone": True, "same": [1, 2]}
     here = {"a": 2, "data": {"class": "Y", "n": 3, "new": None}, "same": [1, 2]}
     assert differences(there, here) == [
-        "a is 1 there and 2 here",
-        'data.class is "X" there and "Y" here',
-        "data.new is not set there and null here",
-        "gone is true there and not set here",
+        "a was 1 and is 2 now",
+        'data.class was "X" and is "Y" now',
+        "data.new was not set and is null now",
+        "gone was true and is not set now",
     ]
 
 
@@ -190,5 +190,5 @@ def test_deleting_a_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "iteration_000001" / "train.html").write_text("x")
     (tmp_path / "thesis.txt").write_text("x")
     (tmp_path / "photos").mkdir()
-    empty(tmp_path)
+    clear_run_directory(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "thesis.txt"]

@@ -1,5 +1,7 @@
-"""What makes a run that run: its config as plain data, of which the keys that may change are no
-part. It names the directory, and is compared with what a directory holds."""
+"""Run identity: the config of a run, without the keys that a resumed run may change.
+
+It names the default run directory and is compared with the config.json of an existing one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 from tinker_cookbook.checkpoint_utils import CheckpointRecord
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.training.config import LoopConfig
-from tinker_cookbook.training.fields import may_change
+from tinker_cookbook.training.fields import iter_changeable_fields
 from tinker_cookbook.training.run_directory import holds_run
 from tinker_cookbook.utils import code_identity, jsonl, ml_log
 from tinker_cookbook.utils.misc_utils import runs_path
@@ -21,170 +23,189 @@ from tinker_cookbook.utils.plain_data import CLASS, comparable, plain
 from tinker_cookbook.utils.run_config import CONFIG_CLASS, RECIPE, USER_CODE
 
 T = TypeVar("T")
-Content = dict[str, Any]  # of config.json, as JSON gives it
+ConfigJson = dict[str, Any]  # config.json, parsed
 
-# these say how long a run is to be; a finished run is continued if one of them changed
+# the keys that set the length of a run: raising one of them continues a finished run
 LENGTH_KEYS = ("max_steps", "num_epochs")
 
-_EVALUATORS = ("evaluator_builders", "infrequent_evaluator_builders")
-_SHOWN = 4  # differences that an error or a remark names
+_EVALUATOR_KEYS = ("evaluator_builders", "infrequent_evaluator_builders")
+_MAX_DIFFERENCES = 4  # listed in one message
 _ABSENT = object()
 
 
-def keys_that_may_change(config: object) -> frozenset[str]:
-    """Dotted names: what the config's own fields say (`fields.may_change`), and for any config
-    those of `LoopConfig`, whose names mean the same in a loop that does not inherit it."""
-    return frozenset((*LENGTH_KEYS, *may_change(LoopConfig), *may_change(config)))
+def changeable_keys(config: object) -> frozenset[str]:
+    """The dotted names of the keys that a resumed run may change: the config's own fields marked
+    MAY_CHANGE, and LoopConfig's, which mean the same in a loop that does not inherit it."""
+    fields = (*iter_changeable_fields(LoopConfig), *iter_changeable_fields(config))
+    return frozenset((*LENGTH_KEYS, *fields))
 
 
 class RunIdentity:
-    """The config of a run, and what of it binds the run."""
+    """A run's config, and the part of it that must not change on resume."""
 
     def __init__(self, config: object, recipe: str) -> None:
         fields = plain(config)
-        about = {CONFIG_CLASS: fields.pop(CLASS, None)}
-        if code := code_identity.user_code(fields | about):  # the program's own file included
-            about[USER_CODE] = code
+        metadata = {CONFIG_CLASS: fields.pop(CLASS, None)}
+        # includes the user's own script, if it defines the config class
+        if code := code_identity.user_code(fields | metadata):
+            metadata[USER_CODE] = code
         self.recipe = recipe
-        self.content: Content = {RECIPE: recipe, **fields, **about}  # of config.json
-        self.free = keys_that_may_change(config)
+        self.config_json: ConfigJson = {RECIPE: recipe, **fields, **metadata}
+        self.changeable = changeable_keys(config)
         self._config = config
 
     def get(self, key: str, default: T) -> T:
-        """An optional key of the config, as it was given."""
+        """The value of an optional config key, before its conversion to plain data."""
         if isinstance(self._config, Mapping):
             return self._config.get(key, default)
         return getattr(self._config, key, default)
 
-    def length(self) -> dict[str, int | None]:
-        return {key: self.content[key] for key in LENGTH_KEYS if key in self.content}
+    def run_length(self) -> dict[str, int | None]:
+        return {key: self.config_json[key] for key in LENGTH_KEYS if key in self.config_json}
 
-    def fixed(self, content: Content) -> Content:
-        """The part of a config that must be the same for a run to go on. A program of the user's
-        own is part of it: two copies of a recipe may differ in all that matters."""
-        fixed = without(comparable(content), {*self.free, CONFIG_CLASS, USER_CODE})
-        program = content.get(CONFIG_CLASS)
-        return fixed | ({CONFIG_CLASS: program} if code_identity.modules([program]) else {})
+    def immutable_part(self, config_json: ConfigJson) -> ConfigJson:
+        """The part of a config that must match for a run to be resumed.
+
+        The config class is part of it if the user wrote it, because two copies of a recipe with the
+        same keys may still train differently.
+        """
+        immutable = drop_keys(comparable(config_json), {*self.changeable, CONFIG_CLASS, USER_CODE})
+        config_class = config_json.get(CONFIG_CLASS)
+        if code_identity.modules([config_class]):
+            immutable[CONFIG_CLASS] = config_class
+        return immutable
 
     def directory(self) -> Path:
-        """log_path, or the directory in the runs directory that is named by what is fixed."""
+        """log_path, or else a directory named after recipe, model and the immutable part."""
         log_path = self.get("log_path", None)
         if log_path is not None and not str(log_path).strip():
             raise ConfigurationError(
-                "log_path= is empty; give a directory, or leave the key out for one in the runs"
+                "log_path= is empty; set a directory, or omit log_path for one in the runs"
                 " directory"
             )
         if log_path is not None:
             return Path(log_path).expanduser().absolute()
-        path = self._named_by(self.fixed(self.content))
-        # before classes were known with their modules, the names of directories were others
-        fixed = {k: v for k, v in self.fixed(self.content).items() if k != CONFIG_CLASS}
-        older = self._named_by(code_identity.without_modules(fixed))
-        return older if holds_run(older) and not holds_run(path) else path
+        immutable = self.immutable_part(self.config_json)
+        path = self._default_directory(immutable)
+        # Earlier versions stored classes without their modules, and so hashed to another name.
+        # Resume such a run in place, unless a run of this version exists under the new name.
+        unqualified = {k: v for k, v in immutable.items() if k != CONFIG_CLASS}
+        legacy_path = self._default_directory(code_identity.without_modules(unqualified))
+        return legacy_path if holds_run(legacy_path) and not holds_run(path) else path
 
-    def _named_by(self, fixed: Content) -> Path:
+    def _default_directory(self, immutable: ConfigJson) -> Path:
         model = str(self.get("model_name", None) or "").rstrip("/").rpartition("/")[2]
-        text = json.dumps(fixed, sort_keys=True)
+        text = json.dumps(immutable, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = "-".join(part for part in (self.recipe, model, digest) if part)
         return runs_path(re.sub(r"[^\w.+-]+", "_", name))
 
     def check_same_config(self, path: Path) -> None:
-        """ConfigurationError, with what differs, where a directory holds the run of another
-        config."""
+        """Raise ConfigurationError with the differences if the run in `path` has another config."""
         try:
-            there, here = self._both(path)
+            saved, current = self._load_saved_and_current(path)
         except (OSError, ValueError):
             raise ConfigurationError(
-                f"{path} holds a run, but {ml_log.CONFIG_FILE} cannot be read; set another "
+                f"{path} holds a run, but its {ml_log.CONFIG_FILE} is not readable; set another "
                 "log_path, or behavior_if_log_dir_exists=delete"
             ) from None
-        found = differences(self.fixed(there), self.fixed(here))
+        found = differences(self.immutable_part(saved), self.immutable_part(current))
         if found:
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            shown = "; ".join(found[:_MAX_DIFFERENCES])
+            hidden = len(found) - _MAX_DIFFERENCES
+            more = f" and {hidden} more" if hidden > 0 else ""
             raise ConfigurationError(
-                f"{path} holds a run of another config: {'; '.join(found[:_SHOWN])}{more}; set"
-                " another log_path, or behavior_if_log_dir_exists=delete"
+                f"{path} holds a run with another config: {shown}{more}; set another log_path, or"
+                " behavior_if_log_dir_exists=delete"
             )
 
-    def other_code(self, path: Path, contents: str, resume: CheckpointRecord | None) -> list[str]:
-        """What to know of a run that goes on with edited code, or with other evaluations.
+    def check_code(
+        self, path: Path, description: str, resume: CheckpointRecord | None
+    ) -> list[str]:
+        """Compare the user's code with that of the run in `path`; returns notices for the user.
 
-        ConfigurationError where the steps to come would be done by other code than those done.
+        Raises ConfigurationError if code that training runs has changed since the last checkpoint:
+        the remaining steps would mix two versions in one run. behavior_if_log_dir_exists=resume
+        says that the user wants that. Before the first checkpoint nothing would be mixed, and
+        evaluators do not affect training, so both cases give a notice only.
         """
-        there, here = self._both(path)
-        binding = code_identity.modules(self.fixed(self.content))
-        code, before = self.content.get(USER_CODE, {}), there.get(USER_CODE, {})
-        edited = code_identity.edited(before, {m: code[m] for m in code if m in binding})
+        saved, current = self._load_saved_and_current(path)
+        # modules that the immutable part names are training code; the other ones are evaluators'
+        training_modules = code_identity.modules(self.immutable_part(self.config_json))
+        code, saved_code = self.config_json.get(USER_CODE, {}), saved.get(USER_CODE, {})
+        edited = code_identity.edited(
+            saved_code, {module: code[module] for module in code if module in training_modules}
+        )
         names = ", ".join(edited)
         if edited and resume and self.get("behavior_if_log_dir_exists", None) != "resume":
             raise ConfigurationError(
-                f"{path} holds {contents}, and {names} is not what it began with; restore it, set"
-                " another log_path, or say behavior_if_log_dir_exists=resume to go on with the"
-                " code as it is now, or =delete to start over"
+                f"{path} holds {description}, and {names} changed since it started; restore it, set"
+                " another log_path, or set behavior_if_log_dir_exists=resume to resume with the"
+                " edited code, or =delete to start over"
             )
-        remarks = (
-            [f"{names} is not what it was: steps from here on are done by it"] if names else []
-        )
-        if CONFIG_CLASS not in there and code:
+        notices = [f"{names} changed: the remaining steps run the edited code"] if names else []
+        if CONFIG_CLASS not in saved and code:
             unknown = ", ".join(sorted(code))
-            remarks += [f"an earlier version began this run, unaware of the code of {unknown}"]
-        evaluators = differences(_evaluators(there), _evaluators(here))
-        evaluators += code_identity.edited(before, {m: code[m] for m in code if m not in binding})
-        if evaluators and resume:
-            remarks += [f"other evaluations from here on: {'; '.join(evaluators[:_SHOWN])}"]
-        return remarks
+            notices += [f"this run was started by a version that did not record {unknown}"]
+        changes = differences(_evaluators(saved), _evaluators(current))
+        changes += code_identity.edited(
+            saved_code, {module: code[module] for module in code if module not in training_modules}
+        )
+        if changes and resume:
+            notices += [f"evaluators changed: {'; '.join(changes[:_MAX_DIFFERENCES])}"]
+        return notices
 
-    def changes_of_length(self, path: Path) -> list[str]:
-        """How long the run in a directory was to be, where that is another length now."""
-        there = stored(path)
+    def run_length_changes(self, path: Path) -> list[str]:
+        """The run-length keys that differ from those of the run in `path`, with both values."""
+        saved = load_saved_config(path)
         return [
-            f"{key} was {there.get(key)} and is {value} now"
-            for key, value in self.length().items()
-            if there.get(key) != value
+            f"{key} was {saved.get(key)} and is {value} now"
+            for key, value in self.run_length().items()
+            if saved.get(key) != value
         ]
 
-    def _both(self, path: Path) -> tuple[Content, Content]:
-        """The config in a directory, and this one in the same form."""
-        there, here = stored(path), json.loads(jsonl.encode(self.content))
-        if CONFIG_CLASS not in there:  # written before modules were known
-            here = code_identity.without_modules(
-                {key: value for key, value in here.items() if key != CONFIG_CLASS}
+    def _load_saved_and_current(self, path: Path) -> tuple[ConfigJson, ConfigJson]:
+        """The config saved in a directory and the current one, in the same format."""
+        # a round trip through JSON, because the saved one has made it: tuples become lists, ...
+        saved, current = load_saved_config(path), json.loads(jsonl.encode(self.config_json))
+        if CONFIG_CLASS not in saved:  # by an earlier version, which stored classes without modules
+            current = code_identity.without_modules(
+                {key: value for key, value in current.items() if key != CONFIG_CLASS}
             )
-        return there, here
+        return saved, current
 
 
-def stored(directory: Path) -> Content:
-    """The config.json of a run."""
+def load_saved_config(directory: Path) -> ConfigJson:
     return json.loads((directory / ml_log.CONFIG_FILE).read_bytes())
 
 
-def _evaluators(content: Content) -> Content:
-    return {key: value for key, value in comparable(content).items() if key in _EVALUATORS}
+def _evaluators(config_json: ConfigJson) -> ConfigJson:
+    return {k: v for k, v in comparable(config_json).items() if k in _EVALUATOR_KEYS}
 
 
-def without(content: Content, names: Collection[str]) -> Content:
-    """A nested config without the keys of these dotted names."""
-    kept: Content = {}
-    for key, value in content.items():
+def drop_keys(config_json: ConfigJson, names: Collection[str]) -> ConfigJson:
+    """A nested config without the keys with these dotted names."""
+    remaining: ConfigJson = {}
+    for key, value in config_json.items():
         if key in names:
             continue
-        inner = {name.removeprefix(f"{key}.") for name in names if name.startswith(f"{key}.")}
-        kept[key] = without(value, inner) if inner and isinstance(value, dict) else value
-    return kept
+        nested = {name.removeprefix(f"{key}.") for name in names if name.startswith(f"{key}.")}
+        remaining[key] = drop_keys(value, nested) if nested and isinstance(value, dict) else value
+    return remaining
 
 
-def differences(there: object, here: object, path: str = "") -> list[str]:
-    """The dotted keys in which two plain configurations differ, each with both values."""
-    if isinstance(there, dict) and isinstance(here, dict):
+def differences(saved: object, current: object, path: str = "") -> list[str]:
+    """The dotted keys in which two plain configs differ, each with both values."""
+    if isinstance(saved, dict) and isinstance(current, dict):
         found: list[str] = []
-        for key in dict.fromkeys([*here, *there]):
+        for key in dict.fromkeys([*current, *saved]):
             inner = f"{path}.{key}" if path else key
-            found += differences(there.get(key, _ABSENT), here.get(key, _ABSENT), inner)
+            found += differences(saved.get(key, _ABSENT), current.get(key, _ABSENT), inner)
         return found
-    if there == here and isinstance(there, bool) == isinstance(here, bool):
+    # True == 1 in Python, but not as a setting
+    if saved == current and isinstance(saved, bool) == isinstance(current, bool):
         return []
-    return [f"{path} is {_show(there)} there and {_show(here)} here"]
+    return [f"{path} was {_show(saved)} and is {_show(current)} now"]
 
 
 def _show(value: object) -> str:

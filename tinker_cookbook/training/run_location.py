@@ -1,5 +1,4 @@
-"""Where a run goes on: in a directory of its own, or in that of the same run, behind what is
-done."""
+"""Where a run starts: in a new directory, or in an existing one at the step to resume from."""
 
 from __future__ import annotations
 
@@ -16,7 +15,12 @@ from tinker_cookbook.checkpoint_utils import (
     get_last_resumable_checkpoint,
 )
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.training.run_directory import RunLock, decide, empty, holds_run
+from tinker_cookbook.training.run_directory import (
+    RunLock,
+    choose_resume_or_delete,
+    clear_run_directory,
+    holds_run,
+)
 from tinker_cookbook.training.run_identity import LENGTH_KEYS, RunIdentity
 from tinker_cookbook.utils import ml_log
 from tinker_cookbook.utils.misc_utils import counted
@@ -26,105 +30,115 @@ if TYPE_CHECKING:
 
 
 class RunLocation(NamedTuple):
-    """path: the directory, locked; resume: what to go on from, None at step 0; remarks: what a
-    person should know of it."""
+    """The locked directory of a run, the checkpoint to resume from (None: start at step 0), and
+    notices for the user."""
 
     path: Path
     resume: CheckpointRecord | None
-    remarks: list[str]
+    notices: list[str]
 
 
 @dataclass(frozen=True)
 class RunLocator:
-    """See `Journal` for what is resumed, continued or refused.
+    """Finds the directory of a run; `Journal` documents what is resumed, continued or rejected.
 
-    rows_kept: for a run without checkpoints, how many rows of a directory it goes on behind.
+    count_done_rows: for a run without checkpoints, the number of rows in a directory that count as
+    done.
     """
 
     identity: RunIdentity
     total_steps: int | None
     unit: str
-    rows_kept: Callable[[Path], int] | None
+    count_done_rows: Callable[[Path], int] | None
     rest_client: RestClient | None
 
-    def take(self, stack: ExitStack) -> RunLocation:
-        """The locked directory of this run, and where in the run to begin."""
+    def acquire(self, stack: ExitStack) -> RunLocation:
+        """Find and lock the directory of this run; the lock is released when `stack` closes."""
         behavior = self.identity.get("behavior_if_log_dir_exists", None)
-        remarks: list[str] = []
+        notices: list[str] = []
         for path in _numbered(self.identity.directory()):
+            # Lock first and look then: what another process does to an unlocked directory between
+            # the look and the lock would go unnoticed.
             lock = RunLock(path)
             release = stack.callback(lock.release)
             if not holds_run(path):
                 _check_no_foreign_files(path)
-                return RunLocation(path, None, [*remarks, f"run directory: {path}"])
-            last = self._last(path)
-            finished = bool(last and last.final and not self._goes_on_after(last))
-            contents = _describe(last, finished, self.unit)
-            if decide(path, behavior, contents) == "delete":
-                empty(path)
-                return RunLocation(path, None, [f"deleted {contents} from {path}"])
+                return RunLocation(path, None, [*notices, f"run directory: {path}"])
+            last = self._last_progress(path)
+            finished = bool(last and last.final and not self._is_extended(last))
+            description = _describe(last, finished, self.unit)
+            if choose_resume_or_delete(path, behavior, description) == "delete":
+                clear_run_directory(path)
+                return RunLocation(path, None, [f"deleted {description} from {path}"])
             self.identity.check_same_config(path)
             if not finished:
-                return self._resumed(path, last, contents)
+                return self._resume_in(path, last, description)
             release()
-            remarks = [f"{path} holds {contents}; this run gets a directory of its own"]
+            notices = [f"{path} holds {description}; this run uses a new directory"]
         raise AssertionError("unreachable")
 
-    def _resumed(self, path: Path, last: CheckpointRecord | None, contents: str) -> RunLocation:
+    def _resume_in(
+        self, path: Path, last: CheckpointRecord | None, description: str
+    ) -> RunLocation:
         self._check_within_length(path, last)
         resume, skipped = last, list[str]()
-        if self.rows_kept is None:
+        if self.count_done_rows is None:
             resume, skipped = get_last_resumable_checkpoint(path, self.rest_client)
-        remarks = [*skipped, self._resume_remark(path, resume), *self._other_length(path)]
-        return RunLocation(path, resume, remarks + self.identity.other_code(path, contents, resume))
+        notices = [*skipped, self._resume_notice(path, resume), *self._schedule_notices(path)]
+        code_notices = self.identity.check_code(path, description, resume)
+        return RunLocation(path, resume, notices + code_notices)
 
-    def _last(self, path: Path) -> CheckpointRecord | None:
-        """Where the run in a directory has got to."""
-        if self.rows_kept is None:
+    def _last_progress(self, path: Path) -> CheckpointRecord | None:
+        """How far the run in a directory has got: its last checkpoint, or its rows as a record."""
+        if self.count_done_rows is None:
             return get_last_checkpoint(path)
-        rows, total = self.rows_kept(path), self.total_steps
+        rows, total = self.count_done_rows(path), self.total_steps
         finished = total is not None and rows > total
         return CheckpointRecord("rows", batch=total if finished else rows, final=finished)
 
-    def _goes_on_after(self, last: CheckpointRecord) -> bool:
-        """A longer run was asked for. The data alone never makes a finished run go on."""
-        done = {key: last.extra[key] for key in LENGTH_KEYS if key in last.extra}
-        more = self.total_steps is not None and (last.batch or 0) < self.total_steps
-        return more and done != self.identity.length()
+    def _is_extended(self, last: CheckpointRecord) -> bool:
+        """Whether the user has asked for more steps than the finished run has done.
 
-    def _other_length(self, path: Path) -> list[str]:
-        """What to know of a run that goes on with another end in sight than it began with."""
-        changed = self.identity.changes_of_length(path)
-        if not changed or self.identity.content.get("lr_schedule") == "constant":
+        Only a changed max_steps or num_epochs counts: data that has grown since, with the same
+        keys, does not continue a finished run.
+        """
+        finished_length = {key: last.extra[key] for key in LENGTH_KEYS if key in last.extra}
+        more = self.total_steps is not None and (last.batch or 0) < self.total_steps
+        return more and finished_length != self.identity.run_length()
+
+    def _schedule_notices(self, path: Path) -> list[str]:
+        """Warn that a resumed run's learning-rate schedule changes with its length."""
+        changed = self.identity.run_length_changes(path)
+        if not changed or self.identity.config_json.get("lr_schedule") == "constant":
             return []
         return [
-            f"{', '.join(changed)}: a learning-rate schedule spans"
-            f" {counted(self.total_steps or 0, 'step')} from here on; the steps before followed"
-            " the old one (another log_path starts afresh)"
+            f"{', '.join(changed)}: from here on the learning-rate schedule spans"
+            f" {counted(self.total_steps or 0, 'step')}; earlier steps followed the old schedule"
+            " (set another log_path to start over)"
         ]
 
     def _check_within_length(self, path: Path, last: CheckpointRecord | None) -> None:
         done = (last.batch or 0) if last else 0
         if self.total_steps is not None and done > self.total_steps:
             raise ConfigurationError(
-                f"{path} holds a run that has done {counted(done, 'step')}, more than the "
-                f"{self.total_steps} asked for; raise max_steps or set another log_path"
+                f"{path} holds a run of {counted(done, 'step')}, more than the requested"
+                f" {self.total_steps}; raise max_steps or set another log_path"
             )
 
-    def _resume_remark(self, path: Path, last: CheckpointRecord | None) -> str:
+    def _resume_notice(self, path: Path, last: CheckpointRecord | None) -> str:
         if last is None:
-            return f"{path} holds a run without a checkpoint: starting it again at step 0"
+            return f"{path} holds a run without a checkpoint: restarting at step 0"
         of_total = "" if self.total_steps is None else f" of {self.total_steps}"
-        kept = "" if self.rows_kept else f" from checkpoint {last.name}"
-        return f"resuming {path} at {self.unit} {last.batch}{of_total}{kept}"
+        checkpoint = "" if self.count_done_rows else f" from checkpoint {last.name}"
+        return f"resuming {path} at {self.unit} {last.batch}{of_total}{checkpoint}"
 
 
 def _check_no_foreign_files(path: Path) -> None:
-    """A directory without a run may hold anything, but nothing that a run would overwrite."""
+    """A new run may share its directory with other files, but must not overwrite any of them."""
     file = path / ml_log.CONFIG_FILE
     if file.exists() and b'"recipe"' not in file.read_bytes():
         raise ConfigurationError(
-            f"{file} belongs to something else and would be overwritten; set another log_path"
+            f"{file} was not written by a run and would be overwritten; set another log_path"
         )
 
 
