@@ -25,7 +25,7 @@ from tinker_cookbook.renderers import (
     show,
     unregister_renderer,
 )
-from tinker_cookbook.renderers.chats import read_chats, row_chat
+from tinker_cookbook.renderers.chats import parse_row, read_chats
 from tinker_cookbook.renderers.conftest import assistant, load, marked, rendered_ids, user
 from tinker_cookbook.renderers.examples import conversation_examples
 from tinker_cookbook.supervised.chat_config import ALIASES, resolve_chat_config
@@ -62,7 +62,7 @@ RENDERERS = {row[0]: row[2:5] for row in table("name")}
 def example(renderer: Renderer, row: dict[str, Any]) -> str:
     """The last example of a conversation as `marked` writes it."""
     examples = renderer.build_supervised_examples(
-        row_chat(row, "row").messages_for(renderer), TrainOnWhat.ALL_ASSISTANT_MESSAGES
+        parse_row(row, "row").messages_for(renderer), TrainOnWhat.ALL_ASSISTANT_MESSAGES
     )
     return marked(renderer.tokenizer, examples[-1], {})
 
@@ -149,7 +149,7 @@ def test_the_forms_of_rows(row: str, read_as: str) -> None:
         words = [f"{call['name']}({json.dumps(call['arguments'])})" for call in calls]
         return f"{message['role']}: {message['content']}{''.join(words)}"
 
-    chat = row_chat(json.loads(row), "row")
+    chat = parse_row(json.loads(row), "row")
     assert " / ".join(map(said, chat.messages)).replace("\n", "⏎") == read_as
 
 
@@ -159,9 +159,9 @@ def test_what_becomes_of_a_key_beside_the_messages(key: str, fate: str) -> None:
     more = {**row, **json.loads(f"{{{key}}}")}
     if fate.startswith("refused"):
         with pytest.raises(TinkerCookbookError, match=re.escape(fate.split("`: `")[1])):
-            row_chat(more, "row")
+            parse_row(more, "row")
         return
-    chat = row_chat(more, "row")
+    chat = parse_row(more, "row")
     name = next(iter(more.keys() - row))
     assert dict(chat.notes) == ({("row", name): 1} if fate == "not read" else {})
     assert (chat.messages != row["messages"]) is (name == "system")

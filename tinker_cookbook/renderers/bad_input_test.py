@@ -58,7 +58,10 @@ def problem_of(renderer: Renderer, messages: list[dict[str, Any]]) -> str:
         ([{"role": "User", "content": "q"}], "message 0: unknown role 'User' (write 'user')"),
         ([user("q"), assistant("r"), IMAGE, assistant("s")], "message 2: an image"),
         ([user("q"), "r"], "message 1: expected a dict with role and content"),
-        ([user("q"), assistant("r", weight=0)], "message 1: 'weight': 0 is not read; give each"),
+        (
+            [user("q"), assistant("r", weight=0)],
+            "message 1: 'weight': 0 is not supported; give each",
+        ),
         ([user("q"), assistant("", function_call={"name": "f"})], "message 1: 'function_call'"),
         ([user("q"), assistant("r", tool_call=[1])], "message 1: unknown key 'tool_call'; did you"),
         ([user("q"), assistant("r", reasoning_contents="x")], "message 1: unknown key 'reasoning_"),
@@ -74,7 +77,10 @@ def problem_of(renderer: Renderer, messages: list[dict[str, Any]]) -> str:
         ([{**user("q"), "reasoning_content": "x"}], "message 0: a user message cannot have rea"),
         ([user("q"), assistant("r", train_on_turn=False)], "message 1: 'train_on_turn': False is"),
         ([user("q"), assistant("", function_calls="f(x=1)")], "message 1: 'function_calls' is not"),
-        ([user("q"), assistant("r", thought="Hm")], "message 1: 'thought' is not read; use 'reas"),
+        (
+            [user("q"), assistant("r", thought="Hm")],
+            "message 1: 'thought' is not supported; use 'reas",
+        ),
         ([user("q"), assistant("r", name="\ud800")], "message 1: half of a surrogate pair"),
         (None, "an empty conversation"),
         ([user("q"), assistant("r", reasoning=[1])], "message 1: its reasoning must be text"),

@@ -24,9 +24,9 @@ from tinker_cookbook.renderers.messages import (
     Message,
     Role,
     ToolSpec,
-    calls_tools,
     content_parts,
     ensure_text,
+    has_tool_calls,
     normalise_message,
     to_openai_message,
 )
@@ -103,7 +103,7 @@ def text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
     return tinker.EncodedTextChunk(tokens=tokens)
 
 
-def message_text(message: Message, ctx: RenderContext) -> str:
+def require_text(message: Message, ctx: RenderContext) -> str:
     """The content of a message that must be text alone; RendererError that names the message."""
     if any(part["type"] == "thinking" for part in content_parts(message["content"])):
         raise RendererError(
@@ -142,7 +142,7 @@ class Renderer(ABC):
         self.encoder = TextEncoder(tokenizer)
         self.origin: Origin | None = None
         # Whoever makes it by name says how to make it again; pickling needs nothing else.
-        self.remade_by: Callable[[Origin], Renderer] | None = None
+        self.remake: Callable[[Origin], Renderer] | None = None
 
     # What a format defines
 
@@ -199,7 +199,7 @@ class Renderer(ABC):
         chunks = self._prompt_chunks(self.checked(messages), role)
         if prefill:
             chunks.append(text_chunk(self.encoder.encode(prefill, self.markup)))
-        return model_input_of(chunks)
+        return to_model_input(chunks)
 
     def build_supervised_example(
         self,
@@ -240,10 +240,10 @@ class Renderer(ABC):
             if context.is_last:
                 add(rendered.stop_overlap, float(is_trained))
 
-        model_input = model_input_of(chunks)
+        model_input = to_model_input(chunks)
         if mode in LAST_MODES and any(trained):
             first = trained.index(True)
-            prompt = model_input_of(self._prompt_chunks(messages[:first], messages[first]["role"]))
+            prompt = to_model_input(self._prompt_chunks(messages[:first], messages[first]["role"]))
             if _starts_with(model_input, prompt):
                 weights[: prompt.length] = [0.0] * prompt.length
             elif self.target_must_follow_prompt:
@@ -290,8 +290,8 @@ class Renderer(ABC):
         for i, message in enumerate(checked):
             if message.get("tools") and not self.tools_in_messages:
                 raise RendererError(
-                    f"message {i}: 'tools' inside a message is not read; put them beside the "
-                    "messages, or use create_conversation_prefix_with_tools"
+                    f"message {i}: 'tools' inside a message is not supported; put them beside "
+                    "'messages' in the row, or use create_conversation_prefix_with_tools"
                 )
         if self.reasoning_in_strings:
             check_reasoning_comes_first(checked)
@@ -321,12 +321,12 @@ class Renderer(ABC):
         return self._response_parser().stream(tokens)
 
     def __reduce__(self) -> tuple[Callable[[Origin], Renderer], tuple[Origin]]:
-        if self.origin is None or self.remade_by is None:
+        if self.origin is None or self.remake is None:
             raise pickle.PicklingError(
                 f"{type(self).__name__} can be pickled only if it comes from get_renderer(name, "
                 "tokenizer, model_name=...): it travels as these two names"
             )
-        return self.remade_by, (self.origin,)
+        return self.remake, (self.origin,)
 
     def _prompt_chunks(
         self, messages: Sequence[Message], role: Role
@@ -373,7 +373,11 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
     last = len(messages) - 1
     last_user = last_user_index(messages)
     last_answer_index = max(
-        (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and not calls_tools(m)),
+        (
+            i
+            for i, m in enumerate(messages[:-1])
+            if m["role"] == "assistant" and not has_tool_calls(m)
+        ),
         default=-1,
     )
     return [
@@ -391,7 +395,7 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
     ]
 
 
-def model_input_of(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInput:
+def to_model_input(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInput:
     """Neighbouring text chunks become one, so that equal tokens are equal inputs."""
     import tinker
 

@@ -32,7 +32,7 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION
@@ -117,16 +117,16 @@ class _DeepSeekV3Renderer(Renderer):
             case "tool":
                 header = encode("<｜tool▁output▁begin｜>", self.markup)
                 end = encode("<｜tool▁output▁end｜>", self.markup)
-                output = [*encode(message_text(message, ctx)), *end]
+                output = [*encode(require_text(message, ctx)), *end]
             case "system" if ctx.idx == 0:
-                header, output = [], encode(message_text(message, ctx), self.markup)
+                header, output = [], encode(require_text(message, ctx), self.markup)
             case "system" if not self.system_role_as_user:
                 raise RendererError(
                     f"message {ctx.idx}: a system message after the first message, for which "
                     "DeepSeek has no form; join it to the first message or make it a user message"
                 )
             case _:
-                header, output = [self._user], encode(message_text(message, ctx))
+                header, output = [self._user], encode(require_text(message, ctx))
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
     def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:

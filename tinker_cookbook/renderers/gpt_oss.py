@@ -51,10 +51,10 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.chat_template import QUESTION, from_template
+from tinker_cookbook.renderers.chat_template import QUESTION, apply_chat_template
 from tinker_cookbook.renderers.gpt_oss_parsing import (
     CHANNEL,
     CONSTRAIN,
@@ -70,7 +70,7 @@ from tinker_cookbook.renderers.gpt_oss_parsing import (
 from tinker_cookbook.renderers.messages import (
     Message,
     ThinkingAndText,
-    calls_tools,
+    has_tool_calls,
     split_thinking,
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -128,13 +128,13 @@ class GptOssRenderer(Renderer):
                 return self._render_assistant(message, ctx)
             case "tool":
                 recipient = _caller(message, ctx)
-                text = json.dumps(message_text(message, ctx), ensure_ascii=False)
+                text = json.dumps(require_text(message, ctx), ensure_ascii=False)
                 header = f"{recipient} to=assistant{CHANNEL}commentary{MESSAGE}"
                 return self._render(header, text, ctx)
             case "user":
-                return self._render(f"user{MESSAGE}", message_text(message, ctx), ctx)
+                return self._render(f"user{MESSAGE}", require_text(message, ctx), ctx)
             case role:
-                text = message_text(message, ctx)
+                text = require_text(message, ctx)
                 if role == "system" or not text.startswith((_INSTRUCTIONS, _TOOLS)):
                     if not text:
                         return RenderedMessage(output=[], header=text_chunk(self._opening(ctx)))
@@ -170,7 +170,7 @@ class GptOssRenderer(Renderer):
 
         if thinking and _keeps_thinking(message, ctx):
             write(f"{CHANNEL}analysis", thinking, self._end)
-        if not calls_tools(message):
+        if not has_tool_calls(message):
             ending = [self._return] if ctx.is_last else []  # in history the next header ends it
             write(f"{CHANNEL}final", text, *ending)
         elif text:
@@ -198,7 +198,7 @@ class GptOssRenderer(Renderer):
         if ctx.prev_message is None:
             declares = bool(ctx.messages) and _declares_tools(ctx.messages[0])
             return self._system_tokens[declares]
-        is_reply = ctx.prev_message["role"] == "assistant" and not calls_tools(ctx.prev_message)
+        is_reply = ctx.prev_message["role"] == "assistant" and not has_tool_calls(ctx.prev_message)
         return [self._end] if is_reply else []
 
     @cached_property
@@ -227,7 +227,7 @@ class GptOssRenderer(Renderer):
     def _template(self, tools: list[Any] | None, with_instructions: bool) -> _Preamble:
         """What the tokenizer's chat template writes before the first question."""
         head = [{"role": "system", "content": QUESTION}] if with_instructions else []
-        text = from_template(
+        text = apply_chat_template(
             self.tokenizer,
             [*head, {"role": "user", "content": QUESTION}],
             tools=tools,
@@ -266,10 +266,10 @@ def _thinking_and_text(message: Message) -> ThinkingAndText:
 
 def _keeps_thinking(message: Message, ctx: RenderContext) -> bool:
     """A reply while it is the last; a call until a reply, other than the last, has followed."""
-    if not calls_tools(message):
+    if not has_tool_calls(message):
         return ctx.is_last
     later = ctx.messages[ctx.idx + 1 : -1]
-    return all(m["role"] != "assistant" or calls_tools(m) for m in later)
+    return all(m["role"] != "assistant" or has_tool_calls(m) for m in later)
 
 
 def _declares_tools(message: Message) -> bool:

@@ -37,10 +37,10 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.chat_template import QUESTION, from_template
+from tinker_cookbook.renderers.chat_template import QUESTION, apply_chat_template
 from tinker_cookbook.renderers.messages import (
     Message,
     split_thinking,
@@ -101,10 +101,10 @@ class KimiK2Renderer(Renderer):
                 name, tags = role, self.markup
                 text = self._reply(message, ctx)
             case "tool":
-                text = f"## Return of {message.get('tool_call_id')}\n{message_text(message, ctx)}"
+                text = f"## Return of {message.get('tool_call_id')}\n{require_text(message, ctx)}"
             case _:
                 tags = self.markup if role == "system" else ()
-                text = message_text(message, ctx)
+                text = require_text(message, ctx)
         start = {"assistant": self._assistant, "user": self._user}.get(role, self._system)
         header = [start, *self.encoder.encode(name), self._middle]
         if _lacks_system_message(message, ctx):
@@ -144,7 +144,9 @@ class KimiK2Renderer(Renderer):
         return [self._system, *encode("system"), self._middle, *content, self._end]
 
     def _from_template(self, **arguments: Any) -> str:
-        return from_template(self.tokenizer, [{"role": "user", "content": QUESTION}], **arguments)
+        return apply_chat_template(
+            self.tokenizer, [{"role": "user", "content": QUESTION}], **arguments
+        )
 
     def checked(self, messages: Sequence[Message]) -> list[Message]:
         return _with_call_ids(super().checked(messages))

@@ -13,7 +13,7 @@ def within_context(length: int, model_name: str) -> int:
     return min(length, models.lookup(model_name).context_length or length)
 
 
-def usual_length(model_name: str) -> int:
+def default_max_length(model_name: str) -> int:
     """What supervised recipes take."""
     if models.is_nano(model_name):
         return NANO_MAX_LENGTH

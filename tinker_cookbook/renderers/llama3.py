@@ -23,10 +23,10 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.messages import Message, calls_tools
+from tinker_cookbook.renderers.messages import Message, has_tool_calls
 from tinker_cookbook.tokenizer_utils import Tokenizer
 from tinker_cookbook.utils.json_types import JsonObject
 
@@ -68,7 +68,7 @@ class Llama3Renderer(Renderer):
         raise RendererError(_NO_TOOLS)
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        text = message_text(message, ctx)
+        text = require_text(message, ctx)
         if message["role"] != "assistant":
             text = text.strip()
         encode = self.encoder.encode
@@ -83,6 +83,6 @@ class Llama3Renderer(Renderer):
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
         checked = super().checked(messages)
         for i, message in enumerate(checked):
-            if calls_tools(message):
+            if has_tool_calls(message):
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
         return checked

@@ -15,7 +15,12 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS, PART_KEYS, REASONING, refusal
+from tinker_cookbook.renderers.known_keys import (
+    MESSAGE_KEYS,
+    PART_KEYS,
+    REASONING_KEYS,
+    find_key_problem,
+)
 from tinker_cookbook.utils.json_types import JsonObject, Plain
 
 Role = str
@@ -170,12 +175,12 @@ def parse_content_blocks(content: str) -> list[ContentPart] | None:
     return parts
 
 
-def calls_tools(message: Message) -> bool:
+def has_tool_calls(message: Message) -> bool:
     """Whether it calls a tool, in words that can be read or not."""
     return bool(message.get("tool_calls") or message.get("unparsed_tool_calls"))
 
 
-def as_tool_call(value: Any) -> ToolCall:
+def to_tool_call(value: Any) -> ToolCall:
     """A ToolCall from itself or from an OpenAI-style dict, whose arguments may be a JSON object.
 
     ValueError, in words for a user, when it is neither or its arguments are not a JSON object.
@@ -208,7 +213,7 @@ def as_tool_call(value: Any) -> ToolCall:
     return call
 
 
-def arguments_without(call: ToolCall, *tags: str) -> str:
+def escape_tags_in_arguments(call: ToolCall, *tags: str) -> str:
     """A call's arguments in which no string holds one of `tags`, which would end the call: each
     begins with a JSON escape instead, so that the value is the same."""
     arguments = call.function.arguments
@@ -228,7 +233,7 @@ def read_json_object(text: str, what: str) -> JsonObject:
         raise ValueError("the JSON is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object")
-    if SURROGATE.search(written):
+    if LONE_SURROGATE.search(written):
         raise ValueError(f"{what} hold half of a surrogate pair")
     return value
 
@@ -237,7 +242,7 @@ def _no_json(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES_ELSEWHERE = {
     "human": "user",
     "gpt": "assistant",
@@ -279,7 +284,7 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
         raise refuse(f"unknown role {role!r}{hint}; this renderer knows {', '.join(roles)}")
     for key, value in message.items():
         if key not in MESSAGE_KEYS and (
-            problem := refusal("message", key, value, MESSAGE_KEYS, str(role))
+            problem := find_key_problem("message", key, value, MESSAGE_KEYS, str(role))
         ):
             raise refuse(problem)
     content = message.get("content")
@@ -311,9 +316,9 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
                 raise refuse(f"a {kind} part without {kind!r}: {part!r:.80}")
             if kind == "thinking" and role != "assistant":
                 raise refuse(f"a {role} message cannot have a thinking part")
-            if problem := part_problem(part, str(role)):
+            if problem := find_part_problem(part, str(role)):
                 raise refuse(problem)
-    given = {key: message[key] for key in REASONING if message.get(key)}
+    given = {key: message[key] for key in REASONING_KEYS if message.get(key)}
     reasoning = next(iter(given.values()), None)
     if role != "assistant" and given:
         raise refuse(f"a {role} message cannot have reasoning, found {reasoning!r:.80}")
@@ -324,16 +329,16 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
             raise refuse(f"its reasoning must be text, found {reasoning!r:.80}")
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
-    for key in REASONING:  # in content now; it must not be read again
+    for key in REASONING_KEYS:  # in content now; it must not be read again
         result.pop(key, None)
     for key in ("tool_calls", "unparsed_tool_calls"):
         if not message.get(key):
             result.pop(key, None)
-    if any(SURROGATE.search(text) for text in [*_texts(content), message.get("name") or ""]):
+    if any(LONE_SURROGATE.search(text) for text in [*_texts(content), message.get("name") or ""]):
         raise refuse("half of a surrogate pair, which no tokenizer can encode; remove it")
     try:
         if calls:
-            result["tool_calls"] = [as_tool_call(call) for call in calls]
+            result["tool_calls"] = [to_tool_call(call) for call in calls]
         if message.get("unparsed_tool_calls"):
             result["unparsed_tool_calls"] = [
                 _unparsed(call) for call in message["unparsed_tool_calls"]
@@ -345,7 +350,7 @@ def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Messag
     return result  # type: ignore[return-value]
 
 
-def part_problem(part: Mapping[str, Plain], role: Role) -> str | None:
+def find_part_problem(part: Mapping[str, Plain], role: Role) -> str | None:
     """What a part of content says beside its text that would be lost; None where nothing is."""
     kind = part.get("type")
     for key, value in part.items():
@@ -354,7 +359,7 @@ def part_problem(part: Mapping[str, Plain], role: Role) -> str | None:
         if key in PART_KEYS:
             if value:
                 return f"a {kind} part with {key!r}: {value!r:.40}; make it a part of its own"
-        elif problem := refusal("part", key, value, PART_KEYS, role):
+        elif problem := find_key_problem("part", key, value, PART_KEYS, role):
             return f"a part of its content: {problem}"
     return None
 
@@ -381,7 +386,7 @@ def to_openai_message(message: Message) -> JsonObject:
     if thinking:
         result["reasoning_content"] = thinking
     if calls := message.get("tool_calls"):
-        result["tool_calls"] = [as_tool_call(call).model_dump() for call in calls]
+        result["tool_calls"] = [to_tool_call(call).model_dump() for call in calls]
     if "tool_call_id" in message:
         result["tool_call_id"] = message["tool_call_id"]
     if "name" in message:

@@ -104,7 +104,7 @@ class ContentParser(Protocol):
     def finish(self) -> list[Delta]: ...
 
 
-def held_back(text: str, *marks: str) -> int:
+def partial_suffix_length(text: str, *marks: str) -> int:
     """Length of the longest end of `text` that could still grow into one of `marks`."""
     longest = min(len(text), max((len(mark) for mark in marks), default=1) - 1)
     for n in range(longest, 0, -1):
@@ -182,7 +182,7 @@ class TagParser(StateParser):
         return not self._final and len(text) < len(mark) and mark.startswith(text)
 
     def _emit_certain(self, kind: type[TextDelta] | type[ThinkingDelta], *marks: str) -> None:
-        keep = 0 if self._final else held_back(self._buffer, *marks)
+        keep = 0 if self._final else partial_suffix_length(self._buffer, *marks)
         cut = len(self._buffer) - keep
         self._emit(kind, self._buffer[:cut])
         self._buffer = self._buffer[cut:]
@@ -298,7 +298,7 @@ class StopStringParser:
             self.stops = 1
             self._buffer = after
         else:
-            before = before[: len(before) - held_back(before, self._stop)]
+            before = before[: len(before) - partial_suffix_length(before, self._stop)]
             self._buffer = self._buffer[len(before) :]
         return [TextDelta(before)] if before else []
 

@@ -37,14 +37,14 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION
 from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
-    arguments_without,
+    escape_tags_in_arguments,
     format_content_as_string,
     split_thinking,
 )
@@ -104,7 +104,7 @@ class _ChatMLRenderer(Renderer):
             case "tool":
                 return self._render_tool_result(message, ctx)
             case role:
-                text = message_text(message, ctx)
+                text = require_text(message, ctx)
                 tags = self.markup if role == "system" else ()
                 return self._render_text(f"{role}\n", text, tags, ctx)
 
@@ -132,7 +132,7 @@ class _ChatMLRenderer(Renderer):
         """Results in a row share one user turn, as in the template."""
         tokens = [
             *self.encoder.encode("<tool_response>", self.markup),
-            *self.encoder.encode(f"\n{message_text(message, ctx)}\n"),
+            *self.encoder.encode(f"\n{require_text(message, ctx)}\n"),
             *self.encoder.encode("</tool_response>", self.markup),
         ]
         follows = ctx.prev_message is not None and ctx.prev_message["role"] == "tool"
@@ -232,5 +232,5 @@ class Qwen3InstructRenderer(_ChatMLRenderer):
 
 def _tool_call_block(call: ToolCall) -> str:
     name = json.dumps(call.function.name, ensure_ascii=False)
-    arguments = arguments_without(call, "</tool_call>")
+    arguments = escape_tags_in_arguments(call, "</tool_call>")
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'

@@ -142,7 +142,7 @@ def get_renderer(
     renderer = factory(tokenizer, image_processor)
     model_name = model_name or getattr(tokenizer, "name_or_path", None)
     renderer.origin = Origin(name, model_name) if model_name else None
-    renderer.remade_by = renderer_from_origin
+    renderer.remake = renderer_from_origin
     return renderer
 
 

@@ -15,10 +15,10 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.messages import Message, calls_tools
+from tinker_cookbook.renderers.messages import Message, has_tool_calls
 from tinker_cookbook.renderers.parsing import StopStringParser
 
 _STOP = "\n\nUser:"
@@ -45,9 +45,9 @@ class RoleColonRenderer(Renderer):
         return [_STOP]
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        if calls_tools(message):
+        if has_tool_calls(message):
             raise RendererError(f"message {ctx.idx}: role_colon has no form for tool calls")
-        text = message_text(message, ctx)
+        text = require_text(message, ctx)
         encode = self.encoder.encode
         return RenderedMessage(
             header=text_chunk(encode(f"{message['role'].capitalize()}:")),

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.chat_template import QUESTION, Probes, from_template
+from tinker_cookbook.renderers.chat_template import QUESTION, Probes, apply_chat_template
 from tinker_cookbook.renderers.messages import Message, ToolSpec
 from tinker_cookbook.utils.json_types import JsonObject
 
@@ -55,7 +55,7 @@ def declaring_system_message(
     conversation = [{"role": "user", "content": QUESTION}]
     if system_prompt:
         conversation.insert(0, {"role": "system", "content": _PROMPT})
-    ask = partial(from_template, tokenizer, conversation)
+    ask = partial(apply_chat_template, tokenizer, conversation)
     text = ask(tools)
     if undeclared_tool(ask, tools) or not text.startswith(start) or not text.endswith(end):
         raise RendererError(

@@ -16,7 +16,7 @@ from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
     UnparsedToolCall,
-    arguments_without,
+    escape_tags_in_arguments,
     read_json_object,
 )
 from tinker_cookbook.renderers.parsing import (
@@ -51,7 +51,7 @@ class ToolSection:
         """
         blocks = [
             f"{self.call_opened}{self.head(call)}{self.separator}"
-            f"{arguments_without(call, self.call_closed, self.closed)}{self.call_closed}"
+            f"{escape_tags_in_arguments(call, self.call_closed, self.closed)}{self.call_closed}"
             for call in message.get("tool_calls", [])
         ]
         blocks += [call.raw_text for call in message.get("unparsed_tool_calls", [])]
