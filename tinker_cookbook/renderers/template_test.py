@@ -751,7 +751,9 @@ def test_a_reply_that_is_not_written_behind_its_prompt_is_refused(name: str) -> 
 def test_a_reply_is_told_to_begin_as_its_prompt_ends_where_that_helps(name: str) -> None:
     renderer = of(name)
     for content in ("Hello", "<think>hm</think>\n\nHello"):
-        with pytest.raises(RendererError, match=r"ends with '<think>\\n', so the reply must begin with it$"):
+        with pytest.raises(
+            RendererError, match=r"ends with '<think>\\n', so the reply must begin with it$"
+        ):
             renderer.build_supervised_example([user("Hi"), assistant(content)])
     renderer.build_supervised_example([user("Hi"), assistant("<think>\nhm\n</think>\n\nHello")])
 
@@ -957,7 +959,9 @@ def test_an_id_that_names_the_function_is_enough() -> None:
         messages = [user("q"), assistant("", tool_calls=[{**call, "id": call_id}])]
         renderer.build_supervised_example(messages)
     for other in ({}, {"id": "functions.sub:0"}, {"id": "add"}, {"id": "call_add"}):
-        with pytest.raises(RendererError, match=r"leaves out the call of 'add'.*give each call an id"):
+        with pytest.raises(
+            RendererError, match=r"leaves out the call of 'add'.*give each call an id"
+        ):
             renderer.build_supervised_example(
                 [user("add"), assistant("add", tool_calls=[{**call, **other}])]
             )
@@ -1080,7 +1084,10 @@ def test_other_requests_it_cannot_serve() -> None:
     "template, problem",
     [
         (None, "no chat template.*role_colon"),
-        ("{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}", "no token of"),
+        (
+            "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}",
+            "without a special token",
+        ),
         ("{{ raise_exception('Never.') }}", "rejects a question and a reply: Never"),
         ("{% for m in messages %}<|im_start|>{% endfor %}", "ends a reply without a special token"),
     ],
