@@ -118,7 +118,7 @@ def test_reasoning_inside_a_string(name: str, trained: str | None) -> None:
     named = " ".join(row[0] for row in table("renderer")).replace("gpt_oss_*", name)
     assert name in re.findall(r"\w+", named)
     if trained is None:
-        with pytest.raises(TinkerCookbookError, match="the reply holds reasoning"):
+        with pytest.raises(TinkerCookbookError, match="the reply contains reasoning"):
             _with_string_reasoning(name)
     else:
         assert _with_string_reasoning(name).endswith(trained)

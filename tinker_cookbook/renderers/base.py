@@ -263,7 +263,7 @@ class Renderer(ABC):
         messages: Sequence[Message],
         train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_TURN,
     ) -> list[SupervisedExample]:
-        """Examples in which every trained reply follows the exact prompt that it is sampled from.
+        """Examples in which each trained reply follows the prompt that it is sampled from.
 
         One example if the format has the extension property. If not, history is rendered differently
         from the latest reply, so there is one example per trained assistant message, which ends

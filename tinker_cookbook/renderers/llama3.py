@@ -4,14 +4,15 @@
 
 Tokens equal those of the models' own chat templates, with these differences, all meant:
 
-1. No preamble. From 3.1 on the templates begin every conversation with a system message that says
-   "Cutting Knowledge Date" and the date, in 3.2 that of the day it is run on. Llama 3 has none.
-   Whoever wants it puts it at the head of the system prompt, or sets renderer_name=template.
+1. No preamble. From 3.1 on, the templates begin every conversation with a system message with
+   "Cutting Knowledge Date" and a date, in 3.2 the current one. Llama 3 has none. To have it, write
+   it at the start of the system prompt, or set renderer_name=template.
 2. Special tokens in content are text, in every role.
-3. White space at the ends of a reply is kept, and a reply is encoded apart from its header, as it
-   is sampled; the templates strip it. System and user messages are stripped as there.
+3. White space at the ends of a reply is kept, and a reply is encoded separately from its header, as
+   it is sampled; the templates strip it. System and user messages are stripped as in them.
 
-No tools: these models write a call as bare JSON, which nothing tells from a reply that is JSON.
+Tools are not supported: these models write a call as bare JSON, which cannot be distinguished from
+a reply that is JSON.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from tinker_cookbook.tokenizer_utils import Tokenizer
 from tinker_cookbook.utils.json_types import JsonObject
 
 _NO_TOOLS = (
-    "llama3 has no form for tools, because a call would be bare JSON that cannot be told from a "
+    "llama3 does not support tools, because a call would be bare JSON that looks like a "
     "reply; set renderer_name=template to train on calls, or use another model family to run tools"
 )
 
 
 class Llama3Renderer(Renderer):
-    """Extension property: yes, every message is written alike wherever it stands.
+    """Extension property: yes, a message is rendered the same at every position.
 
-    A second system message and a conversation that an assistant begins are written as they stand,
-    as the templates do.
+    A second system message, and a conversation that begins with an assistant message, are rendered
+    in place, as by the templates.
     """
 
     roles = ("system", "user", "assistant")

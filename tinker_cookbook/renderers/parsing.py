@@ -405,7 +405,7 @@ class _EndTracker:
             self._stops += 1
             if self._stops > 1:
                 raise RendererError(
-                    f"the response holds the stop token {token} more than once; "
+                    f"the response contains the stop token {token} more than once; "
                     "sample with stop=renderer.get_stop_sequences()"
                 )
         elif token in self._eos_tokens:

@@ -110,7 +110,7 @@ def with_unparsed(message: dict[str, Any]) -> dict[str, Any]:
         return message
     [raw] = message["unparsed_tool_calls"]
     if raw.endswith("</tool_call>"):
-        error = 'a tool call needs a "name" that is a string, and not empty'
+        error = 'a tool call needs a "name" that is a non-empty string'
     else:
         error = "no </tool_call> before the end of the response"
     return message | {"unparsed_tool_calls": [UnparsedToolCall(raw_text=raw, error=error)]}

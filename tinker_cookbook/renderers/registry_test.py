@@ -48,7 +48,7 @@ def test_unknown_name_lists_what_there_is(tokenizer: str) -> None:
 def test_a_known_format_that_is_not_here_is_not_taken_for_another(
     tokenizer: str, name: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match="renderer_name=template writes what") as error:
+    with pytest.raises(ConfigurationError, match="renderer_name=template uses") as error:
         get_renderer(name, tokenizer)
     assert "did you mean" not in str(error.value)
 

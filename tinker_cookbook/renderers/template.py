@@ -224,7 +224,7 @@ class TemplateRenderer(Renderer):
         if mode is TrainOnWhat.ALL_TOKENS:
             trained_messages(messages, mode)  # for its check of the key `trainable`
             return []
-        trained = [i for i, is_it in enumerate(trained_messages(messages, mode)) if is_it]
+        trained = [i for i, is_trained in enumerate(trained_messages(messages, mode)) if is_trained]
         for i in trained:
             if messages[i]["role"] != "assistant":
                 raise RendererError(
