@@ -198,7 +198,7 @@ class Renderer(ABC):
         self, messages: Sequence[Message], role: Role = "assistant", prefill: str | None = None
     ) -> tinker.ModelInput:
         """The tokens after which a message of `role` is sampled; `prefill` is how it begins."""
-        chunks = self._prompt_chunks(self.checked(messages), role)
+        chunks = self._prompt_chunks(self.validate_messages(messages), role)
         if prefill:
             chunks.append(text_chunk(self.encoder.encode(prefill, self.markup)))
         return to_model_input(chunks)
@@ -216,8 +216,8 @@ class Renderer(ABC):
         """
         import torch
 
-        mode = TrainOnWhat.of(train_on_what)
-        messages = self.checked(messages)
+        mode = TrainOnWhat.from_value(train_on_what)
+        messages = self.validate_messages(messages)
         trained = trained_messages(messages, mode)
         header_weight = 1.0 if mode is TrainOnWhat.ALL_TOKENS else 0.0
         chunks: list[tinker.ModelInputChunk] = []
@@ -265,11 +265,11 @@ class Renderer(ABC):
     ) -> list[SupervisedExample]:
         """Examples in which each trained reply follows the prompt that it is sampled from.
 
-        One example if the format has the extension property. If not, history is rendered differently
-        from the latest reply, so there is one example per trained assistant message, which ends
-        with it. Raises NotImplementedError for modes that train other messages.
+        One example if the format has the extension property. If not, history is rendered unlike the
+        latest reply, so there is one example per trained assistant message, which ends with it.
+        Raises NotImplementedError for modes that train other messages.
         """
-        mode = TrainOnWhat.of(train_on_what)
+        mode = TrainOnWhat.from_value(train_on_what)
         if self.has_extension_property:
             return [self.build_supervised_example(messages, mode)]
         if mode not in REPLY_MODES:
@@ -277,7 +277,7 @@ class Renderer(ABC):
                 f"train_on_what={mode} cannot be split into one example per reply; "
                 f"use one of {', '.join(sorted(REPLY_MODES))}"
             )
-        messages = self.checked(messages)
+        messages = self.validate_messages(messages)
         trained = trained_messages(messages, mode)
         return [
             self.build_supervised_example(messages[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
@@ -285,7 +285,7 @@ class Renderer(ABC):
             if is_trained
         ]
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
         """Validate the messages and return normalised copies for `render_message`.
 
         Raises RendererError that cites the first message that this format does not support.

@@ -78,7 +78,7 @@ class Chat:
             return self.messages
         # Before the declaration shifts the indices: errors must cite the messages as the row
         # numbers them.
-        renderer.checked(self.messages)
+        renderer.validate_messages(self.messages)
         first, rest = self.messages[0], self.messages[1:]
         if first["role"] not in ("system", "developer"):
             first, rest = Message(role="system", content=""), self.messages

@@ -4,7 +4,7 @@
 
 The header of a reply ends with `</think>`, or with `<think>` if the model is to think. A reply
 after tool results has no header. Tokens equal those of the model's own chat template
-(`deepseekv3_thinking`: with thinking=True), with these differences, all meant:
+(`deepseekv3_thinking`: with thinking=True), with these intentional differences:
 
 1. Special tokens in content are text: `<｜User｜>` and similar tags in every role, and in user and
    tool messages, which are untrusted, also `<think>` and the tool tags. In system prompts (the

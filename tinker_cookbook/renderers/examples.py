@@ -60,7 +60,7 @@ def conversation_examples(
     train other messages than replies always give one example. The list is empty if the mode trains
     no message and the renderer lacks the extension property.
     """
-    mode = TrainOnWhat.of(train_on_what)
+    mode = TrainOnWhat.from_value(train_on_what)
     if mode in REPLY_MODES:
         rendered = renderer.build_supervised_examples(conversation, train_on_what=mode)
     else:

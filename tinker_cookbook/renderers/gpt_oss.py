@@ -16,7 +16,7 @@ time zone and a sampler months later all see the tokens that were trained. For a
     register_renderer("gpt_oss_2026", lambda t, _: GptOssRenderer(t, "medium", date(2026, 1, 31)))
 
 Tokens equal those of the models' own chat template (system prompt, headings and tool declarations
-are taken from the tokenizer's), with these differences, all meant:
+are taken from the tokenizer's), with these intentional differences:
 
 1. The date is fixed; the template writes today's.
 2. Calls have the content type `<|constrain|>json`, as the models sample it; the template writes

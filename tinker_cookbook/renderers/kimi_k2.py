@@ -5,7 +5,7 @@
 
 A conversation without a system message gets the default one of the tokenizer's own chat template.
 In history, reasoning up to the latest reply without tool calls is replaced by an empty block.
-Tokens equal those of the chat template of K2-Thinking, with these differences, all meant:
+Tokens equal those of the chat template of K2-Thinking, with these intentional differences:
 
 1. Special tokens in content are text: `<|im_end|>` and similar tags in every role, and in user and
    tool messages, names and tool declarations also `<think>` and the tool tags. In system prompts
@@ -147,8 +147,8 @@ class KimiK2Renderer(Renderer):
             self.tokenizer, [{"role": "user", "content": QUESTION}], **arguments
         )
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
-        return _with_call_ids(super().checked(messages))
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
+        return _with_call_ids(super().validate_messages(messages))
 
     def _format_reply(self, message: Message, ctx: RenderContext) -> str:
         thinking, text = split_thinking(message["content"])

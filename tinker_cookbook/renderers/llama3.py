@@ -2,7 +2,7 @@
 
     [BOS]<|start_header_id|>user<|end_header_id|>⏎⏎Hello<|eot_id|><|start_header_id|>assistant…
 
-Tokens equal those of the models' own chat templates, with these differences, all meant:
+Tokens equal those of the models' own chat templates, with these intentional differences:
 
 1. No preamble. From 3.1 on, the templates begin every conversation with a system message with
    "Cutting Knowledge Date" and a date, in 3.2 the current one. Llama 3 has none. To have it, write
@@ -78,11 +78,11 @@ class Llama3Renderer(Renderer):
             header=text_chunk(header), output=[text_chunk([*encode(text), self._end])]
         )
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
         for i, message in enumerate(messages or ()):
             if isinstance(message, dict) and message.get("role") == "tool":
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
-        checked = super().checked(messages)
+        checked = super().validate_messages(messages)
         for i, message in enumerate(checked):
             if has_tool_calls(message):
                 raise RendererError(f"message {i}: {_NO_TOOLS}")

@@ -69,10 +69,10 @@ def _escape_character(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def format_plain(text_pieces: Iterable[TextPiece]) -> str:
+def format_plain(pieces: Iterable[TextPiece]) -> str:
     """Plain text, with trained spans in «» and ✂ before the truncated tokens."""
     written, before = [], TokenStatus.UNTRAINED
-    for piece in text_pieces:
+    for piece in pieces:
         if piece.status is not before:
             written.append("»" if before is TokenStatus.TRAINED else "")
             written.append(
@@ -91,10 +91,10 @@ _STYLES = {
 }
 
 
-def format_coloured(text_pieces: Iterable[TextPiece]) -> Text:
+def format_coloured(pieces: Iterable[TextPiece]) -> Text:
     """Coloured text, each token in the style of its status, special tokens bold."""
     text = Text()
-    for number, piece in enumerate(text_pieces):
+    for number, piece in enumerate(pieces):
         style = _STYLES[piece.status][number % 2]
         text.append(
             escape_invisible(piece.text), f"bold {style}".strip() if piece.is_special else style
@@ -221,7 +221,7 @@ class Totals:
         Markers take the place of the reasoning, and the conversation is rendered once more: whether
         the reasoning itself occurs in the text would prove nothing, as a reply may repeat it.
         """
-        checked = self._renderer.checked(messages)
+        checked = self._renderer.validate_messages(messages)
         marked = [_with_markers(message, i) for i, message in enumerate(checked)]
         if marked == checked:
             return []

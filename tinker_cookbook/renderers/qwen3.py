@@ -4,7 +4,7 @@
 
 Tokens equal those of the models' own chat templates (`qwen3`: the hybrid template;
 `qwen3_disable_thinking`: the same with enable_thinking=False; `qwen3_instruct`: the template of the
-2507 models), with these differences, all meant:
+2507 models), with these intentional differences:
 
 1. No newline after the last `<|im_end|>`: the model does not sample it.
 2. Special tokens in content are text: `<|im_start|>` and similar tags in every role, and in user

@@ -6,7 +6,7 @@ ends with it has beyond its generation prompt: that difference is the loss mask.
 does not begin with its prompt, there is no such difference, and the renderer raises an error: it
 never guesses a mask.
 
-Tokens equal those of `apply_chat_template`, with these differences, all meant:
+Tokens equal those of `apply_chat_template`, with these intentional differences:
 
 1. Nothing follows the end-of-turn token of the last reply (in ChatML, the template writes a
    newline): no model samples it.
@@ -145,7 +145,7 @@ class TemplateRenderer(Renderer):
     def build_generation_prompt(
         self, messages: Sequence[Message], role: Role = "assistant", prefill: str | None = None
     ) -> tinker.ModelInput:
-        messages = self.checked(messages)
+        messages = self.validate_messages(messages)
         if role != "assistant":
             raise RendererError(
                 f"role={role!r}: a chat template has a generation prompt for the assistant only"
@@ -170,8 +170,8 @@ class TemplateRenderer(Renderer):
         """
         import torch
 
-        mode = TrainOnWhat.of(train_on_what)
-        messages = self.checked(messages)
+        mode = TrainOnWhat.from_value(train_on_what)
+        messages = self.validate_messages(messages)
         trained = self._trained(messages, mode)
         conversation = Conversation(self.template, messages)
         last = len(messages) - 1
@@ -213,10 +213,10 @@ class TemplateRenderer(Renderer):
         except _UnstableHistory:
             if train_on_what not in REPLY_MODES:
                 raise
-        checked = self.checked(messages)
+        checked = self.validate_messages(messages)
         return [
             self.build_supervised_example(checked[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
-            for i in self._trained(checked, TrainOnWhat.of(train_on_what))
+            for i in self._trained(checked, TrainOnWhat.from_value(train_on_what))
         ]
 
     def _trained(self, messages: Sequence[Message], mode: TrainOnWhat) -> list[int]:
@@ -234,8 +234,8 @@ class TemplateRenderer(Renderer):
                 )
         return trained
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
-        checked = super().checked(messages)
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
+        checked = super().validate_messages(messages)
         for i, message in enumerate(checked):
             if message.get("tools") and (i or message["role"] != "system"):
                 raise RendererError(

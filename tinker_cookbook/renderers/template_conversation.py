@@ -68,7 +68,7 @@ class Conversation:
             for guard in [all_tags if message["role"] in ("user", "tool") else special]
         ]
         self._encoded_prefix: tuple[str, list[int]] = "", []  # a text and its tokens, see `encode`
-        # A system message that holds tools and no text only carries the tools: it is not rendered.
+        # A system message with tools but without text only carries the tools: it is not rendered.
         self._num_skipped = int(bool(tools) and not openai_messages[0]["content"])
 
     def _to_openai(self, message: Message) -> JsonObject:
@@ -134,7 +134,7 @@ class Conversation:
         all parts of the `trained` replies.
 
         Replies of text alone need no second rendering: `_check_matches_sampling` has found their
-        text behind their prompt. Reasoning and calls might be missing while the same words occur
+        text after their prompt. Reasoning and calls might be missing while the same words occur
         elsewhere, so they are replaced by probes and the conversation is rendered again.
         """
         probes = Probes[_ProbedPart](self._all_text)
@@ -235,7 +235,7 @@ class Conversation:
             return prompt, whole
         # The tokenizer merges the end of the prompt with the start of the reply. Sampling never
         # does: the prompt is encoded first, and the reply is sampled after it. So encode the two
-        # separately. Some tokenizers put a space in front of any text, hence the check.
+        # separately. Some tokenizers put a space before any text, hence the check.
         separate = prompt + self.encode(through.removeprefix(before))
         if self._decode(separate) != self._decode(whole):
             raise RendererError(
@@ -334,7 +334,7 @@ class Conversation:
 
         if piecewise(pieces) != whole:
             raise RendererError(
-                "a message holds a special-token string, and this tokenizer cannot encode it as "
+                "a message contains a special-token string, and this tokenizer cannot encode it as "
                 "text; remove it from the messages"
             )
         return piecewise(piece.replace(self._break_mark, "") for piece in pieces)

@@ -1014,7 +1014,7 @@ def test_beginnings_encoded_one_behind_the_other_are_encoded_as_each_alone(name:
     for _ in range(15):
         messages = with_calls(conversation(rng, thinking=name == "qwen3"), most)
         messages = _with_forged_turns(rng, messages, renderer.template.end_of_turn)
-        messages = renderer.checked(messages)
+        messages = renderer.validate_messages(messages)
         together = Conversation(renderer.template, messages)
         counts = [*range(1, len(messages) + 1), rng.randint(1, len(messages))]
         for count in counts:

@@ -21,7 +21,7 @@ class TrainOnWhat(StrEnum):
     CUSTOMIZED = "customized"  # the messages with `trainable: true`
 
     @classmethod
-    def of(cls, value: TrainOnWhat | str) -> TrainOnWhat:
+    def from_value(cls, value: TrainOnWhat | str) -> TrainOnWhat:
         """The mode with this value. Raises ConfigurationError that lists the modes otherwise."""
         try:
             return cls(value)
