@@ -155,23 +155,23 @@ class RowReader:
             cleaned = to_row_dict(row)
             assert isinstance(row, Mapping)  # to_row_dict rejects anything else
             try:
-                found = detect_row_format(cleaned, self.message_field, self.row_format)
+                detected = detect_row_format(cleaned, self.message_field, self.row_format)
             except DataFormatError:
                 if self.message_field not in row:
                     raise
                 # The column exists and is null in this row. Put back, it is reported as an empty
                 # list of messages, not as a missing key.
                 cleaned[self.message_field] = None
-                found = detect_row_format(cleaned, self.message_field, self.row_format)
+                detected = detect_row_format(cleaned, self.message_field, self.row_format)
             if self.row_format is None:
-                self.row_format = found if identifies_format(found, cleaned) else None
-            elif found != self.row_format:
+                self.row_format = detected if identifies_format(detected, cleaned) else None
+            elif detected != self.row_format:
                 raise DataFormatError(
-                    f"{found.name}, but the data set begins with {self.row_format.name}; "
+                    f"{detected.name}, but the data set begins with {self.row_format.name}; "
                     "all rows of a data set must have the same format"
                 )
             return _parse_chat(
-                cleaned, found, location, _fields_with_dropped_nulls(row, cleaned, found)
+                cleaned, detected, location, _fields_with_dropped_nulls(row, cleaned, detected)
             )
         except DataFormatError as error:
             raise DataFormatError(f"{location}: {error}") from error
@@ -191,11 +191,13 @@ def make_row_reader(rows: Iterable[Plain], message_field: str, name: str) -> Row
     for number, row in enumerate(itertools.islice(rows, _FORMAT_PROBE_ROWS)):
         try:
             cleaned = to_row_dict(row)
-            found = detect_row_format(cleaned, message_field)
-            if identifies_format(found, cleaned):
-                reader.row_format = found
+            detected = detect_row_format(cleaned, message_field)
+            if identifies_format(detected, cleaned):
+                reader.row_format = detected
                 return reader
-            found.read_messages(cleaned)  # raises with the reason why the list has no first message
+            detected.read_messages(
+                cleaned
+            )  # raises with the reason why the list has no first message
             problem = problem if number else "row 0: the list of messages is empty"
         except (DataFormatError, RecursionError) as error:
             problem = f"row {number}: {error}" if not number else problem
@@ -220,8 +222,8 @@ def _parse_chat(
     is_completion = row_format.name == "prompt/completion"
     prompt = parse_json_messages(row.get("prompt")) if is_completion else None
     if isinstance(prompt, list):
-        # Most modes train every assistant message, those inside the prompt too, which people do
-        # not expect of a prompt: the report counts such rows.
+        # Every mode but last_assistant_message trains the replies inside the prompt as well, so the
+        # summary of the data reports such rows.
         replies = sum(message["role"] == "assistant" for message in messages[: len(prompt)])
         notes["replies", "prompt"] += replies > 0
     messages = [_normalise_role(message, notes) for message in messages]

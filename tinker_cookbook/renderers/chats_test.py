@@ -176,7 +176,7 @@ def test_tools_are_declared_for_training_where_calls_cannot_be_read_back() -> No
     """Llama's calls are bare JSON: no environment can run them, but data may hold them."""
     tokenizer = load("llama-3.1-instruct")
     renderer = get_renderer("template", tokenizer)
-    with pytest.raises(RendererError, match="cannot be read back"):
+    with pytest.raises(RendererError, match="cannot be parsed"):
         renderer.create_conversation_prefix_with_tools([ADD])
     messages = chat_with([ADD], SYSTEM, USER, REPLY).messages_for(renderer)
     text = tokenizer.decode(renderer.build_supervised_example(messages).model_input.to_ints())

@@ -71,7 +71,7 @@ def test_a_renderer_of_ones_own_by_module_and_name(
     for name, problem in [
         ("my_formats:Absent", "renderer_name=my_formats:Absent: cannot be imported: module"),
         ("no_formats:Mine", "renderer_name=no_formats:Mine: cannot be imported: No module named"),
-        ("my_formats:number", "expected a class derived from Renderer, or a function"),
+        ("my_formats:number", "expected a subclass of Renderer, or a function"),
     ]:
         with pytest.raises(ConfigurationError, match=problem):
             get_renderer(name, tokenizer)
