@@ -7,7 +7,7 @@
 
 On a terminal, trained tokens have a green background, in two shades that alternate so that token
 boundaries show. Elsewhere, and with NO_COLOR set, trained spans are enclosed in « and ». After the
-conversations come the totals, and warnings about everything that training would not train: examples
+conversations come the totals, and warnings about whatever training would leave out: examples
 truncated at max_length, examples without trained tokens, replies with weight 0, reasoning that the
 chat format drops, rows that cannot be rendered (training rejects a JSONL file for one such row, and
 skips it in a data set). The exit code is 1 if training would reject the data. Without data.path, it
@@ -92,10 +92,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    from tinker_cookbook.renderers.loss_mask_view import (
-        LossMaskPrinter,
-        Totals,
-    )  # slow to import, and --help does not need it
+    # slow to import, and --help does not need it
+    from tinker_cookbook.renderers.loss_mask_view import LossMaskPrinter, Totals
 
     _check_config(config)
     path = config.dataset_path or config.data.path
@@ -166,9 +164,7 @@ def _check_config(config: Config) -> None:
 
 
 def _is_colour_disabled() -> bool:
-    return bool(
-        os.environ.get("NO_COLOR")
-    )  # any non-empty value, as https://no-color.org defines it
+    return bool(os.environ.get("NO_COLOR"))  # any non-empty value: https://no-color.org
 
 
 def _default_max_length(model_name: str) -> int | None:

@@ -12,9 +12,8 @@ from tinker_cookbook.renderers.chat_template import QUESTION, Probes, apply_chat
 from tinker_cookbook.renderers.messages import Message, ToolSpec
 from tinker_cookbook.utils.json_types import JsonObject
 
-_PROMPT = (
-    "SYSTEM-PROMPT-HERE"  # stands for the system prompt, whose own text may occur in the template's
-)
+# A placeholder for the system prompt, whose own text may occur in the template's.
+_PROMPT = "SYSTEM-PROMPT-HERE"
 
 
 def openai_tools(tools: Sequence[ToolSpec | JsonObject]) -> list[JsonObject]:
