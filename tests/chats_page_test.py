@@ -25,7 +25,7 @@ from tinker_cookbook.renderers import (
     show,
     unregister_renderer,
 )
-from tinker_cookbook.renderers.chats import read_chats, row_chat
+from tinker_cookbook.renderers.chats import parse_row, read_chats
 from tinker_cookbook.renderers.conftest import assistant, load, marked, rendered_ids, user
 from tinker_cookbook.renderers.examples import conversation_examples
 from tinker_cookbook.supervised.chat_config import ALIASES, resolve_chat_config
@@ -62,7 +62,7 @@ RENDERERS = {row[0]: row[2:5] for row in table("name")}
 def example(renderer: Renderer, row: dict[str, Any]) -> str:
     """The last example of a conversation as `marked` writes it."""
     examples = renderer.build_supervised_examples(
-        row_chat(row, "row").messages_for(renderer), TrainOnWhat.ALL_ASSISTANT_MESSAGES
+        parse_row(row, "row").messages_for(renderer), TrainOnWhat.ALL_ASSISTANT_MESSAGES
     )
     return marked(renderer.tokenizer, examples[-1], {})
 
@@ -118,7 +118,7 @@ def test_reasoning_inside_a_string(name: str, trained: str | None) -> None:
     named = " ".join(row[0] for row in table("renderer")).replace("gpt_oss_*", name)
     assert name in re.findall(r"\w+", named)
     if trained is None:
-        with pytest.raises(TinkerCookbookError, match="the reply holds reasoning"):
+        with pytest.raises(TinkerCookbookError, match="the reply contains reasoning"):
             _with_string_reasoning(name)
     else:
         assert _with_string_reasoning(name).endswith(trained)
@@ -149,21 +149,21 @@ def test_the_forms_of_rows(row: str, read_as: str) -> None:
         words = [f"{call['name']}({json.dumps(call['arguments'])})" for call in calls]
         return f"{message['role']}: {message['content']}{''.join(words)}"
 
-    chat = row_chat(json.loads(row), "row")
+    chat = parse_row(json.loads(row), "row")
     assert " / ".join(map(said, chat.messages)).replace("\n", "⏎") == read_as
 
 
-@pytest.mark.parametrize("key, fate", table("beside the messages"))
-def test_what_becomes_of_a_key_beside_the_messages(key: str, fate: str) -> None:
+@pytest.mark.parametrize("key, outcome", table("key next to `messages`"))
+def test_what_becomes_of_a_key_beside_the_messages(key: str, outcome: str) -> None:
     row = {"messages": [user("Hi"), assistant("Hello")]}
     more = {**row, **json.loads(f"{{{key}}}")}
-    if fate.startswith("refused"):
-        with pytest.raises(TinkerCookbookError, match=re.escape(fate.split("`: `")[1])):
-            row_chat(more, "row")
+    if outcome.startswith("rejected"):
+        with pytest.raises(TinkerCookbookError, match=re.escape(outcome.split("`: `")[1])):
+            parse_row(more, "row")
         return
-    chat = row_chat(more, "row")
+    chat = parse_row(more, "row")
     name = next(iter(more.keys() - row))
-    assert dict(chat.notes) == ({("row", name): 1} if fate == "not read" else {})
+    assert dict(chat.notes) == ({("row", name): 1} if outcome == "dropped" else {})
     assert (chat.messages != row["messages"]) is (name == "system")
 
 
@@ -248,13 +248,13 @@ def test_what_the_table_says_of_a_renderer(name: str) -> None:
         try:
             text = example(renderer, row)
         except TinkerCookbookError:
-            return "refused"
+            return "rejected"
         return "trained" if what in text.rpartition("«")[2] else "dropped"
 
     assert found(thoughtful, "Hm.") == reasoning
-    assert found({"messages": call}, "find") == ("refused" if tools == "refused" else "trained")
+    assert found({"messages": call}, "find") == ("rejected" if tools == "rejected" else "trained")
     declared = found({"messages": call, "tools": [tool]}, "find")
-    assert declared == ("trained" if tools == "declared" else "refused")
+    assert declared == ("trained" if tools == "declared" else "rejected")
     chat = [user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
     count = len(conversation_examples(chat, renderer))
     assert count == (1 if one_example == "yes" else 2)
@@ -271,11 +271,13 @@ def test_two_names_of_one_renderer() -> None:
 
 
 def test_each_module_named_is_headed_by_its_list_of_differences() -> None:
-    files = re.findall(r"`(\w+)\.py`", PAGE.split("which heads each module")[1].split("\n\n")[0])
+    files = re.findall(
+        r"`(\w+)\.py`", PAGE.split("in the docstring of each module")[1].split("\n\n")[0]
+    )
     assert len(files) == 6
     for file in files:
         module = importlib.import_module(f"tinker_cookbook.renderers.{file}")
-        assert "with these differences, all meant:\n\n1. " in (module.__doc__ or "")
+        assert "with these intentional differences:\n\n1. " in (module.__doc__ or "")
 
 
 def test_what_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +317,7 @@ def test_a_renderer_of_ones_own(my_format: None) -> None:
     text = example(renderer, {"messages": [user("Hi"), assistant("Hello.", "Hm.")]})
     assert text == "[user]⏎Hi<|im_end|>⏎[assistant]⏎«<think>Hm.</think>Hello.<|im_end|>»"
     assert text.replace("«", "").replace("»", "") in MY_FORMAT
-    with pytest.raises(TinkerCookbookError, match="message 1: this format has no form for tool"):
+    with pytest.raises(TinkerCookbookError, match="message 1: this format does not support tool"):
         rendered_ids(renderer, [user("Hi"), assistant("", calls=[("f", "{}")])])
     chat = [user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
     first, second = (renderer.build_generation_prompt(chat[:n]).to_ints() for n in (1, 3))

@@ -16,10 +16,16 @@ import pytest
 
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
-from tinker_cookbook.renderers import TrainOnWhat, get_renderer, show, show_page
+from tinker_cookbook.renderers import TrainOnWhat, get_renderer, loss_mask_view, show
 from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.examples import Example, conversation_examples
-from tinker_cookbook.renderers.show_page import Fate, Page, pieces, plain_text, visible
+from tinker_cookbook.renderers.loss_mask_view import (
+    LossMaskPrinter,
+    TokenStatus,
+    escape_invisible,
+    format_plain,
+    text_pieces,
+)
 from tinker_cookbook.sequences import Sequence
 from tinker_cookbook.supervised import viz_sft_dataset
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -52,7 +58,7 @@ def tokenizer() -> Tokenizer:
 def test_a_page_as_a_pipe_gets_it(shown: Callable[..., str]) -> None:
     assert shown([HI, HI[:1]]) == (
         "nano, renderer qwen3_instruct, train_on_what=all_assistant_messages, max_length=512\n"
-        "«trained»  ⏎ a newline  ✂ what follows is cut off\n"
+        "«trained»  ⏎ newline  ✂ truncated from here on\n"
         "\n"
         "── chats:1: 15 tokens, 2 trained\n"
         "<|im_start|>user⏎\nHi<|im_end|>⏎\n<|im_start|>assistant⏎\n«Hello<|im_end|>»\n"
@@ -61,8 +67,8 @@ def test_a_page_as_a_pipe_gets_it(shown: Callable[..., str]) -> None:
         "<|im_start|>user⏎\nHi<|im_end|>\n"
         "! no token is trained under train_on_what=all_assistant_messages\n"
         "\n"
-        "chats: 2 conversations, 1 example, 15 tokens, of them 2 trained (13%)\n"
-        "! 1 example with nothing to train: chats:2: no token is trained under"
+        "chats: 2 conversations, 1 example, 15 tokens, 2 of them trained (13%)\n"
+        "! 1 example without trained tokens: chats:2: no token is trained under"
         " train_on_what=all_assistant_messages\n"
     )
 
@@ -90,12 +96,12 @@ def test_the_totals_are_those_of_training(shown: Callable[..., str], tmp_path: P
         tokens = report.num_tokens + report.num_examples
         assert (
             f"chats: 4 conversations, {report.num_examples} examples, {tokens} tokens,"
-            f" of them {report.num_loss_tokens} trained"
+            f" {report.num_loss_tokens} of them trained"
         ) in out
         notes = [line.partition(": ")[2] for line in report.lines() if "became" in line]
         assert all(note in out for note in notes)
         if mode == "all_assistant_messages":
-            assert notes[0].startswith("2 conversations became 7 examples, one for each reply")
+            assert notes[0].startswith("2 conversations became 7 examples, one per reply")
         else:
             assert not notes
 
@@ -106,10 +112,10 @@ def test_what_is_cut_is_shown_and_counted(shown: Callable[..., str]) -> None:
         "── chats:1: 20 tokens, 2 trained\n"
         "<|im_start|>user⏎\nHi<|im_end|>⏎\n<|im_start|>assistant⏎\n«Hello<|im_end|>»⏎\n"
         "<|im_start|>user⏎\n✂Bye<|im_end|>⏎\n<|im_start|>assistant⏎\nSee you<|im_end|>\n"
-        "! cut to max_length=20 of 33 tokens: 4 trained ones are lost\n"
+        "! truncated from 33 to max_length=20 tokens: 4 trained tokens are lost\n"
     ) in out
-    lost = "13 tokens lost, 4 of them trained ones"
-    assert f"! 1 example cut at max_length=20: {lost}: chats:1\n" in out
+    lost = "13 tokens lost, 4 of them trained"
+    assert f"! 1 example truncated at max_length=20: {lost}: chats:1\n" in out
 
 
 def test_replies_without_weight_and_dropped_reasoning(shown: Callable[..., str]) -> None:
@@ -119,7 +125,7 @@ def test_replies_without_weight_and_dropped_reasoning(shown: Callable[..., str])
     out = shown([chat], *words)
     assert "! message 1 is not trained under train_on_what=last_assistant_message\n" in out
     assert "! 1 of 2 assistant messages not trained under" in out
-    assert "! the reasoning of message 1 is not rendered by this format\n" in out
+    assert "! the reasoning of message 1 is dropped by this chat format\n" in out
     # each reply is an example of its own, and the first one has its reasoning
     out = shown([chat], "renderer_name=qwen3")
     assert "── chats:1, example 2 of 2: " in out and "greet⏎" in out and "!" not in out
@@ -130,7 +136,7 @@ def test_reasoning_is_looked_for_where_it_stands(shown: Callable[..., str], key:
     """Not in words that happen to be the same, and under every key that data sets use."""
     chat = [HI[0], {**HI[1], key: "i"}, *BYE]
     words = ["renderer_name=qwen3", "train_on_what=last_assistant_message"]
-    assert "! the reasoning of message 1 is not rendered by this format\n" in shown([chat], *words)
+    assert "! the reasoning of message 1 is dropped by this chat format\n" in shown([chat], *words)
     assert "reasoning" not in shown([chat], "renderer_name=qwen3_instruct")
     inside = [HI[0], {"role": "assistant", "content": "<think>\ni\n</think>\n\nHello"}, *BYE]
     assert "reasoning" not in shown([inside], *words)  # a string passes through whole
@@ -147,7 +153,7 @@ def test_a_conversation_without_a_reply_counts_where_each_reply_is_an_example(
 ) -> None:
     out = shown([HI, HI[:1]], "renderer_name=qwen3")
     assert "── chats:2\n! no message is trained under train_on_what=all_assistant_messages" in out
-    assert "! 1 example with nothing to train: chats:2\n" in out
+    assert "! 1 example without trained tokens: chats:2\n" in out
 
 
 def test_what_customized_leaves_out_is_meant(shown: Callable[..., str]) -> None:
@@ -171,7 +177,7 @@ def test_tools_beside_the_messages(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown: Callable[..., str]) -> None:
     out = shown([HI, [{"role": "x", "content": "y"}], HI], refused=True)
     assert "── chats:2\n! cannot be rendered: message 0: unknown role 'x'" in out
-    refused = "! 1 conversation cannot be rendered, and training refuses such a file: chats:2: "
+    refused = "! 1 conversation cannot be rendered, and training rejects the whole file: chats:2: "
     assert f"{refused}message 0: unknown role 'x'" in out
     assert "chats: 3 conversations, 2 examples" in out
 
@@ -179,7 +185,7 @@ def test_what_cannot_be_rendered_is_named_and_the_rest_shown(shown: Callable[...
 def test_many_places_are_not_all_named(shown: Callable[..., str]) -> None:
     out = shown([HI[:1]] * 9, "shown=0", refused=True)  # as a whole: nothing is trained
     line = out.splitlines()[-1]
-    assert line.startswith("! 9 examples with nothing to train: chats:1: ")
+    assert line.startswith("! 9 examples without trained tokens: chats:1: ")
     assert line.endswith("; ...") and "chats:5: " in line and "chats:6: " not in line
 
 
@@ -188,8 +194,10 @@ def test_a_part_of_the_data(shown: Callable[..., str]) -> None:
     out = shown(chats, "start=1", "limit=2", "shown=1")
     assert "── chats:2: " in out and "── chats:1" not in out and "── chats:3" not in out
     assert "chats: 2 conversations" in out
-    assert out.endswith("There are more than these 2: limit= renders more of them.\n")
-    assert "more than these" not in shown(chats, "limit=4")
+    assert out.endswith(
+        "The data has more conversations; set limit= to render more than these 2.\n"
+    )
+    assert "set limit=" not in shown(chats, "limit=4")
     with pytest.raises(ConfigurationError, match=r"start=4: there are not that many"):
         shown(chats, "start=4")
 
@@ -197,7 +205,7 @@ def test_a_part_of_the_data(shown: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dataset_path=a.jsonl"], r"dataset_path=a\.jsonl and data\.path=.* drop either"),
+        (["dataset_path=a.jsonl"], r"dataset_path=a\.jsonl and data\.path=.* remove one of them"),
         (["max_length=1"], "max_length=1: expected 2 or more"),
         (["limit=0"], "limit=0: expected 1 or more"),
         (["renderer_name=qwen"], "renderer_name='qwen' is not a registered renderer"),
@@ -211,7 +219,7 @@ def test_bad_keys(shown: Callable[..., str], words: list[str], message: str) -> 
 
 def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"messages": 3}')
-    with pytest.raises(DataFormatError, match=r"x\.jsonl:1: 'messages' must be a list"):
+    with pytest.raises(DataFormatError, match=r"x\.jsonl:1: 'messages' must be a non-empty list"):
         show.main(show.Config(dataset_path=str(tmp_path / "x.jsonl")))
     with pytest.raises(ConfigurationError, match=r"dataset_path=.*: no such file"):
         show.main(show.Config(dataset_path=str(tmp_path / "y.jsonl")))
@@ -244,7 +252,7 @@ def test_what_is_converted_and_what_is_not_read_as_in_training(
         said = [line for line in data.report.lines() if "rows" in line]
         assert said == [
             f"{path}: 3 rows of instruction/input/output, read as user and assistant messages",
-            f"{path}: keys that are not read: topic (3 rows)",
+            f"{path}: dropped keys: topic (3 rows)",
         ]
         assert all(f"{line}\n" in out for line in said)
 
@@ -260,7 +268,7 @@ def test_rows_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     show.main(parse(show.Config, words))
     out = capsys.readouterr().out
     assert "saved, row 0: 15 tokens, 2 trained" in out
-    assert "saved, row 1: 'chat' must be a list" in out
+    assert "saved, row 1: 'chat' must be a non-empty list" in out
     with pytest.raises(DataFormatError, match=r"saved: row 0: no 'messages'; found 'chat', 'n'"):
         show.main(parse(show.Config, words[:1]))
 
@@ -281,7 +289,7 @@ def test_built_in_conversations(
     show.main(show.Config(renderer_name=renderer))
     out = capsys.readouterr().out
     assert all(text in out for text in found)
-    left_out = f"Left out, for this format has no place for them: {', '.join(refused)}.\n"
+    left_out = f"Omitted, because this chat format does not support them: {', '.join(refused)}.\n"
     assert (left_out in out) == bool(refused) and "!" not in out
 
 
@@ -289,16 +297,19 @@ def test_pieces_join_to_the_text_and_know_their_fate(tokenizer: Tokenizer) -> No
     text = "Grüße 🙂 𝔘nicode <|im_end|>\ufffd\n"
     chat = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     (example,) = conversation_examples(chat, get_renderer("qwen3_instruct", tokenizer), 20)
-    found = list(pieces(example, tokenizer))
-    assert "".join(p.text for p in found) == tokenizer.decode(example.whole.tokens.tolist())
+    found = list(text_pieces(example, tokenizer))
+    assert "".join(p.text for p in found) == tokenizer.decode(example.full.tokens.tolist())
     assert [p.text for p in found if p.is_special] == [
         *["<|im_start|>", "<|im_end|>"] * 2  # those in the text are text
     ]
-    assert {p.fate for p in found} >= {Fate.READ, Fate.CUT} and example.is_cut
-    whole = Example(example.whole, len(example.whole), None)
-    assert "".join(p.text for p in pieces(whole, tokenizer) if p.fate is Fate.TRAINED) == (
-        f"{text}<|im_end|>"
-    )
+    assert {p.status for p in found} >= {
+        TokenStatus.UNTRAINED,
+        TokenStatus.TRUNCATED,
+    } and example.is_truncated
+    whole = Example(example.full, len(example.full), None)
+    assert "".join(
+        p.text for p in text_pieces(whole, tokenizer) if p.status is TokenStatus.TRAINED
+    ) == (f"{text}<|im_end|>")
 
 
 def test_the_first_token_is_not_shown_as_trained() -> None:
@@ -306,29 +317,29 @@ def test_the_first_token_is_not_shown_as_trained() -> None:
     tokenizer = load("nano")
     tokens = tokenizer.encode("lamp tree")
     example = Example(Sequence(tokens, np.ones(len(tokens))), len(tokens), None)
-    first = next(pieces(example, tokenizer))
-    assert first.fate is Fate.READ
-    assert plain_text(pieces(example, tokenizer)).startswith(f"{first.text}«")
+    first = next(text_pieces(example, tokenizer))
+    assert first.status is TokenStatus.UNTRAINED
+    assert format_plain(text_pieces(example, tokenizer)).startswith(f"{first.text}«")
 
 
 def test_what_a_terminal_would_obey_is_escaped() -> None:
-    assert visible("a\x1b[31m\tb\u202ec\r\n") == "a\\x1b[31m\\tb\\u202ec\\r⏎\n"
-    assert visible("é🙂«") == "é🙂«"
-    assert visible("\ud800") == "\\ud800"
+    assert escape_invisible("a\x1b[31m\tb\u202ec\r\n") == "a\\x1b[31m\\tb\\u202ec\\r⏎\n"
+    assert escape_invisible("é🙂«") == "é🙂«"
+    assert escape_invisible("\ud800") == "\\ud800"
 
 
 def test_colours(tokenizer: Tokenizer) -> None:
     renderer = get_renderer("qwen3_instruct", tokenizer)
     examples = conversation_examples([*HI, *BYE], renderer, 20)
     stream = io.StringIO()
-    page = Page(renderer, stream, colours=True)
+    page = LossMaskPrinter(renderer, stream, colours=True)
     page.chat("here", examples, ["a note"])
     out = stream.getvalue()
-    styles = show_page._STYLES
-    text = show_page.coloured_text(pieces(examples[0], tokenizer))
+    styles = loss_mask_view._STYLES
+    text = loss_mask_view.format_coloured(text_pieces(examples[0], tokenizer))
     trained = [text.plain[s.start : s.end] for s in text.spans if "on " in str(s.style)]
     assert "".join(trained) == "Hello<|im_end|>"
-    assert any(str(s.style).endswith(styles[Fate.CUT][0]) for s in text.spans)
+    assert any(str(s.style).endswith(styles[TokenStatus.TRUNCATED][0]) for s in text.spans)
     assert "\x1b[" in out and "«" not in out and "a note" in out
 
 

@@ -1,9 +1,9 @@
-"""Chat messages to tokens and loss weights, and back. Start at `get_renderer` and `Renderer`.
+"""Renderers: chat messages to tokens and loss weights, and back. Start at `get_renderer`.
 
-The formats: qwen3.py, llama3.py, deepseek_v3.py, kimi_k2.py, gpt_oss.py, role_colon.py, and
-template.py for any other chat model. The types: messages.py. How conversations are assembled:
-base.py. What is trained of them: training_modes.py. How responses are parsed: decoding.py and
-parsing.py. To look at a conversation: show.py.
+Chat formats: qwen3.py, llama3.py, deepseek_v3.py, kimi_k2.py, gpt_oss.py, role_colon.py, and
+template.py for any other chat model. Types: messages.py. Assembling conversations: base.py. Which
+messages are trained: training_modes.py. Parsing responses: decoding.py and parsing.py. Reading data
+sets: chats.py, row_formats.py and known_keys.py. Viewing tokens and loss mask: show.py.
 """
 
 from tinker_cookbook.renderers.base import (

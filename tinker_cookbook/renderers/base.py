@@ -1,8 +1,9 @@
 """`Renderer`: chat messages to tokens and loss weights, and sampled tokens back to a message.
 
-A renderer says how ONE message looks (`render_message`: a header that the framework writes, an
-output that its author writes, end-of-turn token included). This class assembles messages into
-prompts and training examples. All sequences here are unshifted: weight i belongs to token i.
+A chat format defines how ONE message is rendered (`render_message`): a header that the framework
+writes, and an output that the message's author writes, including the end-of-turn token. The base
+class assembles messages into prompts and training examples. All sequences are unshifted: weight i
+belongs to token i.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from tinker_cookbook.renderers.messages import (
     Message,
     Role,
     ToolSpec,
-    calls_tools,
     content_parts,
     ensure_text,
+    has_tool_calls,
     normalise_message,
     to_openai_message,
 )
@@ -54,17 +55,17 @@ if TYPE_CHECKING:
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
 
-ensure_list = content_parts  # under the Tinker cookbook's name
+ensure_list = content_parts  # the Tinker cookbook's name for it
 
 
 @dataclass(frozen=True)
 class RenderContext:
-    """Where a message stands in its conversation. `last_user_index` is -1 where nobody asked.
+    """The position of a message in its conversation.
 
-    `in_last_assistant_turn`: it comes after the last user message, and there is one.
-    `messages`: the whole conversation, for formats that look further than to the neighbours.
-    `last_answer_index`: the last assistant message that calls no tool, the final message left out;
-    -1 if there is none.
+    last_user_index: -1 if there is no user message. in_last_assistant_turn: whether the message
+    follows the last user message. messages: the whole conversation, for formats that depend on more
+    than the neighbouring messages. last_answer_index: the last assistant message without tool
+    calls, not counting the final message; -1 if there is none.
     """
 
     idx: int
@@ -79,10 +80,10 @@ class RenderContext:
 
 @dataclass(frozen=True)
 class RenderedMessage:
-    """One message in tokens. `output` is what a model in this role would have to produce.
+    """The tokens of one message. `output` is what a model in this role would sample.
 
-    `stop_overlap`: what the model also writes before a text stop sequence ends its turn, and which
-    is the next message's header when there is one.
+    stop_overlap: for a stop sequence that is text, the part of it that is also the header of the
+    next message. The model samples it before sampling stops.
     """
 
     output: list[tinker.ModelInputChunk]
@@ -103,11 +104,11 @@ def text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
     return tinker.EncodedTextChunk(tokens=tokens)
 
 
-def message_text(message: Message, ctx: RenderContext) -> str:
-    """The content of a message that must be text alone; RendererError that names the message."""
+def require_text(message: Message, ctx: RenderContext) -> str:
+    """The text of a message without other content. Raises RendererError that cites the message."""
     if any(part["type"] == "thinking" for part in content_parts(message["content"])):
         raise RendererError(
-            f"message {ctx.idx}: it holds reasoning, for which this format has no place; "
+            f"message {ctx.idx}: it contains reasoning, which this format does not support; "
             "remove it, or use a model that reasons"
         )
     try:
@@ -117,45 +118,45 @@ def message_text(message: Message, ctx: RenderContext) -> str:
 
 
 class Renderer(ABC):
-    """One chat format over one tokenizer. Made by `get_renderer`; picklable if made there."""
+    """One chat format for one tokenizer. `get_renderer` creates it and makes it picklable."""
 
     roles: ClassVar[tuple[Role, ...]] = ("system", "user", "assistant", "tool")
     markup: ClassVar[tuple[str, ...]] = ()
-    """Tags inside content that are tokens when the model or the developer writes them."""
+    """Tags inside content that become special tokens if the model or the developer writes them."""
     end_of_text: ClassVar[tuple[str, ...]] = ()
-    """Tokens that end a text, besides the tokenizer's eos token and the stop tokens."""
+    """Tags that end a text, besides the tokenizer's EOS token and the stop tokens."""
     call_tag: ClassVar[str | None] = None
-    """What opens a tool call in the text of a reply. Where there is one, a tool result is refused
-    unless the assistant's message before it calls a tool, in `tool_calls` or in its text."""
+    """The tag that opens a tool call in the text of a reply. If there is one, a tool result must
+    follow an assistant message that calls a tool, in `tool_calls` or in its text."""
     results_in_order: ClassVar[bool] = True
-    """Whether the format tells which call a result answers by its place alone."""
+    """Whether the format shows which call a tool result belongs to by its position alone."""
     reasoning_in_strings: ClassVar[bool] = False
-    """Whether content that is one string with `</think>` in it is split into reasoning and text."""
+    """Whether string content that contains `</think>` is split into reasoning and text."""
     tools_in_messages: ClassVar[bool] = False
-    """Whether a first system message can hold the tools themselves, under the key `tools`."""
+    """Whether a system message at the start may carry tool declarations under the key `tools`."""
     supports_images: ClassVar[bool] = False
     target_must_follow_prompt: ClassVar[bool] = False
-    """Refuse LAST_ASSISTANT_* targets that do not stand behind their own generation prompt."""
+    """Whether to reject LAST_ASSISTANT_* targets that do not follow their own generation prompt."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer: Any = tokenizer  # its annotations in transformers are too wide to help
         self.encoder = TextEncoder(tokenizer)
         self.origin: Origin | None = None
-        # Whoever makes it by name says how to make it again; pickling needs nothing else.
-        self.remade_by: Callable[[Origin], Renderer] | None = None
+        # Set by `get_renderer`, which this module cannot import: how unpickling makes it again.
+        self.remake: Callable[[Origin], Renderer] | None = None
 
-    # What a format defines
+    # Defined by each format
 
     @abstractmethod
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        """One message in tokens, given where it stands."""
+        """Render one message at its position in the conversation."""
 
     @abstractmethod
     def get_stop_sequences(self) -> list[str] | list[int]:
-        """What ends a sampled response: token ids, or strings."""
+        """The stop sequences of sampling, as token ids or strings."""
 
     def content_parser(self) -> ContentParser:
-        """A fresh parser for the text of one response."""
+        """A new parser for the text of one response. By default all of it is text."""
         return TagParser(None, None)
 
     @property
@@ -164,26 +165,27 @@ class Renderer(ABC):
 
     @property
     def has_extension_property(self) -> bool:
-        """Whether each generation prompt of a growing conversation is a prefix of the next.
+        """Whether each generation prompt of a growing conversation is a prefix of the next one.
 
-        Then one example trains every turn, and the turns of a rollout merge into one sequence.
+        If so, one example can train every turn, and the turns of a rollout merge into one sequence.
         """
         return False
 
     def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
-        """The messages that declare at least one tool, each in the form chat templates read."""
+        """The messages that declare `tools`, at least one, in the format of chat templates."""
         raise RendererError(
             f"{type(self).__name__} has no format for tools; use the renderer of a chat model"
         )
 
-    # What every format shares
+    # Shared by all formats
 
     def create_conversation_prefix_with_tools(
         self, tools: Sequence[ToolSpec], system_prompt: str = ""
     ) -> list[Message]:
-        """The messages that declare `tools`, to be put in front of a conversation.
+        """The messages that declare `tools`, to be prepended to a conversation.
 
-        RendererError where the format has none. Without tools, the system prompt alone, if any.
+        Without tools: the system prompt alone, if any. Raises RendererError if the format cannot
+        declare tools.
         """
         if tools:
             return self.declare_tools(openai_tools(tools), system_prompt)
@@ -195,34 +197,34 @@ class Renderer(ABC):
     def build_generation_prompt(
         self, messages: Sequence[Message], role: Role = "assistant", prefill: str | None = None
     ) -> tinker.ModelInput:
-        """The tokens after which a message of `role` is sampled, the first part of it given."""
-        chunks = self._prompt_chunks(self.checked(messages), role)
+        """The tokens after which a message of `role` is sampled; `prefill` is how it begins."""
+        chunks = self._prompt_chunks(self.validate_messages(messages), role)
         if prefill:
             chunks.append(text_chunk(self.encoder.encode(prefill, self.markup)))
-        return model_input_of(chunks)
+        return to_model_input(chunks)
 
     def build_supervised_example(
         self,
         messages: Sequence[Message],
         train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
     ) -> SupervisedExample:
-        """The whole conversation in tokens, with loss weights by `train_on_what`.
+        """The tokens of the whole conversation, with loss weights according to `train_on_what`.
 
-        For the LAST_ASSISTANT_* modes no weight falls on the generation prompt that precedes the
-        target. All weights are 0 where there is no such message; it is for the caller to refuse.
-        A header that is what the last trained message stops at has weight 1, too (role_colon's).
+        In the LAST_ASSISTANT_* modes the generation prompt of the target has weight 0. All weights
+        are 0 if no message is trained; the caller decides whether that is an error. A header that
+        is also the stop sequence of the last trained message has weight 1 (role_colon).
         """
         import torch
 
-        mode = TrainOnWhat.of(train_on_what)
-        messages = self.checked(messages)
+        mode = TrainOnWhat.from_value(train_on_what)
+        messages = self.validate_messages(messages)
         trained = trained_messages(messages, mode)
         header_weight = 1.0 if mode is TrainOnWhat.ALL_TOKENS else 0.0
         chunks: list[tinker.ModelInputChunk] = []
         weights: list[float] = []
 
-        last_trained = max((i for i, is_it in enumerate(trained) if is_it), default=-1)
-        overlap: tinker.ModelInputChunk | None = None  # of the message before, if that is the last
+        last_trained = max((i for i, is_trained in enumerate(trained) if is_trained), default=-1)
+        overlap: tinker.ModelInputChunk | None = None  # of the last trained message
 
         def add(chunk: tinker.ModelInputChunk | None, weight: float) -> None:
             if chunk is not None and chunk.length:
@@ -230,7 +232,7 @@ class Renderer(ABC):
                 weights.extend([weight] * chunk.length)
 
         add(text_chunk(self.bos_tokens), 0.0)
-        for message, context, is_trained in zip(messages, _contexts(messages), trained):
+        for message, context, is_trained in zip(messages, _render_contexts(messages), trained):
             rendered = self.render_message(message, context)
             stops = overlap is not None and rendered.header == overlap
             add(rendered.header, 1.0 if stops else header_weight)
@@ -240,17 +242,19 @@ class Renderer(ABC):
             if context.is_last:
                 add(rendered.stop_overlap, float(is_trained))
 
-        model_input = model_input_of(chunks)
+        model_input = to_model_input(chunks)
+        # What the generation prompt contains is never sampled, so it is not trained, even if the
+        # format renders it as part of the reply's output.
         if mode in LAST_MODES and any(trained):
             first = trained.index(True)
-            prompt = model_input_of(self._prompt_chunks(messages[:first], messages[first]["role"]))
+            prompt = to_model_input(self._prompt_chunks(messages[:first], messages[first]["role"]))
             if _starts_with(model_input, prompt):
                 weights[: prompt.length] = [0.0] * prompt.length
             elif self.target_must_follow_prompt:
                 raise RendererError(
                     f"message {first}: in this conversation it does not follow its own generation "
-                    "prompt, so training on it would not match sampling; "
-                    "use build_supervised_examples, which ends one example at each reply"
+                    "prompt, so training would not match sampling; "
+                    "use build_supervised_examples, which makes one example per reply"
                 )
         return SupervisedExample(model_input, torch.tensor(weights, dtype=torch.float32))
 
@@ -259,21 +263,21 @@ class Renderer(ABC):
         messages: Sequence[Message],
         train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_TURN,
     ) -> list[SupervisedExample]:
-        """Examples in which every trained reply stands behind exactly what it was sampled after.
+        """Examples in which each trained reply follows the prompt that it is sampled from.
 
-        One where the format has the extension property; otherwise one for each trained assistant
-        message, ending at it, for history is written differently from the latest reply.
-        NotImplementedError for modes that train on anything else.
+        One example if the format has the extension property. If not, history is rendered unlike the
+        latest reply, so there is one example per trained assistant message, which ends with it.
+        Raises NotImplementedError for modes that train other messages.
         """
-        mode = TrainOnWhat.of(train_on_what)
+        mode = TrainOnWhat.from_value(train_on_what)
         if self.has_extension_property:
             return [self.build_supervised_example(messages, mode)]
         if mode not in REPLY_MODES:
             raise NotImplementedError(
-                f"train_on_what={mode} cannot be split into one example for each reply; "
+                f"train_on_what={mode} cannot be split into one example per reply; "
                 f"use one of {', '.join(sorted(REPLY_MODES))}"
             )
-        messages = self.checked(messages)
+        messages = self.validate_messages(messages)
         trained = trained_messages(messages, mode)
         return [
             self.build_supervised_example(messages[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
@@ -281,17 +285,19 @@ class Renderer(ABC):
             if is_trained
         ]
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
-        """Copies in the form that `render_message` reads. RendererError that names the first
-        message which this format cannot take, whatever stands around it."""
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
+        """Validate the messages and return normalised copies for `render_message`.
+
+        Raises RendererError that cites the first message that this format does not support.
+        """
         if not messages:
             raise RendererError("an empty conversation: there is no message 0")
         checked = [normalise_message(m, i, self.roles) for i, m in enumerate(messages)]
         for i, message in enumerate(checked):
             if message.get("tools") and not self.tools_in_messages:
                 raise RendererError(
-                    f"message {i}: 'tools' inside a message is not read; put them beside the "
-                    "messages, or use create_conversation_prefix_with_tools"
+                    f"message {i}: 'tools' inside a message is not supported; put them beside "
+                    "'messages' in the row, or use create_conversation_prefix_with_tools"
                 )
         if self.reasoning_in_strings:
             check_reasoning_comes_first(checked)
@@ -303,39 +309,39 @@ class Renderer(ABC):
             for i, message in enumerate(checked):
                 if any(part["type"] == "image" for part in content_parts(message["content"])):
                     raise RendererError(
-                        f"message {i}: an image, which this format cannot render; remove it "
-                        "(the built-in formats are for text)"
+                        f"message {i}: this format does not support images; remove the image "
+                        "(all built-in formats are for text)"
                     )
         return checked
 
     def parse_response(self, tokens: Sequence[int]) -> ParsedResponse:
-        """The message in a sampled response, and how the response ended."""
+        """Parse a sampled response into a message, and classify how it ended."""
         return self._response_parser().parse(tokens)
 
     def parse_response_streaming(
         self, tokens: Iterable[int]
     ) -> Iterator[MessageDelta | ParsedResponse]:
-        """A header first, deltas as soon as nothing that follows can change them, and as the last
-        item what `parse_response` gives for all the tokens. `tokens` may be a generator that is
-        still sampling."""
+        """Yield a header, then deltas as soon as later tokens can no longer change them, and last
+        the result of `parse_response` for all tokens. `tokens` may be a generator that is still
+        sampling."""
         return self._response_parser().stream(tokens)
 
     def __reduce__(self) -> tuple[Callable[[Origin], Renderer], tuple[Origin]]:
-        if self.origin is None or self.remade_by is None:
+        if self.origin is None or self.remake is None:
             raise pickle.PicklingError(
-                f"{type(self).__name__} can be pickled only if it comes from get_renderer(name, "
-                "tokenizer, model_name=...): it travels as these two names"
+                f"{type(self).__name__} can be pickled only if it was created by get_renderer("
+                "name, tokenizer, model_name=...): a pickle holds only these two names"
             )
-        return self.remade_by, (self.origin,)
+        return self.remake, (self.origin,)
 
     def _prompt_chunks(
         self, messages: Sequence[Message], role: Role
     ) -> list[tinker.ModelInputChunk]:
-        """BOS, the messages, and the header of an empty message of `role`."""
+        """BOS, the messages, and the header of a new message of `role`."""
         everything = [*messages, Message(role=role, content="")]
-        normalise_message(everything[-1], len(messages), self.roles)
+        normalise_message(everything[-1], len(messages), self.roles)  # raises for an unknown role
         chunks: list[tinker.ModelInputChunk] = [text_chunk(self.bos_tokens)]
-        for message, context in zip(everything, _contexts(everything)):
+        for message, context in zip(everything, _render_contexts(everything)):
             rendered = self.render_message(message, context)
             if rendered.header is not None:
                 chunks.append(rendered.header)
@@ -363,17 +369,21 @@ class Renderer(ABC):
 
 
 class Origin(NamedTuple):
-    """The names by which a renderer is made anew in another process."""
+    """The names from which a renderer is made again in another process."""
 
     renderer_name: str
     model_name: str
 
 
-def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
+def _render_contexts(messages: Sequence[Message]) -> list[RenderContext]:
     last = len(messages) - 1
     last_user = last_user_index(messages)
     last_answer_index = max(
-        (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and not calls_tools(m)),
+        (
+            i
+            for i, m in enumerate(messages[:-1])
+            if m["role"] == "assistant" and not has_tool_calls(m)
+        ),
         default=-1,
     )
     return [
@@ -391,8 +401,8 @@ def _contexts(messages: Sequence[Message]) -> list[RenderContext]:
     ]
 
 
-def model_input_of(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInput:
-    """Neighbouring text chunks become one, so that equal tokens are equal inputs."""
+def to_model_input(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInput:
+    """Merge adjacent text chunks, so that equal tokens give equal inputs."""
     import tinker
 
     merged: list[tinker.ModelInputChunk] = []
@@ -411,16 +421,16 @@ def model_input_of(chunks: Iterable[tinker.ModelInputChunk]) -> tinker.ModelInpu
 
 
 def _starts_with(whole: tinker.ModelInput, prefix: tinker.ModelInput) -> bool:
-    """Whether `prefix` is how `whole` begins; its last text chunk may end inside one of `whole`."""
+    """Whether `whole` begins with `prefix`, whose last text chunk may end inside one of `whole`."""
     if not prefix.chunks:
         return True
     count = len(prefix.chunks)
     if len(whole.chunks) < count or whole.chunks[: count - 1] != prefix.chunks[:-1]:
         return False
-    mine, theirs = prefix.chunks[-1], whole.chunks[count - 1]
-    if mine.type == "encoded_text" and theirs.type == "encoded_text":
-        return list(theirs.tokens[: len(mine.tokens)]) == list(mine.tokens)
-    return mine == theirs
+    last, counterpart = prefix.chunks[-1], whole.chunks[count - 1]
+    if last.type == "encoded_text" and counterpart.type == "encoded_text":
+        return list(counterpart.tokens[: len(last.tokens)]) == list(last.tokens)
+    return last == counterpart
 
 
 class TokensAndWeights(NamedTuple):
@@ -431,10 +441,10 @@ class TokensAndWeights(NamedTuple):
 def tokens_weights_from_strings_weights(
     strings_weights: Sequence[tuple[str, float]], tokenizer: Tokenizer
 ) -> TokensAndWeights:
-    """Strings, each with one weight, as int64 tokens [N] and float32 weights [N].
+    """Encode strings, each with one weight, to int64 tokens [N] and float32 weights [N].
 
-    The strings are the developer's: special tokens in them are special tokens. The first is encoded
-    as the tokenizer begins a text (with its BOS, if it has one).
+    The strings are trusted: special tokens in them become special tokens. The first string gets the
+    tokenizer's BOS, if it has one.
     """
     import torch
 

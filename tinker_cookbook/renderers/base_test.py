@@ -172,7 +172,7 @@ def test_prefilled_think_tag_is_a_token(tokenizer: str) -> None:
         ([{"role": "user", "content": None}], "message 0: this user message has no content"),
         ([USER, {"role": "robot", "content": "x"}], "message 1: unknown role 'robot'"),
         ([USER, {"content": "x"}], "message 1: unknown role None"),
-        ([{"role": "user", "content": 3}], "message 0: content must be text or a list of parts"),
+        ([{"role": "user", "content": 3}], "message 0: content must be a string or a list"),
         (["Hi"], "message 0: expected a dict"),
         ([USER, {"role": "user", "content": [{"type": "image", "image": "x.png"}]}], "message 1: "),
         ([{"role": "user", "content": [{"type": "audio"}]}], "message 0: unknown content part"),
@@ -307,7 +307,7 @@ def test_results_stand_in_the_order_of_their_calls(tokenizer: str) -> None:
 
     assert prompt("b", "a") == prompt("a", "b")
     assert "of b" in tokenizer.decode(prompt("b").to_ints())  # the other was not answered
-    with pytest.raises(RendererError, match="message 3: a tool result with the tool_call_id 'z'"):
+    with pytest.raises(RendererError, match="message 3: tool_call_id='z' matches no call"):
         prompt("a", "z")
 
 

@@ -1,4 +1,8 @@
-"""Conversations from plain data, checked: every error says where, and what was found there."""
+"""Parse rows of data sets into conversations. Every error gives the location and the bad value.
+
+`row_formats.py` detects the format of a row, `known_keys.py` decides which keys are used, dropped
+or rejected, and the renderers validate the messages themselves.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +18,34 @@ from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.renderers.known_keys import (
     MESSAGE_KEYS,
     PART_KEYS,
-    REASONING,
-    REPLIES,
+    REASONING_KEYS,
+    REPLY_KEYS,
     ROW_KEYS,
-    SYSTEM,
-    TEXTS,
+    SYSTEM_PROMPT_KEYS,
+    TEXT_KEYS,
     TOOL_KEYS,
-    refusal,
+    find_key_problem,
 )
 from tinker_cookbook.renderers.messages import (
-    SURROGATE,
+    LONE_SURROGATE,
     Content,
     Message,
     get_text_content,
     parse_content_blocks,
 )
-from tinker_cookbook.renderers.row_account import Notes
 from tinker_cookbook.renderers.row_formats import (
-    EXPECTED,
-    MESSAGES,
+    EXPECTED_ROW,
+    MESSAGES_KEY,
     RowFormat,
-    role_meant,
-    row_format,
-    row_object,
-    short,
-    tells,
-    turns_meant,
-    without_nulls,
+    canonical_role,
+    detect_row_format,
+    drop_nulls,
+    excerpt,
+    identifies_format,
+    parse_json_messages,
+    to_row_dict,
 )
+from tinker_cookbook.renderers.row_summary import RowNotes
 from tinker_cookbook.renderers.tool_declarations import openai_tools
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.files import existing_file
@@ -51,32 +55,36 @@ from tinker_cookbook.utils.records import DataFile
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-_LOOKED_AT = 100  # rows, for one that tells the form
+_FORMAT_PROBE_ROWS = 100  # rows read at most to detect the format of a data set
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation and where it stands, for messages to the user ("chats.jsonl:17").
+    """A conversation and its source location ("chats.jsonl:17"), which error messages cite.
 
-    tools: those that are declared to the model, as OpenAI's API or `ToolSpec` has them. notes: what
-    of the row was converted or is not read.
+    tools: tool declarations in the format of OpenAI's API or of `ToolSpec`. notes: what was
+    converted in the row and which of its keys were dropped.
     """
 
     messages: list[Message]
-    where: str
+    location: str
     tools: list[JsonObject] = field(default_factory=list)
-    notes: Notes = field(default_factory=dict, compare=False)
+    notes: RowNotes = field(default_factory=dict, compare=False)
 
     def messages_for(self, renderer: Renderer) -> list[Message]:
-        """The messages with the tools declared in front, as `renderer` does it; the system prompt,
-        if there is one, becomes part of the declaration. RendererError where it has no form."""
+        """The messages with `renderer`'s tool declaration prepended. A system prompt becomes part
+        of the declaration. Raises RendererError if the format cannot declare tools."""
         if not self.tools:
             return self.messages
-        renderer.checked(self.messages)  # what is wrong is named by its place in the data
+        # Before the declaration shifts the indices: errors must cite the messages as the row
+        # numbers them.
+        renderer.validate_messages(self.messages)
         first, rest = self.messages[0], self.messages[1:]
         if first["role"] not in ("system", "developer"):
             first, rest = Message(role="system", content=""), self.messages
         prefix = renderer.declare_tools(openai_tools(self.tools), get_text_content(first))
+        # The key `trainable` is all or nothing: customized needs it on every message, and the
+        # other modes reject it on any.
         if any("trainable" in message for message in self.messages):
             for message in prefix:
                 message["trainable"] = first.get("trainable", False)
@@ -85,150 +93,172 @@ class Chat:
 
 @dataclass(frozen=True)
 class BadRow:
-    """Where there should be a conversation and is none."""
+    """A row that could not be parsed into a conversation."""
 
-    where: str
+    location: str
     problem: str
 
 
 def is_jsonl(path: str) -> bool:
-    """Whether it names a file that training reads as a whole, and refuses for one bad line."""
+    """Whether `path` is a JSONL file, which training reads whole and rejects for one bad line."""
     return path.endswith(".jsonl")
 
 
 def check_file_exists(path: str, key: str) -> None:
-    """ConfigurationError for what looks like a file, not like a name on the hub, and is not there.
-    `key` is the configuration key that named it."""
+    """Raise ConfigurationError if `path` looks like a file, not a hub name, and does not exist.
+    `key` is the configuration key that holds the path."""
     if is_jsonl(path) or (data_files.is_file_name(path) and not Path(path).expanduser().exists()):
         existing_file(path, key)
 
 
 def read_chats(path: str | Path, key: str = "path", message_field: str = "messages") -> list[Chat]:
-    """All conversations of a JSON file, one a line or in one array, in a form of `row_formats.py`.
+    """Read every conversation of a JSONL file, or of a JSON file that holds one array.
 
-    `key` is the configuration key that named the file, `message_field` the one in each row that
-    holds the messages. Raises ConfigurationError for a file that is not there, DataFormatError
-    (with file and line number) for one that cannot be read.
+    `key` is the configuration key that holds the path, `message_field` the key of the messages in
+    each row. Raises ConfigurationError if the file does not exist, DataFormatError (with file and
+    line number) if a row cannot be parsed.
     """
     file = DataFile(str(existing_file(path, key)), str(path))
-    read = RowReader(message_field)
-    chats = [read(record.row, f"{path}:{record.line}") for record in file.records()]
+    parse = RowReader(message_field)
+    chats = [parse(record.row, f"{path}:{record.line}") for record in file.records()]
     if not chats:
-        raise DataFormatError(f"{path}: the file is empty; expected one object a line: {EXPECTED}")
+        raise DataFormatError(
+            f"{path}: the file is empty; expected one object per line: {EXPECTED_ROW}"
+        )
     return chats
 
 
 class RowReader:
-    """The conversations of one data set's rows, all in the form of its first row.
+    """Parses the rows of one data set. The first row that identifies a format fixes it for all.
 
-    A row is a mapping of plain values. What is null in it is not there, inside tools and the
-    arguments of calls too, as a table has every key of any row; to keep a null there, write tools
-    or arguments as JSON in text. message_field: key of the list of messages.
+    Keys whose value is null are dropped, also inside tools and the arguments of tool calls, because
+    a table gives each row every key of any row and fills the others with null. To keep a null, give
+    tools or arguments as a JSON string. message_field: key of the list of messages.
     """
 
-    def __init__(self, message_field: str = MESSAGES) -> None:
+    def __init__(self, message_field: str = MESSAGES_KEY) -> None:
         self.message_field = message_field
-        self.form: RowFormat | None = None
+        self.row_format: RowFormat | None = None
 
     @property
-    def forms(self) -> list[str]:
-        """How rows are read, where they are converted."""
-        return [self.form.read_as] if self.form is not None and self.form.read_as else []
+    def source_formats(self) -> list[str]:
+        """The format that rows are converted from; empty if they hold messages already."""
+        known = self.row_format
+        return [known.conversion] if known is not None and known.conversion else []
 
-    def __call__(self, row: Plain, where: str) -> Chat:
-        """The conversation of a row, checked, but for what its messages hold, which the renderer
-        checks. DataFormatError that begins with `where`."""
+    def __call__(self, row: Plain, location: str) -> Chat:
+        """Parse and validate one row; the renderer validates the content of the messages.
+
+        Raises DataFormatError prefixed with `location`.
+        """
         try:
-            kept = row_object(row)
-            assert isinstance(row, Mapping)  # or it would have been refused
+            cleaned = to_row_dict(row)
+            assert isinstance(row, Mapping)  # to_row_dict rejects anything else
             try:
-                form = row_format(kept, self.message_field, self.form)
+                detected = detect_row_format(cleaned, self.message_field, self.row_format)
             except DataFormatError:
                 if self.message_field not in row:
                     raise
-                kept[self.message_field] = None  # a table has the column in every row
-                form = row_format(kept, self.message_field, self.form)
-            if self.form is None:
-                self.form = form if tells(form, kept) else None
-            elif form != self.form:
+                # The column exists and is null in this row. Put back, it is reported as an empty
+                # list of messages, not as a missing key.
+                cleaned[self.message_field] = None
+                detected = detect_row_format(cleaned, self.message_field, self.row_format)
+            if self.row_format is None:
+                self.row_format = detected if identifies_format(detected, cleaned) else None
+            elif detected != self.row_format:
                 raise DataFormatError(
-                    f"{form.name}, but the data set begins with {self.form.name}; "
-                    "one data set has one form"
+                    f"{detected.name}, but the data set begins with {self.row_format.name}; "
+                    "all rows of a data set must have the same format"
                 )
-            return _chat(kept, form, where, _nulls_left_out(row, kept, form))
+            return _parse_chat(
+                cleaned, detected, location, _fields_with_dropped_nulls(row, cleaned, detected)
+            )
         except DataFormatError as error:
-            raise DataFormatError(f"{where}: {error}") from error
+            raise DataFormatError(f"{location}: {error}") from error
         except RecursionError:
-            raise DataFormatError(f"{where}: the row is nested too deeply") from None
+            raise DataFormatError(f"{location}: the row is nested too deeply") from None
 
 
-def row_reader(rows: Iterable[Plain], message_field: str, name: str) -> RowReader:
-    """A reader in the form of the first of `rows` that has one. DataFormatError where none has."""
+def make_row_reader(rows: Iterable[Plain], message_field: str, name: str) -> RowReader:
+    """A RowReader for the first format that the first `rows` identify.
+
+    Raises DataFormatError if no row identifies one.
+    """
     reader = RowReader(message_field)
+    # The error cites row 0: later rows are only tried because an empty list of messages, or a bad
+    # row, does not identify the format of the others.
     problem = "no rows"
-    for number, row in enumerate(itertools.islice(rows, _LOOKED_AT)):
+    for number, row in enumerate(itertools.islice(rows, _FORMAT_PROBE_ROWS)):
         try:
-            kept = row_object(row)
-            form = row_format(kept, message_field)
-            if tells(form, kept):
-                reader.form = form
+            cleaned = to_row_dict(row)
+            detected = detect_row_format(cleaned, message_field)
+            if identifies_format(detected, cleaned):
+                reader.row_format = detected
                 return reader
-            form.turns(kept)  # says what is wrong
-            problem = problem if number else "row 0: it begins with no message"
+            detected.read_messages(
+                cleaned
+            )  # raises with the reason why the list has no first message
+            problem = problem if number else "row 0: the list of messages is empty"
         except (DataFormatError, RecursionError) as error:
             problem = f"row {number}: {error}" if not number else problem
     raise DataFormatError(f"data set {name}: {problem}")
 
 
-def row_chat(row: Plain, where: str, message_field: str = MESSAGES) -> Chat:
-    """The conversation of one row that stands alone, see `RowReader`."""
-    return RowReader(message_field)(row, where)
+def parse_row(row: Plain, location: str, message_field: str = MESSAGES_KEY) -> Chat:
+    """Parse one row that belongs to no data set, see `RowReader`."""
+    return RowReader(message_field)(row, location)
 
 
-def _chat(row: Mapping[str, Plain], form: RowFormat, where: str, nulls: Iterable[str] = ()) -> Chat:
+def _parse_chat(
+    row: Mapping[str, Plain], row_format: RowFormat, location: str, nulls: Iterable[str] = ()
+) -> Chat:
     messages = [  # counted from 0, as the renderers do
-        _message(message, f"message {index}") for index, message in enumerate(form.turns(row))
+        _parse_message(message, f"message {index}")
+        for index, message in enumerate(row_format.read_messages(row))
     ]
-    notes: Counter[tuple[str, str]] = Counter(("null", what) for what in nulls)
-    if form.read_as:
-        notes["form", form.read_as] += 1
-    prompt = turns_meant(row.get("prompt")) if form.name == "prompt/completion" else None
+    notes: Counter[tuple[str, str]] = Counter(("null", field_name) for field_name in nulls)
+    if row_format.conversion:
+        notes["form", row_format.conversion] += 1
+    is_completion = row_format.name == "prompt/completion"
+    prompt = parse_json_messages(row.get("prompt")) if is_completion else None
     if isinstance(prompt, list):
+        # Every mode but last_assistant_message trains the replies inside the prompt as well, so the
+        # summary of the data reports such rows.
         replies = sum(message["role"] == "assistant" for message in messages[: len(prompt)])
         notes["replies", "prompt"] += replies > 0
-    messages = [_with_known_role(message, notes) for message in messages]
+    messages = [_normalise_role(message, notes) for message in messages]
     system = None if _is_empty(row.get("system")) else row["system"]
-    if system and _system_of(messages) != system:
-        messages = _with_system(system, messages)
+    if system and _system_content(messages) != system:
+        messages = _prepend_system_message(system, messages)
     elif system:
         notes["row", "system"] += 1
-    _check_row_keys(row, form, messages, notes)
+    _check_row_keys(row, row_format, messages, notes)
     for message in messages:
-        _count_unread(message, notes)
-    messages = list(map(_with_one_text, messages))
-    return Chat(messages, where, _tools(row.get("tools")), +notes)
+        _count_dropped_keys(message, notes)
+    messages = list(map(_merge_text_parts, messages))
+    return Chat(messages, location, _parse_tools(row.get("tools")), +notes)  # `+` removes zeros
 
 
-def _with_known_role(message: Message, notes: Counter[tuple[str, str]]) -> Message:
+def _normalise_role(message: Message, notes: Counter[tuple[str, str]]) -> Message:
     role = message["role"]
-    meant = role_meant(role)
-    if meant == role:
+    known_role = canonical_role(role)
+    if known_role == role:
         return message
-    notes["role", f"{role} read as {meant}"] += 1
-    return {**message, "role": meant}
+    notes["role", f"{role} read as {known_role}"] += 1
+    return {**message, "role": known_role}
 
 
-def _system_of(messages: list[Message]) -> Content | None:
+def _system_content(messages: list[Message]) -> Content | None:
     first = messages[0]
     return first.get("content") if first["role"] in ("system", "developer") else None
 
 
-def _with_system(system: Plain, messages: list[Message]) -> list[Message]:
+def _prepend_system_message(system: Plain, messages: list[Message]) -> list[Message]:
     if not isinstance(system, str):
-        raise DataFormatError(f"'system' must be text, {_found(system)}")
-    if _system_of(messages) is not None:
+        raise DataFormatError(f"'system' must be a string, {_quote_found(system)}")
+    if _system_content(messages) is not None:
         raise DataFormatError(
-            "'system' beside messages that begin with another system message; keep one of them"
+            "'system' differs from the system message that the messages begin with; remove one"
         )
     first = Message(role="system", content=system)
     if any("trainable" in message for message in messages):
@@ -238,19 +268,19 @@ def _with_system(system: Plain, messages: list[Message]) -> list[Message]:
 
 def _check_row_keys(
     row: Mapping[str, Plain],
-    form: RowFormat,
+    row_format: RowFormat,
     messages: list[Message],
     notes: Counter[tuple[str, str]],
 ) -> None:
-    """Keys beside the conversation: refused, or noted as not read."""
-    read = (*form.keys, *ROW_KEYS)
+    """Reject the keys that would change what is trained; count the others as dropped."""
+    known = (*row_format.keys, *ROW_KEYS)
     for key, value in row.items():
-        if key in read or _is_empty(value):
+        if key in known or _is_empty(value):
             continue
-        problem = refusal("row", key, value, read)
-        if key in REPLIES and messages[-1]["role"] != "assistant":
-            problem = f"{key!r} is not read; make the reply the last message"
-        if problem and not (key in TEXTS and _repeats(key, value, messages)):
+        problem = find_key_problem("row", key, value, known)
+        if key in REPLY_KEYS and messages[-1]["role"] != "assistant":
+            problem = f"{key!r} is not supported; put the reply into the last message"
+        if problem and not (key in TEXT_KEYS and _is_text_in_messages(key, value, messages)):
             raise DataFormatError(problem)
         notes["row", key] += 1
 
@@ -259,35 +289,40 @@ def _is_empty(value: Plain) -> bool:
     return not value.strip() if isinstance(value, str) else value in (None, [], {})
 
 
-def _repeats(key: str, value: Plain, messages: list[Message]) -> bool:
-    """Whether the messages have a text, too, as what the key says, so that nothing is lost."""
-    if key in SYSTEM:
+def _is_text_in_messages(key: str, value: Plain, messages: list[Message]) -> bool:
+    """Whether the messages hold the same text in the same place, so that dropping the key is safe:
+    as the system prompt, as a reply, or as reasoning, whichever the key names.
+
+    The texts must be equal. A text that merely occurs inside a message may mean something else.
+    """
+    if key in SYSTEM_PROMPT_KEYS:
         first = messages[0]
-        found = [_texts(first)] if first["role"] in ("system", "developer") else []
+        groups = [_text_variants(first)] if first["role"] in ("system", "developer") else []
     else:
         replies = [message for message in messages if message["role"] == "assistant"]
-        found = list(map(_texts if key in REPLIES else _reasoning, replies))
+        groups = list(map(_text_variants if key in REPLY_KEYS else _reasoning_texts, replies))
     text = value.strip() if isinstance(value, str) else ""
-    return bool(text) and text in [each for texts in found for each in texts]
+    return bool(text) and text in [candidate for texts in groups for candidate in texts]
 
 
-def _texts(message: Message) -> list[str]:
-    """The text of a message, with the reasoning in it and without."""
+def _text_variants(message: Message) -> list[str]:
+    """The text of a message, with its think blocks and without."""
+    content: Any = message.get("content")
+    # a string without think blocks has no parts, and stays a string
+    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
+    return [_join_parts(content, "text"), _join_parts(parts, "text")]
+
+
+def _reasoning_texts(message: Message) -> list[str]:
+    """The reasoning under each reasoning key of a message, and that of its thinking parts."""
     content: Any = message.get("content")
     parts = (isinstance(content, str) and parse_content_blocks(content)) or content
-    return [_joined(content, "text"), _joined(parts, "text")]
+    from_keys = [str(value).strip() for key, value in message.items() if key in REASONING_KEYS]
+    return [*from_keys, "" if isinstance(parts, str) else _join_parts(parts, "thinking")]
 
 
-def _reasoning(message: Message) -> list[str]:
-    """The reasoning of a message: all that it may have, and the whole of each kind."""
-    content: Any = message.get("content")
-    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
-    under_key = [str(value).strip() for key, value in message.items() if key in REASONING]
-    return [*under_key, "" if isinstance(parts, str) else _joined(parts, "thinking")]
-
-
-def _joined(content: Any, kind: str) -> str:
-    """All parts of a kind; a string is text."""
+def _join_parts(content: Any, kind: str) -> str:
+    """The joined parts of type `kind`, stripped; a string is returned as it is, stripped."""
     if isinstance(content, str):
         return content.strip()
     parts = [part for part in content or () if isinstance(part, Mapping)]
@@ -296,7 +331,7 @@ def _joined(content: Any, kind: str) -> str:
     ).strip()
 
 
-def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:
+def _count_dropped_keys(message: Message, notes: Counter[tuple[str, str]]) -> None:
     notes.update(("message", key) for key in message if key not in MESSAGE_KEYS)
     content = message.get("content")
     for part in content if isinstance(content, list) else []:
@@ -304,18 +339,20 @@ def _count_unread(message: Message, notes: Counter[tuple[str, str]]) -> None:
             notes.update(("part", key) for key in part if key not in PART_KEYS)
 
 
-def _tools(value: Plain) -> list[JsonObject]:
-    """The tools of a row: a list of them, as it is or as JSON in text; none where it is empty."""
+def _parse_tools(value: Plain) -> list[JsonObject]:
+    """The tools of a row, given as a list or as a JSON string of one; [] if the value is empty."""
     tools: Plain = value or []
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) or []
         except json.JSONDecodeError:
-            raise DataFormatError(f"'tools' is not JSON, {_found(value)}") from None
+            raise DataFormatError(f"'tools' is not valid JSON, {_quote_found(value)}") from None
     if not isinstance(tools, list):
-        raise DataFormatError(f"'tools' must be a list of tools, {_found(value)}")
-    if SURROGATE.search(json.dumps(tools, ensure_ascii=False, default=str)):
-        raise DataFormatError("'tools' hold half of a surrogate pair")
+        raise DataFormatError(f"'tools' must be a list of tools, {_quote_found(value)}")
+    if LONE_SURROGATE.search(json.dumps(tools, ensure_ascii=False, default=str)):
+        raise DataFormatError(
+            "'tools' contains an unpaired surrogate, which cannot be encoded; remove it"
+        )
     checked: list[JsonObject] = []
     for index, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
@@ -326,77 +363,90 @@ def _tools(value: Plain) -> list[JsonObject]:
         ):
             raise DataFormatError(
                 f"tool {index} must be an object with name, description and parameters, "
-                f"{_found(tool)}"
+                f"{_quote_found(tool)}"
             )
         _check_tool_keys(tool, function, f"tool {index}")
         checked.append(tool)
     return checked
 
 
-def _check_tool_keys(tool: Mapping[str, Plain], function: Mapping[str, Plain], where: str) -> None:
-    """Near misses of keys that formats declare, which some would leave out."""
+def _check_tool_keys(
+    tool: Mapping[str, Plain], function: Mapping[str, Plain], tool_name: str
+) -> None:
+    """Reject misspelt keys, which some chat templates would silently leave out."""
     for key, value in [*tool.items(), *function.items()]:
-        if key not in TOOL_KEYS and (problem := refusal("tool", key, value, TOOL_KEYS)):
-            raise DataFormatError(f"{where}: {problem}")
+        if key not in TOOL_KEYS and (problem := find_key_problem("tool", key, value, TOOL_KEYS)):
+            raise DataFormatError(f"{tool_name}: {problem}")
     for key in ("name", "description", "parameters"):
         if key in tool and tool[key] != function.get(key):
-            raise DataFormatError(f"{where}: {key!r} beside 'function'; write it inside")
+            raise DataFormatError(f"{tool_name}: {key!r} is outside 'function'; move it inside")
 
 
-def _nulls_left_out(
-    row: Mapping[str, Plain], kept: Mapping[str, Plain], form: RowFormat
+def _fields_with_dropped_nulls(
+    row: Mapping[str, Plain], cleaned: Mapping[str, Plain], row_format: RowFormat
 ) -> list[str]:
-    """Whether "tools" or "arguments" of a row, as objects, hold a null that `kept` does not."""
-    found: dict[str, None] = {}
-    if isinstance(row.get("tools"), list) and row["tools"] != kept["tools"]:
+    """Which of the fields "tools" and "arguments" have a null in `row` that `cleaned` lacks."""
+    found: dict[str, None] = {}  # an ordered set
+    if isinstance(row.get("tools"), list) and row["tools"] != cleaned["tools"]:
         found["tools"] = None
-    lists = [value for key in form.keys if isinstance(value := turns_meant(row.get(key)), list)]
+    lists = [
+        value
+        for key in row_format.keys
+        if isinstance(value := parse_json_messages(row.get(key)), list)
+    ]
     for message in itertools.chain.from_iterable(lists):
         calls = message.get("tool_calls") if isinstance(message, Mapping) else None
         for call in calls if isinstance(calls, list) else []:
             function = call.get("function") if isinstance(call, Mapping) else None
             arguments = function.get("arguments") if isinstance(function, Mapping) else None
-            if arguments != without_nulls(arguments):
+            if arguments != drop_nulls(arguments):
                 found["arguments"] = None
     return list(found)
 
 
-def _message(message: Plain, where: str) -> Message:
+def _parse_message(message: Plain, place: str) -> Message:
     if not isinstance(message, Mapping):
-        raise DataFormatError(f"{where} must be an object with role and content, {_found(message)}")
-    kept = dict(message)
-    if not isinstance(kept.get("role"), str):
-        raise DataFormatError(f"{where}: 'role' must be a string, {_found(message)}")
-    # A message that only calls tools has no content in the form that APIs write.
-    if not isinstance(kept.get("content"), str | list) and not kept.get("tool_calls"):
-        raise DataFormatError(f"{where}: 'content' must be a string or a list, {_found(message)}")
-    return kept  # type: ignore[return-value]
+        raise DataFormatError(
+            f"{place} must be an object with role and content, {_quote_found(message)}"
+        )
+    parsed = dict(message)
+    if not isinstance(parsed.get("role"), str):
+        raise DataFormatError(f"{place}: 'role' must be a string, {_quote_found(message)}")
+    # OpenAI's API returns a message that only calls tools without content.
+    if not isinstance(parsed.get("content"), str | list) and not parsed.get("tool_calls"):
+        raise DataFormatError(
+            f"{place}: 'content' must be a string or a list, {_quote_found(message)}"
+        )
+    return parsed  # type: ignore[return-value]
 
 
-def _with_one_text(message: Message) -> Message:
-    """An assistant's parts of text as one string, with its <think>, if any."""
+def _merge_text_parts(message: Message) -> Message:
+    """Join the content of an assistant message into one string if it is all text parts.
+
+    A `<think>` block in a text part is then read as it is in a string: as reasoning.
+    """
     content: Any = message.get("content")
     if message["role"] != "assistant" or not isinstance(content, list):
         return message
-    if not all(map(_is_text, content)):
+    if not all(map(_is_plain_text_part, content)):
         return message
     return {**message, "content": "".join(part["text"] for part in content)}
 
 
-def _is_text(part: Plain) -> bool:
-    """Text and nothing else that matters, so that it may become one string with those around it."""
+def _is_plain_text_part(part: Plain) -> bool:
+    """Whether a part is text alone, so that merging it with its neighbours loses nothing."""
     return (
         isinstance(part, Mapping)
         and part.get("type") == "text"
         and isinstance(part.get("text"), str)
         and not any(part.get(key) for key in PART_KEYS if key not in ("type", "text"))
         and not any(
-            refusal("part", key, value, PART_KEYS)
+            find_key_problem("part", key, value, PART_KEYS)
             for key, value in part.items()
             if key not in PART_KEYS
         )
     )
 
 
-def _found(value: Plain) -> str:
-    return f"found {short(value)}"
+def _quote_found(value: Plain) -> str:
+    return f"found {excerpt(value)}"

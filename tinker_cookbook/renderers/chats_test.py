@@ -8,7 +8,7 @@ import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.renderers.chats import Chat, read_chats, row_chat
+from tinker_cookbook.renderers.chats import Chat, parse_row, read_chats
 from tinker_cookbook.renderers.conftest import load
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
@@ -23,7 +23,7 @@ def write(tmp_path: Path, *lines: str, name: str = "chats.jsonl") -> Path:
 def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path, "\ufeff" + GOOD, "", GOOD)  # some editors begin a file with a mark
     chats = read_chats(path)
-    assert [chat.where for chat in chats] == [f"{path}:1", f"{path}:3"]
+    assert [chat.location for chat in chats] == [f"{path}:1", f"{path}:3"]
     assert chats[1].messages == [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
@@ -38,8 +38,8 @@ def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path: Path) ->
         ('{"talk": []}', "no 'messages'; found 'talk'"),
         ("{}", "no 'messages'; found an empty object"),
         ("[1, 2]", "is not a JSON object: '[1, 2]'; expected"),
-        ('{"messages": "hi"}', "'messages' must be a list of messages that is not empty; found"),
-        ('{"messages": []}', "not empty; found []"),
+        ('{"messages": "hi"}', "'messages' must be a non-empty list of messages; found"),
+        ('{"messages": []}', "non-empty list of messages; found []"),
         ('{"messages": ["hi"]}', 'message 0 must be an object with role and content, found "hi"'),
         ('{"messages": [{"content": "x"}]}', "message 0: 'role' must be a string, found {"),
         (
@@ -99,7 +99,7 @@ def test_columns_without_a_value_are_left_out() -> None:
     }
     call = {"function": {"name": "f", "arguments": {"x": 1}}}
     expected = {"role": "assistant", "tool_calls": [call]}
-    chat = row_chat(row, "row", "text")
+    chat = parse_row(row, "row", "text")
     assert chat == Chat([{"role": "user", "content": "a"}, expected], "row", [])
 
 
@@ -111,7 +111,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def chat_with(tools: Any, *messages: dict[str, Any]) -> Chat:
-    return row_chat({"messages": list(messages), "tools": tools}, "row")
+    return parse_row({"messages": list(messages), "tools": tools}, "row")
 
 
 def test_text_parts_of_a_reply_are_one_string() -> None:
@@ -176,7 +176,7 @@ def test_tools_are_declared_for_training_where_calls_cannot_be_read_back() -> No
     """Llama's calls are bare JSON: no environment can run them, but data may hold them."""
     tokenizer = load("llama-3.1-instruct")
     renderer = get_renderer("template", tokenizer)
-    with pytest.raises(RendererError, match="cannot be read back"):
+    with pytest.raises(RendererError, match="cannot be parsed"):
         renderer.create_conversation_prefix_with_tools([ADD])
     messages = chat_with([ADD], SYSTEM, USER, REPLY).messages_for(renderer)
     text = tokenizer.decode(renderer.build_supervised_example(messages).model_input.to_ints())
@@ -192,7 +192,7 @@ def test_a_developers_message_is_the_system_prompt() -> None:
 
 def test_tools_inside_a_message_are_not_overlooked(tokenizer: str) -> None:
     messages = [{**SYSTEM, "tools": [ADD]}, USER, REPLY]
-    with pytest.raises(RendererError, match="message 0: 'tools' inside a message is not read"):
+    with pytest.raises(RendererError, match="message 0: 'tools' inside a message is not supported"):
         get_renderer("qwen3", tokenizer).build_supervised_example(messages)
     get_renderer("template", tokenizer).build_supervised_example(messages)
 
@@ -209,22 +209,22 @@ def test_bad_messages_are_counted_without_the_declaration(tokenizer: str) -> Non
 
 
 def test_the_older_name_of_tools_is_not_overlooked() -> None:
-    with pytest.raises(DataFormatError, match="row: 'functions' is not read; write them as"):
-        row_chat({"messages": [USER], "functions": [ADD]}, "row")
-    row_chat({"messages": [USER], "functions": None}, "row")
+    with pytest.raises(DataFormatError, match="row: 'functions' is not supported; write them as"):
+        parse_row({"messages": [USER], "functions": [ADD]}, "row")
+    parse_row({"messages": [USER], "functions": None}, "row")
 
 
 @pytest.mark.parametrize(
     ("tools", "problem"),
     [
-        ("{", "row: 'tools' is not JSON, found"),
+        ("{", "row: 'tools' is not valid JSON, found"),
         ({"name": "f"}, "row: 'tools' must be a list of tools, found {"),
-        ([{**ADD, "description": "\ud83d"}], "row: 'tools' hold half of a surrogate pair"),
+        ([{**ADD, "description": "\ud83d"}], "row: 'tools' contains an unpaired surrogate"),
         (3, "row: 'tools' must be a list of tools, found 3"),
         (["add"], 'row: tool 0 must be an object with name, description and parameters, found "'),
         (
             [{"name": "f", "description": "Adds.", "input_schema": {"type": "object"}}],
-            "row: tool 0: 'input_schema' is not read; write it as 'parameters'",
+            "row: tool 0: 'input_schema' is not supported; write it as 'parameters'",
         ),
         (
             [{"name": "f", "parametres": {"type": "object"}}],
@@ -236,11 +236,11 @@ def test_the_older_name_of_tools_is_not_overlooked() -> None:
         ),
         (
             [{**ADD, "required": ["x"]}],
-            "row: tool 0: 'required' is not read; write it inside 'parameters'",
+            "row: tool 0: 'required' is not supported; write it inside 'parameters'",
         ),
         (
             [{"function": {"name": "f"}, "parameters": {"type": "object"}}],
-            "row: tool 0: 'parameters' beside 'function'; write it inside",
+            "row: tool 0: 'parameters' is outside 'function'; move it inside",
         ),
         ([ADD, {"function": {}}], "row: tool 1 must be an object with name"),
     ],

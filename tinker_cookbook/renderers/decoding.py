@@ -1,4 +1,4 @@
-"""Tokens to text as they come, without cutting a character that several tokens make up."""
+"""Decode streamed tokens to text without splitting a character that spans several tokens."""
 
 from __future__ import annotations
 
@@ -10,48 +10,50 @@ if TYPE_CHECKING:
 
 
 class TokenDecoder:
-    """Tokens to text as they come, holding back bytes that are not yet a whole character.
+    """Decodes tokens one by one, holding back bytes that are not yet a complete character.
 
-    Two windows of recent tokens are decoded and compared, because some tokenizers decode a token
-    differently at the start of a text.
+    New text is the difference between two decoded windows of recent tokens, with and without the
+    new ones: some tokenizers decode a token differently at the start of a text, so it cannot be
+    decoded alone.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]):
         self._decode = decode
-        self._tokens: list[int] = []  # the last piece given out, then what is not given out yet
-        self._given = 0
+        self._tokens: list[int] = []  # of the last emitted piece, then those not emitted yet
+        self._num_emitted = 0
 
     def feed(self, token: int) -> str:
         self._tokens.append(token)
         text = self._new_text()
-        # A character cut in two decodes to this sign. So does a true one: it waits for company.
+        # An incomplete character decodes to U+FFFD. A real U+FFFD in the text looks the same, so it
+        # is held back until the next token.
         if not text or text.endswith("\ufffd"):
             return ""
-        self._tokens = self._tokens[self._given :]
-        self._given = len(self._tokens)
+        self._tokens = self._tokens[self._num_emitted :]
+        self._num_emitted = len(self._tokens)
         return text
 
     def finish(self) -> str:
         return self._new_text()
 
     def _new_text(self) -> str:
-        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._given])) :]
+        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._num_emitted])) :]
 
 
 class Utf8TokenDecoder:
-    """`TokenDecoder` for a tokenizer, with the Tinker cookbook's names. Special tokens are text."""
+    """`TokenDecoder` for a tokenizer, with the Tinker cookbook's names. Special tokens are kept."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = TokenDecoder(self._decode)
 
     def decode(self, tokens: Sequence[int]) -> str | None:
-        """The text that these tokens complete, behind those before; None where there is none."""
+        """The text that these tokens complete; None if they complete none."""
         return "".join(map(self._decoder.feed, tokens)) or None
 
     def flush(self) -> str:
-        """What is held back at the end, U+FFFD for bytes that are no character. The next `decode`
-        begins another text."""
+        """The text held back at the end, with U+FFFD for incomplete characters. The next `decode`
+        starts a new text."""
         rest = self._decoder.finish()
         self._decoder = TokenDecoder(self._decode)
         return rest
@@ -60,5 +62,5 @@ class Utf8TokenDecoder:
         text = self._tokenizer.decode(
             tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        assert isinstance(text, str)  # a list only for a list of texts
+        assert isinstance(text, str)  # transformers returns a list only for a batch
         return text

@@ -1,26 +1,26 @@
-"""DeepSeek-V3.1: one model, which replies with or without thinking. Two renderers.
+"""DeepSeek-V3.1, one model that replies with or without thinking: two renderers.
 
     [BOS]system<｜User｜>Hello<｜Assistant｜></think>Hi.<｜end▁of▁sentence｜>
 
-Every reply stands behind `</think>`, or, where it is to think, behind `<think>`. A reply after tool
-results has no header at all. Tokens equal those of the model's own chat template
-(`deepseekv3_thinking`: with thinking=True), with these differences, all meant:
+The header of a reply ends with `</think>`, or with `<think>` if the model is to think. A reply
+after tool results has no header. Tokens equal those of the model's own chat template
+(`deepseekv3_thinking`: with thinking=True), with these intentional differences:
 
-1. Special tokens in content are text. Everybody's: `<｜User｜>` and its like. In user and tool
-   messages, which come from outside: all of them, `<think>` and the tool tokens too. System prompts
-   are the developer's and assistant messages the model's, so there the tags of `markup` are tokens.
-2. A reply that answers neither a user nor a tool (it comes first, or behind the system prompt or
-   another reply) has its header; the template leaves it out, in the prompt too.
-3. One system message, at the start. The template joins later ones to it, which would change what
-   was sampled before them; here they are an error, or user messages with system_role_as_user=True.
-4. Reasoning in a reply that calls a tool or follows a tool result is dropped from history as it is
-   from other replies, where the template passes a string with `</think>` in it through whole.
-5. `deepseekv3_thinking` writes the latest reply behind `<think>`, with its reasoning or with none,
-   as it is sampled; the template writes complete conversations without thinking only. After tool
-   results, where the template's prompt opens no think block, the reply opens it itself, if it has
-   reasoning.
-6. Tools cannot be declared by a template that does not know them, as the published one.
-7. The tag that ends a call, inside its arguments, begins with a JSON escape.
+1. Special tokens in content are text: `<｜User｜>` and similar tags in every role, and in user and
+   tool messages, which are untrusted, also `<think>` and the tool tags. In system prompts (the
+   developer's) and assistant messages (the model's) the tags of `markup` are tokens.
+2. A reply that follows neither a user message nor a tool result (it comes first, or after the
+   system prompt or another reply) has a header; the template leaves it out, also in the prompt.
+3. Only one system message, at the start. The template appends later ones to it, which would change
+   the tokens that earlier replies were sampled after; here they are an error, or user messages with
+   system_role_as_user=True.
+4. Reasoning in a reply that calls a tool or follows a tool result is dropped from history as in
+   other replies; the template keeps a string that contains `</think>` unchanged.
+5. `deepseekv3_thinking` writes the last reply after `<think>`, with its reasoning or with none, as
+   it is sampled; the template renders complete conversations only without thinking. After tool
+   results, where the template's prompt opens no think block, a reply with reasoning opens it.
+6. A template without tools, such as the published one, cannot declare them.
+7. Inside arguments, the tag that ends a call begins with a JSON escape.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION
@@ -52,7 +52,7 @@ from tinker_cookbook.utils.json_types import JsonObject
 
 def _read_call(name: str, arguments: str) -> ToolCall:
     if not name:
-        raise ValueError("a tool call needs the name of a function")
+        raise ValueError("a tool call needs a function name")
     return ToolCall(function=FunctionBody(name=name, arguments=arguments))
 
 
@@ -68,15 +68,15 @@ _SECTION = ToolSection(
 
 
 class _Reply(NamedTuple):
-    """An assistant's message in text: the think tag that the framework writes behind the role, and
-    what the model writes. Neither includes the role token."""
+    """The text of an assistant message: the think tag that belongs to the header, and what the
+    model samples. Neither includes the role token."""
 
     tag: str
     output: str
 
 
 class _DeepSeekV3Renderer(Renderer):
-    """What the two share: headers, tools, roles. They differ in `_reply` and in parsing."""
+    """Headers, tools and roles, shared by both. They differ in `_format_reply` and in parsing."""
 
     markup = (
         "<think>",
@@ -110,39 +110,39 @@ class _DeepSeekV3Renderer(Renderer):
         match message["role"]:
             case "assistant":
                 after_tool = ctx.prev_message is not None and ctx.prev_message["role"] == "tool"
-                reply = self._reply(message, ctx, after_tool)
+                reply = self._format_reply(message, ctx, after_tool)
                 header = [] if after_tool else [self._assistant, *encode(reply.tag, self.markup)]
                 text = reply.output + _SECTION.write(message)
                 output = [*encode(text, self.markup), self._end]
             case "tool":
                 header = encode("<｜tool▁output▁begin｜>", self.markup)
                 end = encode("<｜tool▁output▁end｜>", self.markup)
-                output = [*encode(message_text(message, ctx)), *end]
+                output = [*encode(require_text(message, ctx)), *end]
             case "system" if ctx.idx == 0:
-                header, output = [], encode(message_text(message, ctx), self.markup)
+                header, output = [], encode(require_text(message, ctx), self.markup)
             case "system" if not self.system_role_as_user:
                 raise RendererError(
-                    f"message {ctx.idx}: a system message after the first message, for which "
-                    "DeepSeek has no form; join it to the first message or make it a user message"
+                    f"message {ctx.idx}: DeepSeek supports a system message only at the start; "
+                    "append it to the first message or make it a user message"
                 )
             case _:
-                header, output = [self._user], encode(message_text(message, ctx))
+                header, output = [self._user], encode(require_text(message, ctx))
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
     def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
-        """RendererError where the template ignores tools, as the one published with V3.1 does."""
+        """Raises RendererError if the template ignores tools, as the one of V3.1 does."""
         start, end = "<｜begin▁of▁sentence｜>", f"<｜User｜>{QUESTION}"
         return [declaring_system_message(self.tokenizer, tools, system_prompt, start, end)]
 
-    def _reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
+    def _format_reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
         raise NotImplementedError
 
 
 class DeepSeekV3Renderer(_DeepSeekV3Renderer):
-    """Without thinking: every reply stands behind `</think>`, which carries no weight. Reasoning is
-    dropped from history; a target with reasoning is refused.
+    """Without thinking: the header of every reply ends with `</think>`, which has weight 0.
+    Reasoning is dropped from history; a target with reasoning is rejected.
 
-    Extension property: yes, every message is written alike wherever it stands.
+    Extension property: yes, a message is rendered the same at every position.
     """
 
     target_must_follow_prompt = True
@@ -154,22 +154,22 @@ class DeepSeekV3Renderer(_DeepSeekV3Renderer):
     def content_parser(self) -> TagParser:
         return SectionParser(None, _SECTION)
 
-    def _reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
+    def _format_reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
         thinking, text = _split_thinking(message["content"])
         if ctx.is_last and thinking:
             raise RendererError(
-                f"message {ctx.idx}: the reply holds reasoning, and deepseekv3 trains replies "
-                "without; remove it, or set renderer_name=deepseekv3_thinking"
+                f"message {ctx.idx}: the reply contains reasoning, and deepseekv3 trains replies "
+                "without it; remove it, or set renderer_name=deepseekv3_thinking"
             )
         return _Reply("</think>", text)
 
 
 class DeepSeekV3ThinkingRenderer(_DeepSeekV3Renderer):
-    """Thinking: the prompt opens the think block, the reply closes it. History is written as
+    """With thinking: the prompt opens the think block, the reply closes it. History is rendered
     without thinking.
 
-    Extension property: no, for history drops what was sampled. With
-    strip_thinking_from_history=False every reply is written as it was sampled, and it holds.
+    Extension property: no, because history drops reasoning that was sampled. With
+    strip_thinking_from_history=False every reply is rendered as it was sampled, and it holds.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class DeepSeekV3ThinkingRenderer(_DeepSeekV3Renderer):
     def content_parser(self) -> TagParser:
         return SectionParser(ThinkTags(), _SECTION, prompt_opens_think=True)
 
-    def _reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
+    def _format_reply(self, message: Message, ctx: RenderContext, after_tool: bool) -> _Reply:
         thinking, text = _split_thinking(message["content"])
         if self.strip_thinking_from_history and not ctx.is_last:
             return _Reply("</think>", text)
@@ -198,8 +198,8 @@ class DeepSeekV3ThinkingRenderer(_DeepSeekV3Renderer):
 
 
 def _split_thinking(content: Content) -> tuple[str, str]:
-    """As `split_thinking`; but of a string the text is all behind `</think>`, as in the template,
-    for this format pads with no newlines."""
+    """As `split_thinking`, but without stripping newlines around `</think>` in a string: this
+    format has no padding there, and neither has the template."""
     if not isinstance(content, str) or "</think>" not in content:
         return split_thinking(content)
     thinking, _, text = content.partition("</think>")

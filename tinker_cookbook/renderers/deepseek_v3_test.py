@@ -308,7 +308,7 @@ def test_3_one_system_message(name: str, tokenizer: Tokenizer, template: Templat
         ([system("S"), system("T"), user("Hi")], 1),
         ([user("Hi"), assistant("Hello"), system("T"), user("Bye")], 2),
     ):
-        with pytest.raises(RendererError, match=rf"message {index}: a system message after"):
+        with pytest.raises(RendererError, match=rf"message {index}: DeepSeek supports a system"):
             renderer.build_generation_prompt(messages)
     lenient = type(renderer)(tokenizer, system_role_as_user=True)
     messages = [system("S"), user("Hi"), assistant("Hello"), system("T")]
@@ -477,8 +477,8 @@ def test_without_thinking_a_reasoned_target_is_refused(tokenizer: Tokenizer) -> 
         ([], "empty conversation"),
         ([user("Hi"), {"role": "assistant"}], "message 1: this assistant message has no content"),
         ([user("Hi"), {"role": "robot", "content": "x"}], "message 1: unknown role 'robot'"),
-        ([system("S"), system("T")], "message 1: a system message after the first message"),
-        ([{"role": "user", "content": [{"type": "image", "image": "x.png"}]}], "message 0: an im"),
+        ([system("S"), system("T")], "message 1: DeepSeek supports a system message only"),
+        ([{"role": "user", "content": [{"type": "image", "image": "x.png"}]}], "message 0: this f"),
         ([user("Hi"), assistant("", calls=[("f", "[]")])], "message 1: the arguments of 'f'"),
     ],
 )
@@ -634,11 +634,11 @@ def assistant_messages(
 
 BROKEN = (
     (f"{CALL}f{SEP}[]{CALL_END}", "the arguments of a tool call must be a JSON object"),
-    (f"{CALL}f{{}}{CALL_END}", f"a tool call needs {SEP} in front of its arguments"),
-    (f"{CALL}{SEP}{{}}{CALL_END}", "a tool call needs the name of a function"),
-    (f'{CALL}f{SEP}{{"a": ', f"no {CALL_END} before the end of the calls"),
-    (f"{CALL}f{SEP}{{}}{CALLS_END}", f"no {CALL_END} before the end of the calls"),
-    (f"x{CALLS_END}", f"no {CALL} where a tool call is due"),
+    (f"{CALL}f{{}}{CALL_END}", f"a tool call needs {SEP} before its arguments"),
+    (f"{CALL}{SEP}{{}}{CALL_END}", "a tool call needs a function name"),
+    (f'{CALL}f{SEP}{{"a": ', f"no {CALL_END} before the end of the section"),
+    (f"{CALL}f{SEP}{{}}{CALLS_END}", f"no {CALL_END} before the end of the section"),
+    (f"x{CALLS_END}", f"expected {CALL} at the start of a tool call"),
 )
 
 

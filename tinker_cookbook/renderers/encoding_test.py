@@ -158,7 +158,7 @@ def test_a_tokenizer_that_reads_tags_all_the_same_gets_them_in_pieces() -> None:
         ) -> dict[str, list[int]]:
             return {"input_ids": [7]}
 
-    with pytest.raises(RendererError, match="a message holds a special-token string"):
+    with pytest.raises(RendererError, match="a message contains a special-token string"):
         TextEncoder(Worse()).encode("a<|x|>b")
 
 

@@ -1,41 +1,41 @@
-"""gpt-oss: the Harmony format, in which every message names its channel. Four renderers, one class.
+"""gpt-oss: the Harmony format, which writes replies to channels. Four renderers, one class.
 
     <|start|>system<|message|>…<|end|><|start|>user<|message|>Hello<|end|><|start|>assistant
     <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>Hi.<|return|>
 
-(in one line). The generation prompt ends `<|start|>assistant`: the model writes the channel itself,
-its reasoning to `analysis`, calls and words beside them to `commentary`, its reply to `final`.
-Stops: `<|return|>` after a reply, `<|call|>` after a call. `gpt_oss_{low,medium,high}_reasoning`
-begin with the model's own system prompt, `gpt_oss_no_sysprompt` without. What a conversation calls
-`system` is the developer's message here.
+(without the line break). The generation prompt ends with `<|start|>assistant`, and the model
+samples the channel itself: `analysis` for reasoning, `commentary` for tool calls and text next to
+them, `final` for the reply. Stop sequences: `<|return|>` after a reply, `<|call|>` after a tool
+call. `gpt_oss_{low,medium,high}_reasoning` begin with the models' own system prompt,
+`gpt_oss_no_sysprompt` has none. A system message of the conversation becomes a developer message.
 
-The date. The system prompt holds the current date, and the chat template asks the clock. Here it is
-`date`, by default the day of the models' release, always: a run resumed tomorrow, a worker in
-another time zone and a sampler months later all see the tokens that were trained. For another one:
+The system prompt contains the current date, which the chat template takes from the clock. Here it
+is fixed, by default to the day of the models' release: a run resumed tomorrow, a worker in another
+time zone and a sampler months later all see the tokens that were trained. For another date:
 
     register_renderer("gpt_oss_2026", lambda t, _: GptOssRenderer(t, "medium", date(2026, 1, 31)))
 
 Tokens equal those of the models' own chat template (system prompt, headings and tool declarations
-are taken from the tokenizer's), with these differences, all meant:
+are taken from the tokenizer's), with these intentional differences:
 
-1. The date is fixed; the template's is today.
-2. Calls have the content type `<|constrain|>json`, as models sample it, where the template has
-   `json`. Their arguments, JSON in text, are written as they are (the template quotes text again,
-   and equals this when given an object); tool results are quoted, as in the template.
-3. Special tokens in content are text, everybody's; the template reads them as tokens, and refuses
-   some in replies.
-4. Reasoning before the calls of the turn that the last reply ends is kept, for the model had it
-   before it when it wrote that reply. The template keeps it in the prompt for that reply but not in
-   the complete conversation. (Both drop it from earlier turns.)
-5. Words beside a call are a message on the commentary channel, and stay. The template takes them
-   for reasoning, and refuses them beside reasoning.
+1. The date is fixed; the template writes today's.
+2. Calls have the content type `<|constrain|>json`, as the models sample it; the template writes
+   `json`. Arguments, a JSON string, are written unchanged (the template quotes a string again, and
+   gives the same as here for an object); tool results are quoted, as in the template.
+3. Special tokens in content are text in every role; the template lets them become tokens, and
+   rejects some of them in replies.
+4. Reasoning before the tool calls that lead to the last reply is kept, because the model had it in
+   context when it sampled that reply. The template keeps it in the prompt for that reply, but not
+   in the complete conversation. (Both drop it from earlier turns.)
+5. Text next to a tool call is a message on the commentary channel, and is kept. The template treats
+   it as reasoning, and rejects it if there is reasoning too.
 6. Parallel calls are written one after the other, and each result under the name of its call
    (found by tool_call_id, by `name`, or by position). The template drops all calls but the first.
-   Sampling ends at the first `<|call|>`, so no sampled reply holds two; data that does is trained
-   through all of its calls.
-7. A second system message is a developer message where it stands; the template drops it.
-8. A developer message that begins with one of the format's headings is written as it is.
-9. An empty thinking part is none; the template writes an empty analysis message.
+   Sampling stops at the first `<|call|>`, so a sampled reply has only one; in data with several,
+   all of them are trained.
+7. A second system message becomes a developer message in its place; the template drops it.
+8. A developer message that begins with one of the format's headings is written unchanged.
+9. An empty thinking part is dropped; the template writes an empty analysis message.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.chat_template import QUESTION, from_template
+from tinker_cookbook.renderers.chat_template import QUESTION, apply_chat_template
 from tinker_cookbook.renderers.gpt_oss_parsing import (
     CHANNEL,
     CONSTRAIN,
@@ -70,7 +70,7 @@ from tinker_cookbook.renderers.gpt_oss_parsing import (
 from tinker_cookbook.renderers.messages import (
     Message,
     ThinkingAndText,
-    calls_tools,
+    has_tool_calls,
     split_thinking,
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -85,17 +85,17 @@ _NAME = re.compile(r"[^\s<]+")
 
 
 class GptOssRenderer(Renderer):
-    """`reasoning_effort` None: no system prompt. `date`: the one that the system prompt gives.
+    """reasoning_effort: None for no system prompt. date: the date in the system prompt.
 
-    The reasoning of earlier turns is dropped once they have their reply. A reply that is not the
-    last ends with `<|end|>` instead of `<|return|>`; as no model writes this, it carries no weight
-    (it belongs to the next header).
+    The reasoning of a turn is dropped from history once the turn has its reply. A reply in history
+    ends with `<|end|>` instead of `<|return|>`; the model does not sample it, so it has weight 0
+    (it is part of the next message's header).
 
-    A `prefill` has to open its channel itself (`<|channel|>final<|message|>Sure`), and what is then
-    sampled has to be parsed with it in front.
+    A `prefill` must include its channel (`<|channel|>final<|message|>Sure`), and must be prepended
+    to the sampled response before parsing.
 
-    Extension property: no, for both reasons. Within one turn, from a question over calls to the
-    reply, each prompt does extend the one before.
+    Extension property: no, for both reasons. Within one turn, from the question through tool calls
+    to the reply, each prompt extends the one before.
     """
 
     roles = ("system", "developer", "user", "assistant", "tool")
@@ -127,22 +127,24 @@ class GptOssRenderer(Renderer):
             case "assistant":
                 return self._render_assistant(message, ctx)
             case "tool":
-                recipient = _caller(message, ctx)
-                text = json.dumps(message_text(message, ctx), ensure_ascii=False)
+                recipient = _called_function(message, ctx)
+                text = json.dumps(require_text(message, ctx), ensure_ascii=False)
                 header = f"{recipient} to=assistant{CHANNEL}commentary{MESSAGE}"
                 return self._render(header, text, ctx)
             case "user":
-                return self._render(f"user{MESSAGE}", message_text(message, ctx), ctx)
+                return self._render(f"user{MESSAGE}", require_text(message, ctx), ctx)
             case role:
-                text = message_text(message, ctx)
+                text = require_text(message, ctx)
                 if role == "system" or not text.startswith((_INSTRUCTIONS, _TOOLS)):
                     if not text:
-                        return RenderedMessage(output=[], header=text_chunk(self._opening(ctx)))
+                        return RenderedMessage(
+                            output=[], header=text_chunk(self._preceding_tokens(ctx))
+                        )
                     text = self._instructions.before + text + self._instructions.after
                 return self._render(f"developer{MESSAGE}", text, ctx)
 
     def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
-        """One developer message, instructions and declarations in the template's own rendering."""
+        """One developer message with instructions and declarations as the template writes them."""
         content = self._template(tools, with_instructions=bool(system_prompt)).developer
         if system_prompt:
             content = content.replace(QUESTION, system_prompt, 1)
@@ -154,12 +156,12 @@ class GptOssRenderer(Renderer):
     def _render(self, header: str, text: str, ctx: RenderContext) -> RenderedMessage:
         start = self.encoder.encode(START + header, self.markup)
         return RenderedMessage(
-            header=text_chunk([*self._opening(ctx), *start]),
+            header=text_chunk([*self._preceding_tokens(ctx), *start]),
             output=[text_chunk([*self.encoder.encode(text), self._end])],
         )
 
     def _render_assistant(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        """The header ends where sampling begins; the reply's further headers are the model's."""
+        """The header ends where sampling begins; the model samples further headers itself."""
         thinking, text = _thinking_and_text(message)
         start = self.encoder.encode(f"{START}assistant", self.markup)
         written: list[list[int]] = []
@@ -170,16 +172,16 @@ class GptOssRenderer(Renderer):
 
         if thinking and _keeps_thinking(message, ctx):
             write(f"{CHANNEL}analysis", thinking, self._end)
-        if not calls_tools(message):
-            ending = [self._return] if ctx.is_last else []  # in history the next header ends it
+        if not has_tool_calls(message):
+            ending = [self._return] if ctx.is_last else []  # in history, part of the next header
             write(f"{CHANNEL}final", text, *ending)
         elif text:
             write(f"{CHANNEL}commentary", text, self._end)
         for call in message.get("tool_calls", []):
             if not _NAME.fullmatch(call.function.name):
                 raise RendererError(
-                    f"message {ctx.idx}: {call.function.name!r} cannot be a function's name here; "
-                    "use one without white space and '<'"
+                    f"message {ctx.idx}: unsupported function name {call.function.name!r}; "
+                    "use a name without white space and '<'"
                 )
             header = f" to={FUNCTIONS}{call.function.name}{CHANNEL}commentary {CONSTRAIN}json"
             write(header, call.function.arguments, self._call)
@@ -190,20 +192,20 @@ class GptOssRenderer(Renderer):
         for more in written[1:]:
             tokens += start + more
         return RenderedMessage(
-            header=text_chunk([*self._opening(ctx), *start]), output=[text_chunk(tokens)]
+            header=text_chunk([*self._preceding_tokens(ctx), *start]), output=[text_chunk(tokens)]
         )
 
-    def _opening(self, ctx: RenderContext) -> list[int]:
-        """What the framework writes before a message: the system prompt, or a past reply's end."""
+    def _preceding_tokens(self, ctx: RenderContext) -> list[int]:
+        """Tokens before a message: the system prompt, or the `<|end|>` of a reply in history."""
         if ctx.prev_message is None:
             declares = bool(ctx.messages) and _declares_tools(ctx.messages[0])
             return self._system_tokens[declares]
-        is_reply = ctx.prev_message["role"] == "assistant" and not calls_tools(ctx.prev_message)
+        is_reply = ctx.prev_message["role"] == "assistant" and not has_tool_calls(ctx.prev_message)
         return [self._end] if is_reply else []
 
     @cached_property
     def _system_tokens(self) -> tuple[list[int], list[int]]:
-        """The system prompt of a conversation without tools, and of one with."""
+        """The system prompt without and with tools, between which the template differs."""
         if self.reasoning_effort is None:
             return [], []
         tool = {"name": "f", "description": "", "parameters": {}}
@@ -218,16 +220,16 @@ class GptOssRenderer(Renderer):
         return plain, tooled
 
     @cached_property
-    def _instructions(self) -> _Frame:
+    def _instructions(self) -> _InstructionsFrame:
         before, _, after = self._template(None, with_instructions=True).developer.partition(
             QUESTION
         )
-        return _Frame(before, after)
+        return _InstructionsFrame(before, after)
 
     def _template(self, tools: list[Any] | None, with_instructions: bool) -> _Preamble:
-        """What the tokenizer's chat template writes before the first question."""
+        """Extract what the tokenizer's chat template writes before the first user message."""
         head = [{"role": "system", "content": QUESTION}] if with_instructions else []
-        text = from_template(
+        text = apply_chat_template(
             self.tokenizer,
             [*head, {"role": "user", "content": QUESTION}],
             tools=tools,
@@ -248,7 +250,7 @@ class GptOssRenderer(Renderer):
         return _Preamble(system.removeprefix(start), developer.removesuffix(end))
 
 
-class _Frame(NamedTuple):
+class _InstructionsFrame(NamedTuple):
     before: str
     after: str
 
@@ -259,17 +261,17 @@ class _Preamble(NamedTuple):
 
 
 def _thinking_and_text(message: Message) -> ThinkingAndText:
-    """A string is a reply as it stands: think tags mean nothing in this format."""
+    """Think tags inside a string are text: they have no meaning in this format."""
     content = message["content"]
     return ThinkingAndText("", content) if isinstance(content, str) else split_thinking(content)
 
 
 def _keeps_thinking(message: Message, ctx: RenderContext) -> bool:
-    """A reply while it is the last; a call until a reply, other than the last, has followed."""
-    if not calls_tools(message):
+    """Whether to keep reasoning: in the last reply, and in the tool calls that lead to it."""
+    if not has_tool_calls(message):
         return ctx.is_last
     later = ctx.messages[ctx.idx + 1 : -1]
-    return all(m["role"] != "assistant" or calls_tools(m) for m in later)
+    return all(m["role"] != "assistant" or has_tool_calls(m) for m in later)
 
 
 def _declares_tools(message: Message) -> bool:
@@ -281,37 +283,37 @@ def _declares_tools(message: Message) -> bool:
     )
 
 
-def _caller(message: Message, ctx: RenderContext) -> str:
-    """Whose result a tool message is, e.g. `functions.f`."""
-    asked = next((i for i in range(ctx.idx - 1, -1, -1) if _is_assistant(ctx, i)), None)
-    calls = [] if asked is None else _recipients(ctx.messages[asked])
+def _called_function(message: Message, ctx: RenderContext) -> str:
+    """The recipient of the call that a tool result belongs to, e.g. `functions.f`."""
+    caller = next((i for i in range(ctx.idx - 1, -1, -1) if _is_assistant(ctx, i)), None)
+    calls = [] if caller is None else _call_targets(ctx.messages[caller])
     if not calls:
         raise RendererError(
             f"message {ctx.idx}: a tool result without a call; "
-            "the assistant's message before it must have tool_calls"
+            "the assistant message before it must have tool_calls"
         )
-    earlier = sum(m["role"] == "tool" for m in ctx.messages[(asked or 0) + 1 : ctx.idx])
+    earlier = sum(m["role"] == "tool" for m in ctx.messages[(caller or 0) + 1 : ctx.idx])
     if earlier >= len(calls):
         raise RendererError(
-            f"message {ctx.idx}: a tool result without a call; message {asked} has {len(calls)}"
+            f"message {ctx.idx}: a tool result without a call; message {caller} has {len(calls)}"
         )
     if (given := message.get("tool_call_id")) and any(call.id for call in calls):
         found = [call.recipient for call in calls if call.id == given]
-        problem = f"the tool_call_id {given!r}"
+        label = f"tool_call_id={given!r}"
     elif name := message.get("name"):
         found = [c.recipient for c in calls if c.recipient in (name, FUNCTIONS + name)]
-        problem = f"the name {name!r}"
+        label = f"name={name!r}"
     else:
         found = [call.recipient for call in calls[earlier : earlier + 1]]
-        problem = f"no name, as result {earlier + 1} of {len(calls)}"
+        label = f"neither name nor id (result {earlier + 1} of {len(calls)})"
     if not found:
         raise RendererError(
-            f"message {ctx.idx}: a tool result with {problem}, which no call of message {asked} has"
+            f"message {ctx.idx}: a tool result with {label} matches no call of message {caller}"
         )
     return found[0]
 
 
-class _Recipient(NamedTuple):
+class _CallTarget(NamedTuple):
     id: str | None
     recipient: str
 
@@ -320,12 +322,12 @@ def _is_assistant(ctx: RenderContext, index: int) -> bool:
     return ctx.messages[index]["role"] == "assistant"
 
 
-def _recipients(message: Message) -> list[_Recipient]:
+def _call_targets(message: Message) -> list[_CallTarget]:
     calls = [
-        _Recipient(call.id, FUNCTIONS + call.function.name)
+        _CallTarget(call.id, FUNCTIONS + call.function.name)
         for call in message.get("tool_calls", [])
     ]
     for unparsed in message.get("unparsed_tool_calls", []):
         if recipient := recipient_of(unparsed.raw_text):
-            calls.append(_Recipient(None, recipient))
+            calls.append(_CallTarget(None, recipient))
     return calls

@@ -1,8 +1,8 @@
-"""Harmony replies to messages: what gpt-oss samples after `<|start|>assistant`.
+"""Parse Harmony responses: what gpt-oss samples after `<|start|>assistant`.
 
-A reply is one or more Harmony messages, `header<|message|>body`, joined by `<|end|><|start|>`. The
-five control tokens reach this parser as single code points that no text can hold (`marked_text`),
-so a reply that speaks about `<|end|>` is not cut there.
+A response is one or more Harmony messages, `header<|message|>body`, joined by `<|end|><|start|>`.
+The five control tokens reach this parser as single code points that cannot occur in decoded text
+(`marked_text`), so a reply that mentions `<|end|>` is not split there.
 """
 
 from __future__ import annotations
@@ -35,17 +35,19 @@ START, END, MESSAGE, CHANNEL, CONSTRAIN = (
 CONTROL = (START, END, MESSAGE, CHANNEL, CONSTRAIN)
 FUNCTIONS = "functions."
 
-# Lone surrogates: valid in a str, and never what bytes decode to.
+# Lone surrogates: valid in a str, and never the result of decoding bytes.
 _MARKS = {tag: chr(0xD800 + i) for i, tag in enumerate(CONTROL)}
 _TAGS = {ord(mark): tag for tag, mark in _MARKS.items()}
 _ANY_MARK = re.compile(f"[{''.join(_MARKS.values())}]")
 _BODY_END = re.compile(f"[{_MARKS[START]}{_MARKS[END]}]")
-_PROMPTED = _MARKS[START] + "assistant"  # how the first header begins: it stands in the prompt
+_PROMPT_HEADER = (
+    _MARKS[START] + "assistant"
+)  # the start of the first header, which is in the prompt
 _WORD = rf"[^\s<{''.join(_MARKS.values())}]+"
-# The recipient stands behind the role (as chat templates write it) or behind the channel (as models
-# mostly sample it); then comes a content type, `<|constrain|>json` for calls.
+# The recipient follows the role (as chat templates write it) or the channel (as models usually
+# sample it). A content type follows, `<|constrain|>json` for calls.
 _HEADER = re.compile(
-    rf"{_PROMPTED}(?: to=(?P<to>{_WORD}))?"
+    rf"{_PROMPT_HEADER}(?: to=(?P<to>{_WORD}))?"
     rf"{_MARKS[CHANNEL]}(?P<channel>analysis|commentary|final)(?: to=(?P<late_to>{_WORD}))?"
     rf"(?: ?{_MARKS[CONSTRAIN]}?{_WORD})? ?"
 )
@@ -55,7 +57,7 @@ _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 def marked_text(
     tokens: Sequence[int], control: Mapping[int, str], decode: Callable[[list[int]], str]
 ) -> str:
-    """Tokens as text, those of `control` (id to tag) as the code points that the parser reads."""
+    """Decode tokens; those in `control` (id to tag) become the code points of the parser."""
     text, run = "", []
     for token in tokens:
         if token in control:
@@ -67,7 +69,7 @@ def marked_text(
 
 
 def recipient_of(raw_call: str) -> str | None:
-    """To whom the raw text of a call is addressed, e.g. `functions.f`."""
+    """The recipient in the raw text of a call, e.g. `functions.f`."""
     found = _RECIPIENT.search(raw_call.partition(MESSAGE)[0])
     return found.group(1) if found else None
 
@@ -76,39 +78,40 @@ class _Body(Enum):
     THINKING = ThinkingDelta
     TEXT = TextDelta
     CALL = ToolCallDelta
-    FOREIGN = None  # another role's message: the model went on to play the user
+    FOREIGN = None  # a message of another role: the model continued as the user
 
 
 class HarmonyParser(StateParser):
-    """The analysis channel is thinking, a message to a recipient a tool call, all else text.
+    """Parses the analysis channel as thinking, messages with a recipient as tool calls, the rest as
+    text.
 
-    Messages of one kind are set off by a blank line. Where the format is not kept (no channel, a
-    control token inside a body, words between messages, a header without body) the words are kept
-    as text and the response counts as malformed, and so does one that is reasoning alone.
+    Messages of one kind are separated by a blank line. If the format is violated (no channel, a
+    control token inside a body, text between messages, a header without a body), the text is kept
+    and the response is malformed. So is a response of reasoning alone.
     """
 
     def __init__(self) -> None:
         super().__init__(self._header)
-        self._buffer = _PROMPTED
+        self._buffer = _PROMPT_HEADER
         self._kind = _Body.TEXT
         self._raw_header = ""
         self._recipient = ""
         self._call = ""
-        self._begun: set[_Body] = set()
-        self._fresh = True
-        self._seen: set[_Body] = set()
+        self._body_kinds: set[_Body] = set()
+        self._is_new_body = True
+        self._emitted_kinds: set[_Body] = set()
 
     def finish(self) -> list[Delta]:
         deltas = self.feed("")
         if self._state == self._body:
             self._close_body()
-        elif rest := self._buffer.removeprefix(_PROMPTED):
+        elif rest := self._buffer.removeprefix(_PROMPT_HEADER):
             self.malformed = True
-            if not _ANY_MARK.search(rest):  # a plain reply, by a model that has no channels yet
+            if not _ANY_MARK.search(rest):  # a plain reply, by a model that has not learnt channels
                 self._kind = _Body.TEXT
                 self._add(rest)
-        if self._begun == {_Body.THINKING}:
-            self.malformed = True  # reasoning, and neither reply nor call
+        if self._body_kinds == {_Body.THINKING}:
+            self.malformed = True  # reasoning without a reply or a call
         last, self._deltas = self._deltas, []
         return deltas + last
 
@@ -118,18 +121,18 @@ class HarmonyParser(StateParser):
             return False
         self._buffer = after
         self._state = self._body
-        self._fresh = True
-        self._raw_header = header.removeprefix(_PROMPTED)
+        self._is_new_body = True
+        self._raw_header = header.removeprefix(_PROMPT_HEADER)
         fields = _HEADER.fullmatch(header)
         if fields is None or (fields["to"] and fields["late_to"]):
             self.malformed = True
-            self._kind = _Body.TEXT if _PROMPTED in header else _Body.FOREIGN
+            self._kind = _Body.TEXT if _PROMPT_HEADER in header else _Body.FOREIGN
         elif fields["to"] or fields["late_to"]:
             self._kind = _Body.CALL
             self._recipient = fields["to"] or fields["late_to"]
         else:
             self._kind = _Body.THINKING if fields["channel"] == "analysis" else _Body.TEXT
-        self._begun.add(self._kind)
+        self._body_kinds.add(self._kind)
         return True
 
     def _body(self) -> bool:
@@ -154,10 +157,10 @@ class HarmonyParser(StateParser):
         if self._kind is _Body.CALL:
             self._call += text
         elif text and self._kind is not _Body.FOREIGN:
-            if self._fresh and self._kind in self._seen:
+            if self._is_new_body and self._kind in self._emitted_kinds:
                 text = "\n\n" + text
-            self._fresh = False
-            self._seen.add(self._kind)
+            self._is_new_body = False
+            self._emitted_kinds.add(self._kind)
             self._emit(ThinkingDelta if self._kind is _Body.THINKING else TextDelta, text)
 
     def _close_body(self) -> None:
@@ -174,9 +177,9 @@ class HarmonyParser(StateParser):
 
 
 def _read_call(recipient: str, arguments: str) -> ToolCall:
-    """The arguments are kept as they were written. ValueError, in words, if they are no object."""
+    """Parse one call, arguments kept as written. Raises ValueError with the reason."""
     name = recipient.removeprefix(FUNCTIONS)
     if name == recipient or not name:
-        raise ValueError(f"a call to {recipient!r}, which is not one of the functions")
+        raise ValueError(f"a call to {recipient!r}, which is not a function ({FUNCTIONS}name)")
     read_json_object(arguments, "the arguments of a call")
     return ToolCall(function=FunctionBody(name=name, arguments=arguments))

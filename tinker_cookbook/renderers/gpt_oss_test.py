@@ -434,9 +434,9 @@ def test_6_each_result_bears_the_name_of_its_call(tokenizer: Tokenizer) -> None:
     # ids are of no use where the calls have none, as in parsed replies
     assert order(asked, tool("1", tool_call_id="z"), tool("2", tool_call_id="y")) == ["f", "g"]
     assert order(asked, tool("1"), user("wait"), tool("2")) == ["f", "g"]
-    with pytest.raises(RendererError, match=r"message 2: .*tool_call_id 'z'.*message 1"):
+    with pytest.raises(RendererError, match=r"message 2: .*tool_call_id='z'.*message 1"):
         order(with_ids, tool("1", tool_call_id="z"))
-    with pytest.raises(RendererError, match=r"message 2: .*name 'h'.*message 1"):
+    with pytest.raises(RendererError, match=r"message 2: .*name='h'.*message 1"):
         order(asked, tool("1", name="h"))
     with pytest.raises(RendererError, match=r"message 4: .*without a call; message 1 has 2"):
         order(asked, tool("1"), tool("2"), tool("3"))
@@ -834,10 +834,13 @@ def test_a_prefilled_channel_is_tokens(tokenizer: Tokenizer) -> None:
         ([user("q"), assistant("r"), tool("1")], "message 2: a tool result without a call"),
         ([*CALL[:3], tool("6", name="add")], "message 3: a tool result without a call"),
         ([*CALL, tool("6")], "message 4: a tool result without a call"),
-        ([user("q"), user([{"type": "image", "image": "x.png"}])], "message 1: an image"),
+        (
+            [user("q"), user([{"type": "image", "image": "x.png"}])],
+            "message 1: this format does not support images",
+        ),
         (
             [user("q"), assistant("", None, [("a b", "{}")])],
-            "message 1: 'a b' cannot be",
+            "message 1: unsupported function name 'a b'",
         ),
         (
             [user("q"), assistant("", None, [("", "{}")])],

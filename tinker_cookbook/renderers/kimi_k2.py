@@ -1,29 +1,28 @@
-"""Kimi K2: every reply begins with a think block; tool calls carry ids that name their function.
+"""Kimi K2: every reply begins with a think block; the ids of tool calls name their function.
 
     <|im_user|>user<|im_middle|>Hello<|im_end|>
     <|im_assistant|>assistant<|im_middle|><think>…</think>Hi.<|im_end|>      (without line breaks)
 
 A conversation without a system message gets the default one of the tokenizer's own chat template.
-Reasoning is kept since the last reply that calls no tool, and emptied before. Tokens equal those of
-the chat template of K2-Thinking, with these differences, all meant:
+In history, reasoning up to the latest reply without tool calls is replaced by an empty block.
+Tokens equal those of the chat template of K2-Thinking, with these intentional differences:
 
-1. Special tokens in content are text. Everybody's: `<|im_end|>` and its like. In user and tool
-   messages, names and tool declarations: all of them, `<think>` and the tool tags too. System
-   prompts are the developer's and assistant messages the model's, so there the tags of `markup` are
-   tokens.
-2. The final reply, and the tool steps that led to it, keep their reasoning, as they are sampled.
-   The template empties it wherever a conversation ends with a reply that calls no tool.
-3. Reasoning inside a string is reasoning; the template writes the string behind an empty block.
-4. A call whose id is missing, or does not name its function (`call_x1`), gets
-   `functions.name:n`, n counting the calls of the conversation from 0; its result follows. The
-   template writes the id alone, and the function's name would be lost. A result without an id
-   answers the first call still unanswered, of the function `name` if it has one.
-5. An assistant has no name but `assistant`, which is what its prompt says.
-6. The tag that ends a call, inside its arguments, begins with a JSON escape.
+1. Special tokens in content are text: `<|im_end|>` and similar tags in every role, and in user and
+   tool messages, names and tool declarations also `<think>` and the tool tags. In system prompts
+   (the developer's) and assistant messages (the model's) the tags of `markup` are tokens.
+2. The final reply, and the tool calls that led to it, keep their reasoning, as they are sampled.
+   The template empties it in every conversation that ends with a reply without tool calls.
+3. Reasoning inside a string is reasoning; the template writes the string after an empty block.
+4. A call whose id is missing, or does not name its function (`call_x1`), gets the id
+   `functions.name:n`, where n counts the calls of the conversation from 0, and so does its result.
+   The template writes the id alone, which would lose the function's name. A result without an id
+   belongs to the first call without a result, of the function `name` if the result has one.
+5. The name of an assistant message is always `assistant`, as in its generation prompt.
+6. Inside arguments, the tag that ends a call begins with a JSON escape.
 
-For K2-Instruct, whose template of July 2025 knows no reasoning, two more: the empty think block in
-each reply, and tool messages (that template writes the arguments as a JSON string, and the two
-characters `\\n` behind the id of a result).
+For K2-Instruct, whose template of July 2025 does not know reasoning, there are two more: the empty
+think block in each reply, and tool messages (that template writes the arguments as a JSON string,
+and the two characters `\\n` after the id of a result).
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.chat_template import QUESTION, from_template
+from tinker_cookbook.renderers.chat_template import QUESTION, apply_chat_template
 from tinker_cookbook.renderers.messages import (
     Message,
     split_thinking,
@@ -58,12 +57,12 @@ _TOOL_DECLARE = "tool_declare"
 
 
 class KimiK2Renderer(Renderer):
-    """Extension property: no, for history empties the reasoning that was sampled. With
-    strip_thinking_from_history=False every reply is written as it was sampled, and it holds.
+    """Extension property: no, because history drops reasoning that was sampled. With
+    strip_thinking_from_history=False every reply is rendered as it was sampled, and it holds.
 
-    A tool declaration is a message of the role `tool_declare`, at the start. A second system
-    message and a conversation that an assistant begins are written as they stand, as the template
-    does.
+    A tool declaration is a message at the start with the role `tool_declare`. A second system
+    message, and a conversation that begins with an assistant message, are rendered in place, as by
+    the template.
     """
 
     roles = ("system", "user", "assistant", "tool", _TOOL_DECLARE)
@@ -71,7 +70,7 @@ class KimiK2Renderer(Renderer):
     end_of_text = ("[EOS]",)
     call_tag = KIMI_SECTION.opened
 
-    results_in_order = False  # each bears the id of its call
+    results_in_order = False  # results carry the ids of their calls
     reasoning_in_strings = True
 
     def __init__(self, tokenizer: Tokenizer, strip_thinking_from_history: bool = True):
@@ -99,12 +98,12 @@ class KimiK2Renderer(Renderer):
         match role:
             case "assistant":
                 name, tags = role, self.markup
-                text = self._reply(message, ctx)
+                text = self._format_reply(message, ctx)
             case "tool":
-                text = f"## Return of {message.get('tool_call_id')}\n{message_text(message, ctx)}"
+                text = f"## Return of {message.get('tool_call_id')}\n{require_text(message, ctx)}"
             case _:
                 tags = self.markup if role == "system" else ()
-                text = message_text(message, ctx)
+                text = require_text(message, ctx)
         start = {"assistant": self._assistant, "user": self._user}.get(role, self._system)
         header = [start, *self.encoder.encode(name), self._middle]
         if _lacks_system_message(message, ctx):
@@ -113,8 +112,8 @@ class KimiK2Renderer(Renderer):
         return RenderedMessage(header=text_chunk(header), output=[text_chunk(output)])
 
     def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
-        """The declaration as the tokenizer's own chat template writes it, then the system prompt,
-        if there is one."""
+        """The declaration as the tokenizer's chat template writes it, then the system prompt if
+        there is one."""
         start = f"<|im_system|>{_TOOL_DECLARE}<|im_middle|>"
         end = "<|im_end|>" + self._from_template()
         text = self._from_template(tools=tools)
@@ -129,14 +128,14 @@ class KimiK2Renderer(Renderer):
 
     @cached_property
     def _default_system_message(self) -> list[int]:
-        """None of its tokens where the template has no default."""
+        """Its tokens; [] if the template has no default system message."""
         start, end = "<|im_system|>system<|im_middle|>", f"<|im_end|>{_USER_MESSAGE}"
         text = self._from_template()
         if text == _USER_MESSAGE:
             return []
         if not text.startswith(start) or not text.endswith(end):
             raise RendererError(
-                "the tokenizer's chat template has no default system message of Kimi K2's form; "
+                "the default system message of the tokenizer's chat template is not Kimi K2's; "
                 "begin the conversation with a system message"
             )
         encode = self.encoder.encode
@@ -144,12 +143,14 @@ class KimiK2Renderer(Renderer):
         return [self._system, *encode("system"), self._middle, *content, self._end]
 
     def _from_template(self, **arguments: Any) -> str:
-        return from_template(self.tokenizer, [{"role": "user", "content": QUESTION}], **arguments)
+        return apply_chat_template(
+            self.tokenizer, [{"role": "user", "content": QUESTION}], **arguments
+        )
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
-        return _with_call_ids(super().checked(messages))
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
+        return _with_call_ids(super().validate_messages(messages))
 
-    def _reply(self, message: Message, ctx: RenderContext) -> str:
+    def _format_reply(self, message: Message, ctx: RenderContext) -> str:
         thinking, text = split_thinking(message["content"])
         if self.strip_thinking_from_history and ctx.idx <= ctx.last_answer_index:
             thinking = ""
@@ -160,8 +161,8 @@ _USER_MESSAGE = f"<|im_user|>user<|im_middle|>{QUESTION}<|im_end|>"
 
 
 def _lacks_system_message(message: Message, ctx: RenderContext) -> bool:
-    """Whether the default one belongs in front of this message: at the start, or behind the
-    declaration of tools."""
+    """Whether the default system message goes before this message: at the start of the
+    conversation, or right after the tool declaration."""
     if message["role"] == "system":
         return False
     if ctx.idx == 0:
@@ -171,31 +172,31 @@ def _lacks_system_message(message: Message, ctx: RenderContext) -> bool:
 
 
 def _with_call_ids(messages: list[Message]) -> list[Message]:
-    """Copies in which every call has an id that names its function, and every result an id.
+    """Copies in which every call has an id that names its function, and every result has an id.
 
-    RendererError for a result that has none, where no call waits for one, or an unknown one.
+    Raises RendererError for a result with an unknown id, or without an id if no call awaits one.
     """
-    taken: set[str | None] = set()  # so far: what comes later must not change what stands
-    written: dict[str, str] = {}  # by the id given
-    waiting: list[str] = []
+    # Only ids seen so far: a later message must not change how an earlier one is rendered.
+    taken: set[str | None] = set()
+    written: dict[str, str] = {}  # original id -> id in the rendered conversation
+    waiting: list[str] = []  # ids of calls without a result
     count = 0
-    has_ids = True  # the calls of the last assistant's message
+    has_ids = True  # whether the calls of the latest assistant message have ids
     result: list[Message] = []
     for i, original in enumerate(messages):
         message = original.copy()
         if message["role"] == "tool":
             given = message.get("tool_call_id")
             if given not in written and not has_ids:
-                given = None  # whoever wrote the calls wrote none: name and order tell
+                given = None  # its calls have no ids, so match it by name and order
             if not given and not waiting:
                 raise RendererError(
-                    f"message {i}: a tool result without tool_call_id, and no call before it "
-                    "waits for one; set tool_call_id to the id of the call"
+                    f"message {i}: a tool result without tool_call_id, and every call before it "
+                    "has a result; set tool_call_id to the id of its call"
                 )
             if given and given not in {*written, *written.values(), *waiting}:
                 raise RendererError(
-                    f"message {i}: a tool result with the tool_call_id {given!r}, which no call "
-                    "before it has"
+                    f"message {i}: tool_call_id={given!r} matches no call before it"
                 )
             named = [call for call in waiting if kimi_function_name(call) == message.get("name")]
             call_id = written.get(given, given) if given else (named or waiting)[0]
@@ -212,7 +213,7 @@ def _with_call_ids(messages: list[Message]) -> list[Message]:
                 call_id = call.id or None
                 if call_id is None or kimi_function_name(call_id) != call.function.name:
                     if call_id is not None and call_id in given_ids:
-                        raise RendererError(f"message {i}: two calls have the id {call_id!r}")
+                        raise RendererError(f"message {i}: two tool calls have the id {call_id!r}")
                     given_ids.add(call_id)
                     while (call_id := f"functions.{call.function.name}:{n}") in taken:
                         n += 1

@@ -332,7 +332,7 @@ def test_4_new_ids_keep_clear_of_those_that_are_given(renderer: Renderer) -> Non
     assert "## Return of functions.f:2\none" in text
     assert "## Return of functions.f:1\ntwo" in text
     calls[0]["id"] = "call_9"
-    with pytest.raises(RendererError, match="message 1: two calls have the id 'call_9'"):
+    with pytest.raises(RendererError, match="message 1: two tool calls have the id 'call_9'"):
         renderer.build_generation_prompt([user("q"), asked])
 
 
@@ -467,7 +467,7 @@ IMAGE = {"role": "user", "content": [{"type": "image", "image": "x.png"}]}
         ([], "empty conversation"),
         ([user("Hi"), {"role": "assistant"}], "message 1: this assistant message has no content"),
         ([user("Hi"), {"role": "robot", "content": "x"}], "message 1: unknown role 'robot'"),
-        ([user("Hi"), IMAGE], "message 1: an image"),
+        ([user("Hi"), IMAGE], "message 1: this format does not support images"),
         ([user("Hi"), assistant("", calls=[("f", "[]")])], "message 1: the arguments of 'f'"),
         ([user("Hi"), tool("1")], "message 1: a tool result without a call"),
         (
@@ -476,7 +476,7 @@ IMAGE = {"role": "user", "content": [{"type": "image", "image": "x.png"}]}
         ),
         (
             [user("Hi"), WITH_ID, tool("1", tool_call_id="x")],
-            "message 2: a tool result with the tool_call_id 'x', which no call before it has",
+            "message 2: tool_call_id='x' matches no call before it",
         ),
     ],
 )
@@ -606,11 +606,11 @@ def test_mask(
 
 BROKEN = (
     (f"{CALL}functions.f:0{SEP}[]{CALL_END}", "the arguments of a tool call must be a JSON object"),
-    (f"{CALL}functions.f:0{{}}{CALL_END}", f"a tool call needs {SEP} in front of its arguments"),
+    (f"{CALL}functions.f:0{{}}{CALL_END}", f"a tool call needs {SEP} before its arguments"),
     (f"{CALL}call_x{SEP}{{}}{CALL_END}", "the id of a tool call must look like functions.name:0"),
-    (f'{CALL}functions.f:0{SEP}{{"a": ', f"no {CALL_END} before the end of the calls"),
-    (f"{CALL}functions.f:0{SEP}{{}}{CALLS_END}", f"no {CALL_END} before the end of the calls"),
-    (f"x{CALLS_END}", f"no {CALL} where a tool call is due"),
+    (f'{CALL}functions.f:0{SEP}{{"a": ', f"no {CALL_END} before the end of the section"),
+    (f"{CALL}functions.f:0{SEP}{{}}{CALLS_END}", f"no {CALL_END} before the end of the section"),
+    (f"x{CALLS_END}", f"expected {CALL} at the start of a tool call"),
 )
 
 

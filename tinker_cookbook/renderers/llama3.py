@@ -2,16 +2,17 @@
 
     [BOS]<|start_header_id|>user<|end_header_id|>⏎⏎Hello<|eot_id|><|start_header_id|>assistant…
 
-Tokens equal those of the models' own chat templates, with these differences, all meant:
+Tokens equal those of the models' own chat templates, with these intentional differences:
 
-1. No preamble. From 3.1 on the templates begin every conversation with a system message that says
-   "Cutting Knowledge Date" and the date, in 3.2 that of the day it is run on. Llama 3 has none.
-   Whoever wants it puts it at the head of the system prompt, or sets renderer_name=template.
+1. No preamble. From 3.1 on, the templates begin every conversation with a system message with
+   "Cutting Knowledge Date" and a date, in 3.2 the current one. Llama 3 has none. To have it, write
+   it at the start of the system prompt, or set renderer_name=template.
 2. Special tokens in content are text, in every role.
-3. White space at the ends of a reply is kept, and a reply is encoded apart from its header, as it
-   is sampled; the templates strip it. System and user messages are stripped as there.
+3. White space at the ends of a reply is kept, and a reply is encoded separately from its header, as
+   it is sampled; the templates strip it. System and user messages are stripped as in them.
 
-No tools: these models write a call as bare JSON, which nothing tells from a reply that is JSON.
+Tools are not supported: these models write a call as bare JSON, which cannot be distinguished from
+a reply that is JSON.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.messages import Message, calls_tools
+from tinker_cookbook.renderers.messages import Message, has_tool_calls
 from tinker_cookbook.tokenizer_utils import Tokenizer
 from tinker_cookbook.utils.json_types import JsonObject
 
 _NO_TOOLS = (
-    "llama3 has no form for tools, because a call would be bare JSON that cannot be told from a "
+    "llama3 does not support tools, because a call would be bare JSON that looks like a "
     "reply; set renderer_name=template to train on calls, or use another model family to run tools"
 )
 
 
 class Llama3Renderer(Renderer):
-    """Extension property: yes, every message is written alike wherever it stands.
+    """Extension property: yes, a message is rendered the same at every position.
 
-    A second system message and a conversation that an assistant begins are written as they stand,
-    as the templates do.
+    A second system message, and a conversation that begins with an assistant message, are rendered
+    in place, as by the templates.
     """
 
     roles = ("system", "user", "assistant")
@@ -68,7 +69,7 @@ class Llama3Renderer(Renderer):
         raise RendererError(_NO_TOOLS)
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        text = message_text(message, ctx)
+        text = require_text(message, ctx)
         if message["role"] != "assistant":
             text = text.strip()
         encode = self.encoder.encode
@@ -77,12 +78,12 @@ class Llama3Renderer(Renderer):
             header=text_chunk(header), output=[text_chunk([*encode(text), self._end])]
         )
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
         for i, message in enumerate(messages or ()):
             if isinstance(message, dict) and message.get("role") == "tool":
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
-        checked = super().checked(messages)
+        checked = super().validate_messages(messages)
         for i, message in enumerate(checked):
-            if calls_tools(message):
+            if has_tool_calls(message):
                 raise RendererError(f"message {i}: {_NO_TOOLS}")
         return checked

@@ -227,14 +227,17 @@ CALL = {"function": {"name": "f", "arguments": "{}"}}
         ([], "empty conversation"),
         ([user("q"), {"role": "assistant"}], "message 1: this assistant message has no content"),
         ([{"role": "ipython", "content": "1"}], "message 0: unknown role 'ipython'"),
-        ([user("q"), {"role": "tool", "content": "1"}], "message 1: llama3 has no form for tools"),
-        ([user("q"), assistant("", calls=[("f", "{}")])], "message 1: llama3 has no form for"),
+        ([user("q"), {"role": "tool", "content": "1"}], "message 1: llama3 does not support tools"),
+        ([user("q"), assistant("", calls=[("f", "{}")])], "message 1: llama3 does not support"),
         (
             [user("q"), {**assistant(""), "unparsed_tool_calls": [{"raw_text": "", "error": ""}]}],
-            "message 1: llama3 has no form for tools",
+            "message 1: llama3 does not support tools",
         ),
-        ([user("q"), assistant("a", thinking="hm")], "message 1: it holds reasoning"),
-        ([user([{"type": "image", "image": "x.png"}])], "message 0: an image"),
+        ([user("q"), assistant("a", thinking="hm")], "message 1: it contains reasoning"),
+        (
+            [user([{"type": "image", "image": "x.png"}])],
+            "message 0: this format does not support images",
+        ),
     ],
 )
 def test_bad_input_is_named(

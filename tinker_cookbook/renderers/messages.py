@@ -1,8 +1,8 @@
-"""The chat types that every renderer and recipe shares, and small helpers over them.
+"""Chat types that all renderers and recipes share, and helpers for them.
 
-A message is a plain dict, so that a JSONL line or an API reply is one already. Content is a string,
-or a list of typed parts. Tool calls are frozen objects; OpenAI-style dicts are accepted wherever a
-renderer takes messages.
+A message is a plain dict, so that JSON from a file or an API can be used as it is. Content is a
+string or a list of typed parts. Tool calls are frozen objects; wherever a renderer takes messages,
+OpenAI-style dicts are accepted too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinker_cookbook.exceptions import RendererError
-from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS, PART_KEYS, REASONING, refusal
+from tinker_cookbook.renderers.known_keys import (
+    MESSAGE_KEYS,
+    PART_KEYS,
+    REASONING_KEYS,
+    find_key_problem,
+)
 from tinker_cookbook.utils.json_types import JsonObject, Plain
 
 Role = str
-"""Mostly "system", "user", "assistant" or "tool"; each renderer lists the roles it knows."""
+"""Usually "system", "user", "assistant" or "tool"; each renderer lists the roles it supports."""
 
 
 class TextPart(TypedDict):
@@ -35,7 +40,7 @@ class ThinkingPart(TypedDict):
 
 
 class ImagePart(TypedDict):
-    """An image, as a path, URL or PIL image. Text renderers refuse it."""
+    """An image, as a path, URL or PIL image. Text renderers reject it."""
 
     type: Literal["image"]
     image: Any
@@ -46,7 +51,7 @@ Content = str | list[ContentPart]
 
 
 class FunctionBody(BaseModel):
-    """A function's name and its arguments, a JSON object as text."""
+    """A function's name, and its arguments as a JSON string of an object."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +68,7 @@ class ToolCall(BaseModel):
 
 
 class UnparsedToolCall(BaseModel):
-    """A tool call that the model wrote and that could not be read; `raw_text` includes its tags."""
+    """A tool call of the model that could not be parsed; `raw_text` includes its tags."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +77,7 @@ class UnparsedToolCall(BaseModel):
 
 
 class ToolSpec(TypedDict):
-    """A tool as it is declared to the model; `parameters` is a JSON schema."""
+    """The declaration of a tool; `parameters` is a JSON schema."""
 
     name: str
     description: str
@@ -102,7 +107,7 @@ def content_parts(content: Content) -> list[ContentPart]:
 def split_thinking(content: Content) -> ThinkingAndText:
     """The joined thinking parts and the joined text parts.
 
-    A string that holds `</think>` is split as chat templates split it, padding newlines dropped.
+    A string that contains `</think>` is split as chat templates do, without padding newlines.
     """
     if isinstance(content, str):
         if "</think>" not in content:
@@ -118,7 +123,8 @@ def split_thinking(content: Content) -> ThinkingAndText:
 def get_text_content(message: Message) -> str:
     """The text of a message without its reasoning.
 
-    Where reasoning was left out, so are the blank lines around the reply that followed it.
+    If reasoning is removed, so are blank lines before the text and the newlines after it, which
+    only separated the two.
     """
     content = message["content"]
     if isinstance(content, str):
@@ -132,31 +138,31 @@ def get_text_content(message: Message) -> str:
 
 
 def ensure_text(content: Content) -> str:
-    """Content that must be text alone: a string, or text parts. RendererError otherwise."""
+    """The text of content without other parts. Raises RendererError if there are any."""
     if isinstance(content, str):
         return content
     other = [part["type"] for part in content if part["type"] != "text"]
     if other:
-        raise RendererError(f"text content expected, found a part of type {other[0]!r}")
+        raise RendererError(f"expected text content, found a part of type {other[0]!r}")
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def format_content_as_string(content: Content, separator: str = "\n") -> str:
-    """Content for people and graders to read: every part in order, reasoning inside think tags."""
+    """Content as one string, for people and graders, with reasoning in think tags."""
     if isinstance(content, str):
         return content
-    shown = {
+    formatters = {
         "text": lambda part: part["text"],
         "thinking": lambda part: f"<think>{part['thinking']}</think>",
         "image": lambda part: "<image>",
     }
-    return separator.join(shown[part["type"]](part) for part in content)
+    return separator.join(formatters[part["type"]](part) for part in content)
 
 
 def parse_content_blocks(content: str) -> list[ContentPart] | None:
-    """A string with closed think blocks as a list of parts, whitespace kept; None if it has none.
+    """Split a string with closed think blocks into parts, white space kept; None if it has none.
 
-    `format_content_as_string(parts, separator="")` gives the string back.
+    `format_content_as_string(parts, separator="")` is the inverse.
     """
     pieces = re.split(r"<think>(.*?)</think>", content, flags=re.DOTALL)
     if len(pieces) == 1:
@@ -170,15 +176,16 @@ def parse_content_blocks(content: str) -> list[ContentPart] | None:
     return parts
 
 
-def calls_tools(message: Message) -> bool:
-    """Whether it calls a tool, in words that can be read or not."""
+def has_tool_calls(message: Message) -> bool:
+    """Whether the message calls a tool, in calls that could be parsed or not."""
     return bool(message.get("tool_calls") or message.get("unparsed_tool_calls"))
 
 
-def as_tool_call(value: Any) -> ToolCall:
-    """A ToolCall from itself or from an OpenAI-style dict, whose arguments may be a JSON object.
+def to_tool_call(value: Any) -> ToolCall:
+    """Convert an OpenAI-style dict to a ToolCall; its arguments may be a string or an object.
 
-    ValueError, in words for a user, when it is neither or its arguments are not a JSON object.
+    Raises ValueError, with a message for the user, if the value is neither such a dict nor a
+    ToolCall, or if its arguments are not a JSON object.
     """
     if isinstance(value, ToolCall):
         call = value
@@ -187,7 +194,7 @@ def as_tool_call(value: Any) -> ToolCall:
             function = dict(value["function"])
             if isinstance(function.get("arguments"), dict):
                 function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-            fields = {  # `index`: of a stream
+            fields = {  # streamed calls have an `index`, which is not part of the call
                 key: part for key, part in value.items() if key != "index" and part is not None
             }
             call = ToolCall.model_validate({**fields, "function": function})
@@ -197,7 +204,7 @@ def as_tool_call(value: Any) -> ToolCall:
                 '{"function": {"name": ..., "arguments": "{...}"}}, found ' + f"{value!r:.120}"
             ) from error
     if not call.function.name:
-        raise ValueError("a tool call without a function's name")
+        raise ValueError("a tool call without a function name")
     try:
         read_json_object(call.function.arguments, "the arguments")
     except ValueError:
@@ -208,9 +215,12 @@ def as_tool_call(value: Any) -> ToolCall:
     return call
 
 
-def arguments_without(call: ToolCall, *tags: str) -> str:
-    """A call's arguments in which no string holds one of `tags`, which would end the call: each
-    begins with a JSON escape instead, so that the value is the same."""
+def escape_tags_in_arguments(call: ToolCall, *tags: str) -> str:
+    """A call's arguments with the first character of each of `tags` as a JSON escape.
+
+    A closing tag inside the arguments would end the call when it is parsed; escaped, the JSON value
+    stays the same.
+    """
     arguments = call.function.arguments
     for tag in tags:
         arguments = arguments.replace(tag, f"\\u{ord(tag[0]):04x}{tag[1:]}")
@@ -218,27 +228,26 @@ def arguments_without(call: ToolCall, *tags: str) -> str:
 
 
 def read_json_object(text: str, what: str) -> JsonObject:
-    """The JSON object in `text`. ValueError otherwise, in words: `what` is no object, or where the
-    JSON breaks off."""
+    """Parse a JSON object. Raises ValueError with the reason; `what` names the text in it."""
     try:
-        # JSONDecodeError is a ValueError, and says where and what
-        value = json.loads(text, parse_constant=_no_json)
+        # JSONDecodeError is a ValueError whose message gives the position.
+        value = json.loads(text, parse_constant=_reject_constant)
         written = json.dumps(value, ensure_ascii=False)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object")
-    if SURROGATE.search(written):
-        raise ValueError(f"{what} hold half of a surrogate pair")
+    if LONE_SURROGATE.search(written):
+        raise ValueError(f"{what} contain an unpaired surrogate, which cannot be encoded")
     return value
 
 
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _reject_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not valid JSON")
 
 
-SURROGATE = re.compile("[\ud800-\udfff]")
-_ROLES_ELSEWHERE = {
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_ROLE_ALIASES = {
     "human": "user",
     "gpt": "assistant",
     "bot": "assistant",
@@ -253,127 +262,141 @@ def _texts(content: Content) -> list[str]:
     return [str(part.get(part["type"], "")) for part in content_parts(content)]
 
 
-def _role_meant(role: Plain, roles: Sequence[Role]) -> str:
+def _role_hint(role: Plain, roles: Sequence[Role]) -> str:
     name = str(role).lower()
-    meant = _ROLES_ELSEWHERE.get(name, name)
-    return f" (write {meant!r})" if meant in roles and meant != role else ""
+    known_name = _ROLE_ALIASES.get(name, name)
+    return f" (write {known_name!r})" if known_name in roles and known_name != role else ""
 
 
 def normalise_message(message: Any, index: int, roles: Sequence[Role]) -> Message:
-    """A copy of `message` in the form that renderers read, or a RendererError naming `index`.
+    """Validate a message and return a copy in the form that renderers expect.
 
-    An assistant message with tool calls may lack content (as OpenAI writes it), and an assistant's
-    `reasoning_content` (`thinking` in gpt-oss data, `reasoning` in some replies of servers) becomes
-    a thinking part. Keys that say nothing of tokens or weights (`id`, `timestamp`) are not read;
-    `known_keys.py` lists those that are refused.
+    An assistant message with tool calls may lack content (as in OpenAI's API), and an assistant's
+    `reasoning_content` (`thinking` in gpt-oss data, `reasoning` in the replies of some servers)
+    becomes a thinking part. Keys without effect on tokens or weights (`id`, `timestamp`) are
+    ignored; `known_keys.py` lists those that are rejected. Raises RendererError that cites `index`.
     """
 
-    def refuse(problem: str) -> RendererError:
+    def message_error(problem: str) -> RendererError:
         return RendererError(f"message {index}: {problem}")
 
     if not isinstance(message, dict):
-        raise refuse(f"expected a dict with role and content, found {message!r:.80}")
+        raise message_error(f"expected a dict with role and content, found {message!r:.80}")
     role = message.get("role")
     if role not in roles:
-        hint = _role_meant(role, roles)
-        raise refuse(f"unknown role {role!r}{hint}; this renderer knows {', '.join(roles)}")
+        hint = _role_hint(role, roles)
+        raise message_error(
+            f"unknown role {role!r}{hint}; this renderer supports {', '.join(roles)}"
+        )
     for key, value in message.items():
         if key not in MESSAGE_KEYS and (
-            problem := refusal("message", key, value, MESSAGE_KEYS, str(role))
+            problem := find_key_problem("message", key, value, MESSAGE_KEYS, str(role))
         ):
-            raise refuse(problem)
+            raise message_error(problem)
     content = message.get("content")
     for key in ("tool_calls", "unparsed_tool_calls"):
         if message.get(key) and role != "assistant":
-            raise refuse(f"a {role} message cannot have {key}")
+            raise message_error(f"a {role} message cannot have {key}")
         if not isinstance(message.get(key) or [], list | tuple):
-            raise refuse(f"{key} must be a list, found {message[key]!r:.80}")
+            raise message_error(f"{key} must be a list, found {message[key]!r:.80}")
     for key in ("name", "tool_call_id"):
         if not isinstance(message.get(key, ""), str | None):
-            raise refuse(f"{key} must be text, found {message[key]!r:.80}")
+            raise message_error(f"{key} must be a string, found {message[key]!r:.80}")
     if not isinstance(message.get("trainable", False), bool):
-        raise refuse(f"'trainable' must be true or false, found {message['trainable']!r:.80}")
+        raise message_error(
+            f"'trainable' must be true or false, found {message['trainable']!r:.80}"
+        )
     calls = message.get("tool_calls") or []
     if content is None and (calls or message.get("unparsed_tool_calls")):
         content = ""
     if content is None:
-        raise refuse(f"this {role} message has no content")
+        raise message_error(f"this {role} message has no content")
     if not isinstance(content, str):
         if not isinstance(content, list):
-            raise refuse(f"content must be text or a list of parts, found {content!r:.80}")
+            raise message_error(
+                f"content must be a string or a list of parts, found {content!r:.80}"
+            )
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind in ("image_url", "input_image"):
-                raise refuse(f"an image in the form {kind!r}; write it as a part of type 'image'")
+                raise message_error(
+                    f"a part of type {kind!r}; write an image as a part of type 'image'"
+                )
             if kind not in ("text", "thinking", "image"):
-                raise refuse(f"unknown content part {part!r:.80}")
+                raise message_error(
+                    f"unknown content part {part!r:.80}; use type text, thinking or image"
+                )
             if kind != "image" and not isinstance(part.get(kind), str):
-                raise refuse(f"a {kind} part without {kind!r}: {part!r:.80}")
+                raise message_error(f"a {kind} part without {kind!r}: {part!r:.80}")
             if kind == "thinking" and role != "assistant":
-                raise refuse(f"a {role} message cannot have a thinking part")
-            if problem := part_problem(part, str(role)):
-                raise refuse(problem)
-    given = {key: message[key] for key in REASONING if message.get(key)}
-    reasoning = next(iter(given.values()), None)
-    if role != "assistant" and given:
-        raise refuse(f"a {role} message cannot have reasoning, found {reasoning!r:.80}")
-    if any(other != reasoning for other in given.values()):
-        raise refuse(f"{' and '.join(map(repr, given))} differ; keep one of them")
+                raise message_error(f"a {role} message cannot have a thinking part")
+            if problem := find_part_problem(part, str(role)):
+                raise message_error(problem)
+    by_key = {key: message[key] for key in REASONING_KEYS if message.get(key)}
+    reasoning = next(iter(by_key.values()), None)
+    if role != "assistant" and by_key:
+        raise message_error(f"a {role} message cannot have reasoning, found {reasoning!r:.80}")
+    if any(other != reasoning for other in by_key.values()):
+        raise message_error(f"{' and '.join(map(repr, by_key))} differ; keep one of them")
     if reasoning and role == "assistant":
         if not isinstance(reasoning, str):
-            raise refuse(f"its reasoning must be text, found {reasoning!r:.80}")
+            raise message_error(f"its reasoning must be a string, found {reasoning!r:.80}")
         content = [ThinkingPart(type="thinking", thinking=reasoning), *content_parts(content)]
     result = {**message, "role": role, "content": content}
-    for key in REASONING:  # in content now; it must not be read again
+    for key in REASONING_KEYS:  # now in the content; left here, it would be added again
         result.pop(key, None)
     for key in ("tool_calls", "unparsed_tool_calls"):
         if not message.get(key):
             result.pop(key, None)
-    if any(SURROGATE.search(text) for text in [*_texts(content), message.get("name") or ""]):
-        raise refuse("half of a surrogate pair, which no tokenizer can encode; remove it")
+    if any(LONE_SURROGATE.search(text) for text in [*_texts(content), message.get("name") or ""]):
+        raise message_error("an unpaired surrogate, which no tokenizer can encode; remove it")
     try:
         if calls:
-            result["tool_calls"] = [as_tool_call(call) for call in calls]
+            result["tool_calls"] = [to_tool_call(call) for call in calls]
         if message.get("unparsed_tool_calls"):
             result["unparsed_tool_calls"] = [
-                _unparsed(call) for call in message["unparsed_tool_calls"]
+                _to_unparsed_call(call) for call in message["unparsed_tool_calls"]
             ]
     except ValidationError:
-        raise refuse("unparsed_tool_calls must hold raw_text and error") from None
+        raise message_error("unparsed_tool_calls must have raw_text and error") from None
     except ValueError as error:
-        raise refuse(str(error)) from error
+        raise message_error(str(error)) from error
     return result  # type: ignore[return-value]
 
 
-def part_problem(part: Mapping[str, Plain], role: Role) -> str | None:
-    """What a part of content says beside its text that would be lost; None where nothing is."""
+def find_part_problem(part: Mapping[str, Plain], role: Role) -> str | None:
+    """The problem with a part that has more keys than its type uses; None if they may be lost."""
     kind = part.get("type")
     for key, value in part.items():
         if key in ("type", kind):
             continue
         if key in PART_KEYS:
             if value:
-                return f"a {kind} part with {key!r}: {value!r:.40}; make it a part of its own"
-        elif problem := refusal("part", key, value, PART_KEYS, role):
-            return f"a part of its content: {problem}"
+                return f"a {kind} part with {key!r}: {value!r:.40}; make it a separate part"
+        elif problem := find_key_problem("part", key, value, PART_KEYS, role):
+            return f"a content part: {problem}"
     return None
 
 
-def _unparsed(call: Any) -> UnparsedToolCall:
+def _to_unparsed_call(call: Any) -> UnparsedToolCall:
     return UnparsedToolCall.model_validate(call)
 
 
 def to_openai_message(message: Message) -> JsonObject:
-    """The message as OpenAI-compatible servers and chat templates take it.
+    """The message in the format of OpenAI-compatible servers and of chat templates.
 
-    Calls that could not be read stand behind the text, as the model wrote them. RendererError for
-    images, which have another form there.
+    Unparsed tool calls follow the text, as the model wrote them. Raises RendererError for images,
+    which have a different format there.
     """
     content = message["content"]
     if any(part["type"] == "image" for part in content_parts(content)):
-        raise RendererError("an image, which has no form here; give it to the server yourself")
+        raise RendererError(
+            "images cannot be converted to OpenAI's format; pass them to the server directly"
+        )
     thinking, text = ("", content) if isinstance(content, str) else split_thinking(content)
-    unparsed = [_unparsed(call).raw_text for call in message.get("unparsed_tool_calls") or []]
+    unparsed = [
+        _to_unparsed_call(call).raw_text for call in message.get("unparsed_tool_calls") or []
+    ]
     result: JsonObject = {
         "role": message["role"],
         "content": "\n".join(piece for piece in (text, *unparsed) if piece),
@@ -381,7 +404,7 @@ def to_openai_message(message: Message) -> JsonObject:
     if thinking:
         result["reasoning_content"] = thinking
     if calls := message.get("tool_calls"):
-        result["tool_calls"] = [as_tool_call(call).model_dump() for call in calls]
+        result["tool_calls"] = [to_tool_call(call).model_dump() for call in calls]
     if "tool_call_id" in message:
         result["tool_call_id"] = message["tool_call_id"]
     if "name" in message:

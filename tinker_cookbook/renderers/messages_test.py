@@ -87,7 +87,7 @@ def test_to_openai_message_keeps_calls_in_every_form() -> None:
     found = to_openai_message({**message, "unparsed_tool_calls": [raw]})
     assert found["content"] == "Hi\n<tool_call>oops</tool_call>"
     assert found["tool_calls"][0]["function"] == call["function"]
-    with pytest.raises(RendererError, match="an image"):
+    with pytest.raises(RendererError, match="images cannot be converted"):
         to_openai_message({"role": "user", "content": [{"type": "image", "image": "x.png"}]})
 
 

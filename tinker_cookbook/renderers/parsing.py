@@ -1,8 +1,8 @@
-"""Tokens to messages: one incremental parser, used at once or token by token.
+"""Parse sampled tokens into messages, all at once or as a stream.
 
-Text goes into a content parser (`TagParser` for models that mark reasoning and tool calls by tags,
-`StopStringParser` for plain transcripts), which gives out deltas as soon as later text can no
-longer change them. Streaming and whole parsing run this same machine, so they agree at every cut.
+Text is fed to a content parser (`TagParser` for models that mark reasoning and tool calls with
+tags, `StopStringParser` for plain transcripts), which emits deltas as soon as later text can no
+longer change them. Both ways run the same state machine, so they agree wherever a stream is split.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ParseTermination(StrEnum):
 
     STOP_SEQUENCE = "stop_sequence"
     EOS = "eos"
-    MALFORMED = "malformed"  # cut off by max_tokens, or the end is not where it should be
+    MALFORMED = "malformed"  # truncated by max_tokens, or the end token is in the wrong place
 
     @property
     def is_clean(self) -> bool:
@@ -45,8 +45,8 @@ class ParseTermination(StrEnum):
 
 
 class ParseFailureKind(StrEnum):
-    STRUCTURAL = "structural"  # the response did not end as a turn does
-    CONTENT = "content"  # it ended well, but holds a tool call that cannot be read
+    STRUCTURAL = "structural"  # the response does not end like a turn
+    CONTENT = "content"  # it ends correctly but contains a tool call that cannot be parsed
 
 
 class ParsedResponse(NamedTuple):
@@ -57,7 +57,7 @@ class ParsedResponse(NamedTuple):
 def classify_parse_failure(
     message: Message, termination: ParseTermination
 ) -> ParseFailureKind | None:
-    """What is wrong with a parsed response, or None. A bad ending outranks bad content."""
+    """The kind of failure of a parsed response, or None. A structural failure takes precedence."""
     if not termination.is_clean:
         return ParseFailureKind.STRUCTURAL
     return ParseFailureKind.CONTENT if message.get("unparsed_tool_calls") else None
@@ -65,7 +65,7 @@ def classify_parse_failure(
 
 @dataclass(frozen=True)
 class MessageHeader:
-    """A message begins: whose."""
+    """The start of a message: who writes it."""
 
     role: Role
     name: str | None = None
@@ -83,7 +83,7 @@ class ThinkingDelta:
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """One whole tool call: half of one is of no use to anybody."""
+    """One complete tool call. Calls are not streamed in parts, as a part cannot be executed."""
 
     tool_call: ToolCall | UnparsedToolCall
 
@@ -93,8 +93,11 @@ MessageDelta = MessageHeader | Delta
 
 
 class ContentParser(Protocol):
-    """Text in, deltas out. `stops` counts stop strings seen, for formats that end in text;
-    `malformed`: the text cannot be a whole response, however it ended."""
+    """Turns text into deltas.
+
+    stops: stop strings seen so far, for formats whose stop sequence is text. malformed: the text
+    is not a valid response, whatever its last token.
+    """
 
     stops: int
     malformed: bool
@@ -104,8 +107,8 @@ class ContentParser(Protocol):
     def finish(self) -> list[Delta]: ...
 
 
-def held_back(text: str, *marks: str) -> int:
-    """Length of the longest end of `text` that could still grow into one of `marks`."""
+def partial_suffix_length(text: str, *marks: str) -> int:
+    """Length of the longest suffix of `text` that may still grow into one of `marks`."""
     longest = min(len(text), max((len(mark) for mark in marks), default=1) - 1)
     for n in range(longest, 0, -1):
         if any(mark.startswith(text[-n:]) for mark in marks):
@@ -115,7 +118,7 @@ def held_back(text: str, *marks: str) -> int:
 
 @dataclass(frozen=True)
 class ThinkTags:
-    """A think block at the start of a response, and the newlines that frame it."""
+    """The tags of a think block at the start of a response, and the newlines around them."""
 
     opened: str = "<think>"
     closed: str = "</think>"
@@ -123,12 +126,13 @@ class ThinkTags:
     pad_close: str = ""
     pad_after: str = ""
     exact: bool = False
-    """White space in front of the block makes it text, and an empty block is one."""
+    """White space before the opening tag makes the block text, and an empty block is kept as an
+    empty thinking part, so that rendering gives the same tokens back."""
 
 
 @dataclass(frozen=True)
 class ToolTags:
-    """`read` turns the text between the tags into a ToolCall, or raises ValueError saying why."""
+    """`read` parses the text between the tags; it raises ValueError with the reason."""
 
     opened: str
     closed: str
@@ -136,10 +140,10 @@ class ToolTags:
 
 
 class StateParser:
-    """A content parser as a state machine over what has not been given out yet.
+    """A content parser as a state machine over a buffer of text that is not emitted yet.
 
-    Each method named after a state consumes what is certain from the buffer and returns True when
-    it went on to another state.
+    Each state is a method. It takes from the buffer what later text cannot change, and returns True
+    if it has switched to another state, which then runs on the rest.
     """
 
     def __init__(self, start: Callable[[], bool]):
@@ -167,10 +171,10 @@ class StateParser:
 
 
 class TagParser(StateParser):
-    """Reads `[<think>…</think>] text [<tool_call>…</tool_call>]…`.
+    """Parses `[<think>…</think>] text [<tool_call>…</tool_call>]…`.
 
-    A think block counts only at the start of the response, so a reply
-    that mentions the tag stays whole; one that is never closed is reasoning to the end.
+    A think block is recognised only at the start of the response, so that a reply may mention the
+    tag. An unclosed block is reasoning to the end of the response.
     """
 
     def __init__(self, think: ThinkTags | None, tools: ToolTags | None):
@@ -182,7 +186,8 @@ class TagParser(StateParser):
         return not self._final and len(text) < len(mark) and mark.startswith(text)
 
     def _emit_certain(self, kind: type[TextDelta] | type[ThinkingDelta], *marks: str) -> None:
-        keep = 0 if self._final else held_back(self._buffer, *marks)
+        """Emit the buffer except a suffix that may still become one of `marks`."""
+        keep = 0 if self._final else partial_suffix_length(self._buffer, *marks)
         cut = len(self._buffer) - keep
         self._emit(kind, self._buffer[:cut])
         self._buffer = self._buffer[cut:]
@@ -213,7 +218,7 @@ class TagParser(StateParser):
             return False
         self._emit(ThinkingDelta, before.removesuffix(tags.pad_close))
         if tags.exact and not before:
-            self._deltas.append(ThinkingDelta(""))  # an empty block, or the last of it came before
+            self._deltas.append(ThinkingDelta(""))  # an empty block, or its text is already emitted
         self._buffer = after
         self._state = self._after_thinking
         return True
@@ -267,15 +272,16 @@ class TagParser(StateParser):
         if text.startswith(self._tools.opened):
             self._buffer = text
         elif not text or self._may_become(text, self._tools.opened):
-            return False  # white space between calls and after the last belongs to no text
+            return False  # white space between and after calls is not part of the text
         self._state = self._text
         return True
 
 
 class StopStringParser:
-    """Reads the text up to a stop string, without one space in front of it.
+    """Parses the text up to a stop string, without one space at its start.
 
-    Where no stop string came, one blank line at the end (`padding`) belongs to the format.
+    If the stop string is missing, one blank line at the end (`padding`) belongs to the format and
+    is removed.
     """
 
     def __init__(self, stop: str, padding: str):
@@ -298,7 +304,7 @@ class StopStringParser:
             self.stops = 1
             self._buffer = after
         else:
-            before = before[: len(before) - held_back(before, self._stop)]
+            before = before[: len(before) - partial_suffix_length(before, self._stop)]
             self._buffer = self._buffer[len(before) :]
         return [TextDelta(before)] if before else []
 
@@ -311,10 +317,11 @@ class StopStringParser:
 
 
 def message_from_deltas(deltas: Iterable[MessageDelta], think_closed: str | None = None) -> Message:
-    """The assistant message that a list of deltas adds up to.
+    """Join deltas into one assistant message.
 
-    Content is a string, or [thinking, text] where there was reasoning (text only if not empty).
-    Text that holds `think_closed` is a part, too: as a string it would be taken for reasoning.
+    The content is a string, or the parts [thinking, text] if there is reasoning (text only if not
+    empty). Text that contains `think_closed` also becomes a part: as a string it would be split at
+    that tag when it is rendered.
     """
     deltas = list(deltas)
     thoughts = [delta.thinking for delta in deltas if isinstance(delta, ThinkingDelta)]
@@ -336,10 +343,11 @@ def message_from_deltas(deltas: Iterable[MessageDelta], think_closed: str | None
 
 
 class ResponseParser:
-    """Parses one response: tokens up to a stop or end-of-text token, their text by `content`.
+    """Parses one response: tokens up to a stop or end-of-text token, decoded and fed to `content`.
 
-    Termination: one stop as the last thing is STOP_SEQUENCE; end of text, and no stop, EOS; all
-    else MALFORMED. Two stop tokens raise RendererError: no single sample ends twice.
+    Termination: STOP_SEQUENCE if the response ends with its only stop sequence, EOS if it ends with
+    an end-of-text token and has no stop sequence, else MALFORMED. Two stop tokens raise
+    RendererError, because sampling ends at the first.
     """
 
     def __init__(
@@ -357,8 +365,8 @@ class ResponseParser:
         self._eos_tokens = eos_tokens
 
     def parse(self, tokens: Iterable[int]) -> ParsedResponse:
-        """The whole response at once: one decode, where streaming needs two for every token."""
-        ending = _Ending(self._stop_tokens, self._eos_tokens)
+        """Parse the whole response with a single decode; streaming needs two per token."""
+        ending = _EndTracker(self._stop_tokens, self._eos_tokens)
         text = self._decode([token for token in map(int, tokens) if ending.is_content(token)])
         deltas = self._content.feed(text) + self._content.finish()
         return ParsedResponse(self._message(deltas), ending.termination(self._content))
@@ -367,9 +375,9 @@ class ResponseParser:
         return message_from_deltas(deltas, self._think_closed)
 
     def stream(self, tokens: Iterable[int]) -> Iterator[MessageDelta | ParsedResponse]:
-        """A header, deltas while the tokens come, and at the end what `parse` gives for all."""
+        """Yield a header, deltas while tokens arrive, and last the result of `parse` for all."""
         yield MessageHeader("assistant")
-        ending = _Ending(self._stop_tokens, self._eos_tokens)
+        ending = _EndTracker(self._stop_tokens, self._eos_tokens)
         decoder = TokenDecoder(self._decode)
         seen: list[Delta] = []
         for token in map(int, tokens):
@@ -382,8 +390,8 @@ class ResponseParser:
         yield ParsedResponse(self._message(seen + last), ending.termination(self._content))
 
 
-class _Ending:
-    """Watches tokens go by for the end of the response."""
+class _EndTracker:
+    """Counts stop and end-of-text tokens, and the tokens after them."""
 
     def __init__(self, stop_tokens: frozenset[int], eos_tokens: frozenset[int]):
         self._stop_tokens = stop_tokens
@@ -397,7 +405,7 @@ class _Ending:
             self._stops += 1
             if self._stops > 1:
                 raise RendererError(
-                    f"the response holds the stop token {token} more than once; "
+                    f"the response contains the stop token {token} more than once; "
                     "sample with stop=renderer.get_stop_sequences()"
                 )
         elif token in self._eos_tokens:
@@ -421,26 +429,29 @@ class _Ending:
 
 
 def read_json_tool_call(body: str) -> ToolCall:
-    """A ToolCall from `{"name": ..., "arguments": {...}}`; ValueError, in words, otherwise.
+    """Parse `{"name": ..., "arguments": {...}}`. Raises ValueError with the reason.
 
-    The arguments are kept as they were written, so that the call renders to the same tokens again.
+    The arguments are kept as they were written, so that the call renders to the same tokens.
     """
     members = _json_members(body.strip())
     name, arguments = members.get("name"), members.get("arguments")
     if name is None or not isinstance(name.value, str) or not name.value:
-        raise ValueError('a tool call needs a "name" that is a string, and not empty')
+        raise ValueError('a tool call needs a "name" that is a non-empty string')
     if arguments is None or not isinstance(arguments.value, dict):
         raise ValueError('a tool call needs "arguments" that are a JSON object')
     return ToolCall(function=FunctionBody(name=name.value, arguments=arguments.source))
 
 
-class _Member(NamedTuple):
+class _JsonMember(NamedTuple):
     value: Any
     source: str
 
 
-def _json_members(text: str) -> dict[str, _Member]:
-    """The members of one JSON object, each with its source text. ValueError if it is not one."""
+def _json_members(text: str) -> dict[str, _JsonMember]:
+    """The members of a JSON object, each with its source text. Raises ValueError if it is none.
+
+    `json.loads` would lose how the arguments were written: white space, escapes, number formats.
+    """
     read_json_object(text, "a tool call")
     decoder = json.JSONDecoder()
 
@@ -449,12 +460,12 @@ def _json_members(text: str) -> dict[str, _Member]:
             i += 1
         return i
 
-    members: dict[str, _Member] = {}
+    members: dict[str, _JsonMember] = {}
     i = skip(1, " \t\r\n")
     while text[i] != "}":
         key, i = decoder.raw_decode(text, i)
         start = skip(i, " \t\r\n:")
         value, end = decoder.raw_decode(text, start)
-        members[key] = _Member(value, text[start:end])
+        members[key] = _JsonMember(value, text[start:end])
         i = skip(end, " \t\r\n,")
     return members

@@ -110,7 +110,7 @@ def with_unparsed(message: dict[str, Any]) -> dict[str, Any]:
         return message
     [raw] = message["unparsed_tool_calls"]
     if raw.endswith("</tool_call>"):
-        error = 'a tool call needs a "name" that is a string, and not empty'
+        error = 'a tool call needs a "name" that is a non-empty string'
     else:
         error = "no </tool_call> before the end of the response"
     return message | {"unparsed_tool_calls": [UnparsedToolCall(raw_text=raw, error=error)]}
@@ -339,10 +339,10 @@ def test_classification() -> None:
         ("{", "Expecting property name"),
         ("", "Expecting value"),
         ('["name"]', "must be a JSON object"),
-        ('{"arguments": {}}', '"name" that is a string'),
-        ('{"name": 1, "arguments": {}}', '"name" that is a string'),
-        ('{"name": "", "arguments": {}}', '"name" that is a string, and not empty'),
-        ('{"name": "f", "arguments": {"x": NaN}}', "NaN is not JSON"),
+        ('{"arguments": {}}', '"name" that is a non-empty string'),
+        ('{"name": 1, "arguments": {}}', '"name" that is a non-empty string'),
+        ('{"name": "", "arguments": {}}', '"name" that is a non-empty string'),
+        ('{"name": "f", "arguments": {"x": NaN}}', "NaN is not valid JSON"),
         ('{"name": "f"}', '"arguments" that are a JSON object'),
         ('{"name": "f", "arguments": "{}"}', '"arguments" that are a JSON object'),
         ("[" * 100_000, "nested too deeply"),

@@ -1,29 +1,29 @@
-"""Qwen3: ChatML with reasoning in `<think>` and calls in `<tool_call>`. Three renderers, one base.
+"""Qwen3: ChatML with reasoning in `<think>` and tool calls in `<tool_call>`. Three renderers.
 
     <|im_start|>user⏎Hello<|im_end|>⏎<|im_start|>assistant⏎<think>⏎…⏎</think>⏎⏎Hi.<|im_end|>
 
 Tokens equal those of the models' own chat templates (`qwen3`: the hybrid template;
 `qwen3_disable_thinking`: the same with enable_thinking=False; `qwen3_instruct`: the template of the
-2507 models), with these differences, all meant:
+2507 models), with these intentional differences:
 
-1. No newline after the last `<|im_end|>`: the model does not write it.
-2. Special tokens in content are text. Everybody's: `<|im_start|>` and its like. In user and tool
-   messages, which come from outside: all of them, `<think>` and `<tool_call>` too. System prompts
-   are the developer's and assistant messages the model's, so there the tags of `markup` are tokens.
-3. A reply is encoded apart from its header, as it is sampled. This shows only where it begins with
-   white space that the tokenizer would join to the header's newline.
-4. Newlines at the ends of a reply or its reasoning are kept, so that parsing gives back what was
-   rendered; the template strips them. (In content that is one string with `<think>` inside, they
-   are padding and are stripped.)
-5. Reasoning in history is dropped when it is a thinking part. A string with `</think>` in it passes
-   through whole, where the template cuts it.
-6. A user message is a question even if it looks like a tool response.
-7. disable_thinking puts the empty block before a last reply that answers no user message, too: its
-   generation prompt has it.
-8. After reasoning, `qwen3_instruct` writes the parts as they are; its template knows no reasoning.
-   It keeps them in history, so that what was sampled stays as it was.
-9. The closing tag of a call inside its arguments begins with a JSON escape; the template would end
-   the call there.
+1. No newline after the last `<|im_end|>`: the model does not sample it.
+2. Special tokens in content are text: `<|im_start|>` and similar tags in every role, and in user
+   and tool messages, which are untrusted, also `<think>` and `<tool_call>`. In system prompts (the
+   developer's) and assistant messages (the model's) the tags of `markup` are tokens.
+3. A reply is encoded separately from its header, as it is sampled. The difference shows only if it
+   begins with white space that the tokenizer would merge with the header's newline.
+4. Newlines at the ends of a reply or its reasoning are kept, so that parsing is the inverse of
+   rendering; the template strips them. (In string content with a `<think>` block they are padding,
+   and are stripped.)
+5. Reasoning is dropped from history if it is a thinking part. A string that contains `</think>` is
+   kept whole; the template cuts the reasoning out.
+6. A user message counts as a question even if it looks like a tool response.
+7. qwen3_disable_thinking writes the empty think block also before a last reply that follows no user
+   message: its generation prompt has it.
+8. `qwen3_instruct` writes reasoning and text as they are, also in history, so that tokens stay as
+   they were sampled; its template does not know reasoning.
+9. Inside arguments, the tag that ends a call begins with a JSON escape; the template would end the
+   call there.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION
 from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
-    arguments_without,
+    escape_tags_in_arguments,
     format_content_as_string,
     split_thinking,
 )
@@ -57,8 +57,8 @@ _EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 
 
 class _Reply(NamedTuple):
-    """An assistant's message in text: what the framework writes as part of the header, the think
-    block that the model writes, and the reply proper."""
+    """The text of an assistant message: what belongs to the header, the think block that the model
+    samples, and the text after it."""
 
     header: str
     thinking: str
@@ -66,10 +66,10 @@ class _Reply(NamedTuple):
 
 
 class _ChatMLRenderer(Renderer):
-    """What the three share: headers, tools, parsing. They differ in `_reply`.
+    """Headers, tools and parsing, shared by all three. They differ in `_format_reply`.
 
-    A second system message and a conversation that an assistant begins are written as they stand,
-    as the templates do.
+    A second system message, and a conversation that begins with an assistant message, are rendered
+    in place, as by the templates.
     """
 
     markup = (
@@ -104,7 +104,7 @@ class _ChatMLRenderer(Renderer):
             case "tool":
                 return self._render_tool_result(message, ctx)
             case role:
-                text = message_text(message, ctx)
+                text = require_text(message, ctx)
                 tags = self.markup if role == "system" else ()
                 return self._render_text(f"{role}\n", text, tags, ctx)
 
@@ -113,11 +113,11 @@ class _ChatMLRenderer(Renderer):
         end = f"<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n"
         return [declaring_system_message(self.tokenizer, tools, system_prompt, start, end)]
 
-    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+    def _format_reply(self, message: Message, ctx: RenderContext) -> _Reply:
         raise NotImplementedError
 
     def _render_assistant(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        reply = self._reply(message, ctx)
+        reply = self._format_reply(message, ctx)
         blocks = [reply.text] if reply.text else []
         blocks += [_tool_call_block(call) for call in message.get("tool_calls", [])]
         blocks += [call.raw_text for call in message.get("unparsed_tool_calls", [])]
@@ -129,10 +129,10 @@ class _ChatMLRenderer(Renderer):
         )
 
     def _render_tool_result(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        """Results in a row share one user turn, as in the template."""
+        """Consecutive results share one user turn, as in the template."""
         tokens = [
             *self.encoder.encode("<tool_response>", self.markup),
-            *self.encoder.encode(f"\n{message_text(message, ctx)}\n"),
+            *self.encoder.encode(f"\n{require_text(message, ctx)}\n"),
             *self.encoder.encode("</tool_response>", self.markup),
         ]
         follows = ctx.prev_message is not None and ctx.prev_message["role"] == "tool"
@@ -151,13 +151,15 @@ class _ChatMLRenderer(Renderer):
     def _render_text(
         self, header: str, text: str, tags: Sequence[str], ctx: RenderContext
     ) -> RenderedMessage:
-        """Header and text encoded in one go, as the template's are.
+        """Encode header and text together, as the template's text is encoded.
 
-        Where the tokenizer joined the header's newline to the text, the token counts as text.
+        If the tokenizer merges the header's newline with the text, that token belongs to the text.
         """
         tokens = self.encoder.encode(header + text, tags)
-        alone = self.encoder.encode(header)
-        cut = next((i for i, (a, b) in enumerate(zip(alone, tokens)) if a != b), len(alone))
+        header_alone = self.encoder.encode(header)
+        cut = next(
+            (i for i, (a, b) in enumerate(zip(header_alone, tokens)) if a != b), len(header_alone)
+        )
         return RenderedMessage(
             header=text_chunk(self._header(ctx, tokens[:cut])),
             output=[text_chunk([*tokens[cut:], self._end])],
@@ -165,12 +167,12 @@ class _ChatMLRenderer(Renderer):
 
 
 class Qwen3Renderer(_ChatMLRenderer):
-    """Thinking. The last reply is framed by its reasoning, or by an empty block; replies since the
-    last question keep their reasoning; earlier ones lose it. The model opens the block itself, also
-    the Thinking-2507 models, whose own template opens it in the prompt.
+    """With thinking. The last reply begins with a think block, empty if it has no reasoning;
+    replies since the last user message keep their reasoning, earlier ones lose it. The model opens
+    the block itself, also in the Thinking-2507 models, whose own template opens it in the prompt.
 
-    Extension property: no, for history drops what was sampled. With
-    strip_thinking_from_history=False every reply is framed, and it holds.
+    Extension property: no, because history drops reasoning that was sampled. With
+    strip_thinking_from_history=False every reply has its block, and it holds.
     """
 
     reasoning_in_strings = True
@@ -183,7 +185,7 @@ class Qwen3Renderer(_ChatMLRenderer):
     def has_extension_property(self) -> bool:
         return not self.strip_thinking_from_history
 
-    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+    def _format_reply(self, message: Message, ctx: RenderContext) -> _Reply:
         thinking, text = split_thinking(message["content"])
         answers = ctx.in_last_assistant_turn and (ctx.is_last or bool(thinking))
         if answers or not self.strip_thinking_from_history:
@@ -193,31 +195,31 @@ class Qwen3Renderer(_ChatMLRenderer):
 
 
 class Qwen3DisableThinkingRenderer(Qwen3Renderer):
-    """Thinking switched off: the generation prompt ends with an empty think block, which is part of
-    the last reply's header and carries no weight. A target with reasoning is refused.
+    """Without thinking: the generation prompt ends with an empty think block, which is part of the
+    last reply's header and has weight 0. A target with reasoning is rejected.
 
     Extension property: no, history lacks the block (yes with strip_thinking_from_history=False).
     """
 
     target_must_follow_prompt = True
 
-    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+    def _format_reply(self, message: Message, ctx: RenderContext) -> _Reply:
         thinking, text = split_thinking(message["content"])
         if ctx.is_last and thinking:
             raise RendererError(
-                f"message {ctx.idx}: the reply holds reasoning, and qwen3_disable_thinking trains "
-                "replies without; remove it, or set renderer_name=qwen3"
+                f"message {ctx.idx}: the reply contains reasoning, and qwen3_disable_thinking "
+                "trains replies without it; remove it, or set renderer_name=qwen3"
             )
         if not thinking and (ctx.is_last or not self.strip_thinking_from_history):
             return _Reply(_EMPTY_BLOCK, "", text)
-        return super()._reply(message, ctx)
+        return super()._format_reply(message, ctx)
 
 
 class Qwen3InstructRenderer(_ChatMLRenderer):
-    """The 2507 instruct models, and nano: no think block is ever added. Reasoning that a reply has
-    is written where it stands, without padding, and parsed with all its white space.
+    """The 2507 instruct models, and nano: no think block is ever added. Reasoning in a reply is
+    written in place, without padding, and parsed with all its white space.
 
-    Extension property: yes, every message is written alike wherever it stands.
+    Extension property: yes, a message is rendered the same at every position.
     """
 
     think_tags = ThinkTags(exact=True)
@@ -226,11 +228,11 @@ class Qwen3InstructRenderer(_ChatMLRenderer):
     def has_extension_property(self) -> bool:
         return True
 
-    def _reply(self, message: Message, ctx: RenderContext) -> _Reply:
+    def _format_reply(self, message: Message, ctx: RenderContext) -> _Reply:
         return _Reply("", "", format_content_as_string(message["content"], separator=""))
 
 
 def _tool_call_block(call: ToolCall) -> str:
     name = json.dumps(call.function.name, ensure_ascii=False)
-    arguments = arguments_without(call, "</tool_call>")
+    arguments = escape_tags_in_arguments(call, "</tool_call>")
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'

@@ -1,8 +1,8 @@
-"""Renderers by name: one dict, open to users.
+"""The registry of renderers by name, to which users can add their own.
 
     register_renderer("my_format", lambda tokenizer, image_processor: MyRenderer(tokenizer))
 
-or, where there is no Python to put this into, by module and name:
+On a command line, a renderer can be given by module and name without registering it:
 renderer_name=my_module:MyRenderer.
 """
 
@@ -51,8 +51,8 @@ _BUILT_IN: dict[str, RendererFactory] = {
     "deepseekv3_thinking": lambda tokenizer, _: DeepSeekV3ThinkingRenderer(tokenizer),
     "kimi_k2": lambda tokenizer, _: KimiK2Renderer(tokenizer),
 }
-# Formats that users know from elsewhere and that are not here, by how their names begin.
-_LEFT_OUT = (
+# Prefixes of renderer names that other cookbooks have and that are not supported here.
+_UNSUPPORTED_PREFIXES = (
     "deepseekv4",
     "glm5",
     "kimi_k25",
@@ -67,10 +67,10 @@ _registry: dict[str, RendererFactory] = dict(_BUILT_IN)
 
 
 def register_renderer(name: str, factory: RendererFactory) -> None:
-    """Make `renderer_name=name` work everywhere in this process. Registering again replaces.
+    """Make `renderer_name=name` work in this process, replacing an earlier registration.
 
-    ConfigurationError for the name of a built-in renderer. For renderers in other processes (data
-    workers), register there too: a pickled renderer is only its names.
+    Raises ConfigurationError for the name of a built-in renderer. Other processes (data workers)
+    must register it too: a pickled renderer holds only its names.
     """
     if name in _BUILT_IN:
         raise ConfigurationError(f"renderer name {name!r} is built in; choose another name")
@@ -78,7 +78,7 @@ def register_renderer(name: str, factory: RendererFactory) -> None:
 
 
 def unregister_renderer(name: str) -> None:
-    """Forget a registered renderer; ConfigurationError if there is none or it is built in."""
+    """Remove a registered renderer. Raises ConfigurationError if it is unknown or built in."""
     if name in _BUILT_IN:
         raise ConfigurationError(f"renderer {name!r} is built in and cannot be unregistered")
     if name not in _registry:
@@ -95,36 +95,36 @@ def get_registered_renderer_names() -> list[str]:
 
 
 def renderer_factory(name: str) -> RendererFactory:
-    """What makes the renderer of that name; ConfigurationError where nothing does."""
+    """The factory of a renderer. Raises ConfigurationError for an unknown name."""
     if ":" in name:
-        return _imported(name)
+        return _import_factory(name)
     if name not in _registry:
         near = difflib.get_close_matches(name, _registry, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        if name.startswith(_LEFT_OUT):  # the nearest name would be another format
-            hint = " (renderer_name=template writes what the tokenizer's own chat template writes)"
+        if name.startswith(_UNSUPPORTED_PREFIXES):  # the closest name is a different format
+            hint = " (renderer_name=template uses the tokenizer's own chat template)"
         raise ConfigurationError(
             f"renderer_name={name!r} is not a registered renderer{hint}"
             f"; registered: {', '.join(get_registered_renderer_names())}. "
-            "Others can be added with tinker_cookbook.renderers.register_renderer"
+            "Add others with tinker_cookbook.renderers.register_renderer"
         )
     return _registry[name]
 
 
-def _imported(name: str) -> RendererFactory:
+def _import_factory(name: str) -> RendererFactory:
     module_name, _, attribute = name.partition(":")
     try:
-        made_by = attrgetter(attribute)(importlib.import_module(module_name))
+        factory = attrgetter(attribute)(importlib.import_module(module_name))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"renderer_name={name}: cannot be imported: {error}") from error
-    if isinstance(made_by, type) and issubclass(made_by, Renderer):
-        return lambda tokenizer, _: made_by(tokenizer)
-    if not callable(made_by):
+    if isinstance(factory, type) and issubclass(factory, Renderer):
+        return lambda tokenizer, _: factory(tokenizer)
+    if not callable(factory):
         raise ConfigurationError(
-            f"renderer_name={name}: expected a class derived from Renderer, or a function of "
-            f"(tokenizer, image processor) that makes one, found {made_by!r:.60}"
+            f"renderer_name={name}: expected a subclass of Renderer, or a function of "
+            f"(tokenizer, image processor) that returns one, found {factory!r:.60}"
         )
-    return cast(RendererFactory, made_by)
+    return cast(RendererFactory, factory)
 
 
 def get_renderer(
@@ -133,21 +133,22 @@ def get_renderer(
     image_processor: Any = None,
     model_name: str | None = None,
 ) -> Renderer:
-    """The renderer of that name over a tokenizer. ConfigurationError, with the names there are.
+    """Create the renderer `name` for a tokenizer.
 
-    `name`: a registered one, or module:Name of a Renderer class or of a RendererFactory.
-    `model_name` is what pickling remembers; by default the name the tokenizer was loaded by.
+    `name`: a registered name, or module:Name of a Renderer class or a RendererFactory.
+    `model_name`: the model whose tokenizer unpickling loads; by default the name that the tokenizer
+    was loaded by. Raises ConfigurationError, with the known names, for an unknown name.
     """
     factory = renderer_factory(name)
     renderer = factory(tokenizer, image_processor)
     model_name = model_name or getattr(tokenizer, "name_or_path", None)
     renderer.origin = Origin(name, model_name) if model_name else None
-    renderer.remade_by = renderer_from_origin
+    renderer.remake = renderer_from_origin
     return renderer
 
 
 def renderer_from_origin(origin: Origin) -> Renderer:
-    """What unpickling calls."""
+    """Create a renderer again when it is unpickled."""
     return get_renderer(
         origin.renderer_name, get_tokenizer(origin.model_name), model_name=origin.model_name
     )

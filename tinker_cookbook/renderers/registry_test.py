@@ -48,7 +48,7 @@ def test_unknown_name_lists_what_there_is(tokenizer: str) -> None:
 def test_a_known_format_that_is_not_here_is_not_taken_for_another(
     tokenizer: str, name: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match="renderer_name=template writes what") as error:
+    with pytest.raises(ConfigurationError, match="renderer_name=template uses") as error:
         get_renderer(name, tokenizer)
     assert "did you mean" not in str(error.value)
 
@@ -71,7 +71,7 @@ def test_a_renderer_of_ones_own_by_module_and_name(
     for name, problem in [
         ("my_formats:Absent", "renderer_name=my_formats:Absent: cannot be imported: module"),
         ("no_formats:Mine", "renderer_name=no_formats:Mine: cannot be imported: No module named"),
-        ("my_formats:number", "expected a class derived from Renderer, or a function"),
+        ("my_formats:number", "expected a subclass of Renderer, or a function"),
     ]:
         with pytest.raises(ConfigurationError, match=problem):
             get_renderer(name, tokenizer)

@@ -2,10 +2,9 @@
 
     [BOS]System: …⏎⏎User: Hello⏎⏎Assistant: Hi there.⏎⏎User:
 
-The header is `Role:`, the output ` text⏎⏎`, and a response ends where the model starts to write
-`⏎⏎User:`; so the last reply that is trained also trains the `User:` behind it. A reply that holds
-this string itself is cut there when parsed. Thinking parts and tools have no form here and are
-refused.
+The header is `Role:`, the output ` text⏎⏎`, and the stop sequence is the string `⏎⏎User:`. So that
+the model learns to stop, the `User:` after the last trained reply is trained too. A reply that
+contains this string is cut there when it is parsed. Thinking parts and tools are not supported.
 """
 
 from __future__ import annotations
@@ -15,19 +14,20 @@ from tinker_cookbook.renderers.base import (
     RenderContext,
     RenderedMessage,
     Renderer,
-    message_text,
+    require_text,
     text_chunk,
 )
-from tinker_cookbook.renderers.messages import Message, calls_tools
+from tinker_cookbook.renderers.messages import Message, has_tool_calls
 from tinker_cookbook.renderers.parsing import StopStringParser
 
 _STOP = "\n\nUser:"
 
 
 class RoleColonRenderer(Renderer):
-    """Extension property: yes. Stop: the string `⏎⏎User:`.
+    """Extension property: yes. Stop sequence: the string `⏎⏎User:`.
 
-    A second system message and a conversation that an assistant begins are written as they stand.
+    A second system message, and a conversation that begins with an assistant message, are rendered
+    in place.
     """
 
     roles = ("system", "user", "assistant")
@@ -45,9 +45,9 @@ class RoleColonRenderer(Renderer):
         return [_STOP]
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
-        if calls_tools(message):
-            raise RendererError(f"message {ctx.idx}: role_colon has no form for tool calls")
-        text = message_text(message, ctx)
+        if has_tool_calls(message):
+            raise RendererError(f"message {ctx.idx}: role_colon does not support tool calls")
+        text = require_text(message, ctx)
         encode = self.encoder.encode
         return RenderedMessage(
             header=text_chunk(encode(f"{message['role'].capitalize()}:")),

@@ -8,9 +8,9 @@ import pytest
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.renderers.chats import RowReader, read_chats, row_chat, row_reader
+from tinker_cookbook.renderers.chats import RowReader, make_row_reader, parse_row, read_chats
 from tinker_cookbook.renderers.messages import Message
-from tinker_cookbook.renderers.row_account import MAX_KEYS, RowAccount
+from tinker_cookbook.renderers.row_summary import MAX_KEYS, RowSummary
 
 
 def said(*words: str) -> list[dict[str, str]]:
@@ -30,7 +30,7 @@ CALL = json.dumps({"name": "f", "arguments": {"x": 1}})
 
 
 def messages(row: dict[str, Any], **options: Any) -> list[Message]:
-    return row_chat(row, "row", **options).messages
+    return parse_row(row, "row", **options).messages
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_forms_of_one_conversation(row: dict[str, Any]) -> None:
 def test_the_parts_of_each_form() -> None:
     system, tools = {"role": "system", "content": "S"}, [{"name": "f"}]
     for form in (SHAREGPT, ALPACA, COMPLETION):
-        chat = row_chat({**form, "system": "S", "tools": json.dumps(tools)}, "row")
+        chat = parse_row({**form, "system": "S", "tools": json.dumps(tools)}, "row")
         assert chat.messages == [system, *HI] and chat.tools == tools
     assert messages({"instruction": "Add", "input": "1\n2", "output": "3"}) == said(
         "user", "Add\n\n1\n2", "assistant", "3"
@@ -102,7 +102,7 @@ def test_calls_and_results_of_sharegpt() -> None:
         ({"chat": HI, "id": 1}, "found 'chat', 'id' (message_field=chat reads that list)"),
         (
             {"chosen": "a", "rejected": "b"},
-            "(pairs of preferences are no conversations to imitate)",
+            "(preference pairs are not conversations to train on)",
         ),
         (
             {**ALPACA, **COMPLETION},
@@ -113,40 +113,52 @@ def test_calls_and_results_of_sharegpt() -> None:
         ({"conversations": [*SHAREGPT["conversations"], {}]}, "message 2: 'from' must be a string"),
         (
             {"conversations": [{"from": "gpt", "value": "a", "content": "b"}]},
-            "'content' beside 'fro",
+            "'content' together with 'fro",
         ),
-        ({"conversations": []}, "'conversations' must be a list of messages that is not empty"),
+        ({"conversations": []}, "'conversations' must be a non-empty list of messages"),
         ({"conversations": turns("function_call", "f()")}, "message 0: a 'function_call' must be"),
         (
             {"conversations": turns("function_call", f"[{CALL}, {CALL}]", "tool", "4", "gpt", "a")},
-            "message 2: 1 result behind 2 calls of a 'function_call'; write",
+            "message 2: 1 result for 2 calls of a 'function_call'; write",
         ),
-        ({**ALPACA, "output": 3}, "'output' must be text, found 3"),
+        ({**ALPACA, "output": 3}, "'output' must be a string, found 3"),
         (
             {**ALPACA, "history": [["a"]]},
-            "'history' must be a list of pairs of question and answer",
+            "'history' must be a list of [question, answer] pairs",
         ),
-        ({**ALPACA, "history": "a"}, "'history' must be a list of pairs of question and answer"),
+        ({**ALPACA, "history": "a"}, "'history' must be a list of [question, answer] pairs"),
         ({"instruction": "Hi", "inputs": "x", "output": "y"}, "unknown key 'inputs'; did you mean"),
         (
             {"instruction": "Hi", "context": "x", "output": "y"},
-            "'context' is not read; write it as",
+            "'context' is not supported; write it as",
         ),
         (
             {**ALPACA, "input": "x", "context": "y"},
-            "'context' is not read; write it into 'input'",
+            "'context' is not supported; write it into 'input'",
         ),
-        ({**COMPLETION, "history": [["a", "b"]]}, "'history' beside 'prompt' and 'completion' is"),
-        ({**COMPLETION, "instruction": "Add."}, "'instruction' beside 'prompt' and 'completion'"),
-        ({**COMPLETION, "input": "2 3"}, "'input' beside 'prompt' and 'completion' is not read; w"),
-        ({"prompt": 3, "completion": "a"}, "'prompt' must be text or a list of messages, found 3"),
-        ({**COMPLETION, "label": False}, "'label': False is not read; leave out the completions"),
-        ({**SHAREGPT, "weight": 1}, "'weight': 1 is not read"),
+        (
+            {**COMPLETION, "history": [["a", "b"]]},
+            "'history' together with 'prompt' and 'completion' is",
+        ),
+        (
+            {**COMPLETION, "instruction": "Add."},
+            "'instruction' together with 'prompt' and 'completion'",
+        ),
+        ({**COMPLETION, "input": "2 3"}, "'input' together with 'prompt' and 'completion' is not"),
+        (
+            {"prompt": 3, "completion": "a"},
+            "'prompt' must be a string or a list of messages, found 3",
+        ),
+        (
+            {**COMPLETION, "label": False},
+            "'label': False is not supported; remove rows with bad completions",
+        ),
+        ({**SHAREGPT, "weight": 1}, "'weight': 1 is not supported"),
     ],
 )
 def test_what_is_refused(row: dict[str, Any], problem: str) -> None:
     with pytest.raises(DataFormatError) as error:
-        row_chat(row, "data.json, row 3")
+        parse_row(row, "data.json, row 3")
     assert str(error.value).startswith("data.json, row 3: ") and problem in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -160,7 +172,7 @@ def test_one_data_set_has_one_form() -> None:
         ):
             read(other, "row 2")
     with pytest.raises(
-        DataFormatError, match=r"row 3: 'conversations' must be a list .* found \[\]"
+        DataFormatError, match=r"row 3: 'conversations' must be a non-empty list .* found \[\]"
     ):
         read({"conversations": []}, "row 3")
     with pytest.raises(DataFormatError, match="row 4: instruction/input/output, but the data set"):
@@ -168,21 +180,27 @@ def test_one_data_set_has_one_form() -> None:
 
 
 def test_the_form_of_a_table_is_that_of_its_first_row_that_has_one() -> None:
-    read = row_reader([{"n": 1}, {"messages": None, **ALPACA}, {"messages": HI}], "messages", "set")
-    assert read.forms == ["instruction/input/output, read as user and assistant messages"]
+    read = make_row_reader(
+        [{"n": 1}, {"messages": None, **ALPACA}, {"messages": HI}], "messages", "set"
+    )
+    assert read.source_formats == ["instruction/input/output, read as user and assistant messages"]
     for first in ({"conversations": []}, {"conversations": "[]"}):
-        read = row_reader([first, SHAREGPT], "messages", "set")
+        read = make_row_reader([first, SHAREGPT], "messages", "set")
         assert read(SHAREGPT, "row 1").messages == HI
         read = RowReader()
-        with pytest.raises(DataFormatError, match="row 0: 'conversations' must be a list"):
+        with pytest.raises(
+            DataFormatError, match="row 0: 'conversations' must be a non-empty list"
+        ):
             read(first, "row 0")
         assert read(SHAREGPT, "row 1").messages == HI
-    with pytest.raises(DataFormatError, match="data set s: row 0: 'messages' must be a list"):
-        row_reader([{"messages": []}], "messages", "s")
+    with pytest.raises(
+        DataFormatError, match="data set s: row 0: 'messages' must be a non-empty list"
+    ):
+        make_row_reader([{"messages": []}], "messages", "s")
     with pytest.raises(DataFormatError, match="data set s: row 0: no 'messages'; found 'n'; exp"):
-        row_reader([{"n": 1}, {"m": 2}], "messages", "s")
+        make_row_reader([{"n": 1}, {"m": 2}], "messages", "s")
     with pytest.raises(DataFormatError, match="data set s: row 0: no 'talk'; found 'messages'"):
-        row_reader([{"messages": HI}], "talk", "s")
+        make_row_reader([{"messages": HI}], "talk", "s")
 
 
 def test_a_row_that_is_nested_too_deeply(tmp_path: Path) -> None:
@@ -198,16 +216,16 @@ def test_a_row_that_is_nested_too_deeply(tmp_path: Path) -> None:
     for _ in range(10_000):
         value = [value]
     with pytest.raises(DataFormatError, match="row: the row is nested too deeply"):
-        row_chat({"messages": HI, "more": value}, "row")
+        parse_row({"messages": HI, "more": value}, "row")
     with pytest.raises(DataFormatError, match="row: the row is nested too deeply"):
-        row_chat({"messages": HI, "tools": deep}, "row")
+        parse_row({"messages": HI, "tools": deep}, "row")
 
 
 # The account
 
 
 def account(*rows: dict[str, Any]) -> list[str]:
-    read, found = RowReader(), RowAccount()
+    read, found = RowReader(), RowSummary()
     for number, row in enumerate(rows):
         found.add(read(row, f"row {number}").notes)
     return found.lines()
@@ -217,7 +235,7 @@ def test_what_is_not_read_is_named_once_with_its_count() -> None:
     part = {"type": "text", "text": "Yo.", "index": 0}
     row = {"messages": [{**HI[0], "id": "a"}, {**HI[1], "id": "b", "content": [part]}]}
     assert account({**row, "source": "web"}, {"messages": HI, "source": "web", "meta": None}) == [
-        "keys that are not read: source (2 rows), id (2 messages), index (1 part)"
+        "dropped keys: source (2 rows), id (2 messages), index (1 part)"
     ]
     assert account({"messages": HI, "meta": None, "tags": []}) == []
     (many,) = account({"messages": HI, **{f"key {n}": n for n in range(MAX_KEYS + 7)}})
@@ -227,14 +245,14 @@ def test_what_is_not_read_is_named_once_with_its_count() -> None:
 def test_what_is_converted_is_said() -> None:
     assert account(ALPACA, {**ALPACA, "text": "x"}) == [
         "2 rows of instruction/input/output, read as user and assistant messages",
-        "keys that are not read: text (1 row)",
+        "dropped keys: text (1 row)",
     ]
     assert account(SHAREGPT) == ["1 row of conversations of from/value, read as messages"]
     assert account({"messages": said("human", "Hi", "gpt", "Yo.")}) == [
         "roles: human read as user (1 message), gpt read as assistant (1 message)"
     ]
     assert account({"prompt": [*HI, HI[0]], "completion": HI[1:]}, COMPLETION)[1] == (
-        "1 row with replies in 'prompt', which are trained like the completion but under "
+        "1 row with replies in 'prompt', which are trained like the completion unless "
         "train_on_what=last_assistant_message"
     )
 
@@ -244,17 +262,17 @@ def test_nulls_that_are_left_out_are_said() -> None:
     call = {"id": None, "function": {"name": "f", "arguments": {"x": 1, "y": None}}}
     calling = {"role": "assistant", "content": None, "tool_calls": [call]}
     row = {"messages": [HI[0], calling], "tools": [tool]}
-    chat = row_chat(row, "row")
+    chat = parse_row(row, "row")
     assert chat.tools == [{"name": "f", "parameters": {"x": {}}}]
     assert chat.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
-    assert account(row, row) == ["nulls left out of tools (2 rows), arguments (2 rows)"]
+    assert account(row, row) == ["nulls dropped from tools (2 rows), arguments (2 rows)"]
     as_text = {**row, "messages": json.dumps(row["messages"])}
-    assert row_chat(as_text, "row").messages == chat.messages
-    assert row_chat(as_text, "row").notes == chat.notes
+    assert parse_row(as_text, "row").messages == chat.messages
+    assert parse_row(as_text, "row").notes == chat.notes
     replies = {"prompt": row["messages"][:1], "completion": row["messages"][1:]}
-    assert ("null", "arguments") in row_chat(replies, "row").notes
+    assert ("null", "arguments") in parse_row(replies, "row").notes
     call["function"]["arguments"] = '{"x": 1, "y": null}'
-    kept = row_chat({**row, "tools": json.dumps([tool])}, "row")
+    kept = parse_row({**row, "tools": json.dumps([tool])}, "row")
     assert kept.tools == [tool] and not kept.notes
     assert kept.messages[1]["tool_calls"][0]["function"]["arguments"] == '{"x": 1, "y": null}'
 
@@ -283,5 +301,5 @@ def test_real_alpaca_and_sharegpt(shared_data: Path, tokenizer: str) -> None:
         renderer.build_supervised_example(found[:8])
     assert calls == 211
     pairs = json.loads((shared_data / "datasets/llamafactory-demo/dpo_en_demo.json").read_text())
-    with pytest.raises(DataFormatError, match="row: 'chosen' is not read"):
-        row_chat(pairs[0], "row")
+    with pytest.raises(DataFormatError, match="row: 'chosen' is not supported"):
+        parse_row(pairs[0], "row")

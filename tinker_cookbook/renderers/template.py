@@ -1,20 +1,22 @@
-"""`template`: any other chat model, in the words of its tokenizer's own chat template.
+"""`template`: a renderer for any other chat model, driven by its tokenizer's own chat template.
 
-What a chat template does is found by asking it. The end of a turn is the token behind the reply in
-a small conversation. A trained reply is what a conversation that ends in it has beyond its
-generation prompt. Where that difference is not one, this renderer refuses: it never guesses a mask.
+The template's behaviour is measured with probes (chat_template.py). The end-of-turn token is the
+one that follows the reply in a small conversation. A trained reply is what the conversation that
+ends with it has beyond its generation prompt: that difference is the loss mask. If the conversation
+does not begin with its prompt, there is no such difference, and the renderer raises an error: it
+never guesses a mask.
 
-Tokens equal those of `apply_chat_template`, with these differences, all meant:
+Tokens equal those of `apply_chat_template`, with these intentional differences:
 
-1. Nothing stands behind the end-of-turn token of a last reply (ChatML's newline): no model writes
-   it.
-2. Special tokens in content are text. In user and tool messages, which come from outside: all added
-   tokens. In system prompts, tool declarations and replies: those that are marked special, but for
-   `<think>` and `</think>`; the others are the developer's or the model's own tags.
-3. The last reply of an example is encoded apart from its generation prompt where the tokenizer
-   would join the two (white space at its start), as it is sampled.
+1. Nothing follows the end-of-turn token of the last reply (in ChatML, the template writes a
+   newline): no model samples it.
+2. Special tokens in content are text. In user and tool messages, which are untrusted, that holds
+   for all added tokens. In system prompts, tool declarations and replies it holds for those marked
+   special, except `<think>` and `</think>`; the others are the developer's or the model's own tags.
+3. The last reply of an example is encoded separately from its generation prompt if the tokenizer
+   would merge the two (white space at the start of the reply): sampling separates them as well.
 
-Templates that print today's date make other tokens tomorrow; so does this renderer.
+A template that writes today's date gives different tokens tomorrow, and so does this renderer.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from tinker_cookbook.renderers.base import (
     RenderedMessage,
     Renderer,
     SupervisedExample,
-    model_input_of,
     text_chunk,
+    to_model_input,
 )
 from tinker_cookbook.renderers.chat_template import QUESTION, ChatTemplate
 from tinker_cookbook.renderers.messages import Message, Role, ToolSpec
@@ -44,32 +46,35 @@ from tinker_cookbook.utils.json_types import JsonObject
 if TYPE_CHECKING:
     import tinker
 
-_SPLITTABLE = "use build_supervised_examples, which ends one example at each reply"
+_SPLIT_ADVICE = "use build_supervised_examples, which makes one example per reply"
 
 
 class _UnstableHistory(RendererError):
-    """A reply that does not look the same, or stand behind the same tokens, once it is history."""
+    """A reply, or the tokens before it, changes once more messages follow it."""
 
 
 class TemplateRenderer(Renderer):
-    """`arguments` go to every call of the template (`enable_thinking=False`), for renderers of
-    one's own: register_renderer("mine", lambda tokenizer, _: TemplateRenderer(tokenizer, ...)).
+    """Renders with the tokenizer's chat template.
 
-    A reply is parsed up to the end-of-turn token, its reasoning left in the text as the model wrote
-    it. Calls are parsed where the template writes them as JSON between `<tool_call>` tags, or in a
-    section as Kimi K2 does. Templates that format the arguments themselves get them as objects, so
-    the white space that a model wrote in them is not kept; nor is an id that the template counts.
+    `arguments` are passed to every call of the template (`enable_thinking=False`), for custom
+    renderers: register_renderer("mine", lambda tokenizer, _: TemplateRenderer(tokenizer, ...)).
 
-    Calls of any other form (Qwen3-Coder's tags, the bare JSON of Llama 3) stay in the text of a
-    parsed reply, where no environment would find them, so tools are not declared there. They can
-    be trained: conversations that hold calls are rendered in any form that the template has, with
-    the tools that stand beside their messages (`declare_tools`).
+    A reply is parsed up to the end-of-turn token; its reasoning stays in the text as the model
+    wrote it. Tool calls are parsed if the template writes them as JSON between `<tool_call>` tags,
+    or in a section as Kimi K2 does. Templates that format the arguments themselves receive them as
+    objects, so the white space inside them is lost, as is the id of a call if the template numbers
+    calls itself.
 
-    Of the modes, only those that train replies or every token are known: where a user's words
-    begin and end, a template does not tell. A second system message, or a
-    conversation that an assistant begins, is as the template will have it.
+    Tool calls in any other format (Qwen3-Coder's tags, the bare JSON of Llama 3) stay in the text
+    of a parsed reply, where no environment would find them, so environments cannot declare tools
+    there. Such calls can still be trained: a conversation with calls is rendered in whatever format
+    the template has, with the tools that its row declares (`declare_tools`).
 
-    Extension property: asked of the template, see `has_extension_property`.
+    Only the modes that train replies or all tokens are supported, because a template does not show
+    where the text of a user message begins and ends. A second system message, and a conversation
+    that begins with an assistant message, are left to the template.
+
+    Extension property: depends on the template, see `has_extension_property`.
     """
 
     tools_in_messages = True
@@ -88,79 +93,85 @@ class TemplateRenderer(Renderer):
             parser = SectionParser(None, KIMI_SECTION)
         else:
             parser = TagParser(None, tools if template.writes_json_calls else None)
-        parser._buffer = template.opened  # the prompt has written it, the reply begins with it
+        parser._buffer = template.reply_prefix  # in the prompt, so not sampled again
         return parser
 
     @property
     def has_extension_property(self) -> bool:
-        """Whether the template keeps replies as they are in conversations with and without system
-        prompt, reasoning and tools, as far as it knows these."""
+        """Whether the template keeps every reply as it was sampled (`ChatTemplate.is_stable`)."""
         return self.template.is_stable
 
     def create_conversation_prefix_with_tools(
         self, tools: Sequence[ToolSpec], system_prompt: str = ""
     ) -> list[Message]:
-        """As `declare_tools`; RendererError too where calls could not be read back."""
+        """As `declare_tools`; also raises RendererError if sampled calls could not be parsed."""
         prefix = super().create_conversation_prefix_with_tools(tools, system_prompt)
         if tools and not (self.template.writes_json_calls or self.template.writes_kimi_calls):
             raise RendererError(
-                "calls in the format of this tokenizer's chat template cannot be read back, so no "
-                "tool would ever run; write a renderer for this model and use register_renderer"
+                "tool calls in the format of this tokenizer's chat template cannot be parsed, so "
+                "no tool would ever run; write a renderer for this model and use register_renderer"
             )
         return prefix
 
     def declare_tools(self, tools: list[JsonObject], system_prompt: str) -> list[Message]:
-        """A system message with the key `tools`, which are handed to the template as such.
+        """A system message with the key `tools`, which the template receives as its `tools`.
 
-        RendererError where the template leaves one out.
+        Raises RendererError if the template leaves one of them out.
         """
 
         def prefix(tools: list[JsonObject]) -> Message:
             return cast(Message, {"role": "system", "content": system_prompt, "tools": tools})
 
-        def ask(tools: list[JsonObject]) -> str:
+        def render(tools: list[JsonObject]) -> str:
             question = Message(role="user", content=QUESTION)
             return Conversation(self.template, [prefix(tools), question]).prompt(2)
 
-        ask(tools)  # as they are: what the template says against them is the user's to know
-        if missing := undeclared_tool(ask, tools):
+        # First with the tools unchanged: an error that the template raises about them is for the
+        # user to see, and must not be about the probes that `undeclared_tool` puts in their place.
+        render(tools)
+        if missing := undeclared_tool(render, tools):
             raise RendererError(
-                f"this tokenizer's chat template does not declare tools, or not {missing}; "
+                f"this tokenizer's chat template does not declare tools, or leaves out {missing}; "
                 "write a renderer for this model and use register_renderer"
             )
         return [prefix(tools)]
 
     def render_message(self, message: Message, ctx: RenderContext) -> RenderedMessage:
         raise RendererError(
-            f"message {ctx.idx}: a chat template renders whole conversations, not one message; "
+            f"message {ctx.idx}: a chat template renders whole conversations, not single messages; "
             "use build_generation_prompt or build_supervised_example"
         )
 
     def build_generation_prompt(
         self, messages: Sequence[Message], role: Role = "assistant", prefill: str | None = None
     ) -> tinker.ModelInput:
-        messages = self.checked(messages)
+        messages = self.validate_messages(messages)
         if role != "assistant":
-            raise RendererError(f"role={role!r}: a chat template prompts for an assistant only")
+            raise RendererError(
+                f"role={role!r}: a chat template has a generation prompt for the assistant only"
+            )
         conversation = Conversation(self.template, messages)
         text = conversation.prompt(len(messages))
         conversation.check_nothing_omitted([], prompt=True)
         tokens = conversation.encode(text)
         if prefill:
             tokens += self.encoder.encode(prefill, self.template.own_tags)
-        return model_input_of([text_chunk(tokens)])
+        return to_model_input([text_chunk(tokens)])
 
     def build_supervised_example(
         self,
         messages: Sequence[Message],
         train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
     ) -> SupervisedExample:
-        """The whole conversation in tokens. Each trained reply, end-of-turn token included, stands
-        behind exactly its generation prompt; RendererError where it cannot."""
+        """The tokens and loss weights of the whole conversation.
+
+        Each trained reply, with its end-of-turn token, follows exactly its own generation prompt.
+        Raises RendererError if that is impossible.
+        """
         import torch
 
-        mode = TrainOnWhat.of(train_on_what)
-        messages = self.checked(messages)
+        mode = TrainOnWhat.from_value(train_on_what)
+        messages = self.validate_messages(messages)
         trained = self._trained(messages, mode)
         conversation = Conversation(self.template, messages)
         last = len(messages) - 1
@@ -172,12 +183,14 @@ class TemplateRenderer(Renderer):
             weights = [0.0] * len(tokens)
         for i in trained:
             if i == last:
-                continue  # done
+                continue  # encoded above
             prompt, through = conversation.encode_reply(i)
+            # An earlier reply may be trained inside this example only if the whole conversation
+            # begins with the very tokens that the reply was sampled after and consists of.
             if tokens[: len(through)] != through:
                 raise _UnstableHistory(
-                    f"message {i}: the chat template, or the tokenizer, writes this reply "
-                    f"otherwise once more messages follow it; {_SPLITTABLE}"
+                    f"message {i}: the chat template or the tokenizer writes this reply "
+                    f"differently once more messages follow it; {_SPLIT_ADVICE}"
                 )
             weights[len(prompt) : len(through)] = [1.0] * (len(through) - len(prompt))
         conversation.check_nothing_omitted(trained)
@@ -185,7 +198,7 @@ class TemplateRenderer(Renderer):
             weights = [float(token != self.tokenizer.bos_token_id) for token in tokens[:1]]
             weights += [1.0] * (len(tokens) - 1)
         return SupervisedExample(
-            model_input_of([text_chunk(tokens)]), torch.tensor(weights, dtype=torch.float32)
+            to_model_input([text_chunk(tokens)]), torch.tensor(weights, dtype=torch.float32)
         )
 
     def build_supervised_examples(
@@ -193,39 +206,39 @@ class TemplateRenderer(Renderer):
         messages: Sequence[Message],
         train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_TURN,
     ) -> list[SupervisedExample]:
-        """One for each trained reply, also where the template has the extension property and this
-        one conversation has not."""
+        """As in the base class; also one example per trained reply if the template has the
+        extension property but this conversation turns out to be unstable."""
         try:
             return super().build_supervised_examples(messages, train_on_what)
         except _UnstableHistory:
             if train_on_what not in REPLY_MODES:
                 raise
-        checked = self.checked(messages)
+        checked = self.validate_messages(messages)
         return [
             self.build_supervised_example(checked[: i + 1], TrainOnWhat.LAST_ASSISTANT_MESSAGE)
-            for i in self._trained(checked, TrainOnWhat.of(train_on_what))
+            for i in self._trained(checked, TrainOnWhat.from_value(train_on_what))
         ]
 
     def _trained(self, messages: Sequence[Message], mode: TrainOnWhat) -> list[int]:
-        """Indices of the trained replies; none for ALL_TOKENS, which needs no spans."""
+        """Indices of the trained replies; [] for ALL_TOKENS, which needs no reply spans."""
         if mode is TrainOnWhat.ALL_TOKENS:
-            trained_messages(messages, mode)
+            trained_messages(messages, mode)  # for its check of the key `trainable`
             return []
-        trained = [i for i, is_it in enumerate(trained_messages(messages, mode)) if is_it]
+        trained = [i for i, is_trained in enumerate(trained_messages(messages, mode)) if is_trained]
         for i in trained:
             if messages[i]["role"] != "assistant":
                 raise RendererError(
                     f"message {i}: train_on_what={mode} trains a {messages[i]['role']} message, "
-                    "and a chat template does not tell where its text begins and ends; train "
+                    "and a chat template does not show where its text begins and ends; train "
                     "assistant messages, or write a renderer for this model"
                 )
         return trained
 
-    def checked(self, messages: Sequence[Message]) -> list[Message]:
-        checked = super().checked(messages)
+    def validate_messages(self, messages: Sequence[Message]) -> list[Message]:
+        checked = super().validate_messages(messages)
         for i, message in enumerate(checked):
             if message.get("tools") and (i or message["role"] != "system"):
                 raise RendererError(
-                    f"message {i}: only a system message that comes first can hold tools"
+                    f"message {i}: only a system message at the start can have 'tools'"
                 )
         return checked

@@ -184,7 +184,7 @@ def test_tools_are_declared_by_the_template(name: str, system_prompt: str) -> No
     declared = [{"type": "function", "function": one} for one in tools]
     prefix = [{**system(system_prompt), "tools": declared}]
     if name in UNREADABLE:
-        with pytest.raises(RendererError, match=r"cannot be read back.*register_renderer"):
+        with pytest.raises(RendererError, match=r"cannot be parsed.*register_renderer"):
             renderer.create_conversation_prefix_with_tools(tools, system_prompt)
     else:
         assert renderer.create_conversation_prefix_with_tools(tools, system_prompt) == prefix
@@ -215,7 +215,7 @@ def test_what_a_tool_description_says_is_text() -> None:
 @pytest.mark.parametrize("name", ["llama-3-instruct", "deepseek-v3.1", "gemma-3-it"])
 def test_templates_that_know_no_tools_are_told(name: str, tool_name: str) -> None:
     """Whatever the tool is called: a word of the system prompt, of the header, of the question."""
-    with pytest.raises(RendererError, match=f"does not declare tools, or not '{tool_name}'"):
+    with pytest.raises(RendererError, match=f"does not declare tools, or leaves out '{tool_name}'"):
         of(name).create_conversation_prefix_with_tools([tool_spec(tool_name)], "You add. Adds.")
 
 
@@ -229,9 +229,9 @@ def test_a_template_that_declares_one_tool_alone_is_told() -> None:
         )
     )
     assert renderer.create_conversation_prefix_with_tools([tool_spec("add")], "You add.")
-    with pytest.raises(RendererError, match="or not 'x'"):  # a description says it
+    with pytest.raises(RendererError, match="or leaves out 'x'"):  # a description says it
         renderer.create_conversation_prefix_with_tools([tool_spec("add"), tool_spec("x")])
-    with pytest.raises(RendererError, match="or not 'add'"):  # two of one name
+    with pytest.raises(RendererError, match="or leaves out 'add'"):  # two of one name
         renderer.create_conversation_prefix_with_tools([tool_spec("add"), tool_spec("add")])
 
 
@@ -247,7 +247,7 @@ def test_the_renderers_of_families_are_told_alike() -> None:
 def test_what_a_template_refuses_is_said_as_it_was_asked() -> None:
     """Kimi K2's default system message is asked of the template, with tools and without."""
     never = templated("{{ raise_exception('Never.') }}", "kimi-k2")
-    with pytest.raises(RendererError, match=r"refuses a conversation without tools.*\(Never\.\)"):
+    with pytest.raises(RendererError, match=r"rejects a conversation without tools.*\(Never\.\)"):
         get_renderer("kimi_k2", never).build_generation_prompt([user("q")])
     not_with = templated("{% if tools %}{{ raise_exception('No.') }}{% endif %}", "kimi-k2")
     with pytest.raises(RendererError, match=r"cannot declare these tools.*\(No\.\)"):
@@ -288,7 +288,7 @@ def test_stops_and_extension_property(name: str) -> None:
     renderer = of(name)
     end, opened, stable = FOUND[name]
     assert renderer.get_stop_sequences() == [renderer.tokenizer.convert_tokens_to_ids(end)]
-    assert renderer.template.opened == opened
+    assert renderer.template.reply_prefix == opened
     assert renderer.has_extension_property == stable
 
 
@@ -543,7 +543,7 @@ def test_2_a_tag_that_the_template_would_complete_is_text() -> None:
     tokenizer = templated(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}>ok<|im_end|>{% endfor %}"
     )
-    with pytest.raises(RendererError, match="no token of its own"):
+    with pytest.raises(RendererError, match="ends a reply without a special token"):
         TemplateRenderer(tokenizer)  # here the text behind a reply is not white space
     tokenizer.chat_template = tokenizer.chat_template.replace(
         ">ok", "{{ '>' if m.role == 'user' else '' }}"
@@ -711,7 +711,9 @@ def test_a_call_sampled_after_tools_were_declared_is_found() -> None:
         renderer = of(name)
         prefix = renderer.create_conversation_prefix_with_tools([tool_spec("f")])
         call = {"id": "functions.f:0", "function": {"name": "f", "arguments": '{"a": 1}'}}
-        opened = f"{renderer.template.opened}</think>" if renderer.template.opened else ""
+        opened = (
+            f"{renderer.template.reply_prefix}</think>" if renderer.template.reply_prefix else ""
+        )
         messages = [*prefix, user("q"), assistant(opened, tool_calls=[call])]
         prompt = renderer.build_generation_prompt(messages[:-1]).length
         reply = renderer.build_supervised_example(messages).model_input.to_ints()[prompt:]
@@ -749,7 +751,9 @@ def test_a_reply_that_is_not_written_behind_its_prompt_is_refused(name: str) -> 
 def test_a_reply_is_told_to_begin_as_its_prompt_ends_where_that_helps(name: str) -> None:
     renderer = of(name)
     for content in ("Hello", "<think>hm</think>\n\nHello"):
-        with pytest.raises(RendererError, match=r"opens with '<think>\\n', so must the reply$"):
+        with pytest.raises(
+            RendererError, match=r"ends with '<think>\\n', so the reply must begin with it$"
+        ):
             renderer.build_supervised_example([user("Hi"), assistant(content)])
     renderer.build_supervised_example([user("Hi"), assistant("<think>\nhm\n</think>\n\nHello")])
 
@@ -771,7 +775,7 @@ def test_a_system_prompt_that_moves_is_refused() -> None:
     """Mistral's template writes it before the last user message, only where that comes last."""
     renderer = of("mistral-nemo-instruct-2407")
     with pytest.raises(
-        RendererError, match=r"message 2: .*generation prompt.*without the system message it does"
+        RendererError, match=r"message 2: .*generation prompt.*it does without the system message"
     ):
         renderer.build_supervised_example(TWO[:3])
     renderer.build_supervised_example(TWO[1:3])
@@ -857,16 +861,16 @@ def test_history_in_another_form_is_refused_in_one_example_and_split() -> None:
             "message 1: the chat template leaves out the text",
         ),
         # what a template refuses
-        ("gemma-2-it", [system("S"), *HI], "message 0: the chat template refuses it: System role"),
+        ("gemma-2-it", [system("S"), *HI], "message 0: the chat template rejects it: System role"),
         (
             "gemma-2-it",
             [*HI, user("a"), user("b"), assistant("c")],
-            "message 3: the chat template refuses it: Conversation roles must alternate",
+            "message 3: the chat template rejects it: Conversation roles must alternate",
         ),
         (
             "llama-3.1-instruct",
             [user("q"), assistant("", calls=[("f", "{}"), ("f", "{}")]), tool("1"), *HI],
-            "message 1: the chat template refuses it: This model only supports single tool-calls",
+            "message 1: the chat template rejects it: This model only supports single tool-calls",
         ),
         (
             "gpt-oss",
@@ -877,12 +881,16 @@ def test_history_in_another_form_is_refused_in_one_example_and_split() -> None:
         ("qwen3", [], "empty conversation"),
         ("qwen3", [user("q"), {"role": "assistant"}], "message 1: this assistant message has no"),
         ("qwen3", [{"role": "judge", "content": "x"}], "message 0: unknown role 'judge'"),
-        ("qwen3", [assistant("First")], "message 0: nothing stands before this reply"),
-        ("qwen3", [user([{"type": "image", "image": "x.png"}])], "message 0: an image"),
+        ("qwen3", [assistant("First")], "message 0: no message comes before this reply"),
+        (
+            "qwen3",
+            [user([{"type": "image", "image": "x.png"}])],
+            "message 0: this format does not support images",
+        ),
         (
             "qwen3",
             [user("q"), {**system("S"), "tools": [{"name": "f"}]}, assistant("a")],
-            "message 1: only a system message that comes first can hold tools",
+            "message 1: only a system message at the start can have 'tools'",
         ),
     ],
 )
@@ -943,7 +951,7 @@ def test_a_call_without_arguments_has_to_be_written_with_none() -> None:
 def test_a_template_that_knows_some_names_only_is_told() -> None:
     check = "{% if c.function.name != 'f' %}{{ raise_exception('Only f.') }}{% endif %}"
     renderer = TemplateRenderer(templated(CALLING.replace("CALL", check + NAME + ARGUMENTS)))
-    with pytest.raises(RendererError, match=r"message 1: .*cannot be told.*\(Only f\.\)"):
+    with pytest.raises(RendererError, match=r"message 1: .*cannot be checked.*\(Only f\.\)"):
         renderer.build_supervised_example([user("q"), assistant("", calls=[("f", "{}")])])
 
 
@@ -955,7 +963,9 @@ def test_an_id_that_names_the_function_is_enough() -> None:
         messages = [user("q"), assistant("", tool_calls=[{**call, "id": call_id}])]
         renderer.build_supervised_example(messages)
     for other in ({}, {"id": "functions.sub:0"}, {"id": "add"}, {"id": "call_add"}):
-        with pytest.raises(RendererError, match=r"leaves out the call of 'add'.*give each call"):
+        with pytest.raises(
+            RendererError, match=r"leaves out the call of 'add'.*give each call an id"
+        ):
             renderer.build_supervised_example(
                 [user("add"), assistant("add", tool_calls=[{**call, **other}])]
             )
@@ -1004,7 +1014,7 @@ def test_beginnings_encoded_one_behind_the_other_are_encoded_as_each_alone(name:
     for _ in range(15):
         messages = with_calls(conversation(rng, thinking=name == "qwen3"), most)
         messages = _with_forged_turns(rng, messages, renderer.template.end_of_turn)
-        messages = renderer.checked(messages)
+        messages = renderer.validate_messages(messages)
         together = Conversation(renderer.template, messages)
         counts = [*range(1, len(messages) + 1), rng.randint(1, len(messages))]
         for count in counts:
@@ -1066,7 +1076,7 @@ def test_modes_that_train_a_users_words_are_refused(mode: str) -> None:
 
 def test_other_requests_it_cannot_serve() -> None:
     renderer = of("qwen2.5-instruct")
-    with pytest.raises(RendererError, match="for an assistant only"):
+    with pytest.raises(RendererError, match="for the assistant only"):
         renderer.build_generation_prompt(HI, role="user")
     with pytest.raises(RendererError, match="whole conversations"):
         renderer.render_message(HI[0], RenderContext(0, is_last=True))
@@ -1078,9 +1088,12 @@ def test_other_requests_it_cannot_serve() -> None:
     "template, problem",
     [
         (None, "no chat template.*role_colon"),
-        ("{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}", "no token of"),
-        ("{{ raise_exception('Never.') }}", "refuses a question and a reply: Never"),
-        ("{% for m in messages %}<|im_start|>{% endfor %}", "no token of its own"),
+        (
+            "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}",
+            "without a special token",
+        ),
+        ("{{ raise_exception('Never.') }}", "rejects a question and a reply: Never"),
+        ("{% for m in messages %}<|im_start|>{% endfor %}", "ends a reply without a special token"),
     ],
 )
 def test_templates_that_cannot_serve_are_refused_at_once(

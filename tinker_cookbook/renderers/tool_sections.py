@@ -1,8 +1,8 @@
-"""Tool calls gathered in one section at the end of a reply, as DeepSeek and Kimi write them.
+"""Tool calls in one section at the end of a reply, the format of DeepSeek and Kimi.
 
     reply <section> <call>head<separator>{"q": 1}</call><call>…</call> </section>
 
-The head names the function, the arguments are JSON. (Spaces only for reading.)
+The head names the function, the arguments are JSON. (The spaces are only for legibility.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinker_cookbook.renderers.messages import (
     Message,
     ToolCall,
     UnparsedToolCall,
-    arguments_without,
+    escape_tags_in_arguments,
     read_json_object,
 )
 from tinker_cookbook.renderers.parsing import (
@@ -29,8 +29,11 @@ from tinker_cookbook.renderers.parsing import (
 
 @dataclass(frozen=True)
 class ToolSection:
-    """`head` of a call as it is written; `read` turns head and arguments into a ToolCall, or raises
-    ValueError saying why."""
+    """The tags of a section and the format of a call's head.
+
+    `head` writes the head of a call; `read` makes a ToolCall of head and arguments, or raises
+    ValueError with the reason.
+    """
 
     opened: str
     closed: str
@@ -45,13 +48,14 @@ class ToolSection:
         return (self.opened, self.closed, self.call_opened, self.separator, self.call_closed)
 
     def write(self, message: Message) -> str:
-        """The section of a message, or "" if it calls nothing.
+        """The section of a message, or "" if the message has no calls.
 
-        A section whose last call was left open ends there: its raw text holds all that came.
+        The closing tag is left out after an unparsed call that is incomplete: its raw text already
+        contains everything up to the end of the response.
         """
         blocks = [
             f"{self.call_opened}{self.head(call)}{self.separator}"
-            f"{arguments_without(call, self.call_closed, self.closed)}{self.call_closed}"
+            f"{escape_tags_in_arguments(call, self.call_closed, self.closed)}{self.call_closed}"
             for call in message.get("tool_calls", [])
         ]
         blocks += [call.raw_text for call in message.get("unparsed_tool_calls", [])]
@@ -62,19 +66,19 @@ class ToolSection:
         return self.opened + "".join(blocks) + (self.closed if is_whole else "")
 
     def read_call(self, body: str) -> ToolCall:
-        """A ToolCall from what stands between the tags of one call; ValueError otherwise.
+        """Parse the text between the tags of one call. Raises ValueError with the reason.
 
         The arguments are kept as they were written, so that the call renders to the same tokens.
         """
         head, found, arguments = body.partition(self.separator)
         if not found:
-            raise ValueError(f"a tool call needs {self.separator} in front of its arguments")
+            raise ValueError(f"a tool call needs {self.separator} before its arguments")
         read_json_object(arguments, "the arguments of a tool call")
         return self.read(head, arguments)
 
 
 def kimi_function_name(call_id: str | None) -> str | None:
-    """The function that an id of Kimi's form names (`functions.name:0`), None if it names none."""
+    """The function that a Kimi call id (`functions.name:0`) names; None if it names none."""
     found = re.fullmatch(r"(?:functions\.)?+(.+):[0-9]+", (call_id or "").strip(), re.DOTALL)
     return found and found[1]
 
@@ -98,11 +102,11 @@ KIMI_SECTION = ToolSection(
 
 
 class SectionParser(TagParser):
-    """Reads `[<think>…</think>] text [section]`.
+    """Parses `[<think>…</think>] text [section]`.
 
-    `prompt_opens_think`: the prompt may have ended with the opening think tag, or may not (after a
-    tool result). So what precedes `</think>` is reasoning, and a response without one is text; as
-    this shows only at the end, streaming holds text back until then.
+    `prompt_opens_think`: the prompt may have ended with the opening think tag; after a tool result
+    it has not, and the parser does not see the prompt. So text before `</think>` is reasoning, and
+    a response without that tag is all text. Streaming holds the text back until this is decided.
     """
 
     def __init__(
@@ -121,7 +125,8 @@ class SectionParser(TagParser):
         if text.startswith(tags.opened):
             self._state = self._start
             return True
-        mark = _first(self._buffer, tags.closed, self._section.opened)
+        # A section before any `</think>` means that the response has no reasoning.
+        mark = _earliest_mark(self._buffer, tags.closed, self._section.opened)
         if not mark and not self._final:
             return False
         self._state = self._thinking if mark == tags.closed else self._text
@@ -139,7 +144,7 @@ class SectionParser(TagParser):
         return True
 
     def _in_section(self) -> bool:
-        """White space between calls belongs to nothing; other text there is a failed call."""
+        """Skip white space between calls; other text there is an unparsed call."""
         tags, text = self._section, self._buffer.lstrip()
         if text.startswith(tags.call_opened):
             self._buffer = text
@@ -152,22 +157,24 @@ class SectionParser(TagParser):
         ):
             return False
         elif not text and self._calls:
-            return False  # cut between its last call and its end
+            return False  # truncated between its last call and its closing tag
         else:
-            mark = _first(text, tags.call_opened, tags.closed)
+            mark = _earliest_mark(text, tags.call_opened, tags.closed)
             if not mark and not self._final:
                 return False
             self._buffer = text
-            self._fail(f"no {tags.call_opened} where a tool call is due", mark)
+            self._add_unparsed_call(
+                f"expected {tags.call_opened} at the start of a tool call", mark
+            )
         return True
 
     def _tool_call(self) -> bool:
         tags = self._section
-        mark = _first(self._buffer, tags.call_closed, tags.closed)
+        mark = _earliest_mark(self._buffer, tags.call_closed, tags.closed)
         if mark != tags.call_closed:
             if not mark and not self._final:
                 return False
-            self._fail(f"no {tags.call_closed} before the end of the calls", mark)
+            self._add_unparsed_call(f"no {tags.call_closed} before the end of the section", mark)
             return True
         body, _, after = self._buffer.removeprefix(tags.call_opened).partition(tags.call_closed)
         call: ToolCall | UnparsedToolCall
@@ -176,33 +183,36 @@ class SectionParser(TagParser):
         except ValueError as error:
             raw_text = tags.call_opened + body + tags.call_closed
             call = UnparsedToolCall(raw_text=raw_text, error=str(error))
-        self._give(call)
+        self._add_call(call)
         self._buffer = after
         self._state = self._in_section
         return True
 
     def _after_section(self) -> bool:
         if not self._buffer.strip():
-            return False  # white space after the section belongs to no text
+            return False  # white space after the section is not part of the text
         self._state = self._text
         return True
 
-    def _give(self, call: ToolCall | UnparsedToolCall) -> None:
+    def _add_call(self, call: ToolCall | UnparsedToolCall) -> None:
         self._calls += 1
         self._deltas.append(ToolCallDelta(call))
 
-    def _fail(self, error: str, mark: str) -> None:
-        """All text up to `mark` is a call that cannot be read; the section's end belongs to it."""
+    def _add_unparsed_call(self, error: str, mark: str) -> None:
+        """Add all text up to `mark` as an unparsed call, including the section's closing tag.
+
+        Its raw text then renders back to the same tokens, see `ToolSection.write`.
+        """
         before, found, after = self._buffer.partition(mark) if mark else (self._buffer, "", "")
         if mark == self._section.closed:
             before, self._state = before + found, self._after_section
         else:
             after, self._state = found + after, self._in_section
-        self._give(UnparsedToolCall(raw_text=before, error=error))
+        self._add_call(UnparsedToolCall(raw_text=before, error=error))
         self._buffer = after
 
 
-def _first(text: str, *marks: str) -> str:
-    """The mark that comes first in `text`, or ""."""
+def _earliest_mark(text: str, *marks: str) -> str:
+    """The mark that comes first in `text`; "" if there is none."""
     found = [(position, mark) for mark in marks if (position := text.find(mark)) >= 0]
     return min(found)[1] if found else ""

@@ -1,4 +1,4 @@
-"""Which messages a mode trains."""
+"""The modes of training: which messages carry loss weight."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tinker_cookbook.renderers.messages import Message
 
 
 class TrainOnWhat(StrEnum):
-    """Which messages' outputs carry loss weight 1. Headers carry 0, except under ALL_TOKENS."""
+    """Which messages' outputs have loss weight 1. Headers have 0, except in ALL_TOKENS."""
 
-    LAST_ASSISTANT_MESSAGE = "last_assistant_message"  # the final message, if an assistant's
+    LAST_ASSISTANT_MESSAGE = "last_assistant_message"  # the final message, if the assistant's
     LAST_ASSISTANT_TURN = "last_assistant_turn"  # assistant messages after the last user message
     ALL_ASSISTANT_MESSAGES = "all_assistant_messages"
     ALL_MESSAGES = "all_messages"
-    ALL_TOKENS = "all_tokens"  # headers too; only a beginning-of-text token stays 0
+    ALL_TOKENS = "all_tokens"  # headers too, but no beginning-of-text token
     ALL_USER_AND_SYSTEM_MESSAGES = "all_user_and_system_messages"
-    CUSTOMIZED = "customized"  # each message says so itself: `trainable: bool`
+    CUSTOMIZED = "customized"  # the messages with `trainable: true`
 
     @classmethod
-    def of(cls, value: TrainOnWhat | str) -> TrainOnWhat:
-        """From its value; ConfigurationError that lists the values otherwise."""
+    def from_value(cls, value: TrainOnWhat | str) -> TrainOnWhat:
+        """The mode with this value. Raises ConfigurationError that lists the modes otherwise."""
         try:
             return cls(value)
         except ValueError:
@@ -32,10 +32,10 @@ class TrainOnWhat(StrEnum):
 
 
 LAST_MODES = frozenset({TrainOnWhat.LAST_ASSISTANT_MESSAGE, TrainOnWhat.LAST_ASSISTANT_TURN})
-# the last two are what a system message becomes in gpt-oss, and the declaration of tools in Kimi
+# `developer` is a system message in gpt-oss, `tool_declare` a tool declaration in Kimi K2.
 _USER_AND_SYSTEM = frozenset({"user", "system", "developer", "tool_declare"})
 REPLY_MODES = LAST_MODES | {TrainOnWhat.ALL_ASSISTANT_MESSAGES}
-"""The modes in which each trained message is a reply that the model would sample."""
+"""The modes in which every trained message is a reply that the model would sample."""
 
 
 def last_user_index(messages: Sequence[Message]) -> int:
@@ -43,7 +43,10 @@ def last_user_index(messages: Sequence[Message]) -> int:
 
 
 def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[bool]:
-    """Whether each message's output is trained. RendererError where `trainable` does not fit."""
+    """Whether each message's output is trained.
+
+    Raises RendererError if the key `trainable` is missing in CUSTOMIZED or given in another mode.
+    """
     customized = mode is TrainOnWhat.CUSTOMIZED
     for i, message in enumerate(messages):
         if customized != ("trainable" in message):
@@ -51,15 +54,15 @@ def trained_messages(messages: Sequence[Message], mode: TrainOnWhat) -> list[boo
                 f"message {i} has no key 'trainable', which train_on_what=customized needs"
                 if customized
                 else f"message {i} has the key 'trainable', which train_on_what={mode} does not "
-                "read; remove it, or set train_on_what=customized"
+                "use; remove it, or set train_on_what=customized"
             )
     assistant = [message["role"] == "assistant" for message in messages]
     match mode:
         case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
-            return [is_it and i == len(messages) - 1 for i, is_it in enumerate(assistant)]
+            return [is_reply and i == len(messages) - 1 for i, is_reply in enumerate(assistant)]
         case TrainOnWhat.LAST_ASSISTANT_TURN:
             last_user = last_user_index(messages)
-            return [is_it and i > last_user for i, is_it in enumerate(assistant)]
+            return [is_reply and i > last_user for i, is_reply in enumerate(assistant)]
         case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
             return assistant
         case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:

@@ -29,8 +29,8 @@ from tinker_cookbook.renderers.chats import (
     RowReader,
     check_file_exists,
     is_jsonl,
+    make_row_reader,
     read_chats,
-    row_reader,
 )
 from tinker_cookbook.supervised.datasets import (
     LazyChats,
@@ -214,7 +214,7 @@ class HubChats(ChatDatasetBuilder):
 
     def __call__(self) -> Datasets:
         train_rows = data_files.open_rows(self.path, self.name, self.split)
-        read = row_reader(train_rows, self.message_field, self.path)
+        read = make_row_reader(train_rows, self.message_field, self.path)
         train_rows, test_rows = train_rows.shuffle(seed=self.shuffle_seed), None
         if self.test_split is not None:
             test_rows = data_files.open_rows(self.path, self.name, self.test_split)
@@ -254,7 +254,7 @@ class HubChats(ChatDatasetBuilder):
             shuffle_seed=shuffle_seed,
             name=name,
             max_length=config.max_length,
-            forms=read.forms,
+            forms=read.source_formats,
         )
 
 

@@ -193,7 +193,7 @@ def test_every_builder_reads_every_form(cwd: Path, form: str) -> None:
         start = data.report.lines()
         assert sorted(all_texts(data)) == [f"u:q{i}|a:a{i}|" for i in range(8)], name
         lines = "\n".join(data.report.lines())
-        assert "keys that are not read: source (8 rows)" in lines, name
+        assert "dropped keys: source (8 rows)" in lines, name
         assert ("8 rows of " in lines) is (form != "messages"), name
         assert any("rows of " in line for line in start) is (form != "messages"), name
 
@@ -205,7 +205,7 @@ def test_every_builder_refuses_the_same_keys(cwd: Path) -> None:
         with pytest.raises((DataFormatError, DataValidationError)) as error:
             data, _ = chz.replace(make(table), common_config=COMMON)()
             data.get_batch(0)
-        assert "'chat_template_kwargs': '{}' is not read" in str(error.value), name
+        assert "'chat_template_kwargs': '{}' is not supported" in str(error.value), name
 
 
 def test_rows_of_another_form_than_the_first_are_named(cwd: Path) -> None:
@@ -219,7 +219,7 @@ def test_rows_of_another_form_than_the_first_are_named(cwd: Path) -> None:
     data, _ = chz.replace(BUILDERS["hub"](table), common_config=common)()
     assert sorted(texts(data.get_batch(0))) == [f"u:q{i}|a:a{i}|" for i in range(4)]
     (skipped,) = data.report.skipped
-    assert skipped.endswith(f"{problem}; one data set has one form")
+    assert skipped.endswith(f"{problem}; all rows of a data set must have the same format")
 
 
 def test_a_mixture_of_forms(cwd: Path) -> None:

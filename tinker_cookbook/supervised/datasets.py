@@ -19,8 +19,8 @@ from tinker_cookbook.exceptions import (
 )
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import Chat, RowReader
-from tinker_cookbook.renderers.examples import SEVERAL_REPLIES, conversation_examples
-from tinker_cookbook.renderers.row_account import Notes
+from tinker_cookbook.renderers.examples import MULTI_REPLY_MODES, conversation_examples
+from tinker_cookbook.renderers.row_summary import RowNotes
 from tinker_cookbook.sequences import Reduction, Sequence, from_datum, to_datum
 from tinker_cookbook.supervised.types import MAX_NAMED, DataReport, SupervisedDataset
 from tinker_cookbook.utils.data_files import where
@@ -48,7 +48,7 @@ class Rendered:
     num_lost: int = 0  # trained tokens that were cut off
     num_split: int = 0  # examples that the conversation was split into, 0 where it was not
     skipped: list[str] = field(default_factory=list)  # a reason per example that was left out
-    notes: Notes = field(default_factory=dict)  # see `Chat.notes`
+    notes: RowNotes = field(default_factory=dict)  # see `Chat.notes`
 
 
 class Drawn(Protocol[D]):
@@ -79,9 +79,11 @@ def render_conversation(
     if not examples:
         skipped.append(f"no message is trained under train_on_what={train_on_what.value}")
     return Rendered(
-        [to_datum(each.kept, reduction=reduction) for each in examples if not each.problem],
-        truncated=any(example.is_cut for example in examples),
-        num_lost=sum(each.whole.num_loss_tokens - each.kept.num_loss_tokens for each in examples),
+        [to_datum(each.truncated, reduction=reduction) for each in examples if not each.problem],
+        truncated=any(example.is_truncated for example in examples),
+        num_lost=sum(
+            each.full.num_loss_tokens - each.truncated.num_loss_tokens for each in examples
+        ),
         num_split=len(examples) if len(examples) > 1 else 0,
         skipped=skipped,
     )
@@ -113,7 +115,7 @@ def conversation_to_datum(
     then all but the last are trained in the form they have as history (see `render_conversation`).
     Raises DataValidationError where no trained token is left.
     """
-    if train_on_what in SEVERAL_REPLIES and not renderer.has_extension_property:
+    if train_on_what in MULTI_REPLY_MODES and not renderer.has_extension_property:
         replies = sum(message["role"] == "assistant" for message in conversation)
         if replies > 1:
             warnings.warn(
@@ -294,8 +296,8 @@ class RenderedChats(_Shuffled):
             try:
                 rendered = render_chat(chat, renderer, max_length, train_on_what, reduction)
             except RendererError as error:
-                raise RendererError(f"{chat.where}: {error}") from error
-            count(self.report, rendered, chat.where)
+                raise RendererError(f"{chat.location}: {error}") from error
+            count(self.report, rendered, chat.location)
             self._sequences += [from_datum(datum) for datum in rendered.datums]
         if not self._sequences:
             raise DataValidationError(
@@ -344,7 +346,7 @@ class LazyChats(_Shuffled, Generic[R]):
         super().__init__(len(rows), batch_size, shuffle_seed)
         self._rows, self._render = rows, render
         self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=len(rows))
-        self.report.rows.forms += forms
+        self.report.rows.source_formats += forms
         self.report.notes += _batching_notes(self, "rows")
         self._seen = np.zeros(self.num_rows, dtype=bool)
 

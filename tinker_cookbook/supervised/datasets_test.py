@@ -299,7 +299,7 @@ def test_a_bad_row_is_skipped_and_named() -> None:
     assert len(data.get_batch(0)) == 2
     assert sorted(data.report.skipped) == [
         "row 0: message 0: role 'robot'",
-        "row 1: 'messages' must be a list of messages that is not empty; found null",
+        "row 1: 'messages' must be a non-empty list of messages; found null",
     ]
 
 
@@ -311,10 +311,11 @@ def test_the_account_names_what_was_converted_and_what_is_not_read() -> None:
     for _ in range(2):
         assert texts(data.get_batch(0)) == [f"u:q{i}|a:a|" for i in range(3)]
     assert data.report.lines()[1:] == [
-        "d: 1 example skipped: row 3: 'weight': 2 is not read; every example counts alike: mix data"
-        " sets by weight with data=InterleavedChatDatasetBuilder, or remove the key",
+        "d: 1 example skipped: row 3: 'weight': 2 is not supported; all examples have the same"
+        " weight: mix data sets by weight with data=InterleavedChatDatasetBuilder, or remove the"
+        " key",
         f"d: 3 rows of {forms[0]}",
-        "d: keys that are not read: topic (3 rows)",
+        "d: dropped keys: topic (3 rows)",
     ]
 
 

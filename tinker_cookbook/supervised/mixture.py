@@ -9,7 +9,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.renderers.chats import Chat, RowReader, row_reader
+from tinker_cookbook.renderers.chats import Chat, RowReader, make_row_reader
 from tinker_cookbook.supervised.datasets import LazyChats, RenderRow, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.training.fields import SEED
@@ -58,7 +58,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
             raise ConfigurationError("sources is empty: expected at least one data set")
         tables = [self._load(source) for source in self.sources]
         readers = [
-            row_reader(rows, source.message_field, source.path)
+            make_row_reader(rows, source.message_field, source.path)
             for rows, source in zip(tables, self.sources)
         ]
         parts = [rows.shuffle(seed=self.shuffle_seed) for rows in tables]
@@ -131,7 +131,7 @@ class MixtureRows:
     @property
     def forms(self) -> list[str]:
         """How the data sets are read, those that are converted."""
-        return [form for reader in self._readers for form in reader.forms]
+        return [form for reader in self._readers for form in reader.source_formats]
 
     def chat(self, row: PartRow, where: str) -> Chat:
         """The conversation of a row, as the reader of its data set has it."""

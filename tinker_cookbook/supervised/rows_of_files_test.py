@@ -160,7 +160,7 @@ def test_a_row_that_cannot_be_rendered_is_named_by_its_file_and_line(cwd: Path) 
         data, _ = builder()
         assert len(all_texts(data)) == 3
         (skipped,) = data.report.skipped
-        assert skipped.startswith("s/b.jsonl:1: 'messages' must be a list of messages")
+        assert skipped.startswith("s/b.jsonl:1: 'messages' must be a non-empty list of messages")
 
 
 def test_the_cases_that_were_wrong(shared_cases: Path) -> None:

@@ -10,7 +10,7 @@ import chz
 
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.renderers.chats import row_reader
+from tinker_cookbook.renderers.chats import make_row_reader
 from tinker_cookbook.supervised.datasets import (
     MAX_EMPTY_BATCHES,
     RenderRow,
@@ -59,7 +59,7 @@ class StreamedRows(SupervisedDataset):
         self._stream = stream.shuffle(seed=shuffle_seed, buffer_size=buffer_size)
         self._render, self.batch_size, self.length = render, batch_size, length
         self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=length)
-        self.report.rows.forms += forms
+        self.report.rows.source_formats += forms
         self._counted_epoch: int | None = None  # the first one drawn: only its rows are counted
         self._counted = 0  # rows of it that are in the report
         self.set_epoch(0)
@@ -157,7 +157,7 @@ class StreamedHubChats(ChatDatasetBuilder):
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         config = self.config
         stream = data_files.open_stream(self.path, self.name, self.split)
-        read = row_reader((placed.row for placed in stream), self.message_field, self.path)
+        read = make_row_reader((placed.row for placed in stream), self.message_field, self.path)
         train = StreamedRows(
             stream,
             render_rows(
@@ -172,6 +172,6 @@ class StreamedHubChats(ChatDatasetBuilder):
             shuffle_seed=self.shuffle_seed,
             name=self.path,
             max_length=config.max_length,
-            forms=read.forms,
+            forms=read.source_formats,
         )
         return train, None

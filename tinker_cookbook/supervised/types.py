@@ -11,8 +11,8 @@ import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
-from tinker_cookbook.renderers.examples import split_note
-from tinker_cookbook.renderers.row_account import RowAccount
+from tinker_cookbook.renderers.examples import describe_split
+from tinker_cookbook.renderers.row_summary import RowSummary
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import COUNT, CheckedConfig, in_range
 from tinker_cookbook.utils.misc_utils import counted
@@ -51,7 +51,7 @@ class DataReport:
     num_tokens: int = 0  # input tokens of all examples, after truncation
     num_loss_tokens: int = 0  # trained tokens, each counted 1 whatever its weight
     skipped: list[str] = field(default_factory=list)  # the first MAX_NAMED of them, with the reason
-    rows: RowAccount = field(default_factory=RowAccount)  # what of them was converted or not read
+    rows: RowSummary = field(default_factory=RowSummary)  # what of them was converted or not read
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -72,7 +72,7 @@ class DataReport:
                 f"and with it {counted(self.num_lost, 'trained token')}"
             )
         if self.num_split:
-            note = split_note(self.num_split, self.num_split_examples)
+            note = describe_split(self.num_split, self.num_split_examples)
             lines.append(f"{self.name}: {note}")
         if self.num_skipped:
             more = self.num_skipped - len(self.skipped)
