@@ -433,7 +433,7 @@ def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd: Path) -> None:
 def test_a_stream_that_is_too_short_or_too_small(cwd: Path) -> None:
     data = streamed(cwd, count=6)
     data.get_batch(0)
-    with pytest.raises(DataValidationError, match="length=40 promises more rows"):
+    with pytest.raises(DataValidationError, match="length=40 is more than the number of rows"):
         data.get_batch(1)
     with pytest.raises(ConfigurationError, match="batch_size=4 with length=3"):
         streamed(cwd, length=3)
