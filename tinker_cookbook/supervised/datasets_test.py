@@ -184,7 +184,7 @@ def test_the_report_names_the_first_few_only() -> None:
 def test_a_data_set_in_which_nothing_is_trained_is_refused() -> None:
     with pytest.raises(DataValidationError) as error:
         dataset([Chat(talk("hi"), "chats.jsonl:1")])
-    assert "chats.jsonl: of 1 conversations none has a token to train on" in str(error.value)
+    assert "chats.jsonl: none of the 1 conversations has a token to train on" in str(error.value)
     assert "chats.jsonl:1: no token" in str(error.value)
 
 
