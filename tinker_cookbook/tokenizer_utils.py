@@ -115,8 +115,8 @@ def _no_vocabulary_error(model_name: str, path: str) -> ConfigurationError:
         else "its vocabulary file is empty"
     )
     return ConfigurationError(
-        f"model_name={model_name!r}: there is no tokenizer with a vocabulary: {reason}; put the files of the"
-        " model's tokenizer there, e.g. those of the model it was trained from"
+        f"model_name={model_name!r}: there is no tokenizer with a vocabulary: {reason}; put the"
+        " files of the model's tokenizer there, e.g. those of the model it was trained from"
     )
 
 

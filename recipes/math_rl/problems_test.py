@@ -90,7 +90,7 @@ def test_known_answers_of_tables(tmp_path: Path, values: list[Any], known: list[
     [
         ('["6"]', r"\['6'\]"),
         ('{"value": 6}', r"\{'value': '6'\}"),
-        ('"\\ud83d"', "half of a surrogate pair"),
+        ('"\\ud83d"', "an unpaired surrogate"),
         ("Infinity", "inf"),
     ],
 )
