@@ -186,7 +186,7 @@ def test_names_that_begin_with_what_was_given_come_first(given: str, first: str)
 
 
 def test_a_name_like_no_other_gets_a_few_to_begin_with() -> None:
-    assert models._nearest_names("google/gemma-2-9b-it") == models._nearest("") == []
+    assert models._nearest_names("google/gemma-2-9b-it") == models._nearest_names("") == []
     with pytest.raises(ConfigurationError, match=r"similar known names: nano, Qwen/Qwen3-0\.6B"):
         lookup("x")
 

@@ -262,7 +262,9 @@ def test_the_same_file_to_train_and_to_test(
     path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", **row} for i in range(120)])
     with pytest.raises(DataValidationError) as caught:
         datasets(builder(**NANO, path=path, test_path=path))
-    assert f"all 120 problems of data.path={path} are in data.test_path={path}" in str(caught.value)
+    assert f"all 120 problems of data.path={path} are also in data.test_path={path}" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(8, 0), (29, 2), (3000, 100)])
@@ -278,8 +280,8 @@ def test_a_test_that_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataValidationError) as caught:
         datasets(OwnProblems(**NANO, path=path, test_size=100))
     assert str(caught.value) == (
-        f"ownproblems: holding out 8 of the 8 problems of data.path={path} leaves none for training:"
-        " set data.test_size= to less (0: no test)"
+        f"ownproblems: holding out 8 of the 8 problems of data.path={path} leaves none for"
+        " training: lower data.test_size= (0: no test)"
     )
 
 

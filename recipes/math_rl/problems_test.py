@@ -97,7 +97,7 @@ def test_known_answers_of_tables(tmp_path: Path, values: list[Any], known: list[
 def test_answers_that_are_none(tmp_path: Path, answer: str, found: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(f'{{"problem": "p?", "answer": 1}}\n{{"problem": "q?", "answer": {answer}}}\n')
-    with pytest.raises(DataFormatError, match=rf":2: 'answer' holds {found}; expected text"):
+    with pytest.raises(DataFormatError, match=rf":2: 'answer' is {found}; expected text"):
         answers(path)
 
 

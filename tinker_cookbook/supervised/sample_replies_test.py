@@ -153,7 +153,7 @@ async def test_any_renderer(name: str) -> None:
     assert lines[3] == f"  data '{thought}A pirate! Arr!'"
     assert lines[6] == f"  data '{thought}Gold!\\nArr!'"
     assert "Tell me." in lines[4] and "the ship?" in lines[7] and "sea" not in lines[7]
-    assert max(map(len, lines)) < sample_replies.SHOWN + 20
+    assert max(map(len, lines)) < sample_replies.MAX_REPLY_CHARS + 20
 
 
 async def test_long_ones_are_cut_and_what_has_no_prompt_is_left_out() -> None:
@@ -164,7 +164,10 @@ async def test_long_ones_are_cut_and_what_has_no_prompt_is_left_out() -> None:
     datum = conversation_to_datum(endless, renderer, 400)  # type: ignore[arg-type]
     evaluator = SampleRepliesEvaluator(lambda: [datum], renderer, tokenizer, 3)
     await evaluator(client)  # type: ignore[arg-type]
-    assert evaluator.lines()[3] == f"  data {('ha ' * 300)[: sample_replies.SHOWN] + '...'!r}"
+    assert (
+        evaluator.lines()[3]
+        == f"  data {('ha ' * 300)[: sample_replies.MAX_REPLY_CHARS] + '...'!r}"
+    )
     whole = conversation_to_datum(endless, renderer, 400, TrainOnWhat.ALL_TOKENS)  # type: ignore[arg-type]
     asked = messages([("user", "Hm? " * 1500), ("assistant", "ha")])
     long = conversation_to_datum(asked, renderer, None)  # type: ignore[arg-type]
