@@ -88,7 +88,7 @@ def test_gsm8k_final_answer() -> None:
 
 def test_known_names() -> None:
     assert math_env.safe_grade("\\frac{2}{4}", "1/2") is True
-    with pytest.raises(ConfigurationError, match=r"grader='math_verify': there is one grader"):
+    with pytest.raises(ConfigurationError, match=r"grader='math_verify': the only grader is"):
         math_env.safe_grade("1", "1", grader="math_verify")
     assert normalize_answer(" \\boxed{5.} ") == "5"
     make = math_env.get_math_dataset_builder

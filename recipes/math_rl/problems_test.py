@@ -105,7 +105,7 @@ def test_a_timestamp_in_a_table_is_refused(tmp_path: Path) -> None:
     """What a right reply to it would be cannot be told: a day, or a day and an hour."""
     rows = [{"problem": "q?", "answer": datetime.datetime(2021, 5, 3)}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(DataFormatError, match=r"row 0: 'answer' holds datetime.* as text"):
+    with pytest.raises(DataFormatError, match=r"row 0: 'answer' is datetime.* as text"):
         answers(tmp_path / "x.parquet")
 
 
