@@ -43,7 +43,7 @@ def revision(rev: str, scratch: Path) -> Code:
     try:
         found = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
     except ComparisonError as error:
-        raise ComparisonError(f"{rev} is no commit ({error})") from None
+        raise ComparisonError(f"{rev} is not a commit ({error})") from None
     commit = found.decode().strip()
     directory = scratch / "revision"
     directory.mkdir()

@@ -264,7 +264,7 @@ def test_a_revision_that_is_not_there_is_one_line(revisions_of_a_test: Path) -> 
     from contestant import Contestant
 
     with (
-        pytest.raises(ConfigurationError, match=r"^against=v9 is no commit"),
+        pytest.raises(ConfigurationError, match=r"^against=v9 is not a commit"),
         harness.run("twin", harness.AgainstConfig(against="v9")) as run,
     ):
         run.start_versions(Contestant("ours", "twin:Twin", {"store": ""}))

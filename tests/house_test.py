@@ -1,5 +1,5 @@
-"""The house: no import circles, short functions, few holes in the types; and that scripts/house.py,
-which counts them, sees what it should. `.venv/bin/python scripts/house.py` prints the figures.
+"""Code metrics: no import cycles, short functions, few holes in the types; and scripts/house.py,
+which computes them, counts correctly. `.venv/bin/python scripts/house.py` prints the figures.
 """
 
 from collections.abc import Callable

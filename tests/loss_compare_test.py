@@ -198,7 +198,7 @@ def test_a_case_that_proves_nothing_is_not_equal(
 
 def test_what_is_not_to_be_compared_is_one_line(repository: Path) -> None:
     code, _, err = compare(repository, "no-such-revision")
-    assert code == 2 and err.startswith("error: no-such-revision is no commit (fatal: ")
+    assert code == 2 and err.startswith("error: no-such-revision is not a commit (fatal: ")
     assert len(err.splitlines()) == 1
     code, _, err = compare(repository, "HEAD", "number=3")
     assert code == 2 and err == "error: no line of scripts/recipes has any of: number=3\n"

@@ -1,4 +1,4 @@
-"""RL training throughput: forward, backward (PPO's clipped ratio), optimizer step of a GRPO group.
+"""RL training throughput: forward, backward (PPO's clipped ratio) and step of a GRPO group.
 
 In nominal tokens per second: the prompt counts once per completion.
 
@@ -6,9 +6,9 @@ In nominal tokens per second: the prompt counts once per completion.
     ./scripts/bench/run train_rl model=nano group=4 rounds=1    # quick check
 
 Ours, ours without prefix sharing, transformers + peft with padding (logits of the completions
-only), and the training step of TRL's GRPOTrainer on a group that was sampled before (extra `bench`). All
-start from the same adapter and make the same optimizer steps. Their losses before and after the
-first step must agree; a contestant whose loss differs gets no figure.
+only), and the training step of TRL's GRPOTrainer on a group that was sampled before (extra
+`bench`). All start from the same adapter and make the same optimizer steps. Their losses before and
+after the first step must agree; a contestant whose loss differs gets no figure.
 """
 
 from __future__ import annotations
