@@ -203,7 +203,7 @@ def _from_directory(model_name: str, directory: Path) -> ModelInfo:
     template = model_directory.chat_template(directory)
     # The text model inside a vision model has a suffix: qwen3_vl_text, mllama_text_model.
     model_type = config.model_type.removesuffix("_model").removesuffix("_text")
-    family = families.of_model_type(model_type)
+    family = families.find_family(model_type)
     if family is not None and config.vocab_size < family.smallest_vocabulary:
         family = None
     name = model_type if family is None else family.name

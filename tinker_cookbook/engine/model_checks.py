@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from tinker_cookbook.engine.attention import FEATURES
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.families import FAMILIES, Family, of_model_type
+from tinker_cookbook.families import FAMILIES, Family, find_family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -42,7 +42,7 @@ class _Decoded(NamedTuple):
 
 def family_of(path: str, model_type: str | None) -> Family:
     """The family of a model by its config.json, if the engine has it."""
-    family = of_model_type(model_type)
+    family = find_family(model_type)
     if family is None:
         supported = (each.model_type for each in FAMILIES.values() if each.model_type)
         raise ConfigurationError(

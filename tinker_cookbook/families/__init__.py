@@ -38,8 +38,8 @@ __all__ = [
     "Family",
     "Feature",
     "ModelInfo",
+    "find_family",
     "lookup_exponent",
-    "of_model_type",
 ]
 
 FAMILIES: dict[str, Family] = {
@@ -48,7 +48,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def of_model_type(model_type: str | None) -> Family | None:
+def find_family(model_type: str | None) -> Family | None:
     """The family whose config.json has this `model_type`; None if there is none."""
     matches = (family for family in FAMILIES.values() if family.model_type == model_type)
     return next(matches, None) if model_type else None  # nano has model_type ""

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from tinker_cookbook import families
-from tinker_cookbook.families import FAMILIES, NANO, ChatFormat, of_model_type
+from tinker_cookbook.families import FAMILIES, NANO, ChatFormat, find_family
 
 NAMES = list(FAMILIES)
 
@@ -33,8 +33,8 @@ def test_a_model_type_is_of_one_family() -> None:
     assert len(set(types)) == len(types) and all(types)
     for family in FAMILIES.values():
         if family is not NANO:
-            assert of_model_type(family.model_type) is family
-    found = [of_model_type(each) for each in ("", None, "llama3", "mistral", "qwen3_vl")]
+            assert find_family(family.model_type) is family
+    found = [find_family(each) for each in ("", None, "llama3", "mistral", "qwen3_vl")]
     assert found == [None] * 5
 
 

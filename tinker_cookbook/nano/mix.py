@@ -371,7 +371,7 @@ def _won(cells: list[str]) -> bool:
 
 
 def board(rng: random.Random) -> Messages:
-    """Tic-tac-toe with numbered free squares; players mostly win if they can, else play randomly."""
+    """Tic-tac-toe with numbered squares; players mostly win if they can, else move randomly."""
     mine, theirs = rng.choice(("XO", "OX"))
     rule = f"You play {mine} on a 3 x 3 board. Three in a row win. Name a free square, like [4]."
     messages = [{"role": "system", "content": rule}]

@@ -12,7 +12,7 @@ import chz
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.data import data_at
+from tinker_cookbook.supervised.data import builder_for_path
 from tinker_cookbook.supervised.defaults import Batches
 from tinker_cookbook.supervised.types import (
     EXAMPLE_LENGTH,
@@ -117,7 +117,7 @@ def resolve_chat_config(
     original = config
     data = config.dataset_builder or default_data
     if config.dataset_path is not None:
-        data = data_at(config.dataset_path, "dataset_path")
+        data = builder_for_path(config.dataset_path, "dataset_path")
     run = resolve_defaults(chz.replace(config, dataset_builder=data), defaults)
     filled, sizes = dict(run.filled), run.sizes
     config = chz.replace(run.config, dataset_path=None)  # now stored in dataset_builder

@@ -263,7 +263,7 @@ class HubChats(ChatDatasetBuilder):
         )
 
 
-def data_at(path: str, key: str) -> JsonlChats | HubChats:
+def builder_for_path(path: str, key: str) -> JsonlChats | HubChats:
     """Return the builder for `dataset_path=`: a local path or a name on the hub.
 
     Raises ConfigurationError, which names `key`, if the file does not exist.

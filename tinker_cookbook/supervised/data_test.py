@@ -30,8 +30,8 @@ from tinker_cookbook.supervised.data import (
     StreamedHubChats,
     StreamingSupervisedDatasetFromHFDataset,
     Tulu3,
+    builder_for_path,
     conversation_to_datum,
-    data_at,
 )
 from tinker_cookbook.supervised.datasets_test import LetterRenderer, epoch, shown, talk, texts
 from tinker_cookbook.supervised.mixture import mixture_counts
@@ -160,9 +160,9 @@ BUILDERS = {
     "jsonl": lambda table: JsonlChats(common_config=COMMON, path="s/train.jsonl"),
     "memory": lambda table: InMemoryChats(common_config=COMMON, conversations=table),
     "hub": lambda table: HubChats(common_config=COMMON, path="s"),
-    "json": lambda table: data_at("s.json", "dataset_path"),
-    "csv": lambda table: data_at("s.csv", "dataset_path"),
-    "parquet": lambda table: data_at("s.parquet", "dataset_path"),
+    "json": lambda table: builder_for_path("s.json", "dataset_path"),
+    "csv": lambda table: builder_for_path("s.csv", "dataset_path"),
+    "parquet": lambda table: builder_for_path("s.parquet", "dataset_path"),
     "stream": lambda table: StreamedHubChats(common_config=COMMON, path="s", length=8),
     "mixture": lambda table: InterleavedChatDatasetBuilder(
         common_config=COMMON, sources=[HFDatasetSource(path="s")]
