@@ -291,7 +291,7 @@ def test_flops_of_a_batch_worked_out_by_hand() -> None:
     [
         ("train_sft", ["rounds=0"], "rounds=0 must be at least 1"),
         ("train_sft", ["model=nano", "only=jax"], "only=jax: no contestant has that"),
-        ("growth", ["sweeps=rank,depth"], "sweeps=depth: there is tokens, length"),
+        ("growth", ["sweeps=rank,depth"], "sweeps=depth: expected some of tokens, length"),
     ],
 )
 def test_a_wrong_key_says_what_is_right(name: str, words: list[str], said: str) -> None:

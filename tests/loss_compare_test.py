@@ -40,7 +40,9 @@ def differing(tool: ModuleType) -> Callable[..., str | None]:
     def ask(old: str = "", new: str = "") -> str | None:
         assert old in METRICS
         pair = [tool.read_metrics(text) for text in (METRICS, METRICS.replace(old, new, 1))]
-        return tool.difference(*[tool.Outcome(rows, {"w": "F32"}) for rows in pair], ("A", "B"))
+        return tool.find_difference(
+            *[tool.Outcome(rows, {"w": "F32"}) for rows in pair], ("A", "B")
+        )
 
     return ask
 
@@ -91,8 +93,8 @@ def test_tensors_are_compared_by_their_bytes_without_the_name_of_the_run(
         outcome(f"run-{number}", np.float32(value))
         for number, value in enumerate(([1, 2], [1, 2], [1, 0.0], [1, -0.0]))
     )
-    assert tool.difference(one, other, ("A", "B")) is None
-    found = tool.difference(zero, minus, ("A", "B"))
+    assert tool.find_difference(one, other, ("A", "B")) is None
+    found = tool.find_difference(zero, minus, ("A", "B"))
     assert found.startswith("sampler_weights/final/adapter_model.safetensors a is F32[2] ")
 
 

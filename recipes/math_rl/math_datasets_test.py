@@ -341,7 +341,7 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such file or directory"):
         datasets(Gsm8k(**NANO, path=str(tmp_path / "nowhere")))
     write(tmp_path / "math" / "math500.jsonl", [{"problem": "1?", "answer": "1"}])
-    with pytest.raises(ConfigurationError, match="no problems to train on"):
+    with pytest.raises(ConfigurationError, match="no training problems"):
         datasets(Math(**NANO, path=str(tmp_path / "math")))
 
 
