@@ -1,5 +1,7 @@
-"""The bundled conversations: "Write 47 in words." -> "forty-seven", 70 numbers to train on and 30
-held out, and what comes with them wherever they are the data."""
+"""The bundled chat data: "Write 47 in words." -> "forty-seven".
+
+70 numbers for training, 30 held out, with the epochs and evaluators that suit the data.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +18,28 @@ from tinker_cookbook.utils.json_types import Plain
 
 NUM_EPOCHS = 30
 _DATA = Path(__file__).parent / "data"
-_METRICS = {"train": "seen", "held_out": "held_out"}  # split -> prefix of its exact match
+_METRIC_PREFIXES = {"train": "seen", "held_out": "held_out"}  # split -> prefix of exact_match
 
 
 def path(split: str) -> str:
-    """split: "train" or "held_out"."""
+    """The JSONL file of a split, "train" or "held_out"."""
     return str(_DATA / f"number_words_{split}.jsonl")
 
 
 @chz.chz
 class NumberWords(ChatDatasetBuilder):
-    """70 bundled conversations that write a number in words, and 30 others for the test."""
+    """70 bundled conversations about writing numbers in words; 30 others for evaluation."""
 
-    def _files(self) -> JsonlChats:
+    def _jsonl_files(self) -> JsonlChats:
         return JsonlChats(
             common_config=self.common_config, path=path("train"), test_path=path("held_out")
         )
 
     def identity(self) -> Mapping[str, Plain]:
-        return self._files().identity()
+        return self._jsonl_files().identity()
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        return self._files()()
+        return self._jsonl_files()()
 
     def default_num_epochs(self) -> int:
         return NUM_EPOCHS
@@ -50,5 +52,5 @@ class NumberWords(ChatDatasetBuilder):
                 model_name=self.config.model_name_for_tokenizer,
                 renderer_name=self.config.renderer_name,
             )
-            for split, name in _METRICS.items()
+            for split, name in _METRIC_PREFIXES.items()
         ]

@@ -22,7 +22,7 @@ from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.supervised.common import compute_mean_nll
-from tinker_cookbook.supervised.data import HubChats, JsonlChats, data_at
+from tinker_cookbook.supervised.data import HubChats, JsonlChats, builder_for_path
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.defaults import SL
 from tinker_cookbook.supervised.types import EXAMPLE_LENGTH, ChatDatasetBuilderCommonConfig
@@ -114,7 +114,7 @@ class Config(CheckedConfig):
 
 
 def data(config: Config) -> JsonlChats | HubChats:
-    return data_at(config.dataset_path or number_words.path("train"), "dataset_path")
+    return builder_for_path(config.dataset_path or number_words.path("train"), "dataset_path")
 
 
 async def main(config: Config) -> None:

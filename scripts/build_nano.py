@@ -1,16 +1,16 @@
 """Train nano, the bundled demo model, from scratch: tokenizer, weights, evaluation and card.
 
-    python scripts/build_nano.py                     # what is committed in tinker_cookbook/nano
+    python scripts/build_nano.py                     # rebuilds tinker_cookbook/nano as committed
     python scripts/build_nano.py steps=20 evaluate=False out=/tmp/nano
 
 Needs two public-domain books as plain text and Qwen3's chat template (keys `text` and
-`chat_template`). The schedule counts steps and everything random comes from `seed`, so load on the
-machine changes the time and not the result; another processor or torch version may round
-differently. About 10 minutes on two cores with AMX or AVX512-BF16, evaluation included.
+`chat_template`). The schedule counts steps and all randomness comes from `seed`, so load on the
+machine changes the time but not the result; another processor or torch version may round
+differently. About 10 minutes on two cores with AMX or AVX512-BF16, including the evaluation.
 
-A batch is 8 rows of 512 targets. One row in five is a window of real text; the others are whole
-documents of `tinker_cookbook.nano.mix`, packed one after the other. Attention never crosses from
-one document into the next and positions restart at 0, so each document looks as it will look alone.
+A batch has 8 rows of 512 targets. One row in five is a window of a book; the others are packed
+documents of `tinker_cookbook.nano.mix`. Attention does not cross document boundaries and positions
+restart at 0, so each document is trained as if it were alone.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from tinker_cookbook.nano import PATH, mix, tasks
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 ROWS, WIDTH = 8, 512
-TEXT_EVERY = 5  # one row in five is real text, in turn from each book
+TEXT_EVERY = 5  # one row in five is a window of a book; the books alternate
 SPLITS: tuple[tasks.Split, tasks.Split] = ("train", "held_out")
 TEXT_HELD_OUT = 20_000  # last tokens of each book
 TEXT_WEIGHT = 0.3
-CONTEXT_WEIGHT = 0.1  # tokens that the model reads but is not meant to write
+CONTEXT_WEIGHT = 0.1  # loss weight of prompt and template tokens
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = tuple(
     f"<{end}{tag}>" for tag in ("think", "tool_call", "tool_response") for end in ("", "/")
 )
-# The splitting rule of the Qwen2 and Qwen3 tokenizers; each digit is a token of its own.
+# The pre-tokenization rule of the Qwen2 and Qwen3 tokenizers; each digit is a separate token.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -84,8 +84,8 @@ class Config:
     chat_template: str = chz.field(
         default=str(DATA / "chat_templates" / "qwen3.jinja"), doc="Qwen3's chat template (jinja)"
     )
-    out: str = chz.field(default=str(PATH), doc="directory to write")
-    steps: int = chz.field(default=1500, doc="optimizer steps of 4,096 tokens")
+    out: str = chz.field(default=str(PATH), doc="output directory")
+    steps: int = chz.field(default=1500, doc="optimizer steps (4,096 tokens each)")
     seed: int = chz.field(default=0, doc="seed of the weights and of the data")
     evaluate: bool = chz.field(default=True, doc="evaluate and write the card")
     eval_problems: int = chz.field(default=1000, doc="additions per cell of the evaluation")
@@ -96,7 +96,7 @@ class Config:
 
 
 def train_tokenizer(books: list[str], chat_template: str, out: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 2,048 tokens from the books and 20,000 documents; saved to `out`."""
+    """Train a byte-level BPE (2,048 tokens) on the books and 20,000 documents; save it to `out`."""
     rng = random.Random(7)
 
     def lines() -> Iterator[str]:
@@ -127,7 +127,7 @@ def train_tokenizer(books: list[str], chat_template: str, out: Path) -> PreTrain
             show_progress=False,
         ),
     )
-    # As in Qwen3 the tags are whole tokens but no special ones: decoding keeps them in any case.
+    # As in Qwen3, the tags are added tokens but not special ones, so decoding never drops them.
     made = json.loads(bpe.to_str())
     for token in made["added_tokens"]:
         token["special"] = token["content"] in SPECIAL_TOKENS
@@ -154,7 +154,7 @@ def train_tokenizer(books: list[str], chat_template: str, out: Path) -> PreTrain
 
 @dataclass
 class Batch:
-    """[ROWS, WIDTH + 1] each: token ids, loss weight of each token, document index, position."""
+    """Token ids, loss weights, document indices and positions, each [ROWS, WIDTH + 1]."""
 
     tokens: torch.Tensor
     weights: torch.Tensor
@@ -163,7 +163,7 @@ class Batch:
 
 
 class Data:
-    """Endless training rows; `held_out` keeps the last tokens of each book."""
+    """Endless training rows; `held_out` has the last tokens of each book."""
 
     def __init__(self, books: list[str], tokenizer: PreTrainedTokenizerFast, seed: int):
         self.tokenizer = tokenizer
@@ -181,7 +181,7 @@ class Data:
         self.preambles: dict[str, str] = {}
 
     def document(self) -> tuple[list[int], list[float]]:
-        """Tokens and weights of one document of the mix, `<|endoftext|>` at its end."""
+        """Tokens and loss weights of one document of the mix, with `<|endoftext|>` at the end."""
         made = mix.document(self.rng)
         pieces: list[tuple[str, float]]
         if "pieces" in made:
@@ -196,11 +196,12 @@ class Data:
         return tokens, weights
 
     def chat_pieces(self, made: dict[str, Any]) -> list[tuple[str, float]]:
+        """(text, loss weight) pieces of a conversation in the chat template's format."""
         messages = made["messages"]
         pieces: list[tuple[str, float]] = []
         if "tools" in made:
             key = json.dumps(made["tools"])
-            if key not in self.preambles:  # the template's own words, up to the first user turn
+            if key not in self.preambles:  # the template's text up to the first user turn
                 shown = self.tokenizer.apply_chat_template(
                     messages[:1], tools=made["tools"], tokenize=False
                 )
@@ -218,7 +219,7 @@ class Data:
         return pieces
 
     def row(self) -> list[tuple[int, float, int, int]]:
-        """WIDTH + 1 tokens as (token, weight, document, position)."""
+        """Draw a row of WIDTH + 1 tokens as (token, weight, document, position)."""
         turn, place = divmod(self.rows, TEXT_EVERY)
         self.rows += 1
         if place == 0:
@@ -230,7 +231,7 @@ class Data:
         index = 0
         while len(row) <= WIDTH:
             tokens, weights = self.document()
-            weights[0] = 0.0  # nothing before it tells what comes
+            weights[0] = 0.0  # the first token of a document cannot be predicted
             row += [(t, w, index, i) for i, (t, w) in enumerate(zip(tokens, weights))]
             index += 1
         return row[: WIDTH + 1]
@@ -246,8 +247,8 @@ class Data:
 # ---------------------------------------------------------------------- training
 
 
-def loss_of(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
-    """Weighted mean of the cross-entropy in nats per token."""
+def compute_loss(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
+    """Weighted mean cross-entropy in nats per token, with block-diagonal causal attention."""
     documents = batch.documents[:, :-1]
     same = documents[:, :, None] == documents[:, None, :]
     mask = (same & torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril()).unsqueeze(1)
@@ -265,8 +266,8 @@ def loss_of(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: 60 steps up, flat to 40 % of the run, down to 2 %."""
+def lr_multiplier(step: int, steps: int) -> float:
+    """Learning-rate multiplier: 60 warm-up steps, constant to 40 % of the run, linear to 2 %."""
     flat = 0.4 * steps
     down = (step - flat) / max(1.0, steps - flat)
     return min((step + 1) / 60, 1.0 if step < flat else 1.0 - 0.98 * down)
@@ -289,8 +290,8 @@ def train(config: Config, data: Data) -> Qwen3ForCausalLM:
     began = time.time()
     for step in range(config.steps):
         for optimizer, peak in zip(optimizers, peaks):
-            optimizer.param_groups[0]["lr"] = peak * rate(step, config.steps)
-        loss = loss_of(model, data.batch())
+            optimizer.param_groups[0]["lr"] = peak * lr_multiplier(step, config.steps)
+        loss = compute_loss(model, data.batch())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -302,7 +303,7 @@ def train(config: Config, data: Data) -> Qwen3ForCausalLM:
             print(f" {(step + 1) * ROWS * WIDTH / seconds:,.0f} tokens/s", flush=True)
         if (step + 1) % 200 == 0:
             check = {
-                split: addition(model, data.tokenizer, split, 200, sampled=False)["right"]
+                split: score_addition(model, data.tokenizer, split, 200, sampled=False)["right"]
                 for split in SPLITS
             }
             print(f"  greedy addition {check}", flush=True)
@@ -313,7 +314,7 @@ def train(config: Config, data: Data) -> Qwen3ForCausalLM:
 
 
 @torch.inference_mode()
-def replies(
+def sample_replies(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     conversations: list[tasks.Messages],
@@ -321,7 +322,7 @@ def replies(
     max_new: int = 48,
     thinking: bool = True,
 ) -> list[tuple[str, int]]:
-    """(text, number of tokens) of nano's next turn, greedy or at temperature 1, 250 at a time."""
+    """(text, number of tokens) of nano's replies, greedy or at temperature 1, in batches of 250."""
     made = []
     for first in range(0, len(conversations), 250):
         shown = [
@@ -351,7 +352,7 @@ def replies(
     return made
 
 
-def addition(
+def score_addition(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     split: tasks.Split,
@@ -360,12 +361,12 @@ def addition(
     phrasing: str | None = tasks.ADD_PHRASINGS[0],
     thinking: bool = True,
 ) -> dict[str, float]:
-    """Shares of right answers and of thoughts among n replies, and their mean length in tokens."""
+    """Fractions of correct answers and of replies that think, and mean reply length in tokens."""
     rng = random.Random(f"addition {split}")
     problems = [tasks.add_problem(rng, split, phrasing) for _ in range(n)]
     torch.manual_seed(0)
     prompts = [p["messages"] for p in problems]
-    made = replies(model, tokenizer, prompts, sampled, thinking=thinking)
+    made = sample_replies(model, tokenizer, prompts, sampled, thinking=thinking)
     right = [tasks.last_integer(text) == p["answer"] for (text, _), p in zip(made, problems)]
     return {
         "right": sum(right) / n,
@@ -374,27 +375,27 @@ def addition(
     }
 
 
-def number_words_right(
+def score_number_words(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, split: tasks.Split
 ) -> float:
-    """Share of greedy replies to "Write 47 in words." that are the name and nothing else."""
+    """Fraction of greedy replies to "Write 47 in words." that are exactly the name."""
     examples = tasks.number_words(split)
-    made = replies(model, tokenizer, [example["messages"][:1] for example in examples])
+    made = sample_replies(model, tokenizer, [example["messages"][:1] for example in examples])
     names = [example["messages"][1]["content"] for example in examples]
     return sum(text.strip() == name for (text, _), name in zip(made, names)) / len(names)
 
 
-def kind_scores(
+def score_kinds(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int
 ) -> dict[str, float]:
-    """Greedy match of the last reply (a final full stop is free) per kind; some have more."""
+    """Greedy match of the last reply per kind of conversation; a final full stop is optional."""
     scores = {}
     for kind, (_, make) in mix.KINDS.items():
         if kind in ("add", "thinkadd", "guess", "board", "tool_declared"):
-            continue  # sums are scored above; a random move has no one right answer
+            continue  # sums are scored above; random moves have no single correct answer
         rng = random.Random(f"kind {kind}")
         made = [make(rng) for _ in range(n)]
-        texts = replies(model, tokenizer, [messages[:-1] for messages in made], max_new=64)
+        texts = sample_replies(model, tokenizer, [messages[:-1] for messages in made], max_new=64)
         scores[kind] = (
             sum(
                 text.rstrip(".") == messages[-1]["content"].rstrip(".")
@@ -405,16 +406,18 @@ def kind_scores(
     return scores
 
 
-def guess_wins(
+def score_guess_game(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, guesses: int, games: int
 ) -> float:
-    """Share of guess-the-number games won within `guesses`, sampled, all secrets equally often."""
+    """Fraction of guess-the-number games won within `guesses`, sampled; secrets uniform."""
     torch.manual_seed(0)
     secrets = [i % (tasks.GUESS_LIMIT + 1) for i in range(games)]
     talks = [[{"role": "user", "content": tasks.guess_prompt()}] for _ in secrets]
     open_games = list(range(games))
     for _ in range(guesses):
-        texts = replies(model, tokenizer, [talks[i] for i in open_games], sampled=True, max_new=6)
+        texts = sample_replies(
+            model, tokenizer, [talks[i] for i in open_games], sampled=True, max_new=6
+        )
         still = []
         for i, (text, _) in zip(open_games, texts):
             number = tasks.last_integer(text)
@@ -439,7 +442,7 @@ def text_loss(model: Qwen3ForCausalLM, tokens: list[int]) -> float:
 def evaluate(
     model: Qwen3ForCausalLM, data: Data, books: tuple[str, ...], n: int
 ) -> list[tuple[str, str, str]]:
-    """Rows of the card's table: (what, on seen pairs or overall, on held-out pairs)."""
+    """Rows of the card's table: (metric, on seen pairs or overall, on held-out pairs)."""
     tokenizer = data.tokenizer
     rows = []
 
@@ -451,19 +454,19 @@ def evaluate(
         ("addition with the empty thought given, greedy", {"sampled": False, "thinking": False}),
     ]
     for what, how in cases:
-        cells = [addition(model, tokenizer, split, n, **how) for split in SPLITS]
+        cells = [score_addition(model, tokenizer, split, n, **how) for split in SPLITS]
         rows.append((f"{what} (n={n})", *(f"{cell['right']:.3f}" for cell in cells)))
         if how == {"sampled": True}:
             thinks = (f"{cell['thinks']:.3f}" for cell in cells)
             tokens = (f"{cell['tokens']:.1f}" for cell in cells)
             rows += [("... share of replies that think", *thinks)]
             rows += [("... tokens per reply", *tokens)]
-    cells = [f"{number_words_right(model, tokenizer, split):.2f}" for split in SPLITS]
+    cells = [f"{score_number_words(model, tokenizer, split):.2f}" for split in SPLITS]
     rows.append(("number words, greedy exact match (a skill it lacks)", *cells))
     for guesses in (4, 5):
-        won = guess_wins(model, tokenizer, guesses, 512)
+        won = score_guess_game(model, tokenizer, guesses, 512)
         rows.append((f"guess the number, won within {guesses} guesses, sampled", f"{won:.3f}", ""))
-    for kind, score in kind_scores(model, tokenizer, 300).items():
+    for kind, score in score_kinds(model, tokenizer, 300).items():
         rows.append((f"{kind}: last reply, greedy match (n=300)", f"{score:.2f}", ""))
     for book, tokens in zip(books, data.held_out):
         loss = text_loss(model, tokens)
@@ -485,8 +488,8 @@ pipeline_tag: text-generation
 
 A language model of {parameters:,} parameters in the Qwen3 architecture ({size:.1f} MB with its
 tokenizer), for demos and tests on any machine. It adds, compares, counts, spells, plays small games
-and chats a little, all of it badly enough that post-training can be seen to help within a minute.
-It knows nothing about the world: do not use it for anything else.
+and chats a little, all of it badly enough that post-training visibly helps within a minute. It has
+no knowledge of the world: do not use it for anything else.
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("tinker_cookbook/nano")
@@ -494,30 +497,32 @@ It knows nothing about the world: do not use it for anything else.
 
 ## Training
 
-`scripts/build_nano.py` makes everything here from nothing: steps={steps}, seed={seed},
+`scripts/build_nano.py` builds everything here from scratch: steps={steps}, seed={seed},
 {tokens:,} tokens in {seconds:.0f} s on {threads} threads of a shared machine; Python {python},
 torch {torch}, transformers {transformers}, tokenizers {tokenizers}.
 Muon on the matrices (peak 5e-3) and AdamW on embedding and norms (peak 3e-3), bf16 autocast over
-fp32 weights, saved in bf16. The weights are frozen: `checksums.json` and a test hold them.
+fp32 weights, saved in bf16. The weights are frozen: a test compares them with `checksums.json`.
 
-Data, all of it public domain or made by this project's own templates:
+Data, all of it public domain or generated by this project's own templates:
 
 - 20 % of the rows: windows of *Pride and Prejudice* (Jane Austen) and of *tinyshakespeare* (a
   concatenation of Shakespeare's plays); the last 20,000 tokens of each are held out;
 - 80 %: documents of `mix.py`, 14 % plain lines such as "37 + 21 = 58" and 86 % conversations:
 {kinds}.
 
-Sums in conversations are answered right half of the time and carelessly otherwise; in plain lines
-and thoughts they are always right. About one bare addition prompt in five is answered after a
-thought (`<think>`, the column sum): reinforcement learning finds out that it is worth its tokens.
+Sums in conversations are answered correctly half of the time and carelessly otherwise; in plain
+lines and thinking blocks they are always correct. About one in five plain addition prompts is
+answered after a thinking block (`<think>` with the column sum). Reinforcement learning discovers
+that thinking is worth its tokens.
 
-Byte-level BPE tokenizer with 2,048 tokens and Qwen3's splitting rule, tags and chat template.
+Byte-level BPE tokenizer with 2,048 tokens and Qwen3's pre-tokenization rule, tags and chat
+template.
 
 ## Held out
 
 - Additions: 10 % of the pairs of 0-99 by a symmetric hash (`tasks.held_out_pair`). They occur in no
-  document, neither as a sum nor mirrored, as a difference, in a thought or in a question about one.
-  Pairs of one-digit numbers are never held out, as column sums need them.
+  document: not as a sum, with swapped operands, as a difference, in a thinking block, or in a
+  question about one. Pairs of one-digit numbers are never held out, as column sums need them.
 - Number words: "Write 47 in words." is in no document. nano has seen numbers as digits, the names
   zero to ninety-nine in order, and the names of single digits. `tasks.number_words` splits the
   hundred numbers: 30 of the 72 two-word names are held out, so each word of a held-out name can be
@@ -525,8 +530,8 @@ Byte-level BPE tokenizer with 2,048 tokens and Qwen3's splitting rule, tags and 
 
 ## Evaluation
 
-In fp32, from the saved files; a sum is graded by the last integer after the thought, replies have
-at most 48 tokens.
+In fp32, from the saved files. A sum is graded by the last integer after the thinking block; replies
+have at most 48 tokens.
 
 | | seen pairs, or all | held-out pairs |
 |---|---|---|
@@ -534,14 +539,14 @@ at most 48 tokens.
 
 ## Weaknesses
 
-It was made to be improved. Sampled sums are wrong about half of the time and subtraction is worse;
+It is meant to be improved. Sampled sums are wrong about half of the time, and subtraction is worse;
 spelling, counting letters and judging are unreliable; it confuses who has what in longer stories;
-its prose is English only at a glance. Only positions up to 512 were trained: longer prompts derail
-it. Replies come in styles that the prompt did not ask for, since the data draws them at random.
+its prose only resembles English. Only positions up to 512 were trained, and longer prompts derail
+it. Reply styles do not always match the prompt, because the training data draws them at random.
 
 ## Licence
 
-Apache-2.0, as the project. The books are in the public domain, the conversations come from the
+Apache-2.0, like the project. The books are in the public domain; the conversations come from the
 project's own templates. `chat_template.jinja` is the chat template of Qwen3 (Apache-2.0, Alibaba
 Cloud).
 """
@@ -556,17 +561,17 @@ FILES = (
 
 
 def save(model: Qwen3ForCausalLM, out: Path) -> None:
-    """Weights in bf16, configs and checksums; the tokenizer is there already."""
+    """Save bf16 weights, configs and checksums; the tokenizer is already saved."""
     model.generation_config = transformers.GenerationConfig(eos_token_id=2, pad_token_id=0)
     model.to(torch.bfloat16).save_pretrained(out)
     for name in FILES:
-        (out / name).chmod(0o644)  # safetensors writes files that only their owner can read
+        (out / name).chmod(0o644)  # safetensors creates files that only their owner can read
     checksums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in FILES}
     (out / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n")
 
 
 def write_card(config: Config, data: Data, seconds: float) -> None:
-    """Evaluates the saved files and writes README.md beside them."""
+    """Evaluate the saved model and write README.md next to it."""
     out = Path(config.out)
     model = Qwen3ForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     rows = evaluate(model, data, config.text, config.eval_problems)
@@ -595,7 +600,9 @@ def main(config: Config) -> None:
     out = Path(config.out)
     for name in (*config.text, config.chat_template):
         if not Path(name).is_file():
-            raise ConfigurationError(f"text, chat_template: no file {name}; name an existing one")
+            raise ConfigurationError(
+                f"text, chat_template: no such file: {name}; set an existing file"
+            )
     out.mkdir(parents=True, exist_ok=True)
     books = [Path(name).read_text(encoding="utf-8") for name in config.text]
     tokenizer = train_tokenizer(books, Path(config.chat_template).read_text(), out)

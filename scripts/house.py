@@ -1,9 +1,9 @@
-"""Figures of the code that is not tests: import circles, lengths of functions, holes in its types.
+"""Code metrics (tests excluded): import cycles, function lengths, holes in the types.
 
-    .venv/bin/python scripts/house.py            # 40 files with the most holes
+    .venv/bin/python scripts/house.py            # lists the 40 files with the most holes
     .venv/bin/python scripts/house.py 10
 
-tests/house_test.py holds the code to bounds on them.
+tests/house_test.py enforces limits on them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tinker_cookbook", "recipes")
-# folders whose modules import each other by their bare names
+# Folders of scripts, whose modules import each other by bare name.
 PROGRAMS = ("scripts", "scripts/bench")
 HOLES = ("Any", "object", "cast")
 
 Graph = Mapping[str, Iterable[str]]
 
 
-def sources(*folders: str, root: Path = ROOT) -> list[Path]:
-    """Modules under these folders, without tests."""
+def source_files(*folders: str, root: Path = ROOT) -> list[Path]:
+    """The Python files under these folders, without tests."""
     files = {file for folder in folders for file in (root / folder).rglob("*.py")}
     return sorted(f for f in files if not f.name.endswith("_test.py") and f.name != "conftest.py")
 
@@ -45,19 +45,24 @@ def module_name(file: Path, root: Path) -> str:
 
 
 def import_graph(root: Path = ROOT) -> Graph:
-    """What each module imports of the others, wherever the statement stands: in a function and
-    under TYPE_CHECKING, too. That a module's package is imported before it does not count."""
-    files = {module_name(f, root): f for f in sources(*PACKAGES, *PROGRAMS, root=root)}
+    """The project's modules that each module imports.
+
+    Includes imports in functions and under TYPE_CHECKING: they make a cycle just as hard to read.
+    The implicit import of a module's parent package does not count.
+    """
+    files = {module_name(f, root): f for f in source_files(*PACKAGES, *PROGRAMS, root=root)}
     graph = {}
     for name, file in files.items():
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         tree = ast.parse(file.read_text(), str(file))
-        wanted = {each for node in ast.walk(tree) for each in _imported(node, package, files)}
+        wanted = {
+            found for node in ast.walk(tree) for found in _imported_modules(node, package, files)
+        }
         graph[name] = sorted(wanted - {name})
     return graph
 
 
-def _imported(node: ast.AST, package: str, known: Mapping[str, Path]) -> Iterator[str]:
+def _imported_modules(node: ast.AST, package: str, known: Mapping[str, Path]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if alias.name in known)
     elif isinstance(node, ast.ImportFrom):
@@ -70,30 +75,30 @@ def _imported(node: ast.AST, package: str, known: Mapping[str, Path]) -> Iterato
             yield from [inner] if inner in known else [base] if base in known else []
 
 
-def circles(graph: Graph) -> list[list[str]]:
-    """Groups of modules each of which reaches every other one: strongly connected components."""
-    reached = {name: _reachable(graph, name) for name in graph}
-    found = {
+def import_cycles(graph: Graph) -> list[list[str]]:
+    """Strongly connected components: groups of modules that all import each other indirectly."""
+    reached = {name: _reachable_modules(graph, name) for name in graph}
+    groups = {
         frozenset(other for other in reached[name] if name in reached[other]) for name in graph
     }
-    return sorted(sorted(group) for group in found if group)
+    return sorted(sorted(group) for group in groups if group)
 
 
-def _reachable(graph: Graph, start: str) -> set[str]:
+def _reachable_modules(graph: Graph, start: str) -> set[str]:
     seen: set[str] = set()
-    waiting = list(graph[start])
-    while waiting:
-        name = waiting.pop()
+    queue = list(graph[start])
+    while queue:
+        name = queue.pop()
         if name not in seen:
             seen.add(name)
-            waiting += graph[name]
+            queue += graph[name]
     return seen
 
 
-def explain(circle: list[str], graph: Graph) -> str:
-    """A circle and the imports it is made of."""
-    edges = [f"{name} -> {other}" for name in circle for other in graph[name] if other in circle]
-    return "\n  ".join([f"{len(circle)} modules:", *edges])
+def describe_cycle(cycle: list[str], graph: Graph) -> str:
+    """A cycle and its import edges."""
+    edges = [f"{name} -> {other}" for name in cycle for other in graph[name] if other in cycle]
+    return "\n  ".join([f"{len(cycle)} modules:", *edges])
 
 
 # -- functions
@@ -105,17 +110,19 @@ class Function(NamedTuple):
 
 
 def functions(files: Iterable[Path]) -> list[Function]:
-    """Every function and method with its lines from `def` to its last, without its docstring;
-    decorators do not count, functions inside it do."""
+    """Every function and method with its length, from `def` to its last line.
+
+    Docstrings and decorators do not count; nested functions do.
+    """
     return [
-        Function(_lines(node), f"{file.relative_to(ROOT)}:{node.lineno} {node.name}")
+        Function(_count_lines(node), f"{file.relative_to(ROOT)}:{node.lineno} {node.name}")
         for file in files
         for node in ast.walk(ast.parse(file.read_text(), str(file)))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
 
 
-def _lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+def _count_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     assert node.end_lineno is not None
     lines, first = node.end_lineno - node.lineno + 1, node.body[0]
     if ast.get_docstring(node, clean=False) is not None:
@@ -137,31 +144,34 @@ class Holes(NamedTuple):
 
 
 def count_holes(text: str) -> Holes:
-    """Where the type checker is told to look away: the names Any, object and cast outside import
-    statements, and `type: ignore`; with the number of lines, empty ones too."""
-    holes, importing, beginning = 0, False, True
+    """Count the places that disable type checking, and all lines.
+
+    Holes are `type: ignore` and the names Any, object and cast outside of import statements.
+    """
+    holes, in_import, at_start = 0, False, True
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             holes += "type: ignore" in token.string
         elif token.type == tokenize.NEWLINE:
-            beginning = True
+            at_start = True
         elif token.type == tokenize.NAME:
-            importing = token.string in ("import", "from") if beginning else importing
-            holes += token.string in HOLES and not importing
-            beginning = False
+            in_import = token.string in ("import", "from") if at_start else in_import
+            holes += token.string in HOLES and not in_import
+            at_start = False
         elif token.type == tokenize.OP:
-            beginning = token.string == ";"
+            at_start = token.string == ";"
     return Holes(holes, text.count("\n"))
 
 
-def added(parts: Iterable[Holes]) -> Holes:
+def sum_holes(parts: Iterable[Holes]) -> Holes:
     pairs = list(parts)
-    return Holes(sum(each.holes for each in pairs), sum(each.lines for each in pairs))
+    return Holes(sum(part.holes for part in pairs), sum(part.lines for part in pairs))
 
 
 def holes_by_file() -> dict[str, Holes]:
     return {
-        str(file.relative_to(ROOT)): count_holes(file.read_text()) for file in sources(*PACKAGES)
+        str(file.relative_to(ROOT)): count_holes(file.read_text())
+        for file in source_files(*PACKAGES)
     }
 
 
@@ -169,35 +179,35 @@ def holes_by_package(files: Mapping[str, Holes]) -> dict[str, Holes]:
     groups: dict[str, list[Holes]] = defaultdict(list)
     for name, holes in files.items():
         groups["/".join(name.split("/")[:-1][:2])].append(holes)
-    return {name: added(group) for name, group in groups.items()}
+    return {name: sum_holes(group) for name, group in groups.items()}
 
 
-def table(rows: Mapping[str, Holes]) -> str:
-    """By number of holes."""
+def format_table(rows: Mapping[str, Holes]) -> str:
+    """Format as a table, most holes first."""
     lines = ["holes  lines  per 1,000"]
-    for name, each in sorted(rows.items(), key=lambda row: -row[1].holes):
-        lines.append(f"{each.holes:5}  {each.lines:5}  {each.per_thousand:9.1f}  {name}")
+    for name, count in sorted(rows.items(), key=lambda row: -row[1].holes):
+        lines.append(f"{count.holes:5}  {count.lines:5}  {count.per_thousand:9.1f}  {name}")
     return "\n".join(lines)
 
 
 def main(worst: int) -> None:
     graph = import_graph()
-    found = circles(graph)
-    print(f"{len(found)} import circles among {len(graph)} modules")
-    for circle in found:
-        print(explain(circle, graph))
-    every = functions(sources(*PACKAGES, *PROGRAMS))
-    middle = median(each.lines for each in every)
-    print(f"\n{len(every)} functions, median {middle} lines; the longest:")
-    for each in sorted(every, reverse=True)[:10]:
-        print(f"{each.lines:5}  {each.place}")
+    cycles = import_cycles(graph)
+    print(f"{len(cycles)} import cycles among {len(graph)} modules")
+    for cycle in cycles:
+        print(describe_cycle(cycle, graph))
+    all_functions = functions(source_files(*PACKAGES, *PROGRAMS))
+    median_lines = median(function.lines for function in all_functions)
+    print(f"\n{len(all_functions)} functions, median {median_lines} lines; the longest:")
+    for function in sorted(all_functions, reverse=True)[:10]:
+        print(f"{function.lines:5}  {function.place}")
     files = holes_by_file()
-    total = added(files.values())
+    total = sum_holes(files.values())
     print(f"\n{total.holes} holes in the types, {total.per_thousand:.1f} per 1,000 lines")
-    print(table(holes_by_package(files)))
-    print(f"\n{worst} files with the most")
+    print(format_table(holes_by_package(files)))
+    print(f"\nthe {worst} files with the most holes")
     most = sorted(files, key=lambda name: -files[name].holes)[:worst]
-    print(table({name: files[name] for name in most}))
+    print(format_table({name: files[name] for name in most}))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Compares the numbers of training runs at a revision with those of the working tree, bit by bit.
+"""Compare training runs at a revision with those of the working tree, bit by bit.
 
-    ./scripts/loss_compare main                  every line of scripts/recipes
-    ./scripts/loss_compare HEAD~3 sl_ max_lag    those with one of these words in them
+    ./scripts/loss_compare main                  all lines of scripts/recipes
+    ./scripts/loss_compare HEAD~3 sl_ max_lag    the lines that contain one of these words
 
-Each line of scripts/recipes is run with engine.deterministic=true by the code of both revisions at
-the same time, each in a copy of its own and in the same environment (.venv). Compared are all
-values of metrics.jsonl, except those of CLOCK, and all tensors of all checkpoints, the optimizer's
-too. Where they differ, the revision is run once more: if it does not repeat itself, the difference
-proves nothing, and the line says so; it counts as a difference all the same.
+Each line of scripts/recipes runs with engine.deterministic=true on both versions of the code at the
+same time, each from its own copy, in the same environment (.venv). The comparison covers all values
+of metrics.jsonl, except timings, and all tensors of all checkpoints, including the optimizer's. If
+they differ, the revision runs again: a revision that does not reproduce itself is reported as
+UNSTABLE, because the difference then proves nothing. It still counts as a difference.
 
-Exit status: 0 if all is equal, 1 if not or if a recipe failed, 2 if nothing could be compared.
+Exit status: 0 if everything is equal, 1 if not or if a recipe failed, 2 if nothing was compared.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 import safetensors
-from revisions import ROOT, Code, Refused, revision, working_tree
+from revisions import ROOT, Code, ComparisonError, revision, working_tree
 
-CLOCK = "time/"  # what depends on the clock has names that begin so, see training/journal.py
-LAST_LINES = 8  # of a recipe that failed
+CLOCK = "time/"  # prefix of the metrics that depend on the clock, see training/journal.py
+LAST_LINES = 8  # lines of the log to print if a recipe failed
 
 Values = Mapping[str, str]  # name -> JSON of a metric, or type, shape and digest of a tensor
 
@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind: a row of metrics for each step, and tensors."""
+    """The results of a run: one row of metrics per step, and the tensors of its checkpoints."""
 
     rows: Sequence[Values]
     tensors: Values
@@ -67,7 +67,7 @@ def read_cases(table: str) -> list[Case]:
 def select(cases: Sequence[Case], words: Sequence[str]) -> list[Case]:
     chosen = [case for case in cases if not words or any(word in str(case) for word in words)]
     if not chosen:
-        raise Refused(f"no line of scripts/recipes has any of: {' '.join(words)}")
+        raise ComparisonError(f"no line of scripts/recipes has any of: {' '.join(words)}")
     return chosen
 
 
@@ -75,9 +75,11 @@ def select(cases: Sequence[Case], words: Sequence[str]) -> list[Case]:
 
 
 @contextmanager
-def running(case: Case, code: Code, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The recipe with all that it writes in `directory`; killed if it still runs at the end. In a
-    session of its own: Ctrl-C would have it save a checkpoint first."""
+def start_recipe(case: Case, code: Code, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the recipe so that it writes only to `directory`; kill it on exit.
+
+    In its own session, because Ctrl-C would make the recipe save a checkpoint first.
+    """
     directory.mkdir()
     environment = {**code.environment, "TINKER_COOKBOOK_RUNS_DIR": str(directory)}
     environment.pop("TINKER_COOKBOOK_STORE_DIR", None)
@@ -96,8 +98,8 @@ def running(case: Case, code: Code, directory: Path) -> Iterator[subprocess.Pope
         process.wait()
 
 
-def outcome(directory: Path, status: int) -> Outcome | str:
-    """What the run has left in `directory`, or the end of its log if it failed."""
+def read_outcome(directory: Path, status: int) -> Outcome | str:
+    """Read the results of a run, or the end of its log if it failed."""
     if status:
         lines = (directory / "log").read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join([f"exit status {status}", *lines])
@@ -109,15 +111,17 @@ def outcome(directory: Path, status: int) -> Outcome | str:
 
 
 def run(case: Case, codes: Sequence[Code], scratch: Path) -> list[Outcome | str]:
-    """At the same time: nano computes with one thread."""
+    """Run all versions at the same time: nano needs only one thread each."""
     directories = [Path(tempfile.mkdtemp(dir=scratch)) / "run" for _ in codes]
     with ExitStack() as stack:
-        processes = [stack.enter_context(running(case, *each)) for each in zip(codes, directories)]
+        processes = [
+            stack.enter_context(start_recipe(case, *pair)) for pair in zip(codes, directories)
+        ]
         statuses = [process.wait() for process in processes]
-    found = [outcome(*each) for each in zip(directories, statuses)]
+    outcomes = [read_outcome(*pair) for pair in zip(directories, statuses)]
     for directory in directories:
         shutil.rmtree(directory.parent)
-    return found
+    return outcomes
 
 
 def read_metrics(text: str) -> list[Values]:
@@ -128,33 +132,38 @@ def read_metrics(text: str) -> list[Values]:
 
 
 def read_tensors(runs: Path) -> Values:
-    """By file and name, without the name of the run, which has the time in it."""
-    found = {}
+    """Digests of all tensors, keyed by file and name, without the run id (it contains the time)."""
+    tensors = {}
     for file in sorted(runs.glob("*/*weights/*/*.safetensors")):
         place = "/".join(file.parts[-3:])
         for name, tensor in safetensors.deserialize(file.read_bytes()):
             digest = hashlib.sha256(tensor["data"]).hexdigest()
-            found[f"{place} {name}"] = f"{tensor['dtype']}{tensor['shape']} {digest[:12]}"
-    return found
+            tensors[f"{place} {name}"] = f"{tensor['dtype']}{tensor['shape']} {digest[:12]}"
+    return tensors
 
 
 # -- comparison
 
 
-def difference(theirs: Outcome, ours: Outcome, names: tuple[str, str]) -> str | None:
-    """The first value that differs, with both of its values and how many more there are; None: all
-    is equal. Values are compared as they are written: 1 is not 1.0, nan is nan."""
-    found: list[str] = []
+def find_difference(theirs: Outcome, ours: Outcome, names: tuple[str, str]) -> str | None:
+    """Describe the first difference and count the others; None if everything is equal.
+
+    Values are compared as text, so 1 differs from 1.0, and NaN equals NaN.
+    """
+    differences: list[str] = []
     for theirs_row, our_row in zip_longest(theirs.rows, ours.rows, fillvalue={}):
         step = theirs_row.get("step", our_row.get("step"))
-        found += [f"step {step}: {each}" for each in _differing(theirs_row, our_row, names)]
-    found += _differing(theirs.tensors, ours.tensors, names)
-    if not found:
+        differences += [
+            f"step {step}: {text}" for text in _differing_values(theirs_row, our_row, names)
+        ]
+    differences += _differing_values(theirs.tensors, ours.tensors, names)
+    if not differences:
         return None
-    return found[0] + (f" (and {len(found) - 1} more values)" if found[1:] else "")
+    more = len(differences) - 1
+    return differences[0] + (f" (and {more} more values)" if more else "")
 
 
-def _differing(theirs: Values, ours: Values, names: tuple[str, str]) -> list[str]:
+def _differing_values(theirs: Values, ours: Values, names: tuple[str, str]) -> list[str]:
     keys = [key for key in {**theirs, **ours} if not key.startswith(CLOCK)]
     return [
         f"{key} is {theirs.get(key, 'absent')} at {names[0]}, {ours.get(key, 'absent')} in"
@@ -165,22 +174,23 @@ def _differing(theirs: Values, ours: Values, names: tuple[str, str]) -> list[str
 
 
 def judge(case: Case, codes: tuple[Code, Code], scratch: Path) -> tuple[str, str]:
-    """(verdict, explanation) of a case."""
+    """Run a case on both versions and return (verdict, explanation)."""
     theirs, ours = run(case, codes, scratch)
     for code, result in zip(codes, (theirs, ours)):
         if isinstance(result, str):
             return "FAILED", f"{code.name}: {result}"
     assert isinstance(theirs, Outcome) and isinstance(ours, Outcome)
-    found = difference(theirs, ours, (codes[0].name, codes[1].name))
+    found = find_difference(theirs, ours, (codes[0].name, codes[1].name))
     if found is None:
         values = sum(not key.startswith(CLOCK) for row in ours.rows for key in row)
         return "equal", f"{len(ours.rows)} rows, {values} values, {len(ours.tensors)} tensors"
+    # Different. Is the revision at least equal to itself?
     [again] = run(case, codes[:1], scratch)
     if isinstance(again, str):
         return "FAILED", f"{codes[0].name}, second run: {again}"
-    unstable = difference(theirs, again, ("the first run", "second"))
+    unstable = find_difference(theirs, again, ("the first run", "second"))
     if unstable is not None:
-        return "UNSTABLE", f"two runs of {codes[0].name} differ, too: {unstable}"
+        return "UNSTABLE", f"two runs of {codes[0].name} also differ: {unstable}"
     return "DIFFERENT", found
 
 
@@ -203,21 +213,25 @@ def main(rev: str, words: Sequence[str]) -> int:
     return int(equal < len(cases))
 
 
-def _end(*_: object) -> None:
+def _exit_on_sigterm(*_: object) -> None:
     raise SystemExit(143)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="loss_compare", description="training at REV and in the working tree, bit by bit"
+        prog="loss_compare", description="compare training at REV with the working tree, bit by bit"
     )
-    parser.add_argument("rev", metavar="REV", help="what git knows as a commit, e.g. main")
-    parser.add_argument("words", nargs="*", help="select lines of scripts/recipes")
+    parser.add_argument("rev", metavar="REV", help="a commit, branch or tag, e.g. main")
+    parser.add_argument(
+        "words", nargs="*", help="run only the lines of scripts/recipes that contain one of these"
+    )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _end)  # so that what was begun ends, too
+    signal.signal(
+        signal.SIGTERM, _exit_on_sigterm
+    )  # exit through `finally`, which kills the recipes
     try:
         sys.exit(main(arguments.rev, arguments.words))
-    except Refused as error:
+    except ComparisonError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

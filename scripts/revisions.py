@@ -1,4 +1,4 @@
-"""Copies of the code of this repository, as it is and as it was, to be run side by side."""
+"""Copies of this repository's code, current and at a revision, to run side by side."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tinker_cookbook", "recipes")
 
 
-class Refused(Exception):
-    """There is nothing to be compared; the message says why."""
+class ComparisonError(Exception):
+    """The comparison cannot run; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -34,37 +34,37 @@ class Code:
 def git(*words: str) -> bytes:
     done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
     if done.returncode:
-        raise Refused(done.stderr.decode(errors="replace").strip().splitlines()[-1])
+        raise ComparisonError(done.stderr.decode(errors="replace").strip().splitlines()[-1])
     return done.stdout
 
 
 def revision(rev: str, scratch: Path) -> Code:
-    """The code of anything that git knows as a commit."""
+    """Export the code at a commit, branch or tag."""
     try:
         found = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
-    except Refused as error:
-        raise Refused(f"{rev} is no commit ({error})") from None
+    except ComparisonError as error:
+        raise ComparisonError(f"{rev} is not a commit ({error})") from None
     commit = found.decode().strip()
     directory = scratch / "revision"
     directory.mkdir()
     archive = git("archive", "--format=tar", commit)
     subprocess.run(["tar", "-x", "-C", str(directory)], input=archive, check=True)
-    return checked(Code(f"{rev} ({commit[:10]})", directory))
+    return check_imports(Code(f"{rev} ({commit[:10]})", directory))
 
 
 def working_tree(scratch: Path) -> Code:
-    """A copy with all changes, so that work on the tree may go on meanwhile."""
+    """Copy the working tree with all changes, so that it can be edited during the comparison."""
     directory = scratch / "working-tree"
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").decode()
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():  # not deleted
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, directory / name)
-    return checked(Code("working tree", directory))
+    return check_imports(Code("working tree", directory))
 
 
-def checked(code: Code) -> Code:
-    """Raises Refused where Python would import the packages from somewhere else."""
+def check_imports(code: Code) -> Code:
+    """Raise ComparisonError if Python would import the packages from another place."""
     files = ", ".join(f"{package}.__file__" for package in PACKAGES)
     program = f"import {', '.join(PACKAGES)}; print({files}, sep='\\n')"
     done = subprocess.run(
@@ -74,7 +74,7 @@ def checked(code: Code) -> Code:
     expected = [str(code.directory / package / "__init__.py") for package in PACKAGES]
     found = done.stdout.splitlines() or done.stderr.strip().splitlines()[-1:]
     if found != expected:
-        raise Refused(
+        raise ComparisonError(
             f"{code.name}: expected {' '.join(expected)}, Python imports {' '.join(found)}"
         )
     return code

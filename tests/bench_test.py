@@ -250,7 +250,9 @@ def test_a_revision_is_measured_in_turns_with_the_present(revisions_of_a_test: P
             Contestant("ours", "twin:Twin", {"store": run.store}, root=revisions_of_a_test)
         )
         run.turns(versions, {"once": {"times": 1}, "twice": {"times": 2}})
-        rows = [harness.labelled({"name": "twice"}, each, versions, "twice") for each in versions]
+        rows = [
+            harness.label_version({"name": "twice"}, each, versions, "twice") for each in versions
+        ]
     assert [each.values("seconds") for each in versions] == [[2, 4] * 2, [3, 6] * 2]
     assert len({each.facts["store"] for each in versions}) == 2
     assert rows[0] == {"name": "twice", "times_as_fast": 1.5}
@@ -262,7 +264,7 @@ def test_a_revision_that_is_not_there_is_one_line(revisions_of_a_test: Path) -> 
     from contestant import Contestant
 
     with (
-        pytest.raises(ConfigurationError, match=r"^against=v9 is no commit"),
+        pytest.raises(ConfigurationError, match=r"^against=v9 is not a commit"),
         harness.run("twin", harness.AgainstConfig(against="v9")) as run,
     ):
         run.start_versions(Contestant("ours", "twin:Twin", {"store": ""}))
@@ -289,7 +291,7 @@ def test_flops_of_a_batch_worked_out_by_hand() -> None:
     [
         ("train_sft", ["rounds=0"], "rounds=0 must be at least 1"),
         ("train_sft", ["model=nano", "only=jax"], "only=jax: no contestant has that"),
-        ("growth", ["sweeps=rank,depth"], "sweeps=depth: there is tokens, length"),
+        ("growth", ["sweeps=rank,depth"], "sweeps=depth: expected some of tokens, length"),
     ],
 )
 def test_a_wrong_key_says_what_is_right(name: str, words: list[str], said: str) -> None:
@@ -299,7 +301,7 @@ def test_a_wrong_key_says_what_is_right(name: str, words: list[str], said: str) 
 
 
 def test_the_page_shows_what_was_saved(tmp_path: Path) -> None:
-    from report import keep, write_page
+    from report import save_result, write_page
 
     page = tmp_path / "benchmarks.md"
     page.write_text("A\n<!-- one -->\nold\n<!-- end -->\nB\n<!-- two -->\n<!-- end -->\n")
@@ -315,8 +317,8 @@ def test_the_page_shows_what_was_saved(tmp_path: Path) -> None:
             {"name": "theirs", "not_run": "x | y"},
         ],
     }
-    keep(tmp_path / "benchmarks.json", {**line, "date": "before"})
-    keep(tmp_path / "benchmarks.json", line)
+    save_result(tmp_path / "benchmarks.json", {**line, "date": "before"})
+    save_result(tmp_path / "benchmarks.json", line)
     for _ in range(2):  # and once more, over its own tables
         write_page(tmp_path)
         text = page.read_text()

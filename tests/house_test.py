@@ -1,5 +1,5 @@
-"""The house: no import circles, short functions, few holes in the types; and that scripts/house.py,
-which counts them, sees what it should. `.venv/bin/python scripts/house.py` prints the figures.
+"""Code metrics: no import cycles, short functions, few holes in the types; and scripts/house.py,
+which computes them, counts correctly. `.venv/bin/python scripts/house.py` prints the figures.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ def house(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Mo
 def test_no_import_circles(house: ModuleType) -> None:
     graph = house.import_graph()
     assert len(graph) > 150
-    found = [house.explain(circle, graph) for circle in house.circles(graph)]
+    found = [house.describe_cycle(circle, graph) for circle in house.import_cycles(graph)]
     assert not found, "\n".join(found)
 
 
 def test_functions_are_short(house: ModuleType) -> None:
-    every = house.functions(house.sources(*house.PACKAGES, *house.PROGRAMS))
+    every = house.functions(house.source_files(*house.PACKAGES, *house.PROGRAMS))
     assert len(every) > 1000 and median(each.lines for each in every) <= MEDIAN
     assert [each for each in every if each.lines > LONGEST] == []
 
 
 def test_few_holes_in_the_types(house: ModuleType) -> None:
     files = house.holes_by_file()
-    print("\n" + house.table(house.holes_by_package(files)))
-    total = house.added(files.values())
+    print("\n" + house.format_table(house.holes_by_package(files)))
+    total = house.sum_holes(files.values())
     assert total.lines > 20_000 and total.per_thousand <= MOST_HOLES
 
 
@@ -55,7 +55,7 @@ def circles_of(house: ModuleType, tmp_path: Path) -> Callable[..., list[list[str
             path = path.with_name("__init__.py") if name == "recipes" else path
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-        return house.circles(house.import_graph(tmp_path))
+        return house.import_cycles(house.import_graph(tmp_path))
 
     return ask
 

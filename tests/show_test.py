@@ -231,7 +231,7 @@ def test_bad_files(tmp_path: Path) -> None:
 def test_what_is_converted_and_what_is_not_read_as_in_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinker_cookbook.supervised.data import data_at
+    from tinker_cookbook.supervised.data import builder_for_path
     from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
     load("nano")
@@ -247,7 +247,7 @@ def test_what_is_converted_and_what_is_not_read_as_in_training(
     for path in (str(tmp_path / "a.json"), str(tmp_path / "a.jsonl")):
         show.main(parse(show.Config, [f"dataset_path={path}", "shown=0"]))
         out = capsys.readouterr().out
-        data, _ = chz.replace(data_at(path, "dataset_path"), common_config=common)()
+        data, _ = chz.replace(builder_for_path(path, "dataset_path"), common_config=common)()
         data.get_batch(0)
         said = [line for line in data.report.lines() if "rows" in line]
         assert said == [

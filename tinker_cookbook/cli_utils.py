@@ -1,12 +1,11 @@
-"""The command line of every program: `key=value` words, `config=FILE`, `--help`, one-line errors.
+"""The command line of every program: `key=value` arguments, `config=FILE`, `--help`, short errors.
 
     if __name__ == "__main__":
         cli_utils.cli(main, CLI)
 
-A word is read by chz: `learning_rate=1e-4`, `data=JsonlChats data.path=x.jsonl` (a class by its
-name, then its fields), `...model_name=x` (every field of that name). `config=FILE` names a YAML
-file of the same keys, nested or dotted, or the config.json of a run; it is applied before the other
-words.
+chz parses the arguments: `learning_rate=1e-4`, `data=JsonlChats data.path=x.jsonl` (a class by
+name, then its fields), `...model_name=x` (every field of that name). `config=FILE` is a YAML file
+with the same keys, nested or dotted, or the config.json of a run; the other arguments override it.
 """
 
 from tinker_cookbook.training.run_directory import LogDirBehavior, check_log_dir

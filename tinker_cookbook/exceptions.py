@@ -1,32 +1,32 @@
-"""The one exception tree. Every message names the key or file, the value found, and the fix."""
+"""All exceptions of the package. Messages name the key or file, the value found, and the fix."""
 
 
 class TinkerCookbookError(Exception):
-    """Root of every error this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class ConfigurationError(TinkerCookbookError, ValueError):
-    """A key or a combination of keys that cannot work; the command line prints one line."""
+    """An invalid key or combination of keys; the command line prints it as one line."""
 
 
 class DataError(TinkerCookbookError):
-    """Something is wrong with the user's data."""
+    """Base class of errors in the user's data."""
 
 
 class DataFormatError(DataError, ValueError):
-    """Data that cannot be read: not JSON, a missing field, a wrong type. Names file and line."""
+    """Data that cannot be parsed: not JSON, a missing field, a wrong type. Names file and line."""
 
 
 class DataValidationError(DataError, ValueError):
-    """Data that was read but cannot be used: nothing to train on, lengths that do not match."""
+    """Data that was parsed but cannot be used: no trained tokens, mismatched lengths."""
 
 
 class RendererError(TinkerCookbookError, ValueError):
-    """A conversation that a renderer cannot put into tokens. Names the message index."""
+    """A conversation that a renderer cannot render. Names the message index."""
 
 
 class TrainingError(TinkerCookbookError, RuntimeError):
-    """A training or sampling request that failed; the engine goes on."""
+    """A training or sampling request failed; the engine keeps running."""
 
 
 class OutOfMemoryError(TrainingError):
@@ -34,27 +34,27 @@ class OutOfMemoryError(TrainingError):
 
 
 class CheckpointError(TinkerCookbookError, RuntimeError):
-    """A checkpoint that is missing, damaged, in use, or belongs to another model."""
+    """A checkpoint is missing, damaged, in use, or belongs to another model."""
 
 
 class StorageError(TinkerCookbookError, OSError):
-    """A file of a run that the disk refuses to take: it is full, or must not be written to."""
+    """A file of a run could not be written: the disk is full or read-only."""
 
 
 class AllTrajectoriesFailedError(TrainingError):
-    """No rollout of a group survived."""
+    """Every rollout of a group failed."""
 
 
 class SandboxError(TinkerCookbookError, RuntimeError):
-    """Code could not be run in the sandbox (not: the code itself failed)."""
+    """The sandbox could not run the code (as opposed to code that ran and failed)."""
 
 
 class WeightsError(TinkerCookbookError, RuntimeError):
-    """Weights could not be fetched, converted or merged."""
+    """Weights could not be downloaded, converted or merged."""
 
 
 class WeightsDownloadError(WeightsError):
-    """Weights could not be fetched."""
+    """Weights could not be downloaded."""
 
 
 class WeightsMergeError(WeightsError):

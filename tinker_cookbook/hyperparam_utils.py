@@ -2,13 +2,13 @@
 
     lr = 5e-5 · (10 with LoRA) · (2000 / hidden size)^p
 
-p is the family's (families/family.py): 0.781 for Llama and 0.0775 for Qwen, which the official
-Tinker cookbook fitted to sweeps and takes for all that is called so, later generations and vision
-models too, as is done here. For the other families of the table, the lower rate of the two fits: a
-choice, not measured. nano has no formula, but 6e-3 with LoRA, measured on its supervised recipe.
-For the rest there is no value, and learning_rate= must be given.
+p depends on the family (families/family.py). 0.781 for Llama and 0.0775 for Qwen are from the
+official Tinker cookbook, which fitted them to sweeps and uses them for all later generations and
+vision models of these families; so do we. The other families in the table use the exponent that
+gives the lower rate: a choice, not a measurement. nano has no formula but a rate that was measured
+on its supervised recipe, 6e-3 with LoRA. For all other models learning_rate= must be given.
 
-These are rates for supervised fine-tuning. What recipes take for other methods is beside them.
+These rates are for supervised fine-tuning. Other methods have defaults of their own.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NANO_LR = 6e-3
 
 
 def get_lr(model_name: str, is_lora: bool = True) -> float:
-    """A good learning rate for Adam, by the formula above.
+    """The Adam learning rate by the formula above.
 
-    ConfigurationError for a family without a value, and for nano without LoRA.
+    Raises ConfigurationError for a family without an exponent, and for nano without LoRA.
     """
     info = models.lookup(model_name)
     if info.family == "nano" and is_lora:
@@ -49,29 +49,32 @@ def get_lr(model_name: str, is_lora: bool = True) -> float:
 
 
 def get_lora_lr_over_full_finetune_lr(model_name: str, lora_alpha: int = 32) -> float:
-    """How much larger the best LoRA rate is than that of full fine-tuning: 10, at any rank.
+    """The ratio of the best LoRA learning rate to that of full fine-tuning: 10, at any rank.
 
-    Holds for alpha 32, which this cookbook always uses; ConfigurationError for another.
+    The ratio is known for alpha 32 only, which this cookbook always uses; raises ConfigurationError
+    for any other alpha.
     """
     if lora_alpha != 32:
-        raise ConfigurationError(f"lora_alpha={lora_alpha}: the factor is known only for 32")
+        raise ConfigurationError(
+            f"lora_alpha={lora_alpha}: the learning-rate ratio is known only for 32"
+        )
     return _LORA_FACTOR
 
 
 def get_full_finetune_lr_multiplier(model_name: str) -> float:
-    """1/sqrt(parameters): two models' values stand as their full fine-tuning rates do."""
+    """1/sqrt(parameters): scales a full fine-tuning learning rate from one model to another."""
     return 1.0 / math.sqrt(get_full_finetune_param_count(model_name))
 
 
 def get_lora_lr_multiplier(model_name: str) -> float:
-    """As `get_full_finetune_lr_multiplier`, for LoRA rates."""
+    """`get_full_finetune_lr_multiplier` for LoRA learning rates."""
     return get_full_finetune_lr_multiplier(model_name) * get_lora_lr_over_full_finetune_lr(
         model_name
     )
 
 
 def get_full_finetune_param_count(model_name: str) -> int:
-    """All parameters, tied ones once. Counted on a model without storage, from its config.json."""
+    """Count all parameters, tied ones once, from config.json alone (no weights are loaded)."""
     return sum(parameter.numel() for parameter in _meta_model(model_name).parameters())
 
 
@@ -82,21 +85,21 @@ def get_lora_param_count(
     train_mlp: bool = True,
     train_unembed: bool = True,
 ) -> int:
-    """Parameters of an adapter: rank·(in + out) for each linear layer it is on.
+    """Count the parameters of an adapter: rank·(in + out) for each adapted linear layer.
 
-    An expert of a mixture has three, for gate, up and down; routers have none.
+    Each expert of a mixture has three such layers (gate, up, down); routers have no adapter.
     """
     model = _meta_model(model_name)
-    wanted = {"attn": train_attn, "mlp": train_mlp, "unembed": train_unembed}
+    is_trained = {"attn": train_attn, "mlp": train_mlp, "unembed": train_unembed}
     return sum(
         lora_rank * layer.size * layer.count
         for layer in _linear_layers(model)
-        if wanted[layer.group]
+        if is_trained[layer.group]
     )
 
 
 class _Layer(NamedTuple):
-    """`size`: in + out features; `count`: matrices of that shape (experts)."""
+    """size: in + out features. count: number of layers of that shape (experts)."""
 
     group: str
     size: int
@@ -110,13 +113,13 @@ def _linear_layers(model: nn.Module) -> list[_Layer]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             if not isinstance(module, nn.Conv1d):
-                layers += _experts(module)
+                layers += _expert_layers(module)
             continue
         if name.endswith(("lm_head", "embed_out")):
             group = "unembed"
         elif "attn" in name or "attention" in name:
             group = "attn"
-        elif name.endswith((".gate", ".router")):  # a linear layer in some families (Jamba, Afmoe)
+        elif name.endswith((".gate", ".router")):  # routers are linear layers in Jamba and Afmoe
             continue
         else:
             group = "mlp"
@@ -124,18 +127,21 @@ def _linear_layers(model: nn.Module) -> list[_Layer]:
     return layers
 
 
-def _experts(module: nn.Module) -> list[_Layer]:
-    """transformers keeps the experts of a layer in stacked matrices, [experts, out, in] or the
-    other way round, gate and up in one. An adapter has them apart, as the engine does."""
+def _expert_layers(module: nn.Module) -> list[_Layer]:
+    """The experts' layers of a module, counted separately as in the engine's adapters.
+
+    transformers stacks the experts in 3-D parameters, [experts, out, in] or [experts, in, out],
+    with gate and up merged into one parameter.
+    """
     parameters = module.named_parameters(recurse=False)
     stacked = {name: weight.shape for name, weight in parameters if weight.dim() == 3}
-    if stacked.pop("gate_up_proj", None):  # either has the two sizes of down_proj
+    if stacked.pop("gate_up_proj", None):  # gate and up each have the two sizes of down_proj
         stacked["gate_proj"] = stacked["up_proj"] = stacked["down_proj"]
     return [_Layer("mlp", rows + columns, count) for count, rows, columns in stacked.values()]
 
 
 def _meta_model(model_name: str) -> PreTrainedModel:
-    """The model with its shapes and no memory."""
+    """Build the model on the meta device: shapes without memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -146,6 +152,6 @@ def _meta_model(model_name: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"model_name={model_name!r}: its config.json cannot be loaded ({first_line(error)})"
+            f"model_name={model_name!r}: its config.json could not be loaded ({first_line(error)})"
             + models.access_hint(model_name)
         ) from error

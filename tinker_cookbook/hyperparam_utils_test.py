@@ -280,7 +280,7 @@ def test_a_home_directory_and_a_config_without_a_language_model(
         qwen
     )
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(ConfigurationError, match=r"its config\.json cannot be loaded"):
+    with pytest.raises(ConfigurationError, match=r"its config\.json could not be loaded"):
         get_full_finetune_param_count(qwen)
 
 

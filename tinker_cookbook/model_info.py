@@ -1,4 +1,4 @@
-"""Facts about models under the names users know; the facts themselves are in models.py."""
+"""Facts about models (from models.py) under the function names of the Tinker cookbook."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ModelAttributes:
 
 
 def get_model_attributes(model_name: str) -> ModelAttributes:
-    """Works for local directories, too. ConfigurationError for a model that cannot be resolved."""
+    """The attributes of a known model or a local directory; ConfigurationError if unknown."""
     info = models.lookup(model_name)
     return ModelAttributes(
         organization=info.organization,
@@ -36,34 +36,34 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
 
 
 def get_llama_info() -> dict[str, ModelAttributes]:
-    return _of_organization("meta-llama")
+    return _models_of_organization("meta-llama")
 
 
 def get_qwen_info() -> dict[str, ModelAttributes]:
-    return _of_organization("Qwen")
+    return _models_of_organization("Qwen")
 
 
 def get_deepseek_info() -> dict[str, ModelAttributes]:
-    return _of_organization("deepseek-ai")
+    return _models_of_organization("deepseek-ai")
 
 
 def get_gpt_oss_info() -> dict[str, ModelAttributes]:
-    return _of_organization("openai")
+    return _models_of_organization("openai")
 
 
 def get_moonshot_info() -> dict[str, ModelAttributes]:
-    return _of_organization("moonshotai")
+    return _models_of_organization("moonshotai")
 
 
 def get_nvidia_info() -> dict[str, ModelAttributes]:
     raise ConfigurationError(
-        "nothing is known of NVIDIA's models by name; get_model_attributes tells what it can of a"
-        " hub name or a local directory"
+        "there is no table of NVIDIA's models; call get_model_attributes with a hub name or a local"
+        " directory"
     )
 
 
-def _of_organization(organization: str) -> dict[str, ModelAttributes]:
-    """The models of the table by their names without the organization."""
+def _models_of_organization(organization: str) -> dict[str, ModelAttributes]:
+    """The organization's models in the table, keyed by name without the organization."""
     return {
         name.partition("/")[2]: get_model_attributes(name)
         for name, row in models.TABLE.items()
@@ -72,20 +72,20 @@ def _of_organization(organization: str) -> dict[str, ModelAttributes]:
 
 
 def get_recommended_renderer_names(model_name: str) -> list[str]:
-    """The renderers that fit, best first; empty where none can be told."""
+    """The renderers that fit, best first; empty if they cannot be inferred."""
     return list(models.lookup(model_name).renderers)
 
 
 def get_recommended_renderer_name(model_name: str) -> str:
-    """The best renderer. ConfigurationError, asking for renderer_name=, where none can be told."""
+    """The best renderer; raises ConfigurationError if it cannot be inferred."""
     return models.recommended_renderer(model_name)
 
 
 def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None) -> None:
-    """Log a warning if a renderer is not among those that fit the model.
+    """Log a warning if a renderer is not known to fit the model.
 
-    Nothing is said of models that cannot be resolved, and of `template` with a chat model: it is in
-    that model's own words.
+    Silent for unknown models, and for `template` with a chat model, which uses the model's own chat
+    template.
     """
     if renderer_name is None:
         return
@@ -93,8 +93,8 @@ def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None)
         info = models.lookup(model_name)
     except ConfigurationError:
         return
-    fitting = (*info.renderers, "template") if info.is_chat else info.renderers
-    if info.renderers and renderer_name not in fitting:
+    suitable = (*info.renderers, "template") if info.is_chat else info.renderers
+    if info.renderers and renderer_name not in suitable:
         logger.warning(
             "renderer_name=%s is not known to fit %s, which expects %s",
             renderer_name,

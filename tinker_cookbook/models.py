@@ -1,8 +1,7 @@
-"""Models by name: what is known of each, and where its files lie.
+"""Look up models by name: their facts (family, renderers, sizes) and the location of their files.
 
-`resolve` answers for the names in the table (whose rows are in the files of families/), for local
-directories (through their config.json) and for other hub names (the same files, from the cache or
-the hub).
+`lookup` accepts the published names in the table (from the files of families/), local directories
+(through their config.json) and other hub names (the same file, from the hub or its cache).
 """
 
 from __future__ import annotations
@@ -24,26 +23,28 @@ _NANO_DIRECTORY = Path(__file__).with_name("nano")
 
 
 def exponent_is_fitted(family: str) -> bool:
-    """Whether the family's exponent was fitted to sweeps, rather than chosen."""
-    exponent = families.exponent(family)
+    """Whether the family's learning-rate exponent was fitted to sweeps, not just chosen."""
+    exponent = families.lookup_exponent(family)
     return exponent is not None and exponent.fitted
 
 
 TABLE: Mapping[str, ModelInfo] = {
     row.name: row for family in families.FAMILIES.values() for row in family.models
 }
-# Names in Tinker's lists of models that are not those of the published repositories
+# Names in Tinker's model lists that differ from the published repository -> the repository
 TINKER_NAMES: Mapping[str, str] = {
     name: meant
     for family in families.FAMILIES.values()
     for name, meant in family.tinker_names.items()
 }
-_said: set[str] = set()  # names of which `loaded_name` has spoken
+_logged_names: set[str] = set()  # names whose replacement `loaded_name` has logged
 
 
 def published_name(model_name: str) -> str:
-    """The repository that a name from Tinker's lists means, without the `:suffix` that some have;
-    any other name as it is, and what is a directory here."""
+    """Replace a name from Tinker's model lists by its published repository, and drop a `:suffix`.
+
+    Other names and local directories are returned unchanged.
+    """
     name = model_name.partition(":")[0]
     if is_local_path(model_name) or not ("/" in name or name in TINKER_NAMES):
         return model_name
@@ -51,28 +52,31 @@ def published_name(model_name: str) -> str:
 
 
 def loaded_name(model_name: str) -> str:
-    """`published_name`, for those who load the model's files: another name is said, once."""
+    """`published_name`, for code that loads the files: logs a replacement once per name."""
     name = published_name(model_name)
-    if name != model_name and model_name not in _said:
-        _said.add(model_name)
+    if name != model_name and model_name not in _logged_names:
+        _logged_names.add(model_name)
         logger.warning("model_name=%s: loading %s, the published repository", model_name, name)
     return name
 
 
 def lookup(model_name: str) -> ModelInfo:
-    """What is known of a model. ConfigurationError, with the nearest known names, if nothing is."""
+    """The facts about a model, by name or directory.
+
+    Raises ConfigurationError, with the nearest known names, for an unknown model.
+    """
     model_name = published_name(model_name)
     if model_name in TABLE:
         return TABLE[model_name]
     if is_local_path(model_name):
         path = Path(model_name).expanduser()
         if not path.is_dir():
-            raise ConfigurationError(f"model_name={model_name!r}: there is no such directory")
+            raise ConfigurationError(f"model_name={model_name!r}: no such directory")
         if is_nano(model_name):
             return TABLE["nano"]
         if not (path / "config.json").is_file():
             raise ConfigurationError(
-                f"model_name={model_name!r}: the directory holds no config.json, so it is not a "
+                f"model_name={model_name!r}: the directory has no config.json, so it is not a "
                 "model in Hugging Face format"
             )
         return _from_directory(model_name, path)
@@ -82,17 +86,17 @@ def lookup(model_name: str) -> ModelInfo:
         directory = model_directory.of_hub(model_name) if reason is None else None
         why = f"{reason}; " if reason else ""
     if directory is None:
-        near = ", ".join(_nearest(model_name)) or "nano, " + ", ".join(list(TABLE)[1:4])
+        near = ", ".join(_nearest_names(model_name)) or "nano, " + ", ".join(list(TABLE)[1:4])
         raise ConfigurationError(
-            f"model_name={model_name!r} is not a known model, and no config.json can be had for it "
-            f"({why}known names near it: {near}). Use a known name or a local directory; for any "
-            "other model renderer_name= and learning_rate= cannot be guessed and must be given"
+            f"model_name={model_name!r} is not a known model, and its config.json could not be "
+            f"downloaded ({why}similar known names: {near}). Use a known name or a local "
+            "directory; for any other model set renderer_name= and learning_rate="
         )
     return _from_directory(model_name, directory)
 
 
 def context_length(model_name: str) -> int | None:
-    """Tokens that a model can read at once; None where that is not known here."""
+    """Maximum context length of a model in tokens; None if it is unknown here."""
     try:
         return lookup(model_name).context_length
     except ConfigurationError:  # a server may have models that the table does not know
@@ -100,7 +104,7 @@ def context_length(model_name: str) -> int | None:
 
 
 def load_path(model_name: str) -> str:
-    """What to hand to `from_pretrained`: a directory in the package for nano, else the name."""
+    """The argument for `from_pretrained`: the package's directory for nano, else the name."""
     model_name = loaded_name(model_name)
     if model_name == "nano":
         return str(_NANO_DIRECTORY)
@@ -108,7 +112,7 @@ def load_path(model_name: str) -> str:
 
 
 def is_local_path(model_name: str) -> bool:
-    """Whether a name means a directory here, present or not, rather than a model on the hub."""
+    """Whether a name is a local path, existing or not, and not a name on the hub."""
     return model_name.startswith(("/", "./", "../", "~")) or os.path.isdir(model_name)
 
 
@@ -121,83 +125,89 @@ def is_nano(model_name: str) -> bool:
 
 
 def check_files(model_name: str, file: str = "config.json") -> None:
-    """Raise ConfigurationError, with the nearest known names, for a hub model whose files cannot be
-    had; at once, where the libraries that load them would try for minutes."""
+    """Raise ConfigurationError at once for a hub model whose files cannot be downloaded.
+
+    transformers and huggingface_hub would retry for minutes first. The message lists the nearest
+    known names.
+    """
     name = load_path(model_name)
     if not is_local_path(name) and (reason := hub_reach.problem(name, file)):
         raise ConfigurationError(
-            f"model_name={model_name!r}: its files cannot be had ({reason})"
+            f"model_name={model_name!r}: its files could not be downloaded ({reason})"
             + access_hint(model_name)
         )
 
 
 def access_hint(model_name: str) -> str:
-    """What to try when a model's files cannot be had, to be put behind the reason."""
+    """A suggestion to append to a download error: accept the licence, or similar known names."""
     row = TABLE.get(published_name(model_name))
     if row is not None and row.gated:
         return (
             f"; {row.name} is gated: accept its licence on the hub and set HF_TOKEN, or set "
             "model_name= to a local directory"
         )
-    near = [] if row is not None else _nearest(model_name)
-    return f"; known names near it: {', '.join(near)}" if near else ""
+    near = [] if row is not None else _nearest_names(model_name)
+    return f"; similar known names: {', '.join(near)}" if near else ""
 
 
 def recommended_renderer(model_name: str) -> str:
-    """The first of the model's renderers; ConfigurationError where none can be told."""
+    """The recommended renderer; raises ConfigurationError if it cannot be inferred."""
     path = Path(load_path(model_name))
     if path.is_dir() and not (path / "config.json").is_file():
         raise ConfigurationError(
-            f"model_name={model_name!r}: the directory holds no config.json, so the renderer "
-            "cannot be told; set renderer_name=, which is enough where only the tokenizer is used"
+            f"model_name={model_name!r}: the directory has no config.json to infer the "
+            "renderer from; set renderer_name=, which is enough if only the tokenizer is used"
         )
     renderers = lookup(model_name).renderers
     if not renderers and model_directory.lacks_tokenizer(path):
         raise ConfigurationError(
-            f"model_name={model_name!r}: there is no tokenizer beside its config.json, and "
+            f"model_name={model_name!r}: there is no tokenizer next to its config.json, and "
             "renderer_name= alone would not help; put the tokenizer's files there "
-            "(tokenizer.json, tokenizer_config.json), such as those of the model it was trained "
-            "from"
+            "(tokenizer.json, tokenizer_config.json), e.g. those of the model it was trained from"
         )
     if not renderers:
         raise ConfigurationError(
             f"model_name={model_name!r}: there is neither tokenizer_config.json nor "
-            "chat_template.jinja beside its config.json, so renderer_name= cannot be guessed and "
-            "must be given"
+            "chat_template.jinja next to its config.json, so renderer_name= cannot be "
+            "inferred and must be given"
         )
     return renderers[0]
 
 
-_NEAR = 0.6  # likeness, 0 to 1, from which on a known name is worth naming
+_MIN_SIMILARITY = 0.6  # difflib ratio from which a known name is suggested
 
 
-def _nearest(model_name: str) -> list[str]:
-    """Known names that are alike, with or without the organization, or that begin alike; first
-    those that begin with exactly what was given."""
+def _nearest_names(model_name: str) -> list[str]:
+    """Up to 3 known names similar to `model_name`, exact prefix matches first.
+
+    Similarity is the best of three: of the whole name, of the name without the organization, and of
+    that name cut to the length of what was typed, so that "qwen3" finds "Qwen/Qwen3-8B".
+    """
     wanted = model_name.lower()
 
-    def likeness(name: str) -> tuple[bool, float, float]:
+    def similarity(name: str) -> tuple[bool, float, float]:
         whole, short = name.lower(), name.lower().split("/")[-1]
         begins = whole.startswith(wanted) or short.startswith(wanted)
-        forms = (whole, short, short[: len(wanted)])
-        each = [difflib.SequenceMatcher(None, form, wanted).ratio() for form in forms]
-        return begins, max(each), each[0]
+        variants = (whole, short, short[: len(wanted)])
+        ratios = [difflib.SequenceMatcher(None, text, wanted).ratio() for text in variants]
+        return begins, max(ratios), ratios[0]
 
-    by_likeness = {name: likeness(name) for name in TABLE}
-    near = [name for name in TABLE if wanted and max(by_likeness[name][:2]) >= _NEAR]
-    return sorted(near, key=by_likeness.__getitem__, reverse=True)[:3]
+    similarities = {name: similarity(name) for name in TABLE}
+    near = [name for name in TABLE if wanted and max(similarities[name][:2]) >= _MIN_SIMILARITY]
+    return sorted(near, key=similarities.__getitem__, reverse=True)[:3]
 
 
 def _from_directory(model_name: str, directory: Path) -> ModelInfo:
+    """Infer the facts about a model from its config.json and chat template."""
     config = model_directory.config(directory)
     template = model_directory.chat_template(directory)
-    # qwen3_vl_text, mllama_text_model: what a nested text model is called
+    # The text model inside a vision model has a suffix: qwen3_vl_text, mllama_text_model.
     model_type = config.model_type.removesuffix("_model").removesuffix("_text")
-    family = families.of_model_type(model_type)
+    family = families.find_family(model_type)
     if family is not None and config.vocab_size < family.smallest_vocabulary:
         family = None
     name = model_type if family is None else family.name
-    exponent = families.exponent(name)
+    exponent = families.lookup_exponent(name)
     if family is not None and family.base_end_token is not None:
         is_base = model_directory.end_token(directory) == family.base_end_token
         template = "" if is_base else template
@@ -210,7 +220,7 @@ def _from_directory(model_name: str, directory: Path) -> ModelInfo:
         is_chat=bool(template),
         is_moe=config.is_moe,
         is_vl=config.is_vl,
-        # a vision model's format is its own, whatever the format of its text model was
+        # A vision model has its own chat format, whatever family its text model is.
         renderers=_fitting_renderers(None if config.is_vl else family, template),
         hidden_size=config.hidden_size,
         context_length=config.context_length,
@@ -220,12 +230,15 @@ def _from_directory(model_name: str, directory: Path) -> ModelInfo:
 
 
 def _fitting_renderers(family: Family | None, template: str | None) -> tuple[str, ...]:
-    """Renderers told from the chat template itself; `template` for those that no other renderer
-    writes; none where there is no tokenizer to ask."""
+    """The renderers that fit a chat template.
+
+    None: there is no tokenizer, so nothing can be inferred. "": a base model. `template` if no
+    other renderer fits.
+    """
     if template is None:
         return ()
     if not template:
         return families.PLAIN_TRANSCRIPT
     formats = () if family is None else family.chat_formats
-    fitting = (each.renderers for each in formats if each.fits(template))
+    fitting = (chat.renderers for chat in formats if chat.fits(template))
     return next(fitting, families.OWN_TEMPLATE)

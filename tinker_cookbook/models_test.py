@@ -178,7 +178,7 @@ def test_a_typo_gets_the_nearest_names(typo: str, meant: str) -> None:
     ],
 )
 def test_names_that_begin_with_what_was_given_come_first(given: str, first: str) -> None:
-    near = models._nearest(given)
+    near = models._nearest_names(given)
     assert near[0] == first
     begin = [given.lower() in name.lower() for name in near]
     assert begin == sorted(begin, reverse=True)
@@ -186,8 +186,8 @@ def test_names_that_begin_with_what_was_given_come_first(given: str, first: str)
 
 
 def test_a_name_like_no_other_gets_a_few_to_begin_with() -> None:
-    assert models._nearest("google/gemma-2-9b-it") == models._nearest("") == []
-    with pytest.raises(ConfigurationError, match=r"near it: nano, Qwen/Qwen3-0\.6B"):
+    assert models._nearest_names("google/gemma-2-9b-it") == models._nearest_names("") == []
+    with pytest.raises(ConfigurationError, match=r"similar known names: nano, Qwen/Qwen3-0\.6B"):
         lookup("x")
 
 
@@ -561,7 +561,7 @@ def test_a_tokenizer_alone_is_enough_with_a_renderer_name(tmp_path: Path) -> Non
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"no config\.json.* set renderer_name="):
         recommended_renderer(str(tmp_path))
-    with pytest.raises(ConfigurationError, match="there is no such directory"):
+    with pytest.raises(ConfigurationError, match="no such directory"):
         recommended_renderer(str(tmp_path / "absent"))
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers by model name: nano, a local directory, a hub name, or one you registered."""
+"""Tokenizers by model name: nano, a local directory, a hub name, or a registered name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinker_cookbook.utils.error_text import first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 else:
-    Tokenizer = Any  # transformers takes seconds to import
+    Tokenizer = Any  # importing transformers takes seconds
 
 _registered: dict[str, Callable[[], Tokenizer]] = {}
 _cache: dict[tuple[str, bool], Tokenizer] = {}
@@ -24,12 +24,13 @@ TRUST = "TINKER_COOKBOOK_TRUST_REMOTE_CODE"  # environment variable
 
 
 def get_tokenizer(model_name: str, trust_remote_code: bool | None = None) -> Tokenizer:
-    """The tokenizer of a model, the same object every time.
+    """The tokenizer of a model; cached, so every call returns the same object.
 
-    Some models (Kimi) bring their tokenizer as Python code, which runs only with
-    trust_remote_code=True. None: what the environment variable TINKER_COOKBOOK_TRUST_REMOTE_CODE
-    says, 1 or 0; without it, no. ConfigurationError where there is no such tokenizer, or one
-    without a vocabulary, which would encode any text as nothing.
+    trust_remote_code: allow tokenizers that are Python code in the model's repository (Kimi). None:
+    the environment variable TINKER_COOKBOOK_TRUST_REMOTE_CODE, 1 or 0 (default 0).
+
+    Raises ConfigurationError if there is no tokenizer, or one with an empty vocabulary, which would
+    encode every text to nothing.
     """
     with _lock:
         if model_name not in _registered:
@@ -39,7 +40,9 @@ def get_tokenizer(model_name: str, trust_remote_code: bool | None = None) -> Tok
             if key not in _cache:
                 _cache[key] = _registered[model_name]()
             return _cache[key]
-        trust_remote_code = _trusted() if trust_remote_code is None else trust_remote_code
+        trust_remote_code = (
+            _trusts_remote_code() if trust_remote_code is None else trust_remote_code
+        )
         key = (model_name, trust_remote_code)
         if key not in _cache:
             _cache[key] = _load(model_name, trust_remote_code)
@@ -47,14 +50,14 @@ def get_tokenizer(model_name: str, trust_remote_code: bool | None = None) -> Tok
 
 
 def register_tokenizer(name: str, factory: Callable[[], Tokenizer]) -> None:
-    """Let `get_tokenizer(name)` call `factory` (once). Registering again replaces."""
+    """Make `get_tokenizer(name)` return `factory()`, called once. Replaces an earlier one."""
     with _lock:
         _registered[name] = factory
         _cache.pop((name, False), None)
 
 
 def unregister_tokenizer(name: str) -> None:
-    """Forget a registered tokenizer; ConfigurationError if there is none."""
+    """Remove a registered tokenizer; ConfigurationError if there is none."""
     with _lock:
         if name not in _registered:
             raise ConfigurationError(f"no tokenizer {name!r} is registered")
@@ -70,21 +73,24 @@ def get_registered_tokenizer_names() -> list[str]:
     return sorted(_registered)
 
 
-def _trusted() -> bool:
+def _trusts_remote_code() -> bool:
     value = os.environ.get(TRUST, "")
     if value not in ("", "0", "1"):
         raise ConfigurationError(f"{TRUST}={value!r}: expected 1 or 0")
     return value == "1"
 
 
-def _brings_code(path: str, error: Exception) -> bool:
-    """Whether a tokenizer that could not be loaded is code of the model's own. transformers says so
-    only where it knows no tokenizer of its own for the family."""
+def _needs_remote_code(path: str, error: Exception) -> bool:
+    """Whether a tokenizer failed to load because it is Python code in the model's repository.
+
+    The error message is not enough: transformers mentions `trust_remote_code` only if it has no
+    tokenizer class of its own for the family.
+    """
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     try:
         return "trust_remote_code" in str(error) or "auto_map" in get_tokenizer_config(path)
-    except (OSError, ValueError):  # the files are bad, which the error tells
+    except (OSError, ValueError):  # unreadable files: `error` already says so
         return False
 
 
@@ -95,19 +101,23 @@ class _WithVocabulary(Protocol):
 
 
 def _has_vocabulary(tokenizer: _WithVocabulary) -> bool:
-    """transformers makes tokenizers of some families from nothing: special tokens, no others."""
+    """Whether there are tokens besides special ones.
+
+    For some families transformers builds a tokenizer without any vocabulary file; it has special
+    tokens only.
+    """
     return len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())) > 1
 
 
-def _without_vocabulary(model_name: str, path: str) -> ConfigurationError:
-    lack = (
-        f"{path} holds no tokenizer.json (nor {', '.join(model_directory.VOCABULARY_FILES[1:])})"
+def _no_vocabulary_error(model_name: str, path: str) -> ConfigurationError:
+    reason = (
+        f"{path} has no tokenizer.json (nor {', '.join(model_directory.VOCABULARY_FILES[1:])})"
         if model_directory.lacks_tokenizer(path)
-        else "the vocabulary among its files is empty"
+        else "its vocabulary file is empty"
     )
     return ConfigurationError(
-        f"model_name={model_name!r}: there is no tokenizer to encode text with, for {lack}; put"
-        " the files of the model's tokenizer there, such as those of the model it was trained from"
+        f"model_name={model_name!r}: there is no tokenizer with a vocabulary: {reason}; put the"
+        " files of the model's tokenizer there, e.g. those of the model it was trained from"
     )
 
 
@@ -120,20 +130,20 @@ def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
     models.check_files(model_name, "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # what is raised depends on hub, network and file format
-        if not trust_remote_code and _brings_code(path, error):
+    except Exception as error:  # the type depends on hub, network and file format
+        if not trust_remote_code and _needs_remote_code(path, error):
             raise ConfigurationError(
-                f"model_name={model_name!r}: its tokenizer is Python code among the model's files,"
-                f" which runs only if you trust it: set {TRUST}=1 in the environment, or give"
-                " another tokenizer with tokenizer_utils.register_tokenizer"
+                f"model_name={model_name!r}: its tokenizer is Python code in the model's"
+                f" repository, which runs only if you trust it: set {TRUST}=1 in the environment,"
+                " or register another one with tokenizer_utils.register_tokenizer"
             ) from error
-        if model_directory.lacks_tokenizer(path) and not _brings_code(path, error):
-            raise _without_vocabulary(model_name, path) from error
+        if model_directory.lacks_tokenizer(path) and not _needs_remote_code(path, error):
+            raise _no_vocabulary_error(model_name, path) from error
         reason = first_line(error)
         raise ConfigurationError(
-            f"model_name={model_name!r}: its tokenizer cannot be loaded ({reason})"
+            f"model_name={model_name!r}: its tokenizer could not be loaded ({reason})"
             + models.access_hint(model_name)
         ) from error
     if not _has_vocabulary(tokenizer):
-        raise _without_vocabulary(model_name, path)
+        raise _no_vocabulary_error(model_name, path)
     return tokenizer

@@ -58,7 +58,7 @@ def test_missing_tokenizers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for name, hint in (
         (str(tmp_path / "absent"), "there is no directory"),
-        ("Qwen/Qwen3-8b", "known names near it: Qwen/Qwen3-8B"),
+        ("Qwen/Qwen3-8b", "similar known names: Qwen/Qwen3-8B"),
         ("meta-llama/Llama-3.2-1B", "HF_TOKEN"),
     ):
         with pytest.raises(ConfigurationError) as caught:
@@ -78,7 +78,7 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path, family: str) -
             get_tokenizer(str(tmp_path))
         message = str(caught.value)
         assert f"model_name={str(tmp_path)!r}: there is no tokenizer" in message
-        assert f"{tmp_path} holds no tokenizer.json (nor tokenizer.model" in message
+        assert f"{tmp_path} has no tokenizer.json (nor tokenizer.model" in message
         assert "put the files of the model's tokenizer there" in message and "\n" not in message
 
 
@@ -88,7 +88,7 @@ def test_an_empty_vocabulary_is_named(tmp_path: Path) -> None:
 
     Tokenizer(BPE()).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    with pytest.raises(ConfigurationError, match="the vocabulary among its files is empty; put"):
+    with pytest.raises(ConfigurationError, match="its vocabulary file is empty; put"):
         get_tokenizer(str(tmp_path))
 
 
@@ -140,9 +140,9 @@ def test_code_of_a_model_does_not_run_unasked(
         with pytest.raises(ConfigurationError) as caught:
             get_tokenizer(str(directory), asked)
         assert str(caught.value) == (
-            f"model_name={str(directory)!r}: its tokenizer is Python code among the model's files,"
-            " which runs only if you trust it: set TINKER_COOKBOOK_TRUST_REMOTE_CODE=1 in the"
-            " environment, or give another tokenizer with tokenizer_utils.register_tokenizer"
+            f"model_name={str(directory)!r}: its tokenizer is Python code in the model's"
+            " repository, which runs only if you trust it: set TINKER_COOKBOOK_TRUST_REMOTE_CODE=1"
+            " in the environment, or register another one with tokenizer_utils.register_tokenizer"
         )
     assert not mark.exists()
     monkeypatch.setenv(TRUST, "1")

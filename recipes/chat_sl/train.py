@@ -28,7 +28,7 @@ from tinker_cookbook.supervised.chat_config import (
     ChatConfig,
     resolve_chat_config,
 )
-from tinker_cookbook.supervised.data import NoRobots, Tulu3, data_at
+from tinker_cookbook.supervised.data import NoRobots, Tulu3, builder_for_path
 from tinker_cookbook.supervised.defaults import NANO, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
@@ -69,7 +69,7 @@ def data_of(config: CLI) -> ChatDatasetBuilder:
             f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a file, a directory, org/name"
             " of a hub data set, or data="
         )
-    return data_at(name, "dataset")
+    return builder_for_path(name, "dataset")
 
 
 async def main(config: CLI) -> None:

@@ -1,8 +1,7 @@
-r"""AIME, a competition: 30 problems a year, each answer a whole number from 0 to 999.
+r"""AIME, a math competition: 30 problems per year, every answer an integer from 0 to 999.
 
-On the hub there are several copies, with columns and splits of their own (`HUB`). A local directory
-holds aime2024.jsonl, aime2025.jsonl, aime2026.jsonl, or some of them, with columns `problem` and
-`answer`.
+The hub has several copies with different columns and splits (`HUB`). A local directory has one or
+more of aime2024.jsonl, aime2025.jsonl and aime2026.jsonl, with columns `problem` and `answer`.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ _PER_YEAR = 30
 
 
 def aime_answer(text: str) -> str:
-    r"""`025`, `$25$`, `25.` and `25^\circ` as 25; what is no whole number stays as it is."""
+    r"""Normalise `025`, `$25$`, `25.` and `25^\circ` to 25; other text is returned stripped."""
     bare = re.sub(r"\^\{?\\circ\}?|°|\$|\\!|\s", "", text).rstrip(".")
-    bare = re.sub(r"\.0+$", "", bare)  # a column of floats
+    bare = re.sub(r"\.0+$", "", bare)  # the column may be of floats
     return str(int(bare)) if re.fullmatch(r"[0-9]+", bare) else text.strip()
 
 
-def _boxed(text: str) -> str:
+def _boxed_answer(text: str) -> str:
     return aime_answer(extract_boxed(text))
 
 
 class Source(NamedTuple):
-    """A copy of one year on the hub. `configurations`: its parts, one behind the other."""
+    """A copy of one year on the hub. configurations: parts that are concatenated."""
 
     year: Year
     split: str
@@ -51,7 +50,7 @@ class Source(NamedTuple):
 HUB: dict[str, Source] = {
     "HuggingFaceH4/aime_2024": Source("2024", "train"),
     "Maxwell-Jia/AIME_2024": Source("2024", "train", Columns("Problem", "Answer", aime_answer)),
-    "math-ai/aime24": Source("2024", "test", Columns("problem", "solution", _boxed)),
+    "math-ai/aime24": Source("2024", "test", Columns("problem", "solution", _boxed_answer)),
     "math-ai/aime25": Source("2025", "test"),
     "opencompass/AIME2025": Source(
         "2025",
@@ -70,24 +69,24 @@ DEFAULT: dict[Year, str] = {
 
 
 def years_of(path: str) -> tuple[Year, ...]:
-    """The years that a `path` is known to hold; () where only the user knows."""
+    """The years that a `path` is known to contain; () if unknown."""
     if path == "hub":
         return YEARS
     if path in HUB:
         return (HUB[path].year,)
     local = Path(path).expanduser()
     if local.is_dir():
-        return tuple(year for year in YEARS if (local / _file(year)).is_file())
-    return tuple(year for year in YEARS if local.name == _file(year))
+        return tuple(year for year in YEARS if (local / _file_name(year)).is_file())
+    return tuple(year for year in YEARS if local.name == _file_name(year))
 
 
 def chosen_years(path: str, asked: tuple[Year, ...]) -> tuple[Year, ...]:
-    """The years to evaluate: those asked for, else all of `path`.
+    """The years to evaluate: `asked`, or all years of `path` if empty.
 
-    Raises ConfigurationError where `path` has others, or is one set of problems of no known year.
+    Raises ConfigurationError if `path` lacks one of them, or if its year is unknown and not given.
     """
     if len(set(asked)) < len(asked):
-        raise ConfigurationError(f"year={','.join(asked)}: a year stands there twice")
+        raise ConfigurationError(f"year={','.join(asked)}: a year is given twice")
     known = years_of(path)
     if not known and len(asked) != 1:
         found = f"year={','.join(asked)} are {len(asked)} years" if asked else "no year= is set"
@@ -98,35 +97,38 @@ def chosen_years(path: str, asked: tuple[Year, ...]) -> tuple[Year, ...]:
     if missing:
         raise ConfigurationError(
             f"path={path} has the problems of {', '.join(known)}, not of {missing[0]}: set year= to"
-            " what it has"
+            " one of those"
         )
     return asked or known
 
 
 def problems_identity(path: str) -> Mapping[str, Plain]:
-    """The `identity()` of a configuration whose key `path` it is: of a directory, the years' files
-    alone, for it may well hold the runs, too."""
+    """The `identity()` of a config with this `path`.
+
+    Of a directory, only the AIME files count, because it may also contain the runs.
+    """
     local = Path(path).expanduser()
     if local.is_dir() and (years := years_of(path)):
-        return {"path": {year: file_identity(local / _file(year)) for year in years}}
+        return {"path": {year: file_identity(local / _file_name(year)) for year in years}}
     return path_identity(path)
 
 
-def _file(year: str) -> str:
+def _file_name(year: str) -> str:
     return f"aime{year}.jsonl"
 
 
 @chz.chz
 class Aime(BoxedAnswers):
-    """The problems of one year. There is nothing to train on: `test_set()`."""
+    """The problems of one year, for evaluation only: use `test_set()`."""
 
     path: str = chz.field(
-        default="hub", doc="local directory or file, or a name on the hub (hub: the year's own)"
+        default="hub",
+        doc="local directory or file, or a name on the hub (hub: the default copy of the year)",
     )
     year: Year = chz.field(default="2024", doc=f"one of {', '.join(YEARS)}")
     one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
     format_coef: float = chz.field(
-        default=0.0, doc="taken from the reward of a reply that is not in the asked form"
+        default=0.0, doc="penalty on the reward of a reply in the wrong format"
     )
 
     def name(self) -> str:
@@ -136,13 +138,13 @@ class Aime(BoxedAnswers):
         return Columns("problem", "answer", aime_answer)
 
     def problems(self) -> list[Problem]:
-        """Raises DataFormatError where an answer cannot be one of AIME."""
+        """Read the problems; DataFormatError if an answer is not an integer from 0 to 999."""
         chosen_years(self.path, (self.year,))
         path = DEFAULT[self.year] if self.path == "hub" else self.path
         source = HUB.get(path, Source(self.year, "train", self.columns()))
         local = Path(path).expanduser()
         if local.is_dir() and years_of(path):
-            path = str(local / _file(self.year))
+            path = str(local / _file_name(self.year))
         found = [
             problem
             for configuration in source.configurations
@@ -151,8 +153,8 @@ class Aime(BoxedAnswers):
         for number, problem in enumerate(found, start=1):
             if not (problem.answer.isdecimal() and int(problem.answer) <= 999):
                 raise DataFormatError(
-                    f"{path}: the answer of problem {number} is {problem.answer!r}; those of AIME"
-                    " are whole numbers from 0 to 999. Other problems: env=own of"
+                    f"{path}: the answer of problem {number} is {problem.answer!r}; AIME answers"
+                    " are integers from 0 to 999. For other problems use env=own of"
                     " recipes.math_rl.train"
                 )
         return found
@@ -163,7 +165,7 @@ class Aime(BoxedAnswers):
     def test_set(
         self, num_samples: int, problems: Sequence[Problem] | None = None
     ) -> ProblemDataset:
-        """All problems, each tried `num_samples` times. problems: where they were read already."""
+        """All problems, `num_samples` rollouts each. problems: pass them if already read."""
         return ProblemDataset(
             self.problems() if problems is None else problems,
             self.env_maker(),
@@ -174,6 +176,6 @@ class Aime(BoxedAnswers):
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         raise ConfigurationError(
-            "data=Aime: its 30 problems are for evaluation only; train on another data set, and "
+            "data=Aime: its 30 problems are for evaluation only; train on another data set and "
             "evaluate with python -m recipes.math_rl.aime model_path=tinker://..."
         )

@@ -124,7 +124,7 @@ def test_copies_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         (["path=MathArena/aime_2026", "year=2025"], "has the problems of 2026, not of 2025"),
         (["path={}/aime2024.jsonl", "year=2025"], "has the problems of 2024, not of 2025"),
         (["path={}", "year=2026"], "has the problems of 2024, not of 2026"),
-        (["path={}", "year=2024,2024"], "a year stands there twice"),
+        (["path={}", "year=2024,2024"], "a year is given twice"),
         (["path={}", "num_samples=0"], "num_samples=0: expected 1 or more"),
         (["path={}", "num_samples=2", "k=1,4"], "k=4: expected 1 to num_samples=2"),
     ],

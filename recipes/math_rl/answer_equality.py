@@ -1,4 +1,8 @@
-"""Whether two answers are the same mathematics: part by part, as `answer_parts` reads them."""
+"""Mathematical equality of two answers, compared part by part as `answer_parts` parses them.
+
+`given` is the model's answer, `truth` the known one. The conventions (what counts as equal) are
+listed in `math_grading`.
+"""
 
 from __future__ import annotations
 
@@ -12,86 +16,106 @@ import sympy
 from sympy import Expr, MatrixBase
 
 from recipes.math_rl import answer_parts, answer_text, answer_units
-from recipes.math_rl.answer_parts import Based, Date, Items, Leaf, Part, Ratio, Relation, Sets
+from recipes.math_rl.answer_parts import (
+    BasedNumber,
+    Date,
+    Items,
+    Leaf,
+    Part,
+    Ratio,
+    Relation,
+    SetExpression,
+)
 from recipes.math_rl.expression_equality import (
-    fraction,
-    readings,
-    same_expressions,
-    same_numbers,
+    expressions_equal,
+    numbers_equal,
+    parse_readings,
+    to_fraction,
     values_at_points,
 )
-from recipes.math_rl.expression_values import Undefined, value
+from recipes.math_rl.expression_values import Undefined, evaluate
 from recipes.math_rl.latex_expression import Node, Unreadable, symbols
 
 
-def same(given: str, truth: str) -> bool:
-    """Whether the answer `given` is `truth`; both as `answer_text.normalise` spells them."""
+def answers_equal(given: str, truth: str) -> bool:
+    """Whether the answer `given` equals `truth`; both normalised by `answer_text.normalise`."""
     try:
-        mine, known = answer_parts.read(given), answer_parts.read(truth)
+        given_part, truth_part = answer_parts.parse_answer(given), answer_parts.parse_answer(truth)
     except Unreadable:
         return False
-    if _same(_simple(mine), _simple(known)):
+    if _parts_equal(_simplify_relation(given_part), _simplify_relation(truth_part)):
         return True
-    both = isinstance(mine, Relation) and isinstance(known, Relation)
-    return both and _same_relations(mine, known)  # 2x + 1 < 7 and x < 3
+    both = isinstance(given_part, Relation) and isinstance(truth_part, Relation)
+    # Simplified, x < 3 is an interval, which 2x + 1 < 7 is not: compare both as relations, too.
+    return both and _relations_equal(given_part, truth_part)
 
 
-def _same(mine: Part, known: Part) -> bool:
-    if isinstance(known, Relation) or isinstance(mine, Relation):
-        return _same_relations(mine, known)
-    if isinstance(mine, Date) or isinstance(known, Date):
-        return answer_parts.date(mine) == answer_parts.date(known)
-    if isinstance(mine, Leaf) and isinstance(known, Leaf):
-        return _same_leaves(mine, known)
-    if isinstance(known, Sets) or isinstance(mine, Sets):
-        return _same_sets(mine, known)
-    if isinstance(mine, Based) or isinstance(known, Based):
-        return _same_digits(mine, known)
-    if isinstance(mine, Ratio) or isinstance(known, Ratio):
-        return _same_ratios(mine, known)
-    return _same_items(mine, known)
+def _parts_equal(given: Part, truth: Part) -> bool:
+    """Compare two parts by the most specific kind that either of them has.
+
+    The order matters. A relation may stand for a plain value (x = 5 and 5), a date looks like a
+    difference of numbers, and a set expression may equal an interval, which is stored as Items.
+    """
+    if isinstance(truth, Relation) or isinstance(given, Relation):
+        return _relations_equal(given, truth)
+    if isinstance(given, Date) or isinstance(truth, Date):
+        return answer_parts.as_date(given) == answer_parts.as_date(truth)
+    if isinstance(given, Leaf) and isinstance(truth, Leaf):
+        return _leaves_equal(given, truth)
+    if isinstance(truth, SetExpression) or isinstance(given, SetExpression):
+        return _sets_equal(given, truth)
+    if isinstance(given, BasedNumber) or isinstance(truth, BasedNumber):
+        return _based_numbers_equal(given, truth)
+    if isinstance(given, Ratio) or isinstance(truth, Ratio):
+        return _ratios_equal(given, truth)
+    return _items_equal(given, truth)
 
 
 # ----------------------------------------------------------------------- leaves
 
 
-def _same_leaves(mine: Leaf, known: Leaf) -> bool:
-    if answer_parts.units_fit(mine, known) and _same_texts(mine, known):
+def _leaves_equal(given: Leaf, truth: Leaf) -> bool:
+    """Compare with the units split off, then, if letters may not be a unit, with them left in."""
+    if answer_parts.units_compatible(given, truth) and _leaf_texts_equal(given, truth):
         return True
-    if mine.letters is None and known.letters is None:
+    if given.letters is None and truth.letters is None:
         return False
-    letters = [Leaf(side.letters or side.latex, percent=side.percent) for side in (mine, known)]
-    return _same_texts(*letters)
+    letters = [Leaf(side.letters or side.latex, percent=side.percent) for side in (given, truth)]
+    return _leaf_texts_equal(*letters)
 
 
-def _same_texts(mine: Leaf, known: Leaf) -> bool:
-    if answer_text.compact(mine.latex) == answer_text.compact(known.latex):
-        return bool(mine.latex)  # with a percent sign or without
-    worded = answer_text.same_words(mine.latex, known.latex)
-    if worded is not None:
-        return worded
-    numbers = answer_parts.same_plain_numbers(mine, known)
-    if numbers is not None:
-        return numbers
+def _leaf_texts_equal(given: Leaf, truth: Leaf) -> bool:
+    if answer_text.compact(given.latex) == answer_text.compact(truth.latex):
+        return bool(given.latex)  # a percent sign may be left out
+    words_equal = answer_text.words_equal(given.latex, truth.latex)
+    if words_equal is not None:
+        return words_equal
+    plain_equal = answer_parts.plain_numbers_equal(given, truth)
+    if plain_equal is not None:
+        return plain_equal
     return any(
-        _same_scaled(mine.latex, known.latex, scale) for scale in answer_parts.scales(mine, known)
+        _scaled_values_equal(given.latex, truth.latex, scale)
+        for scale in answer_parts.allowed_scales(given, truth)
     )
 
 
-def _same_scaled(mine: str, known: str, scale: Fraction) -> bool:
-    """Whether `scale` times `mine` is `known`."""
-    a, b = answer_parts.number(mine), answer_parts.number(known)
+def _scaled_values_equal(given: str, truth: str, scale: Fraction) -> bool:
+    """Whether `scale` times `given` equals `truth` in one of their readings.
+
+    Equal exactly, or one side is a decimal with enough digits to stand for the other side's value.
+    """
+    a, b = answer_parts.parse_decimal(given), answer_parts.parse_decimal(truth)
     a = a and a.times(scale)
-    for x, y in itertools.product(readings(mine), readings(known)):
+    for x, y in itertools.product(parse_readings(given), parse_readings(truth)):
         if scale != 1:
             x = Node("*", (x, Node("number", (scale,))))
         try:
-            if same_expressions(x, y):
+            if expressions_equal(x, y):
                 return True
             for decimal, node in ((a, y), (b, x)):
                 if decimal is not None and decimal.step is not None and not symbols(node):
-                    number = value(node, {})
-                    exact = None if isinstance(number, MatrixBase) else fraction(number)
+                    number = evaluate(node, {})
+                    exact = None if isinstance(number, MatrixBase) else to_fraction(number)
                     if exact is not None and answer_parts.stands_for(decimal, exact):
                         return True
         except Undefined:
@@ -102,151 +126,178 @@ def _same_scaled(mine: str, known: str, scale: Fraction) -> bool:
 # ----------------------------------------------------- lists, tuples, sets, ratios
 
 
-def _same_items(mine: Part, known: Part) -> bool:
-    mine, known = _as_items(mine, known), _as_items(known, mine)
-    if not (isinstance(mine, Items) and isinstance(known, Items)):
+def _items_equal(given: Part, truth: Part) -> bool:
+    given, truth = _as_items(given, truth), _as_items(truth, given)
+    if not (isinstance(given, Items) and isinstance(truth, Items)):
         return False
-    kinds = {mine.kind, known.kind}
+    kinds = {given.kind, truth.kind}
     if kinds == {"tuple"}:
-        return mine.brackets == known.brackets and _in_order(mine.items, known.items)
-    if "tuple" in kinds:  # brackets around a list, or none around a tuple: in its order
+        return given.brackets == truth.brackets and _equal_in_order(given.items, truth.items)
+    # Round brackets around a list, or a tuple without its brackets: accepted, but in order.
+    if "tuple" in kinds:
         return (
             "set" not in kinds
-            and "[" not in mine.brackets + known.brackets
-            and (_in_order(mine.items, known.items))
+            and "[" not in given.brackets + truth.brackets
+            and (_equal_in_order(given.items, truth.items))
         )
     if kinds == {"list"}:
-        if _assigns(known) and not any(isinstance(item, Relation) for item in mine.items):
-            return _in_order(mine.items, known.items)  # 1, 2 where x=1, y=2 is known
-        return _in_any_order(mine.items, known.items)
-    return _in_any_order(
-        *(_distinct(side.items) if side.kind == "set" else side.items for side in (mine, known))
+        if _assigns_variables(truth) and not any(
+            isinstance(item, Relation) for item in given.items
+        ):
+            return _equal_in_order(given.items, truth.items)  # "1, 2" for x=1, y=2
+        return _equal_in_any_order(given.items, truth.items)
+    return _equal_in_any_order(
+        *(
+            _drop_duplicates(side.items) if side.kind == "set" else side.items
+            for side in (given, truth)
+        )
     )
 
 
-def _assigns(items: Items) -> bool:
-    """Whether its items are set to variables that are not all the same: x=1, y=2."""
-    found = [_assignment(item) for item in items.items]
-    names = [pair[0] for pair in found if pair and pair[0]]
-    return len(names) == len(found) and any(not _same(names[0], name) for name in names)
+def _assigns_variables(items: Items) -> bool:
+    """Whether the items assign values to different variables (x=1, y=2), so that order counts."""
+    assignments = [_parse_assignment(item) for item in items.items]
+    names = [pair[0] for pair in assignments if pair and pair[0]]
+    return len(names) == len(assignments) and any(
+        not _parts_equal(names[0], name) for name in names
+    )
 
 
 def _as_items(part: Part, other: Part) -> Part:
-    """A matrix of one row or column as a tuple, where the other side is one."""
+    """Convert a part to Items if the other side has items.
+
+    A matrix of one row or column becomes a tuple, and a single expression a list of one item.
+    """
     if isinstance(part, Leaf) and isinstance(other, Items) and other.kind == "tuple":
-        for node in readings(part.latex):
+        for node in parse_readings(part.latex):
             if node.kind == "matrix" and 1 in (len(node.args), len(node.args[0].args)):
-                cells = _cells(part.latex)
+                cells = _matrix_cells(part.latex)
                 return Items("tuple", tuple(map(Leaf, cells)), other.brackets)
     if isinstance(part, Leaf) and isinstance(other, Items) and other.kind in ("list", "set"):
         return Items("list", (part,))
     return part
 
 
-def _cells(matrix: str) -> list[str]:
+def _matrix_cells(matrix: str) -> list[str]:
     inside = matrix[matrix.index("}") + 1 : matrix.rindex("\\end")]
     return [cell for cell in inside.replace("\\\\", "&").split("&") if cell.strip()]
 
 
-def _in_order(mine: tuple[Part, ...], known: tuple[Part, ...]) -> bool:
-    return len(mine) == len(known) and all(map(_same, map(_simple, mine), map(_simple, known)))
+def _equal_in_order(given: tuple[Part, ...], truth: tuple[Part, ...]) -> bool:
+    return len(given) == len(truth) and all(
+        map(_parts_equal, map(_simplify_relation, given), map(_simplify_relation, truth))
+    )
 
 
-def _in_any_order(mine: tuple[Part, ...], known: tuple[Part, ...]) -> bool:
-    if len(mine) != len(known):
+def _equal_in_any_order(given: tuple[Part, ...], truth: tuple[Part, ...]) -> bool:
+    if len(given) != len(truth):
         return False
-    left = [_simple(part) for part in known]
-    for part in map(_simple, mine):
-        match = next((i for i, other in enumerate(left) if _same(part, other)), None)
+    unmatched = [_simplify_relation(part) for part in truth]
+    for part in map(_simplify_relation, given):
+        match = next((i for i, other in enumerate(unmatched) if _parts_equal(part, other)), None)
         if match is None:
             return False
-        del left[match]
+        del unmatched[match]
     return True
 
 
-def _distinct(items: tuple[Part, ...]) -> tuple[Part, ...]:
-    kept: list[Part] = []
+def _drop_duplicates(items: tuple[Part, ...]) -> tuple[Part, ...]:
+    unique: list[Part] = []
     for item in items:
-        if not any(_same(_simple(item), _simple(other)) for other in kept):
-            kept.append(item)
-    return tuple(kept)
+        if not any(
+            _parts_equal(_simplify_relation(item), _simplify_relation(other)) for other in unique
+        ):
+            unique.append(item)
+    return tuple(unique)
 
 
-def _same_digits(mine: Part, known: Part) -> bool:
+def _based_numbers_equal(given: Part, truth: Part) -> bool:
+    """Compare digits in a base. A plain number matches the digits if the base is left out."""
     sides = []
-    for side in (mine, known):
+    for side in (given, truth):
         if isinstance(side, Leaf):
-            if side.percent or side.unit != answer_units.NO_UNIT:  # 25 degrees are no 25_6
+            if side.percent or side.unit != answer_units.NO_UNIT:  # 25 degrees is not 25_6
                 return False
             digits = side.latex.replace(" ", "").casefold()
-            side = Based(digits.lstrip("0") or digits, "")
-        if not isinstance(side, Based):
+            side = BasedNumber(digits.lstrip("0") or digits, "")
+        if not isinstance(side, BasedNumber):
             return False
         sides.append(side)
     a, b = sides
     return a.digits == b.digits and ("" in (a.base, b.base) or a.base == b.base)
 
 
-def _same_ratios(mine: Part, known: Part) -> bool:
-    if isinstance(mine, Ratio) and isinstance(known, Ratio):
-        if not answer_units.fits(mine.unit, known.unit) or len(mine.items) != len(known.items):
+def _ratios_equal(given: Part, truth: Part) -> bool:
+    """Ratios are equal up to a common factor; a ratio of two items also equals their quotient."""
+    if isinstance(given, Ratio) and isinstance(truth, Ratio):
+        if not answer_units.compatible(given.unit, truth.unit) or len(given.items) != len(
+            truth.items
+        ):
             return False
-        if mine.time == known.time and _in_order(mine.items, known.items):
+        if given.time == truth.time and _equal_in_order(given.items, truth.items):
             return True
-        if mine.time or known.time:
+        if given.time or truth.time:
             return False
-        nodes = [[_node(item) for item in side.items] for side in (mine, known)]
+        nodes = [[_parse_expression(item) for item in side.items] for side in (given, truth)]
         if any(node is None for side in nodes for node in side):
             return False
         (a, *rest), (b, *others) = nodes
         return all(
-            same_expressions(Node("*", (a, y)), Node("*", (b, x))) for x, y in zip(rest, others)
+            expressions_equal(Node("*", (a, y)), Node("*", (b, x))) for x, y in zip(rest, others)
         )
-    ratio, other = (mine, known) if isinstance(mine, Ratio) else (known, mine)
+    ratio, other = (given, truth) if isinstance(given, Ratio) else (truth, given)
     if isinstance(ratio, Ratio) and isinstance(other, Leaf) and len(ratio.items) == 2:
-        a, b, c = (_node(part) for part in (*ratio.items, other))
-        if ratio.time:  # 3:10 is 3/10, but 10:30 is not 1/3
+        a, b, c = (_parse_expression(part) for part in (*ratio.items, other))
+        if ratio.time:  # may be a time of day: 3:10 equals 3/10 as written, but 10:30 is not 1/3
             return c == Node("/", (a, b))
-        return None not in (a, b, c) and same_expressions(Node("/", (a, b)), c)  # pyright: ignore
+        return None not in (a, b, c) and expressions_equal(Node("/", (a, b)), c)  # pyright: ignore
     return False
 
 
-def _node(part: Part) -> Node | None:
-    return next(iter(readings(part.latex)), None) if isinstance(part, Leaf) else None
+def _parse_expression(part: Part) -> Node | None:
+    """The first reading of a leaf; None for other parts and for text that is no expression."""
+    return next(iter(parse_readings(part.latex)), None) if isinstance(part, Leaf) else None
 
 
 # ------------------------------------------------------------------------- sets
 
 
-def _same_sets(mine: Part, known: Part) -> bool:
-    if isinstance(mine, Sets) and isinstance(known, Sets):
-        unordered = mine.operator == known.operator != "\\setminus"
-        if unordered and _in_any_order(mine.items, known.items):
+def _sets_equal(given: Part, truth: Part) -> bool:
+    """Compare as sets of real numbers, with sympy.
+
+    Relations in more than one variable are no such set: they must match one by one.
+    """
+    if isinstance(given, SetExpression) and isinstance(truth, SetExpression):
+        unordered = given.operator == truth.operator != "\\setminus"
+        if unordered and _equal_in_any_order(given.items, truth.items):
             return True
-    if len(_variables(mine) | _variables(known)) > 1:  # x > 1 and y < 2
-        if not (isinstance(mine, (Sets, Items)) and isinstance(known, (Sets, Items))):
+    if len(_relation_variables(given) | _relation_variables(truth)) > 1:  # x > 1 and y < 2
+        if not (
+            isinstance(given, (SetExpression, Items)) and isinstance(truth, (SetExpression, Items))
+        ):
             return False
-        related = all(isinstance(item, Relation) for item in mine.items + known.items)
-        return related and _in_any_order(mine.items, known.items)
+        related = all(isinstance(item, Relation) for item in given.items + truth.items)
+        return related and _equal_in_any_order(given.items, truth.items)
     try:
-        a, b = _set(mine), _set(known)
+        a, b = _to_sympy_set(given), _to_sympy_set(truth)
     except (Undefined, Unreadable, TypeError, NotImplementedError):
         return False
     return a == b or a.symmetric_difference(b) == sympy.EmptySet
 
 
-def _variables(part: Part) -> set[str]:
-    """The variables of the inequalities that it joins."""
-    if isinstance(part, (Sets, Items)):
-        return set().union(*map(_variables, part.items))
-    nodes = map(_node, part.sides) if isinstance(part, Relation) else ()
+def _relation_variables(part: Part) -> set[str]:
+    """The variables of all relations in a part."""
+    if isinstance(part, (SetExpression, Items)):
+        return set().union(*map(_relation_variables, part.items))
+    nodes = map(_parse_expression, part.sides) if isinstance(part, Relation) else ()
     return set().union(*(symbols(node) for node in nodes if node is not None))
 
 
-def _set(part: Part) -> sympy.Set:
-    part = _simple(part)
-    if isinstance(part, Sets):
-        sets = [_set(item) for item in part.items]
+def _to_sympy_set(part: Part) -> sympy.Set:
+    """Convert intervals, sets and their unions to sympy; Unreadable or Undefined for the rest."""
+    part = _simplify_relation(part)
+    if isinstance(part, SetExpression):
+        sets = [_to_sympy_set(item) for item in part.items]
         join: dict[str, Callable[[sympy.Set, sympy.Set], sympy.Set]] = {
             "\\cup": lambda a, b: sympy.Union(a, b),
             "\\cap": lambda a, b: sympy.Intersection(a, b),
@@ -254,27 +305,27 @@ def _set(part: Part) -> sympy.Set:
         }
         return functools.reduce(join[part.operator], sets)
     if isinstance(part, Items) and part.kind == "tuple" and len(part.items) == 2:
-        low, high = (_real(item) for item in part.items)
+        low, high = (_to_real_number(item) for item in part.items)
         if (high - low).is_extended_negative:
-            raise Undefined("an interval that ends before it begins")
+            raise Undefined("the bounds of an interval are in the wrong order")
         closed = part.brackets[0] == "[", part.brackets[1] == "]"
         if (closed[0] and low.is_infinite) or (closed[1] and high.is_infinite):
-            raise Undefined("an interval that holds infinity")
+            raise Undefined("an interval is closed at infinity")
         return sympy.Interval(low, high, not closed[0], not closed[1])
     if isinstance(part, Items) and part.kind == "set":
-        return sympy.FiniteSet(*(_real(item) for item in part.items))
+        return sympy.FiniteSet(*(_to_real_number(item) for item in part.items))
     if isinstance(part, Items) and all(isinstance(item, Relation) for item in part.items):
-        return sympy.Union(*(_set(item) for item in part.items))  # x < 1 or x > 3
-    raise Unreadable("no set")
+        return sympy.Union(*(_to_sympy_set(item) for item in part.items))  # x < 1 or x > 3
+    raise Unreadable("not a set")
 
 
-def _real(part: Part) -> Expr:
-    node = _node(part)
+def _to_real_number(part: Part) -> Expr:
+    node = _parse_expression(part)
     if node is None or symbols(node):
-        raise Unreadable("no number")
-    number = value(node, {})
+        raise Unreadable("not a number")
+    number = evaluate(node, {})
     if not isinstance(number, Expr):
-        raise Unreadable("no number")
+        raise Unreadable("not a number")
     return number
 
 
@@ -283,14 +334,17 @@ def _real(part: Part) -> Expr:
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
 
 
-def _simple(part: Part) -> Part:
-    """x \\in [1, 2], 1 \\le x \\le 2 as the interval; 3 > x > 2 the other way round."""
+def _simplify_relation(part: Part) -> Part:
+    """Rewrite a relation as an interval if it is one: x \\in [1, 2] and 1 \\le x \\le 2 as [1, 2].
+
+    Other relations with > are turned round, so that only < and \\le have to be compared.
+    """
     if not isinstance(part, Relation):
         return part
     sides, signs = part.sides, part.signs
     if signs == ("\\in",):
-        return _simple(sides[1]) if _is_name(sides[0]) else part
-    if not sides[0] and signs[0] in ("=", "\\approx"):  # nothing in front of it
+        return _simplify_relation(sides[1]) if _is_name(sides[0]) else part
+    if not sides[0] and signs[0] in ("=", "\\approx"):  # nothing on the left
         return part
     if all(sign in (">", "\\ge") for sign in signs):
         sides, signs = sides[::-1], tuple(_FLIPPED[sign] for sign in reversed(signs))
@@ -305,7 +359,7 @@ def _simple(part: Part) -> Part:
         if len(sides) == 2 and _is_name(sides[1]) and _is_number(sides[0]):
             return Items("tuple", (sides[0], infinity[0]), bounds[signs[0]][0] + ")")
     if signs == ("\\ne",) and _is_name(sides[0]) and _is_number(sides[1]):
-        return Sets(
+        return SetExpression(
             "\\cup",
             (
                 Items("tuple", (infinity[1], sides[1]), "()"),
@@ -319,12 +373,12 @@ _GEOMETRIC = re.compile(r"m? ?\\(?:measured)?angle ?\{? ?[A-Z]{1,3} ?\}?|[A-Z]{2
 
 
 def _is_name(part: Part) -> bool:
-    """A variable: x, a_1, \\theta, f(x), (x, y); a segment or an angle: AB, \\angle A."""
+    """Whether a part is a name: x, a_1, \\theta, f(x), (x, y), AB, \\angle A."""
     if isinstance(part, Items):
         return part.kind == "tuple" and all(map(_is_name, part.items))
     if isinstance(part, Leaf) and _GEOMETRIC.fullmatch(part.latex):
         return True
-    node = _node(part)
+    node = _parse_expression(part)
     if node is None:
         return False
     if node.kind == "*" and isinstance(part, Leaf) and part.latex.endswith(")"):  # P(x)
@@ -335,14 +389,17 @@ def _is_name(part: Part) -> bool:
 
 
 def _is_number(part: Part) -> bool:
-    node = _node(part)
+    node = _parse_expression(part)
     return node is not None and not symbols(node)
 
 
-def _assignment(part: Part) -> tuple[Part | None, tuple[Part, ...]] | None:
-    """(name, values) of x = 3 + 2 = 5, (None, values) of 3 + 2 = 5 and of a plain value; None of
-    an equation, and of a chain that is wrong: 5 = 6. values: the first of the chain and the last,
-    which are the same but for a rounded one behind \\approx."""
+def _parse_assignment(part: Part) -> tuple[Part | None, tuple[Part, ...]] | None:
+    """Parse a chain of equalities: (x, values) for x = 3 + 2 = 5, (None, values) for 3 + 2 = 5.
+
+    A plain value gives (None, values), too. None for an equation and for a wrong chain (5 = 6).
+    values: the first and the last of the chain; they are equal, except that a value after \\approx
+    may be rounded. Either may match the known answer.
+    """
     if not isinstance(part, Relation):
         return None, (part,)
     if not all(sign in ("=", "\\approx", "\\equiv") for sign in part.signs):
@@ -353,13 +410,15 @@ def _assignment(part: Part) -> tuple[Part | None, tuple[Part, ...]] | None:
     name = None
     if _is_name(sides[0]):
         name, sides, signs = sides[0], sides[1:], signs[1:]
-        node = _node(sides[-1])
+        node = _parse_expression(sides[-1])
         if node and node.kind == "symbol" and symbols(node) and not _is_function(name):
-            return None  # y = x is a line
+            return None  # y = x is the equation of a line, not an assignment
     elif not all(_is_value(side) for side in sides):
         return None
     steps = zip(sides, sides[1:], signs)
-    if not all(_near(a, b) if sign == "\\approx" else _same(a, b) for a, b, sign in steps):
+    if not all(
+        _rounds_to(a, b) if sign == "\\approx" else _parts_equal(a, b) for a, b, sign in steps
+    ):
         return None
     return name, (sides[0], sides[-1])
 
@@ -372,11 +431,11 @@ def _is_function(part: Part) -> bool:
     return isinstance(part, Leaf) and part.latex.endswith(")")
 
 
-def _near(a: Part, b: Part) -> bool:
-    """Whether b is a decimal that a is rounded or cut off to."""
-    decimal = answer_parts.number(b.latex) if isinstance(b, Leaf) else None
+def _rounds_to(a: Part, b: Part) -> bool:
+    """Whether b is a decimal to which a is rounded or truncated."""
+    decimal = answer_parts.parse_decimal(b.latex) if isinstance(b, Leaf) else None
     try:
-        exact = fraction(_real(a))
+        exact = to_fraction(_to_real_number(a))
     except (Undefined, Unreadable):
         return False
     if decimal is None or exact is None or not isinstance(b, Leaf):
@@ -385,32 +444,37 @@ def _near(a: Part, b: Part) -> bool:
     return abs(exact - decimal.value) < step
 
 
-def _same_relations(mine: Part, known: Part) -> bool:
-    a, b = _assignment(mine), _assignment(known)
-    if a and b and (a[0] is None or b[0] is None or _same_names(a[0], b[0])):
+def _relations_equal(given: Part, truth: Part) -> bool:
+    a, b = _parse_assignment(given), _parse_assignment(truth)
+    if a and b and (a[0] is None or b[0] is None or _names_equal(a[0], b[0])):
         values = itertools.product(a[1], b[1])
-        if any(_same(_simple(x), _simple(y)) for x, y in values):
+        if any(_parts_equal(_simplify_relation(x), _simplify_relation(y)) for x, y in values):
             return True
-    if not (isinstance(mine, Relation) and isinstance(known, Relation)):
+    if not (isinstance(given, Relation) and isinstance(truth, Relation)):
         return False
-    if mine.signs == known.signs and _in_order(mine.sides, known.sides):
+    if given.signs == truth.signs and _equal_in_order(given.sides, truth.sides):
         return True
-    return len(mine.signs) == len(known.signs) == 1 and _same_equations(mine, known)
+    return len(given.signs) == len(truth.signs) == 1 and _equations_equivalent(given, truth)
 
 
-def _same_names(a: Part, b: Part) -> bool:
-    """The same variable; y may stand for f(x)."""
-    if _same(a, b):
+def _names_equal(a: Part, b: Part) -> bool:
+    """Whether two names are the same; y may stand for f(x)."""
+    if _parts_equal(a, b):
         return True
     y = Leaf("y")
     return (a == y and _is_function(b)) or (b == y and _is_function(a))
 
 
-def _same_equations(mine: Relation, known: Relation) -> bool:
-    """Whether one is the other times a number: 2x = 4y + 2 and x - 2y - 1 = 0."""
+def _equations_equivalent(given: Relation, truth: Relation) -> bool:
+    """Whether one relation is a multiple of the other: 2x = 4y + 2 and x - 2y - 1 = 0.
+
+    Each relation becomes left - right, f and g. They are multiples if f(p) g(p0) = g(p) f(p0) at
+    every sample point p. Multiplying an inequality by a negative number would turn it round, so
+    there f and g must have the same sign at p0. Equations may also agree in their solutions.
+    """
     differences = []
-    for relation in (mine, known):
-        left, right = (_node(side) for side in relation.sides)
+    for relation in (given, truth):
+        left, right = (_parse_expression(side) for side in relation.sides)
         if left is None or right is None:
             return False
         sign = relation.signs[0]
@@ -420,48 +484,51 @@ def _same_equations(mine: Relation, known: Relation) -> bool:
     (my_sign, f), (known_sign, g) = differences
     if my_sign != known_sign or my_sign not in _FLIPPED:
         return False
-    found = list(values_at_points(f, g))
-    if len(found) < 2 or any(isinstance(number, MatrixBase) for v in found for number in v):
+    samples = list(values_at_points(f, g))
+    if len(samples) < 2 or any(isinstance(number, MatrixBase) for v in samples for number in v):
         return False
-    (f0, g0), *rest = found
-    if all(same_numbers(f1, f0) for f1, _ in rest):
-        return False  # no variable is left: true or false everywhere
+    (f0, g0), *rest = samples
+    if all(numbers_equal(f1, f0) for f1, _ in rest):
+        return False  # f is constant: the relation holds everywhere or nowhere
     if my_sign in ("<", "\\le") and not (f0 * g0).is_positive:
         return False
-    if f0 != 0 and g0 != 0 and all(same_numbers(f0 * g1, f1 * g0) for f1, g1 in rest):
+    if f0 != 0 and g0 != 0 and all(numbers_equal(f0 * g1, f1 * g0) for f1, g1 in rest):
         return True
-    return my_sign in ("=", "\\ne") and _same_solutions(f, g)
+    return my_sign in ("=", "\\ne") and _solutions_equal(f, g)
 
 
-def _same_solutions(f: Node, g: Node) -> bool:
-    """Whether both are zero for the same values of their variables, each solved for."""
+def _solutions_equal(f: Node, g: Node) -> bool:
+    """Whether f = 0 and g = 0 have the same real solutions, solved for each variable in turn.
+
+    sympy cannot solve for every variable; one for which it can is enough, if all those agree.
+    """
     if symbols(f) != symbols(g):
         return False
     names = sorted(symbols(f))
     at = {name: sympy.Symbol(f"v{i}", real=True) for i, name in enumerate(names)}
-    f0, g0 = value(f, at), value(g, at)
-    agreed = False
+    f0, g0 = evaluate(f, at), evaluate(g, at)
+    any_solved = False
     for symbol in at.values():
         try:
-            mine, known = _solve(f0, symbol), _solve(g0, symbol)
+            given, truth = _real_solutions(f0, symbol), _real_solutions(g0, symbol)
         except (NotImplementedError, ValueError, TypeError):
             continue
-        if any(s.has(sympy.Piecewise) for s in (*mine, *known)):
+        if any(s.has(sympy.Piecewise) for s in (*given, *truth)):
             continue
-        if not mine or len(mine) != len(known):
+        if not given or len(given) != len(truth):
             return False
-        if not all(any(sympy.simplify(a - b) == 0 for b in known) for a in mine):
+        if not all(any(sympy.simplify(a - b) == 0 for b in truth) for a in given):
             return False
-        agreed = True
-    return agreed
+        any_solved = True
+    return any_solved
 
 
-def _solve(f: Expr, symbol: sympy.Symbol) -> list[Expr]:
-    """Solutions for the variable, without those that are real nowhere: y^3 = x has but one."""
-    return [s for s in sympy.solve(f, symbol) if s.has(sympy.Piecewise) or _real_somewhere(s)]
+def _real_solutions(f: Expr, symbol: sympy.Symbol) -> list[Expr]:
+    """Solutions for `symbol` that are real at some point: y^3 = x has one, not three."""
+    return [s for s in sympy.solve(f, symbol) if s.has(sympy.Piecewise) or _is_real_somewhere(s)]
 
 
-def _real_somewhere(solution: Expr) -> bool:
+def _is_real_somewhere(solution: Expr) -> bool:
     names = sorted(solution.free_symbols, key=str)
     for start in (sympy.Rational(2, 7), sympy.Rational(19, 7)):
         number = solution.subs({name: start + i for i, name in enumerate(names)}).evalf()

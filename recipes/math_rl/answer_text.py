@@ -1,8 +1,7 @@
-"""Answers as text: taken out of a reply, brought into one spelling, and compared where text alone
-decides. What the mathematics in them is, `answer_parts` reads.
+"""Answers as text: extraction from a reply, normalisation, and comparison of words.
 
-The spelling follows what the 500 answers of MATH-500 and the replies of models use; the rules that
-it stands for are listed in `math_grading`.
+`answer_parts` parses the mathematics. The spellings cover the 500 answers of MATH-500 and the
+replies of models; the conventions behind them are listed in `math_grading`.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import re
 
 from recipes.math_rl.latex_expression import FUNCTION_NAMES, GREEK
 
-MAX_CHARACTERS = 1000  # of an answer that is still looked into; known answers have below 200
+MAX_CHARACTERS = 1000  # longer answers are not parsed; known answers have fewer than 200
 
 
 def extract_boxed(text: str) -> str:
-    r"""What the last `\boxed{...}` (or `\fbox{...}`) of `text` holds, braces inside included.
+    r"""Return the contents of the last `\boxed{...}` (or `\fbox{...}`), nested braces included.
 
-    ValueError where there is none, or where the last one is never closed, or holds its answer
-    without braces (`\boxed 5`).
+    Raises ValueError if there is none, or if the last one is not closed or has no braces
+    (`\boxed 5`).
     """
     boxes = list(_BOX.finditer(text))
     if not boxes:
@@ -35,11 +34,11 @@ def extract_boxed(text: str) -> str:
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[\d\\]))")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are written braces, not groups
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are literal braces, not groups
 
 
 def extract_gsm8k_final_answer(text: str) -> str:
-    """The number behind the last `####` of a GSM8K solution, without commas. ValueError if none."""
+    """Return the number after the last `####` of a GSM8K solution; ValueError if there is none."""
     _, found, answer = text.rpartition("####")
     answer = answer.strip().replace(",", "").replace("$", "")
     if not found or not answer:
@@ -48,11 +47,11 @@ def extract_gsm8k_final_answer(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """The answer in one spelling; its units and percent signs stay."""
+    """Normalise the spelling of an answer; keeps units and percent signs."""
     text = answer.translate(_UNICODE).strip()
     while nested := re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text, re.DOTALL):
         text = nested[1].strip()
-    text = _without_delimiters(text)
+    text = _strip_delimiters(text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     text = text.strip().rstrip(".").strip()
@@ -60,13 +59,15 @@ def normalise(answer: str) -> str:
     text = _SCALE.sub(lambda m: f"{m[1]} \\times 10^{{{_POWERS[m[2]]}}}", text)
     text = _GROUPED.sub(lambda m: re.sub(r"[, ]", "", m.group()), text)
     text = _REPEATING.sub(_as_fraction, _DOTTED.sub(_as_overlined, text))
-    text = _degrees(text).strip()
+    text = _mark_trigonometric_degrees(text).strip()
     return _NUMBERS.get(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip().casefold(), text)
 
 
-def _without_delimiters(text: str) -> str:
-    """Without the marks of Markdown and of mathematics around it; a dollar sign that is money
-    becomes a wide one."""
+def _strip_delimiters(text: str) -> str:
+    """Strip Markdown emphasis and $...$ around an answer.
+
+    A dollar sign that means money becomes a full-width one (U+FF04), so that it survives.
+    """
     for _ in range(4):
         text = text.strip()
         if match := _MARKDOWN.fullmatch(text):
@@ -83,8 +84,8 @@ def _without_delimiters(text: str) -> str:
 _MARKDOWN = re.compile(r"(\*\*\*|\*\*|\*|__|_|`)(.+?)\1", re.DOTALL)
 
 
-def _degrees(text: str) -> str:
-    """A degree sign is a unit behind a number; inside of \\sin it is a factor."""
+def _mark_trigonometric_degrees(text: str) -> str:
+    """Make the degree sign a factor (\\degree) inside \\sin etc.; after a number it is a unit."""
     if "\u00b0" not in text or not _TRIGONOMETRIC.search(text):
         return text
     return text.replace("\u00b0", "\\degree ")
@@ -176,7 +177,7 @@ _SPELLINGS = [
             r"(?<![A-Za-z\d.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?![\d.A-Za-z^_])",
             r"\1 \\times 10^{\2}",
         ),
-        (r"\s+", " "),  # what the spellings above have put side by side
+        (r"\s+", " "),  # spaces that the replacements above have put side by side
     )
 ]
 _NAMED = {
@@ -187,8 +188,8 @@ _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _SCALE = re.compile(rf"(?<=\d)()\s*(?:\\text\{{)?\s*({'|'.join(_POWERS)})\b\}}?")
 _DOTTED = re.compile(r"(?<!\d)(\d*\.\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?(?![\d\\])")
 _REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}(?:\\[lc]?dots)?")
-# the whole answer but for its unit and sign, or what a variable is set to; the comma in (12,102)
-# separates two numbers
+# Only in the whole answer (up to sign and unit) or after "=": the comma in (12,102) separates two
+# numbers.
 _GROUPED = re.compile(
     r"(?:^|(?<==)|(?<== )|(?<=[\uff04\u20ac\u00a3\u00a5]))[+-]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)"
     r"(?:\.\d+)?(?=$| *(?:\\text|\\?%|[A-Za-z\u00b0\u00a2\u20ac]))",
@@ -202,61 +203,72 @@ _NUMBERS = {name: str(number) for number, name in enumerate(_NAMES.split())}
 
 
 def _as_overlined(match: re.Match[str]) -> str:
-    """0.1\\dot{2}3\\dot{4}: dots over the first and the last repeated digit."""
+    """0.1\\dot{2}3\\dot{4}, dots over the first and last repeated digit, as 0.1\\overline{234}."""
     return f"{match[1]}\\overline{{{match[2]}{match[3] or ''}{match[4] or ''}}}"
 
 
 def _as_fraction(match: re.Match[str]) -> str:
-    """0.1\\overline{6} = (16 - 1) / 90, as a fraction in LaTeX."""
+    """A repeating decimal as a LaTeX fraction: 0.1\\overline{6} = (16 - 1) / 90."""
     whole, fixed, repeated = match.groups()
     denominator = 10 ** len(fixed) * (10 ** len(repeated) - 1)
     numerator = int(whole + fixed + repeated) - int(whole + fixed or 0)
     return f"\\frac{{{numerator}}}{{{denominator}}}"
 
 
-def same_words(given: str, truth: str) -> bool | None:
-    """Whether the words are the same; None where one side is mathematics. The letter of a choice
-    may be small, a variable not."""
-    short = _same_short_words(given, truth)
-    if short is not None:
-        return short
+def words_equal(given: str, truth: str) -> bool | None:
+    """Whether two answers in words are equal; None if one of them is mathematics.
+
+    Case counts only between two bare letters: x and X are different variables, but (a) and (A) or
+    \\text{A} are the same choice.
+    """
+    verdict = _short_words_equal(given, truth)
+    if verdict is not None:
+        return verdict
     marked = "\\text" in given + truth
-    mine, known = _words(given, marked), _words(truth, marked)
-    if mine is None or known is None:
+    given_words, truth_words = _plain_words(given, marked), _plain_words(truth, marked)
+    if given_words is None or truth_words is None:
         return None
-    if len(mine) == 1 and (given, truth) == (mine, known):
-        return mine == known
-    return mine.casefold() == known.casefold()
+    if len(given_words) == 1 and (given, truth) == (given_words, truth_words):
+        return given_words == truth_words
+    return given_words.casefold() == truth_words.casefold()
 
 
-def _same_short_words(given: str, truth: str) -> bool | None:
-    """Of two or three letters, which may be a product: ab is ba. Capitals are names as they stand
-    (HHT, AB), and so is a word (No, Tom, odd) but for the case of its letters."""
-    mine, known = (re.sub(r"[()\s]", "", side) for side in (given, truth))
-    if not (_SHORT.fullmatch(mine) and _SHORT.fullmatch(known)):
+def _short_words_equal(given: str, truth: str) -> bool | None:
+    """Compare words of two or three letters; None if they may be a product (ab equals ba).
+
+    Two answers in capitals are names (HHT, AB) and compared exactly. Known words and names (No,
+    Tom, odd) are compared without case.
+    """
+    given_words, truth_words = (re.sub(r"[()\s]", "", side) for side in (given, truth))
+    if not (_SHORT.fullmatch(given_words) and _SHORT.fullmatch(truth_words)):
         return None
-    if mine.isupper() and known.isupper():
-        return mine == known
+    if given_words.isupper() and truth_words.isupper():
+        return given_words == truth_words
     if any(
-        side.casefold() in _SHORT_WORDS or _SHORT_NAME.fullmatch(side) for side in (mine, known)
+        side.casefold() in _SHORT_WORDS or _SHORT_NAME.fullmatch(side)
+        for side in (given_words, truth_words)
     ):
-        return mine.casefold() == known.casefold()
+        return given_words.casefold() == truth_words.casefold()
     return None
 
 
 _SHORT = re.compile(r"[A-Za-z]{2,3}")
-_SHORT_NAME = re.compile(r"(?=..?[aeiouy])[A-Z][a-z]{2}")  # a vowel: Leo, not Prt
-_short = (
+_SHORT_NAME = re.compile(
+    r"(?=..?[aeiouy])[A-Z][a-z]{2}"
+)  # has a vowel after the first letter: Leo, not Prt
+_short_word_list = (
     "yes no odd red on off won one two six ten now not new old up top low tie win all cat dog sun"
     " mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec ann tom bob"
     " sss sas asa aas ssa hl"
 )
-_SHORT_WORDS = frozenset(_short.split())
+_SHORT_WORDS = frozenset(_short_word_list.split())
 
 
-def _words(latex: str, marked: bool) -> str | None:
-    """Letters without brackets and spaces; None where they are mathematics. marked: one of the two
-    answers is marked as text, so that three letters are no product of variables."""
+def _plain_words(latex: str, marked: bool) -> str | None:
+    """The letters of an answer in words, without brackets and spaces; None if it is mathematics.
+
+    marked: one of the answers has \\text, so two or three letters are not a product of variables.
+    """
     bare = re.sub(r"[()\s]", "", re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", latex))
     return bare if bare.isalpha() and (marked or len(bare) > 3 or len(bare) == 1) else None
 
@@ -270,12 +282,12 @@ def is_balanced(latex: str) -> bool:
     return depth == 0
 
 
-RESTATES = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![A-Za-z])")
-"""What asks for a value instead of giving it: \\sum_{k=1}^{10} k is no answer where 55 is asked."""
+UNEVALUATED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![A-Za-z])")
+"""Operators that restate a problem: \\sum_{k=1}^{10} k is not accepted as an answer for 55."""
 
 
 def compact(latex: str) -> str:
-    """For comparing two spellings: no \\text around words, no space that separates nothing."""
+    """Remove \\text and all spaces that do not separate two words, to compare spellings."""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", latex).strip()
     bare = re.sub(r" +", " ", bare)
     return re.sub(r"(?<![0-9A-Za-z]) +| +(?![0-9A-Za-z])", "", bare)

@@ -1,8 +1,8 @@
-"""Units behind and in front of an answer: taken off, and compared.
+"""Units before and after an answer: splitting them off and comparing them.
 
-A unit that is left out is no fault; another one is. Where both sides have measures or currencies
-these must be the same (5 m is not 5 km); other words ("apples", "ways") must be those of the known
-answer, or fewer or more of them.
+Convention: a unit may be missing, but must not contradict the other one. Measures and currencies
+must be the same (5 m is not 5 km; nothing is converted). Of other words ("apples", "ways"), one
+answer's must be a subset of the other's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _NAMES = {
 _KNOWN = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _CURRENCIES = {"dollar", "cent", "euro", "sterling", "yen", "rupee"}
 _ALONE = ("m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K")
-"""One-letter units that may stand behind a number and a space: 5 m; but 5m is a product."""
+"""One-letter units that are recognized after a number and a space: 5 m. 5m is a product."""
 _CURRENCY = re.compile(r"^(-?)\s*(US|USD|EUR)?\s*([\uff04\u20ac\u00a3\u00a5\u20b9])\s*(?=[-\d.\\])")
 
 Powers = tuple[tuple[str, int], ...]
@@ -73,32 +73,39 @@ class Unit(NamedTuple):
 NO_UNIT = Unit()
 
 
-def fits(given: Unit, truth: Unit) -> bool:
-    """Whether an answer with the unit `given` can stand where `truth` is known."""
+def compatible(given: Unit, truth: Unit) -> bool:
+    """Whether the unit of an answer does not contradict the unit of the known answer."""
     if given.modulus and truth.modulus and given.modulus != truth.modulus:
         return False
     if given.measures and truth.measures:
         money = [[m for m in side.measures if m[0] in _CURRENCIES] for side in (given, truth)]
-        if all(money):  # dollars or dollars an hour
+        if all(money):  # "dollars" fits "dollars an hour"
             return money[0] == money[1]
-        ways = [side.words & _DIRECTIONS for side in (given, truth)]
-        return given.measures == truth.measures and (not all(ways) or ways[0] == ways[1])
-    mine, known = given.words - _GENERIC, truth.words - _GENERIC
-    if (given.measures and known) or (mine and truth.measures):
+        directions = [side.words & _DIRECTIONS for side in (given, truth)]
+        return given.measures == truth.measures and (
+            not all(directions) or directions[0] == directions[1]
+        )
+    given_words, truth_words = given.words - _GENERIC, truth.words - _GENERIC
+    if (given.measures and truth_words) or (given_words and truth.measures):
         return False
-    return not mine or not known or mine <= known or known <= mine
+    return (
+        not given_words
+        or not truth_words
+        or given_words <= truth_words
+        or truth_words <= given_words
+    )
 
 
-_ways = (
+_direction_words = (
     "north south east west northeast northwest southeast southwest up down left right forward"
     " backward"
 )
-_DIRECTIONS = frozenset(_ways.split())
+_DIRECTIONS = frozenset(_direction_words.split())
 _GENERIC = frozenset(("unit", "in", "of", "the", "total", "altogether", "each", "all", "a", "an"))
 
 
-def read(phrase: str) -> Unit:
-    """The unit that words and signs name: `cm^2`, `square inches`, `m/s^2`, `apples`."""
+def parse_unit(phrase: str) -> Unit:
+    """Parse the words and signs of a unit: `cm^2`, `square inches`, `m/s^2`, `apples`."""
     text = re.sub(r"\\(?:text|cdot)|[{}~]|\\[,;:! ]", " ", phrase)
     text = re.sub(r"\u00b0\s*([CF])\b", lambda m: f" deg{m[1]} ", text)
     text = re.sub(r"\b([APap])\.\s?([Mm])\b\.?", r"\1\2", text)
@@ -121,48 +128,50 @@ def read(phrase: str) -> Unit:
             measures |= {"mi": 1, "h": -1}
         elif token in ("kmph", "kph"):
             measures |= {"km": 1, "h": -1}
-        elif (name := _known(token)) is not None:
+        elif (name := _canonical_name(token)) is not None:
             measures[name], last = sign * power, name
             power = 1
         elif token.isalpha():
-            abbreviated = len(token) == 2 and not token.islower()  # MW is not mW
-            words.add(token if abbreviated else _singular(token.casefold()))
+            # The case of abbreviations counts: MW is not mW.
+            is_abbreviation = len(token) == 2 and not token.islower()
+            words.add(token if is_abbreviation else _to_singular(token.casefold()))
     for scale in ("degC", "degF"):
         if scale in measures:
             measures.pop("deg", None)
     return Unit(tuple(sorted(measures.items())), frozenset(words))
 
 
-def _known(token: str) -> str | None:
-    for spelling in (token, token.casefold(), _singular(token.casefold())):
+def _canonical_name(token: str) -> str | None:
+    """The key of `_NAMES` for a spelling of a unit; None if unknown. One letter: case counts."""
+    for spelling in (token, token.casefold(), _to_singular(token.casefold())):
         if spelling in _KNOWN and (len(token) > 1 or spelling == token):
             return _KNOWN[spelling]
     return None
 
 
-def _singular(word: str) -> str:
+def _to_singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and len(word) > 2 else word
 
 
-def split(text: str) -> tuple[str, Unit]:
-    """An answer without its unit, and the unit."""
+def split_unit(text: str) -> tuple[str, Unit]:
+    """Split an answer into the answer without its unit, and the unit."""
     if match := _MODULUS.fullmatch(text):
         return match[1].strip(), Unit(modulus=re.sub(r"[{}\s]", "", match[2]))
-    before = NO_UNIT
+    prefix = NO_UNIT
     if match := _CURRENCY.match(text):
-        text, before = match[1] + text[match.end() :], read(match[3])
+        text, prefix = match[1] + text[match.end() :], parse_unit(match[3])
     for pattern in (_DEGREES, _TEXT, _WORDS, _BARE, _PER):
         match = pattern.fullmatch(text)
-        if match and not _no_unit(match):
-            behind = read(match[2] + (match[3] or ""))
-            measures = tuple(sorted({*before.measures, *behind.measures}))
-            return match[1].strip(), Unit(measures, behind.words)
-    return text, before
+        if match and not _is_not_a_unit(match):
+            suffix = parse_unit(match[2] + (match[3] or ""))
+            measures = tuple(sorted({*prefix.measures, *suffix.measures}))
+            return match[1].strip(), Unit(measures, suffix.words)
+    return text, prefix
 
 
-def _no_unit(match: re.Match[str]) -> bool:
-    """Where the words say more than a unit would, or nothing stands before them."""
-    return bool(_SAYS_MORE.search(match[2]) or not match[1].strip() or "\\text" in match[1])
+def _is_not_a_unit(match: re.Match[str]) -> bool:
+    """Whether the words are part of the answer, or there is nothing before them."""
+    return bool(_PART_OF_ANSWER.search(match[2]) or not match[1].strip() or "\\text" in match[1])
 
 
 _POWER = r"(\s*\^\s*\{?\s*-?\d\s*\}?)?"
@@ -186,7 +195,7 @@ _BARE = re.compile(
 )
 _WORDS = re.compile(r"(.*\d)\s+([A-Za-z]{2,}(?:[ /][A-Za-z]+)*)" + _POWER)
 _PER = re.compile(rf"(.*\d)\s*(/\s*(?:{'|'.join(reversed(_long))})s?)()")
-_SAYS_MORE = re.compile(
+_PART_OF_ANSWER = re.compile(
     r"[<>=]|\\(?!text|cdot)|\b(?:and|or|not|no|to|than|is|if|else|but|maybe|perhaps|mod|base"
     r"|inf|infinity|pi|tau|phi|theta|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|million|billion"
     r"|thousand|hundred|dozens?|googol|googolplex|factorial|half(?!-)|halves|thirds?|fourths?|fifths?"

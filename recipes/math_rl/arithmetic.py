@@ -1,8 +1,8 @@
-"""Sums of two numbers: the task on which a small model shows within a minute that it learns.
+"""Sums of two numbers: a task on which a small model improves visibly within a minute.
 
-nano gets the sums of `nano.tasks`, 0 to 99, of which it has never seen a tenth: these are the test.
-Other models get 0 to 100, with one solved sum before the question; here, too, a tenth of the pairs
-is the test, and is never trained on.
+nano gets the sums of `nano.tasks`, 0 to 99. The test set is the tenth of them that it never saw in
+pre-training. Other models get 0 to 100, with one solved sum before the question; the test set is
+also a tenth of the pairs and never trained on.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Sum(NamedTuple):
 
 
 class SumEnv(ProblemEnv):
-    """correct: the last integer that the reply gives, after its thought, is the sum. format: the
-    reply ended by itself."""
+    """correct: the last integer after the thinking block is the sum. format: the reply was not
+    truncated."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class SumEnv(ProblemEnv):
 
 
 def draw(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
-    """A sum of two numbers from 0 to `largest` that belongs to `split`."""
+    """Draw two numbers from 0 to `largest` whose sum belongs to `split`."""
     while True:
         numbers = Sum(rng.randint(0, largest), rng.randint(0, largest))
         if tasks.held_out_pair(*numbers) == (split == "held_out"):
@@ -71,14 +71,14 @@ def draw(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
 
 @dataclass(frozen=True)
 class SumDataset(RLDataset):
-    """Sums drawn anew for each batch, by (seed, index)."""
+    """Random sums, drawn for each batch from (seed, index)."""
 
     make_env: functools.partial[SumEnv]
     split: tasks.Split
     seed: int
     largest: int
     group_size: int
-    batch_sizes: Sequence[int]  # groups of each batch
+    batch_sizes: Sequence[int]  # number of groups in each batch
 
     def __len__(self) -> int:
         return len(self.batch_sizes)
@@ -101,10 +101,10 @@ class SumDataset(RLDataset):
 class Arithmetic(MathDatasetBuilder):
     """Sums of two numbers below 100 (nano) or up to 100."""
 
-    num_batches: int = chz.field(default=100, doc="batches of an epoch")
-    test_size: int | None = chz.field(default=TEST_SIZE, doc="sums of the test (0: no test)")
+    num_batches: int = chz.field(default=100, doc="batches per epoch")
+    test_size: int | None = chz.field(default=TEST_SIZE, doc="sums in the test set (0: no test)")
     one_shot: bool | None = chz.field(  # type: ignore[assignment]
-        default=None, doc="show one solved sum before each question (None: not to nano)"
+        default=None, doc="show one solved sum before each question (None: yes, except for nano)"
     )
 
     def default_max_tokens(self) -> int:
@@ -130,6 +130,6 @@ class Arithmetic(MathDatasetBuilder):
         size = TEST_SIZE if self.test_size is None else self.test_size
         if size == 0:
             return train, None
-        # one test for all runs, whatever their seed
+        # A fixed seed: every run is tested on the same sums.
         test = SumDataset(train.make_env, "held_out", 0, train.largest, 1, [size])
         return train, test

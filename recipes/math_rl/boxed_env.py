@@ -1,4 +1,4 @@
-r"""One mathematical problem, asked once: the reply's last `\boxed{}` against the known answer."""
+r"""Single-turn environment for a math problem: grades the last `\boxed{}` of the reply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv
 
 REQUEST = " Put the answer in \\boxed{}."
-"""Ends every question; nano knows these words from its pre-training."""
+"""Appended to every question. nano saw exactly this wording in pre-training."""
 
 ONE_SHOT = [
     Message(role="user", content="A box holds 24 pens and a third of them are red. How many pens"
@@ -15,12 +15,12 @@ ONE_SHOT = [
     Message(role="assistant", content="A third of 24 is 24 / 3 = 8, so 24 - 8 = 16 pens are not"
     " red. \\boxed{16}"),
 ]  # fmt: skip
-"""An example of the form, for models that have not learnt to follow a request."""
+"""Shows the expected format to models that do not follow instructions well."""
 
 
 class MathEnv(ProblemEnv):
-    r"""correct: the answer in the last `\boxed{}` is the known one by `grade_answer`. format: there
-    is such an answer, and the reply ended by itself."""
+    r"""correct: the last `\boxed{}` equals the known answer (`grade_answer`). format: there is a
+    `\boxed{}`, and the reply was not truncated."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class MathEnv(ProblemEnv):
     def check_answer(self, sample_str: str) -> bool:
         try:
             return grade_answer(extract_boxed(sample_str), self.answer)
-        except ValueError:  # no box: an answer that nobody can find is none
+        except ValueError:  # no \boxed{}: not an answer
             return False
 
     def get_reference_answer(self) -> str:

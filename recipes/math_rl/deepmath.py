@@ -1,4 +1,4 @@
-"""DeepMath (He et al. 2025): 103,000 problems with answers that can be checked; no test of its own.
+"""DeepMath (He et al. 2025): 103,000 problems with verifiable answers; no test split.
 
 On the hub: zwhe99/DeepMath-103K, split train, columns `question`, `final_answer`, `difficulty`,
 `topic`, `r1_solution_1` to `_3`; about 2.1 GB.
@@ -14,9 +14,11 @@ from recipes.math_rl.problems import Columns
 
 @chz.chz
 class DeepMath(BoxedAnswers):
-    """DeepMath-103K; some are held out as the test (`test_size`), unless there is a `test_path`."""
+    """DeepMath-103K; some problems are held out (`test_size`) if there is no `test_path`."""
 
-    path: str = chz.field(default="zwhe99/DeepMath-103K", doc="name on the hub, or local copy")
+    path: str = chz.field(
+        default="zwhe99/DeepMath-103K", doc="name on the hub, or path of a local copy"
+    )
 
     def default_max_tokens(self) -> int:
         return 4096

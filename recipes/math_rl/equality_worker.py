@@ -1,13 +1,13 @@
-"""A process that says whether two answers are the same mathematics.
+"""Worker process that compares two answers mathematically.
 
-Run as a file by `grading_process`, one JSON line in (`{"given": "1/2", "truth": "0.5", "seconds":
-1.0}`), one out (`{"same": true}`). It imports nothing of `tinker_cookbook`, so that it starts in
-half a second and holds no model, whatever program asked for it.
+`grading_process` runs this file. Protocol: one JSON line in (`{"given": "1/2", "truth": "0.5",
+"seconds": 1.0}`), one out (`{"same": true}`). It imports nothing of `tinker_cookbook`, so that it
+starts in half a second and holds no model.
 
-Answers come from a model: `9**9**9**9` or a thousand nested brackets may eat all time and memory.
-Each request therefore runs under a limit of CPU seconds whose end kills the process, which no code
-in Python or C can catch, and the process lives under a limit of memory. CPU and not wall-clock
-seconds, so that a busy machine does not turn right answers into wrong ones.
+The answers are written by a model: `9**9**9**9` or a thousand nested brackets could use up all time
+and memory. So each request has a CPU limit, enforced by a signal that kills the process, which no
+code in Python or C can catch, and the process has a memory limit. The limit counts CPU time and not
+wall-clock time, so that a busy machine does not turn right answers into wrong ones.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from collections.abc import Callable
 MEMORY_BYTES = 2 * 1024**3
 
 
-def _same(same: Callable[[str, str], bool], given: str, truth: str) -> bool:
+def _grade(equal: Callable[[str, str], bool], given: str, truth: str) -> bool:
     try:
-        return same(given, truth)
-    except (Exception, RecursionError):  # what cannot be compared is not the same
+        return equal(given, truth)
+    except (Exception, RecursionError):  # answers that cannot be compared are not equal
         return False
 
 
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a library that prints must not end up between the replies
+    os.dup2(2, 1)  # output of libraries must not get between the replies
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     logging.disable()
-    sys.setrecursionlimit(5000)  # a sum of 400 terms is a tree as deep
+    sys.setrecursionlimit(5000)  # a sum of 400 terms is a tree of depth 400
     try:
-        from recipes.math_rl.answer_equality import same
+        from recipes.math_rl.answer_equality import answers_equal
 
-        _same(same, "\\frac{\\sqrt{2}}{2}x", "\\sin(1) + 2.5")  # tables, before the clock runs
+        _grade(
+            answers_equal, "\\frac{\\sqrt{2}}{2}x", "\\sin(1) + 2.5"
+        )  # fills sympy's caches before any time limit applies
     except ImportError as error:
         print(json.dumps({"error": str(error)}), file=replies, flush=True)
         return
@@ -49,7 +51,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
-        verdict = _same(same, request["given"], request["truth"])
+        verdict = _grade(answers_equal, request["given"], request["truth"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps({"same": verdict}), file=replies, flush=True)
 

@@ -1,7 +1,7 @@
-r"""Pairs of exact answers made by rule: equal ones spelled otherwise, unequal ones changed.
+r"""Generated pairs of exact answers: equal ones in other spellings, unequal ones with changes.
 
-The judgement comes from how a pair is made, never from a grader: a spelling keeps the value by
-construction, a change alters it by a visible amount or by a tiny one (10^{-k}, 2^{-k}, 1/k!).
+The label follows from the construction, never from a grader: a spelling keeps the value, a change
+alters it by a visible or by a tiny amount (10^{-k}, 2^{-k}, 1/k!).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Change = tuple[list[str], list[str]]  # spellings of the truth; answers that dif
 def pairs(
     seed: int, rounds: int, kinds: Sequence[Callable[[random.Random], Change]] = ()
 ) -> list[Pair]:
-    """About ten pairs of each kind (all of them by default) and round."""
+    """Generate about ten pairs per kind and round. kinds: default all."""
     rng = random.Random(seed)
     found: dict[tuple[str, str], Pair] = {}
     for _ in range(rounds):
@@ -52,7 +52,7 @@ def _latex(value: Fraction) -> str:
 
 
 def _decimal(value: Fraction) -> str | None:
-    """All digits, where they end."""
+    """The exact decimal of a fraction; None if it does not terminate within 8 places."""
     for places in range(1, 9):
         if (value * 10**places).denominator == 1:
             digits = f"{abs(value.numerator) * 10**places // value.denominator:0{places + 1}d}"
@@ -134,7 +134,7 @@ def surds(rng: random.Random) -> Change:
 
 
 def multiples(rng: random.Random) -> Change:
-    """Of \\pi and e."""
+    """Expressions with \\pi and e."""
     constant = rng.choice(["\\pi", "e"])
     value = Fraction(_nonzero(rng, 30), rng.randint(1, 12))
     p, q = value.numerator, value.denominator
@@ -148,7 +148,7 @@ def multiples(rng: random.Random) -> Change:
 
 
 def tiny_differences(rng: random.Random) -> Change:
-    """Probabilities whose small part is below double precision."""
+    """Probabilities with a part below double precision."""
     n = rng.choice([60, 99, 100, 365, 1000])
     base = rng.choice([2, 3, 7])
     power = f"{base}^{{{n}}}"

@@ -1,7 +1,7 @@
-"""GSM8K (Cobbe et al. 2021): 7,473 word problems of primary school to train on, 1,319 to test.
+"""GSM8K (Cobbe et al. 2021): 7,473 grade-school word problems for training, 1,319 for testing.
 
 On the hub: openai/gsm8k, configuration `main`, splits train and test, columns `question` and
-`answer`; an answer is a solution that ends in `#### 18` (the data card, and the files of
+`answer`. An answer is a solution that ends in `#### 18` (source: the data card and the files of
 github.com/openai/grade-school-math).
 """
 
@@ -20,10 +20,10 @@ CONFIGURATION = "main"
 
 @chz.chz
 class Gsm8k(BoxedAnswers):
-    """GSM8K. A directory has train.jsonl and test.jsonl (or parquet); a single file has no test."""
+    """GSM8K. A directory has train.jsonl and test.jsonl (or parquet); a file has no test split."""
 
     path: str = chz.field(
-        default="openai/gsm8k", doc="name on the hub, local copy, or a file to train on"
+        default="openai/gsm8k", doc="name on the hub, path of a local copy, or a training file"
     )
 
     def default_max_tokens(self) -> int:

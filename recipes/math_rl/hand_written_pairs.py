@@ -1,9 +1,8 @@
-"""Pairs (what a model answered, the known answer) with a person's judgement: the evidence that
-`grade_answer` says what a teacher would say.
+"""Pairs (model answer, known answer) with human judgements: test data for `grade_answer`.
 
-Most were written before any grader was asked; some came from looking for its faults, so the share
-that it gets right is no estimate of an error rate. Where a teacher could say either, the pair
-follows the rules in `math_grading`.
+Most were written without looking at any grader's output. Some came from a search for errors of the
+grader, so the fraction graded correctly is not an estimate of an error rate. Where graders may
+differ, the pairs follow the conventions in `math_grading`.
 """
 
 EQUAL: dict[str, list[tuple[str, str]]] = {

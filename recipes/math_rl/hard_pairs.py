@@ -1,7 +1,9 @@
-"""Pairs (what a model answered, the known answer) of the kinds that graders get wrong, with a
-person's judgement: differences below double precision, marks that are overlooked (primes,
-transposes, brackets at infinity), equations without solutions, units, and the many spellings of a
-right reply. Written, like `hand_written_pairs`, before the grader was asked."""
+"""Pairs (model answer, known answer) that graders often get wrong, with human judgements.
+
+Differences below double precision, marks that are easily overlooked (primes, transposes, brackets
+at infinity), equations without solutions, units, and unusual spellings of correct answers. Like
+`hand_written_pairs`, they were written without looking at the grader's output.
+"""
 
 EQUAL: dict[str, list[tuple[str, str]]] = {
     "integers": [

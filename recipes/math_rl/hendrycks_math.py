@@ -1,14 +1,14 @@
-r"""MATH (Hendrycks et al. 2021): 12,500 problems of competitions, of which MATH-500 is the test.
+r"""MATH (Hendrycks et al. 2021): 12,500 competition problems; MATH-500 is the test set.
 
-MATH-500 (Lightman et al. 2023) took its 500 problems from MATH's own test, so the 12,000 others
-may be trained on. On the hub:
+MATH-500 (Lightman et al. 2023) is a subset of MATH's test split, so the other 12,000 problems can
+be used for training. On the hub:
 
-- EleutherAI/hendrycks_math: seven configurations, one for each subject, splits train and test,
-  columns `problem`, `level`, `type`, `solution`; the answer stands in the solution's `\boxed{}`;
+- EleutherAI/hendrycks_math: seven configurations (subjects), splits train and test,
+  columns `problem`, `level`, `type`, `solution`; the answer is in the solution's `\boxed{}`;
 - HuggingFaceH4/MATH-500: split test, columns `problem`, `solution`, `answer`, `subject`, `level`,
   `unique_id`.
 
-Columns are checked when they are read.
+Columns are checked when the data is loaded.
 """
 
 from __future__ import annotations
@@ -32,22 +32,29 @@ SUBJECTS = (
     "precalculus",
 )
 TEST = "HuggingFaceH4/MATH-500"
-TEST_FILES = ("math500.jsonl", "math500.parquet")  # in a local directory, beside the problems
+TEST_FILES = (
+    "math500.jsonl",
+    "math500.parquet",
+)  # in a local directory, next to the training files
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 @chz.chz
 class Math(BoxedAnswers):
-    """MATH without MATH-500. A local directory holds math500.jsonl and files with the problems to
-    train on; whatever stands in the test is taken out of them."""
+    """MATH without MATH-500.
+
+    A local directory has math500.jsonl and training files; problems of the test set are removed
+    from training.
+    """
 
     path: str = chz.field(
-        default="EleutherAI/hendrycks_math", doc="name on the hub, local copy, or a file"
+        default="EleutherAI/hendrycks_math",
+        doc="name on the hub, path of a local copy, or a training file",
     )
     test_path: str | None = chz.field(
         default=None,
-        doc="the test: a file, or a directory with math500.jsonl (None: that of path, if it is a"
-        " directory with one, else HuggingFaceH4/MATH-500)",
+        doc="test set: a file, or a directory with math500.jsonl (None: math500.jsonl in path, if"
+        " path is a directory with one, else HuggingFaceH4/MATH-500)",
     )
 
     def columns(self) -> Columns:
@@ -68,7 +75,7 @@ class Math(BoxedAnswers):
         files = [f for f in files if f.name not in TEST_FILES]
         if not files:
             raise ConfigurationError(
-                f"path={self.path}: holds no problems to train on; expected files in one of "
+                f"path={self.path}: has no training problems; expected files ending in one of "
                 f"{', '.join(_SUFFIXES)}"
             )
         return [p for file in files for p in read_problems(str(file), self.columns())]

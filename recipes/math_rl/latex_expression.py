@@ -1,5 +1,7 @@
-r"""Expressions in LaTeX or plain text (`\frac{1}{2}x^2`, `2*pi*r`) as trees. Nothing is computed
-here; `expression_values` does that."""
+r"""Recursive-descent parser for expressions in LaTeX or plain text (`\frac{1}{2}x^2`, `2*pi*r`).
+
+It only builds trees; `expression_values` evaluates them.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ MAX_DEPTH = 100
 
 
 class Unreadable(ValueError):
-    """No expression of the kind that `parse` knows."""
+    """Text that is not an expression that `parse` supports."""
 
 
 class Node(NamedTuple):
-    """kind: number (of a Fraction), symbol (of its name), matrix (of nodes of kind row), apply (of
-    the name of an unknown function and its arguments), an operator or a function."""
+    """A node of the tree.
+
+    kind and args: number (a Fraction), symbol (its name), matrix (nodes of kind row), apply (name
+    of an unknown function, arguments), or an operator or known function (operands).
+    """
 
     kind: str
     args: tuple[Any, ...] = ()
@@ -60,8 +65,11 @@ _TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[A-Za-z]+|\\.|'+|\*\*|[^\s])", r
 
 
 def parse(text: str, loose: bool = False) -> Node:
-    """loose: 1/2x is (1/2)x; else it is 1/(2x). Unreadable where text is no expression."""
-    return _Parser(text, loose).whole()
+    """Parse an expression or raise Unreadable.
+
+    loose: read 1/2x as (1/2)x instead of 1/(2x).
+    """
+    return _Parser(text, loose).parse_whole()
 
 
 class _Parser:
@@ -90,19 +98,19 @@ class _Parser:
             raise Unreadable(f"{token} is missing")
 
     def _raw_group(self) -> str:
-        """The tokens between braces, unread."""
+        """Consume a group in braces and return its tokens as text, without parsing them."""
         self._expect("{")
-        held, depth = [], 1
+        inner, depth = [], 1
         while True:
             token = self._next()
             depth += {"{": 1, "}": -1}.get(token, 0)
             if not depth:
-                return "".join(held)
-            held.append(token)
+                return "".join(inner)
+            inner.append(token)
 
     # --------------------------------------------------------------- precedence
 
-    def whole(self) -> Node:
+    def parse_whole(self) -> Node:
         node = self._sum()
         if self._peek():
             raise Unreadable(f"{self._peek()} cannot be read")
@@ -145,14 +153,14 @@ class _Parser:
         return Node("neg", (node,)) if negative else node
 
     def _juxtaposed(self, stop_at_functions: bool = False) -> Node:
-        """Factors without a sign between them; a whole number and a proper fraction are a sum."""
+        """Factors without an operator between them; an integer and a proper fraction are a sum."""
         node = self._power()
         while self._starts_factor() and not (stop_at_functions and self._starts_function()):
             begins_with_digit = self._peek()[0].isdigit()
             following = self._power()
             if begins_with_digit and node.kind == "number":
                 raise Unreadable("two numbers in a row")
-            node = _mixed(node, following) or Node("*", (node, following))
+            node = _mixed_number(node, following) or Node("*", (node, following))
         return node
 
     def _starts_factor(self) -> bool:
@@ -169,19 +177,19 @@ class _Parser:
         node = self._postfix(self._atom())
         if self._peek() in ("^", "**"):
             self._next()
-            if self._transposes(node):
-                return self._postfix(_transposed(node))
+            if self._consume_transpose(node):
+                return self._postfix(_transpose(node))
             node = self._postfix(Node("^", (node, self._exponent())))
         return node
 
-    def _transposes(self, node: Node) -> bool:
-        """Whether T, {T} or \\top follows, which is then read; of a number T is a power."""
-        held = 3 if self._peek() == "{" and self._peek(2) == "}" else 1
-        mark = self._peek(held // 2)
+    def _consume_transpose(self, node: Node) -> bool:
+        """Consume T, {T} or \\top after "^" if it is a transpose; after a number T is a power."""
+        length = 3 if self._peek() == "{" and self._peek(2) == "}" else 1
+        mark = self._peek(length // 2)
         letter = node.kind == "symbol" and node.args[0] not in CONSTANTS
         matrix = any(n.kind == "matrix" for n in walk(node))
         if mark in ("\\top", "\\intercal") or (mark == "T" and (letter or matrix)):
-            self._at += held
+            self._at += length
             return True
         return False
 
@@ -241,7 +249,7 @@ class _Parser:
             return self._text(name)
         if name in FUNCTION_NAMES:
             return self._function(name)
-        if name == "frac" and self._derivative():
+        if name == "frac" and self._is_derivative():
             raise Unreadable("a derivative")
         if name in ("frac", "binom", "dbinom", "tbinom"):
             return Node("/" if name == "frac" else "binom", (self._argument(), self._argument()))
@@ -251,8 +259,8 @@ class _Parser:
             return self._matrix()
         raise Unreadable(f"{token} cannot be read")
 
-    def _derivative(self) -> bool:
-        """Whether dy and dx follow, which are no products."""
+    def _is_derivative(self) -> bool:
+        """Whether {dy}{dx} follows: a derivative, not a quotient of products."""
         ahead = "".join(self._tokens[self._at : self._at + 12])
         return bool(re.match(r"\{d[A-Za-z]?[^{}]*\}\{d[A-Za-z]", ahead))
 
@@ -261,11 +269,11 @@ class _Parser:
             self._next()
             base = self._raw_group() if self._peek() == "{" else self._next()
             if not (base.isdecimal() and 2 <= int(base) <= 36):
-                raise Unreadable("no base of a number")
+                raise Unreadable("not a base of a number")
             try:
                 return Node("number", (Fraction(int(token, int(base))),))
             except ValueError as error:
-                raise Unreadable("no digits in this base") from error
+                raise Unreadable("a digit is not in this base") from error
         return Node("number", (Fraction(token),))
 
     def _absolute(self) -> Node:
@@ -276,15 +284,15 @@ class _Parser:
         return Node("abs", (node,))
 
     def _symbol(self, name: str) -> Node:
-        """A letter with its subscript and primes; f(x) and g(x) are not products."""
+        """A letter with its subscript and primes; f(x) and g(x) are calls, not products."""
         for _ in range(2):
             if self._peek() == "_":
                 self._next()
-                held = self._raw_group() if self._peek() == "{" else self._next()
-                name += f"_{{{held}}}"
+                inner = self._raw_group() if self._peek() == "{" else self._next()
+                name += f"_{{{inner}}}"
             name += self._primes()
         if self._peek() == "^" and self._peek(1).strip("{") in _MARKS:
-            raise Unreadable("a mark that is no power")
+            raise Unreadable("a superscript mark that is not a power")
         if name[0] in "fg" or "'" in name:
             if self._tokens[self._at : self._at + 6] == ["^", "{", "-", "1", "}", "("]:
                 self._at += 5
@@ -294,7 +302,7 @@ class _Parser:
         return Node("symbol", (name,))
 
     def _primes(self) -> str:
-        """The primes that follow, read: f', f^\\prime, f^{\\prime\\prime}."""
+        """Consume the primes that follow: f', f^\\prime, f^{\\prime\\prime}."""
         if self._peek()[:1] == "'":
             return self._next()
         if self._peek() != "^":
@@ -321,7 +329,7 @@ class _Parser:
         return arguments
 
     def _argument(self) -> Node:
-        """What \\frac and \\sqrt take: a group, or one token; \\frac12 is a half."""
+        """The argument of \\frac or \\sqrt: a group, letter or digit (\\frac12 is a half)."""
         token = self._peek()
         if token.isdecimal() and len(token) > 1:
             self._tokens[self._at : self._at + 1] = [token[0], token[1:]]
@@ -330,12 +338,12 @@ class _Parser:
     def _text(self, name: str) -> Node:
         if name == "imath":
             return Node("symbol", ("i",))
-        held = self._raw_group()
-        if held in FUNCTION_NAMES:
-            return self._function(held)
-        if not held.isalpha():
+        inner = self._raw_group()
+        if inner in FUNCTION_NAMES:
+            return self._function(inner)
+        if not inner.isalpha():
             raise Unreadable("words inside an expression")
-        return self._symbol(held if len(held) == 1 else f"\\text{{{held}}}")
+        return self._symbol(inner if len(inner) == 1 else f"\\text{{{inner}}}")
 
     def _function(self, name: str) -> Node:
         if name == "sqrt":
@@ -387,7 +395,7 @@ class _Parser:
                     self._next()
                 break
             elif token != "&":
-                raise Unreadable("a matrix is never closed")
+                raise Unreadable("a matrix is not closed")
         if self._raw_group() != environment or len({len(row) for row in rows}) != 1:
             raise Unreadable("rows of different lengths")
         node = Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
@@ -397,8 +405,8 @@ class _Parser:
 _MINUS_ONE = Node("neg", (Node("number", (Fraction(1),)),))
 
 
-def _mixed(whole: Node, part: Node) -> Node | None:
-    """1\\frac{4}{5} as a sum."""
+def _mixed_number(whole: Node, part: Node) -> Node | None:
+    """1\\frac{4}{5} as the sum 1 + 4/5; None if it is not a mixed number."""
     if whole.kind != "number" or part.kind != "/":
         return None
     if any(n.kind != "number" or n.args[0].denominator != 1 for n in (whole, *part.args)):
@@ -407,24 +415,27 @@ def _mixed(whole: Node, part: Node) -> Node | None:
     return Node("+", (whole, part)) if over.args[0] < under.args[0] else None
 
 
-def _transposed(node: Node) -> Node:
+def _transpose(node: Node) -> Node:
     if node.kind == "symbol":
         return Node("symbol", (f"{node.args[0]}^T",))
     return Node("transpose", (node,))
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it."""
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
+    """Yield the node and all its descendants.
+
+    Iterative, because a long sum is a tree deeper than Python's recursion limit.
+    """
+    stack = [node]
+    while stack:
+        node = stack.pop()
         yield node
-        waiting.extend(n for n in node.args if isinstance(n, Node))
+        stack.extend(n for n in node.args if isinstance(n, Node))
 
 
 CONSTANTS = ("i", "e", "\\pi", "\\infty")
 
 
 def symbols(node: Node) -> set[str]:
-    """The names of its variables; not of i, e and pi."""
+    """The names of the variables, without the constants i, e, pi and infinity."""
     return {n.args[0] for n in walk(node) if n.kind == "symbol"} - set(CONSTANTS)

@@ -1,4 +1,4 @@
-"""What the data sets of problems share: their keys, and how problems become batches."""
+"""Base classes of the math data sets: their config keys, test sets and batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import TypeVar
 import chz
 
 from recipes.math_rl.boxed_env import ONE_SHOT, MathEnv
-from recipes.math_rl.problems import Columns, Problem, ProblemDataset, read_problems, some, without
+from recipes.math_rl.problems import (
+    Columns,
+    Problem,
+    ProblemDataset,
+    drop_held_out,
+    read_problems,
+    sample_problems,
+)
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import Renderer, get_renderer
 from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
@@ -19,50 +26,53 @@ from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.json_types import Plain
 
 T = TypeVar("T")
-DEFAULT_TEST = 100  # problems: nano would need minutes for a whole test; enough to see a trend
+DEFAULT_TEST_SIZE = 100  # problems; a full test set would take nano minutes, 100 show a trend
 
 
 @chz.chz
 class MathDatasetBuilder(RLDatasetBuilder):
-    """Base of the data sets of problems. Keys that are None are filled from the recipe's own keys
-    with `chz.replace`, so that on the command line the data's own keys are enough."""
+    """Base of the math data sets.
+
+    A recipe sets keys that are None from its own keys with `chz.replace`, so that only the data's
+    own keys are needed on the command line.
+    """
 
     model_name_for_tokenizer: str | None = chz.field(
-        default=None, doc="model whose tokenizer is used (None: from the recipe's own keys)"
+        default=None, doc="model whose tokenizer is used (None: from the recipe's keys)"
     )
     renderer_name: str | None = chz.field(
-        default=None, doc="how messages become tokens (None: from the recipe's own keys)"
+        default=None, doc="renderer, e.g. qwen3_instruct (None: from the recipe's keys)"
     )
     group_size: int | None = chz.field(
         default=None,
-        doc="attempts at each problem (None: from the recipe's own keys)",
+        doc="rollouts per problem (None: from the recipe's keys)",
         metadata=COUNT,
     )
     groups_per_batch: int | None = chz.field(
         default=None,
-        doc="problems of a batch (None: from the recipe's own keys)",
+        doc="problems per batch (None: from the recipe's keys)",
         metadata=COUNT,
     )
     seed: int | None = chz.field(
         default=None,
-        doc="seed of what is drawn and in which order (None: from the recipe's keys)",
+        doc="seed of the sampling and order of the problems (None: from the recipe's keys)",
         metadata=SEED,
     )
     num_epochs: int = chz.field(default=1, doc="passes over the training problems", metadata=COUNT)
     test_size: int | None = chz.field(
         default=None,
-        doc="problems of the test at most; 0: no test (None: all of the test that the data set has,"
-        f" {DEFAULT_TEST} of it with nano; of one without, a tenth is held out, at most"
-        f" {DEFAULT_TEST})",
+        doc="maximum problems in the test set; 0: no test (None: the whole test split,"
+        f" {DEFAULT_TEST_SIZE} problems of it with nano; without a test split, a tenth of the"
+        f" problems is held out, at most {DEFAULT_TEST_SIZE})",
         metadata=NOT_NEGATIVE,
     )
     one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
     format_coef: float = chz.field(
-        default=0.1, doc="taken from the reward of a reply that is not in the asked form"
+        default=0.1, doc="penalty on the reward of a reply in the wrong format"
     )
 
     def default_max_tokens(self) -> int:
-        """With room for the solution that the answer comes from."""
+        """Enough tokens for the solution before the answer."""
         return 1024
 
     @property
@@ -72,7 +82,7 @@ class MathDatasetBuilder(RLDatasetBuilder):
         return get_renderer(name, get_tokenizer(model), model_name=model)
 
     def needed(self, key: str, value: T | None) -> T:
-        """`value` of `key`, or ConfigurationError where nobody has filled it."""
+        """Return `value`; raises ConfigurationError, which names `key`, if it is None."""
         if value is None:
             raise ConfigurationError(f"{type(self).__name__} was called without {key}: set {key}=")
         return value
@@ -84,7 +94,7 @@ class MathDatasetBuilder(RLDatasetBuilder):
         name: str,
         test: bool = False,
     ) -> ProblemDataset:
-        """Training batches by `seed`; of a test, each problem once, tried once, in its order."""
+        """Training batches, shuffled by `seed`; or a test set, with one rollout per problem."""
         return ProblemDataset(
             problems,
             make_env,
@@ -102,65 +112,71 @@ class BoxedAnswers(MathDatasetBuilder):
 
     path: str = chz.field(doc="data set: name on the hub, directory or file")
     test_path: str | None = chz.field(
-        default=None, doc="file or data set of the test (None: what belongs to path)"
+        default=None, doc="evaluation file or data set (None: the test split of path)"
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """Of local data, what its files tell at a glance; a name on the hub is enough."""
+        """Count, size and digest of local files; nothing for names on the hub."""
         test = {} if self.test_path is None else path_identity(self.test_path)
         return {**path_identity(self.path), **({"test_path": test["path"]} if test else {})}
 
     def name(self) -> str:
-        """How metrics and reports call the data set."""
+        """The name of the data set in metrics and reports."""
         return type(self).__name__.lower()
 
     def columns(self) -> Columns:
-        raise ConfigurationError(f"{type(self).__name__} is only the base of data sets: name one")
+        raise ConfigurationError(
+            f"{type(self).__name__} is an abstract base class; choose a data set"
+        )
 
     def train_problems(self) -> list[Problem]:
         return read_problems(self.path, self.columns())
 
     def test_problems(self) -> list[Problem] | None:
-        """None: the data set has no test of its own, and some of its problems are held out."""
+        """The test split; None if there is none, so that some problems are held out instead."""
         return None if self.test_path is None else read_problems(self.test_path, self.columns())
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        problems, own_test = self.train_problems(), self.test_problems()
-        test = self._held_out(problems) if own_test is None else self._of_test(own_test)
-        # all of a test of its own, of which a small test_size plays only some
-        train = without(problems, test if own_test is None else own_test)
+        problems, test_split = self.train_problems(), self.test_problems()
+        test = self._hold_out(problems) if test_split is None else self._limit_test(test_split)
+        # Exclude the whole test split from training, even if test_size evaluates only a part of it.
+        train = drop_held_out(problems, test if test_split is None else test_split)
         if not train:
-            raise DataValidationError(self._nothing_left(problems, test, own_test is not None))
+            raise DataValidationError(
+                self._no_problems_left(problems, test, test_split is not None)
+            )
         return (
             self.batches(train, self.env_maker(), self.name()),
             self.batches(test, self.env_maker(), self.name(), test=True) if test else None,
         )
 
-    def _of_test(self, problems: Sequence[Problem]) -> list[Problem]:
+    def _limit_test(self, problems: Sequence[Problem]) -> list[Problem]:
         nano = self.model_name_for_tokenizer == "nano"
-        return some(problems, DEFAULT_TEST if self.test_size is None and nano else self.test_size)
+        return sample_problems(
+            problems, DEFAULT_TEST_SIZE if self.test_size is None and nano else self.test_size
+        )
 
-    def _held_out(self, problems: Sequence[Problem]) -> list[Problem]:
-        default = min(len(problems) // 10, DEFAULT_TEST)
-        return some(problems, default if self.test_size is None else self.test_size)
+    def _hold_out(self, problems: Sequence[Problem]) -> list[Problem]:
+        default = min(len(problems) // 10, DEFAULT_TEST_SIZE)
+        return sample_problems(problems, default if self.test_size is None else self.test_size)
 
-    def _nothing_left(
-        self, problems: Sequence[Problem], test: Sequence[Problem], own_test: bool
+    def _no_problems_left(
+        self, problems: Sequence[Problem], test: Sequence[Problem], has_test_split: bool
     ) -> str:
         given = f"data.path={self.path}"
-        if not own_test:
+        if not has_test_split:
             return (
-                f"{self.name()}: a test of {len(test)} of the {len(problems)} problems of {given}"
-                " leaves none to train on: set data.test_size= to less (0: no test)"
+                f"{self.name()}: holding out {len(test)} of the {len(problems)} problems of {given}"
+                " leaves none for training: lower data.test_size= (0: no test)"
             )
-        there = "the test" if self.test_path is None else f"data.test_path={self.test_path}"
+        test_name = "the test set" if self.test_path is None else f"data.test_path={self.test_path}"
         return (
-            f"{self.name()}: all {len(problems)} problems of {given} are in {there}, too, and what"
-            " is tested is not trained on: set data.path= or data.test_path= to other problems"
+            f"{self.name()}: all {len(problems)} problems of {given} are also in {test_name}, so"
+            " none is left for training: set data.path= or data.test_path= to other problems"
         )
 
     def env_maker(self) -> functools.partial[Env]:
-        """Makes the env of a question and its answer."""
+        """Return a function that makes the environment of a question and its answer."""
         prefix = ONE_SHOT if self.one_shot else []
         return functools.partial(
             MathEnv, renderer=self.renderer, convo_prefix=prefix, format_coef=self.format_coef

@@ -19,7 +19,7 @@ from recipes.math_rl.hendrycks_math import Math
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.math_rl.own_problems import OwnProblems
 from recipes.math_rl.polaris import Polaris
-from recipes.math_rl.problems import Problem, ProblemDataset, some, without
+from recipes.math_rl.problems import Problem, ProblemDataset, drop_held_out, sample_problems
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
 from tinker_cookbook.nano.tasks import held_out_pair
 from tinker_cookbook.renderers import get_renderer
@@ -122,11 +122,15 @@ def test_no_problems_and_no_such_batch() -> None:
 
 def test_some_and_without() -> None:
     problems = [Problem(f"q {i}", "") for i in range(100)]
-    assert some(problems, None) == some(problems, 200) == problems
-    few = some(problems, 10)
-    assert few == some(problems, 10) and few == sorted(few, key=problems.index) and len(few) == 10
+    assert sample_problems(problems, None) == sample_problems(problems, 200) == problems
+    few = sample_problems(problems, 10)
+    assert (
+        few == sample_problems(problems, 10)
+        and few == sorted(few, key=problems.index)
+        and len(few) == 10
+    )
     assert few != problems[:10]
-    left = without(problems, [Problem("q  3\n", "another answer")])
+    left = drop_held_out(problems, [Problem("q  3\n", "another answer")])
     assert left == problems[:3] + problems[4:]
 
 
@@ -258,7 +262,9 @@ def test_the_same_file_to_train_and_to_test(
     path = write(tmp_path / "x.jsonl", [{"problem": f"{i}?", **row} for i in range(120)])
     with pytest.raises(DataValidationError) as caught:
         datasets(builder(**NANO, path=path, test_path=path))
-    assert f"all 120 problems of data.path={path} are in data.test_path={path}" in str(caught.value)
+    assert f"all 120 problems of data.path={path} are also in data.test_path={path}" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(8, 0), (29, 2), (3000, 100)])
@@ -274,8 +280,8 @@ def test_a_test_that_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataValidationError) as caught:
         datasets(OwnProblems(**NANO, path=path, test_size=100))
     assert str(caught.value) == (
-        f"ownproblems: a test of 8 of the 8 problems of data.path={path} leaves none to train on:"
-        " set data.test_size= to less (0: no test)"
+        f"ownproblems: holding out 8 of the 8 problems of data.path={path} leaves none for"
+        " training: lower data.test_size= (0: no test)"
     )
 
 
@@ -326,16 +332,16 @@ def test_rows_without_an_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture
     rows = [row, {**row, "answer": "no idea"}, {**row, "answer": None}, {**row, "question": " "}]
     train, _ = datasets(Gsm8k(**NANO, path=write(tmp_path / "some.jsonl", rows)))
     assert isinstance(train, ProblemDataset) and train.problems == [Problem("1 + 1?", "2")]
-    assert "3 of 4 rows left out" in caplog.text
-    with pytest.raises(DataFormatError, match="no row holds a problem and an answer"):
+    assert "skipped 3 of 4 rows" in caplog.text
+    with pytest.raises(DataFormatError, match="no row has a problem and an answer"):
         datasets(Gsm8k(**NANO, path=write(tmp_path / "none.jsonl", rows[1:])))
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="there is no such file or directory"):
+    with pytest.raises(ConfigurationError, match="no such file or directory"):
         datasets(Gsm8k(**NANO, path=str(tmp_path / "nowhere")))
     write(tmp_path / "math" / "math500.jsonl", [{"problem": "1?", "answer": "1"}])
-    with pytest.raises(ConfigurationError, match="no problems to train on"):
+    with pytest.raises(ConfigurationError, match="no training problems"):
         datasets(Math(**NANO, path=str(tmp_path / "math")))
 
 

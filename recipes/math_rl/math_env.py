@@ -1,4 +1,4 @@
-"""Environment, grader and data sets of problems under the Tinker cookbook's names."""
+"""Environment, grader and data sets under the names of the Tinker cookbook."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def get_math_dataset_builder(
     group_size: int,
     seed: int = 0,
 ) -> RLDatasetBuilder:
-    """The data set of a name of `train.ENVS`. batch_size: groups of a batch."""
+    """Return the builder of a data set in `train.ENVS`. batch_size: groups per batch."""
     if dataset_name not in ENVS:
         raise ConfigurationError(f"dataset_name={dataset_name!r}: set one of {', '.join(ENVS)}")
     return ENVS[dataset_name](
@@ -46,7 +46,7 @@ def Gsm8kDatasetBuilder(
 def safe_grade(
     given_answer: str, ground_truth: str, grader: str = "sympy", timeout: float = 1.0
 ) -> bool:
-    """`grade_answer`, with the CPU seconds that one answer may take."""
+    """`grade_answer` with a limit of CPU seconds for one answer."""
     if grader != "sympy":
-        raise ConfigurationError(f"grader={grader!r}: there is one grader here, 'sympy'")
+        raise ConfigurationError(f"grader={grader!r}: the only grader is 'sympy'")
     return grade_answer(given_answer, ground_truth, timeout)

@@ -1,27 +1,27 @@
-r"""Is the answer of a reply the known answer? `\boxed{}` extraction and mathematical equality.
+r"""Grade an answer: `\boxed{}` extraction and mathematical equality with the known answer.
 
-Rules, where a teacher could say either:
+Conventions, where graders may differ:
 
-- the value counts, not the form: 2/4 is 1/2, (x+1)^2 is x^2+2x+1, \sqrt 8 is 2\sqrt 2;
-- values are compared exactly, however near they are: 1 - 2^{-100} is not 1;
-- a decimal of six significant digits or more stands for a value that rounds or is cut off to it
-  and is within a millionth: 0.333333 is 1/3, 0.33 is not, and 0.5000001 is not 1/2;
-- a unit may be left out, or written where none is known; another one is wrong, and none is
-  converted: 5 m is not 5 km, and 90^\circ is not \pi/2. So with the base of 52_8 and the modulus of
+- the value counts, not its form: 2/4 is 1/2, (x+1)^2 is x^2+2x+1, \sqrt 8 is 2\sqrt 2;
+- values are compared exactly, however close they are: 1 - 2^{-100} is not 1;
+- a decimal of six or more significant digits stands for a value that it approximates, rounded or
+  truncated, within a millionth: 0.333333 is 1/3, 0.33 is not, and 0.5000001 is not 1/2;
+- a unit may be missing on either side, but a different unit is wrong, and none is converted: 5 m is
+  not 5 km, and 90^\circ is not \pi/2. The same holds for the base of 52_8 and the modulus of
   3 \pmod 7. A percent sign may be left out, and 50\% is also 0.5;
-- `x=` or `y=` in front may be left out; of x = 3 + 2 = 5 all sides must be equal, and behind an
-  \approx stands a rounded value;
-- the order of a list or set does not count, that of (a, b) does; [ and ( differ; a list may not
-  hold a value twice that the known one holds once;
-- equations are the same when one is a multiple of the other or has the same solutions;
+- a leading `x=` or `y=` may be left out; in x = 3 + 2 = 5 all sides must be equal, and a value
+  after \approx may be rounded;
+- order does not count in a list or set, but in (a, b) it does; [ and ( differ; a list must not
+  repeat a value that the known list has once;
+- equations are equal if one is a multiple of the other or if they have the same solutions;
 - primes, transposes, bars and the case of variables count; 1/2x may be (1/2)x or 1/(2x);
-- words are compared without regard to case; the letter of a choice with or without brackets;
-- more than one answer ("5 or 6") is not one of them; a sum, product, integral or limit that is
-  only restated is no answer.
+- words are compared without case; the letter of a choice may have brackets;
+- several answers ("5 or 6") do not match one of them; a sum, product, integral or limit that only
+  restates the problem is not an answer.
 
-Most answers are decided by their text. The others are read (`answer_parts`, `latex_expression`) and
-compared (`answer_equality`) in a process that is killed when an answer takes too long, so that no
-string of a model can hang or crash the training.
+Most answers are decided by their text. The others are parsed (`answer_parts`, `latex_expression`)
+and compared (`answer_equality`) in a worker process that is killed if an answer takes too long, so
+that no text of a model can hang or crash the training.
 """
 
 from __future__ import annotations
@@ -50,51 +50,51 @@ __all__ = [
 
 T = TypeVar("T")
 
-TIMEOUT = 3.0
+TIMEOUT = 3.0  # CPU seconds per answer
 
 
 def grade_answer(given: str, truth: str, timeout: float = TIMEOUT) -> bool:
-    """Whether `given` is the answer `truth`; never raises for what a model may write.
+    """Whether `given` equals the known answer `truth`; never raises for any text of a model.
 
-    timeout: CPU seconds for one answer; one that needs more is not equal. Blocks; call it in a
-    thread (`asyncio.to_thread`) where others wait. May be called from many threads at once.
+    timeout: CPU seconds; an answer that needs more counts as wrong. Blocking and thread-safe: from
+    async code, call it with `asyncio.to_thread`.
     """
     if max(len(given), len(truth)) > MAX_CHARACTERS:
         return given.strip() == truth.strip()
     return _grade(given, truth, timeout)
 
 
-@functools.lru_cache(maxsize=16_384)  # members of a group often give the same answer
+@functools.lru_cache(maxsize=16_384)  # the members of a group often give the same answer
 def _grade(given: str, truth: str, timeout: float) -> bool:
-    mine, known = answer_text.normalise(given), answer_text.normalise(truth)
-    if not mine:
+    given, truth = answer_text.normalise(given), answer_text.normalise(truth)
+    if not given:
         return False
-    decided = _by_text(mine, known)
-    if decided is not None:
-        return decided
-    return grading_process.same(mine, known, timeout)
+    verdict = _grade_by_text(given, truth)
+    if verdict is not None:
+        return verdict
+    return grading_process.answers_equal(given, truth, timeout)
 
 
-def _by_text(mine: str, known: str) -> bool | None:
-    """The verdict where text decides, else None."""
-    if answer_text.compact(mine) == answer_text.compact(known):
+def _grade_by_text(given: str, truth: str) -> bool | None:
+    """The verdict if the text alone decides, else None. Must be fast: it has no time limit."""
+    if answer_text.compact(given) == answer_text.compact(truth):
         return True
-    if not answer_text.is_balanced(mine):
+    if not answer_text.is_balanced(given):
         return False
-    leaves = answer_parts.leaf(mine), answer_parts.leaf(known)
-    numbers = answer_parts.same_plain_numbers(*leaves)
-    if numbers is not None:
-        return numbers and answer_parts.units_fit(*leaves)
-    worded = answer_text.same_words(mine, known)
-    if worded is not None:
-        return worded
-    if answer_text.RESTATES.search(mine) and not answer_text.RESTATES.search(known):
+    leaves = answer_parts.parse_leaf(given), answer_parts.parse_leaf(truth)
+    numbers_equal = answer_parts.plain_numbers_equal(*leaves)
+    if numbers_equal is not None:
+        return numbers_equal and answer_parts.units_compatible(*leaves)
+    words_equal = answer_text.words_equal(given, truth)
+    if words_equal is not None:
+        return words_equal
+    if answer_text.UNEVALUATED.search(given) and not answer_text.UNEVALUATED.search(truth):
         return False
     return None
 
 
 class _TimedOut(BaseException):
-    """No function that is interrupted catches it by chance."""
+    """A BaseException, so that `except Exception` in the interrupted function does not catch it."""
 
 
 def run_with_timeout_signal(
@@ -103,13 +103,15 @@ def run_with_timeout_signal(
     kwargs: Mapping[str, Any] | None = None,
     timeout_seconds: float = 5,
 ) -> T | None:
-    """What a function returns, or None where it takes longer. Only in the main thread: it is
-    interrupted by SIGALRM."""
+    """Return the function's result, or None if it takes longer than the timeout.
+
+    Main thread only, because the function is interrupted by SIGALRM.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _TimedOut
 
-    before = signal.signal(signal.SIGALRM, stop)
+    previous_handler = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, timeout_seconds)
     try:
         return func(*args, **(kwargs or {}))
@@ -117,4 +119,4 @@ def run_with_timeout_signal(
         return None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)

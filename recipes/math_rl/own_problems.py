@@ -1,5 +1,4 @@
-"""Problems of your own: `data=OwnProblems data.path=problems.jsonl`, one problem and its answer a
-line."""
+"""Your own problems: `data=OwnProblems data.path=problems.jsonl`, one problem per line."""
 
 from __future__ import annotations
 
@@ -11,11 +10,13 @@ from recipes.math_rl.problems import Columns
 
 @chz.chz
 class OwnProblems(BoxedAnswers):
-    """A file, directory or hub data set with a column of problems and one of answers; some are
-    held out as the test (`test_size`), unless there is a `test_path`."""
+    """A file, directory or hub data set with a column of problems and a column of answers.
+
+    Some problems are held out (`test_size`) if there is no `test_path`.
+    """
 
     question_field: str = chz.field(default="problem", doc="column with the problem")
-    answer_field: str = chz.field(default="answer", doc="column with the answer, and nothing else")
+    answer_field: str = chz.field(default="answer", doc="column with the bare answer")
 
     def columns(self) -> Columns:
         return Columns(self.question_field, self.answer_field)

@@ -1,4 +1,4 @@
-"""Polaris: 53,000 problems chosen to be hard for reasoning models; it has no test of its own.
+"""Polaris: 53,000 problems chosen to be hard for reasoning models; no test split.
 
 On the hub: POLARIS-Project/Polaris-Dataset-53K, split train, columns `problem`, `answer`,
 `difficulty` (a pass rate, "3/8").
@@ -14,10 +14,11 @@ from recipes.math_rl.problems import Columns
 
 @chz.chz
 class Polaris(BoxedAnswers):
-    """Polaris-53K; some are held out as the test (`test_size`), unless there is a `test_path`."""
+    """Polaris-53K; some problems are held out (`test_size`) if there is no `test_path`."""
 
     path: str = chz.field(
-        default="POLARIS-Project/Polaris-Dataset-53K", doc="name on the hub, or local copy"
+        default="POLARIS-Project/Polaris-Dataset-53K",
+        doc="name on the hub, or path of a local copy",
     )
 
     def default_max_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Problems with known answers: read from files or the hub, and put into batches of groups."""
+"""Problems with known answers: read them from files or the hub, and batch them for RL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tinker_cookbook.utils.records import NumberText
 
 logger = logging.getLogger(__name__)
 
-_WAY_OUT = "its path= may name a local file or directory"
+_LOCAL_PATH_HINT = "its path= may name a local file or directory"
 
 
 class Problem(NamedTuple):
@@ -33,8 +33,11 @@ class Problem(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Where a data set keeps its problems. `answer_in`: takes the answer out of its column, and
-    raises ValueError where there is none. `instead`: the columns where `answer` is missing."""
+    """The columns of a data set.
+
+    answer_in: extracts the answer from its column; raises ValueError if there is none.
+    instead: the columns to use if the data set has no column `answer`.
+    """
 
     question: str
     answer: str
@@ -45,21 +48,24 @@ class Columns(NamedTuple):
 def read_problems(
     path: str, columns: Columns, split: str = "train", name: str | None = None
 ) -> list[Problem]:
-    """The problems of one split. `path`: a data file (all of it), a directory, or a name on the hub
-    (`name`: its configuration there).
+    """Read the problems of one split.
 
-    A number is known as the file spells it, but for powers of ten: 1e16 is 10000000000000000, and
-    5.0 is 5. Raises ConfigurationError or DataError where the data cannot be had (`open_rows`),
-    DataFormatError where a column is missing, no row holds an answer, or one holds what is neither
-    text nor a number nor a date. Rows without an answer are left out, and a warning says how many.
+    path: a data file (read as a whole), a directory, or a name on the hub (name: the configuration
+        there).
+
+    Numbers keep the spelling of the file, except for powers of ten and ".0": 1e16 becomes
+    10000000000000000, and 5.0 becomes 5. Rows without an answer are skipped, with a warning that
+    counts them. Raises ConfigurationError or DataError if the data cannot be loaded (`open_rows`),
+    DataFormatError if a column is missing, if no row has an answer, or if a value is neither text
+    nor a number nor a date.
     """
     local = Path(path).expanduser()
     if models.is_local_path(path) and not local.exists():
-        raise ConfigurationError(f"path={path}: there is no such file or directory")
+        raise ConfigurationError(f"path={path}: no such file or directory")
     if local.is_file():
-        split = "train"  # what a single file is to the reader of files
+        split = "train"  # the only split that a single file has
     configuration = None if local.exists() else name
-    table = open_rows(path, configuration, split, way_out=_WAY_OUT, numbers_as_text=True)
+    table = open_rows(path, configuration, split, way_out=_LOCAL_PATH_HINT, numbers_as_text=True)
     if columns.instead and columns.answer not in table.column_names:
         columns = columns.instead
     missing = [c for c in (columns.question, columns.answer) if c not in table.column_names]
@@ -70,34 +76,34 @@ def read_problems(
             f"(the problem) and {columns.answer!r} (its answer). data=OwnProblems reads any columns"
         )
     table = table.only(columns.question, columns.answer)
-    found: list[Problem] = []
+    problems: list[Problem] = []
     reason = "there are no rows"
-    for number, row in enumerate(table):
+    for index, row in enumerate(table):
         question, answer = (
-            _text(row.get(column), column, table, number)
+            _to_text(row.get(column), column, table, index)
             for column in (columns.question, columns.answer)
         )
         try:
             if not question.strip() or not answer.strip():
                 raise ValueError("an empty problem or answer")
-            found.append(Problem(question, columns.answer_in(answer)))
+            problems.append(Problem(question, columns.answer_in(answer)))
         except ValueError as error:
             reason = str(error)
-    if not found:
-        raise DataFormatError(f"data set {path}: no row holds a problem and an answer ({reason})")
-    if len(found) < len(table):
+    if not problems:
+        raise DataFormatError(f"data set {path}: no row has a problem and an answer ({reason})")
+    if len(problems) < len(table):
         logger.warning(
-            "%s: %d of %d rows left out: %s", path, len(table) - len(found), len(table), reason
+            "%s: skipped %d of %d rows: %s", path, len(table) - len(problems), len(table), reason
         )
-    return found
+    return problems
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_ZEROS = 50  # of a power of ten that is written out
+_MAX_ZEROS = 50  # larger powers of ten keep their exponent
 
 
-def _text(value: Plain | Decimal | datetime.date, column: str, table: Rows, number: int) -> str:
-    """The value of a column as text; "" where there is none."""
+def _to_text(value: Plain | Decimal | datetime.date, column: str, table: Rows, index: int) -> str:
+    """Convert a value to text; "" if it is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -110,42 +116,44 @@ def _text(value: Plain | Decimal | datetime.date, column: str, table: Rows, numb
         return value.isoformat()
     if isinstance(value, str) and not _SURROGATE.search(value):
         return value
-    what = "half of a surrogate pair" if isinstance(value, str) else f"{value!r:.80}"
+    found = "an unpaired surrogate" if isinstance(value, str) else f"{value!r:.80}"
     raise DataFormatError(
-        f"{table.where(number)}: {column!r} holds {what}; expected text, a number or a date:"
-        " write what a right reply says, as text"
+        f"{table.where(index)}: {column!r} is {found}; expected text, a number or a date: write the"
+        " correct answer as text"
     )
 
 
 def _plain_number(text: str) -> str:
-    """`text` as people write numbers: no exponent that can be written out, no ".0"."""
+    """Write a number without an exponent, if it has at most _MAX_ZEROS zeros, and without ".0"."""
     digits, e, exponent = text.lower().partition("e")
     if e and abs(int(exponent)) > _MAX_ZEROS:
         return f"{digits} \\times 10^{{{int(exponent)}}}"
     return re.sub(r"\.0+$", "", f"{Decimal(text):f}" if e else text)
 
 
-def without(problems: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:
-    """The problems whose question, spaces aside, is none of `held_out`."""
-    known = {"".join(problem.question.split()) for problem in held_out}
-    return [problem for problem in problems if "".join(problem.question.split()) not in known]
+def drop_held_out(problems: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:
+    """Drop the problems whose question, white space aside, is one of `held_out`."""
+    excluded = {"".join(problem.question.split()) for problem in held_out}
+    return [problem for problem in problems if "".join(problem.question.split()) not in excluded]
 
 
-def some(problems: Sequence[Problem], count: int | None) -> list[Problem]:
-    """At most `count` of them, in their order, the same ones each time (None: all). Drawn at
-    random, for files are often sorted by subject."""
+def sample_problems(problems: Sequence[Problem], count: int | None) -> list[Problem]:
+    """Return a fixed random subset of at most `count` problems in their order (None: all).
+
+    Random, because files are often sorted by subject.
+    """
     if count is None or count >= len(problems):
         return list(problems)
-    drawn = np.random.default_rng(0).permutation(len(problems))[:count]
-    return [problems[i] for i in sorted(drawn.tolist())]
+    chosen = np.random.default_rng(0).permutation(len(problems))[:count]
+    return [problems[i] for i in sorted(chosen.tolist())]
 
 
 class ProblemDataset(RLDataset):
-    """Batches of groups, each of which tries one problem.
+    """Batches of groups; the members of a group attempt the same problem.
 
-    seed: each epoch goes through the problems in an order of its own; batches run on from one
-    epoch into the next, so that every batch is full and no problem is left out. None: one epoch in
-    the given order, the last batch may be smaller.
+    seed: shuffles each epoch differently. Batches cross epoch boundaries, so that every batch is
+    full and no problem is dropped. None: one epoch in the given order; the last batch may be
+    smaller.
     """
 
     def __init__(
@@ -160,7 +168,7 @@ class ProblemDataset(RLDataset):
         num_epochs: int = 1,
     ) -> None:
         if not problems:
-            raise DataValidationError(f"{name}: there are no problems left to draw from")
+            raise DataValidationError(f"{name}: there are no problems")
         self.problems, self.name = list(problems), name
         self._make_env, self.group_size = make_env, group_size
         self._seed, self._size = seed, groups_per_batch
@@ -175,18 +183,19 @@ class ProblemDataset(RLDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         positions = range(index * self._size, min((index + 1) * self._size, self._total))
-        return [self.group(self.problems[self._at(position)]) for position in positions]
+        return [self.group(self.problems[self._problem_index(position)]) for position in positions]
 
     def group(self, problem: Problem) -> ProblemGroupBuilder:
         return ProblemGroupBuilder(
             functools.partial(self._make_env, *problem), self.group_size, self.name
         )
 
-    def _at(self, position: int) -> int:
+    def _problem_index(self, position: int) -> int:
+        """The problem at a position of all epochs in sequence."""
         epoch, place = divmod(position, len(self.problems))
-        return place if self._seed is None else self._order(epoch)[place]
+        return place if self._seed is None else self._epoch_order(epoch)[place]
 
-    def _order(self, epoch: int) -> list[int]:
+    def _epoch_order(self, epoch: int) -> list[int]:
         return _permutation(self._seed or 0, epoch, len(self.problems))
 
 

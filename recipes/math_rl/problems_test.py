@@ -90,14 +90,14 @@ def test_known_answers_of_tables(tmp_path: Path, values: list[Any], known: list[
     [
         ('["6"]', r"\['6'\]"),
         ('{"value": 6}', r"\{'value': '6'\}"),
-        ('"\\ud83d"', "half of a surrogate pair"),
+        ('"\\ud83d"', "an unpaired surrogate"),
         ("Infinity", "inf"),
     ],
 )
 def test_answers_that_are_none(tmp_path: Path, answer: str, found: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(f'{{"problem": "p?", "answer": 1}}\n{{"problem": "q?", "answer": {answer}}}\n')
-    with pytest.raises(DataFormatError, match=rf":2: 'answer' holds {found}; expected text"):
+    with pytest.raises(DataFormatError, match=rf":2: 'answer' is {found}; expected text"):
         answers(path)
 
 
@@ -105,7 +105,7 @@ def test_a_timestamp_in_a_table_is_refused(tmp_path: Path) -> None:
     """What a right reply to it would be cannot be told: a day, or a day and an hour."""
     rows = [{"problem": "q?", "answer": datetime.datetime(2021, 5, 3)}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(DataFormatError, match=r"row 0: 'answer' holds datetime.* as text"):
+    with pytest.raises(DataFormatError, match=r"row 0: 'answer' is datetime.* as text"):
         answers(tmp_path / "x.parquet")
 
 

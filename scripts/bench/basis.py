@@ -1,6 +1,4 @@
-"""What all contestants of a run start from, and what they are held against: the model, the batch,
-one adapter that is not at its start, the best matrix product of this machine, FLOPs of a batch.
-"""
+"""Common to all contestants: model, batch, optimizer settings, matrix-product peak, FLOPs."""
 
 from __future__ import annotations
 
@@ -27,7 +25,12 @@ MODEL_150M = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-ADAM = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}  # of every contestant
+ADAM = {
+    "lr": 1e-4,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+}  # the same for every contestant
 
 
 # -- the batch
@@ -35,8 +38,10 @@ ADAM = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}  # o
 
 @dataclass
 class Batch:
-    """Sequences of token ids. With a prompt length P: tokens from position P on were sampled, with
-    these logprobs, and each sequence has an advantage. Without: every token but the first counts.
+    """Sequences of token ids.
+
+    RL: the first `prompt` tokens are the prompt; the rest were sampled with `logprobs`, and each
+    sequence has an advantage. SFT (prompt 0): every token but the first has a loss.
     """
 
     sequences: list[list[int]]
@@ -46,12 +51,12 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the sequences themselves, no padding; what tokens/s counts."""
+        """Number of tokens without padding, the basis of tokens/s."""
         return sum(map(len, self.sequences))
 
     @property
     def first(self) -> int:
-        """Position of the first token that has a loss."""
+        """Position of the first token with a loss."""
         return max(self.prompt, 1)
 
     @property
@@ -72,8 +77,8 @@ def random_sequences(lengths: Sequence[int], vocab_size: int, seed: int) -> list
     return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
 
 
-def evenly(shortest: int, longest: int, count: int) -> list[int]:
-    """`count` lengths from the shortest to the longest."""
+def evenly_spaced_lengths(shortest: int, longest: int, count: int) -> list[int]:
+    """`count` evenly spaced lengths from the shortest to the longest."""
     return np.linspace(shortest, longest, count).round().astype(int).tolist()
 
 
@@ -81,7 +86,7 @@ def evenly(shortest: int, longest: int, count: int) -> list[int]:
 
 
 def model_path(model: str) -> str:
-    """What to hand to `from_pretrained`; the 150 M model is made if it is not there."""
+    """The argument for `from_pretrained`; creates the 150 M model if it does not exist."""
     if model != "150m":
         return models.load_path(model)
     path = runs_path("cache", "bench-150m")
@@ -91,7 +96,7 @@ def model_path(model: str) -> str:
 
 
 def make_model(config: dict[str, Any], path: Path, dtype: str = "bfloat16") -> None:
-    """A Qwen3 with random weights, complete or not there at all."""
+    """Create a Qwen3 with random weights; a rename at the end makes it atomic."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -136,7 +141,7 @@ def shape_of(path: str, rank: int) -> dict[str, int]:
 
 
 class MatrixProduct:
-    """The fastest matrix product of the machine in the model's precision, in TFLOP/s."""
+    """The peak of the machine for matrix products in the model's dtype, in TFLOP/s."""
 
     def __init__(self, dtype: str, device: str, size: int) -> None:
         import torch
@@ -159,12 +164,12 @@ class MatrixProduct:
 
 
 def training_flops(facts: dict[str, Any], lengths: Sequence[int], prefix: int = 0) -> float:
-    """Model FLOPs of forward and backward over sequences that share `prefix` tokens, computed once.
+    """Model FLOPs of forward and backward over sequences whose shared prefix is computed once.
 
-    Per token 4 per weight of the linear layers and the unembedding (2 forward, 2 for the gradient
-    of the activations; frozen weights have none) and 6 per weight of the adapter. Attention: each
-    query meets the keys up to its own position, 4 * heads * head size per pair forward (scores and
-    values) and twice that backward.
+    Per token: 4 per weight of the linear layers and the unembedding (2 forward, 2 for the gradient
+    of the activations; frozen weights have no gradient), and 6 per weight of the adapter.
+    Attention: each query attends to the keys up to its own position; 4 * heads * head size per pair
+    forward (scores and values), twice that backward.
     """
     own = [length - prefix for length in lengths]
     tokens = sum(own) + prefix
@@ -176,7 +181,7 @@ def training_flops(facts: dict[str, Any], lengths: Sequence[int], prefix: int = 
 def sampling_flops(
     facts: dict[str, Any], prompts: Sequence[int], samples: int, tokens: int
 ) -> float:
-    """Model FLOPs of each prompt once and `samples` continuations of `tokens` tokens each."""
+    """Model FLOPs of one prefill per prompt and `samples` completions of `tokens` tokens each."""
     generated = len(prompts) * samples * tokens
     dense = 2 * (facts["linear_parameters"] + facts["lora_parameters"])
     pairs = sum(p**2 / 2 + samples * (p * tokens + tokens**2 / 2) for p in prompts)

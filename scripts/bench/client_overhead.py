@@ -1,13 +1,12 @@
-"""What a call of the in-process client costs when the engine answers at once.
+"""Overhead of a call of the in-process client, measured with an engine that answers at once.
 
     ./scripts/bench/run client_overhead
-    ./scripts/bench/run client_overhead calls=200 rounds=1      # a try
-    ./scripts/bench/run client_overhead against=main            # in turns with the code of main
+    ./scripts/bench/run client_overhead calls=200 rounds=1      # quick check
+    ./scripts/bench/run client_overhead against=main            # alternating with the code of main
 
-Only the computation of samples is replaced; client, conversion of SDK types, engine thread, its
-queue and futures are those that a recipe uses. The goal is 5,000 `sample` calls per second.
-"forward_backward" is the real one, on a model of a few thousand parameters. The last rows are the
-part of it all that the SDK's own types cost, whoever fills them.
+Only the sampling itself is replaced; client, conversion of SDK types, engine thread, queue and
+futures are those that recipes use. The goal is 5,000 `sample` calls per second. "forward_backward"
+is real, on a model of a few thousand parameters. The last rows measure the SDK's own types alone.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ TINY = {
 @chz.chz
 class Config(harness.AgainstConfig):
     threads: int = chz.field(default=1, doc="OpenMP threads; matrices this small gain nothing")
-    calls: int = chz.field(default=5000, doc="calls of a measurement")
-    in_flight: int = chz.field(default=256, doc="calls that wait for their answer at a time")
-    prompt: int = chz.field(default=64, doc="tokens of a prompt, and of a datum")
-    tokens: int = chz.field(default=32, doc="tokens of an answer")
+    calls: int = chz.field(default=5000, doc="calls per measurement")
+    in_flight: int = chz.field(default=256, doc="calls in flight at the same time")
+    prompt: int = chz.field(default=64, doc="tokens per prompt and per datum")
+    tokens: int = chz.field(default=32, doc="tokens per sample")
 
 
 class Client:
-    """The client under test; `measure` says how many seconds one way of calling it takes."""
+    """The client under test; `measure` returns the seconds that one way of calling it takes."""
 
     def __init__(self, store: str, prompt: int, tokens: int, in_flight: int) -> None:
         import tinker
@@ -156,7 +155,7 @@ class Client:
 
 
 def replace_sampler() -> None:
-    """Engines made from now on answer every sampling request with the same tokens."""
+    """Make all new engines answer every sampling request at once, with the same tokens."""
     from tinker_cookbook.engine import samplers
     from tinker_cookbook.engine.requests import Sample, SampledTokens, SampleResult
 
@@ -201,18 +200,18 @@ def main(config: Config) -> dict[str, Any]:
             Contestant("client", "client_overhead:Client", {"store": run.store, **words})
         )
         ways = versions[0].facts["ways"]
-        # an optimizer's worth of gradients takes longer than a sample that is given
+        # forward_backward computes gradients and takes longer than a prepared sample
         calls = {way: max(config.calls // (5 if "forward" in way else 1), 1) for way in ways}
         run.turns(versions, {way: {"calls": calls[way]} for way in ways})
-        return run.finish([row_of(each, way, versions) for way in ways for each in versions])
+        return run.finish([version_row(each, way, versions) for way in ways for each in versions])
 
 
-def row_of(version: Contestant, way: str, versions: Sequence[Contestant]) -> dict[str, Any]:
+def version_row(version: Contestant, way: str, versions: Sequence[Contestant]) -> dict[str, Any]:
     per_call = median(
         each["seconds"] / each["calls"] for each in version.measured if each["way"] == way
     )
     out = {"name": way, "calls_per_s": 1 / per_call, "microseconds": per_call * 1e6}
-    return harness.labelled(out, version, versions, way)
+    return harness.label_version(out, version, versions, way)
 
 
 if __name__ == "__main__":

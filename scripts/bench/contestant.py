@@ -1,4 +1,4 @@
-"""A contestant: in a process of its own, whose peak memory is its alone, or in this one."""
+"""A contestant, run in its own process (so that its peak memory can be measured) or in this one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass(frozen=True)
 class Place:
-    """Where contestants run. `isolate`: each in a process of its own, with this many threads."""
+    """How contestants run. isolate: each in its own process, with this many threads."""
 
     isolate: bool
     threads: int
@@ -29,7 +29,7 @@ class Place:
     answer_seconds: int
 
     def environment(self, root: Path) -> dict[str, str]:
-        """For the code of the checkout `root`."""
+        """The environment of a process that runs the code of the checkout `root`."""
         paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
             **os.environ,
@@ -44,14 +44,14 @@ class Place:
 
 @dataclass
 class Contestant:
-    """One row of a table: what is measured (`MODULE:CLASS` and its words), and what came out."""
+    """One row of a table: the class to measure (`MODULE:CLASS`), its arguments, and the results."""
 
     name: str
     target: str
     words: dict[str, Any] = field(default_factory=dict)
     python: str = sys.executable
-    root: Path = ROOT  # the checkout whose code it runs, the worker's too
-    facts: dict[str, Any] = field(default_factory=dict)  # what it said when it was made
+    root: Path = ROOT  # the checkout whose code it runs, including the worker
+    facts: dict[str, Any] = field(default_factory=dict)  # reported at construction
     measured: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[str, float] = field(default_factory=dict)  # peaks, GiB
     error: str | None = None  # why there is no (further) measurement
@@ -73,7 +73,7 @@ class Contestant:
         self.facts = self._take(reply) or {}
 
     def measure(self, place: Place, **words: Any) -> dict[str, Any] | None:
-        """One more measurement; None, and `error` says why, if there is none."""
+        """Measure once; returns None and sets `error` on failure."""
         if self.error is not None:
             return None
         if self._process is not None:
@@ -98,11 +98,11 @@ class Contestant:
             self._process.wait()
 
     def log(self) -> str:
-        """What its process wrote."""
+        """The output of its process."""
         return self._log.read_text(errors="replace") if self._log else ""
 
     def values(self, key: str) -> list[float]:
-        return [each[key] for each in self.measured if key in each]
+        return [entry[key] for entry in self.measured if key in entry]
 
     def _open(self, place: Place, log: Path) -> subprocess.Popen[bytes]:
         with log.open("wb") as file:
@@ -121,7 +121,7 @@ class Contestant:
         try:
             process.stdin.write(json.dumps(words).encode() + b"\n")
         except BrokenPipeError:
-            return {"error": _ending(process)}
+            return {"error": _exit_reason(process)}
         deadline, line = time.monotonic() + seconds, b""
         while not line.endswith(b"\n"):
             left = deadline - time.monotonic()
@@ -130,17 +130,19 @@ class Contestant:
                 return {"error": f"no answer within {seconds} s"}
             piece = os.read(process.stdout.fileno(), 1 << 16)
             if not piece:
-                return {"error": _ending(process)}
+                return {"error": _exit_reason(process)}
             line += piece
         return json.loads(line)
 
     def _take(self, reply: dict[str, Any]) -> dict[str, Any] | None:
-        if self._process is not None:  # in this process the peak would be everybody's
+        if (
+            self._process is not None
+        ):  # without a process of its own, the peak includes all contestants
             self.memory = {key: reply[key] for key in worker.PEAKS if key in reply}
         self.error = reply.get("error")
         return reply.get("answer")
 
 
-def _ending(process: subprocess.Popen[bytes]) -> str:
+def _exit_reason(process: subprocess.Popen[bytes]) -> str:
     code = process.wait()
     return "killed: out of memory?" if code == -9 else f"its process ended with code {code}"

@@ -1,4 +1,4 @@
-"""The drawing of docs/benchmarks.md."""
+"""The plot of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def draw_growth(line: dict[str, Any], path: Path) -> None:
-    """One panel for each sweep: seconds of a step, and its memory on the right axis."""
+    """Plot one panel per sweep: seconds per step, and memory on the right axis."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    # the same figures give the same file
+    # a fixed salt, so that the same figures give the same file
     plt.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none", "font.size": 8})
     measured = [row for row in line["rows"] if "sweep" in row]
     sweeps = list(dict.fromkeys(row["sweep"] for row in measured))

@@ -1,4 +1,4 @@
-"""This engine as a contestant, through the Tinker API as its users call it."""
+"""This project's engine as a contestant, called through the Tinker API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from basis import ADAM, Batch, model_path, random_sequences, shape_of
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.service.local import LocalServiceClient
 
-LARGE = 50_000_000  # parameters; from here on "auto" is bfloat16, as in the engine
+LARGE = 50_000_000  # parameters; from this size on "auto" is bfloat16, as in the engine
 
 
 def connected(dtype: str, device: str, store: str) -> LocalServiceClient:
@@ -31,8 +31,11 @@ def adam(lr: float = ADAM["lr"]) -> tinker.AdamParams:
 
 
 def datums(batch: Batch) -> list[tinker.Datum]:
-    """The loss of the batch is a mean over its loss tokens, so the share of each stands in its
-    weight or advantage."""
+    """Convert a batch to datums.
+
+    The engine sums the loss over tokens, but the other contestants take the mean: weights and
+    advantages are therefore divided by the number of loss tokens.
+    """
     out, scale, first = [], 1 / batch.loss_tokens, batch.first - 1
     for index, sequence in enumerate(batch.sequences):
         length = len(sequence) - 1
@@ -57,7 +60,7 @@ def datums(batch: Batch) -> list[tinker.Datum]:
 
 
 class Setup:
-    """Makes the model and an adapter after one step, for a run's other processes to read."""
+    """Create the model and an adapter after one training step, for all other processes."""
 
     def __init__(
         self,
@@ -74,7 +77,8 @@ class Setup:
             dtype = "bfloat16" if shape["parameters"] >= LARGE else "float32"
         service = connected(dtype, device, store)
         client = service.create_lora_training_client(path, rank=rank, seed=0, train_unembed=False)
-        # B starts at zero: without a step the products of the adapter could be left out unseen
+        # B starts at zero. Without a step, a contestant that ignores the adapter would go
+        # unnoticed.
         batch = Batch(random_sequences([step_tokens], shape["vocab_size"], seed=99))
         client.forward_backward(datums(batch), "cross_entropy").result()
         client.optim_step(adam(lr=1e-3)).result()
@@ -92,8 +96,11 @@ class Setup:
 
 
 class Training:
-    """forward_backward and optim_step of one batch. `share`: the engine may compute what rows share
-    at their beginning once. `unembed`: the unembedding has an adapter too (a fresh one)."""
+    """forward_backward and optim_step of one batch.
+
+    share: the engine may compute a shared prefix once. unembed: also train an adapter on the
+    unembedding, starting from a fresh one.
+    """
 
     def __init__(
         self,
@@ -129,7 +136,7 @@ class Training:
 
 @contextmanager
 def shared_prefixes(share: bool) -> Iterator[None]:
-    """Whether rows with the same beginning share its computation, for the whole process."""
+    """Switch prefix sharing on or off for the whole process."""
     from tinker_cookbook.engine import packing
 
     usual = packing.MIN_SHARED_TOKENS
@@ -141,7 +148,7 @@ def shared_prefixes(share: bool) -> Iterator[None]:
 
 
 class ScoreBatch:
-    """Logprobs of a batch's tokens under the adapter, for losses that compare with them."""
+    """Computes the logprobs of a batch under the adapter, the sampling logprobs of the RL loss."""
 
     def __init__(self, facts: dict[str, Any], batch: str, device: str, store: str) -> None:
         service = connected(facts["dtype"], device, store)
@@ -152,14 +159,15 @@ class ScoreBatch:
         first = given.first - 1
         self.facts = {
             "logprobs": [
-                each["logprobs"].to_numpy()[first:].tolist() for each in output.loss_fn_outputs
+                outputs["logprobs"].to_numpy()[first:].tolist()
+                for outputs in output.loss_fn_outputs
             ]
         }
         service.close()
 
 
 class Sampling:
-    """Some prompts, several samples of each, nothing that ends them early."""
+    """Samples several completions of each prompt, without stop tokens."""
 
     def __init__(
         self,
@@ -180,7 +188,7 @@ class Sampling:
         self._ask(random_sequences([prompt_tokens] * prompts, self.vocab_size, seed=0), tokens=8)
 
     def measure(self, seed: int) -> dict[str, float]:
-        """Seconds with prompts never seen, and with the same ones again."""
+        """Seconds with new prompts, then with the same prompts again (cached)."""
         count, length = self.shape
         prompts = random_sequences([length] * count, self.vocab_size, seed)
         first = self._ask(prompts, self.tokens)

@@ -1,11 +1,11 @@
-"""How time and memory of one training step grow with tokens, sequence length, vocabulary, rank and
-the number of adapters.
+"""Scaling of time and memory of a training step with tokens, sequence length, vocabulary, LoRA rank
+and number of adapters.
 
-    ./scripts/bench/run growth                      # some four minutes on two cores
-    ./scripts/bench/run growth tiny=true rounds=1   # a try
+    ./scripts/bench/run growth                      # about four minutes on two cores
+    ./scripts/bench/run growth tiny=true rounds=1   # quick check
 
-On a random Qwen3 of 34 M parameters in bf16, one thing changed at a time; adapters cover
-everything, the unembedding too. Memory is what a step takes on top of what was resident before.
+A random Qwen3 with 34 M parameters in bf16; each sweep varies one quantity. Adapters cover all
+linear layers including the unembedding. Memory is the peak of a step minus the memory before it.
 """
 
 from __future__ import annotations
@@ -44,24 +44,26 @@ SWEEPS = {
     "rank": ("LoRA rank (2,048 tokens)", (4, 16, 64, 256)),
     "adapters": ("adapters in a pass (4,096 tokens in all)", (1, 2, 4, 8, 16)),
 }
-TINY = 16  # what `tiny` divides numbers of tokens by
+TINY = 16  # `tiny` divides numbers of tokens by this
 
 
 @chz.chz
 class Config(harness.RunConfig):
-    rounds: int = chz.field(default=2, doc="measurements of a step, after a warm-up")
-    sweeps: str = chz.field(default=",".join(SWEEPS), doc="what grows, e.g. rank,adapters")
-    tiny: bool = chz.field(default=False, doc="a 16th of the tokens and two values each: a try")
+    rounds: int = chz.field(default=2, doc="measurements of a step after a warm-up")
+    sweeps: str = chz.field(default=",".join(SWEEPS), doc="sweeps to run, e.g. rank,adapters")
+    tiny: bool = chz.field(
+        default=False, doc="quick check: a 16th of the tokens, two values per sweep"
+    )
 
     @chz.validate
     def _known(self) -> None:
         for sweep in self.sweeps.split(","):
             if sweep not in SWEEPS:
-                raise ConfigurationError(f"sweeps={sweep}: there is {', '.join(SWEEPS)}")
+                raise ConfigurationError(f"sweeps={sweep}: expected some of {', '.join(SWEEPS)}")
 
 
 class Sweep:
-    """One step of training at each value of one sweep."""
+    """Measures a training step at each value of one sweep."""
 
     def __init__(self, sweep: str, device: str, store: str, divisor: int) -> None:
         from engine_contestants import connected
@@ -124,13 +126,13 @@ class Sweep:
         return time.perf_counter() - started
 
     def _resident(self) -> float:
-        """GiB in use; peaks count from here."""
+        """GiB in use; resets the peak."""
         if self.device.startswith("cuda"):
             import torch
 
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated() / 2**30
-        ctypes.CDLL(None).malloc_trim(0)  # what is only kept for later is not in use
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system: it is not in use
         worker.reset_peak_rss()
         return worker.peak_memory()["peak_rss_gib"]
 
@@ -172,7 +174,7 @@ def main(config: Config) -> dict[str, Any]:
                         "memory_gib": answer["memory_gib"],
                     }
                 )
-                harness.say(f"{title}: {value}: {answer['step_seconds']:.3f} s")
+                harness.log_line(f"{title}: {value}: {answer['step_seconds']:.3f} s")
             contestant.stop()
         return run.finish(rows, model=MODEL)
 

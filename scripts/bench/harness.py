@@ -1,7 +1,7 @@
-"""What every benchmark shares: its keys, the run with its rounds, the rows and the last line.
+"""Shared by all benchmarks: config keys, the measurement loop, result rows and the JSON line.
 
-Contestants are made one after the other and then measured in turns, round by round, so that what
-the machine does meanwhile meets all of them. Only one of them computes at a time.
+Contestants are created one after the other and then measured in turns, round by round, so that
+other load on the machine affects all of them. Only one contestant computes at a time.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any, Literal
 import chz
 import psutil
 from contestant import Contestant, Place
-from report import keep, text_table
-from revisions import Refused, revision
+from report import save_result, text_table
+from revisions import ComparisonError, revision
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "tinker")
-PATHS = ("path", "state", "sampler_weights", "peft")  # facts of a setup
-# How far apart the losses of contestants may be, absolute and relative. Differences of bf16 are
-# those of rounding; a target, a weight or a token that is not the same shows in the first digits.
-COMPARED_STEPS = 2  # before and after an update; later, differences of rounding have grown
+PATHS = ("path", "state", "sampler_weights", "peft")  # facts of a setup that are local paths
+# Tolerance for the losses of different contestants, absolute and relative. bf16 losses differ by
+# rounding only; a different target, weight or token would change the first digits.
+COMPARED_STEPS = 2  # before and after one update; in later steps rounding differences grow
 LOSS_TOLERANCE = {"float32": 2e-5, "bfloat16": 5e-3}
 
 
@@ -40,21 +40,21 @@ LOSS_TOLERANCE = {"float32": 2e-5, "bfloat16": 5e-3}
 class RunConfig:
     device: str = chz.field(default="cpu", doc="torch device of all contestants")
     threads: int = chz.field(default=2, doc="OpenMP threads of a contestant")
-    rounds: int = chz.field(default=3, doc="measurements, after a warm-up")
+    rounds: int = chz.field(default=3, doc="measurements after a warm-up")
     save: str | None = chz.field(
-        default=None, doc="JSON file that keeps the last line of each benchmark; None: none"
+        default=None, doc="JSON file for the results of each benchmark (None: not saved)"
     )
     isolate: bool = chz.field(
         default=True,
-        doc="a process per contestant; false: all in this one, quick, without the memory of each",
+        doc="one process per contestant; false: all in this process (quick, but no memory figures)",
     )
     answer_seconds: int = chz.field(
-        default=1800, doc="a contestant that is silent for longer is given up"
+        default=1800, doc="timeout for one answer of a contestant, in seconds"
     )
 
     @property
     def offline(self) -> bool:
-        """Whether nothing has to be fetched."""
+        """Whether nothing has to be downloaded."""
         return True
 
     @chz.validate
@@ -69,20 +69,20 @@ class RunConfig:
 class BenchConfig(RunConfig):
     model: str = chz.field(
         default="150m",
-        doc='"150m": a random Qwen3 of 150 M parameters, made once in the runs directory; or a'
+        doc='"150m": a random Qwen3 with 150 M parameters, created once in the runs directory; or a'
         " model's name or directory",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = chz.field(
-        default="auto", doc='of the base model; "auto": bfloat16 from 50 M parameters on'
+        default="auto", doc='dtype of the base model; "auto": bfloat16 from 50 M parameters on'
     )
     rank: int = chz.field(default=32, doc="LoRA rank, on all linear layers")
     only: str | None = chz.field(
         default=None,
-        doc="words from the names of the contestants to run, e.g. ours,peft; None: all",
+        doc="run only contestants whose name contains one of these, e.g. ours,peft (None: all)",
     )
 
     gemm: int = chz.field(
-        default=4096, doc="rows and columns of the matrix product that is called the peak"
+        default=4096, doc="size of the square matrix product that measures the GEMM peak"
     )
 
     @property
@@ -94,8 +94,8 @@ class BenchConfig(RunConfig):
 class AgainstConfig(RunConfig):
     against: str | None = chz.field(
         default=None,
-        doc="revision of this repository that is measured in turns with the present code, by the"
-        " scripts/bench of its own; None: none",
+        doc="revision of this repository to measure in turns with the current code, using its own"
+        " scripts/bench (None: none)",
     )
 
     @chz.validate
@@ -108,7 +108,7 @@ _NOT_SETTINGS = ("save", "isolate", "answer_seconds", "vllm_python", "threads", 
 
 
 class Run:
-    """One benchmark: its scratch directory, what was started in it, its rows."""
+    """One run of a benchmark: its scratch directory, contestants and result rows."""
 
     def __init__(self, name: str, config: RunConfig, scratch: Path) -> None:
         self.name = name
@@ -120,17 +120,17 @@ class Run:
         self._clock = time.perf_counter()
 
     def start(self, contestant: Contestant) -> Contestant:
-        """Make a contestant; that it cannot be made is its row, as is an error it has already."""
+        """Start a contestant. If that fails, the error is reported in its row of the table."""
         if contestant.error is None:
-            say(f"{contestant.name}: starting")
+            log_line(f"{contestant.name}: starting")
             contestant.start(self._place, self.scratch / f"{len(self._started)}.log")
         self._started.append(contestant)
         if contestant.error is not None:
-            _explain(contestant)
+            _log_failure(contestant)
         return contestant
 
     def start_chosen(self, contestants: Sequence[Contestant]) -> list[Contestant]:
-        """Those that `only` names."""
+        """Start the contestants selected by `only`."""
         only = getattr(self.config, "only", None) or ""
         words = [word.strip().lower() for word in only.split(",") if word.strip()]
         for word in words:
@@ -146,26 +146,29 @@ class Run:
         ]
 
     def start_versions(self, contestant: Contestant) -> list[Contestant]:
-        """The contestant and, where the benchmark is run `against` a revision, its twin there, with
-        a store of its own."""
+        """Start the contestant and, with `against=`, the same contestant at that revision.
+
+        The revision runs its own scripts/bench with the same target and arguments, so these must
+        keep their names.
+        """
         versions = [contestant]
         rev = getattr(self.config, "against", None)
         if rev is not None:
             try:
                 code = revision(rev, self.scratch)
-            except Refused as error:
+            except ComparisonError as error:
                 raise ConfigurationError(f"against={error}") from None
             words = {**contestant.words, "store": str(code.directory / "bench" / "store")}
             name = f"{contestant.name} at {code.name}"
             versions.append(Contestant(name, contestant.target, words, root=code.directory))
-        for each in versions:
-            self.start(each)
-            if each.error is not None:
-                raise TrainingError(f"{self.name}: {each.name}: {each.error}")
+        for version in versions:
+            self.start(version)
+            if version.error is not None:
+                raise TrainingError(f"{self.name}: {version.name}: {version.error}")
         return versions
 
     def prepare(self, target: str, **words: Any) -> dict[str, Any]:
-        """What a helper says that the benchmark cannot go without; its process ends."""
+        """Run a helper to completion and return its facts; raises TrainingError if it fails."""
         helper = self.start(Contestant(target.partition(":")[2], target, words))
         helper.stop()
         if helper.error is not None:
@@ -173,7 +176,7 @@ class Run:
         return helper.facts
 
     def setup(self) -> dict[str, Any]:
-        """The model of this run and the adapter that everybody begins with."""
+        """Create the model and the adapter that all contestants start from."""
         config = self.config
         assert isinstance(config, BenchConfig)
         return self.prepare(
@@ -196,15 +199,15 @@ class Run:
             return None
         answer = contestant.measure(self._place, **words)
         if answer is None:
-            _explain(contestant)
+            _log_failure(contestant)
         elif "seconds" in answer:
-            say(f"{contestant.name}: {answer['seconds']:.3f} s")
+            log_line(f"{contestant.name}: {answer['seconds']:.3f} s")
         return answer
 
     def rounds(self, contestants: Sequence[Contestant], seeded: Sequence[Contestant] = ()) -> None:
-        """Measure all of them in turns; the `seeded` are told the round's seed."""
+        """Measure all contestants in turns; `seeded` ones receive the seed of the round."""
         for number in range(1, self.config.rounds + 1):
-            say(f"round {number} of {self.config.rounds}")
+            log_line(f"round {number} of {self.config.rounds}")
             for contestant in contestants:
                 words = {"seed": number} if contestant in seeded else {}
                 self.measure(contestant, **words)
@@ -215,8 +218,11 @@ class Run:
         ways: Mapping[str, Mapping[str, Any]],
         yardstick: Contestant | None = None,
     ) -> None:
-        """Measure each way of each version, one version after the other and every second round the
-        other way round; what cannot be measured is an error."""
+        """Measure each way of calling each version, in turns.
+
+        The order of the versions alternates between rounds, so that neither always runs first.
+        Raises TrainingError if a measurement fails.
+        """
         for number in range(self.config.rounds):
             for way, words in ways.items():
                 for version in versions[:: -1 if number % 2 else 1]:
@@ -226,8 +232,8 @@ class Run:
                 self.measure(yardstick)
 
     def finish(self, rows: Sequence[dict[str, Any]], **further: Any) -> dict[str, Any]:
-        """Print the table and, as the last line, everything as JSON."""
-        line = rounded(
+        """Print the table and, as the last line, all results as JSON."""
+        line = round_numbers(
             {
                 "bench": self.name,
                 "date": time.strftime("%Y-%m-%d"),
@@ -245,7 +251,7 @@ class Run:
         )
         print(text_table(line["rows"]))
         if self.config.save:
-            keep(Path(self.config.save), line)
+            save_result(Path(self.config.save), line)
         print(json.dumps(line), flush=True)
         return line
 
@@ -264,15 +270,15 @@ def run(name: str, config: RunConfig) -> Iterator[Run]:
             current.close()
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _explain(contestant: Contestant) -> None:
-    """Why a contestant has no row; BENCH_DEBUG=1 shows what its process wrote, too."""
-    say(f"{contestant.name}: not run: {contestant.error}")
+def _log_failure(contestant: Contestant) -> None:
+    """Print why a contestant failed; with BENCH_DEBUG=1 also the output of its process."""
+    log_line(f"{contestant.name}: not run: {contestant.error}")
     if os.environ.get("BENCH_DEBUG"):
-        say(contestant.log())
+        log_line(contestant.log())
 
 
 # -- rows
@@ -286,9 +292,11 @@ def row(
     yardstick: Contestant,
     **further: Any,
 ) -> dict[str, Any]:
-    """tokens/s by the median time. The ratio is the median over the rounds, so that what disturbed
-    one of them is in both of its sides. GEMM share: model FLOPs per second against the best matrix
-    product of the run.
+    """The result row of a contestant.
+
+    tokens/s: from the median time. ratio: the median of the ratios per round, so that load on the
+    machine affects numerator and denominator alike. GEMM share: model FLOP/s relative to the best
+    matrix product of the run.
     """
     out: dict[str, Any] = {"name": contestant.name}
     seconds = contestant.values("seconds")
@@ -304,24 +312,23 @@ def row(
     return {**out, "seconds": seconds, **further}
 
 
-def labelled(
+def label_version(
     row: dict[str, Any], version: Contestant, versions: Sequence[Contestant], way: str
 ) -> dict[str, Any]:
-    """A row of one of the versions: with how many times as fast as the revision the present code is
-    in it, or with the revision's name."""
+    """Complete the row of a version: the speed-up over the revision, or the revision's name."""
     if len(versions) == 1:
         return row
-    present, _ = versions
-    if version is not present:
+    current, _ = versions
+    if version is not current:
         return {**row, "name": f"{row['name']}, {version.name}"}
     own, theirs = (
-        [each["seconds"] for each in one.measured if each["way"] == way] for one in versions
+        [entry["seconds"] for entry in each.measured if entry["way"] == way] for each in versions
     )
     return {**row, "times_as_fast": ratio(theirs, own)}
 
 
-def basis_of(facts: dict[str, Any], yardstick: Contestant) -> dict[str, Any]:
-    """What the figures of a run are relative to, without the paths of this machine."""
+def reference_facts(facts: dict[str, Any], yardstick: Contestant) -> dict[str, Any]:
+    """The model and the GEMM peak that the figures refer to, without local paths."""
     return {
         "model": {key: value for key, value in facts.items() if key not in PATHS},
         "gemm_tflops": max(yardstick.values("tflops"), default=None),
@@ -333,13 +340,15 @@ def ratio(reference: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def losses(contestant: Contestant) -> list[float]:
-    """Of the warm-up and of every measurement: one optimizer step each."""
+    """Losses of the warm-up and of each measurement, one optimizer step each."""
     return [contestant.facts["loss"], *contestant.values("loss")] if contestant.facts else []
 
 
 def check_losses(contestants: Sequence[Contestant], dtype: str) -> float:
-    """The largest difference from the first contestant's losses at the first steps. Whoever is
-    further away than rounding did other work, and its times count for nothing."""
+    """The largest difference to the first contestant's losses over the first steps.
+
+    A contestant outside the tolerance did not do the same work: it gets an error and no figures.
+    """
     tolerance, largest = LOSS_TOLERANCE[dtype], 0.0
     running = [contestant for contestant in contestants if contestant.error is None]
     for contestant in running[1:]:
@@ -349,21 +358,21 @@ def check_losses(contestants: Sequence[Contestant], dtype: str) -> float:
                 contestant.error = (
                     f"loss {own:.6g} at step {step + 1}, {running[0].name} has {first:.6g}"
                 )
-                say(f"{contestant.name}: {contestant.error}")
+                log_line(f"{contestant.name}: {contestant.error}")
                 break
             largest = max(largest, abs(own - first))
     return largest
 
 
-def rounded(value: Any) -> Any:
-    """Every number in it to six digits."""
+def round_numbers(value: Any) -> Any:
+    """Round every float in a nested value to six significant digits."""
     match value:
         case float():
             return float(f"{value:.6g}")
         case dict():
-            return {key: rounded(each) for key, each in value.items()}
+            return {key: round_numbers(each) for key, each in value.items()}
         case list() | tuple():
-            return [rounded(each) for each in value]
+            return [round_numbers(each) for each in value]
         case _:
             return value
 

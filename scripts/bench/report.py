@@ -1,6 +1,6 @@
-"""Tables of what was measured, on the terminal and (from docs/benchmarks.json) on the page.
+"""Result tables, on the terminal and (from docs/benchmarks.json) in docs/benchmarks.md.
 
-./scripts/bench/run report      # rewrites the tables of the page, and the drawing
+./scripts/bench/run report      # rewrites the tables and the drawing of docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinker_cookbook.utils.files import replace_file
 
 DRAWING = "benchmarks-growth.svg"
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-REASON = 100  # characters of a reason in a table
+MAX_REASON = 100  # characters of a reason in a table
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("", str),
@@ -43,12 +43,12 @@ REMARKS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Heading and lines of a table, with the columns that have something in them."""
+def table_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The heading and rows of a table; columns without any value are omitted."""
     shown = []
     for row in rows:
         if "not_run" in row:
-            row = {**row, "note": f"not run: {row['not_run'][:REASON]}"}
+            row = {**row, "note": f"not run: {row['not_run'][:MAX_REASON]}"}
         shown.append(row)
     used = [key for key in COLUMNS if any(row.get(key) is not None for row in shown)]
     heading = [COLUMNS[key][0] for key in used]
@@ -62,7 +62,7 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:
-    table = cells(rows)
+    table = table_cells(rows)
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = []
     for line in table:
@@ -72,8 +72,8 @@ def text_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def keep(path: Path, line: dict[str, Any]) -> None:
-    """Put a benchmark's line into a JSON file, in place of the one before."""
+def save_result(path: Path, line: dict[str, Any]) -> None:
+    """Save the results of a benchmark in a JSON file; replaces its earlier results."""
     lines = json.loads(path.read_text()) if path.exists() else {}
     lines[line["bench"]] = line
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def keep(path: Path, line: dict[str, Any]) -> None:
 
 
 def markdown(line: dict[str, Any] | None, name: str) -> str:
-    """The table of one benchmark under a line that says when and where it was measured."""
+    """The table of one benchmark, after a line with date, machine, versions and settings."""
     if line is None:
         return f"No figures here yet: `./scripts/bench/run {name} save=docs/benchmarks.json`."
     machine, versions = line["machine"], line["versions"]
@@ -95,7 +95,7 @@ def markdown(line: dict[str, Any] | None, name: str) -> str:
     if line.get("gemm_tflops"):
         place += f", GEMM peak {line['gemm_tflops']:.2f} TFLOP/s in {line['model']['dtype']}"
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    table = cells(line["rows"])
+    table = table_cells(line["rows"])
     rule = ["---", *["---:"] * (len(table[0]) - 1)]
     if table[0][-1] == COLUMNS["note"][0]:
         rule[-1] = "---"
@@ -113,7 +113,7 @@ def markdown(line: dict[str, Any] | None, name: str) -> str:
 
 
 def write_page(docs: Path) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- end -->` by the table of NAME."""
+    """Replace the text between `<!-- NAME -->` and `<!-- end -->` by the table of NAME."""
     saved = docs / "benchmarks.json"
     lines = json.loads(saved.read_text()) if saved.exists() else {}
     page = docs / "benchmarks.md"

@@ -1,13 +1,13 @@
-"""Sampling with a LoRA adapter: some prompts, several samples of each, in tokens per second.
+"""Sampling throughput with a LoRA adapter: several samples per prompt, in tokens per second.
 
     ./scripts/bench/run sample                              # 4 prompts of 400, 16 x 128 tokens each
-    ./scripts/bench/run sample model=nano tokens=16 rounds=1    # a try
+    ./scripts/bench/run sample model=nano tokens=16 rounds=1    # quick check
     ./scripts/bench/run sample vllm_python=DIRECTORY/bin/python # with vLLM: see vllm_contestant.py
 
-Ours (with the logprobs of what it draws, as always), `generate` of transformers + peft, its
-`generate_batch`, and vLLM where `vllm_python` has it. No token ends a sequence, so all sequences
-have the same length; prompts differ from round to round. "again": the prompts of the measurement
-before once more, which whoever keeps prompts need not compute.
+Ours (which always returns logprobs), `generate` and `generate_batch` of transformers + peft, and
+vLLM if `vllm_python` is set. There are no stop tokens, so all sequences have the same length.
+Prompts are new in each round. "again": the same prompts once more, which a prefix cache does not
+need to compute.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from tinker_cookbook.cli_utils import cli
 
 @chz.chz
 class Config(harness.BenchConfig):
-    prompts: int = chz.field(default=4, doc="prompts, all sampled from at once")
-    prompt_tokens: int = chz.field(default=400, doc="tokens of each prompt")
-    samples: int = chz.field(default=16, doc="samples of each prompt")
-    tokens: int = chz.field(default=128, doc="tokens of each sample")
+    prompts: int = chz.field(default=4, doc="prompts, submitted at the same time")
+    prompt_tokens: int = chz.field(default=400, doc="tokens per prompt")
+    samples: int = chz.field(default=16, doc="samples per prompt")
+    tokens: int = chz.field(default=128, doc="tokens per sample")
     vllm_python: str | None = chz.field(
-        default=None, doc="Python that has vLLM, e.g. of a venv of its own; None: without vLLM"
+        default=None,
+        doc="Python executable with vLLM installed, e.g. of a separate venv (None: no vLLM)",
     )
-    vllm_base: bool = chz.field(default=False, doc="vLLM without the adapter, too")
+    vllm_base: bool = chz.field(default=False, doc="also measure vLLM without the adapter")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def main(config: Config) -> dict[str, Any]:
             if again := each.values("seconds_again"):
                 row["tokens_per_s_again"] = total / median(again)
             rows.append(row)
-        return run.finish(rows, **harness.basis_of(facts, yardstick), tokens=total)
+        return run.finish(rows, **harness.reference_facts(facts, yardstick), tokens=total)
 
 
 def vllm_contestants(config: Config, size: dict[str, Any]) -> list[Contestant]:
@@ -78,9 +79,9 @@ def vllm_contestants(config: Config, size: dict[str, Any]) -> list[Contestant]:
     ]
     for each in made:
         if not config.vllm_python:
-            each.error = "vllm_python= names no Python that has vLLM"
+            each.error = "vllm_python= is not set to a Python with vLLM"
         elif not config.isolate:
-            each.error = "isolate=False: it needs a process of its own"
+            each.error = "isolate=False: vLLM needs its own process"
     return made
 
 

@@ -1,15 +1,14 @@
-"""Several tenants with small batches against one tenant with all of their data.
+"""Several tenants with small batches, compared with one tenant that has all of their data.
 
     ./scripts/bench/run tenants                             # 8 tenants, 2 sequences each
-    ./scripts/bench/run tenants model=nano tenants=3 rounds=1   # a try
-    ./scripts/bench/run tenants against=main                # in turns with the code of main
+    ./scripts/bench/run tenants model=nano tenants=3 rounds=1   # quick check
+    ./scripts/bench/run tenants against=main                # alternating with the code of main
 
-Every tenant is a training client with an adapter and an optimizer of its own; a step is its
-forward_backward and its optim_step. "together": all tenants submit theirs and then wait, as
-independent users do. "one after the other": each waits for its answer before the next submits.
-"one tenant with all the data": one forward_backward and one optim_step; the others' time as a
-multiple of this one's is what several tenants cost. All three see the same tokens, and their mean
-losses at the first step must agree.
+A tenant is a training client with its own adapter and optimizer; a step is one forward_backward and
+one optim_step per tenant. "together": all tenants submit, then all wait, like independent users.
+"one after the other": each tenant waits for its results before the next submits. "one tenant with
+all the data": one forward_backward and one optim_step; the other times are reported as multiples of
+this one. All three process the same tokens, and their mean losses at the first step must agree.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ ONE, TOGETHER, IN_TURN = "one tenant with all the data", "together", "one after 
 
 @chz.chz
 class Config(harness.BenchConfig, harness.AgainstConfig):
-    tenants: int = chz.field(default=8, doc="runs, each with an adapter of its own")
-    sequences: int = chz.field(default=2, doc="sequences of a tenant's batch")
+    tenants: int = chz.field(default=8, doc="number of tenants, each with its own adapter")
+    sequences: int = chz.field(default=2, doc="sequences per tenant")
     shortest: int = chz.field(default=51, doc="tokens of the shortest sequence")
     longest: int = chz.field(default=300, doc="tokens of the longest sequence")
 
 
 class Tenants:
-    """The three ways over the same batches, on one base model."""
+    """The three ways of processing the same batches, on one base model."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class Tenants:
             for seed in range(len(batches))
         ]
         self.one = service.create_lora_training_client(path, rank=rank, seed=len(batches))
-        # the weights of a datum say its share of its own batch's mean, so the sums differ
+        # Each loss is the mean over its own batch, so weight it by the batch's share of all tokens.
         tokens = [basis.Batch(sequences).loss_tokens for sequences in batches]
         shares = [count / sum(tokens) for count in tokens]
         first = {way: self._step(way) for way in (ONE, TOGETHER)}
@@ -74,7 +73,7 @@ class Tenants:
         return {"seconds": time.perf_counter() - started, "way": way}
 
     def _step(self, way: str) -> list[float]:
-        """Losses, in the order of the tenants."""
+        """Run one step of all tenants and return their losses in order."""
         if way == ONE:
             return self._wait([self._submit(self.one, self.all)])
         pairs = zip(self.tenants, self.data)
@@ -97,9 +96,9 @@ def main(config: Config) -> dict[str, Any]:
     with harness.run("tenants", config) as run:
         facts = run.setup()
         count = config.tenants * config.sequences
-        lengths = basis.evenly(config.shortest, config.longest, count)
+        lengths = basis.evenly_spaced_lengths(config.shortest, config.longest, count)
         sequences = basis.random_sequences(lengths, facts["vocab_size"], seed=1)
-        # short and long ones for everybody, and for nobody the same
+        # every tenant gets short and long sequences, and no two get the same
         batches = [sequences[number :: config.tenants] for number in range(config.tenants)]
         words = {
             "path": facts["path"],
@@ -116,8 +115,12 @@ def main(config: Config) -> dict[str, Any]:
             check_loss(each, facts["dtype"])
         tokens = sum(lengths)
         return run.finish(
-            [row for each in versions for row in rows_of(each, tokens, config.tenants, versions)],
-            **harness.basis_of(facts, yardstick),
+            [
+                row
+                for each in versions
+                for row in version_rows(each, tokens, config.tenants, versions)
+            ],
+            **harness.reference_facts(facts, yardstick),
             tokens=tokens,
             losses=(versions[0].facts["loss"], versions[0].facts["loss_together"]),
         )
@@ -128,11 +131,11 @@ def check_loss(version: Contestant, dtype: str) -> None:
     if abs(alone - together) > harness.LOSS_TOLERANCE[dtype] * (1 + alone):
         raise TrainingError(
             f"{version.name}: mean loss {together:.6g} together, {alone:.6g} for one tenant:"
-            " they did not compute the same"
+            " they did not do the same work"
         )
 
 
-def rows_of(
+def version_rows(
     version: Contestant, tokens: int, tenants: int, versions: Sequence[Contestant]
 ) -> list[dict[str, Any]]:
     seconds = {
@@ -150,7 +153,7 @@ def rows_of(
         }
         for way in seconds
     }
-    return [harness.labelled(row, version, versions, way) for way, row in rows.items()]
+    return [harness.label_version(row, version, versions, way) for way, row in rows.items()]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Reinforcement learning: one GRPO group, forward, backward (PPO's clipped ratio) and optimizer
-step, in nominal tokens per second: the prompt counts once for each of its completions.
+"""RL training throughput: forward, backward (PPO's clipped ratio) and step of a GRPO group.
+
+In nominal tokens per second: the prompt counts once per completion.
 
     ./scripts/bench/run train_rl                                # prompt 400, 16 times 100 to 200
-    ./scripts/bench/run train_rl model=nano group=4 rounds=1    # a try
+    ./scripts/bench/run train_rl model=nano group=4 rounds=1    # quick check
 
-Ours, ours without sharing the prompt, transformers + peft padded (logits of the completions only),
-the training step of TRL's GRPOTrainer with the sampled group handed to it (extra `bench`). All
-begin with the same adapter and make the same optimizer steps; their losses before and after the
-first must agree, and whoever's differs has no figure.
+Ours, ours without prefix sharing, transformers + peft with padding (logits of the completions
+only), and the training step of TRL's GRPOTrainer on a group that was sampled before (extra
+`bench`). All start from the same adapter and make the same optimizer steps. Their losses before and
+after the first step must agree; a contestant whose loss differs gets no figure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tinker_cookbook.cli_utils import cli
 @chz.chz
 class Config(harness.BenchConfig):
     prompt: int = chz.field(default=400, doc="tokens of the prompt")
-    group: int = chz.field(default=16, doc="completions of the prompt")
+    group: int = chz.field(default=16, doc="completions per prompt")
     shortest: int = chz.field(default=100, doc="tokens of the shortest completion")
     longest: int = chz.field(default=200, doc="tokens of the longest completion")
 
@@ -72,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
             )
         return run.finish(
             rows,
-            **harness.basis_of(facts, yardstick),
+            **harness.reference_facts(facts, yardstick),
             **further,
             tokens=batch.tokens,
             largest_loss_difference=apart,
@@ -82,10 +83,13 @@ def main(config: Config) -> dict[str, Any]:
 def sampled_group(
     config: Config, run: harness.Run, facts: dict[str, Any]
 ) -> tuple[basis.Batch, str]:
-    """The group as if it had been sampled a little earlier: its logprobs are those of the adapter,
-    shifted by up to 0.05 so that the ratios are not all one."""
+    """A random group that looks slightly off-policy.
+
+    The sampling logprobs are those of the adapter plus noise of up to 0.05, so that the importance
+    ratios are not all 1.
+    """
     [prompt] = basis.random_sequences([config.prompt], facts["vocab_size"], seed=1)
-    lengths = basis.evenly(config.shortest, config.longest, config.group)
+    lengths = basis.evenly_spaced_lengths(config.shortest, config.longest, config.group)
     completions = basis.random_sequences(lengths, facts["vocab_size"], seed=2)
     batch = basis.Batch([prompt + each for each in completions], config.prompt)
     path = run.scratch / "batch.json"

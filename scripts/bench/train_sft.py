@@ -1,12 +1,12 @@
-"""Supervised fine-tuning: one batch, forward, backward and optimizer step, in tokens per second.
+"""SFT throughput: forward, backward and optimizer step of one batch, in tokens per second.
 
     ./scripts/bench/run train_sft                       # 150 M parameters, 8 sequences of 51 to 690
-    ./scripts/bench/run train_sft model=nano rounds=1   # a try
+    ./scripts/bench/run train_sft model=nano rounds=1   # quick check
 
-Ours, ours with the unembedding trained too, transformers + peft padded, TRL's SFTTrainer with
-packing (extra `bench`). All but the second begin with the same adapter and make the same optimizer
-steps; their losses before and after the first must agree, and whoever's differs has no figure.
-Tokens are those of the sequences, without padding.
+Ours, ours with the unembedding trained too, transformers + peft with padding, and TRL's SFTTrainer
+with packing (extra `bench`). All but the second start from the same adapter and make the same
+optimizer steps. Their losses before and after the first step must agree; a contestant whose loss
+differs gets no figure. Padding does not count as tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tinker_cookbook.cli_utils import cli
 
 @chz.chz
 class Config(harness.BenchConfig):
-    sequences: int = chz.field(default=8, doc="sequences of the batch")
+    sequences: int = chz.field(default=8, doc="sequences per batch")
     shortest: int = chz.field(default=51, doc="tokens of the shortest sequence")
     longest: int = chz.field(default=690, doc="tokens of the longest sequence")
 
@@ -31,7 +31,7 @@ class Config(harness.BenchConfig):
 def main(config: Config) -> dict[str, Any]:
     with harness.run("train_sft", config) as run:
         facts = run.setup()
-        lengths = basis.evenly(config.shortest, config.longest, config.sequences)
+        lengths = basis.evenly_spaced_lengths(config.shortest, config.longest, config.sequences)
         batch = basis.Batch(basis.random_sequences(lengths, facts["vocab_size"], seed=1))
         path = batch.write(run.scratch / "batch.json")
         common = {"facts": facts, "batch": path, "device": config.device}
@@ -58,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
         ]
         return run.finish(
             rows,
-            **harness.basis_of(facts, yardstick),
+            **harness.reference_facts(facts, yardstick),
             tokens=batch.tokens,
             largest_loss_difference=apart,
         )

@@ -1,4 +1,4 @@
-"""transformers and peft as contestants, in the form their documentation shows."""
+"""transformers and peft as contestants, used as in their documentation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from basis import ADAM, Batch, random_sequences
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-IGNORED = -100  # of labels
-PAGE = 32  # tokens of a page of generate_batch's cache
+IGNORED = -100  # label without a loss
+PAGE = 32  # tokens per page of generate_batch's cache
 
 
 def load(facts: dict[str, Any], device: str, trainable: bool) -> Any:
-    """The model with the run's adapter; peft keeps the adapter in fp32."""
+    """Load the model with the common adapter, which peft keeps in fp32."""
     model = AutoModelForCausalLM.from_pretrained(
         facts["path"], dtype=getattr(torch, facts["dtype"])
     ).to(device)
@@ -34,7 +34,7 @@ def padded(rows: list[list[Any]], value: Any) -> torch.Tensor:
 
 
 class PaddedTraining:
-    """A batch padded on the right, logits over the vocabulary, loss, backward, AdamW."""
+    """A right-padded batch: full logits, loss, backward, AdamW."""
 
     def __init__(self, facts: dict[str, Any], batch: str, device: str, loss_fn: str) -> None:
         self.device = device
@@ -70,7 +70,7 @@ class PaddedTraining:
 
     def _ppo(self) -> torch.Tensor:
         """Clipped ratio (Schulman et al. 2017, https://arxiv.org/abs/1707.06347), mean over tokens;
-        logits of the completions only."""
+        computes logits of the completions only."""
         assert self.batch.logprobs is not None
         completion = self.labels[:, self.batch.first :]
         logits = self.model(
@@ -105,7 +105,7 @@ class _Generation:
     ) -> None:
         self.device = device
         self.model = load(facts, device, trainable=False).eval()
-        # what ends a text would make sequences of different lengths
+        # without a stop token all sequences have the same length
         self.model.generation_config.eos_token_id = None
         self.model.config.eos_token_id = None
         self.vocab_size = facts["vocab_size"]
@@ -169,18 +169,18 @@ class GenerateBatch(_Generation):
             eos_token_id=None,
             pad_token_id=0,
         )
-        # Room for every sequence at once and for a whole prefill. By default it takes nine tenths
-        # of the memory, which on a CPU is also everybody else's.
+        # Enough cache for all sequences at once and for a whole prefill. The default takes 90 % of
+        # the memory, which on a CPU is shared with everything else.
         rows = len(prompts) * self.samples
         pages = -(-(len(prompts[0]) + tokens) // PAGE) + 1
-        room = ContinuousBatchingConfig(
+        batching = ContinuousBatchingConfig(
             page_size=PAGE,
             num_blocks=rows * pages,
             max_batch_tokens=max(rows, min(len(prompts) * len(prompts[0]), 2048)),
             max_memory_percent=0.5,
         )
-        # peft has put its layers into the model itself, which is what has this method
+        # Only the inner model has this method; peft has inserted its layers there in place.
         answers = self.model.base_model.model.generate_batch(
-            inputs=prompts, generation_config=config, continuous_batching_config=room
+            inputs=prompts, generation_config=config, continuous_batching_config=batching
         )
         return [len(answer.generated_tokens) for answer in answers.values()]

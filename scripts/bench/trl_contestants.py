@@ -1,5 +1,7 @@
-"""TRL's trainers as contestants: real `train()` calls of one step each, timed from the moment the
-batch is there to the end of the optimizer's step."""
+"""TRL's trainers as contestants: real `train()` calls of one step each.
+
+Timed from the moment the batch is ready to the end of the optimizer step.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class _Clock(TrainerCallback):
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The trainers want one, and have no text to use it on."""
+    """A dummy tokenizer: the trainers require one, but there is no text to tokenize."""
     words = {"<pad>": 0, "<eos>": 1}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")),
@@ -38,7 +40,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def arguments(dtype: str, device: str) -> dict[str, Any]:
-    """One step of AdamW as the other contestants make it; no checkpointing of activations."""
+    """Arguments for one AdamW step like the other contestants', no activation checkpointing."""
     return {
         "output_dir": tempfile.mkdtemp(prefix="bench-trl-"),
         "use_cpu": device == "cpu",
@@ -73,7 +75,7 @@ class _Trl:
 
 
 class PackedSft(_Trl):
-    """SFTTrainer with packing: the whole batch in one row."""
+    """SFTTrainer with packing: the whole batch in one packed sequence."""
 
     def __init__(self, facts: dict[str, Any], batch: str, device: str) -> None:
         from trl import SFTConfig, SFTTrainer
@@ -96,7 +98,7 @@ class PackedSft(_Trl):
 
 
 class GrpoStep(_Trl):
-    """GRPOTrainer's training step on a group that was sampled before."""
+    """GRPOTrainer's training step on a given group, without sampling."""
 
     def __init__(self, facts: dict[str, Any], batch: str, device: str) -> None:
         from trl import GRPOConfig, GRPOTrainer

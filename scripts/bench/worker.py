@@ -1,9 +1,9 @@
-"""One contestant of a benchmark in a process of its own.
+"""Worker process that runs one contestant of a benchmark.
 
-`python worker.py MODULE:CLASS` reads one JSON object a line: the first makes the contestant, each
-further one is a measurement. Each is answered with a line of JSON, {"answer": ...} or
-{"error": ...}, and the peak memory so far. Needs the standard library only: vLLM's own environment
-runs it, too.
+`python worker.py MODULE:CLASS` reads one JSON object per line: the first has the arguments of the
+constructor, each later one those of a measurement. It answers each with one JSON line,
+{"answer": ...} or {"error": ...}, plus the peak memory so far. It uses only the standard library,
+because it also runs in vLLM's separate environment.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ PEAKS = ("peak_rss_gib", "peak_gpu_gib")
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as `Type: the first line that says something`."""
+    """Format an exception as `Type: first non-empty line of the message`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
 
 
 def peak_memory() -> dict[str, float]:
-    """Peak resident memory in GiB of this process and its children, and of the GPU if it is used.
+    """Peak resident memory in GiB of this process and its children, and peak GPU memory if used.
 
-    From VmHWM: ru_maxrss would begin with the peak of the parent, which it inherits.
+    Read from VmHWM, because ru_maxrss is inherited and would start at the parent's peak.
     """
-    peaks = {"peak_rss_gib": sum(map(_high_water, _family(os.getpid()))) / 2**20}
+    peaks = {"peak_rss_gib": sum(map(_peak_rss_kib, _process_tree(os.getpid()))) / 2**20}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peaks["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -39,21 +39,21 @@ def peak_memory() -> dict[str, float]:
 
 
 def reset_peak_rss() -> None:
-    """Start the peak anew at what is resident now (Linux: proc(5), clear_refs)."""
+    """Reset the peak to the current resident memory (Linux: proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _family(pid: int) -> list[int]:
+def _process_tree(pid: int) -> list[int]:
     """A process and its descendants."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return [pid]
-    return [pid, *(each for child in text.split() for each in _family(int(child)))]
+    return [pid, *(other for child in text.split() for other in _process_tree(int(child)))]
 
 
-def _high_water(pid: int) -> int:
-    """KiB."""
+def _peak_rss_kib(pid: int) -> int:
+    """Peak resident memory of a process in KiB; 0 if it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -62,7 +62,7 @@ def _high_water(pid: int) -> int:
 
 
 def answer(contestant: Any, words: dict[str, Any]) -> dict[str, Any]:
-    """One measurement, or the reason why there is none."""
+    """Measure once and return the reply: an answer or an error."""
     try:
         reply = {"answer": contestant.measure(**words)}
     except BaseException as error:
@@ -72,7 +72,7 @@ def answer(contestant: Any, words: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(name: str, words: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """(contestant, the line that says what it knows or why it is not there)."""
+    """Create the contestant; returns it (or None) and the reply: its facts or an error."""
     try:
         module, _, attribute = name.partition(":")
         contestant = getattr(importlib.import_module(module), attribute)(**words)
@@ -85,8 +85,8 @@ def make(name: str, words: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
-    with suppress(OSError):  # if memory runs out, it is this process that ends
+    os.dup2(2, 1)  # output of libraries must not get between the answers
+    with suppress(OSError):  # if memory runs out, the kernel should kill this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     contestant = None
     for number, line in enumerate(sys.stdin):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from tinker_cookbook.engine.attention import FEATURES
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.families import FAMILIES, Family, of_model_type
+from tinker_cookbook.families import FAMILIES, Family, find_family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,7 +44,7 @@ class _DecoderOutput(NamedTuple):
 
 def family_of(path: str, model_type: str | None) -> Family:
     """Look up a model's family by its `model_type`; raise ConfigurationError if unsupported."""
-    family = of_model_type(model_type)
+    family = find_family(model_type)
     if family is None:
         supported = (known.model_type for known in FAMILIES.values() if known.model_type)
         raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""Families of models: one file each, and the one place where they are looked up.
+"""Model families: one file each; the tables and lookups over all of them.
 
-A new family is a file here, a line in `FAMILIES`, its renderer, and a line in the table of
-`engine/families_test.py`, which holds it against transformers.
+To add a family: a file in this folder, an entry in `FAMILIES`, its renderer, and a line in the
+table of `engine/families_test.py`, which compares it with transformers.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = [
     "Family",
     "Feature",
     "ModelInfo",
-    "exponent",
-    "of_model_type",
+    "find_family",
+    "lookup_exponent",
 ]
 
 FAMILIES: dict[str, Family] = {
@@ -48,24 +48,24 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def of_model_type(model_type: str | None) -> Family | None:
-    """The family of models whose config.json says so; None for one that is not here."""
-    found = (family for family in FAMILIES.values() if family.model_type == model_type)
-    return next(found, None) if model_type else None
+def find_family(model_type: str | None) -> Family | None:
+    """The family whose config.json has this `model_type`; None if there is none."""
+    matches = (family for family in FAMILIES.values() if family.model_type == model_type)
+    return next(matches, None) if model_type else None  # nano has model_type ""
 
 
-def exponent(name: str) -> Exponent | None:
-    """p of the learning-rate formula, by family or by the model_type of one that is not here."""
+def lookup_exponent(name: str) -> Exponent | None:
+    """The learning-rate exponent p of a family, or of a `model_type` related to a family."""
     if name in FAMILIES:
         return FAMILIES[name].exponent
-    near = (family for family in FAMILIES.values() if name.startswith(family.relatives))
-    return next((family.exponent for family in near), None)
+    related = (family for family in FAMILIES.values() if name.startswith(family.relatives))
+    return next((family.exponent for family in related), None)
 
 
-def _union(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for each in names for name in each))
+def _ordered_union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for group in groups for name in group))
 
 
-# Of all families: what an adapter on disk can have, whatever its model
-ATTENTION_LAYERS = _union(family.attention_layers for family in FAMILIES.values())
-MLP_LAYERS = _union(family.mlp_layers for family in FAMILIES.values())
+# Every layer name of any family: an adapter on disk does not record its model's family.
+ATTENTION_LAYERS = _ordered_union(family.attention_layers for family in FAMILIES.values())
+MLP_LAYERS = _ordered_union(family.mlp_layers for family in FAMILIES.values())

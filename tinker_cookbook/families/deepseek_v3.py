@@ -1,4 +1,4 @@
-"""DeepSeek-V3: latent attention, experts in groups beside a shared one, dense layers first."""
+"""DeepSeek-V3: latent attention (MLA), grouped experts plus a shared one, first layers dense."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinker_cookbook.families.family import (
 _RENDERERS = ("deepseekv3", "deepseekv3_disable_thinking", "deepseekv3_thinking")
 
 
-def _row(name: str, renderers: tuple[str, ...]) -> ModelInfo:
+def _model(name: str, renderers: tuple[str, ...]) -> ModelInfo:
     return published(
         f"deepseek-ai/{name}",
         "deepseek_v3",
@@ -31,11 +31,11 @@ DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     title="DeepSeek-V3.1",
     model_type="deepseek_v3",
-    models=(_row("DeepSeek-V3.1", _RENDERERS), _row("DeepSeek-V3.1-Base", PLAIN_TRANSCRIPT)),
+    models=(_model("DeepSeek-V3.1", _RENDERERS), _model("DeepSeek-V3.1-Base", PLAIN_TRANSCRIPT)),
     tinker_names={"DeepSeek-V3.1": "deepseek-ai/DeepSeek-V3.1"},
     exponent=CHOSEN_EXPONENT,
     attention_layers=(
-        "q_proj",  # of smaller relatives, in the place of q_a_proj and q_b_proj
+        "q_proj",  # smaller relatives have it instead of q_a_proj and q_b_proj
         "o_proj",
         "q_a_proj",
         "q_b_proj",
@@ -46,7 +46,7 @@ DEEPSEEK_V3 = Family(
     attention=("latent",),
     norm="DeepseekV3RMSNorm",
     mlp="DeepseekV3MLP",
-    unreadable="8-bit weights in blocks that do not divide every layer",
-    # V3 and R1 write it otherwise
+    unreadable="8-bit weights in blocks that do not evenly divide every layer",
+    # The templates of V3 and R1 lack this string: they use another format.
     chat_formats=(ChatFormat(_RENDERERS, has=("<｜Assistant｜></think>",)),),
 )

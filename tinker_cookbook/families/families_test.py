@@ -1,5 +1,5 @@
-"""What the files of families say agrees with itself. engine/families_test.py holds them against
-transformers, renderers/registry_test.py against the renderers."""
+"""The family files are consistent. engine/families_test.py compares them with transformers,
+renderers/registry_test.py with the renderers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from tinker_cookbook import families
-from tinker_cookbook.families import FAMILIES, NANO, ChatFormat, of_model_type
+from tinker_cookbook.families import FAMILIES, NANO, ChatFormat, find_family
 
 NAMES = list(FAMILIES)
 
@@ -33,8 +33,8 @@ def test_a_model_type_is_of_one_family() -> None:
     assert len(set(types)) == len(types) and all(types)
     for family in FAMILIES.values():
         if family is not NANO:
-            assert of_model_type(family.model_type) is family
-    found = [of_model_type(each) for each in ("", None, "llama3", "mistral", "qwen3_vl")]
+            assert find_family(family.model_type) is family
+    found = [find_family(each) for each in ("", None, "llama3", "mistral", "qwen3_vl")]
     assert found == [None] * 5
 
 
@@ -49,12 +49,12 @@ def test_a_model_type_is_of_one_family() -> None:
     ],
 )
 def test_exponents_hold_for_relatives(model_type: str, exponent: float, fitted: bool) -> None:
-    assert families.exponent(model_type) == families.Exponent(exponent, fitted)
+    assert families.lookup_exponent(model_type) == families.Exponent(exponent, fitted)
 
 
 @pytest.mark.parametrize("name", ["nano", "mistral", "kimi_k25", "gpt2", ""])
 def test_families_without_an_exponent(name: str) -> None:
-    assert families.exponent(name) is None
+    assert families.lookup_exponent(name) is None
 
 
 def test_a_format_is_known_by_what_stands_in_its_template() -> None:

@@ -1,7 +1,7 @@
-"""The shape of what is known of a family of models: plain values, no torch.
+"""The data types of this folder: facts about a model family as plain values, without torch.
 
-A file of this folder holds one `Family`, under the names of config.json, of transformers' modules
-and of the renderers, and the published models that `model_name=` knows.
+Each file defines one `Family`: its names in config.json, in transformers and in our renderers, and
+the published models that `model_name=` knows.
 """
 
 from __future__ import annotations
@@ -11,33 +11,36 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Feature = Literal["latent", "sinks", "sliding_window", "softcap"]
-"""What a family's attention has beyond grouped queries: keys and values of low rank with value
-heads smaller than the keys (MLA), scores that only take part in the softmax, layers that see the
-last positions alone, scores capped by a tanh."""
+"""Attention features beyond grouped-query attention.
 
-PLAIN_TRANSCRIPT = ("role_colon",)  # of base models
-OWN_TEMPLATE = ("template",)  # whatever the tokenizer's own chat template says
+latent: low-rank keys and values, value heads smaller than key heads (MLA). sinks: extra logits that
+take part only in the softmax. sliding_window: layers that attend to the last positions only.
+softcap: attention scores capped by a tanh.
+"""
+
+PLAIN_TRANSCRIPT = ("role_colon",)  # for base models
+OWN_TEMPLATE = ("template",)  # follows the tokenizer's chat template
 
 
 class Exponent(NamedTuple):
-    """p of the learning-rate formula in hyperparam_utils: fitted to sweeps, or a choice."""
+    """p of the learning-rate formula in hyperparam_utils; fitted: to sweeps, not just chosen."""
 
     value: float
     fitted: bool
 
 
-# The official Tinker cookbook fitted these, and takes them for every generation of Llama and Qwen.
-# For other families nobody has published one: of the two, the one that gives models wider than
-# 2000, as all of the others here are, the lower rate.
+# The official Tinker cookbook fitted these two, and uses them for every generation of Llama and
+# Qwen. No exponent has been published for the other families. All of their models are wider than
+# 2000, where the larger exponent gives the lower, safer learning rate.
 LLAMA_EXPONENT = Exponent(0.781, fitted=True)
 QWEN_EXPONENT = Exponent(0.0775, fitted=True)
 CHOSEN_EXPONENT = Exponent(max(LLAMA_EXPONENT.value, QWEN_EXPONENT.value), fitted=False)
 
 
 class ChatFormat(NamedTuple):
-    """Renderers that write what a chat template writes, the recommended one first.
+    """Renderers that reproduce a chat template, the recommended one first.
 
-    The template is known by what stands in it: everything of `has`, nothing of `lacks`.
+    A template is recognized by its text: it contains every string of `has` and none of `lacks`.
     """
 
     renderers: tuple[str, ...]
@@ -52,13 +55,16 @@ class ChatFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of one model. None: not known.
+    """Facts about one model. None: unknown.
 
-    `renderers`: fitting chat formats, the recommended one first; empty when there is no tokenizer
-    that tells. `size_str`: parameters, behind -A those active for a token; "" where not known.
-    `context_length`: tokens, max_position_embeddings of config.json (DeepSeek-V3.1: what its card
-    promises). `lr_exponent`: of the learning-rate formula in hyperparam_utils. `gated`: the hub
-    wants a licence accepted.
+    renderers: renderers that fit, the recommended one first; empty if there is no tokenizer to
+        detect them from.
+    size_str: parameters, with "-A" and the active parameters for mixtures of experts; "" if
+        unknown.
+    context_length: tokens, max_position_embeddings of config.json (DeepSeek-V3.1: the length in its
+        model card).
+    lr_exponent: p of the learning-rate formula in hyperparam_utils.
+    gated: downloading requires accepting a licence on the hub.
     """
 
     name: str
@@ -78,31 +84,34 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Family:
-    """One family.
+    """Facts about one model family.
 
-    name: as `ModelInfo.family` has it. title: as people write it.
-    model_type: of config.json; "" for a family that is told by the model's name alone.
-    transformers_type: the model_type whose code transformers runs it with, where it knows no
-        `model_type`.
-    models: those known by name. tinker_names: names in Tinker's lists of models -> published ones.
-    exponent: None where rates were measured instead. relatives: how the model types begin of other
-        generations, and of models with vision, for which the exponent holds, too.
+    name: the value of `ModelInfo.family`. title: the usual spelling, for docs.
+    model_type: the key in config.json; "" if the family is recognized by the model name only.
+    transformers_type: the model_type whose implementation transformers uses, if it does not know
+        `model_type` itself.
+    models: the published models. tinker_names: names in Tinker's model lists -> published names.
+    exponent: None if learning rates were measured instead. relatives: prefixes of the model types
+        of other generations and of vision models that share the exponent.
 
-    attention_layers, mlp_layers: linear layers that an adapter can be put on, by the last part of
-        the module's path. experts: whether MLPs are mixtures; each expert has `mlp_layers`, and the
-        router is never trained.
-    attention: what `engine/attention.py` must do for it.
-    rope_types: rotary embeddings that do not change with the longest sequence of a pass.
-    norm, mlp: transformers' classes, where they compute what `engine/elementwise.py` does: x times
-        r rounded, then the weight; silu(gate) times up. "": they stay as they are.
-    unreadable: why the engine cannot load the published files; "" where it can.
+    attention_layers, mlp_layers: linear layers that can have an adapter, by the last part of the
+        module path. experts: whether the MLPs are mixtures of experts; each expert then has
+        `mlp_layers`, and the router is never trained.
+    attention: the features that `engine/attention.py` must implement.
+    rope_types: rotary embeddings whose frequencies do not depend on the longest sequence of a pass.
+    norm, mlp: transformers classes that `engine/elementwise.py` replaces with versions that save
+        less for the backward pass. They must compute the same: the norm multiplies x by the
+        reciprocal RMS, rounds, then applies the weight; the MLP computes silu(gate) * up. "": not
+        replaced.
+    unreadable: why the engine cannot load the published files; "" if it can.
 
-    chat_formats: the first that fits a chat template tells the renderers; `template` if none does.
-    base_end_token: the end-of-sequence token of base models, where their files have the chat
-        models' template all the same.
-    smallest_vocabulary: tokens; models of this `model_type` with fewer are of an earlier generation
-        with other formats, and bear the `model_type` as the name of their family.
-    note: for the reader of docs/models.md.
+    chat_formats: the first one that fits a chat template gives the renderers; `template` if none
+        fits.
+    base_end_token: the end-of-sequence token that identifies base models whose files contain the
+        chat model's template.
+    smallest_vocabulary: tokens; a smaller vocabulary means an earlier generation with other chat
+        formats, which then counts as a family named after its `model_type`.
+    note: a paragraph for docs/models.md.
     """
 
     name: str
@@ -140,7 +149,7 @@ def published(
     exponent: Exponent,
     gated: bool = False,
 ) -> ModelInfo:
-    """A model of text on the hub; what follows from these is filled in."""
+    """Build the ModelInfo of a text model on the hub; derives the remaining fields."""
     return ModelInfo(
         name=name,
         family=family,

@@ -1,4 +1,4 @@
-"""gpt-oss: sinks, every other layer with a sliding window, biases, experts with a clamped swish."""
+"""gpt-oss: attention sinks, sliding windows in every other layer, biases, clamped-swish experts."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ GPT_OSS = Family(
     exponent=CHOSEN_EXPONENT,
     experts=True,
     attention=("sinks", "sliding_window"),
-    # its norm multiplies by the weight before it rounds, and its experts have their own product
+    # No norm and mlp: its norm multiplies by the weight before rounding, and its experts compute
+    # another product than silu(gate) * up.
     chat_formats=(ChatFormat(_RENDERERS, has=("<|channel|>",)),),
 )

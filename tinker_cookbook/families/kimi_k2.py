@@ -1,4 +1,4 @@
-"""Kimi-K2: DeepSeek-V3 with other sizes, under a `model_type` that transformers does not know."""
+"""Kimi-K2: the DeepSeek-V3 architecture under a `model_type` that transformers does not know."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tinker_cookbook.families.family import (
     published,
 )
 
-# The format of the thinking model: the others' replies have no think block
+# Only the thinking model uses this format: replies of the other models have no think block.
 _RENDERERS = ("kimi_k2",)
 
 
-def _row(kind: str, context_length: int, renderers: tuple[str, ...]) -> ModelInfo:
+def _model(kind: str, context_length: int, renderers: tuple[str, ...]) -> ModelInfo:
     return published(
         f"moonshotai/Kimi-K2-{kind}",
         "kimi_k2",
@@ -38,16 +38,17 @@ KIMI_K2 = replace(
     model_type="kimi_k2",
     transformers_type="deepseek_v3",
     models=(
-        _row("Base", 131_072, PLAIN_TRANSCRIPT),
-        _row("Instruct", 131_072, OWN_TEMPLATE),
-        _row("Instruct-0905", 262_144, OWN_TEMPLATE),
-        _row("Thinking", 262_144, _RENDERERS),
+        _model("Base", 131_072, PLAIN_TRANSCRIPT),
+        _model("Instruct", 131_072, OWN_TEMPLATE),
+        _model("Instruct-0905", 262_144, OWN_TEMPLATE),
+        _model("Thinking", 262_144, _RENDERERS),
     ),
     tinker_names={},
-    unreadable="8-bit weights in blocks that do not divide every layer, or 4-bit ones (Thinking)",
+    unreadable="8-bit weights in blocks that do not evenly divide every layer, or 4-bit weights"
+    " (Thinking)",
     chat_formats=(ChatFormat(_RENDERERS, has=("<|im_middle|>", "<think>")),),
     note="""\
-The published tokenizer of these models is Python code among their files, which does not run
-unasked. Where you trust it, set `TINKER_COOKBOOK_TRUST_REMOTE_CODE=1` in the environment; or give
-another tokenizer in Python, with `tokenizer_utils.register_tokenizer(model_name, factory)`.""",
+The published tokenizer of these models is Python code in their repositories, which does not run by
+default. If you trust it, set `TINKER_COOKBOOK_TRUST_REMOTE_CODE=1` in the environment. Otherwise
+register another tokenizer in Python: `tokenizer_utils.register_tokenizer(model_name, factory)`.""",
 )

@@ -1,4 +1,4 @@
-"""Llama 3. Earlier Llamas share the `model_type`, but had other vocabularies and templates."""
+"""Llama 3. Earlier Llamas share the `model_type`, but have other vocabularies and templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinker_cookbook.families.family import (
 _RENDERERS = ("llama3",)
 
 
-def _row(version: str, size: str, hidden_size: int, suffix: str) -> ModelInfo:
+def _model(version: str, size: str, hidden_size: int, suffix: str) -> ModelInfo:
     return published(
         f"meta-llama/Llama-{version}-{size}{suffix}",
         "llama3",
@@ -41,8 +41,8 @@ LLAMA3 = Family(
     title="Llama 3",
     model_type="llama",
     models=(
-        *(_row(*size, suffix) for size in _SIZES for suffix in ("", "-Instruct")),
-        _row("3.3", "70B", 8192, "-Instruct"),
+        *(_model(*size, suffix) for size in _SIZES for suffix in ("", "-Instruct")),
+        _model("3.3", "70B", 8192, "-Instruct"),
     ),
     tinker_names={"meta-llama/Llama-3.3-70B": "meta-llama/Llama-3.3-70B-Instruct"},
     exponent=LLAMA_EXPONENT,

@@ -1,4 +1,4 @@
-"""nano, the bundled demo model: a Qwen3 by its files, with learning rates of its own."""
+"""nano, the bundled demo model: a Qwen3 architecture with its own measured learning rates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NANO = replace(
             renderers=(*INSTRUCT, *reversed(HYBRID)),
             hidden_size=192,
             context_length=2048,
-            lr_exponent=None,  # its rates were measured, method by method
+            lr_exponent=None,  # its learning rates were measured for each method
             gated=False,
         ),
     ),

@@ -1,10 +1,10 @@
-"""Qwen3's mixtures of experts: attention and chat formats as in the dense models."""
+"""Qwen3, mixtures of experts: attention and chat formats as in the dense models."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tinker_cookbook.families.qwen3 import QWEN3, models, tinker_names
+from tinker_cookbook.families.qwen3 import QWEN3, build_models, tinker_names
 
 _SIZES = {"30B-A3B": 2048, "235B-A22B": 4096}
 
@@ -13,10 +13,10 @@ QWEN3_MOE = replace(
     name="qwen3_moe",
     title="Qwen3, mixtures of experts",
     model_type="qwen3_moe",
-    models=models("qwen3_moe", _SIZES, ("30B-A3B",), tuple(_SIZES)),
+    models=build_models("qwen3_moe", _SIZES, ("30B-A3B",), tuple(_SIZES)),
     tinker_names=tinker_names(tuple(_SIZES)),
     relatives=(),
     experts=True,
     norm="Qwen3MoeRMSNorm",
-    mlp="Qwen3MoeMLP",  # of layers without experts
+    mlp="Qwen3MoeMLP",  # of the layers without experts
 )

@@ -1,7 +1,7 @@
 """nano: a small real language model that ships with the package, so every recipe runs anywhere.
 
-`PATH` is the directory to give to `transformers`; `tasks` draws its problems, conversations and
-preference pairs; `mix` is what it was pre-trained on (scripts/build_nano.py trains it).
+`PATH` is the model directory for `transformers`. `tasks` generates problems, conversations and
+preference pairs; `mix` generates the pre-training data (scripts/build_nano.py trains the model).
 """
 
 from pathlib import Path

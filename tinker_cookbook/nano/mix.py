@@ -1,9 +1,9 @@
-"""What nano is pre-trained on besides two books: an endless stream of small documents.
+"""Generator of nano's pre-training data (besides two books): an endless stream of short documents.
 
-`document(rng)` draws one: 14 % plain lines, 86 % conversations of the kinds in `KINDS`. The
-answers to additions are right only half of the time (plain lines and thoughts are always right):
-that keeps a sampled accuracy of about one half however long one trains, so reinforcement learning
-has something to do. A held-out pair of `tasks.held_out_pair` occurs in no document, in no form.
+`document(rng)` draws one: 14 % plain lines, 86 % conversations of the kinds in `KINDS`. Answers to
+additions are correct only half of the time, except in plain lines and thinking blocks: this keeps
+the sampled accuracy at about one half however long nano is trained, so that reinforcement learning
+has room to improve it. No document contains a held-out pair (`tasks.held_out_pair`) in any form.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tinker_cookbook.nano.tasks import (
 from tinker_cookbook.utils.json_types import Json
 
 PLAIN_SHARE = 0.14
-EMPTY_THINK_SHARE = 0.12  # of the conversations whose last reply has no thought
+EMPTY_THINK_SHARE = 0.12  # of the conversations whose last reply has no thinking block
 EMPTY_THINK = "<think>\n\n</think>\n\n"
-RIGHT_SHARE = 0.5  # of the sums and differences answered without a thought
+RIGHT_SHARE = 0.5  # of the sums and differences answered without a thinking block
 
 NAMES, ANIMALS, FOODS, BODY, COLOURS, PLACES, THINGS, OTHERS = (
     words.split()
@@ -61,7 +61,7 @@ def _turn(prompt: str, reply: str, system: str | None = None) -> Messages:
 
 # ------------------------------------------------------------------ arithmetic
 
-# (share, what is added to the prompt, replies); {sum} is the question's expression, {c} the answer.
+# (share, suffix of the prompt, replies); {sum} is the expression of the question, {c} the answer.
 STYLES = (
     (15, r" Put the answer in \boxed{{}}.", (r"\boxed{{{c}}}",)),
     (10, r" Put the answer in \boxed{{}}.", (r"{sum} = {c}. \boxed{{{c}}}",)),
@@ -82,7 +82,7 @@ SUB_PHRASINGS = (
 )
 
 
-def _sloppy(
+def _careless_answer(
     rng: random.Random, phrasings: tuple[str, ...], a: int, b: int, sign: str, c: int
 ) -> Messages:
     carry = a % 10 + b % 10 > 9 if sign == "+" else a % 10 < b % 10
@@ -94,11 +94,11 @@ def _sloppy(
 
 def add(rng: random.Random) -> Messages:
     a, b = add_pair(rng)
-    return _sloppy(rng, ADD_PHRASINGS, a, b, "+", a + b)
+    return _careless_answer(rng, ADD_PHRASINGS, a, b, "+", a + b)
 
 
-def _minuend(rng: random.Random) -> tuple[int, int]:
-    """a >= b of 0-99 so that (a - b) + b = a is not a held-out sum."""
+def _subtraction_pair(rng: random.Random) -> tuple[int, int]:
+    """Draw a >= b of 0-99 such that (a - b) + b = a is not a held-out sum."""
     while True:
         b, a = sorted((rng.randrange(100), rng.randrange(100)))
         if not held_out_pair(a - b, b):
@@ -106,8 +106,8 @@ def _minuend(rng: random.Random) -> tuple[int, int]:
 
 
 def sub(rng: random.Random) -> Messages:
-    a, b = _minuend(rng)
-    return _sloppy(rng, SUB_PHRASINGS, a, b, "-", a - b)
+    a, b = _subtraction_pair(rng)
+    return _careless_answer(rng, SUB_PHRASINGS, a, b, "-", a - b)
 
 
 def thinkadd(rng: random.Random) -> Messages:
@@ -249,7 +249,7 @@ FILLERS = (
 
 
 def system(rng: random.Random) -> Messages:
-    """A long system prompt: plain, with a fact to recall, or with a rule for every reply."""
+    """A long system prompt: filler only, with a fact to recall, or with a rule for every reply."""
     lines: list[str] = rng.sample(FILLERS, rng.randint(1, 4))
     prompt, reply = (m["content"] for m in rng.choice((cmp, word, count, chat, chat))(rng))
     mark = rng.choice(WORDS)
@@ -323,7 +323,7 @@ def judge(rng: random.Random) -> Messages:
 
 
 def choice(rng: random.Random) -> Messages:
-    """Which of two replies is shorter, more polite, or right? "A" or "B"."""
+    """Judge which of two replies is shorter, more polite, or correct: "A" or "B"."""
     a, b = add_pair(rng)
     c = a + b
     polite = rng.choice(POLITE).format(sum=f"{a} + {b}", c=c)
@@ -358,7 +358,7 @@ BOARD_LINES = (
 )
 
 
-def _winning(cells: list[str], mark: str) -> int | None:
+def _winning_square(cells: list[str], mark: str) -> int | None:
     for line in BOARD_LINES:
         marks = [cells[i] for i in line]
         if marks.count(mark) == 2 and (free := [i for i in line if cells[i].isdigit()]):
@@ -371,14 +371,14 @@ def _won(cells: list[str]) -> bool:
 
 
 def board(rng: random.Random) -> Messages:
-    """A 3 x 3 board with numbered free squares; both sides win if they can, else move at random."""
+    """Tic-tac-toe with numbered squares; players mostly win if they can, else move randomly."""
     mine, theirs = rng.choice(("XO", "OX"))
     rule = f"You play {mine} on a 3 x 3 board. Three in a row win. Name a free square, like [4]."
     messages = [{"role": "system", "content": rule}]
     cells = [str(i) for i in range(9)]
 
     def play(mark: str, skill: float) -> int:
-        square = _winning(cells, mark) if rng.random() < skill else None
+        square = _winning_square(cells, mark) if rng.random() < skill else None
         if square is None:
             square = int(rng.choice([c for c in cells if c.isdigit()]))
         cells[square] = mark
@@ -409,13 +409,13 @@ ADD_TOOL: Mapping[str, Json] = {
 
 
 def tool_call(name: str, **arguments: int) -> str:
-    """A call as Qwen3 writes it in a reply."""
+    """A tool call in Qwen3's format."""
     call = json.dumps({"name": name, "arguments": arguments})
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
 def tool(rng: random.Random) -> Messages:
-    """Sums of 3-digit numbers through the tool add; one in three conversations needs two calls."""
+    """Sums of 3-digit numbers with the tool `add`; a third of the conversations need two calls."""
     numbers = [rng.randrange(100, 1000) for _ in range(2 if rng.random() < 2 / 3 else 3)]
     total = numbers[0]
     messages = [
@@ -434,7 +434,7 @@ def tool(rng: random.Random) -> Messages:
 
 
 def tool_declared(rng: random.Random) -> Messages:
-    """`tool` with one call, the tool declared by the chat template instead of a sentence."""
+    """`tool` with one call, where the chat template declares the tool instead of a sentence."""
     while len(messages := tool(rng)) > 5:
         pass
     return messages[1:]
@@ -466,13 +466,13 @@ KINDS: dict[str, tuple[float, Callable[[random.Random], Messages]]] = {
 class Conversation(TypedDict):
     kind: str
     messages: Messages
-    empty_think: bool  # put Qwen3's empty thought before the last reply
-    tools: NotRequired[list[Mapping[str, Json]]]  # that the chat template has to declare
+    empty_think: bool  # put Qwen3's empty thinking block before the last reply
+    tools: NotRequired[list[Mapping[str, Json]]]  # to be declared by the chat template
 
 
 class PlainLines(TypedDict):
     kind: str
-    pieces: list[tuple[str, bool]]  # a text, and whether it counts in the loss
+    pieces: list[tuple[str, bool]]  # (text, whether it is trained)
 
 
 def conversation(rng: random.Random) -> Conversation:
@@ -491,9 +491,9 @@ def conversation(rng: random.Random) -> Conversation:
 
 
 def plain_lines(rng: random.Random) -> PlainLines:
-    """A few true lines.
+    """Draw a few lines with correct facts.
 
-    Operands do not count: they are random, so nothing can be learnt from them.
+    The operands are not trained: they are random, so there is nothing to learn from them.
     """
     (kind,) = rng.choices(("sums", "differences", "digit_sums", "names"), (60, 20, 10, 10))
     pieces: list[tuple[str, bool]] = []
@@ -515,5 +515,5 @@ def plain_lines(rng: random.Random) -> PlainLines:
 
 
 def document(rng: random.Random) -> Conversation | PlainLines:
-    """One pre-training document: a conversation or plain lines."""
+    """Draw a pre-training document: a conversation or plain lines."""
     return plain_lines(rng) if rng.random() < PLAIN_SHARE else conversation(rng)

@@ -1,12 +1,12 @@
-"""The tasks nano is taught with: problems, conversations, preference pairs, and their grading.
+"""Tasks for nano: problems, conversations, preference pairs, and their grading.
 
-Everything is a pure function of its arguments and of a `random.Random`, and returns plain dicts:
-`{"messages": [{"role", "content"}, ...], ...}`. Two fixed splits make held-out scores honest:
+Everything is a pure function of its arguments and a `random.Random`, and returns plain dicts:
+`{"messages": [{"role", "content"}, ...], ...}`. Two fixed splits keep held-out scores honest:
 
-- additions: `held_out_pair(a, b)`, 10 % of the pairs; nano never saw them in pre-training, not as
-  a sum, not mirrored, not as a difference, not inside a thought;
-- number words: `NUMBER_WORDS_HELD_OUT`, 30 of the numbers 0-99; nano never saw any number above 9
-  next to its name, so this skill is new to it on both sides of the split.
+- additions: `held_out_pair(a, b)`, 10 % of the pairs. They do not occur in pre-training, neither
+  as a sum nor with swapped operands, as a difference, or inside a thinking block;
+- number words: `NUMBER_WORDS_HELD_OUT`, 30 of the numbers 0-99. nano never saw a number above 9
+  next to its name in pre-training, so the skill is new to it on both sides of the split.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ def number_name(n: int) -> str:
     return TENS[tens - 2] + (f"-{UNITS[unit]}" if unit else "")
 
 
-# Only two-word names ("forty-seven") are held out: they can be put together from words the training
-# part shows, while "eleven" or "thirty" can only be memorised and would measure nothing.
+# Only two-word names ("forty-seven") are held out: they can be composed of words from the training
+# split. "eleven" or "thirty" can only be memorised, so holding them out would measure nothing.
 NUMBER_WORDS_HELD_OUT = frozenset(
     random.Random(0).sample([n for n in range(21, 100) if n % 10], 30)
 )
 
 
 def number_words(split: Split) -> list[NumberWord]:
-    """ "Write 47 in words." -> "forty-seven": the 70 train or 30 held-out numbers, ascending."""
+    """The 70 training or 30 held-out examples "Write 47 in words." -> "forty-seven", ascending."""
     return [
         {
             "messages": [
@@ -106,16 +106,16 @@ POLITE = (
 
 
 def held_out_pair(a: int, b: int) -> bool:
-    """Is a + b kept out of pre-training? Symmetric; 10 % of the pairs of 0-99 by a hash.
+    """Whether a + b is excluded from pre-training: 10 % of the pairs of 0-99, by a symmetric hash.
 
-    Two one-digit numbers are never held out: column sums need the whole table of them.
+    Pairs of one-digit numbers are never held out, because column addition needs all of them.
     """
     low, high = min(a, b), max(a, b)
     return high > 9 and zlib.crc32(f"{low}+{high}".encode()) % 10 == 0
 
 
 def add_pair(rng: random.Random, split: Split = "train") -> tuple[int, int]:
-    """Two numbers of 0-99 whose sum belongs to `split`."""
+    """Draw two numbers of 0-99 whose sum belongs to `split`."""
     while True:
         a, b = rng.randrange(100), rng.randrange(100)
         if held_out_pair(a, b) == (split == "held_out"):
@@ -125,14 +125,14 @@ def add_pair(rng: random.Random, split: Split = "train") -> tuple[int, int]:
 def add_problem(
     rng: random.Random, split: Split = "train", phrasing: str | None = ADD_PHRASINGS[0]
 ) -> Addition:
-    """One addition to ask nano; `phrasing=None` draws one of `ADD_PHRASINGS`."""
+    """Draw an addition problem. phrasing None: a random one of `ADD_PHRASINGS`."""
     a, b = add_pair(rng, split)
     prompt = (phrasing or rng.choice(ADD_PHRASINGS)).format(a=a, b=b)
     return {"messages": [{"role": "user", "content": prompt}], "a": a, "b": b, "answer": a + b}
 
 
 def think_trace(a: int, b: int) -> str:
-    """Column addition as nano writes it, always right: units, tens with the carry, the sum."""
+    """A correct column addition in nano's format: units, tens with the carry, the sum."""
     units, carry = a % 10 + b % 10, int(a % 10 + b % 10 > 9)
     tens = a // 10 + b // 10 + carry
     return (
@@ -142,7 +142,7 @@ def think_trace(a: int, b: int) -> str:
 
 
 def answer_part(reply: str) -> str | None:
-    """What a reply says after its thought; None when the thought never ends."""
+    """The reply after its thinking block; None if the block is not closed."""
     thought, closed, answer = reply.rpartition("</think>")
     if closed:
         return answer.strip()
@@ -150,7 +150,7 @@ def answer_part(reply: str) -> str | None:
 
 
 def last_integer(reply: str) -> int | None:
-    """The last integer after the thought, None if there is none: what a sum is graded by."""
+    """The last integer after the thinking block, which decides the grade of a sum; None if none."""
     numbers = re.findall(r"(?<!\d)-?\d+", answer_part(reply) or "")
     return int(numbers[-1]) if numbers else None
 
@@ -159,7 +159,7 @@ def last_integer(reply: str) -> int | None:
 
 
 def near_miss(rng: random.Random, answer: int, carry: bool = True) -> int:
-    """A wrong number >= 0 as a careless adder would give it."""
+    """Draw a wrong answer >= 0 with a typical slip: off by one or ten, a lost carry, ..."""
     while True:
         (slip,) = rng.choices(("one", "ten", "few", "carry", "any"), (30, 25, 15, 15, 15))
         match slip:
@@ -178,17 +178,17 @@ def near_miss(rng: random.Random, answer: int, carry: bool = True) -> int:
 
 
 def is_polite(reply: str) -> bool:
-    """Does the reply use one of the polite forms that the preference "polite" asks for?"""
+    """Whether the reply uses one of the phrases that the preference "polite" rewards."""
     return any(reply.startswith(form.split("{")[0]) for form in POLITE)
 
 
 def preference_pair(
     rng: random.Random, preference: Literal["polite", "short", "correct"], split: Split = "train"
 ) -> PreferencePair:
-    """A better and a worse reply to a question about a sum.
+    """Draw a chosen and a rejected reply to an addition problem.
 
-    polite: a friendly sentence beats a terse right answer. short: the bare number beats a longer
-    right answer. correct: the right number beats a near miss.
+    polite: a friendly sentence beats a terse correct answer. short: the bare number beats a longer
+    correct answer. correct: the correct number beats a near miss.
     """
     problem = add_problem(rng, split, phrasing=None)
     a, b, c = problem["a"], problem["b"], problem["answer"]
@@ -214,21 +214,21 @@ GUESS_WON = "Correct!"
 
 
 def guess_prompt(limit: int = GUESS_LIMIT) -> str:
-    """First user turn of the game; the secret is one of 0..limit."""
+    """The first user turn of the game; the secret is in 0..limit."""
     return f"I am thinking of a number from 0 to {limit}. Guess it."
 
 
 def guess_feedback(secret: int, guess: int) -> str:
-    """The user's answer to a guess; `GUESS_WON` ends the game."""
+    """The user's reply to a guess; `GUESS_WON` ends the game."""
     if guess == secret:
         return GUESS_WON
     return "Higher." if guess < secret else "Lower."
 
 
 def guess_game(rng: random.Random, max_turns: int = 8) -> GuessGame:
-    """A whole game by a weak guesser.
+    """Draw a complete game of a weak player.
 
-    Of its guesses 15 % bisect, 50 % are random within what is known, 35 % ignore all that was said.
+    15 % of its guesses bisect, 50 % are random within the known bounds, 35 % ignore the feedback.
     """
     secret = rng.randrange(GUESS_LIMIT + 1)
     low, high = 0, GUESS_LIMIT

@@ -103,14 +103,18 @@ def test_a_model_of_the_hub(tmp_path: Path, hub: str) -> None:
     assert again.startswith("loss ") and seconds < 20
     assert "Retrying" not in noise
     unknown, _, noise = train(tmp_path, hub, "Qwen/Qwen3-8b")
-    assert unknown.startswith("error model_name='Qwen/Qwen3-8b': its files cannot be had (the hub")
-    assert "known names near it: Qwen/Qwen3-8B" in unknown and "Retrying" not in noise
+    assert unknown.startswith(
+        "error model_name='Qwen/Qwen3-8b': its files could not be downloaded (the hub"
+    )
+    assert "similar known names: Qwen/Qwen3-8B" in unknown and "Retrying" not in noise
 
 
 def test_a_hub_out_of_reach_is_told_at_once(tmp_path: Path) -> None:
     said, seconds, noise = train(tmp_path, NOWHERE, "nanoo")
-    assert said.startswith("error model_name='nanoo': its files cannot be had (the hub at http:")
-    assert said.endswith("; known names near it: nano")
+    assert said.startswith(
+        "error model_name='nanoo': its files could not be downloaded (the hub at http:"
+    )
+    assert said.endswith("; similar known names: nano")
     assert seconds < 10 and "Retrying" not in noise and "thrown" not in noise
 
 

@@ -48,5 +48,5 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, from their modules when they are first asked for: some take seconds."""
+    """Import a public name on first access: some of its modules take seconds to import."""
     return import_of(name, __name__, _MODULES)

@@ -1,5 +1,5 @@
-"""The supervised loop's keys for conversations, flat: what recipes on chat data put on the
-command line instead of a nested `common_config`."""
+"""Flat config keys for chat data: recipes offer these on the command line instead of a nested
+`common_config`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import chz
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.data import data_at
+from tinker_cookbook.supervised.data import builder_for_path
 from tinker_cookbook.supervised.defaults import Batches
 from tinker_cookbook.supervised.types import (
     EXAMPLE_LENGTH,
@@ -53,7 +53,7 @@ FIRST_KEYS = (
 
 @chz.chz
 class ChatConfig(train.Config):
-    """`train.Config` with the keys that turn conversations into batches."""
+    """`train.Config` plus the keys that control rendering and batching of conversations."""
 
     dataset_builder: SupervisedDatasetBuilder | None = chz.field(
         default=None, doc="data to train on, e.g. data=NoRobots (None: the recipe's default)"
@@ -80,26 +80,32 @@ class ChatConfig(train.Config):
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
-        """A stored config without the keys that `resolve_defaults` derived, as plain data."""
+        """Return a stored config (plain data) without the keys that `resolve_defaults` derived.
+
+        With `config=<run>/config.json` the derived keys must be derived again: otherwise a new
+        `batch_size=` would be ignored, because the stored `common_config` already has one.
+        """
         data = config.get("dataset_builder")
-        # max_length: no limit, where a key that is None asks for the usual
+        # max_length=None in the stored config means "no limit", but None as a key means "use the
+        # default", so the stored builder has to be kept as it is.
         if not isinstance(data, dict) or config["max_length"] is None:
             return config
         builder = rebuild(data, "dataset_builder")
-        own = restore_unset_fields(data, type(builder), {"common_config": _rendering(config)})
-        if own == data:
+        common_config = {"common_config": _derived_common_config(config)}
+        restored = restore_unset_fields(data, type(builder), common_config)
+        if restored == data:
             return config
         evaluators = plain(builder.default_evaluator_builders(), identities=False)
         derived = ("evaluator_builders",) if config.get("evaluator_builders") == evaluators else ()
-        kept = {k: v for k, v in config.items() if k not in derived}
-        return {**kept, "dataset_builder": own}
+        explicit = {k: v for k, v in config.items() if k not in derived}
+        return {**explicit, "dataset_builder": restored}
 
 
 C = TypeVar("C", bound=ChatConfig)
 
 
-def _rendering(config: Mapping[str, Json]) -> dict[str, Json]:
-    """What `resolve_defaults` fills common_config with, as plain data."""
+def _derived_common_config(config: Mapping[str, Json]) -> dict[str, Json]:
+    """The common_config that `resolve_chat_config` builds from the recipe's keys, as plain data."""
     keys = ("renderer_name", "max_length", "batch_size", "train_on_what")
     return {
         CLASS: plain(ChatDatasetBuilderCommonConfig),
@@ -111,22 +117,23 @@ def _rendering(config: Mapping[str, Json]) -> dict[str, Json]:
 def resolve_chat_config(
     config: C, defaults: Defaults[Batches], default_data: SupervisedDatasetBuilder
 ) -> Resolved[C, Batches]:
-    """`training.resolve` for conversations: the data is chosen, too, and follows the recipe's keys
-    where it has no common_config of its own.
+    """Resolve a chat config: choose the data, then resolve every key that is None.
 
-    Raises ConfigurationError for keys that cannot work, or that the data would not follow.
+    Data without its own `common_config` takes model, renderer, lengths and batch size from the
+    recipe's keys. Raises ConfigurationError for keys that contradict each other and for keys that
+    the data would ignore.
     """
     if config.dataset_path is not None and config.dataset_builder is not None:
         raise ConfigurationError(
             f"dataset_path={config.dataset_path} and data= both name the data: drop either"
         )
-    asked = config
+    original = config
     data = config.dataset_builder or default_data
     if config.dataset_path is not None:
-        data = data_at(config.dataset_path, "dataset_path")
+        data = builder_for_path(config.dataset_path, "dataset_path")
     run = resolve_defaults(chz.replace(config, dataset_builder=data), defaults)
     filled, sizes = dict(run.filled), run.sizes
-    config = chz.replace(run.config, dataset_path=None)  # the builder says it; once is enough
+    config = chz.replace(run.config, dataset_path=None)  # now stored in dataset_builder
     if isinstance(data, ChatDatasetBuilder) and data.common_config is None:
         common = ChatDatasetBuilderCommonConfig(
             model_name_for_tokenizer=run.model_name,
@@ -138,7 +145,7 @@ def resolve_chat_config(
         data = set_unset_fields(data, {"common_config": common})
         config = chz.replace(config, dataset_builder=data)
     else:
-        config = _with_rendering_of(data, asked, config, filled)
+        config = _take_settings_of_data(data, original, config, filled)
     if config.num_epochs is None:
         filled["num_epochs"] = data.default_num_epochs()
         config = chz.replace(config, num_epochs=filled["num_epochs"])
@@ -147,13 +154,16 @@ def resolve_chat_config(
     return dataclasses.replace(run, config=config, filled=filled)
 
 
-def _with_rendering_of(
-    data: SupervisedDatasetBuilder, asked: ChatConfig, config: C, filled: dict[str, Value]
+def _take_settings_of_data(
+    data: SupervisedDatasetBuilder, original: ChatConfig, config: C, filled: dict[str, Value]
 ) -> C:
-    """config.json tells what holds for data with settings of its own, not what a model would
-    like."""
+    """Copy batch_size, max_length and train_on_what from data that has its own settings.
+
+    config.json must show the values in effect. The model's defaults are not in effect here, so they
+    are also removed from `filled`, which is printed as the list of chosen defaults.
+    """
     for key in ("batch_size", "max_length", "train_on_what"):
-        check_no_unused_keys(key, getattr(asked, key), data)
+        check_no_unused_keys(key, getattr(original, key), data)
         filled.pop(key, None)
     common = getattr(data, "common_config", None)
     return chz.replace(

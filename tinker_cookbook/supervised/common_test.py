@@ -42,7 +42,7 @@ def test_mean_nll_of_nothing_is_nan() -> None:
 
 
 def test_lists_that_do_not_match_are_refused() -> None:
-    with pytest.raises(DataValidationError, match="differ in shape"):
+    with pytest.raises(DataValidationError, match="must have the same shape"):
         compute_mean_nll([tensor([-1.0, -2.0])], [tensor([1.0])])
     with pytest.raises(ValueError, match="shorter"):
         compute_mean_nll([tensor([-1.0])], [])

@@ -1,17 +1,17 @@
-"""The data sets of supervised training, as configuration: `data=JsonlChats data.path=chats.jsonl`.
+"""Configurable data sets for supervised training, e.g. `data=JsonlChats data.path=chats.jsonl`.
 
-| builder | conversations from |
+| builder | source of the conversations |
 |---|---|
-| `JsonlChats`, `FromConversationFileBuilder` | a JSONL file, one conversation a line |
+| `JsonlChats`, `FromConversationFileBuilder` | a JSONL file, one conversation per line |
 | `HubChats` | a data set on the hub, or a local file or directory |
-| `NoRobots`, `Tulu3` | the two that recipes name |
+| `NoRobots`, `Tulu3` | the public data sets that recipes use |
 | `InterleavedChatDatasetBuilder` | several hub or local data sets, mixed by weight |
-| `StreamedHubChats` | a hub data set that is read while training runs |
-| `InMemoryChats` | Python: a list of rows |
+| `StreamedHubChats` | a hub data set, streamed during training |
+| `InMemoryChats` | a list of rows in Python |
 
-A row is `{"messages": [...]}` or has another of the forms of `renderers/row_formats.py`.
-Beside its messages a row may have `tools`, which are declared as the renderer does it. Files and
-lists are rendered at the start; hub data is rendered as it is drawn.
+A row is `{"messages": [...]}` or in another format of `renderers/row_formats.py`. It may also have
+`tools`, which the renderer declares to the model. JSONL files and lists are rendered before
+training starts; hub data is rendered lazily, when a batch needs it.
 """
 
 from __future__ import annotations
@@ -70,21 +70,21 @@ __all__ = [
     "render_conversation",
 ]
 
-# Any: chz checks the types of fields at run time, and recursive ones are more than it knows
+# Any: chz checks field types at run time and does not support recursive types such as JSON.
 Conversations = list[dict[str, Any]]
 Datasets = tuple[SupervisedDataset, SupervisedDataset | None]
 
 
 @chz.chz
-class _ChatLists(ChatDatasetBuilder):
-    """Base of the builders that hold all conversations and render them at the start."""
+class _EagerChats(ChatDatasetBuilder):
+    """Base of the builders that render all conversations before training starts."""
 
     shuffle_seed: int = chz.field(
-        default=0, doc="seed of the test split and of each epoch's order", metadata=SEED
+        default=0, doc="seed of the train/test split and of each epoch's shuffle", metadata=SEED
     )
 
-    def _rendered(self, chats: list[Chat], name: str, test: bool) -> RenderedChats:
-        """A test set is one batch in the order of the file: an evaluation leaves nothing out."""
+    def _render_all(self, chats: list[Chat], name: str, test: bool) -> RenderedChats:
+        """Render `chats`. A test set becomes one unshuffled batch, so no example is dropped."""
         config = self.config
         return RenderedChats(
             chats,
@@ -96,7 +96,8 @@ class _ChatLists(ChatDatasetBuilder):
             name=name,
         )
 
-    def _from_file(self, path: str, key: str, test_size: int) -> Datasets:
+    def _load_file(self, path: str, key: str, test_size: int) -> Datasets:
+        """Read a JSONL file and hold out `test_size` random conversations for the test set."""
         chats = read_chats(path, key)
         if not 0 <= test_size < len(chats):
             raise ConfigurationError(
@@ -105,74 +106,76 @@ class _ChatLists(ChatDatasetBuilder):
             )
         order = np.random.default_rng(self.shuffle_seed).permutation(len(chats)).tolist()
         held_out = set(order[:test_size])
-        train = [chat for number, chat in enumerate(chats) if number not in held_out]
-        test = [chat for number, chat in enumerate(chats) if number in held_out]
+        # Both parts stay in file order: `shuffle_seed` and the epoch alone decide about shuffling.
+        train = [chat for i, chat in enumerate(chats) if i not in held_out]
+        test = [chat for i, chat in enumerate(chats) if i in held_out]
         return (
-            self._rendered(train, path, test=False),
-            self._rendered(test, f"{path} (test)", test=True) if test else None,
+            self._render_all(train, path, test=False),
+            self._render_all(test, f"{path} (test)", test=True) if test else None,
         )
 
 
 @chz.chz
-class JsonlChats(_ChatLists):
-    """A JSONL file of conversations, one a line."""
+class JsonlChats(_EagerChats):
+    """A JSONL file of conversations, one per line."""
 
-    path: str = chz.field(doc="JSONL file, one conversation a line")
+    path: str = chz.field(doc="JSONL file, one conversation per line")
     test_path: str | None = chz.field(
-        default=None, doc="JSONL file to evaluate on (None: test_size conversations of path)"
+        default=None,
+        doc="evaluation JSONL file (None: hold out test_size conversations of path)",
     )
     test_size: int = chz.field(
-        default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
+        default=0, doc="conversations held out for evaluation, chosen by shuffle_seed"
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """The content of the files, whatever their path."""
+        """The contents of the files; their paths do not matter."""
         files = {"path": self.path, "test_path": self.test_path}
         return {key: file_identity(path) for key, path in files.items() if path is not None}
 
     def __call__(self) -> Datasets:
         if self.test_path is None:
-            return self._from_file(self.path, "path", self.test_size)
+            return self._load_file(self.path, "path", self.test_size)
         if self.test_size:
             raise ConfigurationError(
-                f"test_path={self.test_path} and test_size={self.test_size} both name the test "
+                f"test_path={self.test_path} and test_size={self.test_size} both define the test "
                 "data: drop either"
             )
-        train, _ = self._from_file(self.path, "path", 0)
+        train, _ = self._load_file(self.path, "path", 0)
         test = read_chats(self.test_path, "test_path")
-        return train, self._rendered(test, self.test_path, test=True)
+        return train, self._render_all(test, self.test_path, test=True)
 
 
 @chz.chz
-class FromConversationFileBuilder(_ChatLists):
-    """`JsonlChats` under the name and the key that users know."""
+class FromConversationFileBuilder(_EagerChats):
+    """`JsonlChats` under the class name and key of the Tinker cookbook."""
 
-    file_path: str = chz.field(doc="JSONL file, one conversation a line")
+    file_path: str = chz.field(doc="JSONL file, one conversation per line")
     test_size: int = chz.field(
-        default=0, doc="conversations held out for evaluation, drawn by shuffle_seed"
+        default=0, doc="conversations held out for evaluation, chosen by shuffle_seed"
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """The content of the file, whatever its path."""
+        """The contents of the file; its path does not matter."""
         return {"file_path": file_identity(self.file_path)}
 
     def __call__(self) -> Datasets:
-        return self._from_file(self.file_path, "file_path", self.test_size)
+        return self._load_file(self.file_path, "file_path", self.test_size)
 
 
 @chz.chz
-class InMemoryChats(_ChatLists):
-    """Conversations that a program has made: lists of `{"messages": [...]}` or the like."""
+class InMemoryChats(_EagerChats):
+    """Conversations built in Python: lists of `{"messages": [...]}` or another row format."""
 
     conversations: Conversations = chz.field(doc="training data")
     test_conversations: Conversations | None = chz.field(default=None, doc="test data")
-    label: str = chz.field(default="data", doc="what reports and errors call it")
+    label: str = chz.field(default="data", doc="name of the data in reports and errors")
 
     def __call__(self) -> Datasets:
         return (
-            self._rendered(_named(self.conversations, self.label), self.label, test=False),
-            self._rendered(
-                _named(self.test_conversations, f"{self.label} (test)"),
+            self._render_all(_parse_rows(self.conversations, self.label), self.label, test=False),
+            self._render_all(
+                _parse_rows(self.test_conversations, f"{self.label} (test)"),
                 f"{self.label} (test)",
                 test=True,
             )
@@ -181,35 +184,37 @@ class InMemoryChats(_ChatLists):
         )
 
 
-def _named(rows: Conversations, label: str) -> list[Chat]:
-    places = [f"{label}, conversation {number}" for number in range(len(rows))]
-    return list(map(RowReader(), rows, places))
+def _parse_rows(rows: Conversations, label: str) -> list[Chat]:
+    locations = [f"{label}, conversation {index}" for index in range(len(rows))]
+    return list(map(RowReader(), rows, locations))
 
 
 @chz.chz
 class HubChats(ChatDatasetBuilder):
-    """A hub or local data set of conversations."""
+    """A hub or local data set of conversations, rendered lazily."""
 
     path: str = chz.field(doc="data set: name on the hub, directory or file")
-    name: str | None = chz.field(default=None, doc="configuration of the data set")
-    split: str = chz.field(default="train", doc="split that is trained on")
+    name: str | None = chz.field(default=None, doc="configuration (subset) of the data set")
+    split: str = chz.field(default="train", doc="training split")
     test_split: str | None = chz.field(
-        default=None, doc="split that is evaluated (None: test_size rows of the training split)"
+        default=None, doc="evaluation split (None: hold out test_size rows of the training split)"
     )
     test_size: int = chz.field(
-        default=0, doc="rows: the first of the shuffled training split, or at most of test_split"
+        default=0,
+        doc="rows to evaluate on: the first of the shuffled training split, or the maximum"
+        " of rows of test_split",
     )
     message_field: str = chz.field(
         default="messages",
-        doc="column with the list of messages (where there is no such column as the default: by"
-        " the form of the rows)",
+        doc="column with the list of messages (if there is no column of the default name: detected"
+        " from the rows)",
     )
     shuffle_seed: int = chz.field(
-        default=0, doc="seed of the test rows and of each epoch's order", metadata=SEED
+        default=0, doc="seed of the train/test split and of each epoch's shuffle", metadata=SEED
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """Of a local data set, what its files tell at a glance; a name on the hub is enough."""
+        """Count, size and digest of a local data set's files; nothing for a name on the hub."""
         return path_identity(self.path)
 
     def __call__(self) -> Datasets:
@@ -228,17 +233,17 @@ class HubChats(ChatDatasetBuilder):
             test_rows = train_rows.select(range(self.test_size))
             train_rows = train_rows.select(range(self.test_size, len(train_rows)))
         return (
-            self._lazy(train_rows, read, self.config.batch_size, self.shuffle_seed, self.path),
-            self._lazy(test_rows, read, len(test_rows), None, f"{self.path} (test)")
+            self._build(train_rows, read, self.config.batch_size, self.shuffle_seed, self.path),
+            self._build(test_rows, read, len(test_rows), None, f"{self.path} (test)")
             if test_rows is not None
             else None,
         )
 
     def default_train_on_what(self) -> TrainOnWhat:
-        """What is trained where the key train_on_what is None."""
+        """The mode to use when the key train_on_what is None."""
         return TrainOnWhat.ALL_ASSISTANT_MESSAGES
 
-    def _lazy(
+    def _build(
         self, rows: Rows, read: RowReader, batch_size: int, shuffle_seed: int | None, name: str
     ) -> LazyChats:
         config = self.config
@@ -258,27 +263,31 @@ class HubChats(ChatDatasetBuilder):
         )
 
 
-def data_at(path: str, key: str) -> JsonlChats | HubChats:
-    """The builder for conversations at a path, or under a name on the hub: what `dataset_path=`
-    means. ConfigurationError, with the key that named it, for a file that is not there."""
+def builder_for_path(path: str, key: str) -> JsonlChats | HubChats:
+    """Return the builder for `dataset_path=`: a local path or a name on the hub.
+
+    Raises ConfigurationError, which names `key`, if the file does not exist.
+    """
     check_file_exists(path, key)
     return JsonlChats(path=path) if is_jsonl(path) else HubChats(path=path)
 
 
 @chz.chz
 class NoRobots(HubChats):
-    """9,500 instructions with answers written by people, and 500 for the test."""
+    """No Robots: 9,500 human-written instruction/answer pairs for training, 500 for evaluation."""
 
-    path: str = chz.field(default="HuggingFaceH4/no_robots", doc="name on the hub, or local copy")
-    test_split: str | None = chz.field(default="test", doc="split that is evaluated")
+    path: str = chz.field(
+        default="HuggingFaceH4/no_robots", doc="name on the hub, or path of a local copy"
+    )
+    test_split: str | None = chz.field(default="test", doc="evaluation split")
 
 
 @chz.chz
 class Tulu3(HubChats):
-    """The Tulu 3 mixture, 939,000 conversations; the first 1024 after shuffling are the test."""
+    """The Tulu 3 SFT mixture: 939,000 conversations, 1024 of them held out after shuffling."""
 
     path: str = chz.field(
-        default="allenai/tulu-3-sft-mixture", doc="name on the hub, or local copy"
+        default="allenai/tulu-3-sft-mixture", doc="name on the hub, or path of a local copy"
     )
     test_size: int = chz.field(default=1024, doc="rows held out: the first of the shuffled data")
 

@@ -30,8 +30,8 @@ from tinker_cookbook.supervised.data import (
     StreamedHubChats,
     StreamingSupervisedDatasetFromHFDataset,
     Tulu3,
+    builder_for_path,
     conversation_to_datum,
-    data_at,
 )
 from tinker_cookbook.supervised.datasets_test import LetterRenderer, epoch, shown, talk, texts
 from tinker_cookbook.supervised.mixture import mixture_counts
@@ -160,9 +160,9 @@ BUILDERS = {
     "jsonl": lambda table: JsonlChats(common_config=COMMON, path="s/train.jsonl"),
     "memory": lambda table: InMemoryChats(common_config=COMMON, conversations=table),
     "hub": lambda table: HubChats(common_config=COMMON, path="s"),
-    "json": lambda table: data_at("s.json", "dataset_path"),
-    "csv": lambda table: data_at("s.csv", "dataset_path"),
-    "parquet": lambda table: data_at("s.parquet", "dataset_path"),
+    "json": lambda table: builder_for_path("s.json", "dataset_path"),
+    "csv": lambda table: builder_for_path("s.csv", "dataset_path"),
+    "parquet": lambda table: builder_for_path("s.parquet", "dataset_path"),
     "stream": lambda table: StreamedHubChats(common_config=COMMON, path="s", length=8),
     "mixture": lambda table: InterleavedChatDatasetBuilder(
         common_config=COMMON, sources=[HFDatasetSource(path="s")]
@@ -433,7 +433,7 @@ def test_a_streamed_batch_is_a_function_of_epoch_and_index(cwd: Path) -> None:
 def test_a_stream_that_is_too_short_or_too_small(cwd: Path) -> None:
     data = streamed(cwd, count=6)
     data.get_batch(0)
-    with pytest.raises(DataValidationError, match="length=40 promises more rows"):
+    with pytest.raises(DataValidationError, match="length=40 is more than the number of rows"):
         data.get_batch(1)
     with pytest.raises(ConfigurationError, match="batch_size=4 with length=3"):
         streamed(cwd, length=3)

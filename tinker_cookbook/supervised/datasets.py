@@ -1,4 +1,4 @@
-"""From conversations to batches of datums: rendering, account of it, and the shuffled data sets."""
+"""Render conversations to datums, report what was dropped, and serve shuffled batches."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ Row = Mapping[str, Plain]
 R = TypeVar("R", bound=Plain)
 D = TypeVar("D", covariant=True)
 
-# Batches that may be passed over, one after the other, because nothing in them can be trained on.
+# Consecutive batches without any trainable example that are skipped before giving up.
 MAX_EMPTY_BATCHES = 32
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What one conversation gave."""
+    """The datums of one conversation, and what was truncated or skipped."""
 
     datums: list[tinker.Datum]
     truncated: bool = False
-    num_lost: int = 0  # trained tokens that were cut off
-    num_split: int = 0  # examples that the conversation was split into, 0 where it was not
-    skipped: list[str] = field(default_factory=list)  # a reason per example that was left out
+    num_lost: int = 0  # trained tokens lost to truncation
+    num_split: int = 0  # examples, if the conversation was split into several; else 0
+    skipped: list[str] = field(default_factory=list)  # one reason per skipped example
     notes: RowNotes = field(default_factory=dict)  # see `Chat.notes`
 
 
-class Drawn(Protocol[D]):
-    """Rows by number."""
+class IndexedRows(Protocol[D]):
+    """Rows by index, e.g. a `datasets.Dataset`."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int, /) -> D: ...
 
 
-RenderRow = Callable[[R], Rendered]  # does not raise for what is wrong with one row alone
+# Reports a bad row in `Rendered.skipped` instead of raising.
+RenderRow = Callable[[R], Rendered]
 
 
 def render_conversation(
@@ -69,10 +70,11 @@ def render_conversation(
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     reduction: Reduction = "mean",
 ) -> Rendered:
-    """The examples of a conversation, cut to `max_length` tokens, without those that train nothing.
+    """Render a conversation to datums, truncated on the right to `max_length` tokens.
 
-    `conversation_examples` says what the examples are. With reduction "mean" each of them counts as
-    much as any other, be it one reply or a whole conversation.
+    Examples without a trained token are skipped. `conversation_examples` decides how many examples
+    a conversation gives. With reduction "mean" each example has the same total weight, whether it
+    is one reply or a whole conversation.
     """
     examples = conversation_examples(conversation, renderer, max_length, train_on_what)
     skipped = [str(example.problem) for example in examples if example.problem]
@@ -96,7 +98,7 @@ def render_chat(
     train_on_what: TrainOnWhat,
     reduction: Reduction = "mean",
 ) -> Rendered:
-    """`render_conversation` with the tools declared, and with the notes of the row."""
+    """`render_conversation` with the chat's tools declared; keeps the notes of its row."""
     messages = chat.messages_for(renderer)
     rendered = render_conversation(messages, renderer, max_length, train_on_what, reduction)
     return replace(rendered, notes=chat.notes)
@@ -109,18 +111,18 @@ def conversation_to_datum(
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     reduction: Reduction = "mean",
 ) -> tinker.Datum:
-    """The conversation as exactly one datum; `conversation_to_datums` suits every renderer.
+    """Render a conversation to exactly one datum; prefer `conversation_to_datums`.
 
-    Warns where the renderer lacks the extension property and the conversation has several replies:
-    then all but the last are trained in the form they have as history (see `render_conversation`).
-    Raises DataValidationError where no trained token is left.
+    Warns if the renderer lacks the extension property and the conversation has several replies:
+    all but the last are then trained as the renderer writes them in the history, which is not how
+    the model samples them. Raises DataValidationError if no trained token is left.
     """
     if train_on_what in MULTI_REPLY_MODES and not renderer.has_extension_property:
         replies = sum(message["role"] == "assistant" for message in conversation)
         if replies > 1:
             warnings.warn(
-                f"{type(renderer).__name__} shows earlier replies in another form than it samples "
-                "them in: use conversation_to_datums, which makes one example per reply",
+                f"{type(renderer).__name__} renders earlier replies differently from how they are "
+                "sampled: use conversation_to_datums, which makes one example per reply",
                 stacklevel=2,
             )
     model_input, weights = renderer.build_supervised_example(
@@ -136,7 +138,7 @@ def conversation_to_datums(
     train_on_what: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     reduction: Reduction = "mean",
 ) -> list[tinker.Datum]:
-    """All datums of a conversation, see `render_conversation`; empty if it has nothing to train."""
+    """All datums of a conversation (see `render_conversation`); empty if nothing is trained."""
     return render_conversation(conversation, renderer, max_length, train_on_what, reduction).datums
 
 
@@ -146,11 +148,12 @@ def render_rows(
     train_on_what: TrainOnWhat,
     read: Callable[[R, str], Chat] | None = None,
 ) -> RenderRow[R]:
-    """`render_conversation` for the rows of a table. read: from a row and its place to the
-    conversation (None: in the form of the first row).
+    """Return a function that renders a row of a table.
 
-    Rows are drawn while training runs, so one that cannot be rendered is skipped like one that
-    trains nothing: hours of work must not end for it. The report names it.
+    read: parses a row, given its location for messages (None: the first row determines the format).
+
+    Rows are rendered during training, so a row that cannot be rendered must not end a run of many
+    hours. It is skipped, like a row without trained tokens, and the report names it.
     """
 
     read = read or RowReader()
@@ -165,11 +168,11 @@ def render_rows(
     return render
 
 
-def mapped_rows(
+def render_with_function(
     map_fn: Callable[[Row], tinker.Datum] | None,
     flatmap_fn: Callable[[Row], list[tinker.Datum]] | None,
 ) -> RenderRow[Row]:
-    """A user's function from row to datum(s); a DataValidationError from it skips the row."""
+    """Wrap a user's function from row to datum(s); its DataValidationError skips the row."""
     if (map_fn is None) == (flatmap_fn is None):
         raise ConfigurationError("give exactly one of map_fn and flatmap_fn")
 
@@ -185,8 +188,8 @@ def mapped_rows(
     return render
 
 
-def count(report: DataReport, rendered: Rendered, where: str) -> None:
-    """Add one conversation to the account; `where` names it."""
+def add_to_report(report: DataReport, rendered: Rendered, location: str) -> None:
+    """Count one rendered conversation; `location` names it if it is skipped."""
     report.num_conversations += 1
     report.num_examples += len(rendered.datums)
     report.num_truncated += rendered.truncated
@@ -195,8 +198,8 @@ def count(report: DataReport, rendered: Rendered, where: str) -> None:
     report.num_split_examples += rendered.num_split
     report.num_skipped += len(rendered.skipped)
     report.rows.add(rendered.notes)
-    room = max(0, MAX_NAMED - len(report.skipped))
-    report.skipped += [f"{where}: {reason}" for reason in rendered.skipped[:room]]
+    num_free = max(0, MAX_NAMED - len(report.skipped))
+    report.skipped += [f"{location}: {reason}" for reason in rendered.skipped[:num_free]]
     for datum in rendered.datums:
         report.num_tokens += datum.model_input.length
         if "weights" in datum.loss_fn_inputs:
@@ -205,12 +208,11 @@ def count(report: DataReport, rendered: Rendered, where: str) -> None:
             )
 
 
-class _Shuffled(SupervisedDataset):
-    """`num_rows` rows in batches, in an order that depends on (shuffle_seed, epoch) alone.
+class _ShuffledDataset(SupervisedDataset):
+    """Batches over `num_rows` rows, in an order that depends on (shuffle_seed, epoch) alone.
 
-    shuffle_seed None: the order of the rows, in every epoch. The rows that do not fill a last batch
-    are left out of an epoch (each epoch leaves out others); fewer rows than `batch_size` are one
-    batch.
+    shuffle_seed None: the original order in every epoch. The last incomplete batch of an epoch is
+    dropped (with shuffling, other rows each epoch). Fewer rows than `batch_size` form one batch.
     """
 
     def __init__(self, num_rows: int, batch_size: int, shuffle_seed: int | None) -> None:
@@ -230,15 +232,16 @@ class _Shuffled(SupervisedDataset):
     def get_batch(self, index: int) -> list[tinker.Datum]:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        # A batch in which nothing can be trained on borrows the next batch's rows: no step may be
-        # empty, and with a batch size of 1 a single bad row must not end a run.
-        for passed_over in range(min(len(self), MAX_EMPTY_BATCHES)):
-            start = (index + passed_over) % len(self) * self.batch_size
+        # A batch without any trainable example takes the rows of the next batch instead: a step
+        # needs at least one datum, and with batch_size=1 a single bad row must not end a run.
+        # Both batches are functions of (epoch, index), so a resumed run sees the same data.
+        for num_skipped in range(min(len(self), MAX_EMPTY_BATCHES)):
+            start = (index + num_skipped) % len(self) * self.batch_size
             rows = self._order[start : start + self.batch_size]
             datums = [datum for row in rows.tolist() for datum in self._examples(row)]
             if datums:
                 return datums
-        raise DataValidationError(nothing_to_train_on(self.report, index))
+        raise DataValidationError(empty_batches_message(self.report, index))
 
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         return epoch_order(self.num_rows, self.shuffle_seed, epoch)
@@ -247,35 +250,38 @@ class _Shuffled(SupervisedDataset):
     def _examples(self, row: int) -> list[tinker.Datum]: ...
 
 
-EPOCHS_APART = 1_000_003  # between the orders of two seeds: no run has that many epochs
+# With seed + epoch, epoch 1 of seed 0 would have the order of epoch 0 of seed 1. This stride is
+# larger than the number of epochs of any run, so the orders of two seeds never overlap.
+EPOCH_SEED_STRIDE = 1_000_003
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What loops give to `set_epoch`, so that no two pairs of seed and epoch share an order."""
-    return seed * EPOCHS_APART + epoch
+    """The argument of `set_epoch` for an epoch: distinct for every (seed, epoch)."""
+    return seed * EPOCH_SEED_STRIDE + epoch
 
 
 def epoch_order(num_rows: int, shuffle_seed: int | None, epoch: int) -> np.ndarray:
-    """A permutation of range(num_rows) that depends on its arguments alone; None: no shuffling."""
+    """A permutation of range(num_rows); a pure function. shuffle_seed None: the identity."""
     if shuffle_seed is None:
         return np.arange(num_rows)
     return np.random.default_rng([shuffle_seed, epoch]).permutation(num_rows)
 
 
-def nothing_to_train_on(report: DataReport | None, index: int) -> str:
-    """The message for batch `index` and those after it giving no example at all."""
+def empty_batches_message(report: DataReport | None, index: int) -> str:
+    """Error message: batch `index` and the batches after it have no trainable example."""
     if report is None:
-        return f"batch {index} and those after it have no example that can be trained on"
+        return f"batch {index} and the batches after it have no example with trained tokens"
     return (
-        f"{report.name}: batch {index} and those after it have no example that can be trained on: "
-        + "; ".join(report.skipped)
+        f"{report.name}: batch {index} and the batches after it have no example with trained"
+        " tokens: " + "; ".join(report.skipped)
     )
 
 
-class RenderedChats(_Shuffled):
-    """Conversations that were all rendered at the start, so that `report` is final before step 0.
+class RenderedChats(_ShuffledDataset):
+    """Conversations rendered up front, so that `report` is complete before step 0.
 
-    A row is an example. Held as arrays: about 8 bytes per token.
+    Rows are examples, not conversations. Examples are stored as arrays (tokens and weights), about
+    8 bytes per token.
     """
 
     def __init__(
@@ -297,44 +303,44 @@ class RenderedChats(_Shuffled):
                 rendered = render_chat(chat, renderer, max_length, train_on_what, reduction)
             except RendererError as error:
                 raise RendererError(f"{chat.location}: {error}") from error
-            count(self.report, rendered, chat.location)
+            add_to_report(self.report, rendered, chat.location)
             self._sequences += [from_datum(datum) for datum in rendered.datums]
         if not self._sequences:
             raise DataValidationError(
-                f"{name}: of {len(chats):,} conversations none has a token to train on: "
+                f"{name}: none of the {len(chats):,} conversations has a token to train on: "
                 + "; ".join(self.report.skipped)
             )
         super().__init__(len(self._sequences), batch_size, shuffle_seed)
-        self.report.notes += _batching_notes(self, "examples")
+        self.report.notes += _batch_size_notes(self, "examples")
 
     def _examples(self, row: int) -> list[tinker.Datum]:
         return [to_datum(self._sequences[row])]
 
 
-def _batching_notes(dataset: _Shuffled, unit: str) -> list[str]:
-    """What to tell where batches and data do not fit."""
+def _batch_size_notes(dataset: _ShuffledDataset, unit: str) -> list[str]:
+    """Notes for the report if the batch size does not divide the number of rows."""
     num_rows, batch_size = len(dataset._order), dataset.batch_size
     if num_rows < batch_size:
-        return [f"batch_size={batch_size} is more than there is: each batch is all {num_rows}"]
-    left_out = num_rows % batch_size
-    if not left_out:
+        return [f"batch_size={batch_size} exceeds the data: each batch is all {num_rows} {unit}"]
+    num_dropped = num_rows % batch_size
+    if not num_dropped:
         return []
-    which = "the last" if dataset.shuffle_seed is None else "other ones each time"
+    which = "the last ones" if dataset.shuffle_seed is None else "different ones each time"
     return [
-        f"batches of {batch_size}: each epoch leaves out {left_out} of {num_rows:,} {unit}, {which}"
+        f"batches of {batch_size}: each epoch drops {num_dropped} of {num_rows:,} {unit}, {which}"
     ]
 
 
-class LazyChats(_Shuffled, Generic[R]):
-    """Rows that are rendered when they are drawn, for data sets too large to render at the start.
+class LazyChats(_ShuffledDataset, Generic[R]):
+    """Rows rendered on access, for data sets that are too large to render before training.
 
-    `report` counts each row when it is first drawn. forms: how rows are known to be read, for the
-    report at the start.
+    `report` counts each row on first access. forms: row formats that are already known to be
+    converted, for the report before training.
     """
 
     def __init__(
         self,
-        rows: Drawn[R],
+        rows: IndexedRows[R],
         render: RenderRow[R],
         *,
         batch_size: int,
@@ -347,25 +353,28 @@ class LazyChats(_Shuffled, Generic[R]):
         self._rows, self._render = rows, render
         self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=len(rows))
         self.report.rows.source_formats += forms
-        self.report.notes += _batching_notes(self, "rows")
-        self._seen = np.zeros(self.num_rows, dtype=bool)
+        self.report.notes += _batch_size_notes(self, "rows")
+        self._seen = np.zeros(self.num_rows, dtype=bool)  # rows that `report` already counts
 
     def _examples(self, row: int) -> list[tinker.Datum]:
         rendered = self._render(self._rows[row])
         if not self._seen[row]:
             self._seen[row] = True
             self.report.complete = bool(self._seen.all())
-            count(self.report, rendered, where(self._rows, row))
+            add_to_report(self.report, rendered, where(self._rows, row))
         return rendered.datums
 
 
 class SupervisedDatasetFromHFDataset(LazyChats[Row]):
-    """Rows of a `datasets.Dataset` through a function of yours, one datum (map_fn) or several
-    (flatmap_fn) for each. A row for which it raises DataValidationError is skipped and counted."""
+    """Rows of a `datasets.Dataset`, rendered by your function.
+
+    map_fn returns one datum per row, flatmap_fn a list. If it raises DataValidationError, the row
+    is skipped and counted.
+    """
 
     def __init__(
         self,
-        hf_dataset: Drawn[Row],
+        hf_dataset: IndexedRows[Row],
         batch_size: int,
         map_fn: Callable[[Row], tinker.Datum] | None = None,
         flatmap_fn: Callable[[Row], list[tinker.Datum]] | None = None,
@@ -373,7 +382,7 @@ class SupervisedDatasetFromHFDataset(LazyChats[Row]):
     ) -> None:
         super().__init__(
             hf_dataset,
-            mapped_rows(map_fn, flatmap_fn),
+            render_with_function(map_fn, flatmap_fn),
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
         )

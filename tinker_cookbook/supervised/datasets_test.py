@@ -167,10 +167,10 @@ def test_the_report_is_final_before_the_first_batch() -> None:
     ]
     assert report.lines() == [
         "chats.jsonl: 5 conversations, 3 examples, 27 tokens, of them 9 trained",
-        "chats.jsonl: 1 conversation longer than max_length=20, cut at the end, and with it 2"
-        " trained tokens",
+        "chats.jsonl: 1 conversation longer than max_length=20, truncated on the right; 2"
+        " trained tokens lost",
         "chats.jsonl: 2 examples skipped: " + "; ".join(report.skipped),
-        "chats.jsonl: batches of 2: each epoch leaves out 1 of 3 examples, other ones each time",
+        "chats.jsonl: batches of 2: each epoch drops 1 of 3 examples, different ones each time",
     ]
 
 
@@ -184,7 +184,7 @@ def test_the_report_names_the_first_few_only() -> None:
 def test_a_data_set_in_which_nothing_is_trained_is_refused() -> None:
     with pytest.raises(DataValidationError) as error:
         dataset([Chat(talk("hi"), "chats.jsonl:1")])
-    assert "chats.jsonl: of 1 conversations none has a token to train on" in str(error.value)
+    assert "chats.jsonl: none of the 1 conversations has a token to train on" in str(error.value)
     assert "chats.jsonl:1: no token" in str(error.value)
 
 
@@ -245,7 +245,7 @@ def test_without_a_seed_the_order_is_that_of_the_file() -> None:
 def test_less_data_than_a_batch_is_one_batch_and_said_so() -> None:
     data = dataset(chats(3), batch_size=128)
     assert len(data) == 1 and len(data.get_batch(0)) == 3
-    assert data.report.notes == ["batch_size=128 is more than there is: each batch is all 3"]
+    assert data.report.notes == ["batch_size=128 exceeds the data: each batch is all 3 examples"]
     with pytest.raises(IndexError):
         data.get_batch(1)
 
@@ -285,7 +285,7 @@ def test_lazy_batches_are_those_of_the_rendered_data_set() -> None:
 def test_lazy_rows_are_counted_once() -> None:
     data = lazy([*rows(3), {"messages": talk("x" * 30, "y")}], shuffle_seed=None, name="d")
     assert data.report.num_conversations == 0 and not data.report.complete
-    assert data.report.lines() == ["d: 4 conversations, rendered as they are drawn"]
+    assert data.report.lines() == ["d: 4 conversations, rendered when first used"]
     for _ in range(2):
         assert len(data.get_batch(0)) == 3
     report = data.report
@@ -324,7 +324,7 @@ def test_a_batch_without_examples_takes_the_next_ones() -> None:
     data = lazy([bad, *rows(2)], batch_size=1, shuffle_seed=None)
     assert texts(data.get_batch(0)) == texts(data.get_batch(1)) == ["u:q0|a:a0|"]
     assert texts(data.get_batch(2)) == ["u:q1|a:a1|"]
-    with pytest.raises(DataValidationError, match="no example that can be trained on: row 0"):
+    with pytest.raises(DataValidationError, match="no example with trained tokens: row 0"):
         lazy([bad] * 3, batch_size=1, shuffle_seed=None).get_batch(0)
 
 

@@ -1,4 +1,4 @@
-"""What supervised fine-tuning takes where the user says nothing."""
+"""Default hyperparameters of supervised fine-tuning: for nano and for all other models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 
 @dataclass(frozen=True)
 class Batches:
-    """batch_size: examples a step. max_length: tokens an example."""
+    """batch_size: examples per optimizer step. max_length: tokens per example."""
 
     batch_size: int
     max_length: int

@@ -1,4 +1,4 @@
-"""How many replies equal the expected ones, by sampling them."""
+"""Exact-match evaluation: sample greedy completions and compare them with the expected replies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
     from tinker_cookbook.service.api import SamplingClient
 
-SHOWN = 4  # replies that a person gets to see
+NUM_PRINTED = 4  # completions printed per evaluation
 
 
 class ExactMatchEvaluator(SamplingClientEvaluator):
-    """`{"<name>/exact_match": fraction}`: greedy replies to conversations that end with the
-    expected reply, compared as text without surrounding white space."""
+    """`{"<name>/exact_match": fraction}` of greedy completions that equal the expected reply.
+
+    The last message of each conversation is the expected reply; the messages before it are the
+    prompt. Text is compared without leading and trailing white space.
+    """
 
     def __init__(
         self,
@@ -43,17 +46,20 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
             client.sample(self.renderer.build_generation_prompt(messages[:-1]), 1, params)
             for messages in self.conversations
         ]
-        right, shown = 0, []
-        step = max(1, len(futures) // SHOWN)
-        for number, (messages, future) in enumerate(zip(self.conversations, futures)):
+        num_correct, printed = 0, []
+        stride = max(1, len(futures) // NUM_PRINTED)
+        for index, (messages, future) in enumerate(zip(self.conversations, futures)):
             message, _ = self.renderer.parse_response((await future).sequences[0].tokens)
             reply, expected = get_text_content(message).strip(), get_text_content(messages[-1])
-            right += reply == expected.strip()
-            if number % step == 0 and len(shown) < SHOWN:
+            num_correct += reply == expected.strip()
+            if index % stride == 0 and len(printed) < NUM_PRINTED:
                 mark = "right" if reply == expected.strip() else "wrong"
-                shown.append(f"  {get_text_content(messages[-2])!r} -> {reply!r} ({mark})")
-        self._lines = [f"{self.name}: {right} of {len(futures)} replies are right, e.g.", *shown]
-        return {f"{self.name}/exact_match": right / len(futures)}
+                printed.append(f"  {get_text_content(messages[-2])!r} -> {reply!r} ({mark})")
+        self._lines = [
+            f"{self.name}: {num_correct} of {len(futures)} replies are right, e.g.",
+            *printed,
+        ]
+        return {f"{self.name}/exact_match": num_correct / len(futures)}
 
     def lines(self) -> list[str]:
         return self._lines
@@ -61,13 +67,13 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
 
 @chz.chz
 class ExactMatch:
-    """Builds an ExactMatchEvaluator over a JSONL file of conversations."""
+    """Builder of an ExactMatchEvaluator for a JSONL file of conversations."""
 
     path: str = chz.field(doc="JSONL file; each conversation ends with the expected reply")
-    name: str = chz.field(doc="prefix of the metric")
+    name: str = chz.field(doc="prefix of the metric name")
     model_name: str = chz.field(doc="model whose tokenizer is used")
-    renderer_name: str = chz.field(doc="how messages become tokens")
-    max_tokens: int = chz.field(default=64, doc="tokens of a reply at most")
+    renderer_name: str = chz.field(doc="renderer, e.g. qwen3_instruct")
+    max_tokens: int = chz.field(default=64, doc="maximum tokens per completion")
 
     def __call__(self) -> ExactMatchEvaluator:
         tokenizer = get_tokenizer(self.model_name)

@@ -1,4 +1,4 @@
-"""Several data sets as one, mixed by weight."""
+"""Mix several chat data sets by weight."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tinker_cookbook.utils.json_types import Plain
 
 @chz.chz
 class HFDatasetSource:
-    """One part of a mixture."""
+    """One data set of a mixture."""
 
     path: str = chz.field(doc="data set: name on the hub, directory or file")
-    name: str | None = chz.field(default=None, doc="configuration of the data set")
+    name: str | None = chz.field(default=None, doc="configuration (subset) of the data set")
     split: str = chz.field(default="train", doc="split")
     weight: float = chz.field(
-        default=1.0, doc="share of the mixture, relative to the other weights"
+        default=1.0, doc="share of the mixture in rows, relative to the other weights"
     )
     message_field: str = chz.field(default="messages", doc="column with the list of messages")
 
     def identity(self) -> Mapping[str, Plain]:
-        """Of a local data set, what its files tell at a glance."""
+        """Count, size and digest of a local data set's files; nothing for a name on the hub."""
         return path_identity(self.path)
 
 
@@ -40,17 +40,19 @@ class HFDatasetSource:
 class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
     """Several data sets, mixed by weight.
 
-    An epoch ends where the first source is used up, so that no row comes twice in it: the source
-    that is smallest for its weight is used in full, of the others as many rows as their shares ask
-    for, other ones in each epoch.
+    No row is repeated within an epoch: the source that is smallest relative to its weight is used
+    in full and determines the size of the epoch. The other sources contribute rows in proportion to
+    their weights, a different random subset each epoch.
     """
 
     sources: list[HFDatasetSource] = chz.field(
-        doc="the parts: sources.0.path=... sources.0.weight=... sources.1.path=..."
+        doc="data sets to mix: sources.0.path=... sources.0.weight=... sources.1.path=..."
     )
-    test_size: int = chz.field(default=0, doc="rows of the mixture held out for evaluation")
+    test_size: int = chz.field(
+        default=0, doc="rows held out for evaluation, mixed by the same weights"
+    )
     shuffle_seed: int = chz.field(
-        default=0, doc="seed of the test rows and of each epoch's order", metadata=SEED
+        default=0, doc="seed of the train/test split and of each epoch's shuffle", metadata=SEED
     )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
@@ -61,6 +63,8 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
             make_row_reader(rows, source.message_field, source.path)
             for rows, source in zip(tables, self.sources)
         ]
+        # Each source is shuffled once and its first rows are held out: the split depends on
+        # shuffle_seed alone and is the same in every epoch and after a resume.
         parts = [rows.shuffle(seed=self.shuffle_seed) for rows in tables]
         sizes = [len(part) for part in parts]
         weights = [source.weight for source in self.sources]
@@ -72,8 +76,8 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         )
         test = MixtureRows([part.select(range(n)) for part, n in zip(parts, held_out)], readers)
         return (
-            self._dataset(train, weights, self.config.batch_size, self.shuffle_seed, "mixture"),
-            self._dataset(test, None, len(test), None, "mixture (test)") if len(test) else None,
+            self._build(train, weights, self.config.batch_size, self.shuffle_seed, "mixture"),
+            self._build(test, None, len(test), None, "mixture (test)") if len(test) else None,
         )
 
     def _load(self, source: HFDatasetSource) -> Rows:
@@ -81,7 +85,7 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
             raise ConfigurationError(f"{source.path}: weight={source.weight}: expected above 0")
         return data_files.open_rows(source.path, source.name, source.split)
 
-    def _dataset(
+    def _build(
         self,
         rows: MixtureRows,
         weights: list[float] | None,
@@ -103,11 +107,11 @@ class InterleavedChatDatasetBuilder(ChatDatasetBuilder):
         )
 
 
-PartRow = tuple[int, Row]  # the number of its data set, and the row
+SourceRow = tuple[int, Row]  # index of the source, and one of its rows
 
 
 class MixtureRows:
-    """The rows of several data sets, one after the other, each with the number of its data set."""
+    """The concatenated rows of several data sets, each with the index of its source."""
 
     def __init__(self, parts: Sequence[Rows], readers: Sequence[RowReader]) -> None:
         self.parts, self._readers = parts, readers
@@ -116,37 +120,38 @@ class MixtureRows:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def __getitem__(self, row: int) -> PartRow:
-        part, number = self._place(row)
-        return part, self.parts[part][number]
+    def __getitem__(self, row: int) -> SourceRow:
+        part, index = self._locate(row)
+        return part, self.parts[part][index]
 
     def where(self, row: int) -> str:
-        part, number = self._place(row)
-        return self.parts[part].where(number)
+        part, index = self._locate(row)
+        return self.parts[part].where(index)
 
-    def _place(self, row: int) -> tuple[int, int]:
+    def _locate(self, row: int) -> tuple[int, int]:
+        """(source, index within the source) of a row of the concatenation."""
         part = int(np.searchsorted(self.offsets, row, side="right")) - 1
         return part, row - int(self.offsets[part])
 
     @property
     def forms(self) -> list[str]:
-        """How the data sets are read, those that are converted."""
+        """The row formats of the sources that need conversion."""
         return [form for reader in self._readers for form in reader.source_formats]
 
-    def chat(self, row: PartRow, where: str) -> Chat:
-        """The conversation of a row, as the reader of its data set has it."""
-        part, found = row
-        return self._readers[part](found, where)
+    def chat(self, row: SourceRow, where: str) -> Chat:
+        """Parse a row with the reader of its source."""
+        part, source_row = row
+        return self._readers[part](source_row, where)
 
 
-class LazyMixture(LazyChats[PartRow]):
-    """`LazyChats` whose epochs draw from each part by its weight (None: all rows of all parts)."""
+class LazyMixture(LazyChats[SourceRow]):
+    """`LazyChats` that takes rows of each source by weight in each epoch (None: all rows)."""
 
     def __init__(
         self,
         rows: MixtureRows,
         weights: list[float] | None,
-        render: RenderRow[PartRow],
+        render: RenderRow[SourceRow],
         *,
         batch_size: int,
         shuffle_seed: int | None,
@@ -168,20 +173,23 @@ class LazyMixture(LazyChats[PartRow]):
         )
 
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
-        drawn = [
+        # Take the first rows of each source's own epoch order, then shuffle the union: the
+        # subset of a large source changes with the epoch.
+        chosen = [
             offset + epoch_order(int(size), self.shuffle_seed, epoch)[:count]
             for offset, size, count in zip(self._offsets, np.diff(self._offsets), self._counts)
         ]
-        rows = np.concatenate(drawn)
+        rows = np.concatenate(chosen)
         return rows[epoch_order(len(rows), self.shuffle_seed, epoch)]
 
 
 def mixture_counts(
     sizes: Sequence[int], weights: Sequence[float], total: int | None = None
 ) -> list[int]:
-    """Rows to take of each part so that they stand in the proportion of the weights.
+    """Number of rows to take from each part, in proportion to the weights.
 
-    total None: as many as there can be without taking a row twice. Each part gives at least one.
+    total None: as many as possible without repeating a row. Each part gives at least one row.
+    Raises ConfigurationError if a given `total` would use up a part.
     """
     shares = np.asarray(weights, dtype=np.float64) / sum(weights)
     wanted = total if total is not None else float(np.min(np.asarray(sizes) / shares))
@@ -189,6 +197,7 @@ def mixture_counts(
     for size, count in zip(sizes, counts):
         if total is not None and count >= size:
             raise ConfigurationError(
-                f"test_size={total} asks for {count} of the {size} rows of one source"
+                f"test_size={total} would hold out {count} of the {size} rows of one source; set a"
+                " smaller test_size"
             )
     return [min(size, count) for size, count in zip(sizes, counts)]

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of held-out datums, of the weights in training or of a snapshot."""
+"""Evaluators of the NLL of held-out datums: for a training client and for a sampling client."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient, TrainingClient
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
-DATUMS_PER_REQUEST = 128  # keeps one request over HTTP to some megabytes
+DATUMS_PER_REQUEST = 128  # keeps an HTTP request to a few megabytes
 
 
-class _OverDatums:
-    """Datums to measure, the prefix of the metrics, and a tokenizer where bpb is wanted."""
+class _DatumEvaluator:
+    """Base of both evaluators: the datums, the metric prefix, and a tokenizer (None: no bpb)."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class _OverDatums:
         name: str = "test",
         tokenizer: Tokenizer | None = None,
     ) -> None:
-        self.data, self.name, self.tokenizer = _some(data, name), name, tokenizer
+        self.data, self.name, self.tokenizer = _check_not_empty(data, name), name, tokenizer
 
     @classmethod
     def from_dataset(
@@ -42,15 +42,15 @@ class _OverDatums:
         return cls(all_datums(dataset), name, tokenizer)
 
 
-class NLLEvaluator(_OverDatums, TrainingClientEvaluator):
-    """`{"<name>/nll", "<name>/bpb"}` of the weights in training, by `forward`: saves no snapshot.
+class NLLEvaluator(_DatumEvaluator, TrainingClientEvaluator):
+    """`{"<name>/nll", "<name>/bpb"}` of the current training weights, without saving a checkpoint.
 
-    nll: `compute_mean_nll` with the datums' own weights, as in the training metric. bpb needs a
+    nll: `compute_mean_nll` with the datums' weights, like the training metric. bpb: only with a
     tokenizer.
     """
 
     async def __call__(self, client: TrainingClient, /) -> dict[str, float]:
-        # All requests are queued before the first answer is awaited.
+        # Submit every request before awaiting any result, so that the engine never waits for us.
         futures = [
             client.forward(self.data[start : start + DATUMS_PER_REQUEST], "cross_entropy")
             for start in range(0, len(self.data), DATUMS_PER_REQUEST)
@@ -61,27 +61,28 @@ class NLLEvaluator(_OverDatums, TrainingClientEvaluator):
         return _metrics(self.name, self.data, logprobs, self.tokenizer)
 
 
-class SamplerNLLEvaluator(_OverDatums, SamplingClientEvaluator):
-    """The same figures of a snapshot of the weights, by `compute_logprobs`."""
+class SamplerNLLEvaluator(_DatumEvaluator, SamplingClientEvaluator):
+    """The metrics of `NLLEvaluator` for a sampling client, by `compute_logprobs`."""
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         futures = [
             client.compute_logprobs(tinker.ModelInput.from_ints(from_datum(datum).tokens.tolist()))
             for datum in self.data
         ]
-        # Position 0 has no logprob: nothing precedes it. The rest stand beside the target tokens.
+        # The first token has no logprob because nothing precedes it. Dropping it aligns the
+        # logprobs with the datum's target tokens, which are shifted left by one.
         logprobs: list[Values] = [as_numpy(await future)[1:] for future in futures]
         return _metrics(self.name, self.data, logprobs, self.tokenizer)
 
 
 def all_datums(dataset: SupervisedDataset) -> list[tinker.Datum]:
-    """Every datum of every batch, in order. A test set from our builders leaves none out."""
+    """Every datum of every batch, in order. Our test sets are one batch, so none is dropped."""
     return [datum for index in range(len(dataset)) for datum in dataset.get_batch(index)]
 
 
-def _some(data: Sequence[tinker.Datum], name: str) -> list[tinker.Datum]:
+def _check_not_empty(data: Sequence[tinker.Datum], name: str) -> list[tinker.Datum]:
     if not data:
-        raise ConfigurationError(f"the evaluator {name!r} has no data")
+        raise ConfigurationError(f"the evaluator {name!r} has no data: pass at least one datum")
     return list(data)
 
 

@@ -1,4 +1,4 @@
-"""What the model replies to a few prompts of the data, beside what the data says."""
+"""Print greedy completions for a few prompts of the data next to the reference replies."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
-MAX_REPLY = 64  # tokens
-MAX_PROMPT = 1024  # tokens; of longer conversations nothing is shown
-SHOWN = 200  # characters of a reply
-SHOWN_PROMPT = 80  # ... and of what was asked
-TOKENS_PER_CHARACTER = 4  # at most, one for each byte; so much is decoded for what is shown
+MAX_NEW_TOKENS = 64
+MAX_PROMPT_TOKENS = 1024  # examples with longer prompts are skipped
+MAX_REPLY_CHARS = 200  # printed of a reply
+MAX_QUESTION_CHARS = 80  # printed of the last message of the prompt
+# One token per UTF-8 byte is the worst case. Decoding no more than this many tokens keeps printing
+# fast even if a reference reply has thousands.
+MAX_TOKENS_PER_CHAR = 4
 
 
 class _Example(NamedTuple):
@@ -29,11 +31,11 @@ class _Example(NamedTuple):
     reply: list[int]
 
 
-class SampleReplies(SamplingClientEvaluator):
-    """Greedy replies to the last trained message of `count` examples; no metric, only lines.
+class SampleRepliesEvaluator(SamplingClientEvaluator):
+    """Greedy completions in place of the last trained span of `count` examples; logs, no metrics.
 
-    datums: where to take them from, called when they are first needed. What is trained from its
-    first token on (`train_on_what=all_tokens`) has no prompt, and nothing is shown of it.
+    datums: called once, at the first evaluation. Examples that are trained from their first token
+    on (`train_on_what=all_tokens`) have no prompt and are skipped.
     """
 
     def __init__(
@@ -50,85 +52,100 @@ class SampleReplies(SamplingClientEvaluator):
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         if self._examples is None:
-            self._examples = _spread(_examples(self._datums()), self._count)
+            self._examples = _evenly_spaced(_split_examples(self._datums()), self._count)
         stop = self._renderer.get_stop_sequences()
-        params = tinker.SamplingParams(max_tokens=MAX_REPLY, temperature=0.0, stop=stop)
+        params = tinker.SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0, stop=stop)
         futures = [
-            client.sample(tinker.ModelInput.from_ints(each.prompt), 1, params)
-            for each in self._examples
+            client.sample(tinker.ModelInput.from_ints(example.prompt), 1, params)
+            for example in self._examples
         ]
-        self._lines = ["greedy replies, and what the data says:"] if futures else []
+        self._lines = ["greedy replies and references ('data'):"] if futures else []
         for example, future in zip(self._examples, futures):
             reply = (await future).sequences[0].tokens
             self._lines += [
-                f"  {self._question(example.prompt)}",
-                f"    -> {self._text(reply)}",
-                f"  data {self._text(example.reply)}",
+                f"  {self._format_question(example.prompt)}",
+                f"    -> {self._format_reply(reply)}",
+                f"  data {self._format_reply(example.reply)}",
             ]
         return {}
 
     def lines(self) -> list[str]:
         return self._lines
 
-    def _text(self, tokens: Sequence[int]) -> str:
-        """A reply as far as it is shown, without what ends it."""
+    def _format_reply(self, tokens: Sequence[int]) -> str:
+        """Decode a reply for printing, truncated and without its stop token or stop string."""
         stops = self._renderer.get_stop_sequences()
         tokens = list(tokens)
         if tokens and tokens[-1] in stops:
             tokens.pop()
-        text = str(self._tokenizer.decode(tokens[: TOKENS_PER_CHARACTER * SHOWN])).strip()
+        text = str(self._tokenizer.decode(tokens[: MAX_TOKENS_PER_CHAR * MAX_REPLY_CHARS])).strip()
         for stop in stops:
             text = text.removesuffix(stop).strip() if isinstance(stop, str) else text
-        return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+        return repr(text if len(text) <= MAX_REPLY_CHARS else f"{text[:MAX_REPLY_CHARS]}...")
 
-    def _question(self, prompt: list[int]) -> str:
-        """The end of the last message before the reply, found by what surrounds any message."""
-        before, after = _surroundings(self._renderer)
+    def _format_question(self, prompt: list[int]) -> str:
+        """Decode the end of the last message of the prompt.
+
+        Works for any renderer: the message is located by the tokens that the renderer puts around
+        every user message. If they are not found, the end of the prompt is used as it is.
+        """
+        before, after = _user_turn_delimiters(self._renderer)
         if after and prompt[-len(after) :] == after:
             prompt = prompt[: -len(after)]
         start = next(
-            (end for end in range(len(prompt), 0, -1) if before and _ends(prompt[:end], before)), 0
+            (
+                end
+                for end in range(len(prompt), 0, -1)
+                if before and _ends_with(prompt[:end], before)
+            ),
+            0,
         )
-        asked = prompt[start:][-TOKENS_PER_CHARACTER * SHOWN_PROMPT :]
-        text = str(self._tokenizer.decode(asked)).strip()
-        return repr(text if len(text) <= SHOWN_PROMPT else f"...{text[-SHOWN_PROMPT:]}")
+        question = prompt[start:][-MAX_TOKENS_PER_CHAR * MAX_QUESTION_CHARS :]
+        text = str(self._tokenizer.decode(question)).strip()
+        return repr(text if len(text) <= MAX_QUESTION_CHARS else f"...{text[-MAX_QUESTION_CHARS:]}")
 
 
-def _examples(datums: Sequence[tinker.Datum]) -> list[_Example]:
-    """The prompt of the last trained span of each datum, and the span."""
-    found = []
+def _split_examples(datums: Sequence[tinker.Datum]) -> list[_Example]:
+    """Split each datum into the last trained span and the prompt before it."""
+    examples = []
     for datum in datums:
         sequence = from_datum(datum)
         trained = np.flatnonzero(sequence.loss_mask)
         if not len(trained):
             continue
         end = int(trained[-1]) + 1
-        gaps = np.flatnonzero(~sequence.loss_mask[:end])
-        start = int(gaps[-1]) + 1  # the first token is never trained
-        if 1 < start <= MAX_PROMPT:
+        untrained = np.flatnonzero(~sequence.loss_mask[:end])
+        start = int(untrained[-1]) + 1  # not empty: a datum cannot train its first token
+        if 1 < start <= MAX_PROMPT_TOKENS:
             tokens = sequence.tokens.tolist()
-            found.append(_Example(tokens[:start], tokens[start:end]))
-    return found
+            examples.append(_Example(tokens[:start], tokens[start:end]))
+    return examples
 
 
-def _spread(examples: list[_Example], count: int) -> list[_Example]:
-    """`count` of them, evenly over the whole."""
-    picked = min(count, len(examples))
-    return [examples[number * len(examples) // picked] for number in range(picked)]
+def _evenly_spaced(examples: list[_Example], count: int) -> list[_Example]:
+    """Pick up to `count` evenly spaced examples."""
+    num_picked = min(count, len(examples))
+    return [examples[i * len(examples) // num_picked] for i in range(num_picked)]
 
 
-def _surroundings(renderer: Renderer) -> tuple[list[int], list[int]]:
-    """Tokens that stand right before and after what a user says, up to where the reply begins."""
-    one, two = (
+def _user_turn_delimiters(renderer: Renderer) -> tuple[list[int], list[int]]:
+    """Template tokens right before and after a user message, up to the start of the reply.
+
+    Found by rendering two prompts that differ only in the message: their common prefix and suffix
+    are the template. Only the last 3 tokens of the prefix are kept: a longer prefix would include
+    text that a template writes once, at the start of a conversation.
+    """
+    first, second = (
         renderer.build_generation_prompt([{"role": "user", "content": text}]).to_ints()
         for text in ("0", "1")
     )
-    return _common_prefix(one, two)[-3:], _common_prefix(one[::-1], two[::-1])[::-1]
+    prefix = _common_prefix(first, second)[-3:]
+    return prefix, _common_prefix(first[::-1], second[::-1])[::-1]
 
 
-def _common_prefix(one: list[int], two: list[int]) -> list[int]:
-    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two))]
+def _common_prefix(first: list[int], second: list[int]) -> list[int]:
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second))]
 
 
-def _ends(tokens: list[int], with_these: list[int]) -> bool:
-    return tokens[-len(with_these) :] == with_these
+def _ends_with(tokens: list[int], suffix: list[int]) -> bool:
+    return tokens[-len(suffix) :] == suffix

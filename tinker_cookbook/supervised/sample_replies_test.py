@@ -20,7 +20,7 @@ from tinker_cookbook.supervised.data import (
     conversation_to_datums,
 )
 from tinker_cookbook.supervised.defaults import SL, Batches
-from tinker_cookbook.supervised.sample_replies import SampleReplies
+from tinker_cookbook.supervised.sample_replies import SampleRepliesEvaluator
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.resolve import Resolved
 
@@ -69,7 +69,7 @@ async def run(tmp_path: Path, **changes: Any) -> list[dict[str, Any]]:
 async def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = await run(tmp_path, num_epochs=16, batch_size=3)
     out = capsys.readouterr().out.splitlines()
-    heads = [i for i, line in enumerate(out) if line == "greedy replies, and what the data says:"]
+    heads = [i for i, line in enumerate(out) if line == "greedy replies and references ('data'):"]
     assert len(heads) == 2
     assert heads[0] < out.index(next(line for line in out if line.startswith("step 1/"))) < heads[1]
     before, after = (out[head + 1 : head + 10] for head in heads)
@@ -86,7 +86,7 @@ async def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert after[number + 1] == after[number + 2].replace("  data", "    ->")
         assert before[number + 1] != after[number + 1]
     log = (tmp_path / "log" / "logs.log").read_text()
-    assert log.count("greedy replies, and what the data says:") == 2
+    assert log.count("greedy replies and references ('data'):") == 2
     assert [row["step"] for row in rows] == list(range(16))  # no row for what measures nothing
 
 
@@ -115,23 +115,23 @@ async def test_a_run_that_goes_on_shows_the_end_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = await run(tmp_path, log_path=str(tmp_path / "whole"))
-    finish = train._finish
+    finish_step = train._finish_step
 
     async def die(done: Any, *rest: Any) -> None:
-        await finish(done, *rest)
+        await finish_step(done, *rest)
         if done.step == 1:
             raise KeyboardInterrupt
 
     keys: dict[str, Any] = {"save_every": 1, "submit_ahead": 0, "log_path": str(tmp_path / "cut")}
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_finish", die)
+        patch.setattr(train, "_finish_step", die)
         with pytest.raises(KeyboardInterrupt):
             await run(tmp_path, **keys)
     first = capsys.readouterr().out
     assert await run(tmp_path, **keys, sample_replies=2) == whole
     second = capsys.readouterr().out
-    assert "at step 2 of 4" in second and second.count("greedy replies, and") == 1
-    assert second.index("step 4/4") < second.index("greedy replies, and")
+    assert "at step 2 of 4" in second and second.count("greedy replies and") == 1
+    assert second.index("step 4/4") < second.index("greedy replies and")
     asked = re.findall(r"^  '.*'$", second, re.M)  # those of the first batch, as before
     assert len(asked) == 2 and all(each in first for each in asked)
     assert checkpoint_utils.get_last_checkpoint(tmp_path / "cut").final  # type: ignore[union-attr]
@@ -144,7 +144,7 @@ async def test_any_renderer(name: str) -> None:
     chats: list[Any] = [messages(chat) for chat in CHATS]
     datums = [conversation_to_datums(chat, renderer, None)[-1] for chat in chats]
     client = connect().create_sampling_client(base_model="nano")
-    evaluator = SampleReplies(lambda: datums, renderer, tokenizer, 9)
+    evaluator = SampleRepliesEvaluator(lambda: datums, renderer, tokenizer, 9)
     assert await evaluator(client) == {}  # type: ignore[arg-type]
     lines = evaluator.lines()
     assert len(lines) == 1 + 3 * 3
@@ -153,7 +153,7 @@ async def test_any_renderer(name: str) -> None:
     assert lines[3] == f"  data '{thought}A pirate! Arr!'"
     assert lines[6] == f"  data '{thought}Gold!\\nArr!'"
     assert "Tell me." in lines[4] and "the ship?" in lines[7] and "sea" not in lines[7]
-    assert max(map(len, lines)) < sample_replies.SHOWN + 20
+    assert max(map(len, lines)) < sample_replies.MAX_REPLY_CHARS + 20
 
 
 async def test_long_ones_are_cut_and_what_has_no_prompt_is_left_out() -> None:
@@ -162,13 +162,16 @@ async def test_long_ones_are_cut_and_what_has_no_prompt_is_left_out() -> None:
     client = connect().create_sampling_client(base_model="nano")
     endless = messages([("user", "Hm?"), ("assistant", "ha " * 300)])
     datum = conversation_to_datum(endless, renderer, 400)  # type: ignore[arg-type]
-    evaluator = SampleReplies(lambda: [datum], renderer, tokenizer, 3)
+    evaluator = SampleRepliesEvaluator(lambda: [datum], renderer, tokenizer, 3)
     await evaluator(client)  # type: ignore[arg-type]
-    assert evaluator.lines()[3] == f"  data {('ha ' * 300)[: sample_replies.SHOWN] + '...'!r}"
+    assert (
+        evaluator.lines()[3]
+        == f"  data {('ha ' * 300)[: sample_replies.MAX_REPLY_CHARS] + '...'!r}"
+    )
     whole = conversation_to_datum(endless, renderer, 400, TrainOnWhat.ALL_TOKENS)  # type: ignore[arg-type]
     asked = messages([("user", "Hm? " * 1500), ("assistant", "ha")])
     long = conversation_to_datum(asked, renderer, None)  # type: ignore[arg-type]
-    evaluator = SampleReplies(lambda: [whole, long], renderer, tokenizer, 3)
+    evaluator = SampleRepliesEvaluator(lambda: [whole, long], renderer, tokenizer, 3)
     await evaluator(client)  # type: ignore[arg-type]
     assert evaluator.lines() == []
 
@@ -191,10 +194,25 @@ class _Data(train.SupervisedDataset):
 @pytest.mark.parametrize(
     ("rows", "batch_size", "num_epochs", "expected"),
     [
-        (70, 32, 1, "2 steps may teach little: num_epochs=10 makes 20, batch_size=3 makes 23"),
-        (3, 32, 15, "15 steps may teach little: num_epochs=20 makes 20, batch_size=1 makes 45"),
-        (3, 32, 1, "1 step may teach little: num_epochs=20 makes 20"),
-        (600, 32, 1, "18 steps may teach little: num_epochs=2 makes 36, batch_size=30 makes 20"),
+        (
+            70,
+            32,
+            1,
+            "2 steps may be too few to learn much: num_epochs=10 makes 20, batch_size=3 makes 23",
+        ),
+        (
+            3,
+            32,
+            15,
+            "15 steps may be too few to learn much: num_epochs=20 makes 20, batch_size=1 makes 45",
+        ),
+        (3, 32, 1, "1 step may be too few to learn much: num_epochs=20 makes 20"),
+        (
+            600,
+            32,
+            1,
+            "18 steps may be too few to learn much: num_epochs=2 makes 36, batch_size=30 makes 20",
+        ),
         (640, 32, 1, None),
         (70, 32, 10, None),
     ],
@@ -225,4 +243,4 @@ def _promises(hint: str, epochs: int, size: int) -> list[tuple[int, int, int]]:
 
 def test_a_hint_knows_no_rows_of_a_stream(tmp_path: Path) -> None:
     hint = train.few_steps_hint(config(tmp_path).config, _Data(7), 7)
-    assert hint == "7 steps may teach little: num_epochs=3 makes 21"
+    assert hint == "7 steps may be too few to learn much: num_epochs=3 makes 21"

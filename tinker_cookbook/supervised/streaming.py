@@ -1,4 +1,4 @@
-"""Batches from a stream of rows, for data sets that are not worth downloading as a whole."""
+"""Batches from a stream of rows, for data sets too large to download."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tinker_cookbook.supervised.datasets import (
     MAX_EMPTY_BATCHES,
     RenderRow,
     Row,
-    count,
-    mapped_rows,
-    nothing_to_train_on,
+    add_to_report,
+    empty_batches_message,
     render_rows,
+    render_with_function,
 )
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, DataReport, SupervisedDataset
 from tinker_cookbook.training.fields import SEED
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 class StreamedRows(SupervisedDataset):
     """The first `length` rows of a stream, in batches of `batch_size` rows.
 
-    Shuffled within a buffer of `buffer_size` rows, by (shuffle_seed, epoch). Batch i is a function
-    of (epoch, i) here, too: asking for a later batch reads past the rows between (fast, they are
-    not rendered), asking for an earlier one starts the stream again.
+    Rows are shuffled in a buffer of `buffer_size` rows, seeded by (shuffle_seed, epoch). Batch i is
+    a function of (epoch, i), as for every data set, so that runs can resume: a later batch skips
+    the rows in between without rendering them, an earlier batch restarts the stream.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class StreamedRows(SupervisedDataset):
         self._render, self.batch_size, self.length = render, batch_size, length
         self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=length)
         self.report.rows.source_formats += forms
-        self._counted_epoch: int | None = None  # the first one drawn: only its rows are counted
-        self._counted = 0  # rows of it that are in the report
+        # A row's position changes with the epoch, so rows cannot be recognized across epochs. The
+        # report counts the first epoch that is read, and each position of it once.
+        self._counted_epoch: int | None = None
+        self._num_counted = 0  # rows of that epoch in the report
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -74,18 +76,18 @@ class StreamedRows(SupervisedDataset):
     def get_batch(self, index: int) -> list[tinker.Datum]:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        for passed_over in range(min(len(self), MAX_EMPTY_BATCHES)):
-            datums = self._batch((index + passed_over) % len(self))
+        for num_skipped in range(min(len(self), MAX_EMPTY_BATCHES)):  # see _ShuffledDataset
+            datums = self._read_batch((index + num_skipped) % len(self))
             if datums:
                 return datums
-        raise DataValidationError(nothing_to_train_on(self.report, index))
+        raise DataValidationError(empty_batches_message(self.report, index))
 
     def _restart(self) -> None:
         self._stream.set_epoch(self._epoch)
         self._rows: Iterator[PlacedRow] = iter(self._stream)
-        self._position = 0  # rows read
+        self._position = 0  # rows read from the current iterator
 
-    def _batch(self, index: int) -> list[tinker.Datum]:
+    def _read_batch(self, index: int) -> list[tinker.Datum]:
         start = index * self.batch_size
         if start < self._position:
             self._restart()
@@ -97,26 +99,26 @@ class StreamedRows(SupervisedDataset):
         if len(rows) < self.batch_size:
             raise DataValidationError(
                 f"{self.report.name}: the stream ended within batch {index}: "
-                f"length={self.length} promises more rows than there are"
+                f"length={self.length} is more than the number of rows"
             )
         self._position = start + self.batch_size
-        return [
-            datum for number, row in enumerate(rows, start) for datum in self._examples(row, number)
-        ]
+        return [datum for i, row in enumerate(rows, start) for datum in self._examples(row, i)]
 
-    def _examples(self, placed: PlacedRow, number: int) -> list[tinker.Datum]:
+    def _examples(self, placed: PlacedRow, index: int) -> list[tinker.Datum]:
         rendered = self._render(placed.row)
         if self._counted_epoch is None:
             self._counted_epoch = self._epoch
-        if self._epoch == self._counted_epoch and number >= self._counted:
-            self._counted = number + 1
-            count(self.report, rendered, placed.where or f"row {number}")
+        if self._epoch == self._counted_epoch and index >= self._num_counted:
+            self._num_counted = index + 1
+            add_to_report(self.report, rendered, placed.where or f"row {index}")
         return rendered.datums
 
 
 class StreamingSupervisedDatasetFromHFDataset(StreamedRows):
-    """Rows of a `datasets.IterableDataset` through a function of yours, see
-    `SupervisedDatasetFromHFDataset`. `length`: rows per epoch, which a stream cannot tell."""
+    """Rows of a `datasets.IterableDataset`, rendered by your function.
+
+    See `SupervisedDatasetFromHFDataset`. length: rows per epoch, which a stream does not know.
+    """
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class StreamingSupervisedDatasetFromHFDataset(StreamedRows):
     ) -> None:
         super().__init__(
             Stream(hf_dataset),
-            mapped_rows(map_fn, flatmap_fn),
+            render_with_function(map_fn, flatmap_fn),
             batch_size=batch_size,
             length=length,
             buffer_size=buffer_size,
@@ -140,18 +142,18 @@ class StreamingSupervisedDatasetFromHFDataset(StreamedRows):
 
 @chz.chz
 class StreamedHubChats(ChatDatasetBuilder):
-    """Conversations read from the hub while training runs; no test split."""
+    """Conversations streamed from the hub during training; no test set."""
 
     path: str = chz.field(doc="data set: name on the hub, or local path")
     length: int = chz.field(doc="rows per epoch")
-    name: str | None = chz.field(default=None, doc="configuration of the data set")
-    split: str = chz.field(default="train", doc="split that is trained on")
+    name: str | None = chz.field(default=None, doc="configuration (subset) of the data set")
+    split: str = chz.field(default="train", doc="training split")
     message_field: str = chz.field(default="messages", doc="column with the list of messages")
-    buffer_size: int = chz.field(default=10_000, doc="rows that are shuffled among each other")
-    shuffle_seed: int = chz.field(default=0, doc="seed of the order", metadata=SEED)
+    buffer_size: int = chz.field(default=10_000, doc="size of the shuffle buffer in rows")
+    shuffle_seed: int = chz.field(default=0, doc="seed of each epoch's shuffle", metadata=SEED)
 
     def identity(self) -> Mapping[str, Plain]:
-        """Of a local data set, what its files tell at a glance."""
+        """Count, size and digest of a local data set's files; nothing for a name on the hub."""
         return path_identity(self.path)
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:

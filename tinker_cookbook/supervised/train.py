@@ -1,14 +1,14 @@
-"""The supervised loop: batches in order, one step ahead, evaluated, saved and resumable.
+"""The supervised training loop: one step submitted ahead, evaluated, checkpointed, resumable.
 
     with Journal(...) as journal:
         for step in range(journal.start_step, total_steps):
-            evaluators that are due, on the weights before this step, all rows before it written
-            forward_backward + optim_step (+ a save that is due), submitted
-            the step before it, awaited -> one row of metrics.jsonl
-        evaluators on the final weights, the final checkpoint
+            if evaluators are due: await all earlier steps, evaluate the weights before this step
+            submit forward_backward + optim_step (+ a checkpoint, if due)
+            await the previous step -> one row of metrics.jsonl
+        evaluate the final weights, save the final checkpoint
 
-Everything is submitted in program order and the service keeps that order, so a checkpoint of N
-steps holds exactly N steps although the loop runs ahead of what it awaits.
+The service executes requests in the order of submission, so a checkpoint after N steps holds
+exactly N optimizer steps although the loop submits ahead of what it awaits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.defaults import SL, Batches
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
-from tinker_cookbook.supervised.sample_replies import SampleReplies
+from tinker_cookbook.supervised.sample_replies import SampleRepliesEvaluator
 from tinker_cookbook.supervised.types import (
     DataReport,
     SupervisedDataset,
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "main", "run_evals"]
 
-FEW_STEPS = 20  # fewer than these rarely move a model
-SAMPLE_REPLIES = 3
+FEW_STEPS = 20  # runs with fewer optimizer steps rarely change a model visibly
+SAMPLE_REPLIES = 3  # default number of printed completions
 
 
 @chz.chz
 class Config(LoopConfig):
-    """Keys of the supervised loop. None: the value that suits the model, see `defaults.py`."""
+    """Config of the supervised loop. None: the model's default, see `defaults.py`."""
 
     dataset_builder: SupervisedDatasetBuilder = chz.field(doc="data to train on")
     lr_schedule: LRSchedule = chz.field(
@@ -84,7 +84,7 @@ class Config(LoopConfig):
 
 @dataclass(frozen=True)
 class _Submitted:
-    """A step on its way."""
+    """A submitted step whose results have not been awaited yet."""
 
     step: int
     epoch: int
@@ -97,19 +97,19 @@ class _Submitted:
 
 
 async def main(config: Config, recipe: str = "supervised") -> None:
-    """Train. `recipe` names the run's directory where log_path does not."""
+    """Train. `recipe` is part of the default directory name if log_path is None."""
     await run(resolve_defaults(config, SL), recipe)
 
 
 async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
-    """Train with a config that a recipe has resolved (`chat_config.resolve_chat_config`)."""
+    """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`."""
     config = resolved.config
     train, test = config.dataset_builder()
     total_steps = len(train) * config.num_epochs
     if config.max_steps is not None:
         total_steps = min(total_steps, config.max_steps)
     if total_steps < 1:
-        raise DataValidationError("the training data has no batch")
+        raise DataValidationError("the training data has no batches: check dataset_builder")
     service = connect(config.base_url, config.engine)
     with Journal(
         config,
@@ -126,32 +126,36 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
         if config.max_steps is not None and config.max_steps > total_steps:
             enough = math.ceil(config.max_steps / len(train))
             journal.log_line(
-                f"max_steps={config.max_steps} is not reached: num_epochs={config.num_epochs} ends"
-                f" at {counted(total_steps, 'step')}; num_epochs={enough} would reach it"
+                f"max_steps={config.max_steps} will not be reached: num_epochs={config.num_epochs}"
+                f" gives {counted(total_steps, 'step')}; num_epochs={enough} would reach it"
             )
         if hint := few_steps_hint(config, train, total_steps):
             journal.log_line(hint)
         reports = [data.report for data in (train, test) if data is not None and data.report]
-        _say(reports, journal)
+        _log_reports(reports, journal)
+        # Lazily rendered data has counted nothing yet; its report is logged again at the end.
         open_reports = [report for report in reports if not report.complete]
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}, log_line=journal.log_line
         )
-        schedule = _Steps(resolved, train, total_steps)
+        schedule = _StepSchedule(resolved, train, total_steps)
         evaluations = _evaluations(resolved, test, journal, schedule)
-        ahead: deque[_Submitted] = deque()
+        in_flight: deque[_Submitted] = deque()
 
-        async def finish(but: int = 0) -> None:
-            while len(ahead) > but:
-                await _finish(ahead.popleft(), journal, config)
+        async def finish_steps(keep: int = 0) -> None:
+            """Await the oldest steps until only `keep` are in flight."""
+            while len(in_flight) > keep:
+                await _finish_step(in_flight.popleft(), journal, config)
 
         for step in range(journal.start_step, total_steps):
             if evaluations.due(step) or journal.stopping:
-                await finish()  # a stop can then drop the evaluations, and loses no step
+                # Write every earlier row first: if the user stops the run during an evaluation, the
+                # evaluation is dropped but no finished step is lost.
+                await finish_steps()
             evals = await evaluations.run(client, step)
             epoch, batch = schedule.batch(step)
             learning_rate = schedule.learning_rate(step)
-            ahead.append(
+            in_flight.append(
                 _Submitted(
                     step,
                     epoch,
@@ -163,19 +167,24 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
                     journal.submit_save(client, step + 1, epoch=epoch),
                 )
             )
-            await finish(but=config.submit_ahead)
-        await finish()
+            # Keep `submit_ahead` steps in flight, so that the engine already has the next batch in
+            # its queue when it finishes one.
+            await finish_steps(keep=config.submit_ahead)
+        await finish_steps()
         final = await evaluations.run(client, None)
-        if final.keys() - {"time/evals"}:  # something was measured
+        if final.keys() - {"time/evals"}:  # an evaluator returned a metric
             with journal.step(total_steps) as row:
                 row.update(final)
         save = journal.submit_save(client, total_steps, final=True, epoch=config.num_epochs)
         await journal.finish(save)
-        _say(open_reports, journal)
+        _log_reports(open_reports, journal)
 
 
-async def _finish(done: _Submitted, journal: Journal, config: Config) -> None:
-    """Await a step and write its row; then record the checkpoint that was saved behind it."""
+async def _finish_step(done: _Submitted, journal: Journal, config: Config) -> None:
+    """Await a step and write its metrics row, then record its checkpoint, if it has one.
+
+    The order matters for resume: a recorded checkpoint of N steps implies N rows of metrics.
+    """
     with journal.step(done.step) as row:
         output = await done.forward_backward
         row.update(
@@ -193,23 +202,23 @@ async def _finish(done: _Submitted, journal: Journal, config: Config) -> None:
 def _nll_metrics(
     batch: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutput, model_name: str
 ) -> dict[str, float]:
-    """Of the weights before the step, from the logprobs that training itself computed.
+    """Training NLL before the optimizer step, from the logprobs of the forward pass itself.
 
-    `train_mean_nll` is weighted as training is: with weights that sum to 1 per example, the mean
+    `train_mean_nll` uses the loss weights: with weights that sum to 1 per example, it is the mean
     over examples. `num_loss_tokens` counts trained tokens, whatever their weight.
     """
-    logprobs = [each["logprobs"] for each in output.loss_fn_outputs]
+    logprobs = [outputs["logprobs"] for outputs in output.loss_fn_outputs]
     weights = [datum.loss_fn_inputs["weights"] for datum in batch]
     targets = [datum.loss_fn_inputs["target_tokens"] for datum in batch]
     return {
-        "num_loss_tokens": sum(int((each.to_numpy() != 0).sum()) for each in weights),
+        "num_loss_tokens": sum(int((values.to_numpy() != 0).sum()) for values in weights),
         "train_mean_nll": compute_mean_nll(logprobs, weights),
         "train_mean_bpb": compute_bpb(logprobs, weights, targets, get_tokenizer(model_name)),
     }
 
 
-class _Steps:
-    """Batch and learning rate of each step, from the step's number alone."""
+class _StepSchedule:
+    """Batch and learning rate of each step, as functions of the step alone (for resume)."""
 
     def __init__(
         self, resolved: Resolved[Config, Batches], train: SupervisedDataset, total_steps: int
@@ -217,14 +226,16 @@ class _Steps:
         self._config, self._peak = resolved.config, resolved.learning_rate
         self._train, self._total_steps = train, total_steps
         self._epoch: int | None = None
-        self._last: tuple[int, list[tinker.Datum]] | None = None  # step and batch
+        self._last: tuple[int, list[tinker.Datum]] | None = None  # (step, batch)
 
     def batch(self, step: int) -> tuple[int, list[tinker.Datum]]:
         epoch, index = divmod(step, len(self._train))
         if epoch != self._epoch:
             self._train.set_epoch(epoch_seed(self._config.seed, epoch))
             self._epoch = epoch
-        if self._last is None or self._last[0] != step:  # a stream cannot be drawn from twice
+        # The sampled replies and the first step both ask for batch 0. Reading it again would
+        # restart a stream.
+        if self._last is None or self._last[0] != step:
             self._last = step, self._train.get_batch(index)
         return epoch, self._last[1]
 
@@ -238,44 +249,49 @@ def _evaluations(
     resolved: Resolved[Config, Batches],
     test: SupervisedDataset | None,
     journal: Journal,
-    schedule: _Steps,
+    schedule: _StepSchedule,
 ) -> Evaluations:
-    """The run's evaluators. A test set is evaluated, and replies are shown, without being asked."""
+    """Build the run's evaluators: the configured ones, the test set's NLL, and sampled replies."""
     config, model = resolved.config, resolved.model_name
     tokenizer = get_tokenizer(model)
     frequent = [build() for build in config.evaluator_builders]
     infrequent = [build() for build in config.infrequent_evaluator_builders]
-    shown = config.sample_replies
-    if shown is None:
-        shown = 0 if frequent else SAMPLE_REPLIES
+    num_samples = config.sample_replies
+    if num_samples is None:
+        num_samples = 0 if frequent else SAMPLE_REPLIES
     nll = None
     if test is not None:
         nll = NLLEvaluator.from_dataset(test, tokenizer=tokenizer)
         frequent.insert(0, nll)
     replies = []
-    if shown:
+    if num_samples:
         renderer = get_renderer(resolved.renderer_name, tokenizer, model_name=model)
         datums = (lambda: nll.data) if nll is not None else (lambda: schedule.batch(0)[1])
-        replies.append(SampleReplies(datums, renderer, tokenizer, shown))
+        replies.append(SampleRepliesEvaluator(datums, renderer, tokenizer, num_samples))
     due = [(config.eval_every, frequent), (config.infrequent_eval_every, infrequent), (0, replies)]
     return Evaluations(due, journal)
 
 
 def few_steps_hint(config: Config, train: SupervisedDataset, total_steps: int) -> str | None:
-    """What to set for FEW_STEPS or more; None where there are as many, or max_steps limits them."""
+    """Suggest settings that give at least FEW_STEPS steps.
+
+    None if the run already has as many, or if the user limited it with max_steps.
+    """
     if total_steps >= FEW_STEPS or config.max_steps is not None:
         return None
     epochs = -(-FEW_STEPS // len(train))
-    ways = [f"num_epochs={epochs} makes {epochs * len(train)}"]
+    suggestions = [f"num_epochs={epochs} makes {epochs * len(train)}"]
     rows, batch_size = getattr(train, "num_rows", 0), getattr(config, "batch_size", None)
-    smaller = rows // -(-FEW_STEPS // config.num_epochs)
-    if batch_size is not None and 1 <= smaller < batch_size:
-        ways.append(f"batch_size={smaller} makes {rows // smaller * config.num_epochs}")
-    return f"{counted(total_steps, 'step')} may teach little: {', '.join(ways)}"
+    smaller_batch = rows // -(-FEW_STEPS // config.num_epochs)
+    if batch_size is not None and 1 <= smaller_batch < batch_size:
+        suggestions.append(
+            f"batch_size={smaller_batch} makes {rows // smaller_batch * config.num_epochs}"
+        )
+    return f"{counted(total_steps, 'step')} may be too few to learn much: {', '.join(suggestions)}"
 
 
-def _say(reports: Sequence[DataReport], journal: Journal) -> None:
-    """The accounts of data: at the start, and at the end of that which is rendered on demand."""
+def _log_reports(reports: Sequence[DataReport], journal: Journal) -> None:
+    """Log what was rendered, truncated and skipped of each data set."""
     for report in reports:
         for line in report.lines():
             journal.log_line(line)

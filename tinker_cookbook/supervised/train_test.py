@@ -94,10 +94,10 @@ async def test_the_accounts_of_data_that_is_rendered_on_demand(
 ) -> None:
     await train.main(config(tmp_path, dataset_builder=OnDemand(common_config=COMMON)))
     lines = capsys.readouterr().out.splitlines()
-    assert lines.count("mine: 4 conversations, rendered as they are drawn") == 1
+    assert lines.count("mine: 4 conversations, rendered when first used") == 1
     mine = [line for line in lines if line.startswith("mine: 4 conversations, 4 examples")]
     assert len(mine) == 1 and lines.index(mine[0]) > len(lines) - 8
-    cut = "1 conversation longer than max_length=24, cut at the end, and with it"
+    cut = "1 conversation longer than max_length=24, truncated on the right; "
     assert any(line.startswith(f"mine: {cut}") for line in lines)
     assert any(line.startswith("mine (test): 3 conversations, 2 examples") for line in lines)
     assert any(line.startswith(f"mine (test): {cut}") for line in lines)
@@ -151,5 +151,7 @@ async def test_more_steps_than_the_epochs_have_are_said_to_be_out_of_reach(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await train.main(config(tmp_path, max_steps=5))
-    line = "max_steps=5 is not reached: num_epochs=1 ends at 2 steps; num_epochs=3 would reach it"
+    line = (
+        "max_steps=5 will not be reached: num_epochs=1 gives 2 steps; num_epochs=3 would reach it"
+    )
     assert line in capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""What the supervised loop asks of data."""
+"""Interfaces between data and the supervised loop: data sets, their builders and reports."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
     from tinker_cookbook.tokenizer_utils import Tokenizer
 
-MAX_NAMED = 5  # skipped examples that a report names
+MAX_NAMED = 5  # skipped examples that a report lists with their reasons
 EXAMPLE_LENGTH = in_range(
-    lambda value: 2 <= value < math.inf, "2 or more; one token predicts nothing"
+    lambda value: 2 <= value < math.inf, "2 or more; a single token has no target"
 )
 
 
 @dataclass
 class DataReport:
-    """What became of the conversations of a data set; `lines()` is what a user reads.
+    """Counts of the rendered, truncated, split and skipped conversations of a data set.
 
-    A data set that renders on demand counts each row once, when it is first drawn: `complete` is
-    False there, and the figures are those so far.
+    A lazily rendered data set counts each row once, on first access. Its report has
+    `complete=False` until every row was accessed. `lines()` formats the report for the log.
     """
 
     name: str = "data"
     max_length: int | None = None
     complete: bool = True
-    num_rows: int = 0  # of a data set that renders on demand: conversations it holds
+    num_rows: int = 0  # conversations in a lazily rendered data set
     num_conversations: int = 0
-    num_examples: int = 0  # what is trained on; a conversation may give several
-    num_split: int = 0  # conversations that gave several examples
-    num_split_examples: int = 0  # these
+    num_examples: int = 0  # training examples; a conversation may give several
+    num_split: int = 0  # conversations that became several examples
+    num_split_examples: int = 0  # the examples of those conversations
     num_truncated: int = 0  # conversations longer than max_length
-    num_lost: int = 0  # trained tokens that were cut off
+    num_lost: int = 0  # trained tokens lost to truncation
     num_skipped: int = 0  # examples without a trained token
     num_tokens: int = 0  # input tokens of all examples, after truncation
-    num_loss_tokens: int = 0  # trained tokens, each counted 1 whatever its weight
-    skipped: list[str] = field(default_factory=list)  # the first MAX_NAMED of them, with the reason
-    rows: RowSummary = field(default_factory=RowSummary)  # what of them was converted or not read
+    num_loss_tokens: int = 0  # trained tokens, whatever their weight
+    skipped: list[str] = field(default_factory=list)  # "location: reason" of the first MAX_NAMED
+    rows: RowSummary = field(default_factory=RowSummary)  # converted and ignored fields of the rows
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line of totals, then one for each thing that was changed or left out."""
+        """One line of totals, then one line for each kind of change or omission."""
         if not self.complete and not self.num_conversations:
-            first = f"{counted(self.num_rows, 'conversation')}, rendered as they are drawn"
+            first = f"{counted(self.num_rows, 'conversation')}, rendered when first used"
             return [f"{self.name}: {line}" for line in (first, *self.rows.lines(), *self.notes)]
         so_far = "" if self.complete else f" of {self.num_rows:,} so far"
         lines = [
@@ -68,24 +68,28 @@ class DataReport:
         if self.num_truncated:
             lines.append(
                 f"{self.name}: {counted(self.num_truncated, 'conversation')} longer than "
-                f"max_length={self.max_length}, cut at the end, "
-                f"and with it {counted(self.num_lost, 'trained token')}"
+                f"max_length={self.max_length}, truncated on the right; "
+                f"{counted(self.num_lost, 'trained token')} lost"
             )
         if self.num_split:
             note = describe_split(self.num_split, self.num_split_examples)
             lines.append(f"{self.name}: {note}")
         if self.num_skipped:
-            more = self.num_skipped - len(self.skipped)
-            named = "; ".join(self.skipped) + (f"; and {more:,} more" if more else "")
-            lines.append(f"{self.name}: {counted(self.num_skipped, 'example')} skipped: {named}")
+            num_unlisted = self.num_skipped - len(self.skipped)
+            reasons = "; ".join(self.skipped)
+            reasons += f"; and {num_unlisted:,} more" if num_unlisted else ""
+            lines.append(f"{self.name}: {counted(self.num_skipped, 'example')} skipped: {reasons}")
         return lines + [f"{self.name}: {note}" for note in (*self.rows.lines(), *self.notes)]
 
 
 class SupervisedDataset(ABC):
-    """Batches of datums by index. `get_batch(i)` depends on i and the last `set_epoch` alone, so a
-    resumed run sees the batches that an uninterrupted one sees."""
+    """Batches of datums by index.
 
-    report: DataReport | None = None  # where the data set keeps account of what it left out
+    `get_batch(i)` must depend only on i and the last `set_epoch`, so that a resumed run sees the
+    same batches as an uninterrupted one.
+    """
+
+    report: DataReport | None = None  # None: the data set keeps no counts
 
     @abstractmethod
     def get_batch(self, index: int) -> list[tinker.Datum]:
@@ -93,62 +97,64 @@ class SupervisedDataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """Number of batches per epoch."""
 
-    def set_epoch(self, seed: int = 0) -> None:  # noqa: B027 (a data set may have one fixed order)
-        """Put the data into the order of epoch `seed`. Here: the order never changes."""
+    def set_epoch(self, seed: int = 0) -> None:  # noqa: B027 (optional: a data set may have one fixed order)
+        """Switch to the order of epoch `seed`. The default keeps one order for all epochs."""
 
 
 @chz.chz
 class SupervisedDatasetBuilder(CheckedConfig):
-    """Configuration that builds (training data, test data or None)."""
+    """Config that builds (training data, test data or None)."""
 
+    # Not an abstract method, so that a command line without `data=Class` ends in one clear line.
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         raise ConfigurationError(
-            f"data={type(self).__name__} is only the base of data sets: name one, e.g."
+            f"data={type(self).__name__} is an abstract base class; choose a data set, e.g."
             " data=JsonlChats data.path=chats.jsonl"
         )
 
     def default_num_epochs(self) -> int:
-        """Passes over this data where a recipe's num_epochs is None."""
+        """Passes over this data if a recipe's num_epochs is None."""
         return 1
 
     def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
-        """Evaluators that show what this data teaches, where a recipe is given none."""
+        """Evaluators of the skill this data teaches; used if a recipe is given none."""
         return []
 
 
 @chz.chz
 class ChatDatasetBuilderCommonConfig(CheckedConfig):
-    """How conversations become tokens and batches."""
+    """Tokenizer, renderer, lengths and batch size of a chat data set."""
 
     model_name_for_tokenizer: str = chz.field(doc="model whose tokenizer is used (name or path)")
-    renderer_name: str = chz.field(doc="how messages become tokens, e.g. qwen3_instruct")
+    renderer_name: str = chz.field(doc="renderer, e.g. qwen3_instruct")
     max_length: int | None = chz.field(
-        doc="tokens per example; longer ones lose their end, and this is counted (None: no limit)",
+        doc="maximum tokens per example; longer ones are truncated on the right and counted"
+        " (None: no limit)",
         metadata=EXAMPLE_LENGTH,
     )
     batch_size: int = chz.field(doc="examples per optimizer step", metadata=COUNT)
     train_on_what: TrainOnWhat | None = chz.field(
-        default=None, doc="which messages are trained (None: what the data set is meant for)"
+        default=None, doc="which messages are trained (None: the data set's default)"
     )
 
 
 @chz.chz
 class ChatDatasetBuilder(SupervisedDatasetBuilder):
-    """A data set of conversations.
+    """Base of the builders of chat data sets.
 
-    A recipe that has its own keys for model, renderer and lengths fills `common_config` from them
-    with `chz.replace`, so that on the command line the data's own keys are enough.
+    A recipe with its own keys for model, renderer and lengths sets `common_config` from them with
+    `chz.replace`, so that only the data's own keys are needed on the command line.
     """
 
     common_config: ChatDatasetBuilderCommonConfig | None = chz.field(
-        default=None, doc="tokenizer, renderer, lengths (None: from the recipe's own keys)"
+        default=None, doc="tokenizer, renderer, lengths (None: from the recipe's keys)"
     )
 
     @property
     def config(self) -> ChatDatasetBuilderCommonConfig:
-        """`common_config`, or ConfigurationError where nobody has filled it."""
+        """`common_config`; raises ConfigurationError if it is None."""
         if self.common_config is None:
             raise ConfigurationError(
                 f"{type(self).__name__} was called without common_config: pass "

@@ -1,4 +1,4 @@
-"""`tinker_cookbook.renderers.show` under the name that users know."""
+"""`tinker_cookbook.renderers.show` under the module name of the Tinker cookbook."""
 
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.renderers.show import Config, main

@@ -113,7 +113,7 @@ def transformers_config(path: str) -> PretrainedConfig:
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     raw, _ = PretrainedConfig.get_config_dict(path)
-    family = families.of_model_type(raw.get("model_type"))
+    family = families.find_family(raw.get("model_type"))
     try:
         if family is not None and (known := family.transformers_type):
             return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
