@@ -246,7 +246,7 @@ class _GroupRun:
         trajectories = [each.trajectory for each in rollouts]
         envs = [each.env for each in rollouts]
 
-        # unpacked inside the guarded call, so that items of another shape fail the group, not the run
+        # unpacked inside the guarded call, so that an item of another shape fails only the group
         async def reward_pairs() -> list[tuple[float, Metrics]]:
             rewards = await self._builder.compute_group_rewards(trajectories, envs)
             return [(reward, metrics) for reward, metrics in rewards]

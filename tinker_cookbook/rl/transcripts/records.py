@@ -343,7 +343,9 @@ class _Training:
         self._groups = {id(group.group): group for group in training}
         self._logprobs = {}  # by the id of a sequence: of each of its N tokens
         if trained_logprobs_D is not None:
-            trained = [group.sequences_G[i][j] for group in training for i, j in group.trained()]
+            trained = [
+                group.sequences_G[i][j] for group in training for i, j in group.trained_sequences()
+            ]
             self._logprobs = {
                 id(sequence): _unshifted(logprobs, len(sequence))
                 for sequence, logprobs in safezip(trained, trained_logprobs_D)
