@@ -345,7 +345,9 @@ async def test_the_gap_of_same_weights_is_measured_in_every_mode(
 
 async def test_an_evaluation_that_cannot_be_played_stops_the_run(tmp_path: Path) -> None:
     data = SomeAdditions(test_groups=2, troubles={"0.0": "raises", "1.0": "raises"})
-    with pytest.raises(AllTrajectoriesFailedError, match=r"test: all 2 groups failed.*the game crashed"):
+    with pytest.raises(
+        AllTrajectoriesFailedError, match=r"test: all 2 groups failed.*the game crashed"
+    ):
         await train.main(config(tmp_path / "run", data))
 
 
