@@ -80,7 +80,7 @@ def resolve_problem_config(
     asked = config
     data = config.dataset_builder or default_data
     config = chz.replace(config, dataset_builder=data)
-    # nano has a default of its own: its replies are far shorter than those of a real model
+    # not for nano, which writes out its reasoning and needs more tokens than Arithmetic's default
     data_max_tokens = None if config.model_name == "nano" else data.default_max_tokens()
     if config.max_tokens is None and data_max_tokens:
         config = chz.replace(config, max_tokens=data_max_tokens)
