@@ -28,13 +28,16 @@ class CLI(ProblemConfig):
 
 
 async def main(config: CLI) -> None:
-    bundled = config.model_name == "nano"
-    data = Arithmetic(num_batches=24) if bundled else Gsm8k()
+    is_nano = config.model_name == "nano"
+    data = Arithmetic(num_batches=24) if is_nano else Gsm8k()
     await train.run(resolve_problem_config(config, RL, data), recipe="rl_basic")
 
 
 def build_config_blueprint() -> chz.Blueprint[train.Config]:
-    """The run without keys, for programs that apply keys of their own and call `train.main`."""
+    """Return the default run as a blueprint, for programs that override its fields and then call
+    `train.main`."""
+    # Only what differs from train.Config's own defaults is set. References keep the data set in
+    # step with the policy if the caller changes the model, the renderer or the seed.
     config = resolve_problem_config(CLI(), RL, Arithmetic(num_batches=24)).config
     return chz.Blueprint(train.Config).apply(
         {
