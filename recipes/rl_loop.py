@@ -28,7 +28,7 @@ from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
-from tinker_cookbook.rl.defaults import RL
+from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import ADAM
@@ -129,7 +129,7 @@ def datums(
 
 
 async def main(config: Config) -> None:
-    resolved = resolve_defaults(config, RL)
+    resolved = resolve_defaults(config, RL_DEFAULTS)
     config, sizes = resolved.config, resolved.sizes
     adam = tinker.AdamParams(learning_rate=resolved.learning_rate, **ADAM)
     if (nano := config.model_name == "nano") and config.data_path is not None:

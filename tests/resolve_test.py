@@ -21,7 +21,7 @@ from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train as rl_train
-from tinker_cookbook.rl.defaults import RL
+from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import connect
@@ -212,7 +212,7 @@ SL_RATES = {"Qwen/Qwen3-8B": 4.73e-4, "meta-llama/Llama-3.1-8B": 2.856e-4}
     [
         (sl_loop.Config, SL, (128, 32_768), None),
         (chat_sl.CLI, chat_sl.DEFAULTS, (256, 16_384), None),
-        (rl_loop.Config, RL, (128, 16, 256), 4e-5),
+        (rl_loop.Config, RL_DEFAULTS, (128, 16, 256), 4e-5),
         (math_rl.CLI, math_rl.DEFAULTS, (100, 4, 1024), 4e-5),
     ],
 )

@@ -27,7 +27,7 @@ NANO = ModelDefaults(
     learning_rate=1e-3,
     renderer_name="qwen3_instruct",
 )
-RL = Defaults(
+RL_DEFAULTS = Defaults(
     nano=NANO,
     others=ModelDefaults(
         Groups(groups_per_batch=128, group_size=16, max_tokens=256), learning_rate=LEARNING_RATE

@@ -36,7 +36,7 @@ from tinker_cookbook.rl.config import (
     with_alias_keys,
     with_located_kl_reference,
 )
-from tinker_cookbook.rl.defaults import RL, Groups
+from tinker_cookbook.rl.defaults import RL_DEFAULTS, Groups
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.rollouts.group import set_rollout_executor
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
@@ -70,7 +70,7 @@ async def main(
     """Train. `recipe` names the run's directory if log_path is not set."""
     set_rollout_executor(rollout_executor)
     check_kl_reference(config)  # before resolve_defaults looks for load_checkpoint_path
-    await run(resolve_defaults(config, RL), recipe)
+    await run(resolve_defaults(config, RL_DEFAULTS), recipe)
 
 
 async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
