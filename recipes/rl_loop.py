@@ -159,8 +159,7 @@ async def main(config: Config) -> None:
         sampler = await client.save_weights_and_get_sampling_client()
         for step in range(journal.start_step, config.max_steps):
             with journal.step(step) as row:
-                # collect rollouts: submit the requests for all problems before awaiting any
-                # seeded by the step, so that a resumed run draws the same problems
+                # rollouts: submit all before awaiting any; the step seeds them, also on resume
                 rng = random.Random(f"{config.seed} {step}")
                 problems = task.draw(rng, sizes.groups_per_batch)
                 prompts = [

@@ -65,6 +65,7 @@ def compute_trajectory_metrics(
     for group, tags in safezip(trajectory_groups_P, taglist_P):
         for tag in dict.fromkeys(tags):
             tagged.setdefault(tag, []).append(group)
+    # a tag that every group has would only repeat `all`
     subsets = {k: v for k, v in tagged.items() if len(v) < len(trajectory_groups_P)}
     metrics = {}
     for name, groups in {**subsets, "all": trajectory_groups_P}.items():
@@ -95,9 +96,10 @@ def _aggregate_groups(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     metrics["total_ob_tokens"] = ob_tokens
     if trajectories:
         metrics["reward/total"] = sum(rewards) / len(rewards)
+        # group-centred training learns from mixed groups only
         metrics |= _reward_contrast(groups)
         reasons = Counter(each.stop_reason for each in trajectories)
-        del reasons[StopReason.DONE]
+        del reasons[StopReason.DONE]  # no KeyError: a Counter allows deleting a missing key
         metrics |= {f"stopped/{key}": n / len(trajectories) for key, n in reasons.items()}
     return metrics
 

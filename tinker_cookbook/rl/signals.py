@@ -139,6 +139,7 @@ class GroupReward:
                 self.max_tokens,
             )
             for value, member, advantages in zip(values, group.sequences_G, group.advantages_G):
+                # added, not assigned: an earlier signal may have written here
                 for sequence, token_advantages in zip(member, advantages, strict=True):
                     token_advantages[sequence.loss_mask] += value
         return {}
@@ -211,6 +212,7 @@ class ModelSignal(ABC):
         if group not in self._logprobs:
             raise TrainingError(f"{type(self).__name__}.add needs prepare(group) to be awaited")
         differences: list[list[np.ndarray]] = [[] for _ in group.sequences_G]
+        # trained tokens only: elsewhere the sampled logprobs are placeholders of 0, not data
         for (i, j), logprobs in zip(group.trained_sequences(), self._logprobs[group], strict=True):
             sequence = group.sequences_G[i][j]
             assert sequence.logprobs is not None, "trajectory_to_sequences has set it"
@@ -235,6 +237,7 @@ class ReferenceKL(ModelSignal):
         """Add the penalty. Metric `kl_policy_base`: mean(d), an estimate of KL(policy || reference)
         per token."""
         differences = self.differences(groups)
+        # Without any trained token there is no mean, and NaN would spread to every advantage.
         all_differences = [d for members in differences for d in members]
         if not sum(len(d) for d in all_differences):
             return {}

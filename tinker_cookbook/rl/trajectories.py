@@ -39,6 +39,7 @@ def trajectory_to_sequences(trajectory: Trajectory) -> list[Sequence]:
         if observation[: len(tokens)] != tokens:
             finished.append(Sequence(tokens, weights, logprobs))
             tokens, weights, logprobs = [], [], []
+        # the tokens between two actions (tool results, the next turn's header) are context only
         new = observation[len(tokens) :]
         action = transition.ac.tokens
         tokens += [*new, *action]

@@ -108,6 +108,7 @@ def write_step(
         def records() -> Iterator[JsonObject]:
             for index, (group, names, step) in enumerate(safezip(groups, tags, steps)):
                 head = _record_header(split, iteration, index, names, step)
+                # yielded one at a time, so that the records are never all in memory
                 for body in _record_bodies(group, results, tokenizer):
                     record: Record = {**head, **body}
                     page.add(record)
@@ -318,6 +319,7 @@ def _prompt(before: list[int], tokens: list[int], tokenizer: Tokenizer) -> _Prom
 def _common_prefix_length(a: list[int], b: list[int]) -> int:
     """Length of the longest common prefix."""
     length = min(len(a), len(b))
+    # the usual case first, at the speed of a list comparison
     if a[:length] == b[:length]:
         return length
     return int(np.flatnonzero(np.array(a[:length]) != np.array(b[:length]))[0])
