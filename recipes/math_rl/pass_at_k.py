@@ -118,18 +118,18 @@ def pass_at_k_metrics(
     """
     metrics: dict[str, float] = {}
     for k in ks:
-        values = [pass_at_k(each.num_samples, each.correct, k) for each in outcomes]
+        values = [pass_at_k(outcome.num_samples, outcome.correct, k) for outcome in outcomes]
         metrics[f"{name}/pass@{k}"] = statistics.fmean(values)
         if len(values) > 1:
             error = statistics.stdev(values) / math.sqrt(len(values))
             metrics[f"{name}/pass@{k}_stderr"] = error
-    total = sum(each.num_samples for each in outcomes)
-    graded = sum(each.graded for each in outcomes)
-    metrics[f"{name}/correct"] = sum(each.correct for each in outcomes) / total
-    metrics[f"{name}/format"] = sum(each.well_formatted for each in outcomes) / total
+    total = sum(outcome.num_samples for outcome in outcomes)
+    graded = sum(outcome.graded for outcome in outcomes)
+    metrics[f"{name}/correct"] = sum(outcome.correct for outcome in outcomes) / total
+    metrics[f"{name}/format"] = sum(outcome.well_formatted for outcome in outcomes) / total
     if graded:
-        metrics[f"{name}/truncated"] = sum(each.truncated for each in outcomes) / graded
-        metrics[f"{name}/ac_tokens"] = sum(each.tokens for each in outcomes) / graded
+        metrics[f"{name}/truncated"] = sum(outcome.truncated for outcome in outcomes) / graded
+        metrics[f"{name}/ac_tokens"] = sum(outcome.tokens for outcome in outcomes) / graded
     metrics[f"{name}/failed"] = float(total - graded)
     return metrics
 

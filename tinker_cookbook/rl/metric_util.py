@@ -75,13 +75,14 @@ def compute_trajectory_metrics(
 
 def _aggregate_groups(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     groups = [group for group in groups if group.trajectories_G]
-    trajectories = [each for group in groups for each in group.trajectories_G]
-    turns = [each for trajectory in trajectories for each in trajectory.transitions]
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories_G]
+    turns = [turn for trajectory in trajectories for turn in trajectory.transitions]
     rewards = [reward for group in groups for reward in group.get_total_rewards()]
     ac_tokens = sum(len(turn.ac.tokens) for turn in turns)
     ob_tokens = sum(turn.ob.length for turn in turns)
     metrics: dict[str, float] = _mean_env_metrics(
-        [turn.metrics for turn in turns] + [each for group in groups for each in group.metrics_G]
+        [turn.metrics for turn in turns]
+        + [metrics for group in groups for metrics in group.metrics_G]
     )
     if turns:
         metrics["ac_tokens_per_turn"] = ac_tokens / len(turns)
@@ -98,7 +99,7 @@ def _aggregate_groups(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
         metrics["reward/total"] = sum(rewards) / len(rewards)
         # group-centred training learns from mixed groups only
         metrics |= _reward_contrast(groups)
-        reasons = Counter(each.stop_reason for each in trajectories)
+        reasons = Counter(trajectory.stop_reason for trajectory in trajectories)
         del reasons[StopReason.DONE]  # no KeyError: a Counter allows deleting a missing key
         metrics |= {f"stopped/{key}": n / len(trajectories) for key, n in reasons.items()}
     return metrics
@@ -197,7 +198,9 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
                     progress=self.progress,
                 )
 
-        tasks = [asyncio.ensure_future(run_group(*each)) for each in enumerate(self.builders)]
+        tasks = [
+            asyncio.ensure_future(run_group(*numbered)) for numbered in enumerate(self.builders)
+        ]
         try:
             self.groups_P = await asyncio.gather(*tasks)
         finally:

@@ -165,7 +165,7 @@ class PolicyTrainer:
             stats.rollouts += chunk.rollouts
             selected = self._select_groups(chunk, nothing_trained_yet=not submitted)
             if selected:
-                groups = [each.group for each in selected]
+                groups = [rollout.group for rollout in selected]
                 metrics = add_signals(self._signals, groups)
                 stats.signals.append((num_trained_tokens(groups), metrics))
                 submitted.append(self._forward_backward(selected, step, chunk.substep))
@@ -187,8 +187,8 @@ class PolicyTrainer:
             for part in submitted:
                 await self._collect_output(part, stats)
             await probe.compare(stats)
-            for each in optimizer:
-                response = await self._with_reminders(each, "optim_step")
+            for future in optimizer:
+                response = await self._with_reminders(future, "optim_step")
                 self._progress.engine_answered()
                 stats.optimizer.append(response.metrics or {})
             return TrainedStep(await self._with_reminders(next_client, "new weights"), save, stats)

@@ -152,9 +152,9 @@ class _GroupRun:
         except _RetriesExhausted:
             return failed
         return TrajectoryGroup(
-            trajectories_G=[each.trajectory for each in rollouts],
-            final_rewards_G=[each.reward for each in rewards],
-            metrics_G=[each.metrics for each in rewards],
+            trajectories_G=[rollout.trajectory for rollout in rollouts],
+            final_rewards_G=[reward.reward for reward in rewards],
+            metrics_G=[reward.metrics for reward in rewards],
             rollout_errors=self._errors,
         )
 
@@ -243,8 +243,8 @@ class _GroupRun:
         self, rollouts: Sequence[_MemberRollout]
     ) -> list[_MemberReward]:
         where = f"{self._name}.compute_group_rewards"
-        trajectories = [each.trajectory for each in rollouts]
-        envs = [each.env for each in rollouts]
+        trajectories = [rollout.trajectory for rollout in rollouts]
+        envs = [rollout.env for rollout in rollouts]
 
         # unpacked inside the guarded call, so that an item of another shape fails only the group
         async def reward_pairs() -> list[tuple[float, Metrics]]:
