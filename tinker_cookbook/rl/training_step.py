@@ -132,8 +132,8 @@ class PolicyTrainer:
                 policy,
                 config.rollout_strategy,
                 config.limits,
-                # from the group's place in the data alone, so that a resumed run samples the same
-                # replies as an uninterrupted one
+                # from the group's place in the data alone, so that the same weights sample the same
+                # replies in a resumed run
                 seed=derive_seed(config.seed, task.batch, task.index),
                 progress=self._progress,
             )
@@ -159,7 +159,7 @@ class PolicyTrainer:
         """
         stats = StepStats()
         submitted: list[_Submitted] = []
-        optimizer: list[APIFuture[tinker.types.OptimStepResponse]] = []
+        optim_futures: list[APIFuture[tinker.types.OptimStepResponse]] = []
         num_submitted_before = 0
         async for chunk in self._chunks(queue, step):
             stats.rollouts += chunk.rollouts
@@ -171,7 +171,7 @@ class PolicyTrainer:
                 submitted.append(self._forward_backward(selected, step, chunk.substep))
             # Skipped if none of the substep's groups was trained: there is no gradient to apply.
             if chunk.last and len(submitted) > num_submitted_before:
-                optimizer.append(self._client.optim_step(self._adam_params(step)))
+                optim_futures.append(self._client.optim_step(self._adam_params(step)))
                 # From here on a stop waits for the step: cancelled, it would leave weights that
                 # have taken some of the step's optimizer steps and not the others.
                 self._journal.commit(step)
@@ -187,7 +187,7 @@ class PolicyTrainer:
             for part in submitted:
                 await self._collect_output(part, stats)
             await probe.compare(stats)
-            for future in optimizer:
+            for future in optim_futures:
                 response = await self._with_reminders(future, "optim_step")
                 self._progress.engine_answered()
                 stats.optimizer.append(response.metrics or {})
@@ -217,7 +217,7 @@ class PolicyTrainer:
         while substep < len(substeps):
             if len(ready[substep]) < sizes[substep][0]:
                 # A stop may cancel this wait (unless `commit` came before): no weights have changed
-                # yet, and a resumed run collects the same rollouts again.
+                # yet, and a resumed run collects the step's rollouts again.
                 with self._journal.interruptible(), self._journal.timed("wait_for_groups"):
                     rollout = await anext(arrivals)
                 ready[substep_of[rollout.task.index]].append(rollout)
@@ -225,7 +225,8 @@ class PolicyTrainer:
             number = sizes[substep].pop(0)
             part, ready[substep] = ready[substep][:number], ready[substep][number:]
             # Groups arrive in an order that depends on timing. Trained in the data's order, they
-            # give the same floating-point sums in every run and after every resume.
+            # give the same floating-point sums in every run and after every resume. (With
+            # num_minibatches > 1, which groups share a chunk still depends on timing.)
             part.sort(key=lambda rollout: rollout.task.index)
             last = not sizes[substep]
             yield _Chunk(substep, part, last)
