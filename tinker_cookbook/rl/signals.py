@@ -237,7 +237,7 @@ class ReferenceKL(ModelSignal):
         """Add the penalty. Metric `kl_policy_base`: mean(d), an estimate of KL(policy || reference)
         per token."""
         differences = self.differences(groups)
-        # Without any trained token there is no mean, and NaN would spread to every advantage.
+        # without any trained token there is no mean, and kl_policy_base would be NaN
         all_differences = [d for members in differences for d in members]
         if not sum(len(d) for d in all_differences):
             return {}

@@ -110,9 +110,8 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
         )
         # after the policy's client, whose model decides the number of CPU threads
         signals = await _build_signals(resolved, service)
-        for line in startup_lines(resolved, total_steps, num_groups, signals) + temperature_lines(
-            config
-        ):
+        lines = startup_lines(resolved, total_steps, num_groups, signals)
+        for line in [*lines, *temperature_lines(config)]:
             journal.log_line(line)
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
@@ -133,6 +132,7 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
         )
         async with trainer, queue:
             for step in range(journal.start_step, total_steps):
+                # before the evaluations, so that the step's rollouts run at the same time
                 queue.publish(sampling_client, step)
                 with journal.step(step) as row:
                     row.update(await trainer.evaluate(evaluations, sampling_client, step))
