@@ -4,13 +4,13 @@ r"""pass@k on AIME 2024, 2025 and 2026: 30 problems a year, each answer a number
     python -m recipes.math_rl.aime model_name=Qwen/Qwen3-8B model_path=tinker://... year=2026
     python -m recipes.math_rl.aime path=../shared/data/datasets/aime num_samples=2
 
-It writes a run directory like any other: config.json, metrics.jsonl (a row per finished problem,
-and a last one with pass@k and its standard error), logs.log, and in iteration_000000 every reply
-with its grade: eval_aime_rollout_summaries.jsonl for programs, eval_aime.html for people. If it was
-stopped, the same command resumes with the unfinished problems.
+It leaves a directory like any run: config.json, metrics.jsonl (a row for each problem as it is
+finished, and a last one with pass@k and its standard error), logs.log, and in iteration_000000
+every reply with its grade: eval_aime_rollout_summaries.jsonl for programs, eval_aime.html for
+people. Stopped, the same command goes on with the problems that are not finished.
 
-The last line above runs nano, which cannot solve these problems: expect a pass@k of 0 or close to
-it within a few minutes on 2 CPU cores.
+The last line above runs nano, which knows nothing of this: expect pass@k of 0, or near it, within a
+few minutes on 2 CPU cores.
 """
 
 from __future__ import annotations

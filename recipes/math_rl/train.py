@@ -6,15 +6,14 @@ r"""Reinforcement learning on problems whose answers can be checked.
     ./scripts/run recipes.math_rl.train env=OwnProblems data.path=problems.jsonl
     ./scripts/run recipes.math_rl.train config=configs/math_rl/qwen3-8b-gsm8k-1xh100.yaml
 
-`env` (or `data`, its other name): arithmetic, gsm8k, math (trained without MATH-500, tested on it),
-polaris, deepmath, or a file of your own. Without keys, nano learns to add, with the learning curve
-of rl_basic. GSM8K is too hard for nano, and training on it has no effect (3 steps of 32 x 8 replies
-take 13 s; held-out problems solved: 0 of 100 before, 1 of 100 after). It writes a number into the
-requested box,
+`env` (or `data`, the same): arithmetic, gsm8k, math (trained without MATH-500, tested on it),
+polaris, deepmath, or a file of your own. Without keys, nano learns to add, with the curve of
+rl_basic. GSM8K is beyond it, and nothing comes of training on it (3 steps of 32 x 8 replies take 13
+s; held out 0 of 100 before, 1 of 100 after): it writes a number into the box that it is asked for,
 
     How much does she save? ... Put the answer in \boxed{}.  ->  \boxed{61}
 
-because its own sums are two numbers without a story. It shows that everything runs.
+because its sums have two numbers and no story. It shows that everything runs.
 
 AIME is for evaluation: recipes.math_rl.aime.
 """
