@@ -35,7 +35,7 @@ from recipes.math_rl.arithmetic import Arithmetic
 from recipes.math_rl.gsm8k import Gsm8k
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import train
-from tinker_cookbook.rl.defaults import RL
+from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.rl.problem_config import (
     ALIASES,
     FIRST_KEYS,
@@ -55,14 +55,17 @@ class CLI(ProblemConfig):
 
 
 async def main(config: CLI) -> None:
-    bundled = config.model_name == "nano"
-    data = Arithmetic(num_batches=24) if bundled else Gsm8k()
-    await train.run(resolve_problem_config(config, RL, data), recipe="rl_basic")
+    is_nano = config.model_name == "nano"
+    data = Arithmetic(num_batches=24) if is_nano else Gsm8k()
+    await train.run(resolve_problem_config(config, RL_DEFAULTS, data), recipe="rl_basic")
 
 
 def build_config_blueprint() -> chz.Blueprint[train.Config]:
-    """The run without keys, for programs that apply keys of their own and call `train.main`."""
-    config = resolve_problem_config(CLI(), RL, Arithmetic(num_batches=24)).config
+    """Return the default run as a blueprint, for programs that override its fields and then call
+    `train.main`."""
+    # Only what differs from train.Config's own defaults is set. References keep the data set in
+    # step with the policy if the caller changes the model, the renderer or the seed.
+    config = resolve_problem_config(CLI(), RL_DEFAULTS, Arithmetic(num_batches=24)).config
     return chz.Blueprint(train.Config).apply(
         {
             "dataset_builder": Arithmetic,

@@ -28,7 +28,7 @@ from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
-from tinker_cookbook.rl.defaults import RL
+from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import ADAM
@@ -106,45 +106,49 @@ class Config(CheckedConfig):
     wandb_name: str | None = chz.field(default=None, doc="name of the Weights & Biases run")
 
     def identity(self) -> Mapping[str, Plain]:
-        """Another file of the same name is another run."""
-        found = self.data_path and data_set_identity(self.data_path)
-        return ({"data_path": found} if found else {}) | adapter_identity(self.load_checkpoint_path)
+        """The content of local files, so that a changed file is a new run."""
+        data = self.data_path and data_set_identity(self.data_path)
+        return ({"data_path": data} if data else {}) | adapter_identity(self.load_checkpoint_path)
 
 
 class Sums:
-    """The problems of nano: each a question and its answer."""
+    """nano's problems, as (question, answer)."""
 
     def draw(self, rng: random.Random, count: int) -> list[tuple[str, str]]:
         problems = [tasks.add_problem(rng) for _ in range(count)]
-        return [(each["messages"][0]["content"], str(each["answer"])) for each in problems]
+        return [(p["messages"][0]["content"], str(p["answer"])) for p in problems]
 
-    def is_right(self, reply: str, answer: str) -> bool:
+    def is_correct(self, reply: str, answer: str) -> bool:
         return tasks.last_integer(reply) == int(answer)
 
 
 class WordProblems:
-    """GSM8K, answers in a box."""
+    """GSM8K, with answers in \\boxed{}."""
 
-    def __init__(self, path: str | None, at_a_time: int) -> None:
+    def __init__(self, path: str | None, groups_per_batch: int) -> None:
         self.problems = (Gsm8k(path=path) if path else Gsm8k()).train_problems()
-        if (count := len(self.problems)) < at_a_time:
-            raise ConfigurationError(f"groups_per_batch={at_a_time}: there are {count} problems")
+        if (count := len(self.problems)) < groups_per_batch:
+            raise ConfigurationError(
+                f"groups_per_batch={groups_per_batch}: the data has only {count} problems;"
+                " set it lower"
+            )
 
     def draw(self, rng: random.Random, count: int) -> list[tuple[str, str]]:
-        drawn = rng.sample(self.problems, count)
-        return [(each.question + REQUEST, each.answer) for each in drawn]
+        problems = rng.sample(self.problems, count)
+        return [(problem.question + REQUEST, problem.answer) for problem in problems]
 
-    def is_right(self, reply: str, answer: str) -> bool:
+    def is_correct(self, reply: str, answer: str) -> bool:
         try:
             return grade_answer(extract_boxed(reply), answer)
-        except ValueError:  # nothing in a box
+        except ValueError:  # no \boxed{} in the reply
             return False
 
 
 def datums(
     prompt: list[int], replies: Sequence[tinker.SampledSequence], rewards: Sequence[float]
 ) -> list[tinker.Datum]:
-    """A group as training data: what a reply is worth more than its group's mean, on its tokens."""
+    """Datums of a group, with advantage = reward - mean reward of the group on each reply's
+    tokens."""
     mean, zeros = sum(rewards) / len(rewards), [0.0] * len(prompt)
     group = []
     for reply, reward in zip(replies, rewards):
@@ -160,7 +164,7 @@ def datums(
 
 
 async def main(config: Config) -> None:
-    resolved = resolve_defaults(config, RL)
+    resolved = resolve_defaults(config, RL_DEFAULTS)
     config, sizes = resolved.config, resolved.sizes
     adam = tinker.AdamParams(learning_rate=resolved.learning_rate, **ADAM)
     if (nano := config.model_name == "nano") and config.data_path is not None:
@@ -169,7 +173,7 @@ async def main(config: Config) -> None:
     task = Sums() if nano else WordProblems(config.data_path, sizes.groups_per_batch)
 
     service = connect(config.base_url, config.engine)
-    rest_client = service.create_rest_client()  # looks after the run's checkpoints
+    rest_client = service.create_rest_client()  # the journal manages checkpoints with it
     with Journal(
         config,
         recipe="rl_loop",
@@ -186,7 +190,7 @@ async def main(config: Config) -> None:
         sampler = await client.save_weights_and_get_sampling_client()
         for step in range(journal.start_step, config.max_steps):
             with journal.step(step) as row:
-                # play: all replies of all problems are asked for before the first is awaited
+                # rollouts: submit all before awaiting any; the step seeds them, also on resume
                 rng = random.Random(f"{config.seed} {step}")
                 problems = task.draw(rng, sizes.groups_per_batch)
                 prompts = [
@@ -205,25 +209,23 @@ async def main(config: Config) -> None:
                     )
                     for number, prompt in enumerate(prompts)
                 ]
-                with (
-                    journal.interruptible()
-                ):  # when asked to stop: they are sampled again on resume
+                with journal.interruptible():  # a stop may cancel this: no weights have changed
                     groups = [(await future).sequences for future in futures]
 
-                # grade: a group whose replies are all as good teaches nothing
+                # grade; a group with equal rewards is skipped, as all its advantages are 0
                 batch, rewards, lengths = [], [], []
                 for (_, answer), prompt, replies in zip(problems, prompts, groups):
                     graded = []
                     for reply in replies:
                         message, termination = renderer.parse_response(reply.tokens)
-                        right = task.is_right(get_text_content(message), answer)
-                        graded.append(float(right and termination.is_clean))
+                        correct = task.is_correct(get_text_content(message), answer)
+                        graded.append(float(correct and termination.is_clean))
                     rewards += graded
                     lengths += [len(reply.tokens) for reply in replies]
                     if len(set(graded)) > 1:
                         batch += datums(prompt.to_ints(), replies, graded)
 
-                # train: both are queued before either is awaited
+                # train: submit both requests before awaiting either, so the engine never idles
                 if batch:
                     output = client.forward_backward(batch, "importance_sampling")
                     await client.optim_step(adam)

@@ -24,7 +24,7 @@ from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.data import HubChats, JsonlChats, builder_for_path
 from tinker_cookbook.supervised.datasets import epoch_seed
-from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.supervised.types import EXAMPLE_LENGTH, ChatDatasetBuilderCommonConfig
 from tinker_cookbook.training.config import ADAM
 from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig
@@ -118,7 +118,7 @@ def data(config: Config) -> JsonlChats | HubChats:
 
 
 async def main(config: Config) -> None:
-    resolved = resolve_defaults(config, SL)
+    resolved = resolve_defaults(config, SL_DEFAULTS)
     config = resolved.config
     common_config = ChatDatasetBuilderCommonConfig(
         model_name_for_tokenizer=resolved.model_name,

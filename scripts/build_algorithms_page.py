@@ -24,12 +24,12 @@ from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.hyperparam_utils import NANO_LR
 from tinker_cookbook.rl import train as rl
 from tinker_cookbook.rl.config import LossName
-from tinker_cookbook.rl.defaults import LEARNING_RATE, RL
+from tinker_cookbook.rl.defaults import LEARNING_RATE
 from tinker_cookbook.rl.signals import AdvantageKind, group_advantages
 from tinker_cookbook.sequences import Reduction, to_datum
 from tinker_cookbook.sequences import Sequence as TokenSequence
 from tinker_cookbook.supervised import train as supervised
-from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.training.fields import range_of
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
 
@@ -216,9 +216,11 @@ def schedules() -> str:
 
 
 def learning_rates() -> str:
-    nano_rl = RL.nano.learning_rate
-    assert SL.others.learning_rate is None, "the formula"
-    assert math_rl.DEFAULTS.others.learning_rate == RL.others.learning_rate == LEARNING_RATE
+    nano_rl = RL_DEFAULTS.nano.learning_rate
+    assert SL_DEFAULTS.others.learning_rate is None, "the formula"
+    assert (
+        math_rl.DEFAULTS.others.learning_rate == RL_DEFAULTS.others.learning_rate == LEARNING_RATE
+    )
     return table(
         ("method", "nano", "other models"),
         (
@@ -231,11 +233,11 @@ def learning_rates() -> str:
 def batches() -> str:
     columns = ("batch_size", "max_length", "groups_per_batch", "group_size", "max_tokens")
     methods = {
-        "nano, supervised": SL.nano,
-        "supervised": SL.others,
+        "nano, supervised": SL_DEFAULTS.nano,
+        "supervised": SL_DEFAULTS.others,
         "`chat_sl`": chat_sl.DEFAULTS.others,
-        "nano, reinforcement learning": RL.nano,
-        "reinforcement learning": RL.others,
+        "nano, reinforcement learning": RL_DEFAULTS.nano,
+        "reinforcement learning": RL_DEFAULTS.others,
         "`math_rl`": math_rl.DEFAULTS.others,
     }
     return table(

@@ -13,7 +13,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.data import HubChats, JsonlChats, NoRobots
-from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilderCommonConfig,
     SupervisedDatasetBuilder,
@@ -26,7 +26,7 @@ OWN = ChatDatasetBuilderCommonConfig(
 
 def test_keys_reach_the_data() -> None:
     asked = ChatConfig(batch_size=3, max_length=99, train_on_what=TrainOnWhat.ALL_TOKENS)
-    resolved = resolve_chat_config(asked, SL, NoRobots())
+    resolved = resolve_chat_config(asked, SL_DEFAULTS, NoRobots())
     config, filled = resolved.config, resolved.filled
     assert config.dataset_builder == NoRobots(
         common_config=ChatDatasetBuilderCommonConfig(
@@ -49,31 +49,33 @@ def test_keys_that_the_data_would_not_follow_are_refused(
     data: SupervisedDatasetBuilder, key: str, value: int | TrainOnWhat
 ) -> None:
     with pytest.raises(ConfigurationError) as error:
-        resolve_chat_config(ChatConfig(dataset_builder=data, **{key: value}), SL, NoRobots())
+        resolve_chat_config(
+            ChatConfig(dataset_builder=data, **{key: value}), SL_DEFAULTS, NoRobots()
+        )
     message = str(error.value)
     assert message.startswith(f"{key}={value} has no effect on {type(data).__name__}")
 
 
 def test_a_config_tells_the_settings_that_the_data_brings() -> None:
     resolved = resolve_chat_config(
-        ChatConfig(dataset_builder=NoRobots(common_config=OWN)), SL, NoRobots()
+        ChatConfig(dataset_builder=NoRobots(common_config=OWN)), SL_DEFAULTS, NoRobots()
     )
     config, filled = resolved.config, resolved.filled
     assert (config.batch_size, config.max_length, config.renderer_name) == (2, 64, "qwen3")
     assert set(filled) == {"learning_rate", "renderer_name", "num_epochs"}
     own_batches = ChatConfig(dataset_builder=SupervisedDatasetBuilder())
-    other = resolve_chat_config(own_batches, SL, NoRobots()).config
+    other = resolve_chat_config(own_batches, SL_DEFAULTS, NoRobots()).config
     assert (other.batch_size, other.max_length, other.num_epochs) == (None, None, 1)
 
 
 def test_a_missing_file_is_named_by_the_key_that_was_typed(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^dataset_path=no\.jsonl: no such file"):
-        resolve_chat_config(ChatConfig(dataset_path="no.jsonl"), SL, NoRobots())
+        resolve_chat_config(ChatConfig(dataset_path="no.jsonl"), SL_DEFAULTS, NoRobots())
     with pytest.raises(ConfigurationError, match=r"^dataset=no\.jsonl: no such file"):
         chat_sl.data_of(chat_sl.CLI(dataset="no.jsonl"))
     file = tmp_path / "chats.jsonl"
     file.write_text(json.dumps({"messages": []}))
-    config = resolve_chat_config(ChatConfig(dataset_path=str(file)), SL, NoRobots()).config
+    config = resolve_chat_config(ChatConfig(dataset_path=str(file)), SL_DEFAULTS, NoRobots()).config
     assert isinstance(config.dataset_builder, JsonlChats) and config.dataset_path is None
 
 
@@ -85,28 +87,30 @@ def test_other_data_than_jsonl_is_a_data_set(tmp_path: Path, key: str) -> None:
         if key == "dataset":
             assert chat_sl.data_of(chat_sl.CLI(dataset=path)) == HubChats(path=path)
         else:
-            config = resolve_chat_config(ChatConfig(dataset_path=path), SL, NoRobots()).config
+            config = resolve_chat_config(
+                ChatConfig(dataset_path=path), SL_DEFAULTS, NoRobots()
+            ).config
             assert chz.replace(config.dataset_builder, common_config=None) == HubChats(path=path)
             assert sl_loop.data(sl_loop.Config(dataset_path=path)) == HubChats(path=path)
     with pytest.raises(ConfigurationError, match=rf"^{key}=.*chat\.csv: no such file"):
         path = str(tmp_path / "chat.csv")
         if key == "dataset":
             chat_sl.data_of(chat_sl.CLI(dataset=path))
-        resolve_chat_config(ChatConfig(dataset_path=path), SL, NoRobots())
+        resolve_chat_config(ChatConfig(dataset_path=path), SL_DEFAULTS, NoRobots())
     with pytest.raises(ConfigurationError, match="dataset='no_robot' is unknown; set no_robots"):
         chat_sl.data_of(chat_sl.CLI(dataset="no_robot"))
 
 
 def test_lengths_above_the_context() -> None:
     with pytest.raises(ConfigurationError, match=r"^max_length=4096: nano has a context of 2048"):
-        resolve_chat_config(ChatConfig(max_length=4096), SL, NumberWords())
+        resolve_chat_config(ChatConfig(max_length=4096), SL_DEFAULTS, NumberWords())
 
 
 def test_number_words_are_the_same_in_both_recipes() -> None:
     """Epochs, evaluators and rates come with the data: the curve is the same."""
     cli = chat_sl.CLI()
     in_chat_sl = resolve_chat_config(cli, chat_sl.DEFAULTS, chat_sl.data_of(cli)).config
-    in_sl_basic = resolve_chat_config(sl_basic.CLI(), SL, NumberWords()).config
+    in_sl_basic = resolve_chat_config(sl_basic.CLI(), SL_DEFAULTS, NumberWords()).config
     fields = set(chz.chz_fields(sl_basic.CLI)) & set(chz.chz_fields(chat_sl.CLI))
     for key in fields:
         assert getattr(in_chat_sl, key) == getattr(in_sl_basic, key), key
@@ -119,5 +123,7 @@ def test_number_words_are_the_same_in_both_recipes() -> None:
 
 
 def test_evaluators_of_ones_own_are_kept() -> None:
-    config = resolve_chat_config(ChatConfig(evaluator_builders=[dict]), SL, NumberWords()).config
+    config = resolve_chat_config(
+        ChatConfig(evaluator_builders=[dict]), SL_DEFAULTS, NumberWords()
+    ).config
     assert config.evaluator_builders == [dict]

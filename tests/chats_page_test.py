@@ -30,7 +30,7 @@ from tinker_cookbook.renderers.conftest import assistant, load, marked, rendered
 from tinker_cookbook.renderers.examples import conversation_examples
 from tinker_cookbook.supervised.chat_config import ALIASES, resolve_chat_config
 from tinker_cookbook.supervised.data import JsonlChats
-from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "chats.md").read_text(encoding="utf-8")
 BLOCKS: dict[str, list[str]] = {}
@@ -193,7 +193,9 @@ def test_conversations_in_python() -> None:
     names: dict[str, Any] = {}
     exec(IN_MEMORY, names)
     asked = sl_basic.CLI(dataset_builder=names["builder"])
-    builder = resolve_chat_config(asked, SL, JsonlChats(path="unused")).config.dataset_builder
+    builder = resolve_chat_config(
+        asked, SL_DEFAULTS, JsonlChats(path="unused")
+    ).config.dataset_builder
     assert builder is not None
     train, _ = builder()
     (datum,) = train.get_batch(0)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook.hyperparam_utils import get_lr
-from tinker_cookbook.rl.defaults import RL
-from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.supervised.train import FEW_STEPS
 
 ROOT = Path(__file__).parent.parent
@@ -22,13 +21,13 @@ def test_the_learning_rates_are_the_defaults() -> None:
     assert len(rows) >= 5
     for model, supervised, reinforcement in rows:
         assert f"{get_lr(model):.1e}".replace("e-0", "e-").replace(".0e", "e") == supervised
-        defaults = RL.nano if model == "nano" else RL.others
+        defaults = RL_DEFAULTS.nano if model == "nano" else RL_DEFAULTS.others
         assert float(reinforcement) == defaults.learning_rate
 
 
 def test_the_batch_sizes_are_the_defaults() -> None:
-    groups = RL.others.sizes
-    batch = f"`batch_size` {SL.others.sizes.batch_size} examples"
+    groups = RL_DEFAULTS.others.sizes
+    batch = f"`batch_size` {SL_DEFAULTS.others.sizes.batch_size} examples"
     assert f"{batch} | `groups_per_batch` {groups.groups_per_batch} × `group_size`" in PAGE
     assert f"`group_size` {groups.group_size} |" in PAGE
     assert f"under {FEW_STEPS} the run warns you" in PAGE

@@ -12,19 +12,19 @@ from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
-from tinker_cookbook.rl.defaults import RL
+from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.supervised.chat_config import ALIASES
-from tinker_cookbook.supervised.defaults import SL, Batches
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.resolve import resolve_defaults
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = {
-    "sl_basic": (sl_basic.CLI, SL),
-    "sl_loop": (sl_loop.Config, SL),
+    "sl_basic": (sl_basic.CLI, SL_DEFAULTS),
+    "sl_loop": (sl_loop.Config, SL_DEFAULTS),
     "chat_sl": (chat_sl.CLI, chat_sl.DEFAULTS),
-    "rl_basic": (rl_basic.CLI, RL),
-    "rl_loop": (rl_loop.Config, RL),
+    "rl_basic": (rl_basic.CLI, RL_DEFAULTS),
+    "rl_loop": (rl_loop.Config, RL_DEFAULTS),
     "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
 }
 FILES = sorted(CONFIGS.glob("*/*.yaml"))

@@ -85,7 +85,7 @@ def sums_of_the_library(seed: int) -> Iterator[list[tuple[str, str]]]:
     """The problems of each step, as `arithmetic.SumDataset` draws them."""
     for step in range(STEPS):
         rng = random.Random(f"sums train {seed} {step}")
-        sums = [arithmetic.draw(rng, "train", 99) for _ in range(GROUPS)]
+        sums = [arithmetic.draw_numbers(rng, "train", 99) for _ in range(GROUPS)]
         yield [(tasks.ADD_PHRASINGS[0].format(a=a, b=b), str(a + b)) for a, b in sums]
 
 

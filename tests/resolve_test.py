@@ -21,13 +21,13 @@ from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train as rl_train
-from tinker_cookbook.rl.defaults import RL
+from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.rl.rollouts.limits import RolloutLimits
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import HubChats, InMemoryChats, JsonlChats
-from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
@@ -121,19 +121,19 @@ def test_lengths_above_the_context() -> None:
     length = chz.replace(OWN, max_length=2049)
     data = InMemoryChats(common_config=length, conversations=[])
     with pytest.raises(ConfigurationError, match=r"^max_length=2049: nano has a context of 2048 "):
-        resolve_defaults(config(dataset_builder=data), SL)
-    resolve_defaults(config(dataset_builder=chz.replace(data, common_config=OWN)), SL)
+        resolve_defaults(config(dataset_builder=data), SL_DEFAULTS)
+    resolve_defaults(config(dataset_builder=chz.replace(data, common_config=OWN)), SL_DEFAULTS)
     # what no table knows, a server may
     resolve_defaults(
-        config(dataset_builder=data, model_name="me/unheard-of", learning_rate=1.0), SL
+        config(dataset_builder=data, model_name="me/unheard-of", learning_rate=1.0), SL_DEFAULTS
     )
 
 
 @pytest.mark.parametrize("given", ["Qwen/Qwen3-4B-Instruct", "Qwen/Qwen3-8B:peft:131072"])
 def test_a_server_is_asked_for_the_name_as_given(given: str) -> None:
     """In process the model is that of the published repository; a server has names of its own."""
-    here = resolve_defaults(config(model_name=given), SL)
-    there = resolve_defaults(config(model_name=given, base_url="http://127.0.0.1:9"), SL)
+    here = resolve_defaults(config(model_name=given), SL_DEFAULTS)
+    there = resolve_defaults(config(model_name=given, base_url="http://127.0.0.1:9"), SL_DEFAULTS)
     assert there.model_name == given and here.model_name == models.published_name(given) != given
     assert there.learning_rate == here.learning_rate and there.renderer_name == here.renderer_name
 
@@ -198,7 +198,7 @@ def test_no_range_is_forgotten() -> None:
 
 
 def test_fill_by_the_model() -> None:
-    filled = resolve_defaults(config(), SL)
+    filled = resolve_defaults(config(), SL_DEFAULTS)
     assert filled.filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
     assert filled.config.learning_rate == 6e-3
 
@@ -210,9 +210,9 @@ SL_RATES = {"Qwen/Qwen3-8B": 4.73e-4, "meta-llama/Llama-3.1-8B": 2.856e-4}
 @pytest.mark.parametrize(
     ("config_class", "defaults", "sizes", "rate"),
     [
-        (sl_loop.Config, SL, (128, 32_768), None),
+        (sl_loop.Config, SL_DEFAULTS, (128, 32_768), None),
         (chat_sl.CLI, chat_sl.DEFAULTS, (256, 16_384), None),
-        (rl_loop.Config, RL, (128, 16, 256), 4e-5),
+        (rl_loop.Config, RL_DEFAULTS, (128, 16, 256), 4e-5),
         (math_rl.CLI, math_rl.DEFAULTS, (100, 4, 1024), 4e-5),
     ],
 )
@@ -231,10 +231,10 @@ def test_defaults_of_each_method(
 
 def test_the_renderer_of_the_data_goes_first() -> None:
     with_data = config(dataset_builder=ChatDatasetBuilder(common_config=OWN))
-    filled = resolve_defaults(with_data, SL)
+    filled = resolve_defaults(with_data, SL_DEFAULTS)
     assert filled.config.renderer_name == filled.filled["renderer_name"] == "qwen3"
     with pytest.raises(ConfigurationError, match=r"^renderer_name=role_colon, but the data's"):
-        resolve_defaults(chz.replace(with_data, renderer_name="role_colon"), SL)
+        resolve_defaults(chz.replace(with_data, renderer_name="role_colon"), SL_DEFAULTS)
 
 
 def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model() -> None:
@@ -243,10 +243,10 @@ def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model() -> None:
     )
     path = client.save_state("x").result().path
     from_checkpoint = config(load_checkpoint_path=path)
-    filled = resolve_defaults(from_checkpoint, SL)
+    filled = resolve_defaults(from_checkpoint, SL_DEFAULTS)
     assert filled.config.renderer_name == "qwen3_disable_thinking"
     assert filled.filled["renderer_name"] == "qwen3_disable_thinking"
-    asked = resolve_defaults(chz.replace(from_checkpoint, renderer_name="qwen3"), SL)
+    asked = resolve_defaults(chz.replace(from_checkpoint, renderer_name="qwen3"), SL_DEFAULTS)
     assert asked.config.renderer_name == "qwen3" and "renderer_name" not in asked.filled
 
 
@@ -254,7 +254,7 @@ def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model() -> None:
 def test_a_renderer_that_does_not_fit_the_model_gets_one_line(
     given: str | None, lines: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    resolve_defaults(config(renderer_name=given), SL)
+    resolve_defaults(config(renderer_name=given), SL_DEFAULTS)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == lines
     assert all("renderer_name=role_colon is not known to fit nano" in each for each in messages)
@@ -262,5 +262,5 @@ def test_a_renderer_that_does_not_fit_the_model_gets_one_line(
 
 def test_the_renderer_of_the_data_is_looked_at_too(caplog: pytest.LogCaptureFixture) -> None:
     own = chz.replace(OWN, renderer_name="role_colon")
-    resolve_defaults(config(dataset_builder=ChatDatasetBuilder(common_config=own)), SL)
+    resolve_defaults(config(dataset_builder=ChatDatasetBuilder(common_config=own)), SL_DEFAULTS)
     assert "renderer_name=role_colon is not known to fit nano" in caplog.text

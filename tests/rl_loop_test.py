@@ -105,7 +105,7 @@ def test_what_is_trained_on() -> None:
 async def test_groups_whose_replies_are_all_as_good_teach_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rl_loop.Sums, "is_right", lambda *_: False)
+    monkeypatch.setattr(rl_loop.Sums, "is_correct", lambda *_: False)
     await rl_loop.main(config(tmp_path))
     (row,) = rows(tmp_path)
     assert (row["num_sequences"], row["reward/total"]) == (0, 0)

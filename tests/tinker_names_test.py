@@ -15,7 +15,7 @@ from recipes import sl_loop
 from tinker_cookbook import models
 from tinker_cookbook.hyperparam_utils import get_lr
 from tinker_cookbook.model_info import get_model_attributes, get_recommended_renderer_name
-from tinker_cookbook.supervised.defaults import SL
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.training.resolve import resolve_defaults
 
 PUBLISHED = {
@@ -61,8 +61,8 @@ def test_facts_are_those_of_the_published_model(asked: str, meant: str, suffix: 
     assert get_recommended_renderer_name(asked + suffix) == models.lookup(meant).renderers[0]
     assert get_lr(asked + suffix) == get_lr(meant)
     assert models.context_length(asked + suffix) == models.context_length(meant)
-    filled = resolve_defaults(sl_loop.Config(model_name=asked + suffix), SL)
-    assert filled == resolve_defaults(sl_loop.Config(model_name=meant), SL)
+    filled = resolve_defaults(sl_loop.Config(model_name=asked + suffix), SL_DEFAULTS)
+    assert filled == resolve_defaults(sl_loop.Config(model_name=meant), SL_DEFAULTS)
 
 
 @pytest.mark.parametrize(

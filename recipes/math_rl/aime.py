@@ -37,9 +37,9 @@ from recipes.math_rl.aime_data import (
 from recipes.math_rl.pass_at_k import (
     Outcome,
     PassAtKEvaluator,
-    StepFacts,
-    checked_ks,
+    StepSummary,
     pass_at_k_metrics,
+    resolve_ks,
     summary,
 )
 from recipes.math_rl.problems import Problem
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 __all__ = ["CLI", "Aime", "main"]
 
 SPLIT = "eval_aime"
-HEADLINES = {"num_correct": "right", "so_far/pass@1": "pass@1 so far"}
+HEADLINES = {"num_correct": "correct", "so_far/pass@1": "pass@1 so far"}
 
 
 @chz.chz
@@ -120,10 +120,10 @@ class CLI(CheckedConfig):
 
     @chz.validate
     def _counts(self) -> None:
-        checked_ks(self.k, self.num_samples)
+        resolve_ks(self.k, self.num_samples)
 
     def identity(self) -> Mapping[str, Plain]:
-        """Another file of the same name is another run."""
+        """The content of a local file, so that a changed file is a new run."""
         return problems_identity(self.path)
 
 
@@ -138,83 +138,87 @@ async def main(config: CLI) -> None:
         )
         for year in years
     ]
-    problems = [each.problems() for each in sets]
-    if config.model_path is not None:  # of a run that trains on, the checkpoint that it has now
+    problems = [aime.problems() for aime in sets]
+    if config.model_path is not None:
+        # A run's directory stands for its latest checkpoint. Fixed here, so that a resumed
+        # evaluation does not switch to a later one if that run is still training.
         path = locate_checkpoint(
             config.model_path, "sampler_weights", "model_path", config.base_url
         )
         config = chz.replace(config, model_path=path)
-    total = sum(len(each) for each in problems)
+    total = sum(len(year_problems) for year_problems in problems)
     with Journal(
         config,
         recipe="aime",
         total_steps=total,
         headlines=HEADLINES,
         unit="problem",
-        count_done_rows=lambda directory: _rows_kept(directory, total),
+        count_done_rows=lambda directory: _count_valid_rows(directory, total),
     ) as journal:
-        outcomes = _kept_outcomes(journal.log_path, config.num_samples)
-        parts = await _parts(config, sets, problems, journal)
-        plays = {
-            part.first + index: (part, index)
-            for part in parts
-            for index in range(len(part.evaluator.dataset.problems))
-            if part.first + index not in outcomes
+        outcomes = _restore_outcomes(journal.log_path, config.num_samples)
+        evaluations = await _build_evaluations(config, sets, problems, journal)
+        pending = {
+            evaluation.first + index: (evaluation, index)
+            for evaluation in evaluations
+            for index in range(len(evaluation.evaluator.dataset.problems))
+            if evaluation.first + index not in outcomes
         }
         tokenizer = get_tokenizer(config.model_name)
-        async with aclosing(_as_finished(plays)) as finished:
+        async with aclosing(_in_completion_order(pending)) as finished:
             for step in range(journal.start_step, total):
                 with journal.step(step) as row:
                     with journal.interruptible(), journal.timed("replies"):
                         number, group = await anext(finished)
-                    part, index = plays[number]
-                    name = f"{part.evaluator.dataset.name}, problem {index + 1}"
+                    evaluation, index = pending[number]
+                    name = f"{evaluation.evaluator.dataset.name}, problem {index + 1}"
                     if group.rollout_errors:
                         journal.log_line(f"{name}: {group.rollout_errors[0].message}")
-                    tags = [part.evaluator.dataset.name, f"problem {index + 1}"]
+                    tags = [evaluation.evaluator.dataset.name, f"problem {index + 1}"]
+                    # the replies are written before the row: see _count_valid_rows
                     records = transcripts.append_group(
                         journal.log_path, SPLIT, 0, number, group, tags, tokenizer
                     )
                     steps = [record["steps"][0] for record in records if record["steps"]]
-                    outcomes[number] = Outcome.of_steps(steps, config.num_samples)
-                    row.update(_row(number, name, outcomes))
-        if not any(each.graded for each in outcomes.values()):
+                    outcomes[number] = Outcome.from_steps(steps, config.num_samples)
+                    row.update(_problem_row(number, name, outcomes))
+        if not any(outcome.graded for outcome in outcomes.values()):
             raise AllTrajectoriesFailedError(
                 f"none of the replies to {total} problems could be graded, see {journal.log_path};"
-                " behavior_if_log_dir_exists=delete starts afresh"
+                " to start over, set behavior_if_log_dir_exists=delete"
             )
         with journal.step(total) as row:
-            for part in parts:
-                row.update(part.metrics(outcomes))
+            for evaluation in evaluations:
+                row.update(evaluation.metrics(outcomes))
             page = transcripts.write_page(journal.log_path, SPLIT, 0, tokenizer, row)
-        for part in parts:
-            journal.log_line(part.summary(outcomes))
+        for evaluation in evaluations:
+            journal.log_line(evaluation.summary(outcomes))
         journal.log_line(f"every reply and its grade: {page}")
 
 
-class _Part(NamedTuple):
-    """The problems of a year. `first`: number of its first problem among those of all years."""
+class _YearEvaluation(NamedTuple):
+    """The evaluation on one year's problems. `first`: index of its first problem over all years."""
 
     first: int
     evaluator: PassAtKEvaluator
     client: SamplingClient
 
-    def of(self, outcomes: Mapping[int, Outcome]) -> list[Outcome]:
+    def outcomes_of_year(self, outcomes: Mapping[int, Outcome]) -> list[Outcome]:
+        """Select the outcomes of this year's problems."""
         count = len(self.evaluator.dataset.problems)
         return [outcomes[number] for number in range(self.first, self.first + count)]
 
     def metrics(self, outcomes: Mapping[int, Outcome]) -> dict[str, float]:
         name = self.evaluator.dataset.name
-        return pass_at_k_metrics(name, self.of(outcomes), self.evaluator.ks)
+        return pass_at_k_metrics(name, self.outcomes_of_year(outcomes), self.evaluator.ks)
 
     def summary(self, outcomes: Mapping[int, Outcome]) -> str:
         name, metrics = self.evaluator.dataset.name, self.metrics(outcomes)
-        return summary(name, self.of(outcomes), self.evaluator.ks, metrics)
+        return summary(name, self.outcomes_of_year(outcomes), self.evaluator.ks, metrics)
 
 
-async def _parts(
+async def _build_evaluations(
     config: CLI, sets: Sequence[Aime], problems: Sequence[list[Problem]], journal: Journal
-) -> list[_Part]:
+) -> list[_YearEvaluation]:
     max_tokens = config.max_tokens or (256 if config.model_name == "nano" else 8192)
     model = await completer_from(
         config.model_name,
@@ -230,10 +234,12 @@ async def _parts(
         f" replies of at most {max_tokens} tokens to each problem, temperature"
         f" {config.temperature:g}"
     )
-    parts, first = [], 0
-    for aime, own in zip(sets, problems, strict=True):
+    evaluations, first = [], 0
+    for aime, year_problems in zip(sets, problems, strict=True):
         evaluator = PassAtKEvaluator(
-            chz.replace(aime, renderer_name=renderer_name).test_set(config.num_samples, own),
+            chz.replace(aime, renderer_name=renderer_name).test_set(
+                config.num_samples, year_problems
+            ),
             max_tokens,
             ks=config.k,
             temperature=config.temperature,
@@ -241,24 +247,26 @@ async def _parts(
             context_window=models.context_length(config.model_name),
             seed=derive_seed(config.seed, int(aime.year)),
         )
-        parts.append(_Part(first, evaluator, model.sampling_client))
-        first += len(own)
-    return parts
+        evaluations.append(_YearEvaluation(first, evaluator, model.sampling_client))
+        first += len(year_problems)
+    return evaluations
 
 
-async def _as_finished(
-    plays: Mapping[int, tuple[_Part, int]],
+async def _in_completion_order(
+    pending: Mapping[int, tuple[_YearEvaluation, int]],
 ) -> AsyncGenerator[tuple[int, TrajectoryGroup], None]:
-    """All at once; each with its number, in the order in which they end."""
+    """Run all pending problems concurrently; yield (number, replies) as each finishes."""
     tasks = {
-        asyncio.ensure_future(part.evaluator.play(part.client, index)): number
-        for number, (part, index) in plays.items()
+        asyncio.ensure_future(
+            evaluation.evaluator.collect_rollouts(evaluation.client, index)
+        ): number
+        for number, (evaluation, index) in pending.items()
     }
     waiting = set(tasks)
     try:
         while waiting:
             ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(ended, key=lambda each: tasks[each]):
+            for task in sorted(ended, key=lambda task: tasks[task]):
                 yield tasks[task], task.result()
     finally:
         for task in tasks:
@@ -266,46 +274,56 @@ async def _as_finished(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _row(number: int, name: str, outcomes: Mapping[int, Outcome]) -> dict[str, float | str]:
-    """Of the problem that has just been finished; `group` is its group_idx in the replies' file."""
-    mine, known = outcomes[number], outcomes.values()
+def _problem_row(number: int, name: str, outcomes: Mapping[int, Outcome]) -> dict[str, float | str]:
+    """Metrics of the problem just finished; `group` is its group_idx in the rollouts file."""
+    outcome, finished = outcomes[number], outcomes.values()
     return {
         "group": number,
         "problem": name,
-        "num_correct": mine.correct,
-        "num_replies": mine.num_samples,
-        "num_failed": mine.num_samples - mine.graded,
-        "num_truncated": mine.truncated,
-        "num_tokens": mine.tokens,
-        "so_far/pass@1": sum(each.correct / each.num_samples for each in known) / len(known),
+        "num_correct": outcome.correct,
+        "num_replies": outcome.num_samples,
+        "num_failed": outcome.num_samples - outcome.graded,
+        "num_truncated": outcome.truncated,
+        "num_tokens": outcome.tokens,
+        "so_far/pass@1": sum(o.correct / o.num_samples for o in finished) / len(finished),
     }
 
 
-def _rows_kept(directory: Path, total: int) -> int:
-    """Rows whose problems are finished: their replies are on disk before the row is. total + 1 with
-    the row of the results."""
+def _count_valid_rows(directory: Path, total: int) -> int:
+    """Count the leading rows of metrics.jsonl whose replies are on disk; total + 1 if the row of
+    results is there as well.
+
+    Replies are written before their row, so a row without them is damaged, and its problem is
+    evaluated again.
+    """
     rows = read_metrics(directory)
     file = transcripts.rollouts_file(directory, SPLIT, 0)
-    there = {line.value["group_idx"] for line in jsonl.iter_lines(file)} if file.exists() else {}
-    kept = list(itertools.takewhile(lambda row: row.get("group") in there, rows))
-    return total + 1 if len(kept) == total < len(rows) else len(kept)
+    on_disk = {line.value["group_idx"] for line in jsonl.iter_lines(file)} if file.exists() else {}
+    valid = list(itertools.takewhile(lambda row: row.get("group") in on_disk, rows))
+    return total + 1 if len(valid) == total < len(rows) else len(valid)
 
 
-def _kept_outcomes(directory: Path, num_samples: int) -> dict[int, Outcome]:
-    """By number, of the problems that have a row; replies to others, from the moment in which an
-    earlier process was stopped, are taken out of the file."""
+def _restore_outcomes(directory: Path, num_samples: int) -> dict[int, Outcome]:
+    """Restore the outcomes of the problems that have a row, by number.
+
+    Replies without a row are removed from the file: an earlier process stopped between writing the
+    two, and the problem is evaluated again.
+    """
     groups = (row.get("group") for row in read_metrics(directory))
-    numbers = [each for each in groups if isinstance(each, int)]
+    numbers = [group for group in groups if isinstance(group, int)]
     file = transcripts.rollouts_file(directory, SPLIT, 0)
     jsonl.keep_lines(file, lambda record: record["group_idx"] in numbers)
-    steps: dict[int, list[StepFacts]] = {number: [] for number in numbers}
+    steps: dict[int, list[StepSummary]] = {number: [] for number in numbers}
     for line in jsonl.iter_lines(file) if numbers else ():
         for step in line.value["steps"][:1]:
-            facts = StepFacts(  # without a million tokens
+            step_summary = StepSummary(  # copied, so that the line's tokens can be freed
                 metrics=step["metrics"], stop_reason=step["stop_reason"], ac_len=step["ac_len"]
             )
-            steps[line.value["group_idx"]].append(facts)
-    return {number: Outcome.of_steps(each, num_samples) for number, each in steps.items()}
+            steps[line.value["group_idx"]].append(step_summary)
+    return {
+        number: Outcome.from_steps(first_steps, num_samples)
+        for number, first_steps in steps.items()
+    }
 
 
 FIRST_KEYS = (  # that `--help` explains first

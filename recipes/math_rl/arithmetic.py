@@ -1,8 +1,8 @@
-"""Sums of two numbers: a task on which a small model improves visibly within a minute.
+"""Sums of two numbers: a task on which a small model visibly learns within a minute.
 
-nano gets the sums of `nano.tasks`, 0 to 99. The test set is the tenth of them that it never saw in
-pre-training. Other models get 0 to 100, with one solved sum before the question; the test set is
-also a tenth of the pairs and never trained on.
+nano gets the sums of `nano.tasks`, from 0 to 99; a tenth of the pairs was held out of its
+pre-training and is the test set. Other models get 0 to 100, with one solved sum before the
+question; here, too, a tenth of the pairs is held out for the test.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Sum(NamedTuple):
 
 
 class SumEnv(ProblemEnv):
-    """correct: the last integer after the thinking block is the sum. format: the reply was not
-    truncated."""
+    """correct: the last integer of the reply, after its reasoning, is the sum. format: the reply
+    ended with a stop sequence."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class SumEnv(ProblemEnv):
         return str(sum(self.numbers))
 
 
-def draw(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
+def draw_numbers(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
     """Draw two numbers from 0 to `largest` whose sum belongs to `split`."""
-    while True:
+    while True:  # rejection sampling: the split is a hash of the pair
         numbers = Sum(rng.randint(0, largest), rng.randint(0, largest))
         if tasks.held_out_pair(*numbers) == (split == "held_out"):
             return numbers
@@ -71,7 +71,7 @@ def draw(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
 
 @dataclass(frozen=True)
 class SumDataset(RLDataset):
-    """Random sums, drawn for each batch from (seed, index)."""
+    """Sums drawn for each batch from (seed, index), so that a resumed run gets the same batches."""
 
     make_env: functools.partial[SumEnv]
     split: tasks.Split
@@ -89,7 +89,7 @@ class SumDataset(RLDataset):
         rng = random.Random(f"sums {self.split} {self.seed} {index}")
         return [
             ProblemGroupBuilder(
-                functools.partial(self.make_env, draw(rng, self.split, self.largest)),
+                functools.partial(self.make_env, draw_numbers(rng, self.split, self.largest)),
                 self.group_size,
                 "arithmetic",
             )
@@ -130,6 +130,6 @@ class Arithmetic(MathDatasetBuilder):
         size = TEST_SIZE if self.test_size is None else self.test_size
         if size == 0:
             return train, None
-        # A fixed seed: every run is tested on the same sums.
+        # the same test set for all runs, whatever their seed
         test = SumDataset(train.make_env, "held_out", 0, train.largest, 1, [size])
         return train, test

@@ -96,7 +96,7 @@ def test_the_program(shared_data: Path, tmp_path: Path) -> None:
 
 def test_standard_error_by_hand() -> None:
     """Four problems, 4 replies each, 0, 1, 2 and 4 of them right."""
-    outcomes = [Outcome(4, 4, c, in_form=4, truncated=1, tokens=10) for c in (0, 1, 2, 4)]
+    outcomes = [Outcome(4, 4, c, well_formatted=4, truncated=1, tokens=10) for c in (0, 1, 2, 4)]
     metrics = pass_at_k_metrics("x", outcomes, [1, 2])
     ones, twos = [0, 1 / 4, 2 / 4, 1], [0, 1 / 2, 5 / 6, 1]  # C(3,2)/C(4,2) = 1/2, 1/6
     for k, values in ((1, ones), (2, twos)):

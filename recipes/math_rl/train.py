@@ -60,7 +60,7 @@ ALIASES = {**problem_config.ALIASES, "env": "dataset_builder"}
 
 
 class _ByName(chz.factories.standard):
-    """The class of a name of ENVS, or of any other data set by its own name."""
+    """Looks a data set up by its short name in ENVS, or else by its class name."""
 
     names = ENVS
 

@@ -63,5 +63,5 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, from their modules when they are first asked for: some take seconds."""
+    """Import the names above on first use: some of their modules take seconds to load."""
     return import_of(name, __name__, _MODULES)

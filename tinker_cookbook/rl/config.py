@@ -1,4 +1,4 @@
-"""Keys of the reinforcement-learning loop, and what is refused before anything is played."""
+"""Keys of the reinforcement-learning loop, and their checks before the first rollout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo"]
 
 @chz.chz
 class KLReferenceConfig:
-    """The model that kl_penalty_coef holds the policy near to."""
+    """The reference model of the KL penalty (kl_penalty_coef)."""
 
     base_model: str = chz.field(
         doc="base model of the reference: name or directory; must have the policy's tokenizer"
@@ -39,13 +39,13 @@ class KLReferenceConfig:
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """Another adapter in the same directory is another reference."""
+        """The adapter's content, since the files in a directory may be replaced."""
         return adapter_identity(self.load_checkpoint_path)
 
 
 @chz.chz
 class AsyncConfig:
-    """The Tinker cookbook's spelling of max_lag."""
+    """The Tinker cookbook's name for max_lag."""
 
     max_steps_off_policy: int = chz.field(doc="same as max_lag")
     groups_per_batch: int = chz.field(doc="groups per batch; must equal the data set's")
@@ -53,7 +53,7 @@ class AsyncConfig:
 
 @chz.chz
 class StreamMinibatchConfig:
-    """The Tinker cookbook's spelling of num_minibatches."""
+    """The Tinker cookbook's name for num_minibatches."""
 
     groups_per_batch: int = chz.field(doc="groups per batch; must equal the data set's")
     num_minibatches: int = chz.field(doc="same as the top-level num_minibatches")
@@ -61,7 +61,7 @@ class StreamMinibatchConfig:
 
 @chz.chz
 class Config(LoopConfig):
-    """Keys of the reinforcement-learning loop. None: what suits the model, see
+    """Keys of the reinforcement-learning loop. None: a default that depends on the model, see
     `defaults.py`."""
 
     dataset_builder: RLDatasetBuilder = chz.field(doc="environments to train on")
@@ -160,9 +160,10 @@ class Config(LoopConfig):
     )
 
 
-def with_known_keys(config: Config) -> Config:
-    """The config with `async_config` and `stream_minibatch_config` put into the keys they mean."""
-    spellings = {
+def with_alias_keys(config: Config) -> Config:
+    """Return the config with `async_config` and `stream_minibatch_config` moved into the keys they
+    are other names for."""
+    alias_keys = {
         "max_lag": (config.async_config, "async_config", "max_steps_off_policy", 0),
         "num_minibatches": (
             config.stream_minibatch_config,
@@ -172,21 +173,22 @@ def with_known_keys(config: Config) -> Config:
         ),
     }
     changes: dict[str, int | None] = {}
-    for key, (holder, holder_name, name, default) in spellings.items():
-        if holder is None:
+    for key, (alias_config, alias, name, default) in alias_keys.items():
+        if alias_config is None:
             continue
-        here, there = getattr(config, key), getattr(holder, name)
-        if here not in (default, there):
+        value, alias_value = getattr(config, key), getattr(alias_config, name)
+        if value not in (default, alias_value):
             raise ConfigurationError(
-                f"{key}={here} and {holder_name}.{name}={there} are two names of one thing: drop"
-                " either"
+                f"{key}={value} and {alias}.{name}={alias_value} set the same thing to different"
+                " values: drop one of them"
             )
-        changes |= {key: there, holder_name: None}
+        changes |= {key: alias_value, alias: None}
     return chz.replace(config, **changes)
 
 
-def with_located_reference(config: Config) -> Config:
-    """The config with the checkpoint that the reference's directory of a run holds now."""
+def with_located_kl_reference(config: Config) -> Config:
+    """Return the config with the path of the KL reference's checkpoint in place of a run's
+    directory: its latest one now, which stays the reference if that run continues."""
     reference = config.kl_reference_config
     if reference is None or reference.load_checkpoint_path is None:
         return config
@@ -198,7 +200,7 @@ def with_located_reference(config: Config) -> Config:
 
 
 def check_no_unused_keys(config: Config) -> None:
-    """Keys that would have no effect, or leave no room for a prompt."""
+    """Raise ConfigurationError for keys that have no effect, or leave no room for a prompt."""
     if not config.kl_penalty_coef:
         for key in ("kl_discount_factor", "kl_reference_config"):
             if getattr(config, key):
@@ -209,13 +211,16 @@ def check_no_unused_keys(config: Config) -> None:
     if config.max_tokens and context and config.max_tokens >= context:
         raise ConfigurationError(
             f"max_tokens={config.max_tokens}: {config.model_name} has a context of {context}"
-            " tokens, for prompt and reply together; set it lower"
+            " tokens for prompt and reply together; set it lower"
         )
 
 
 def check_kl_reference(config: Config) -> None:
-    """The weights that a run starts from are a training state, which nothing can be sampled from;
-    and the base model is not what the user would compare with."""
+    """Raise ConfigurationError if a run from a checkpoint with a KL penalty names no reference.
+
+    There is no good default: load_checkpoint_path is a training state, which cannot be sampled
+    from, and the base model is not the policy before training.
+    """
     if (
         config.kl_penalty_coef
         and config.kl_reference_config is None
@@ -230,51 +235,52 @@ def check_kl_reference(config: Config) -> None:
 
 
 def check_signals(config: Config) -> None:
-    """A run with other settings of a signal must not pass for the same run."""
+    """Raise ConfigurationError for a signal without comparable settings: a changed signal must not
+    resume the same run."""
     for signal in config.signals:
-        known = dataclasses.is_dataclass(signal) or chz.is_chz(signal)
-        if not known and not callable(getattr(signal, "identity", None)):
+        has_settings = dataclasses.is_dataclass(signal) or chz.is_chz(signal)
+        if not has_settings and not callable(getattr(signal, "identity", None)):
             raise ConfigurationError(
-                f"signals: {type(signal).__name__} does not say what its settings are; make it a"
-                " dataclass, or give it identity() -> dict"
+                f"signals: {type(signal).__name__} does not expose its settings; make it a"
+                " dataclass, or give it a method identity() -> dict"
             )
 
 
 def check_batch(config: Config, num_groups: int, asked: Config) -> None:
-    """Raises ConfigurationError for keys that do not fit the data's batches."""
+    """Raise ConfigurationError for keys that do not fit the data's batches."""
     for name in ("async_config", "stream_minibatch_config"):
-        holder = getattr(asked, name)
-        if holder is not None and holder.groups_per_batch != num_groups:
+        alias_config = getattr(asked, name)
+        if alias_config is not None and alias_config.groups_per_batch != num_groups:
             raise ConfigurationError(
-                f"{name}.groups_per_batch={holder.groups_per_batch}, but a batch of the data has"
-                f" {num_groups} groups: set groups_per_batch of the data and here to the same"
+                f"{name}.groups_per_batch={alias_config.groups_per_batch}, but the data's batches"
+                f" have {num_groups} groups: set both to the same value"
             )
     parts = config.num_substeps * config.num_minibatches
     if parts > num_groups:
         key = "num_substeps" if config.num_substeps > num_groups else "num_minibatches"
         raise ConfigurationError(
-            f"{key}={getattr(config, key)}: a batch has only {num_groups} groups to divide into"
-            f" {config.num_substeps} optimizer steps of {config.num_minibatches} parts"
+            f"{key}={getattr(config, key)}: a batch has only {num_groups} groups, too few for"
+            f" {config.num_substeps} optimizer steps of {config.num_minibatches} minibatches"
         )
 
 
-def about(
+def startup_lines(
     resolved: Resolved[Config, Groups],
     total_steps: int,
     num_groups: int,
     signals: Sequence[Signal],
 ) -> list[str]:
-    """What a person should know of the run before it starts."""
+    """Lines about the run to log before training starts."""
     config = resolved.config
-    how = "synchronous" if not config.max_lag else f"at most {config.max_lag} steps off-policy"
+    mode = "synchronous" if not config.max_lag else f"at most {config.max_lag} steps off-policy"
     lines = [
-        f"{total_steps} steps of {num_groups} groups, {how}, {config.loss_fn}, learning_rate"
+        f"{total_steps} steps of {num_groups} groups, {mode}, {config.loss_fn}, learning_rate"
         f" {resolved.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
     ]
-    whole = [type(signal).__name__ for signal in signals if signal.needs_batch]
-    if whole and config.num_minibatches > 1:
+    batch_signals = [type(signal).__name__ for signal in signals if signal.needs_batch]
+    if batch_signals and config.num_minibatches > 1:
         lines.append(
-            f"{', '.join(whole)} looks at a whole optimizer step: groups are played and measured as"
-            " they come, but trained on together (num_minibatches has no effect)"
+            f"{', '.join(batch_signals)} needs the whole batch of an optimizer step:"
+            " num_minibatches has no effect"
         )
     return lines

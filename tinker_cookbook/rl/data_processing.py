@@ -1,5 +1,5 @@
-"""From groups of episodes to datums by the names that users know: thin over trajectories.py and
-signals.py, which do the same for the loop."""
+"""Convert groups of episodes into datums: the Tinker cookbook's functions, thin wrappers over
+trajectories.py and signals.py, which the training loop uses directly."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 class DatumMetadata(TypedDict):
-    """Where a datum comes from."""
+    """The origin of a datum: indices of its group and of the trajectory in the group."""
 
     group_idx: int
     traj_idx: int
 
 
 def compute_advantages(trajectory_groups_P: Sequence[TrajectoryGroup]) -> list[np.ndarray]:
-    """Total reward minus the group's mean, float64 [G] for each group."""
+    """Return total reward minus the group's mean reward, float64 [G] per group."""
     return [
         group_advantages(group.get_total_rewards(), "centered", [1] * len(group.trajectories_G))
         for group in trajectory_groups_P
@@ -36,14 +36,14 @@ def compute_advantages(trajectory_groups_P: Sequence[TrajectoryGroup]) -> list[n
 
 
 def trajectory_to_data(traj: Trajectory, traj_advantage: float) -> list[tinker.Datum]:
-    """Datums of an episode with the advantage on every trained token, `mask` included.
+    """Return an episode's datums, including `mask`, with the advantage on every trained token.
 
-    Sequences without a trained token have none.
+    Sequences without a trained token are left out.
     """
-    sequences = [each for each in trajectory_to_sequences(traj) if each.num_loss_tokens]
+    sequences = [seq for seq in trajectory_to_sequences(traj) if seq.num_loss_tokens]
     return [
-        to_datum(replace(each, advantages=float(traj_advantage) * each.loss_mask))
-        for each in sequences
+        to_datum(replace(seq, advantages=float(traj_advantage) * seq.loss_mask))
+        for seq in sequences
     ]
 
 
@@ -51,7 +51,7 @@ def assemble_training_data(
     trajectory_groups_P: Sequence[TrajectoryGroup],
     advantages_P: Sequence[Sequence[float] | np.ndarray],
 ) -> tuple[list[tinker.Datum], list[DatumMetadata]]:
-    """All datums of the groups, in order, and where each comes from."""
+    """Return the datums of all groups, in order, and the origin of each."""
     data_D: list[tinker.Datum] = []
     metadata_D: list[DatumMetadata] = []
     for group_idx, (group, advantages_G) in enumerate(safezip(trajectory_groups_P, advantages_P)):
@@ -63,16 +63,18 @@ def assemble_training_data(
 
 
 def is_constant(group: TrajectoryGroup) -> bool:
-    """Whether all members have the same total reward, so that there is nothing to compare."""
+    """Whether all members have the same total reward, so that every advantage is zero."""
     return all_same(group.get_total_rewards())
 
 
 def remove_constant_reward_groups(
     trajectory_groups_P: Sequence[TrajectoryGroup],
 ) -> list[TrajectoryGroup]:
-    """The groups whose rewards differ; the first group where all are constant, so that a batch is
-    never empty. What stands beside the groups must be filtered by `is_constant`, too."""
+    """Return the groups with differing rewards; if there are none, the first group, so that a batch
+    is never empty. Filter lists parallel to the groups with `is_constant`, too."""
     mixed = [group for group in trajectory_groups_P if not is_constant(group)]
     if not mixed and trajectory_groups_P:
-        logger.warning("the rewards of every group are all equal: one is kept, it trains nothing")
+        logger.warning(
+            "the rewards within every group are all equal: one group is kept, with zero advantages"
+        )
     return mixed or list(trajectory_groups_P[:1])

@@ -1,4 +1,4 @@
-"""What reinforcement learning takes where the user says nothing."""
+"""Default sizes and learning rates of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 
 @dataclass(frozen=True)
 class Groups:
-    """groups_per_batch: problems a step. group_size: attempts at each. max_tokens: of a reply."""
+    """groups_per_batch: problems per step. group_size: attempts at each. max_tokens: maximum length
+    of a reply."""
 
     groups_per_batch: int
     group_size: int
     max_tokens: int
 
 
-# What the recipes of the Tinker cookbook have in common, well below the rate of supervised
-# fine-tuning: the gradients are noisier, and a policy that changes fast no longer fits what it has
-# sampled.
+# The Tinker cookbook's usual value, well below learning rates of supervised fine-tuning: policy
+# gradients are noisier, and a policy that changes quickly moves away from the samples it is trained
+# on.
 LEARNING_RATE = 4e-5
 
 NANO = ModelDefaults(
@@ -26,7 +27,7 @@ NANO = ModelDefaults(
     learning_rate=1e-3,
     renderer_name="qwen3_instruct",
 )
-RL = Defaults(
+RL_DEFAULTS = Defaults(
     nano=NANO,
     others=ModelDefaults(
         Groups(groups_per_batch=128, group_size=16, max_tokens=256), learning_rate=LEARNING_RATE

@@ -1,8 +1,8 @@
-"""Environments that speak in messages, and the adapter that plays them in tokens.
+"""Environments that exchange messages, and the adapter that runs them on tokens.
 
-What was sampled is never tokenised again: where the chat format keeps what was said, the next
-prompt is the last prompt, the sampled tokens, and the tokens of the messages that are new. Then the
-turns of an episode are one sequence to train on, and the model sees what it wrote as it wrote it.
+Sampled tokens are never re-tokenised. If the chat format preserves the history, the next prompt is
+the last prompt, the sampled tokens, and the tokens of the new messages. The turns of an episode
+then form one sequence to train on, and the model sees its own tokens exactly as it sampled them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tinker_cookbook.sequences import model_input_tokens
 
 @dataclass
 class MessageStepResult:
-    """What a message led to.
+    """The environment's response to a message.
 
-    next_messages: the WHOLE conversation that the next reply answers, the last reply included; an
-    env may also shorten or rewrite it. next_stop_condition: None for the renderer's. The others: as
-    in StepResult.
+    next_messages: the FULL conversation for the next prompt, including the last reply; an env may
+    shorten or rewrite it. next_stop_condition: None for the renderer's. Other fields: see
+    StepResult.
     """
 
     reward: float
@@ -46,28 +46,29 @@ class MessageStepResult:
 
 
 class MessageEnv(ABC):
-    """One episode, in messages."""
+    """One episode on the level of messages."""
 
     @abstractmethod
     async def initial_observation(self) -> list[Message]:
-        """The conversation that the first reply answers."""
+        """Return the conversation of the first prompt."""
 
     @abstractmethod
     async def step(self, message: Message) -> MessageStepResult:
-        """`message`: the model's reply, parsed; it may hold tool calls that could not be read."""
+        """Apply the model's reply, parsed; it may contain unparsed tool calls."""
 
 
 class EnvFromMessageEnv(Env):
-    """A MessageEnv as an Env.
+    """Adapts a MessageEnv to the Env interface.
 
-    A reply that does not end as a turn does is unreadable: it pays `failed_parse_reward`, and the
-    message env never sees it. Then the episode is over, or (terminate_on_parse_error=False) the
-    reply is dropped and the same prompt is asked again. Metric `parse_error`: 0 or 1 for each turn.
+    A reply without a proper end of turn is a parse error: its reward is `failed_parse_reward`, and
+    the message env never sees it. The episode then ends or, with terminate_on_parse_error=False,
+    the reply is discarded and the same prompt is sampled again. Metric `parse_error`: 0 or 1 per
+    turn.
 
-    max_trajectory_tokens: where the next prompt and a reply of max_generation_tokens do not fit
-    into it, the episode ends with context_overflow_reward on top of the turn's own; metric
-    `context_overflow`. A first prompt that does not fit raises InitialObservationOverflow.
-    train_on_parse_errors=False: unreadable replies are not trained.
+    max_trajectory_tokens: if the next prompt and a reply of max_generation_tokens exceed it, the
+    episode ends and context_overflow_reward is added to the turn's reward; metric
+    `context_overflow`. If the first prompt does, InitialObservationOverflow is raised.
+    train_on_parse_errors: whether to train on replies with a parse error.
     """
 
     def __init__(
@@ -89,33 +90,35 @@ class EnvFromMessageEnv(Env):
         self.max_generation_tokens = max_generation_tokens
         self.context_overflow_reward = context_overflow_reward
         self.train_on_parse_errors = train_on_parse_errors
-        self._messages: list[Message] = []  # what the present prompt says
+        self._messages: list[Message] = []  # the conversation in self._prompt
         self._prompt: list[int] = []
         self._stop: StopCondition | None = None  # None: the renderer's
 
     async def initial_observation(self) -> tuple[tinker.ModelInput, StopCondition]:
         messages = await self.message_env.initial_observation()
-        self._prompt = self._rendered(messages)
-        self._messages = _copied(messages)
+        self._prompt = self._render(messages)
+        self._messages = _copy_messages(messages)
         if self._overflows():
             raise InitialObservationOverflow(
-                f"the first prompt has {len(self._prompt)} tokens, and with a reply of"
-                f" {self.max_generation_tokens or 1} it does not fit into"
+                f"the first prompt has {len(self._prompt)} tokens; with a reply of"
+                f" {self.max_generation_tokens or 1} tokens it exceeds"
                 f" max_trajectory_tokens={self.max_trajectory_tokens}"
             )
         return self._observation(), self._stop_condition()
 
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
         message, termination = self.renderer.parse_response(action)
-        as_asked = self._stop is not None and (extra or {}).get("stop_reason") == "stop"
-        if not termination.is_clean and not as_asked:
-            return self._unreadable()
+        # With the env's own stop condition, a reply ends properly without the renderer's end of
+        # turn, which is all that `termination` knows about.
+        hit_custom_stop = self._stop is not None and (extra or {}).get("stop_reason") == "stop"
+        if not termination.is_clean and not hit_custom_stop:
+            return self._parse_error_result()
         result = await self.message_env.step(message)
         metrics: Metrics = {"parse_error": 0.0, **result.metrics}
         reward, done = result.reward, result.episode_done
         if not done:
             self._prompt = self._next_prompt(action, message, result.next_messages)
-            self._messages = _copied(result.next_messages)
+            self._messages = _copy_messages(result.next_messages)
             self._stop = result.next_stop_condition
             if self._overflows():
                 reward, done = reward + self.context_overflow_reward, True
@@ -131,7 +134,7 @@ class EnvFromMessageEnv(Env):
             logs=result.logs,
         )
 
-    def _unreadable(self) -> StepResult:
+    def _parse_error_result(self) -> StepResult:
         return StepResult(
             reward=self.failed_parse_reward,
             episode_done=self.terminate_on_parse_error,
@@ -144,26 +147,28 @@ class EnvFromMessageEnv(Env):
     def _next_prompt(
         self, action: Action, reply: Message, messages: Sequence[Message]
     ) -> list[int]:
-        whole = self._rendered(messages)
-        if not self._ends_with_its_stop(action):
-            return whole
-        # The conversation as it was, and the reply, rendered up to where the model stopped: to the
-        # end of the turn or, for a stop string, behind that part of the next message's header which
-        # belongs to it. Where this is how the next prompt begins, the rest of that is what is new.
-        # It is not where the env has rewritten the past, or the format does, by dropping reasoning.
+        rendered = self._render(messages)
+        if not self._ends_with_stop(action):
+            return rendered
+        # Render the old conversation plus the reply up to the point where the model stopped: the
+        # end of the turn or, for a stop string, the part of the next message's header that belongs
+        # to it. If the rendering of the next prompt starts with exactly these tokens, its remainder
+        # is new and can be appended to the sampled tokens. It does not if the env has rewritten the
+        # history, or if the format does, e.g. by dropping reasoning from earlier turns.
         try:
-            written = self.renderer.build_supervised_example(
+            example = self.renderer.build_supervised_example(
                 [*self._messages, reply], TrainOnWhat.ALL_TOKENS
             )
-        except RendererError:  # a reply that the format would not have in its last place
-            return whole
-        so_far = model_input_tokens(written.model_input)
-        if whole[: len(so_far)] != so_far:
-            return whole
-        return [*self._prompt, *action, *whole[len(so_far) :]]
+        except RendererError:  # the format does not allow this reply as the last message
+            return rendered
+        rendered_so_far = model_input_tokens(example.model_input)
+        if rendered[: len(rendered_so_far)] != rendered_so_far:
+            return rendered
+        return [*self._prompt, *action, *rendered[len(rendered_so_far) :]]
 
-    def _ends_with_its_stop(self, action: Action) -> bool:
-        """A token may reach beyond the stop string that it completes."""
+    def _ends_with_stop(self, action: Action) -> bool:
+        """Whether the action ends exactly with a stop sequence. Not always so for stop strings: the
+        last token may extend beyond the string that it completes."""
         stops = self.renderer.get_stop_sequences()
         tokens = [stop for stop in stops if isinstance(stop, int)]
         strings = tuple(stop for stop in stops if isinstance(stop, str))
@@ -174,7 +179,7 @@ class EnvFromMessageEnv(Env):
         )
         return text.endswith(strings)
 
-    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+    def _render(self, messages: Sequence[Message]) -> list[int]:
         return model_input_tokens(self.renderer.build_generation_prompt(messages))
 
     def _overflows(self) -> bool:
@@ -189,9 +194,10 @@ class EnvFromMessageEnv(Env):
         return self.renderer.get_stop_sequences() if self._stop is None else self._stop
 
 
-def _copied(messages: Sequence[Message]) -> list[Message]:
-    """So that an env which edits its own history is found out by comparing. Marks for supervised
-    training have no meaning here."""
+def _copy_messages(messages: Sequence[Message]) -> list[Message]:
+    """Copy messages: if an env edits its history in place, our copy must keep the old one, or
+    `_next_prompt` could not notice the change. Drops `trainable`, which only supervised training
+    reads."""
     copies = [Message(**message) for message in messages]
     for copy in copies:
         copy.pop("trainable", None)

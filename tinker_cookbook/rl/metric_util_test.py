@@ -208,7 +208,7 @@ async def test_the_evaluator_plays_every_group_once(
     assert all(each.max_tokens == 7 and each.temperature == 0.5 for each in engine.samples)
     decode = client.get_tokenizer().decode
     assert evaluator.lines() == [
-        "held: 4 of 4 groups played, 1 failure, the first: env_error: Sums, member 1: Sum.step:"
+        "held: 4 of 4 groups completed, 1 failure, the first: env_error: Sums, member 1: Sum.step:"
         " RuntimeError: broken",
         *[
             f"  {decode([5, first])!r} -> {decode([first, 2])!r} (reward {first + 2})"

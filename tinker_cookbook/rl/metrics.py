@@ -1,7 +1,7 @@
-"""How far the logprobs of sampler, trainer and other models are apart, on sampled tokens.
+"""Logprob differences between sampler, trainer and other models, on sampled tokens.
 
-Everything here is in nats and over the tokens whose `mask` is not 0. Logprobs that are compared are
-of the temperature at which the tokens were sampled (one exception: see rl/temperature.py).
+All values are in nats, over tokens with a nonzero `mask`. Compared logprobs refer to the sampling
+temperature (with one exception, see rl/temperature.py).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class LogprobGap:
-    """Differences of logprobs, sampled minus others, of the same tokens: sums over all that was
-    added, so that a step whose datums come in parts has the figures of the whole step.
+    """Statistics of the differences sampled - other logprob of the same tokens.
 
-    Values that are not finite make every figure so: a bound on them must read `not x <= bound`.
+    Keeps sums rather than means, so that a step trained in chunks has the exact statistics of the
+    whole step. A value that is not finite makes the statistics so, too: check a bound as
+    `not x <= bound`, which is true for NaN.
     """
 
     def __init__(self) -> None:
@@ -35,21 +36,23 @@ class LogprobGap:
         self._sampled = self._difference = self._absolute = self._square = 0.0
 
     def add(self, data_D: Sequence[tinker.Datum], logprobs_D: Sequence[Values]) -> None:
-        """Datums with `logprobs` (sampled) and `mask`; logprobs [N] of each datum's N targets."""
+        """Add datums with `logprobs` (sampled) and `mask`, and the other logprobs [N] of each
+        datum's N targets."""
         if len(data_D) != len(logprobs_D):
             raise DataValidationError(
-                f"{len(data_D)} datums, but logprobs of {len(logprobs_D)}: expected one for each"
+                f"{len(data_D)} datums, but logprobs of {len(logprobs_D)}: expected one array for"
+                " each"
             )
-        for number, (datum, given) in enumerate(zip(data_D, logprobs_D)):
+        for number, (datum, logprobs) in enumerate(zip(data_D, logprobs_D)):
             sampled, mask = (as_numpy(datum.loss_fn_inputs[key]) for key in ("logprobs", "mask"))
-            others = as_numpy(given)
+            others = as_numpy(logprobs)
             if others.shape != sampled.shape:
                 raise DataValidationError(
                     f"datum {number} has {len(sampled)} targets, but logprobs of shape"
                     f" {others.shape}"
                 )
-            chosen = mask != 0
-            self._add(sampled[chosen], others[chosen])
+            trained = mask != 0
+            self._add(sampled[trained], others[trained])
 
     def _add(self, sampled: np.ndarray, others: np.ndarray) -> None:
         difference = sampled - others
@@ -62,22 +65,23 @@ class LogprobGap:
 
     @property
     def mean(self) -> float:
-        """Of |difference|."""
+        """mean(|difference|)."""
         return self._per_token(self._absolute)
 
     @property
     def kl_v1(self) -> float:
-        """mean(difference): estimates KL(sampled || others) without bias."""
+        """mean(difference): an unbiased estimate of KL(sampled || other), per token."""
         return self._per_token(self._difference)
 
     @property
     def kl_v2(self) -> float:
-        """mean(difference^2) / 2: estimates it with less variance, and is never negative."""
+        """mean(difference^2) / 2: a biased estimate of the same KL with lower variance, never
+        negative (Schulman 2020, http://joschu.net/blog/kl-approx.html)."""
         return self._per_token(0.5 * self._square)
 
     @property
     def entropy(self) -> float:
-        """-mean(sampled logprob): estimates the entropy per token of what was sampled from."""
+        """-mean(sampled logprob): an estimate of the sampled policy's entropy per token."""
         return self._per_token(-self._sampled)
 
     def _per_token(self, total: float) -> float:
@@ -85,14 +89,18 @@ class LogprobGap:
 
 
 class SampleTrainGap(LogprobGap):
-    """Of the sampler's and the trainer's logprobs, before the update."""
+    """Differences between the sampler's logprobs and the trainer's before the update."""
 
     def metrics(self, num_sampled_tokens: int | None = None) -> dict[str, float]:
-        """{} where there was no token.
+        """Metrics of the differences; none if no token was added.
 
-        num_sampled_tokens: of all actions that were played for the step (the
-        `num_sampled_tokens` of its groups). Adds `optim/frac_masked`, the fraction of them that no
-        datum trains: tokens of turns that are not trainable, and of groups that were left out.
+        optim/kl_sample_train_v1, _v2     estimates of KL(sampler || trainer), see kl_v1 and kl_v2
+        optim/entropy                     estimate of the sampled policy's entropy, per token
+        optim/logprob_gap_mean, _max      |sampler - trainer| logprob
+        optim/frac_masked                 fraction of the step's sampled tokens that were not
+                                          trained: turns that are not trainable, groups left out
+
+        num_sampled_tokens: over all groups of the step; without it, there is no optim/frac_masked.
         """
         metrics: dict[str, float] = {}
         if self.num_tokens:
@@ -111,7 +119,8 @@ class SampleTrainGap(LogprobGap):
 def compute_kl_sample_train(
     data_D: Sequence[tinker.Datum], training_logprobs_D: Sequence[Values]
 ) -> dict[str, float]:
-    """The metrics of SampleTrainGap for datums with `mask` and what `forward_backward` returned."""
+    """The metrics of SampleTrainGap, from datums with `mask` and the logprobs that
+    `forward_backward` returned."""
     gap = SampleTrainGap()
     gap.add(data_D, training_logprobs_D)
     return gap.metrics()
@@ -120,9 +129,8 @@ def compute_kl_sample_train(
 async def compute_post_kl(
     data_D: Sequence[tinker.Datum], post_sampling_client: SamplingClient, temperature: float = 1.0
 ) -> dict[str, float]:
-    """How far a step has moved the policy: `kl_pre_post_v1` and `_v2` between the sampled logprobs
-    and those of the weights after it, on the tokens of the datums (which have `mask`). temperature:
-    at which they were sampled."""
+    """Estimate how far a step moved the policy: `kl_pre_post_v1` and `_v2`, KL(sampler || policy
+    after the step), on the sampled tokens of datums with `mask`. temperature: that of sampling."""
     gap = LogprobGap()
     gap.add(data_D, await _datum_logprobs(data_D, post_sampling_client, temperature))
     if not gap.num_tokens:
@@ -137,10 +145,10 @@ async def incorporate_kl_penalty(
     kl_discount_factor: float,
     temperature: float = 1.0,
 ) -> dict[str, float]:
-    """`signals.ReferenceKL` on datums: replaces their `advantages` by those with the penalty.
+    """Add the penalty of `signals.ReferenceKL` to the `advantages` of datums, in place.
 
-    The mean is over these datums, and a discounted sum goes over one datum, as it does not know
-    which others are of the same episode. temperature: at which the tokens were sampled.
+    The mean is over these datums. A discounted sum stays within a datum, since datums do not tell
+    which of them belong to the same episode. temperature: that of sampling.
     """
     reference_D = await _datum_logprobs(data_D, base_sampling_client, temperature)
     masks = [as_numpy(datum.loss_fn_inputs["mask"]) != 0 for datum in data_D]
@@ -161,13 +169,13 @@ async def incorporate_kl_penalty(
 
 
 def discounted_future_sum_vectorized(x: np.ndarray, gamma: float) -> np.ndarray:
-    """A known name of `signals.discounted_future_sum`."""
+    """The Tinker cookbook's name for `signals.discounted_future_sum`."""
     return discounted_future_sum(x, gamma)
 
 
 async def _datum_logprobs(
     data_D: Sequence[tinker.Datum], client: SamplingClient, temperature: float
 ) -> list[np.ndarray]:
-    """Of each datum's N targets, float64 [N]."""
+    """The client's logprobs of each datum's N targets, float64 [N]."""
     tokens = [from_datum(datum).tokens.tolist() for datum in data_D]
     return [logprobs[1:] for logprobs in await sequence_logprobs(client, tokens, temperature)]

@@ -1,11 +1,12 @@
-"""A person plays an environment in the terminal, with the very code that plays it in training.
+"""Play an environment by hand in the terminal, with the same code that runs it in training.
 
     python -m tinker_cookbook.rl.play env=my_env:GuessNumber
     python -m tinker_cookbook.rl.play env=my_env:GuessNumber env.group_size=1 batch=3
 
-`env` names an EnvGroupBuilder, an RLDatasetBuilder, or a function that makes one; `env.key=value`
-sets its fields. You see what the model would see, markup and all, and type what it would write; a
-line that ends with a backslash goes on in the next. /quit, Ctrl-C or the end of input end it.
+`env` names an EnvGroupBuilder, an RLDatasetBuilder, or a function that returns one; `env.key=value`
+sets its fields. You see what the model would see, including special tokens, and type its replies. A
+backslash at the end of a line continues the reply on the next. /quit, Ctrl-C or the end of input
+(Ctrl-D) quits.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from tinker_cookbook.rl.types import (
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer, get_tokenizer
 
-# a person may take a day
+# a person may take a day to reply
 _LIMITS = RolloutLimits(max_turns=None, sample_timeout=86_400.0)
 
 
@@ -63,8 +64,9 @@ class Config:
 
 
 def main(config: Config) -> None:
-    # Not async: only so does Ctrl-C end input() at once, instead of being kept for the event loop
-    with _ctrl_c():
+    # Not async: under cli's event loop, Ctrl-C would only be noted for the loop while input()
+    # blocks it, instead of interrupting input() at once.
+    with _ctrl_c_handler():
         try:
             asyncio.run(_play(config))
         except KeyboardInterrupt:
@@ -72,10 +74,10 @@ def main(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[None]:
-    """A second Ctrl-C ends the process where cleaning up after the first takes too long.
+def _ctrl_c_handler() -> Iterator[None]:
+    """Let a second Ctrl-C end the process, if cleaning up after the first takes too long.
 
-    In place of the handler of `cli`, which says how a run goes on.
+    Replaces the handler of `cli`, which would tell the user how to resume a run.
     """
     pressed = itertools.count(1)
 
@@ -92,11 +94,11 @@ def _ctrl_c() -> Iterator[None]:
 
 
 class Quit(Exception):
-    """The person has had enough; says how a game ends that is not over."""
+    """Raised if the player quits; the message says how."""
 
 
 class ManualPolicy(TokenCompleter):
-    """Shows what is new in a prompt and asks a person for the reply."""
+    """Prints the new part of each prompt and asks a person for the reply."""
 
     def __init__(self, tokenizer: Tokenizer, renderer: Renderer | None = None) -> None:
         self._tokenizer = tokenizer
@@ -107,34 +109,39 @@ class ManualPolicy(TokenCompleter):
         self, model_input: tinker.ModelInput, stop: StopCondition, *, max_tokens: int | None = None
     ) -> TokensWithLogprobs:
         prompt = model_input.to_ints()
-        known = len(self._shown) if prompt[: len(self._shown)] == self._shown else 0
-        print(self._tokenizer.decode(prompt[known:]))
-        tokens = self._reply(_typed(), stop)
+        num_shown = len(self._shown) if prompt[: len(self._shown)] == self._shown else 0
+        print(self._tokenizer.decode(prompt[num_shown:]))
+        tokens = self._reply(_read_reply(), stop)
         self._shown = [*prompt, *tokens]
         return TokensWithLogprobs(tokens, None)
 
     def _reply(self, text: str, stop: StopCondition) -> list[int]:
-        """The tokens that a model would have sampled to say this, with what ends them."""
+        """Return the tokens that a model would have sampled for this text, including the stop
+        sequence."""
         renderer = self._renderer
         if renderer is not None and stop == renderer.get_stop_sequences():
-            said = Message(role="assistant", content=text)
-            example = renderer.build_supervised_example([Message(role="user", content="?"), said])
+            reply_message = Message(role="assistant", content=text)
+            example = renderer.build_supervised_example(
+                [Message(role="user", content="?"), reply_message]
+            )
             tokens = example.model_input.to_ints()
             return [token for token, weight in zip(tokens, example.weights.tolist()) if weight]
-        strings = [each for each in stop if isinstance(each, str)]
+        strings = [sequence for sequence in stop if isinstance(sequence, str)]
         if strings and not any(string in text for string in strings):
             text += strings[0]
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
-        return [*tokens, *[each for each in stop if isinstance(each, int)][:1]]
+        return [*tokens, *[token for token in stop if isinstance(token, int)][:1]]
 
 
 async def play_env(env: Env, tokenizer: Tokenizer, renderer: Renderer | None = None) -> Trajectory:
-    """One episode. Raises Quit."""
-    return await do_single_rollout(ManualPolicy(tokenizer, renderer), _Shown(env), limits=_LIMITS)
+    """Play one episode. Raises Quit if the player quits."""
+    return await do_single_rollout(
+        ManualPolicy(tokenizer, renderer), _PrintingEnv(env), limits=_LIMITS
+    )
 
 
-class _Shown(Env):
-    """Prints what an env answers to an action."""
+class _PrintingEnv(Env):
+    """Wraps an env to print the result of each step."""
 
     def __init__(self, env: Env) -> None:
         self._env = env
@@ -143,9 +150,9 @@ class _Shown(Env):
         return await self._env.initial_observation()
 
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
-        given = {"extra": extra} if takes_extra(type(self._env)) else {}
-        result = await self._env.step(action, **given)
-        _print({"reward": result.reward, **result.metrics, **result.logs})
+        keywords = {"extra": extra} if takes_extra(type(self._env)) else {}
+        result = await self._env.step(action, **keywords)
+        _print_values({"reward": result.reward, **result.metrics, **result.logs})
         return result
 
 
@@ -153,14 +160,14 @@ async def _play(config: Config) -> None:
     for number, builder in enumerate(await _builders(config)):
         try:
             if number:
-                _typed("enter for another one, /quit to end> ")
+                _read_reply("press Enter for another episode, /quit to quit> ")
             await _play_one(config, builder)
         except Quit:
             return
 
 
 async def _play_one(config: Config, builder: EnvGroupBuilder) -> None:
-    """The first member of a group, and its group reward."""
+    """Play the first member of a group, including its group reward."""
     try:
         env = (await builder.make_envs())[0]
         renderer = getattr(env, "renderer", None) or _renderer(config)
@@ -175,8 +182,8 @@ async def _play_one(config: Config, builder: EnvGroupBuilder) -> None:
     finally:
         await builder.cleanup()
     total = sum(turn.reward for turn in trajectory.transitions) + group_reward
-    print(f"the end after {len(trajectory.transitions)} turns ({trajectory.stop_reason})")
-    _print({"total reward": total, "of it from the group": group_reward, **metrics})
+    print(f"episode ended after {len(trajectory.transitions)} turns ({trajectory.stop_reason})")
+    _print_values({"total reward": total, "group reward": group_reward, **metrics})
 
 
 def _renderer(config: Config) -> Renderer:
@@ -184,35 +191,38 @@ def _renderer(config: Config) -> Renderer:
     return get_renderer(name, get_tokenizer(config.model_name), model_name=config.model_name)
 
 
-_Made = EnvGroupBuilder | RLDatasetBuilder | RLDataset | tuple[RLDataset, RLDataset | None] | None
+_EnvSource = (
+    EnvGroupBuilder | RLDatasetBuilder | RLDataset | tuple[RLDataset, RLDataset | None] | None
+)
 
 
 async def _builders(config: Config) -> Iterator[EnvGroupBuilder]:
-    """Without end: a group builder is played again and again, a data set from its first batch."""
-    made: _Made | Awaitable[_Made] = config.env
-    if isinstance(made, RLDatasetBuilder):
-        made = await _filled(made, config)()
-    elif inspect.isawaitable(made):
-        made = await made
-    if isinstance(made, RLDatasetBuilder):
-        made = await _filled(made, config)()
-    if isinstance(made, tuple):
-        made = made[("train", "test").index(config.split)]
-    if isinstance(made, EnvGroupBuilder):
-        return itertools.repeat(made)
-    if not isinstance(made, RLDataset):
+    """Return builders without end: a group builder repeatedly, a data set's from `batch` on, then
+    from its first batch again."""
+    source: _EnvSource | Awaitable[_EnvSource] = config.env
+    if isinstance(source, RLDatasetBuilder):
+        source = await _with_defaults(source, config)()
+    elif inspect.isawaitable(source):
+        source = await source
+    if isinstance(source, RLDatasetBuilder):
+        source = await _with_defaults(source, config)()
+    if isinstance(source, tuple):
+        source = source[("train", "test").index(config.split)]
+    if isinstance(source, EnvGroupBuilder):
+        return itertools.repeat(source)
+    if not isinstance(source, RLDataset):
         raise ConfigurationError(
-            f"env makes {type(made).__name__} {made!r:.60}: expected an EnvGroupBuilder or an"
+            f"env returns {type(source).__name__} {source!r:.60}: expected an EnvGroupBuilder or an"
             f" RLDatasetBuilder (split={config.split})"
         )
-    if not 0 <= config.batch < len(made):
-        raise ConfigurationError(f"batch={config.batch}: the data set has {len(made)} batches")
-    batches = itertools.chain(range(config.batch, len(made)), itertools.cycle(range(len(made))))
-    return (builder for index in batches for builder in made.get_batch(index))
+    if not 0 <= config.batch < len(source):
+        raise ConfigurationError(f"batch={config.batch}: the data set has {len(source)} batches")
+    batches = itertools.chain(range(config.batch, len(source)), itertools.cycle(range(len(source))))
+    return (builder for index in batches for builder in source.get_batch(index))
 
 
-def _filled(builder: RLDatasetBuilder, config: Config) -> RLDatasetBuilder:
-    """The builder with the keys that a recipe would have filled in."""
+def _with_defaults(builder: RLDatasetBuilder, config: Config) -> RLDatasetBuilder:
+    """Set the builder's fields that a recipe would have set, if they are None."""
     keys = {
         "model_name_for_tokenizer": config.model_name,
         "renderer_name": config.renderer_name or models.recommended_renderer(config.model_name),
@@ -224,11 +234,11 @@ def _filled(builder: RLDatasetBuilder, config: Config) -> RLDatasetBuilder:
     return chz.replace(builder, **{key: keys[key] for key in missing})
 
 
-def _print(values: Mapping[str, str | float]) -> None:
+def _print_values(values: Mapping[str, str | float]) -> None:
     print("\n".join(f"  {name}: {value}" for name, value in values.items()))
 
 
-def _typed(question: str = "> ") -> str:
+def _read_reply(question: str = "> ") -> str:
     lines = []
     try:
         while True:
@@ -237,7 +247,7 @@ def _typed(question: str = "> ") -> str:
                 break
             lines[-1] = lines[-1].removesuffix("\\")
     except (EOFError, KeyboardInterrupt) as end:
-        print()  # the cursor is still behind the question
+        print()  # the cursor is still on the line of the question
         raise Quit("game ended" if isinstance(end, EOFError) else "stopped") from None
     if lines == ["/quit"]:
         raise Quit("game ended")

@@ -147,7 +147,7 @@ def test_a_group(typed: Any) -> None:
     assert "reward: 1.0" in out
     assert "correct: 1.0" in out
     assert "format: 1.0" in out
-    assert "total reward: 1.25\n  of it from the group: 0.25\n  lucky: 1" in out
+    assert "total reward: 1.25\n  group reward: 0.25\n  lucky: 1" in out
 
 
 @pytest.mark.parametrize("name", ["role_colon", "qwen3_disable_thinking", "qwen3"])

@@ -1,4 +1,4 @@
-"""`tinker_cookbook.rl.play` under the name that programs know."""
+"""The Tinker cookbook's path of `tinker_cookbook.rl.play`."""
 
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl.play import Config, ManualPolicy, main, play_env

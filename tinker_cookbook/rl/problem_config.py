@@ -1,5 +1,5 @@
-"""The reinforcement-learning loop's keys for problems in groups, flat: what recipes put on the
-command line instead of the fields of their data set."""
+"""The reinforcement-learning loop's keys for data sets of problems: recipes offer these flat keys
+on the command line in place of the fields of their data set builder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tinker_cookbook.training.resolve import (
 from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.run_config import rebuild
 
-# `data=X data.path=Y` on the command line, and names of the Tinker cookbook
+# `data=X data.path=Y` on the command line, and the Tinker cookbook's names
 ALIASES = {
     "data": "dataset_builder",
     "max_steps_off_policy": "max_lag",
@@ -46,7 +46,7 @@ FIRST_KEYS = (
 
 @chz.chz
 class ProblemConfig(train.Config):
-    """`train.Config` with the keys that a data set of problems is made by."""
+    """`train.Config` plus the keys that configure a data set of problems."""
 
     dataset_builder: RLDatasetBuilder | None = chz.field(
         default=None, doc="problems to train on, e.g. data=Gsm8k (None: the recipe's default)"
@@ -62,17 +62,17 @@ class ProblemConfig(train.Config):
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
-        """A stored config without the keys that `resolve_defaults` derived, as plain data."""
+        """Return a stored config without the values derived by `resolve_defaults`."""
         data = config.get("dataset_builder")
         if not isinstance(data, dict):
             return config
-        values = {name: config[key] for name, key in _FILLED.items()}
+        values = {name: config[key] for name, key in _INHERITED_FIELDS.items()}
         own = restore_unset_fields(data, type(rebuild(data, "dataset_builder")), values)
         return {**config, "dataset_builder": own}
 
 
-# fields that a data set's builder may leave open -> the recipe's keys that they follow then
-_FILLED = {
+# fields of a data set builder -> the recipe's keys that provide their values if they are None
+_INHERITED_FIELDS = {
     "model_name_for_tokenizer": "model_name",
     "renderer_name": "renderer_name",
     "group_size": "group_size",
@@ -85,17 +85,18 @@ C = TypeVar("C", bound=ProblemConfig)
 def resolve_problem_config(
     config: C, defaults: Defaults[Groups], default_data: RLDatasetBuilder
 ) -> Resolved[C, Groups]:
-    """`training.resolve` for problems in groups: the data is chosen, too, and follows the recipe's
-    keys in all that it leaves open.
+    """Apply `training.resolve` to a recipe for problems: also choose the data set, and set the
+    fields it leaves as None from the recipe's keys.
 
-    Raises ConfigurationError for keys that cannot work, or that the data would not follow.
+    Raises ConfigurationError for invalid keys, and for keys that the data set would ignore.
     """
     asked = config
     data = config.dataset_builder or default_data
     config = chz.replace(config, dataset_builder=data)
-    suits_data = None if config.model_name == "nano" else data.default_max_tokens()
-    if config.max_tokens is None and suits_data:
-        config = chz.replace(config, max_tokens=suits_data)
+    # not for nano, which writes out its reasoning and needs more tokens than Arithmetic's default
+    data_max_tokens = None if config.model_name == "nano" else data.default_max_tokens()
+    if config.max_tokens is None and data_max_tokens:
+        config = chz.replace(config, max_tokens=data_max_tokens)
     run = resolve_defaults(config, defaults)
     filled = dict(run.filled)
     if asked.max_tokens is None:
@@ -103,11 +104,12 @@ def resolve_problem_config(
     config, names = run.config, unset_fields(data)
     for key in ("group_size", "groups_per_batch"):
         if key not in names:
-            own = getattr(data, key, None)
-            if getattr(asked, key) != own:
+            data_value = getattr(data, key, None)
+            # the builder's own value wins, so a different one in the recipe's key is an error
+            if getattr(asked, key) != data_value:
                 check_no_unused_keys(key, getattr(asked, key), data)
             filled.pop(key, None)
-            config = chz.replace(config, **{key: own})
-    values = {name: getattr(config, key) for name, key in _FILLED.items()}
+            config = chz.replace(config, **{key: data_value})
+    values = {name: getattr(config, key) for name, key in _INHERITED_FIELDS.items()}
     config = chz.replace(config, dataset_builder=set_unset_fields(data, values))
     return dataclasses.replace(run, config=config, filled=filled)

@@ -1,4 +1,4 @@
-"""`ProblemEnv`: one question, one reply, graded for its answer and its form.
+"""`ProblemEnv`: one question, one reply, graded for correctness and format.
 
 class Sum(ProblemEnv):
     def get_question(self): return "What is 3 + 4?"
@@ -21,7 +21,7 @@ from tinker_cookbook.renderers import Message, Renderer, get_text_content
 from tinker_cookbook.rl.types import Action, ActionExtra, Env, EnvGroupBuilder, StepResult
 from tinker_cookbook.utils.threads import in_thread
 
-_LOGGED = 1000  # characters of a text in the logs; the transcript has all tokens
+_MAX_LOGGED = 1000  # characters per text in the logs; the transcript has all tokens
 
 
 class _Grade(NamedTuple):
@@ -30,10 +30,10 @@ class _Grade(NamedTuple):
 
 
 class ProblemEnv(Env):
-    """reward = format_coef * (format - 1) + correct, both 0 or 1.
+    """reward = format_coef * (format - 1) + correct, where both are 0 or 1.
 
-    `check_answer` and `check_format` get the reply's text without its reasoning. They run in a
-    thread and may take their time: `RolloutLimits.env_timeout` bounds them.
+    `check_answer` and `check_format` receive the reply's text without its reasoning. They run in a
+    thread, so they may block, for up to `RolloutLimits.env_timeout`.
     """
 
     def __init__(
@@ -43,9 +43,11 @@ class ProblemEnv(Env):
         format_coef: float = 0.1,
         require_stop_sequence_for_format: bool = True,
     ) -> None:
-        """convo_prefix: messages before the question, e.g. examples. Unless
-        require_stop_sequence_for_format, a reply that ends with the end-of-text token is in form,
-        too; one that ran out of tokens never is."""
+        """convo_prefix: messages before the question, e.g. few-shot examples.
+
+        require_stop_sequence_for_format: whether the format counts only if the reply ends with a
+        stop sequence; if False, an end-of-text token is enough. A truncated reply never counts.
+        """
         self.renderer = renderer
         self.convo_prefix = convo_prefix or []
         self.format_coef = format_coef
@@ -62,7 +64,7 @@ class ProblemEnv(Env):
 
     @abstractmethod
     def get_reference_answer(self) -> str:
-        """For people who read the logs."""
+        """Return the reference answer to show in the logs."""
 
     async def initial_observation(self) -> tuple[tinker.ModelInput, StopCondition]:
         messages = [*self.convo_prefix, Message(role="user", content=self.get_question())]
@@ -74,17 +76,17 @@ class ProblemEnv(Env):
         reply = get_text_content(message)
         grade = await in_thread(self._grade, reply)
         stopped, ended = termination.is_stop_sequence, termination.is_clean
-        in_form = grade.format and (stopped if self.require_stop_sequence_for_format else ended)
+        has_format = grade.format and (stopped if self.require_stop_sequence_for_format else ended)
         return StepResult(
-            reward=self.format_coef * (in_form - 1) + grade.correct,
+            reward=self.format_coef * (has_format - 1) + grade.correct,
             episode_done=True,
             next_observation=tinker.ModelInput.empty(),
             next_stop_condition=self.renderer.get_stop_sequences(),
-            metrics={"format": float(in_form), "correct": float(grade.correct)},
+            metrics={"format": float(has_format), "correct": float(grade.correct)},
             logs={
-                "question": _short(self.get_question()),
-                "reply": _short(reply),
-                "reference": _short(self.get_reference_answer()),
+                "question": _truncate(self.get_question()),
+                "reply": _truncate(reply),
+                "reference": _truncate(self.get_reference_answer()),
             },
         )
 
@@ -94,7 +96,7 @@ class ProblemEnv(Env):
 
 @dataclass(frozen=True)
 class ProblemGroupBuilder(EnvGroupBuilder):
-    """Several attempts at one problem. `env_thunk` makes one env, each time it is called."""
+    """Several attempts at one problem. `env_thunk` makes a fresh env per call."""
 
     env_thunk: Callable[[], Env]
     num_envs: int
@@ -107,5 +109,5 @@ class ProblemGroupBuilder(EnvGroupBuilder):
         return [self.dataset_name]
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LOGGED else text[:_LOGGED] + "…"
+def _truncate(text: str) -> str:
+    return text if len(text) <= _MAX_LOGGED else text[:_MAX_LOGGED] + "…"

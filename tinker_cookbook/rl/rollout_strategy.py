@@ -1,4 +1,4 @@
-"""The known path of rollouts/strategy.py."""
+"""The Tinker cookbook's path of rollouts/strategy.py."""
 
 from tinker_cookbook.rl.rollouts.strategy import (
     FailFast,

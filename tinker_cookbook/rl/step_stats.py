@@ -1,4 +1,4 @@
-"""What a step of the reinforcement-learning loop leaves behind: its metrics and its transcript."""
+"""Statistics of one step of the reinforcement-learning loop, for its metrics and transcript."""
 
 from __future__ import annotations
 
@@ -14,54 +14,59 @@ from tinker_cookbook.rl.signals import Signal
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.types import RolloutError, TrajectoryGroup
 
-Weighted = tuple[float, Mapping[str, float]]  # trained tokens, metrics of them
+Weighted = tuple[float, Mapping[str, float]]  # number of trained tokens, their metrics
 
 
 @dataclass
 class StepStats:
-    """Of one batch, gathered while it is played and trained."""
+    """Collects the results of one batch while its groups are trained."""
 
-    played: list[GroupRollout[TrainingGroup]] = field(default_factory=list)
-    trained: list[TrainingGroup] = field(default_factory=list)  # in the order of the logprobs
+    rollouts: list[GroupRollout[TrainingGroup]] = field(default_factory=list)
+    trained_groups: list[TrainingGroup] = field(
+        default_factory=list
+    )  # in the order of the logprobs
     trained_logprobs_D: list[np.ndarray] = field(default_factory=list)
     gap: SampleTrainGap = field(default_factory=SampleTrainGap)
     same_weights_gap: SampleTrainGap = field(default_factory=SampleTrainGap)
     signals: list[Weighted] = field(default_factory=list)
-    outputs: list[Weighted] = field(default_factory=list)  # of forward_backward
+    outputs: list[Weighted] = field(default_factory=list)  # metrics of each forward_backward
     optimizer: list[Mapping[str, float]] = field(default_factory=list)
 
-    def in_order(self) -> list[GroupRollout[TrainingGroup]]:
-        """The groups of the batch, as the data set has them."""
-        return sorted(self.played, key=lambda each: each.task.index)
+    def rollouts_in_order(self) -> list[GroupRollout[TrainingGroup]]:
+        """The groups in the data set's order; `rollouts` is in the order of training."""
+        return sorted(self.rollouts, key=lambda rollout: rollout.task.index)
 
     @property
     def groups_P(self) -> list[TrajectoryGroup]:
-        return [each.group.group for each in self.in_order()]
+        return [rollout.group.group for rollout in self.rollouts_in_order()]
 
     @property
     def tags_P(self) -> list[list[str]]:
-        return [each.task.builder.logging_tags() for each in self.in_order()]
+        return [rollout.task.builder.logging_tags() for rollout in self.rollouts_in_order()]
 
     @property
     def errors(self) -> list[RolloutError]:
         return [error for group in self.groups_P for error in group.rollout_errors]
 
     def metrics(self) -> dict[str, float]:
-        """All of them; means over parts of the step are weighted by their trained tokens.
+        """All metrics of the step. Means over its chunks are weighted by trained tokens, so that
+        num_minibatches does not change them.
 
-        optim/logprob_gap_*              sampler against trainer on all trained tokens: with older
-                                         weights, or after a substep, the policy's own change too
-        optim/same_weights_logprob_gap_* where both had the same weights, which max_logprob_gap is
-                                         compared with
-        sampling_client/step_*           which weights have played the groups
-        time/sampling_time_*             seconds that a group took
+        optim/logprob_gap_*              |sampler - trainer| logprob over all trained tokens;
+                                         off-policy (max_lag > 0, later substeps) this includes the
+                                         policy's own change
+        optim/same_weights_logprob_gap_* the same over tokens that both scored with the same
+                                         weights: numerical mismatch only, bounded by
+                                         max_logprob_gap
+        sampling_client/step_*           version of the weights that sampled the groups
+        time/sampling_time_*             seconds to collect a group
         """
-        sampled = sum(each.group.num_sampled_tokens for each in self.played)
+        num_sampled = sum(rollout.group.num_sampled_tokens for rollout in self.rollouts)
         same = self.same_weights_gap
         return {
             **optimizer_means(self.optimizer),
             **weighted_means(self.outputs),
-            **self.gap.metrics(sampled),
+            **self.gap.metrics(num_sampled),
             **(
                 {
                     "optim/same_weights_logprob_gap_mean": same.mean,
@@ -72,14 +77,14 @@ class StepStats:
             ),
             **weighted_means(self.signals),
             **compute_trajectory_metrics(self.groups_P, self.tags_P),
-            **spread("sampling_client/step", [each.task.version for each in self.played]),
-            **spread("time/sampling_time", [each.seconds for each in self.played]),
+            **spread("sampling_client/step", [rollout.task.version for rollout in self.rollouts]),
+            **spread("time/sampling_time", [rollout.seconds for rollout in self.rollouts]),
         }
 
 
 def add_signals(signals: Iterable[Signal], groups: Sequence[TrainingGroup]) -> dict[str, float]:
-    """Lets the signals write the advantages of the groups; their metrics. Where two give the same
-    name, the later one's gets the name of its class behind it."""
+    """Let the signals write the advantages of the groups; return their metrics. If two signals use
+    the same metric name, the later one's gets its class name appended."""
     metrics: dict[str, float] = {}
     for signal in signals:
         for name, value in signal.add(groups).items():
@@ -97,22 +102,22 @@ def num_trained_tokens(groups: Iterable[TrainingGroup]) -> int:
 
 
 def weighted_means(parts: Sequence[Weighted]) -> dict[str, float]:
-    """Per name, over the parts that have it: the sum where it ends in ":sum", else the mean by
-    weight."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """Combine metrics by name over the parts that have the name: the sum if it ends in ":sum" (the
+    Tinker API's mark for summed metrics), else the weighted mean."""
+    values_by_name: dict[str, list[tuple[float, float]]] = {}
     for weight, metrics in parts:
         for name, value in metrics.items():
-            found.setdefault(name, []).append((weight, value))
+            values_by_name.setdefault(name, []).append((weight, value))
     return {
         name: sum(value for _, value in values)
         if name.endswith(":sum")
         else sum(weight * value for weight, value in values) / sum(weight for weight, _ in values)
-        for name, values in found.items()
+        for name, values in values_by_name.items()
     }
 
 
 def optimizer_means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the optimizer steps, and of several the largest, too: "grad_norm:max"."""
+    """Means over the optimizer steps; with several, also the maxima, as e.g. "grad_norm:max"."""
     means = weighted_means([(1.0, metrics) for metrics in steps])
     if len(steps) > 1:
         means |= {f"{name}:max": max(m[name] for m in steps if name in m) for name in means}
@@ -120,5 +125,6 @@ def optimizer_means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Minimum, maximum and mean as metrics."""
     mean = sum(values) / len(values)
     return {f"{name}_min": min(values), f"{name}_max": max(values), f"{name}_mean": mean}

@@ -16,7 +16,7 @@ from tinker_cookbook.rl.signals_test import Model, make_group
 from tinker_cookbook.rl.train_test import SomeAdditions, config, rows_of
 from tinker_cookbook.service import connect
 
-ONLY_ONE = "Model.compute_logprobs scores at temperature 1 only"
+ONLY_ONE = "Model.compute_logprobs supports temperature 1 only"
 
 
 @pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo"])
@@ -102,13 +102,13 @@ def test_identity_of_signals_from_before_stays() -> None:
         ),
         (
             {"base_url": "http://127.0.0.1:1", "loss_fn": "ppo"},
-            "temperature=0.5 with base_url: ppo needs ratios around 1",
+            "temperature=0.5 with base_url: ppo needs importance ratios near 1",
         ),
         ({"loss_fn_config": {"temperature": 0.5}}, "loss_fn_config.temperature: the loop trains"),
         (
             {"signals": [ReferenceKL(Model(), 0.1)]},
             "signals: ReferenceKL scores at temperature=1, but replies are sampled at"
-            " temperature=0.5: give it temperature=0.5",
+            " temperature=0.5: give the signal temperature=0.5",
         ),
     ],
 )
@@ -151,7 +151,7 @@ async def test_over_the_sdk_the_difference_is_said_and_measured(
     assert sent == [None]
     assert row["optim/logprob_gap_mean"] > 1e-2
     assert row["optim/same_weights_logprob_gap_mean"] < 1e-5
-    assert "the service trains it at temperature 1" in (run / "logs.log").read_text()
+    assert "the service trains at temperature 1" in (run / "logs.log").read_text()
 
 
 async def test_each_temperature_is_another_run(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
-"""The one loop of reinforcement learning: play, weigh, train; synchronous or ahead of itself.
+"""The reinforcement-learning loop: collect rollouts, compute advantages, train. Synchronous,
+asynchronous and streaming modes are one loop.
 
-    async with RolloutQueue(...) as source:
+    async with RolloutQueue(...) as queue:
         for step in range(journal.start_step, total_steps):
-            source.publish(sampling_client, step)       groups of this step (and max_lag more) begin
-            evaluators that are due, on the weights before this step
-            for each chunk of groups that has been played:
+            queue.publish(sampling_client, step)   start the groups of this step (and max_lag more)
+            run the evaluators that are due, on the weights before this step
+            for each chunk of groups, as soon as its rollouts are finished:
                 signals write advantages -> forward_backward
-            optim_step, new sampling client, a save that is due -> one row of metrics.jsonl
-        evaluators on the final weights, the final checkpoint
+            optim_step, new sampling client, checkpoint if due -> one row of metrics.jsonl
+        evaluators on the final weights, final checkpoint
 
-max_lag=0 is synchronous; with max_lag=k, groups are played by weights that are at most k steps old
-while training goes on. num_minibatches > 1 trains on part of a batch while the rest is played.
-num_substeps > 1 makes several optimizer steps of one batch. All go through the same code: the same
-metrics, evaluations and checkpoints.
+max_lag=0 is synchronous. With max_lag=k, rollouts continue during training, with weights that are
+at most k steps old. num_minibatches > 1 trains on a part of the batch while the rest is still being
+collected. num_substeps > 1 takes several optimizer steps per batch. Metrics, evaluations and
+checkpoints are the same in every mode.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from tinker_cookbook.rl.config import (
     Config,
     KLReferenceConfig,
     StreamMinibatchConfig,
-    about,
     check_batch,
     check_kl_reference,
     check_no_unused_keys,
     check_signals,
-    with_known_keys,
-    with_located_reference,
+    startup_lines,
+    with_alias_keys,
+    with_located_kl_reference,
 )
-from tinker_cookbook.rl.defaults import RL, Groups
+from tinker_cookbook.rl.defaults import RL_DEFAULTS, Groups
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.rollouts.group import set_rollout_executor
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
 from tinker_cookbook.rl.rollouts.rollout_queue import RolloutQueue
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
-from tinker_cookbook.rl.temperature import about_temperature, check_temperature, loss_settings
+from tinker_cookbook.rl.temperature import check_temperature, loss_settings, temperature_lines
 from tinker_cookbook.rl.training_step import PolicyTrainer
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.service import check_loss, connect
@@ -66,27 +67,27 @@ HEADLINES = {
 async def main(
     config: Config, rollout_executor: Executor | None = None, recipe: str = "rl"
 ) -> None:
-    """Train. `recipe` names the run's directory where log_path does not."""
+    """Train. `recipe` names the run's directory if log_path is not set."""
     set_rollout_executor(rollout_executor)
-    check_kl_reference(config)  # before its checkpoint is looked for
-    await run(resolve_defaults(config, RL), recipe)
+    check_kl_reference(config)  # before resolve_defaults looks for load_checkpoint_path
+    await run(resolve_defaults(config, RL_DEFAULTS), recipe)
 
 
 async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
-    """Train with a config that a recipe has resolved (`problem_config.resolve`)."""
+    """Train with a config that a recipe has resolved (`problem_config.resolve_problem_config`)."""
     asked = resolved.config
-    config = with_located_reference(with_known_keys(asked))
+    config = with_located_kl_reference(with_alias_keys(asked))
     resolved = replace(resolved, config=config)
     check_kl_reference(config)
     check_signals(config)
     check_no_unused_keys(config)
     check_temperature(config)
-    if config.base_url is None:  # another service may have other losses
+    if config.base_url is None:  # a remote service may support other losses
         check_loss(config.loss_fn, loss_settings(config))
     train, test = await config.dataset_builder()
     total_steps = len(train) if config.max_steps is None else min(len(train), config.max_steps)
     if total_steps < 1:
-        raise DataValidationError("the training data has no batch")
+        raise DataValidationError("the training data set has no batches")
     num_groups = len(train.get_batch(0))
     check_batch(config, num_groups, asked)
     service = connect(config.base_url, config.engine)
@@ -107,8 +108,10 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
         client = await checkpoint_utils.start_training_client(
             service, config, journal.resume, {"recipe": recipe}, log_line=journal.log_line
         )
-        signals = await _signals(resolved, service)  # the policy first: it decides about threads
-        for line in about(resolved, total_steps, num_groups, signals) + about_temperature(config):
+        # after the policy's client, whose model decides the number of CPU threads
+        signals = await _build_signals(resolved, service)
+        lines = startup_lines(resolved, total_steps, num_groups, signals)
+        for line in [*lines, *temperature_lines(config)]:
             journal.log_line(line)
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
@@ -119,34 +122,38 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
         )
         trainer = PolicyTrainer(resolved, client, signals, journal, total_steps, progress)
         sampling_client = await client.save_weights_and_get_sampling_client()
-        source = RolloutQueue(
+        queue = RolloutQueue(
             train.get_batch,
-            trainer.play,
+            trainer.run_group,
             steps=range(journal.start_step, total_steps),
             max_lag=config.max_lag,
             workers=config.groups_at_a_time,
-            waiting=trainer.say_waiting,
+            on_wait=trainer.log_waiting,
         )
-        async with trainer, source:
+        async with trainer, queue:
             for step in range(journal.start_step, total_steps):
-                source.publish(sampling_client, step)
+                # before the evaluations, so that the step's rollouts run at the same time
+                queue.publish(sampling_client, step)
                 with journal.step(step) as row:
                     row.update(await trainer.evaluate(evaluations, sampling_client, step))
-                    done = await trainer.step(source, step, sampling_client)
-                    sampling_client = done.sampling_client
-                    await trainer.record(done, step, row)
-                trainer.check_gap(done.record.same_weights_gap, step)
-                await journal.finish(done.save)
+                    trained = await trainer.step(queue, step, sampling_client)
+                    sampling_client = trained.sampling_client
+                    await trainer.log_step(trained, step, row)
+                # after the step's row is written, which then shows the mismatch
+                trainer.check_logprob_gap(trained.stats.same_weights_gap, step)
+                await journal.finish(trained.save)
         final = await trainer.evaluate(evaluations, sampling_client, None)
         if final:
             with journal.step(total_steps) as row:
                 row.update(final)
-        await trainer.finish_writing()
+        await trainer.finish_transcript()
         save = journal.submit_save(client, total_steps, final=True)
         await journal.finish(save)
 
 
-async def _signals(resolved: Resolved[Config, Groups], service: ServiceClient) -> list[Signal]:
+async def _build_signals(
+    resolved: Resolved[Config, Groups], service: ServiceClient
+) -> list[Signal]:
     config = resolved.config
     signals: list[Signal] = [GroupReward(config.advantage, resolved.sizes.max_tokens)]
     if config.kl_penalty_coef:
@@ -168,7 +175,8 @@ async def _signals(resolved: Resolved[Config, Groups], service: ServiceClient) -
 def _test_evaluators(
     resolved: Resolved[Config, Groups], test: RLDataset, progress: RolloutProgress
 ) -> list[Evaluator]:
-    """Of the held-out problems: as trained, and greedily where asked for."""
+    """Evaluators of the held-out problems: at the training temperature, and greedily if the config
+    says so."""
     config = resolved.config
     temperatures = {"test": config.temperature} | (
         {"test_greedy": 0.0} if config.eval_greedy else {}

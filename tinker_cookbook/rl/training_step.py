@@ -1,4 +1,4 @@
-"""One step of the reinforcement-learning loop: groups that were played, in; new weights, out."""
+"""One step of the reinforcement-learning loop: train on a batch of group rollouts."""
 
 from __future__ import annotations
 
@@ -51,39 +51,40 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-REMIND_SECONDS = 60.0  # of silence, after which a person is told what is waited for
-PROBED = 4  # sequences that tell whether sampler and trainer agree, where nothing sampled can
+REMIND_SECONDS = 60.0  # between log lines about a wait
+NUM_PROBED = 4  # sequences rescored to compare sampler and trainer, see _start_probe
 
 
 @dataclass
 class TrainedStep:
-    """What comes of a step: weights to play with, and a save that is due (see Journal)."""
+    """Result of a step. sampling_client: the new weights. save: the checkpoint due after this step,
+    if any (see Journal)."""
 
     sampling_client: SamplingClient
     save: PendingSave | None
-    record: StepStats
+    stats: StepStats
 
 
 class _Chunk(NamedTuple):
-    """Groups of one optimizer step that are trained together; `last`: of this optimizer step."""
+    """Groups that share a forward_backward. `last`: the last chunk of its optimizer step."""
 
     substep: int
-    played: list[GroupRollout[TrainingGroup]]
+    rollouts: list[GroupRollout[TrainingGroup]]
     last: bool
 
 
 @dataclass
 class _Submitted:
-    """A forward_backward on its way, and the datums of it, mask included."""
+    """A forward_backward in flight. `datums` still have their `mask`, unlike what was sent."""
 
     groups: list[TrainingGroup]
     datums: list[tinker.Datum]
-    own: list[bool]  # of each datum: whether the weights that played it are those it trains
+    same_weights: list[bool]  # per datum: whether it was sampled with the weights it is trained on
     result: APIFuture[tinker.ForwardBackwardOutput]
 
 
 class PolicyTrainer:
-    """What a step does with the groups of its batch; `async with` waits for its last transcript."""
+    """Trains the policy on one batch per step; `async with` waits for the last transcript."""
 
     def __init__(
         self,
@@ -99,10 +100,11 @@ class PolicyTrainer:
         self._client, self._journal = client, journal
         self._signals, self._total_steps, self._progress = signals, total_steps, progress
         self._context_window = models.context_length(config.model_name)
-        self._writing: asyncio.Task[None] | None = None
-        self._without_advantage = 0  # steps
-        # whether the logprobs of sampler and trainer are of the same distribution of the weights
-        self._comparable = config.temperature == trainer_temperature(config)
+        self._transcript_task: asyncio.Task[None] | None = None
+        self._steps_without_advantage = 0
+        # If False, sampled and trainer logprobs are of different distributions even with identical
+        # weights, so their difference says nothing about numerics.
+        self._same_temperature = config.temperature == trainer_temperature(config)
 
     async def __aenter__(self) -> PolicyTrainer:
         return self
@@ -113,10 +115,10 @@ class PolicyTrainer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.finish_writing()
+        await self.finish_transcript()
 
-    async def play(self, task: RolloutTask) -> TrainingGroup:
-        """Plays a group and fetches what the signals need of it."""
+    async def run_group(self, task: RolloutTask) -> TrainingGroup:
+        """Collect a group's rollouts and let the signals prepare, e.g. fetch reference logprobs."""
         config = self._config
         policy = TinkerTokenCompleter(
             task.sampling_client,
@@ -130,6 +132,8 @@ class PolicyTrainer:
                 policy,
                 config.rollout_strategy,
                 config.limits,
+                # from the group's place in the data alone, so that the same weights sample the same
+                # replies in a resumed run
                 seed=derive_seed(config.seed, task.batch, task.index),
                 progress=self._progress,
             )
@@ -139,48 +143,57 @@ class PolicyTrainer:
                 await signal.prepare(group)
         return group
 
-    def say_waiting(self, missing: int, seconds: float) -> None:
+    def log_waiting(self, missing: int, seconds: float) -> None:
         self._journal.log_line(
-            f"waiting for {missing} groups, nothing new for {seconds:.0f} s:"
-            f" {self._progress.summary() or 'none is being played'}"
+            f"waiting for {missing} groups, none finished for {seconds:.0f} s:"
+            f" {self._progress.summary() or 'no rollout is running'}"
         )
 
     async def step(
-        self, source: RolloutQueue[TrainingGroup], step: int, sampling_client: SamplingClient
+        self, queue: RolloutQueue[TrainingGroup], step: int, sampling_client: SamplingClient
     ) -> TrainedStep:
-        """Trains on batch `step`. sampling_client: the weights before it."""
-        record = StepStats()
+        """Train on batch `step`. sampling_client: the weights before this step.
+
+        Everything is submitted before any training result is awaited, so that the engine never
+        idles between requests; the results are collected afterwards.
+        """
+        stats = StepStats()
         submitted: list[_Submitted] = []
-        optimizer: list[APIFuture[tinker.types.OptimStepResponse]] = []
-        trained_before = 0
-        async for chunk in self._chunks(source, step):
-            record.played += chunk.played
-            kept = self._trained(chunk, nothing_yet=not submitted)
-            if kept:
-                groups = [each.group for each in kept]
+        optim_futures: list[APIFuture[tinker.types.OptimStepResponse]] = []
+        num_submitted_before = 0
+        async for chunk in self._chunks(queue, step):
+            stats.rollouts += chunk.rollouts
+            selected = self._select_groups(chunk, nothing_trained_yet=not submitted)
+            if selected:
+                groups = [rollout.group for rollout in selected]
                 metrics = add_signals(self._signals, groups)
-                record.signals.append((num_trained_tokens(groups), metrics))
-                submitted.append(self._forward_backward(kept, step, chunk.substep))
-            if chunk.last and len(submitted) > trained_before:
-                optimizer.append(self._client.optim_step(self._adam(step)))
+                stats.signals.append((num_trained_tokens(groups), metrics))
+                submitted.append(self._forward_backward(selected, step, chunk.substep))
+            # Skipped if none of the substep's groups was trained: there is no gradient to apply.
+            if chunk.last and len(submitted) > num_submitted_before:
+                optim_futures.append(self._client.optim_step(self._adam_params(step)))
+                # From here on a stop waits for the step: cancelled, it would leave weights that
+                # have taken some of the step's optimizer steps and not the others.
                 self._journal.commit(step)
-                trained_before = len(submitted)
+                num_submitted_before = len(submitted)
         if not submitted:
-            await self._check_not_empty(record, step)
-        probe = self._probe(submitted[0], sampling_client)
+            await self._raise_nothing_trainable(stats, step)
+        # Runs while the training results below are awaited: `sampling_client` keeps its weights,
+        # those before this step, whatever the trainer does meanwhile.
+        probe = self._start_probe(submitted[0], sampling_client)
         next_client = self._client.save_weights_and_get_sampling_client()
         save = self._journal.submit_save(self._client, step + 1)
         with self._journal.timed("train"):
             for part in submitted:
-                await self._record_output(part, record)
-            await probe.compare(record)
-            for each in optimizer:
-                response = await self._reminding(each, "optim_step")
+                await self._collect_output(part, stats)
+            await probe.compare(stats)
+            for future in optim_futures:
+                response = await self._with_reminders(future, "optim_step")
                 self._progress.engine_answered()
-                record.optimizer.append(response.metrics or {})
-            return TrainedStep(await self._reminding(next_client, "new weights"), save, record)
+                stats.optimizer.append(response.metrics or {})
+            return TrainedStep(await self._with_reminders(next_client, "new weights"), save, stats)
 
-    def _adam(self, step: int) -> tinker.AdamParams:
+    def _adam_params(self, step: int) -> tinker.AdamParams:
         return adam_params(self._config, self.learning_rate(step))
 
     def learning_rate(self, step: int) -> float:
@@ -188,190 +201,219 @@ class PolicyTrainer:
             self._config.lr_schedule, step, self._total_steps
         )
 
-    async def _chunks(
-        self, source: RolloutQueue[TrainingGroup], step: int
-    ) -> AsyncIterator[_Chunk]:
-        """The batch in the parts that are trained together, each once all its groups are there.
+    async def _chunks(self, queue: RolloutQueue[TrainingGroup], step: int) -> AsyncIterator[_Chunk]:
+        """Yield the chunks of a batch, each as soon as all its groups have arrived.
 
-        Optimizer steps come in the order of the batch, minibatches within one in the order in which
-        groups arrive.
+        The groups of an optimizer step are a fixed part of the batch. Within it, minibatches are
+        filled in order of arrival.
         """
-        size = source.size(step)
+        size = queue.size(step)
         substeps = split_list(range(size), min(self._config.num_substeps, size)) if size else []
         substep_of = {index: i for i, indices in enumerate(substeps) for index in indices}
         sizes = [[len(part) for part in self._minibatches(indices)] for indices in substeps]
         ready: list[list[GroupRollout[TrainingGroup]]] = [[] for _ in substeps]
-        current = 0
-        arrivals = source.arrivals(step)
-        while current < len(substeps):
-            if len(ready[current]) < sizes[current][0]:
+        substep = 0
+        arrivals = queue.arrivals(step)
+        while substep < len(substeps):
+            if len(ready[substep]) < sizes[substep][0]:
+                # A stop may cancel this wait (unless `commit` came before): no weights have changed
+                # yet, and a resumed run collects the step's rollouts again.
                 with self._journal.interruptible(), self._journal.timed("wait_for_groups"):
-                    played = await anext(arrivals)
-                ready[substep_of[played.task.index]].append(played)
+                    rollout = await anext(arrivals)
+                ready[substep_of[rollout.task.index]].append(rollout)
                 continue
-            number = sizes[current].pop(0)
-            part, ready[current] = ready[current][:number], ready[current][number:]
-            part.sort(key=lambda each: each.task.index)
-            last = not sizes[current]
-            yield _Chunk(current, part, last)
-            current += last
-        await anext(arrivals, None)  # lets the source forget the batch
+            number = sizes[substep].pop(0)
+            part, ready[substep] = ready[substep][:number], ready[substep][number:]
+            # Groups arrive in an order that depends on timing. Trained in the data's order, they
+            # give the same floating-point sums in every run and after every resume. (With
+            # num_minibatches > 1, which groups share a chunk still depends on timing.)
+            part.sort(key=lambda rollout: rollout.task.index)
+            last = not sizes[substep]
+            yield _Chunk(substep, part, last)
+            substep += last
+        await anext(arrivals, None)  # exhausts the generator, which then frees the batch
 
     def _minibatches(self, indices: Sequence[int]) -> list[list[int]]:
+        # Some signals centre over the whole optimizer step (e.g. the mean KL). Centred over parts
+        # of it instead, the gradient would depend on num_minibatches and on arrival order.
         if any(signal.needs_batch for signal in self._signals):
             return [list(indices)]
         return split_list(indices, min(self._config.num_minibatches, len(indices)))
 
-    def _trained(self, chunk: _Chunk, nothing_yet: bool) -> list[GroupRollout[TrainingGroup]]:
-        """The groups of a chunk that are trained on; at least one of a batch, if there is any."""
-        groups = [each for each in chunk.played if each.group.trained()]
+    def _select_groups(
+        self, chunk: _Chunk, nothing_trained_yet: bool
+    ) -> list[GroupRollout[TrainingGroup]]:
+        """Select the groups of a chunk to train on: those with trained tokens, and without constant
+        ones if the config says so."""
+        groups = [rollout for rollout in chunk.rollouts if rollout.group.trained_sequences()]
         if not self._config.remove_constant_reward_groups:
             return groups
-        mixed = [each for each in groups if not is_constant(each.group.group)]
-        at_the_end = chunk.last and chunk.substep == self._config.num_substeps - 1
-        return mixed or groups[: int(at_the_end and nothing_yet)]
+        mixed = [rollout for rollout in groups if not is_constant(rollout.group.group)]
+        # If every group of the batch is constant, the last chunk keeps one: a step that submits
+        # nothing counts as failed and ends the run.
+        is_last_chunk = chunk.last and chunk.substep == self._config.num_substeps - 1
+        return mixed or groups[: int(is_last_chunk and nothing_trained_yet)]
 
     def _forward_backward(
         self, groups: Sequence[GroupRollout[TrainingGroup]], step: int, substep: int
     ) -> _Submitted:
         config = self._config
-        datums, own = [], []
-        for each in groups:
-            made = each.group.datums(config.loss_fn)
-            datums += made
-            own += [substep == 0 and each.task.version == step] * len(made)
+        datums, same_weights = [], []
+        for rollout in groups:
+            group_datums = rollout.group.datums(config.loss_fn)
+            datums += group_datums
+            # after the first substep the weights have moved, even in synchronous training
+            on_policy = substep == 0 and rollout.task.version == step
+            same_weights += [on_policy] * len(group_datums)
         sent = [remove_mask(datum, config.loss_fn) for datum in datums]
         result = self._client.forward_backward(sent, config.loss_fn, loss_settings(config))
-        return _Submitted([each.group for each in groups], datums, own, result)
+        return _Submitted([rollout.group for rollout in groups], datums, same_weights, result)
 
-    async def _record_output(self, part: _Submitted, record: StepStats) -> None:
-        output = await self._reminding(part.result, "forward_backward")
+    async def _collect_output(self, part: _Submitted, stats: StepStats) -> None:
+        output = await self._with_reminders(part.result, "forward_backward")
         self._progress.engine_answered()
-        logprobs = [each["logprobs"].to_numpy() for each in output.loss_fn_outputs]
-        record.trained += part.groups
-        record.trained_logprobs_D += logprobs
-        record.gap.add(part.datums, logprobs)
-        if self._comparable:
-            record.same_weights_gap.add(
-                [datum for datum, own in zip(part.datums, part.own) if own],
-                [each for each, own in zip(logprobs, part.own) if own],
+        logprobs = [outputs["logprobs"].to_numpy() for outputs in output.loss_fn_outputs]
+        stats.trained_groups += part.groups
+        stats.trained_logprobs_D += logprobs
+        stats.gap.add(part.datums, logprobs)
+        if self._same_temperature:
+            stats.same_weights_gap.add(
+                [datum for datum, same in zip(part.datums, part.same_weights) if same],
+                [values for values, same in zip(logprobs, part.same_weights) if same],
             )
-        record.outputs.append((num_trained_tokens(part.groups), output.metrics or {}))
+        stats.outputs.append((num_trained_tokens(part.groups), output.metrics or {}))
 
-    def _probe(self, first: _Submitted, sampling_client: SamplingClient) -> _Probe:
-        """The first chunk is trained on the very weights of `sampling_client`. Where these, or the
-        trainer's temperature, are not what its replies were sampled with, a few are scored once
-        more."""
+    def _start_probe(self, first: _Submitted, sampling_client: SamplingClient) -> _SameWeightsProbe:
+        """Rescore a few sequences, if no sampled logprobs can be compared with the trainer's.
+
+        max_logprob_gap bounds a numerical mismatch, which shows only between logprobs of the same
+        weights at the same temperature. With max_lag > 0 the rollouts come from older weights, and
+        over the SDK the trainer's temperature may differ. The first chunk is trained before any
+        optimizer step, on the weights of `sampling_client`, so its sequences scored with that
+        client are comparable.
+        """
         needed = self._config.max_logprob_gap is not None and not (
-            any(first.own) and self._comparable
+            any(first.same_weights) and self._same_temperature
         )
-        datums = first.datums[:PROBED] if needed else []
+        datums = first.datums[:NUM_PROBED] if needed else []
         tokens = [from_datum(datum).tokens.tolist() for datum in datums]
         logprobs = sequence_logprobs(
             sampling_client, tokens, temperature=trainer_temperature(self._config)
         )
-        return _Probe(datums, logprobs, self._reminding)
+        return _SameWeightsProbe(datums, logprobs, self._with_reminders)
 
-    async def _check_not_empty(self, record: StepStats, step: int) -> NoReturn:
-        if not record.played:
+    async def _raise_nothing_trainable(self, stats: StepStats, step: int) -> NoReturn:
+        if not stats.rollouts:
             raise DataValidationError(f"step {step}: the data set's batch {step} has no groups")
-        where = ""
+        details = ""
         if self._config.transcripts_every:
-            await self._write_transcript("train", step, record.groups_P, record.tags_P, {})
-            await self.finish_writing()
-            where = f"; iteration_{step:06d}/train.html in {self._journal.log_path} shows all"
-        first = next(iter(record.errors), None)
-        reason = f"{first.kind}: {first.message}" if first else "they have no action"
+            await self._write_transcript("train", step, stats.groups_P, stats.tags_P, {})
+            await self.finish_transcript()
+            details = f"; see iteration_{step:06d}/train.html in {self._journal.log_path}"
+        first = next(iter(stats.errors), None)
+        reason = f"{first.kind}: {first.message}" if first else "they have no trained tokens"
         raise AllTrajectoriesFailedError(
-            f"step {step}: none of the {len(record.played)} groups can be trained on ({reason});"
-            f" mend this and run the same command again, it resumes{where}"
+            f"step {step}: none of the {len(stats.rollouts)} groups can be trained on ({reason});"
+            f" fix this and rerun; the run resumes{details}"
         )
 
-    def _say_if_nothing_was_learnt(self, record: StepStats, step: int) -> None:
-        """At the first, second, fourth, ... step in which no token has an advantage."""
+    def _log_if_no_advantage(self, stats: StepStats, step: int) -> None:
+        """Log at the first, second, fourth, ... step in which every advantage is zero."""
         if any(
             values.any()
-            for group in record.trained
+            for group in stats.trained_groups
             for member in group.advantages_G
             for values in member
         ):
             return
-        self._without_advantage += 1
-        if self._without_advantage & (self._without_advantage - 1):
+        self._steps_without_advantage += 1
+        if self._steps_without_advantage & (self._steps_without_advantage - 1):  # no power of two
             return
-        alone = all(len(group.trajectories_G) < 2 for group in record.groups_P)
+        single_members = all(len(group.trajectories_G) < 2 for group in stats.groups_P)
         why = (
             "every group has one member and nothing to compare it with: set group_size=2 or more"
-            if alone
+            if single_members
             else "the rewards within each group are all equal"
         )
-        self._journal.log_line(f"step {step}: nothing was learnt, no token has an advantage: {why}")
+        self._journal.log_line(f"step {step}: every advantage is zero, no gradient: {why}")
 
-    async def record(self, done: TrainedStep, step: int, row: dict[str, MetricValue]) -> None:
-        """Puts the metrics of a step into its row, says what failed, and begins to write the
-        transcript, which is on disk before the next one or the end of the run."""
-        record, config = done.record, self._config
+    async def log_step(self, done: TrainedStep, step: int, row: dict[str, MetricValue]) -> None:
+        """Add a step's metrics to its row, log failures, and start writing the transcript.
+
+        Writing overlaps the next step; it ends before the next transcript or the end of the run.
+        """
+        stats, config = done.stats, self._config
         row["optim/lr"] = self.learning_rate(step)
-        row.update(record.metrics())
+        row.update(stats.metrics())
         if config.compute_post_kl:
-            datums = [datum for group in record.trained for datum in group.datums(config.loss_fn)]
+            datums = [
+                datum for group in stats.trained_groups for datum in group.datums(config.loss_fn)
+            ]
             with self._journal.timed("compute_post_kl"):
                 row.update(
-                    await self._reminding(
+                    await self._with_reminders(
                         compute_post_kl(datums, done.sampling_client, config.temperature),
                         "compute_post_kl",
                     )
                 )
-        self._say_if_nothing_was_learnt(record, step)
-        if errors := record.errors:
-            lost = sum(not group.trajectories_G for group in record.groups_P)
+        self._log_if_no_advantage(stats, step)
+        if errors := stats.errors:
+            num_lost = sum(not group.trajectories_G for group in stats.groups_P)
             self._journal.log_line(
-                f"step {step}: {counted(len(errors), 'failure')}, {lost} of {len(record.played)}"
-                f" groups lost; the first: {errors[0].kind}: {errors[0].message}"
+                f"step {step}: {counted(len(errors), 'failure')}, {num_lost} of"
+                f" {len(stats.rollouts)} groups lost; the first: {errors[0].kind}:"
+                f" {errors[0].message}"
             )
         if config.transcripts_every and step % config.transcripts_every == 0:
             await self._write_transcript(
                 "train",
                 step,
-                record.groups_P,
-                record.tags_P,
+                stats.groups_P,
+                stats.tags_P,
                 row,
-                training=record.trained,
-                sampling_client_steps=[each.task.version for each in record.in_order()],
-                trained_logprobs_D=record.trained_logprobs_D,
+                training=stats.trained_groups,
+                sampling_client_steps=[
+                    rollout.task.version for rollout in stats.rollouts_in_order()
+                ],
+                trained_logprobs_D=stats.trained_logprobs_D,
             )
 
-    def check_gap(self, gap: SampleTrainGap, step: int) -> None:
-        """Raises TrainingError where sampler and trainer, with the same weights, disagree."""
+    def check_logprob_gap(self, gap: SampleTrainGap, step: int) -> None:
+        """Raise TrainingError if the logprobs of sampler and trainer differ by more than
+        max_logprob_gap with the same weights."""
         bound = self._config.max_logprob_gap
-        if bound is None or not gap.num_tokens or gap.mean <= bound:  # NaN is not
+        if bound is None or not gap.num_tokens or gap.mean <= bound:  # False for NaN: it raises
             return
         raise TrainingError(
             f"step {step}: sampler and trainer logprobs of the same tokens and weights differ by"
-            f" {gap.mean:.3g} on average (at most {gap.max:.3g}), above max_logprob_gap={bound:g}:"
-            " what is trained is not what was sampled; use engine.dtype=float32 or a service that"
-            " agrees, or raise max_logprob_gap"
+            f" {gap.mean:.3g} on average (maximum {gap.max:.3g}), above max_logprob_gap={bound:g}:"
+            " the sampled policy is not the trained one; use engine.dtype=float32 or a service"
+            " whose sampler and trainer agree, or raise max_logprob_gap"
         )
 
     async def evaluate(
         self, evaluations: Evaluations, sampling_client: SamplingClient, step: int | None
     ) -> dict[str, float]:
-        """Metrics of the evaluators due before `step` (None: after the last), with transcripts.
+        """Run the evaluators due before `step` (None: after the last) and write their transcripts.
 
-        Raises AllTrajectoriesFailedError where no episode of a test could be played.
+        Raises AllTrajectoriesFailedError if every episode of a test set failed.
         """
-        metrics = await self._reminding(
+        metrics = await self._with_reminders(
             evaluations.run(self._client, step, sampling_client), "evaluations"
         )
-        for each in evaluations.due(step):
-            if not isinstance(each, RLTestSetEvaluator):
+        for evaluator in evaluations.due(step):
+            if not isinstance(evaluator, RLTestSetEvaluator):
                 continue
             if self._config.transcripts_every:
                 number = self._total_steps if step is None else step
                 await self._write_transcript(
-                    f"eval_{each.name}", number, each.groups_P, each.taglist_P, metrics
+                    f"eval_{evaluator.name}",
+                    number,
+                    evaluator.groups_P,
+                    evaluator.taglist_P,
+                    metrics,
                 )
-            each.check_not_empty()
+            evaluator.check_not_empty()  # after the transcript, which shows what failed
         return metrics
 
     async def _write_transcript(
@@ -385,9 +427,9 @@ class PolicyTrainer:
         sampling_client_steps: Sequence[int] | None = None,
         trained_logprobs_D: Sequence[Values] | None = None,
     ) -> None:
-        """For people, see rl/transcripts. Waits for the one before, not for this one."""
-        await self.finish_writing()
-        self._writing = asyncio.create_task(
+        """Start writing a transcript in a thread (see rl/transcripts); does not wait for it."""
+        await self.finish_transcript()  # at most one in memory beside the current step
+        self._transcript_task = asyncio.create_task(
             asyncio.to_thread(
                 transcripts.write_step,
                 self._journal.log_path,
@@ -403,53 +445,54 @@ class PolicyTrainer:
             )
         )
 
-    async def finish_writing(self) -> None:
-        if self._writing is not None:
+    async def finish_transcript(self) -> None:
+        if self._transcript_task is not None:
             with self._journal.timed("transcripts"):
-                await self._writing
+                await self._transcript_task
 
-    async def _reminding(self, waited: Awaitable[T], what: str) -> T:
-        """The result; a line every REMIND_SECONDS that it takes."""
-        task = asyncio.ensure_future(_awaited(waited))
+    async def _with_reminders(self, awaitable: Awaitable[T], what: str) -> T:
+        """Await a result, with a log line every REMIND_SECONDS until it is there."""
+        task = asyncio.ensure_future(_as_coroutine(awaitable))
         seconds = 0.0
         try:
             while not (await asyncio.wait([task], timeout=REMIND_SECONDS))[0]:
                 seconds += REMIND_SECONDS
-                playing = self._progress.summary()
-                more = f"; rollouts: {playing}" if playing else ""
+                running = self._progress.summary()
+                more = f"; rollouts: {running}" if running else ""
                 self._journal.log_line(f"waiting for {what} for {seconds:.0f} s{more}")
         finally:
-            task.cancel()
+            task.cancel()  # if this wait was cancelled; has no effect on a finished task
         return task.result()
 
 
-class _Reminding(Protocol):
-    async def __call__(self, waited: Awaitable[T], what: str, /) -> T: ...
+class _WithReminders(Protocol):
+    async def __call__(self, awaitable: Awaitable[T], what: str, /) -> T: ...
 
 
-class _Probe:
-    """Logprobs of a few sequences, on their way."""
+class _SameWeightsProbe:
+    """The sampler's logprobs of a few sequences, in flight: see PolicyTrainer._start_probe."""
 
     def __init__(
         self,
         datums: Sequence[tinker.Datum],
         logprobs: Coroutine[None, None, list[np.ndarray]],
-        reminding: _Reminding,
+        with_reminders: _WithReminders,
     ) -> None:
-        self._datums, self._reminding = datums, reminding
+        self._datums, self._with_reminders = datums, with_reminders
         self._logprobs = asyncio.ensure_future(logprobs)
 
-    async def compare(self, record: StepStats) -> None:
-        """Adds what the sampler says of them to the gap of same weights."""
-        scored = await self._reminding(self._logprobs, "logprobs of the sampler")
-        for datum, logprobs, trained in zip(self._datums, scored, record.trained_logprobs_D):
+    async def compare(self, stats: StepStats) -> None:
+        """Add the differences between the sampler's and the trainer's logprobs to
+        `stats.same_weights_gap`."""
+        scored = await self._with_reminders(self._logprobs, "logprobs of the sampler")
+        for datum, logprobs, trained in zip(self._datums, scored, stats.trained_logprobs_D):
             inputs = {
                 **datum.loss_fn_inputs,
                 "logprobs": tinker.TensorData.from_numpy(logprobs[1:]),
             }
             rescored = tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
-            record.same_weights_gap.add([rescored], [trained])
+            stats.same_weights_gap.add([rescored], [trained])
 
 
-async def _awaited(waited: Awaitable[T]) -> T:
-    return await waited
+async def _as_coroutine(awaitable: Awaitable[T]) -> T:
+    return await awaitable

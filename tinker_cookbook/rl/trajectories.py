@@ -1,7 +1,7 @@
-"""From what was played to what is trained: trajectories as token sequences, with advantages.
+"""Convert trajectories into token sequences to train on, with advantages.
 
-Turns whose prompts extend one another share one sequence, so a conversation of ten turns costs one
-pass over its tokens and not ten. Sampled tokens are taken as they are: nothing is tokenised here.
+Turns whose prompts extend one another share a sequence, so a conversation of ten turns costs one
+pass over its tokens instead of ten. Sampled tokens are used as sampled; nothing is re-tokenised.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from tinker_cookbook.sequences import Sequence, model_input_tokens, to_datum
 
 
 def trajectory_to_sequences(trajectory: Trajectory) -> list[Sequence]:
-    """The turns of an episode in as few sequences as hold each prompt exactly as the model saw it.
+    """Merge the turns of an episode into as few sequences as possible, with every prompt exactly as
+    the model saw it.
 
-    A turn goes on with the sequence so far where its observation begins with it, and begins a new
-    one otherwise. weights: 1 for the tokens of trainable actions, else 0. logprobs: those of every
-    sampled token that has one, else 0.
+    A turn extends the current sequence if its observation starts with that sequence; otherwise it
+    starts a new one. weights: 1 on tokens of trainable actions, else 0. logprobs: the sampled ones,
+    0 on tokens without any.
 
-    Raises DataValidationError where a trainable action has not one logprob per token.
+    Raises DataValidationError if a trainable action does not have one logprob per token.
     """
     finished: list[Sequence] = []
     tokens: list[int] = []
@@ -32,9 +33,13 @@ def trajectory_to_sequences(trajectory: Trajectory) -> list[Sequence]:
     logprobs: list[float] = []
     for number, transition in enumerate(trajectory.transitions):
         observation = model_input_tokens(transition.ob)
+        # Compared as tokens, not as text: an env may shorten or rewrite the history, and a chat
+        # format may drop reasoning from earlier turns. Attending to a merged context that the model
+        # never saw would change the logprobs and with them the importance ratios.
         if observation[: len(tokens)] != tokens:
             finished.append(Sequence(tokens, weights, logprobs))
             tokens, weights, logprobs = [], [], []
+        # the tokens between two actions (tool results, the next turn's header) are context only
         new = observation[len(tokens) :]
         action = transition.ac.tokens
         tokens += [*new, *action]
@@ -51,20 +56,21 @@ def _action_logprobs(transition: Transition, number: int) -> list[float]:
         return logprobs
     if not transition.trainable:
         return [0.0] * length
-    found = "no" if logprobs is None else str(len(logprobs))
+    # Zeros in their place would be read as probability 1 when the tokens were sampled.
+    count = "no" if logprobs is None else str(len(logprobs))
     raise DataValidationError(
-        f"turn {number} of a trajectory has {found} logprobs for the {length} tokens of its action:"
-        " only what a model has sampled can be trained on, else set trainable=False"
+        f"turn {number} of a trajectory has {count} logprobs for the {length} tokens of its action:"
+        " only sampled tokens can be trained on; set trainable=False for others"
     )
 
 
 @dataclass(eq=False)
 class TrainingGroup:
-    """A group as it is trained: for each member its sequences, and their advantages.
+    """A group prepared for training: the sequences of each member and their advantages.
 
-    `advantages_G[i][j]` float32 [N] belongs to the N tokens of `sequences_G[i][j]`, unshifted.
-    They are 0 at first and signals add to them, on trained tokens only. Without equality, so that a
-    group can be a key.
+    `advantages_G[i][j]`: float32 [N], unshifted, for the N tokens of `sequences_G[i][j]`. They
+    start at 0, and signals add to them on trained tokens only. eq=False makes groups hashable by
+    identity, so that signals can use them as keys.
     """
 
     group: TrajectoryGroup
@@ -73,24 +79,26 @@ class TrainingGroup:
 
     @classmethod
     def from_group(cls, group: TrajectoryGroup) -> TrainingGroup:
-        sequences_G = [trajectory_to_sequences(each) for each in group.trajectories_G]
+        """Build from finished rollouts, with zero advantages."""
+        sequences_G = [trajectory_to_sequences(trajectory) for trajectory in group.trajectories_G]
         return cls(
             group,
             sequences_G,
-            [[np.zeros(len(each), np.float32) for each in member] for member in sequences_G],
+            [[np.zeros(len(seq), np.float32) for seq in member] for member in sequences_G],
         )
 
     @property
     def num_sampled_tokens(self) -> int:
-        """Tokens of all actions, trainable or not."""
+        """Number of tokens of all actions, trainable or not."""
         return sum(
             len(transition.ac.tokens)
             for trajectory in self.group.trajectories_G
             for transition in trajectory.transitions
         )
 
-    def trained(self) -> list[tuple[int, int]]:
-        """(member, sequence) of each sequence with a trained token, in the order of `datums`."""
+    def trained_sequences(self) -> list[tuple[int, int]]:
+        """(member, sequence) indices of each sequence with a trained token, in the order of
+        `datums`. A sequence without any, e.g. of turns that are not trainable, is never sent."""
         return [
             (i, j)
             for i, member in enumerate(self.sequences_G)
@@ -99,19 +107,21 @@ class TrainingGroup:
         ]
 
     def datums(self, loss_fn: str = "importance_sampling") -> list[tinker.Datum]:
-        """A datum for each of `trained()`, with the inputs of the loss and `mask`, which readers
-        need and the service does not take: send `remove_mask(datum, loss_fn)`."""
+        """Datums of `trained_sequences()`, with the inputs of the loss and `mask`. The service does
+        not accept `mask`, which diagnostics need: send `remove_mask(datum, loss_fn)`."""
         datums = [
             to_datum(replace(self.sequences_G[i][j], advantages=self.advantages_G[i][j]))
-            for i, j in self.trained()
+            for i, j in self.trained_sequences()
         ]
-        if loss_fn == "gspo":  # one ratio for a whole reply: over all of its trained tokens
+        # GSPO has one importance ratio per sequence: the mean over the tokens of this mask
+        if loss_fn == "gspo":
             for datum in datums:
                 datum.loss_fn_inputs["sequence_ratio_mask"] = datum.loss_fn_inputs["mask"]
         return datums
 
 
 def remove_mask(datum: tinker.Datum, loss_fn: str = "importance_sampling") -> tinker.Datum:
-    """The datum as the service takes it. `dro` keeps the mask: a prompt token has no sampled
-    logprob, and would be pulled towards one of 0."""
+    """Return the datum in the form that the service accepts. `dro` keeps the mask: its quadratic
+    term covers every token, and without the mask it would pull prompt tokens, which have no sampled
+    logprob, towards logprob 0."""
     return datum if loss_fn == "dro" else sequences.remove_mask(datum)

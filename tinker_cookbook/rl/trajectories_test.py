@@ -159,7 +159,7 @@ def test_a_training_group_starts_without_advantages() -> None:
         [[0] * 5],
     ]
     assert group.num_sampled_tokens == 5
-    assert group.trained() == [(0, 1), (1, 0)]
+    assert group.trained_sequences() == [(0, 1), (1, 0)]
     assert TrainingGroup.from_group(TrajectoryGroup([], [], [])).datums() == []
 
 

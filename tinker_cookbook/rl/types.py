@@ -1,11 +1,11 @@
-"""What a reinforcement-learning environment is, and what a rollout leaves behind.
+"""Environment interfaces and rollout data types for reinforcement learning.
 
-An `Env` is one episode: it gives an observation (tokens), takes an action (tokens), pays a reward.
-An `EnvGroupBuilder` makes the envs whose rewards are compared with one another, e.g. several
-attempts at one problem. An `RLDataset` is batches of these builders.
+An `Env` is one episode: it returns an observation (tokens), takes an action (tokens) and returns a
+reward. An `EnvGroupBuilder` makes the envs of a group, whose rewards are compared with one another,
+e.g. several attempts at one problem. An `RLDataset` yields batches of these builders.
 
-Axes, as in names that end with them: P problems (groups) of a batch, G members of a group,
-T tokens, D datums.
+Name suffixes denote axes: _P problems (groups) in a batch, _G members of a group, _T tokens,
+_D datums.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ Logs = dict[str, str | int | float]
 class StopReason(StrEnum):
     """Why an episode ended."""
 
-    DONE = "done"  # the environment said so
+    DONE = "done"  # the environment ended it
     MAX_TURNS = "max_turns"
     MAX_TRAJECTORY_TOKENS = "max_trajectory_tokens"
     CONTEXT_OVERFLOW = "context_overflow"  # no room for a reply to the next observation
 
 
 class ActionExtra(TypedDict, total=False):
-    """What is known of an action besides its tokens: `Env.step(action, extra=...)`."""
+    """Optional metadata about an action, passed as `Env.step(action, extra=...)`."""
 
-    stop_reason: str  # "stop" or "length", of TokensWithLogprobs
+    stop_reason: str  # "stop" or "length", copied from TokensWithLogprobs.stop_reason
     logprobs: Logprobs | None
 
 
 @dataclass
 class StepResult:
-    """What an action led to.
+    """The environment's response to an action.
 
-    reward: a finite number. next_observation, next_stop_condition: what the next action answers to;
-    not read when `episode_done`. metrics: numbers, averaged over the batch under their names.
-    logs: shown in transcripts, beside what was logged by utils.logtree. trainable: whether the
-    action's tokens are trained at all.
+    reward: a finite number. next_observation, next_stop_condition: the prompt for the next action
+    and its stop condition; ignored if `episode_done`. metrics: numbers, averaged over the batch
+    under their names. logs: shown in transcripts, next to anything logged with utils.logtree.
+    trainable: whether to train on the action's tokens.
     """
 
     reward: float
@@ -66,26 +66,29 @@ class StepResult:
 
 
 class Env(ABC):
-    """One episode; used once. Whatever it raises ends the episode as a failure (RolloutError).
+    """One episode; never reused. Any exception fails the episode, recorded as a RolloutError.
 
-    All episodes and sampling share one event loop, so what blocks (`requests`, `time.sleep`, heavy
-    computation) belongs into a thread: `await utils.threads.in_thread(function, *args)`. Blocking
-    in here stops everything, and no timeout can end it.
+    All episodes and all sampling share one event loop, so blocking calls (`requests`, `time.sleep`,
+    heavy computation) must run in a thread: `await utils.threads.in_thread(function, *args)`. A
+    call that blocks the loop stops every other episode, and no timeout can interrupt it.
     """
 
     @abstractmethod
     async def initial_observation(self) -> tuple[Observation, StopCondition]:
-        """The first prompt, and what ends a reply to it."""
+        """Return the first prompt and its stop condition."""
 
     @abstractmethod
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
-        """`action`: the sampled tokens, with the stop token or string if one ended them. An env may
-        leave `extra` out of its signature."""
+        """Apply an action and return its StepResult.
+
+        action: the sampled tokens, including the stop token or stop string, if any. An env may
+        omit `extra` from its signature.
+        """
 
 
 @dataclass
 class Transition:
-    """One turn: the whole prompt as the model saw it, the reply, and what it led to."""
+    """One turn: the full prompt as the model saw it, the sampled action, and the step's result."""
 
     ob: Observation
     ac: TokensWithLogprobs
@@ -106,15 +109,16 @@ class Trajectory:
 
 
 class InitialObservationOverflow(Exception):
-    """The first prompt of an episode leaves no room for a reply."""
+    """Raised if the first prompt of an episode leaves no room for a reply."""
 
 
 @dataclass(frozen=True)
 class RolloutError:
-    """Why an episode, or a whole group, has no trajectory.
+    """A record of why an episode, or a whole group, failed. Not an exception.
 
-    kind: one of a few words, counted in metrics as `rollout_errors/<kind>`: env_error, env_timeout,
-    bad_reward, prompt_too_long, group_error. member: which of the group; None: all of it.
+    kind: the category, counted in the metric `rollout_errors/<kind>`: env_error, env_timeout,
+    bad_reward, prompt_too_long, group_error. member: index in the group; None if the failure
+    concerns the whole group.
     """
 
     kind: str
@@ -125,10 +129,11 @@ class RolloutError:
 
 @dataclass
 class TrajectoryGroup:
-    """The episodes of a group. `final_rewards_G`, `metrics_G`: from `compute_group_rewards`.
+    """The completed episodes of a group. `final_rewards_G`, `metrics_G`: from
+    `compute_group_rewards`.
 
-    Members that failed are left out; `rollout_errors` tells of them, and of members that were
-    played again.
+    Failed members are left out. `rollout_errors` records their failures, and those of members that
+    succeeded in a later attempt.
     """
 
     trajectories_G: list[Trajectory]
@@ -137,7 +142,7 @@ class TrajectoryGroup:
     rollout_errors: list[RolloutError] = field(default_factory=list)
 
     def get_total_rewards(self) -> list[float]:
-        """Of each member: the rewards of its turns and its group reward."""
+        """Total reward per member: the sum of its step rewards plus its group reward."""
         return [
             sum(transition.reward for transition in trajectory.transitions) + final
             for trajectory, final in zip(self.trajectories_G, self.final_rewards_G, strict=True)
@@ -145,50 +150,52 @@ class TrajectoryGroup:
 
 
 class EnvGroupBuilder(ABC):
-    """Makes the envs of one group. The same builder may be used again after a failure."""
+    """Makes the envs of one group. A builder may be called more than once, for retries."""
 
     @abstractmethod
     async def make_envs(self) -> Sequence[Env]:
-        """Fresh envs, one for each member."""
+        """Return fresh envs, one per member."""
 
     async def compute_group_rewards(
         self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
     ) -> list[tuple[float, Metrics]]:
-        """A reward on top of those of the turns, for each trajectory, e.g. from comparing them, and
-        metrics. `env_group[i]` is the env of trajectory i."""
+        """Return (reward, metrics) per trajectory, e.g. from pairwise comparison; the reward is
+        added to the step rewards. `env_group[i]` is the env of trajectory i."""
         return [(0.0, {}) for _ in trajectory_group]
 
-    async def cleanup(self) -> None:  # noqa: B027 (most have nothing to give back)
-        """Called once after the group was played, also if it failed."""
+    async def cleanup(self) -> None:  # noqa: B027 (an optional hook)
+        """Called once after the group's rollouts finish, even on failure."""
 
     def logging_tags(self) -> list[str]:
-        """Names under which metrics of this group are shown besides `all`, e.g. a data set's."""
+        """Tags to aggregate this group's metrics by, in addition to `all`, e.g. the data set's
+        name."""
         return []
 
 
 class RLDataset(ABC):
-    """Batches of group builders by index. `get_batch(i)` depends on i alone, so that a resumed run
-    sees the batches that an uninterrupted one sees."""
+    """Batches of group builders by index. `get_batch(i)` must depend on i alone, so that a resumed
+    run trains on the same batches as an uninterrupted one."""
 
     @abstractmethod
     def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        """Batch `index`, 0 <= index < len(self)."""
+        """Return batch `index`, 0 <= index < len(self)."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches."""
+        """Number of batches."""
 
 
 @chz.chz
 class RLDatasetBuilder(CheckedConfig):
     """Configuration that builds (training data, test data or None)."""
 
+    # not abstract, so that `data=RLDatasetBuilder` on a command line ends with this one line
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         raise ConfigurationError(
-            f"{type(self).__name__} is only the base of data sets: name one that makes batches"
+            f"{type(self).__name__} is the abstract base of data set builders: use a subclass"
         )
 
     def default_max_tokens(self) -> int | None:
-        """Tokens that a reply to this data takes, where a recipe's max_tokens is None (None: what
-        suits the method)."""
+        """Default max_tokens for this data, if the recipe sets none (None: the method's
+        default)."""
         return None

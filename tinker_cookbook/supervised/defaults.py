@@ -22,7 +22,7 @@ NANO = ModelDefaults(
     learning_rate=NANO_LR,
     renderer_name="qwen3_instruct",
 )
-SL = Defaults(
+SL_DEFAULTS = Defaults(
     nano=NANO,
     others=ModelDefaults(Batches(batch_size=128, max_length=MAX_LENGTH)),
     within_context=("max_length",),

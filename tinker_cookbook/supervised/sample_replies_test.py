@@ -19,7 +19,7 @@ from tinker_cookbook.supervised.data import (
     conversation_to_datum,
     conversation_to_datums,
 )
-from tinker_cookbook.supervised.defaults import SL, Batches
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.supervised.sample_replies import SampleRepliesEvaluator
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.resolve import Resolved
@@ -53,7 +53,7 @@ def config(tmp_path: Path, **changes: Any) -> Resolved[ChatConfig, Batches]:
         "display": "plain",
     }
     return resolve_chat_config(
-        ChatConfig(**{**keys, **changes}), SL, InMemoryChats(conversations=[])
+        ChatConfig(**{**keys, **changes}), SL_DEFAULTS, InMemoryChats(conversations=[])
     )
 
 

@@ -28,7 +28,7 @@ from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.datasets import epoch_seed
-from tinker_cookbook.supervised.defaults import SL, Batches
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
 from tinker_cookbook.supervised.sample_replies import SampleRepliesEvaluator
 from tinker_cookbook.supervised.types import (
@@ -98,7 +98,7 @@ class _Submitted:
 
 async def main(config: Config, recipe: str = "supervised") -> None:
     """Train. `recipe` is part of the default directory name if log_path is None."""
-    await run(resolve_defaults(config, SL), recipe)
+    await run(resolve_defaults(config, SL_DEFAULTS), recipe)
 
 
 async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:

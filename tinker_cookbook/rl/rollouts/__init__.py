@@ -1,5 +1,5 @@
-"""Playing episodes: one (episode.py), a group (group.py), batches ahead of training
-(rollout_queue.py); what bounds them (limits.py) and what becomes of failures (strategy.py)."""
+"""Collect rollouts: one episode (episode.py), a group (group.py), batches ahead of training
+(rollout_queue.py); their limits (limits.py) and the policy for failures (strategy.py)."""
 
 from tinker_cookbook.rl.rollouts.group import (
     do_group_rollout,

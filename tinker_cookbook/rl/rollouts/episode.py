@@ -1,4 +1,4 @@
-"""One episode: the policy and the environment in turns, until it ends or reaches a limit."""
+"""Run one episode: policy and environment alternate until the episode ends or hits a limit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tinker_cookbook.completers import (
 from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl.rollouts.env_calls import (
     EnvCalls,
-    being_cancelled,
-    checked_dict,
-    checked_metrics,
-    checked_number,
-    checked_prompt,
-    failure,
-    found,
+    describe_value,
+    is_being_cancelled,
+    require_dict,
+    require_metrics,
+    require_number,
+    require_prompt,
+    rollout_failure,
     takes_extra,
 )
 from tinker_cookbook.rl.rollouts.limits import RolloutLimits
@@ -55,19 +55,20 @@ class Episode:
         self._name = type(env).__name__
         self._call = EnvCalls(limits, progress)
 
-    async def play(self) -> Trajectory:
+    async def run(self) -> Trajectory:
+        """Raises RolloutFailedError if the environment fails, and whatever the policy raises."""
         try:
-            return await self._turns()
+            return await self._run_turns()
         finally:
             await self._call.close()
 
-    async def _turns(self) -> Trajectory:
+    async def _run_turns(self) -> Trajectory:
         observation, stop = await self._initial_observation()
         transitions: list[Transition] = []
         while True:
             room = self._room(observation)
             if room is not None and room < 1:
-                return self._full(
+                return self._end_without_room(
                     transitions,
                     observation,
                     StopReason.MAX_TRAJECTORY_TOKENS,
@@ -78,73 +79,87 @@ class Episode:
                 action = await self._sample(observation, stop, room)
             except ContextOverflow as error:
                 reason = StopReason.CONTEXT_OVERFLOW
-                return self._full(transitions, observation, reason, str(error))
+                return self._end_without_room(transitions, observation, reason, str(error))
             result = await self._step(action)
             transitions.append(self._transition(observation, action, result))
             observation, stop = result.next_observation, result.next_stop_condition
             if result.episode_done:
-                if not isinstance(observation, tinker.ModelInput):  # nobody is to answer it
+                # no action follows, so an env may leave the next prompt out
+                if not isinstance(observation, tinker.ModelInput):
                     observation = tinker.ModelInput.empty()
                 return Trajectory(transitions, observation, StopReason.DONE)
-            checked_prompt(observation, f"{self._name}.step: next_observation")
+            require_prompt(observation, f"{self._name}.step: next_observation")
             if self._limits.max_turns is not None and len(transitions) >= self._limits.max_turns:
                 return Trajectory(transitions, observation, StopReason.MAX_TURNS)
 
     async def _initial_observation(self) -> tuple[tinker.ModelInput, StopCondition]:
         where = f"{self._name}.initial_observation"
         try:
-            answer = await self._call(self._env.initial_observation, where)
+            result = await self._call(self._env.initial_observation, where)
         except RolloutFailedError as failed:
+            # a kind of its own: the data is at fault, not the environment's code
             if isinstance(failed.__cause__, InitialObservationOverflow):
                 message = f"{self._name}: {failed.__cause__}"
-                raise failure("prompt_too_long", message) from failed.__cause__
+                raise rollout_failure("prompt_too_long", message) from failed.__cause__
             raise
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            raise failure("env_error", f"{where} gave {found(answer)}, expected (prompt, stop)")
-        observation, stop = answer
-        return checked_prompt(observation, f"{where}: the prompt"), stop
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise rollout_failure(
+                "env_error", f"{where} returned {describe_value(result)}, expected (prompt, stop)"
+            )
+        observation, stop = result
+        return require_prompt(observation, f"{where}: the prompt"), stop
 
     async def _sample(
         self, observation: tinker.ModelInput, stop: StopCondition, room: int | None
     ) -> TokensWithLogprobs:
-        seconds, silence = self._limits.sample_timeout, self._progress.silence()
-        # only where there is a bound: a policy of the user's may know no more than its prompt
-        bound = {} if room is None else {"max_tokens": room}
+        # The time limit counts from the engine's last answer to any rollout. A limit per request
+        # would fail requests that only wait behind others in a busy engine.
+        seconds, silence = self._limits.sample_timeout, self._progress.silence_timer()
+        # passed only if there is a limit: a user's policy need not accept `max_tokens`
+        limit = {} if room is None else {"max_tokens": room}
         try:
             with self._progress.waiting("sampling"):
                 async with bounded(seconds, silence) as scope:
-                    reply = await self._policy(observation, stop, **bound)
+                    action = await self._policy(observation, stop, **limit)
         except asyncio.CancelledError:
-            if being_cancelled():
+            if is_being_cancelled():
                 raise
+            # Nothing cancelled this task, so the engine cancelled the request. Left as it is, the
+            # CancelledError would end this task silently, as if the run had been stopped.
             raise TrainingError("sampling was cancelled: the engine is shutting down") from None
         except TimeoutError as error:
             if not scope.expired():
                 raise
             raise TrainingError(
-                f"limits.sample_timeout={seconds:g}: no reply to a prompt of {observation.length}"
-                " tokens, nor to any other rollout within these seconds; raise it, or see what"
-                " keeps the engine busy"
+                f"limits.sample_timeout={seconds:g}: no rollout received a sample within this many"
+                f" seconds, including one with a prompt of {observation.length} tokens; raise it,"
+                " or find out what keeps the engine busy"
             ) from error
         self._progress.engine_answered()
-        return reply
+        return action
 
     async def _step(self, action: TokensWithLogprobs) -> StepResult:
         extra: dict[Literal["extra"], ActionExtra] = {}
         if takes_extra(type(self._env)):
-            about = ActionExtra(stop_reason=action.stop_reason, logprobs=action.maybe_logprobs)
-            extra = {"extra": about}
+            action_extra = ActionExtra(
+                stop_reason=action.stop_reason, logprobs=action.maybe_logprobs
+            )
+            extra = {"extra": action_extra}
         where = f"{self._name}.step"
 
+        # `collecting` sets a context variable, so it has to run inside the worker task of EnvCalls
+        # rather than around the call.
         async def step() -> tuple[StepResult, logtree.Scope]:
             with logtree.collecting(where) as logged:
                 return await self._env.step(action.tokens, **extra), logged
 
         result, logged = await self._call(step, where)
         if not isinstance(result, StepResult):
-            raise failure("env_error", f"{where} gave {found(result)}, expected a StepResult")
+            raise rollout_failure(
+                "env_error", f"{where} returned {describe_value(result)}, expected a StepResult"
+            )
         if logged.children:
-            logs = checked_dict(result.logs, f"{where}: logs")
+            logs = require_dict(result.logs, f"{where}: logs")
             result = replace(result, logs={**logs, "logtree": logtree.as_text(logged)})
         return result
 
@@ -155,27 +170,27 @@ class Episode:
         return Transition(
             ob=observation,
             ac=action,
-            reward=checked_number(result.reward, f"{where}: reward", "bad_reward"),
+            reward=require_number(result.reward, f"{where}: reward", "bad_reward"),
             episode_done=bool(result.episode_done),
-            metrics=checked_metrics(result.metrics, where),
-            logs=checked_dict(result.logs, f"{where}: logs"),
+            metrics=require_metrics(result.metrics, where),
+            logs=require_dict(result.logs, f"{where}: logs"),
             trainable=bool(result.trainable),
         )
 
     def _room(self, observation: tinker.ModelInput) -> int | None:
-        """Tokens left for a reply; None: no limit of ours."""
+        """Tokens left for a reply under max_trajectory_tokens; None without that limit."""
         if self._limits.max_trajectory_tokens is None:
             return None
         return self._limits.max_trajectory_tokens - observation.length
 
-    def _full(
+    def _end_without_room(
         self,
         transitions: list[Transition],
         observation: tinker.ModelInput,
         reason: StopReason,
         message: str,
     ) -> Trajectory:
-        """The end of an episode that has no room for a reply. One that never had any has failed."""
+        """End an episode that has no room for another reply; without a first one, it failed."""
         if not transitions:
-            raise failure("prompt_too_long", f"{self._name}: {message}")
+            raise rollout_failure("prompt_too_long", f"{self._name}: {message}")
         return Trajectory(transitions, observation, reason)

@@ -303,10 +303,10 @@ class Wrong(Counting):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"start": prompt(1)}, "initial_observation gave ModelInput"),
+        ({"start": prompt(1)}, "initial_observation returned ModelInput"),
         ({"start": ([1], [9])}, "the prompt is list"),
         ({"start": (prompt(), [9])}, "the prompt is empty"),
-        ({"result": None}, "gave NoneType None, expected a StepResult"),
+        ({"result": None}, "returned NoneType None, expected a StepResult"),
         ({"next_observation": [1, 2]}, r"next_observation is list \[1, 2\]"),
         ({"next_observation": prompt()}, "next_observation is empty"),
         ({"metrics": {"x": "high"}}, "metric 'x' is 'high'"),
@@ -366,7 +366,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_env_that_cannot_be_cancelled(soon: None) -> None:
-    """It is left behind: its group goes on, and so does the end of the program."""
+    """It is abandoned: its group continues, and the program can end."""
 
     async def play() -> Any:
         builder = Builder(lambda i, _: Counting(1, lambda _: deaf() if i == 1 else 1.0))
@@ -378,7 +378,7 @@ def test_an_env_that_cannot_be_cancelled(soon: None) -> None:
     assert time.monotonic() - started < 2
     assert len(group.trajectories_G) == 2
     assert kinds(group) == [("env_timeout", 1)]
-    assert "cannot be cancelled: it is left behind" in group.rollout_errors[0].message
+    assert "ignores cancellation: it was abandoned" in group.rollout_errors[0].message
     assert builder.cleaned == 1
 
 
@@ -417,7 +417,7 @@ async def test_an_env_that_ends_late_may_be_asked_again(soon: None) -> None:
         with pytest.raises(RolloutFailedError) as raised:
             await calls(lambda: deaf(0.15), "step")
         assert raised.value.error.kind == "env_timeout"
-        assert "left behind" not in str(raised.value)
+        assert "abandoned" not in str(raised.value)
         assert await calls(lambda: asyncio.sleep(0.05, "here"), "step") == "here"
     await calls.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -689,7 +689,7 @@ async def test_fail_fast_ends_the_others() -> None:
     [
         ({"make_envs": boom}, "group_error", "Faulty.make_envs: ValueError"),
         ({"make_envs": lambda: None}, "group_error", "TypeError"),
-        ({"make_envs": lambda: []}, "group_error", "make_envs gave no env"),
+        ({"make_envs": lambda: []}, "group_error", "make_envs returned no env"),
         ({"compute_group_rewards": boom}, "group_error", "compute_group_rewards: ValueError"),
         ({"compute_group_rewards": lambda *_: [(1.0, {})]}, "group_error", "1 rewards for 2"),
         ({"compute_group_rewards": lambda *_: [1.0, 2.0]}, "group_error", "TypeError"),

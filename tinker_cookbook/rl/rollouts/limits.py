@@ -1,4 +1,4 @@
-"""What bounds an episode: turns, tokens, and the seconds that anything in it may take."""
+"""Limits on an episode: turns, tokens, and seconds per call."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SECONDS = in_range(lambda value: value > 0, "seconds, above 0")
 
 @chz.chz
 class RolloutLimits(CheckedConfig):
-    """An episode that reaches the limit of turns or tokens ends there and keeps its rewards; its
-    `stop_reason` tells."""
+    """Limits on an episode. One that reaches its limit of turns or tokens ends there, keeps its
+    rewards and records the limit as its `stop_reason`; a timeout is a failure."""
 
     max_turns: int | None = chz.field(
         default=1000,

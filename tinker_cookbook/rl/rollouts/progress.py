@@ -1,4 +1,4 @@
-"""What the running rollouts wait for, so that a loop that waits for them can say so."""
+"""Track what running rollouts wait for, so that a waiting loop can report it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tinker_cookbook.utils.loop_clock import LoopClock
 
 
 class RolloutProgress:
-    """One for any number of groups that sample from one engine. `summary` may be called from
-    another thread."""
+    """Shared by all groups that sample from one engine. `summary` may be called from another
+    thread."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._waits: dict[int, tuple[str, float]] = {}  # what for, and since when
-        self._alive_at = 0.0  # of the loop's clock
+        self._waits: dict[int, tuple[str, float]] = {}  # reason and start (time.monotonic) of each
+        self._last_answer_at = 0.0  # LoopClock seconds
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Around an await: `what` it waits for, e.g. "env.step of MyEnv"."""
+        """Register a wait for the duration of the block; `what`: e.g. "in env.step of MyEnv"."""
         number = next(self._numbers)
         self._waits[number] = what, time.monotonic()
         try:
@@ -30,23 +30,27 @@ class RolloutProgress:
             del self._waits[number]
 
     def engine_answered(self) -> None:
-        """A reply has come, or the engine has done something else: it is alive."""
-        self._alive_at = LoopClock.of_running_loop().now()
+        """Note that the engine has just answered a request of any kind."""
+        self._last_answer_at = LoopClock.of_running_loop().now()
 
-    def silence(self) -> Callable[[], float]:
-        """Measures the seconds in which the engine has answered no rollout at all, from now on."""
+    def silence_timer(self) -> Callable[[], float]:
+        """Return a timer: seconds since the engine's last answer, or since this call if later.
+
+        Measured with the loop's clock, so that a blocked event loop does not count as an engine
+        that does not answer.
+        """
         clock = LoopClock.of_running_loop()
         began = clock.now()
-        return lambda: clock.now() - max(began, self._alive_at)
+        return lambda: clock.now() - max(began, self._last_answer_at)
 
     def summary(self) -> str:
-        """E.g. "3 in env.step of MyEnv (longest 75 s), 12 sampling (longest 20 s)"; "" where
-        nothing is waited for. What has taken longest comes first."""
+        """E.g. "3 in env.step of MyEnv (longest 75 s), 12 sampling (longest 20 s)", longest first;
+        "" if there are no waits."""
         now = time.monotonic()
         seconds: dict[str, list[float]] = {}
-        for what, since in list(self._waits.values()):
+        for what, since in list(self._waits.values()):  # a copy: the loop's thread may change it
             seconds.setdefault(what, []).append(now - since)
         longest_first = sorted(seconds.items(), key=lambda item: -max(item[1]))
         return ", ".join(
-            f"{len(each)} {what} (longest {max(each):.0f} s)" for what, each in longest_first
+            f"{len(waits)} {what} (longest {max(waits):.0f} s)" for what, waits in longest_first
         )

@@ -1,8 +1,9 @@
-"""Groups of episodes, batch by batch, played as far ahead of training as `max_lag` allows.
+"""Collect group rollouts batch by batch, at most `max_lag` optimizer steps off-policy.
 
-Batch i is trained in step i, on groups that weights of version i - max_lag or later have played:
-a group of batch j is begun only when version j - max_lag is published, so none gets too old and
-nothing that was sampled is thrown away. max_lag=0 is synchronous training.
+Step i trains on batch i. A group of batch j is started only once weights of version j - max_lag
+are published, so by construction it is at most max_lag versions old when it is trained. The
+producers are throttled up front, where other designs discard rollouts that turn out too old: no
+sampled token is wasted. max_lag=0 is synchronous training.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
 
 G = TypeVar("G")
 
-CLOSE_SECONDS = 30  # for environments to give back what they hold when a run ends early
+CLOSE_SECONDS = 30  # time for environments to clean up when a run ends early
 
 
 @dataclass(frozen=True)
 class RolloutTask:
-    """A group to be played: which one, with which weights."""
+    """One group to roll out, and the weights to sample with."""
 
     batch: int
     index: int  # in its batch
     builder: EnvGroupBuilder
     sampling_client: SamplingClient
-    version: int  # optimizer steps that the weights had seen, as step numbers count
+    version: int  # number of the step that these weights precede
 
 
 @dataclass(frozen=True)
 class GroupRollout(Generic[G]):
-    """`group` is what `play` made of the task, in `seconds`."""
+    """`group`: the result of `run_group(task)`, which took `seconds`."""
 
     task: RolloutTask
     group: G
@@ -47,40 +48,40 @@ class GroupRollout(Generic[G]):
 
 
 class RolloutQueue(Generic[G]):
-    """An asynchronous source of played groups, as an async context manager.
+    """Runs groups concurrently and yields them batch by batch. An async context manager:
 
-        async with RolloutQueue(dataset.get_batch, play, steps=range(start, total), ...) as source:
+        async with RolloutQueue(get_batch, run_group, steps=range(start, total), ...) as queue:
             for step in range(start, total):
-                source.publish(sampling_client, step)
-                async for played in source.arrivals(step):
+                queue.publish(sampling_client, step)
+                async for rollout in queue.arrivals(step):
                     ...
 
-    workers: groups that are played at a time (None: as many as the first batch has). What `play`
-    raises is raised by `arrivals`, whatever batch it belongs to. waiting(missing, seconds) is
-    called every `remind_seconds` in which nothing arrived.
+    workers: groups that run concurrently (None: the size of the first batch). An exception of
+    `run_group` is raised by `arrivals`, whichever batch it belongs to. on_wait(missing, seconds) is
+    called every `remind_seconds` without an arrival.
     """
 
     def __init__(
         self,
         get_batch: Callable[[int], Sequence[EnvGroupBuilder]],
-        play: Callable[[RolloutTask], Awaitable[G]],
+        run_group: Callable[[RolloutTask], Awaitable[G]],
         *,
         steps: range,
         max_lag: int = 0,
         workers: int | None = None,
-        waiting: Callable[[int, float], None] = lambda missing, seconds: None,
+        on_wait: Callable[[int, float], None] = lambda missing, seconds: None,
         remind_seconds: float = 60.0,
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers={workers}: expected 1 or more")
-        self._get_batch, self._play, self._steps = get_batch, play, steps
-        self._max_lag, self._workers = max_lag, workers
-        self._waiting, self._remind_seconds = waiting, remind_seconds
+        self._get_batch, self._run_group, self._steps = get_batch, run_group, steps
+        self._max_lag, self._num_workers = max_lag, workers
+        self._on_wait, self._remind_seconds = on_wait, remind_seconds
         self._published: tuple[SamplingClient, int] | None = None
-        self._begun = steps.start  # batches before it are in _to_play or beyond
-        self._to_play: list[tuple[int, int, EnvGroupBuilder]] = []
+        self._next_batch = steps.start  # the first batch whose groups are not in _pending yet
+        self._pending: list[tuple[int, int, EnvGroupBuilder]] = []
         self._sizes: dict[int, int] = {}
-        self._played: dict[int, list[GroupRollout[G]]] = defaultdict(list)
+        self._finished: dict[int, list[GroupRollout[G]]] = defaultdict(list)
         self._failure: BaseException | None = None
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,82 +95,92 @@ class RolloutQueue(Generic[G]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # After an error or a stop, groups of this and later batches are in flight, and nothing will
+        # train on them. The wait lets their envs clean up; it is bounded, as they may hang.
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 
     def publish(self, sampling_client: SamplingClient, version: int) -> None:
-        """Weights of `version` are there: batches up to version + max_lag may be begun with them.
+        """Make weights of `version` available and release the batches up to version + max_lag.
 
-        Groups that are being played go on with the weights they began with.
+        Groups in flight keep the weights they started with, so all turns of a multi-turn episode
+        are sampled by the same policy.
         """
         self._published = (sampling_client, version)
-        while self._begun < self._steps.stop and self._begun <= version + self._max_lag:
-            builders = self._get_batch(self._begun)
-            self._sizes[self._begun] = len(builders)
-            self._to_play += [(self._begun, i, builder) for i, builder in enumerate(builders)]
-            self._begun += 1
-        if self._workers is None:
-            self._workers = max(self._sizes.get(self._steps.start, 1), 1)
+        # Back-pressure: what is not in _pending, no worker can start. A batch further ahead would
+        # be more than max_lag versions old by the time it is trained.
+        while self._next_batch < self._steps.stop and self._next_batch <= version + self._max_lag:
+            builders = self._get_batch(self._next_batch)
+            self._sizes[self._next_batch] = len(builders)
+            self._pending += [(self._next_batch, i, builder) for i, builder in enumerate(builders)]
+            self._next_batch += 1
+        if self._num_workers is None:
+            self._num_workers = max(self._sizes.get(self._steps.start, 1), 1)
+        # Workers end when _pending runs empty, so each publish restores their number. They all
+        # work on the oldest batch first: the next step waits for it.
         working = sum(not task.done() for task in self._tasks)
-        for _ in range(min(self._workers - working, len(self._to_play))):
+        for _ in range(min(self._num_workers - working, len(self._pending))):
             self._start_worker()
 
     def size(self, batch: int) -> int:
-        """Groups of a batch that has been begun."""
+        """Number of groups in a released batch."""
         return self._sizes[batch]
 
     async def arrivals(self, batch: int) -> AsyncIterator[GroupRollout[G]]:
-        """The groups of a batch, each as soon as it was played."""
+        """Yield the rollouts of a batch in the order in which they finish."""
         size = self._sizes[batch]
         last = time.monotonic()
-        for taken in range(size):
-            while not await self._arrived(batch, taken):
-                self._waiting(size - taken, time.monotonic() - last)
+        for num_yielded in range(size):
+            while not await self._wait_for_arrival(batch, num_yielded):
+                self._on_wait(size - num_yielded, time.monotonic() - last)
             last = time.monotonic()
-            yield self._played[batch][taken]
-        del self._played[batch], self._sizes[batch]
+            yield self._finished[batch][num_yielded]
+        del self._finished[batch], self._sizes[batch]
 
-    async def _arrived(self, batch: int, taken: int) -> bool:
-        """Waits for one more group of the batch; False when it took too long to keep silent."""
+    async def _wait_for_arrival(self, batch: int, num_yielded: int) -> bool:
+        """Wait for one more rollout of the batch; False after `remind_seconds` without one."""
 
-        def something() -> bool:
-            return self._failure is not None or len(self._played[batch]) > taken
+        def has_news() -> bool:
+            return self._failure is not None or len(self._finished[batch]) > num_yielded
 
         try:
             async with self._changed, asyncio.timeout(self._remind_seconds):
-                await self._changed.wait_for(something)
+                await self._changed.wait_for(has_news)
         except TimeoutError:
             return False
+        # also a failure in a later batch: the run cannot succeed, so it ends now
         if self._failure is not None:
             raise self._failure
         return True
 
     def _start_worker(self) -> None:
-        task = asyncio.create_task(self._work())
+        task = asyncio.create_task(self._run_pending())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _work(self) -> None:
-        """Plays groups in order until none may be begun; each with the newest weights there are."""
+    async def _run_pending(self) -> None:
+        """Worker: run pending groups in order, each with the newest weights at its start."""
         try:
-            while self._to_play and self._failure is None:
-                batch, index, builder = self._to_play.pop(0)
+            while self._pending and self._failure is None:
+                batch, index, builder = self._pending.pop(0)
                 assert self._published is not None
                 task = RolloutTask(batch, index, builder, *self._published)
                 started = time.perf_counter()
-                group = await self._play(task)
-                played = GroupRollout(task, group, time.perf_counter() - started)
+                group = await self._run_group(task)
+                rollout = GroupRollout(task, group, time.perf_counter() - started)
                 async with self._changed:
-                    self._played[batch].append(played)
+                    self._finished[batch].append(rollout)
                     self._changed.notify_all()
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # nobody cancelled the worker: something that it awaited was, e.g. by a closing service
-            await self._fail(TrainingError(f"playing a group was cancelled from inside: {error}"))
+            # The worker itself was not cancelled, but something it awaited was, e.g. by a service
+            # that shuts down. A CancelledError would end the worker silently, and `arrivals` would
+            # wait for its group without end.
+            await self._fail(TrainingError(f"a rollout was cancelled from inside: {error}"))
         except Exception as error:
             await self._fail(error)
 

@@ -1,8 +1,8 @@
-"""What becomes of a group when one of its episodes fails.
+"""Strategies for failed episodes: whether to retry them, and whether to keep their group.
 
-An episode fails when its environment raises, takes longer than `RolloutLimits.env_timeout`, or pays
-a reward that is not a finite number. Failures of sampling are not an environment's: they always end
-the run.
+An episode fails if its environment raises, takes longer than `RolloutLimits.env_timeout`, or
+returns a reward that is not a finite number. Sampling failures are not the environment's fault:
+they always end the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinker_cookbook.rl.types import RolloutError
 
 
 class RolloutFailedError(TrainingError):
-    """An episode or a group that failed; `error` is what is known of it."""
+    """Raised for a failed episode or group; `error` is its record."""
 
     def __init__(self, error: RolloutError) -> None:
         super().__init__(error.message)
@@ -25,27 +25,27 @@ class RolloutFailedError(TrainingError):
 
 @chz.chz
 class RolloutStrategy(ABC):
-    """Two questions that a group asks while it is played."""
+    """Decides about failures while a group's rollouts are collected."""
 
     @abstractmethod
-    def again(self, failure: RolloutFailedError, attempt: int) -> bool:
-        """Whether what failed is done again (attempt: 1 for the first failure); else it is given
-        up. May raise `failure` instead, which ends the run.
+    def should_retry(self, failure: RolloutFailedError, attempt: int) -> bool:
+        """Whether to retry after the failure of attempt `attempt`, counted from 1. May raise
+        `failure` instead, which ends the run.
 
-        An episode is played again in a fresh env of the same builder, so its members must not
-        depend on one another; where they do (players of one game), use another strategy.
+        A retried episode runs in a fresh env of the same builder, so retries suit only groups whose
+        members are independent of one another, not e.g. the players of one game.
         """
 
     @abstractmethod
     def accepts(self, survivors: int, members: int) -> bool:
-        """Whether the episodes that did not fail are a group to train on; at least one."""
+        """Whether the `survivors` (at least one) of `members` episodes are enough to train on."""
 
 
 @chz.chz
 class FailFast(RolloutStrategy):
-    """The first failure ends the run: for environments that are being written."""
+    """The first failure ends the run. For developing an environment."""
 
-    def again(self, failure: RolloutFailedError, attempt: int) -> bool:
+    def should_retry(self, failure: RolloutFailedError, attempt: int) -> bool:
         raise failure
 
     def accepts(self, survivors: int, members: int) -> bool:
@@ -54,7 +54,7 @@ class FailFast(RolloutStrategy):
 
 @chz.chz
 class RetryOnFailure(RolloutStrategy):
-    """What failed is done again; a group with a member that keeps failing is given up."""
+    """Retry failures; drop a group if one of its members fails for good."""
 
     max_retries: int = chz.field(default=3, doc="times that a failed episode is played again")
 
@@ -63,7 +63,7 @@ class RetryOnFailure(RolloutStrategy):
         if self.max_retries < 0:
             raise ConfigurationError(f"max_retries={self.max_retries}: expected 0 or more")
 
-    def again(self, failure: RolloutFailedError, attempt: int) -> bool:
+    def should_retry(self, failure: RolloutFailedError, attempt: int) -> bool:
         return attempt <= self.max_retries
 
     def accepts(self, survivors: int, members: int) -> bool:
@@ -72,7 +72,7 @@ class RetryOnFailure(RolloutStrategy):
 
 @chz.chz
 class MinViableGroup(RolloutStrategy):
-    """Failed members are left out, as long as enough are left to compare."""
+    """Never retry; leave failed members out if enough members remain to compare."""
 
     min_size: int = chz.field(
         default=2, doc="members that a group needs (or all that it has, if they are fewer)"
@@ -83,7 +83,7 @@ class MinViableGroup(RolloutStrategy):
         if self.min_size < 1:
             raise ConfigurationError(f"min_size={self.min_size}: expected 1 or more")
 
-    def again(self, failure: RolloutFailedError, attempt: int) -> bool:
+    def should_retry(self, failure: RolloutFailedError, attempt: int) -> bool:
         return False
 
     def accepts(self, survivors: int, members: int) -> bool:

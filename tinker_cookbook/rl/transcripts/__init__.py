@@ -1,4 +1,4 @@
-"""Every rollout of a step, to be read afterwards: records.py writes them, page.py shows them."""
+"""Transcripts of every rollout: records.py writes them as JSONL, page.py as an HTML page."""
 
 from tinker_cookbook.rl.transcripts.records import (
     append_group,

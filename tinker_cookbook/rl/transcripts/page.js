@@ -1,11 +1,12 @@
 "use strict";
-// Whatever a model or an environment wrote gets into the page as text, never as markup.
+// Text of models and environments is inserted as text nodes only, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const bar = document.getElementById("values");
-let shade = "logprob";
+let mode = "logprob";
 
-// Of a token: how strong its colour is, 0 to 1, and which. What is not known is NaN: no colour.
-const SHADES = {
+// For each mode: a token's colour strength, 0 to 1, and its colour. Unknown values are NaN: no
+// colour. The keys are those of COLOUR_MODES in page.py.
+const COLOUR_MODES = {
   logprob: (v) => [1 - Math.exp(v.logprob), "surprise"],
   advantage: (v) => [
     Math.abs(v.advantage) / data.strongest.advantage,
@@ -22,14 +23,14 @@ function make(tag, className, ...children) {
 }
 
 function paint(token) {
-  const [strength, colour] = SHADES[shade](token.values);
+  const [strength, colour] = COLOUR_MODES[mode](token.values);
   const percent = Math.round(75 * Math.min(strength, 1));
   token.style.background =
     percent > 0 ? `color-mix(in srgb, var(--${colour}) ${percent}%, transparent)` : "";
 }
 
-// A list with a value for each token, one number for all of them, or null.
-function at(values, i) {
+// The value of token i in a list with one value per token, one number for all tokens, or null.
+function valueAt(values, i) {
   const value = Array.isArray(values) ? values[i] : values;
   return value === null ? NaN : Number(value);
 }
@@ -43,9 +44,9 @@ function tokens(turn) {
     token.values = {
       id,
       text,
-      logprob: at(turn.logprobs, i),
-      advantage: at(turn.advantages, i),
-      trained: at(turn.trained, i),
+      logprob: valueAt(turn.logprobs, i),
+      advantage: valueAt(turn.advantages, i),
+      trained: valueAt(turn.trained, i),
     };
     paint(token);
     block.append(token);
@@ -59,7 +60,7 @@ function describe(v) {
     parts.push(`logprob ${v.logprob} (p = ${Math.exp(v.logprob).toPrecision(3)})`);
   }
   if (!Number.isNaN(v.advantage)) parts.push(`advantage ${v.advantage}`);
-  if (!Number.isNaN(v.trained)) parts.push(`trained logprob ${v.trained}`);
+  if (!Number.isNaN(v.trained)) parts.push(`training logprob ${v.trained}`);
   return parts.join(" · ");
 }
 
@@ -73,8 +74,8 @@ function facts(entries) {
 
 function turnLabel(turn, i) {
   if (i === 0) return `prompt, ${turn.new} tokens`;
-  const whole = turn.continues ? "" : `, after the first ${turn.start} tokens of what came before`;
-  return `${turn.new} new tokens${whole}`;
+  const branch = turn.continues ? "" : `, after ${turn.start} tokens shared with the previous turn`;
+  return `${turn.new} new tokens${branch}`;
 }
 
 function fillRollout(node, rollout) {
@@ -82,7 +83,7 @@ function fillRollout(node, rollout) {
   rollout.turns.forEach((turn, i) => {
     node.append(make("div", "faint", turnLabel(turn, i)), make("pre", "", turn.text));
     const notes = [`reply, ${turn.tokens.length} tokens`, `reward ${turn.reward}`];
-    if (turn.cut) notes.push("cut: it ran out of tokens");
+    if (turn.cut) notes.push("truncated at the token limit");
     if (!turn.trainable) notes.push("not trained");
     node.append(make("div", "faint", notes.join(" · ")), tokens(turn));
     node.append(facts(turn.metrics), facts(turn.logs));
@@ -122,7 +123,7 @@ for (const node of document.querySelectorAll("details[data-group]")) {
 }
 for (const input of document.querySelectorAll("input[name=shade]")) {
   input.addEventListener("change", () => {
-    shade = input.value;
+    mode = input.value;
     for (const token of document.querySelectorAll(".token")) paint(token);
   });
 }

@@ -1,34 +1,36 @@
-"""Every rollout of a step, to be read afterwards: JSON lines for programs, a page for people.
+"""Write every rollout of a step to disk: a JSONL file for programs, an HTML page for people.
 
-`write_step` leaves two files in `<log_path>/iteration_NNNNNN/`:
+`write_step` writes two files to `<log_path>/iteration_NNNNNN/`:
 
 `<split>_rollout_summaries.jsonl`, one object for each trajectory:
 
     schema_version, split, iteration, group_idx, traj_idx, tags, sampling_client_step
-    total_reward, final_reward     of the episode; of that, what compute_group_rewards gave
-    trajectory_metrics             of compute_group_rewards
+    total_reward                   the episode's step rewards plus final_reward
+    final_reward                   from compute_group_rewards
+    trajectory_metrics             from compute_group_rewards
     steps                          its turns, see below
-    final_ob_len, final_ob_start, final_ob_tokens, final_ob_text     what followed the last reply
+    final_ob_len, final_ob_start, final_ob_tokens, final_ob_text     the prompt after the last reply
     stop_reason                    types.StopReason
-    errors                         of the whole group (types.RolloutError), in its first line only
+    errors                         all errors of the group (types.RolloutError), in the group's
+                                   first line only
 
 a step, where N is `ac_len`:
 
     step_idx, reward, episode_done, trainable, metrics, logs
-    ob_len, ob_start, ob_tokens, ob_text     the prompt of `ob_len` tokens is the first `ob_start`
-                                             tokens of the turn before (prompt and reply), then
-                                             `ob_tokens`; `observations` puts it together
-    ac_len, ac_tokens, ac_text               the reply as it was sampled
+    ob_len, ob_start, ob_tokens, ob_text     the prompt, delta-encoded: the first `ob_start` tokens
+                                             of the previous turn (prompt and reply), followed by
+                                             `ob_tokens`; `observations` decodes it
+    ac_len, ac_tokens, ac_text               the reply as sampled
     stop_reason                              "stop" or "length"
-    logprobs           [N] sampled, nats; null: whoever replied has none
+    logprobs           [N] sampling logprobs, nats; null: the policy returned none
     advantages         [N] as trained; null: not trained
-    trained_logprobs   [N] of the trainer before the step's update; null: not known
+    trained_logprobs   [N] training logprobs before the step's update; null: unknown
 
-A group that nobody survived has one line without turns, whose traj_idx and rewards are null. Per
-token numbers have 6 significant digits.
+A group whose members all failed has one line without steps; its traj_idx and rewards are null.
+Per-token numbers have 6 significant digits.
 
-`<split>.html`, one page that needs no network: metrics, groups, and each rollout with its tokens
-coloured by logprob or by advantage. See page.py.
+`<split>.html`, one self-contained page: metrics, groups, and each rollout with its tokens coloured
+by logprob or advantage. See page.py.
 """
 
 from __future__ import annotations
@@ -44,8 +46,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tinker_cookbook.rl.trajectories import TrainingGroup
-from tinker_cookbook.rl.transcripts.page import PAGE_TOKENS, RolloutPage
-from tinker_cookbook.rl.transcripts.schema import Body, ErrorRecord, Head, Record, StepOfRollout
+from tinker_cookbook.rl.transcripts.page import MAX_PAGE_TOKENS, RolloutPage
+from tinker_cookbook.rl.transcripts.schema import (
+    ErrorRecord,
+    Record,
+    RecordBody,
+    RecordHeader,
+    RolloutStep,
+)
 from tinker_cookbook.rl.types import RolloutError, Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.sequences import Sequence as TokenSequence
 from tinker_cookbook.sequences import as_numpy, model_input_tokens
@@ -64,8 +72,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-_DIGITS = 6
-_LINES = "_rollout_summaries.jsonl"
+_SIGNIFICANT_DIGITS = 6
+_JSONL_SUFFIX = "_rollout_summaries.jsonl"
 
 
 def write_step(
@@ -80,28 +88,29 @@ def write_step(
     *,
     sampling_client_steps: Sequence[int | None] | None = None,
     trained_logprobs_D: Sequence[Values] | None = None,
-    page_tokens: int = PAGE_TOKENS,
+    page_tokens: int = MAX_PAGE_TOKENS,
 ) -> None:
-    """Writes both files of a step, or of an evaluation, each atomically.
+    """Write both files of a step, or of an evaluation, each atomically.
 
-    split: "train" or "eval_<name>". tags, sampling_client_steps (steps the weights had been trained
-    for when the group was played): one entry for each group. training: of those groups that were
-    trained, in any order. trained_logprobs_D: what `forward_backward` returned, [N-1] for each
-    sequence of `training` that has a trained token, in order. page_tokens: tokens of rollouts that
-    the page holds; the JSON lines always hold all.
+    split: "train" or "eval_<name>". tags, sampling_client_steps (version of the weights that
+    sampled the group): one entry per group. training: the trained groups, in any order.
+    trained_logprobs_D: what `forward_backward` returned, [N-1] per sequence of `training` that has
+    a trained token, in order. page_tokens: maximum tokens on the page; the JSONL file has all.
 
-    Whatever goes wrong here is a warning: the step it tells of is done and counts.
+    An error is logged as a warning, never raised: the step itself succeeded, and its result must
+    not be lost for a transcript.
     """
     folder = Path(directory) / f"iteration_{iteration:06d}"
     try:
         steps = sampling_client_steps or [None] * len(groups)
-        known = _Training(training or (), trained_logprobs_D)
+        results = _TrainingResults(training or (), trained_logprobs_D)
         page = RolloutPage(tokenizer, page_tokens)
 
         def records() -> Iterator[JsonObject]:
             for index, (group, names, step) in enumerate(safezip(groups, tags, steps)):
-                head = _head(split, iteration, index, names, step)
-                for body in _bodies(group, known, tokenizer):
+                head = _record_header(split, iteration, index, names, step)
+                # yielded one at a time, so that the records are never all in memory
+                for body in _record_bodies(group, results, tokenizer):
                     record: Record = {**head, **body}
                     page.add(record)
                     yield _as_json(record)
@@ -112,7 +121,7 @@ def write_step(
         _write_page(lines, page, split, iteration, metrics)
     except Exception as error:
         logger.warning(
-            "%s: the rollouts of %s could not be written (%s: %s); the run goes on without them",
+            "%s: the rollouts of %s could not be written (%s: %s); the run continues without them",
             *(folder, split, type(error).__name__, first_line(error)),
         )
         logger.info("where writing rollouts failed", exc_info=True)
@@ -127,10 +136,12 @@ def append_group(
     tags: Sequence[str],
     tokenizer: Tokenizer,
 ) -> list[Record]:
-    """Adds the records of one group to the JSON lines of an evaluation, as soon as it was played,
-    and returns them; `write_page` makes the page of all. The order of groups is that of playing."""
-    head = _head(split, iteration, index, tags, None)
-    bodies = _bodies(group, _Training((), None), tokenizer)
+    """Append one finished group to the JSONL file of an evaluation; return its records.
+
+    Groups are in the file in the order in which they finish. `write_page` builds the page of all.
+    """
+    head = _record_header(split, iteration, index, tags, None)
+    bodies = _record_bodies(group, _TrainingResults((), None), tokenizer)
     records: list[Record] = [{**head, **body} for body in bodies]
     file = rollouts_file(directory, split, iteration)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +153,7 @@ def append_group(
 def write_page(
     directory: Path, split: str, iteration: int, tokenizer: Tokenizer, metrics: Metrics
 ) -> Path:
-    """The page of the JSON lines that `append_group` has written."""
+    """Build the page of the JSONL file that `append_group` has written; return its path."""
     lines = rollouts_file(directory, split, iteration)
     page = RolloutPage(tokenizer)
     for line in jsonl.iter_lines(lines):
@@ -151,21 +162,23 @@ def write_page(
 
 
 def rollouts_file(directory: Path, split: str, iteration: int) -> Path:
-    """The JSON lines of a step or an evaluation."""
+    """Path of the JSONL file of a step or an evaluation."""
     name = re.sub(r"[^\w.-]+", "_", split)
-    return Path(directory) / f"iteration_{iteration:06d}" / f"{name}{_LINES}"
+    return Path(directory) / f"iteration_{iteration:06d}" / f"{name}{_JSONL_SUFFIX}"
 
 
 def _write_page(
     lines: Path, page: RolloutPage, split: str, iteration: int, metrics: Metrics
 ) -> Path:
-    file = lines.with_name(lines.name.removesuffix(_LINES) + ".html")
+    file = lines.with_name(lines.name.removesuffix(_JSONL_SUFFIX) + ".html")
     title = f"{split}, iteration {iteration}"
     replace_file(file, page.html(title, plain(metrics), lines.name))
     return file
 
 
-def _head(split: str, iteration: int, index: int, tags: Sequence[str], step: int | None) -> Head:
+def _record_header(
+    split: str, iteration: int, index: int, tags: Sequence[str], step: int | None
+) -> RecordHeader:
     return {
         "schema_version": SCHEMA_VERSION,
         "split": split,
@@ -177,38 +190,41 @@ def _head(split: str, iteration: int, index: int, tags: Sequence[str], step: int
 
 
 def read_rollouts(path: str | Path) -> list[Record]:
-    """The records of a `<split>_rollout_summaries.jsonl`."""
+    """Read the records of a `<split>_rollout_summaries.jsonl`."""
     return [_from_json(line.value) for line in jsonl.read_lines(path)]
 
 
 def _as_json(record: Record) -> JsonObject:
-    return cast("JsonObject", record)  # it is one, but to a type checker a TypedDict is not a dict
+    return cast("JsonObject", record)  # a type checker does not accept a TypedDict as a dict
 
 
 def _from_json(line: Mapping[str, Json]) -> Record:
-    return cast("Record", line)  # we have written it
+    return cast("Record", line)  # unchecked: we wrote the file
 
 
 def observations(record: Record) -> list[list[int]]:
-    """The whole prompt of each turn of a record, and last the tokens after the last reply."""
+    """Decode the full prompt of each turn of a record, and as the last item the prompt after the
+    last reply."""
     before: list[int] = []
-    found = []
+    prompts = []
     for step in record["steps"]:
-        found.append(before[: step["ob_start"]] + step["ob_tokens"])
-        before = found[-1] + step["ac_tokens"]
-    return [*found, before[: record["final_ob_start"]] + record["final_ob_tokens"]]
+        prompts.append(before[: step["ob_start"]] + step["ob_tokens"])
+        before = prompts[-1] + step["ac_tokens"]
+    return [*prompts, before[: record["final_ob_start"]] + record["final_ob_tokens"]]
 
 
 # ------------------------------------------------------------------------------- records
 
 
-def _bodies(group: TrajectoryGroup, known: _Training, tokenizer: Tokenizer) -> Iterator[Body]:
+def _record_bodies(
+    group: TrajectoryGroup, results: _TrainingResults, tokenizer: Tokenizer
+) -> Iterator[RecordBody]:
     errors = [_error_record(error) for error in group.rollout_errors]
     if not group.trajectories_G:
-        yield _nobody(errors)
+        yield _failed_group_body(errors)
     rewards_G = group.get_total_rewards()
     for member, trajectory in enumerate(group.trajectories_G):
-        steps, final = _steps(trajectory, known.turns(group, member), tokenizer)
+        steps, final = _turn_records(trajectory, results.of_member(group, member), tokenizer)
         yield {
             "traj_idx": member,
             "total_reward": plain(rewards_G[member]),
@@ -224,8 +240,8 @@ def _bodies(group: TrajectoryGroup, known: _Training, tokenizer: Tokenizer) -> I
         }
 
 
-def _nobody(errors: list[ErrorRecord]) -> Body:
-    """Of a group that nobody survived."""
+def _failed_group_body(errors: list[ErrorRecord]) -> RecordBody:
+    """The only record of a group whose members all failed."""
     return {
         "traj_idx": None,
         "total_reward": None,
@@ -250,12 +266,12 @@ def _error_record(error: RolloutError) -> ErrorRecord:
     }
 
 
-def _steps(
-    trajectory: Trajectory, turns: Sequence[_TrainedTurn], tokenizer: Tokenizer
-) -> tuple[list[StepOfRollout], _Prompt]:
-    """The turns, and what followed the last reply."""
+def _turn_records(
+    trajectory: Trajectory, turns: Sequence[_TurnResults], tokenizer: Tokenizer
+) -> tuple[list[RolloutStep], _Prompt]:
+    """The records of an episode's turns, and the prompt after the last reply."""
     before: list[int] = []
-    steps: list[StepOfRollout] = []
+    steps: list[RolloutStep] = []
     for index, (transition, trained) in enumerate(safezip(trajectory.transitions, turns)):
         observation = model_input_tokens(transition.ob)
         prompt = _prompt(before, observation, tokenizer)
@@ -271,7 +287,7 @@ def _steps(
                 "ac_tokens": list(transition.ac.tokens),
                 "ac_text": _text(tokenizer, transition.ac.tokens),
                 "stop_reason": transition.ac.stop_reason,
-                "logprobs": None if logprobs is None else _rounded(logprobs),
+                "logprobs": None if logprobs is None else _round_significant(logprobs),
                 "advantages": trained.advantages,
                 "trained_logprobs": trained.logprobs,
                 "reward": plain(transition.reward),
@@ -286,7 +302,7 @@ def _steps(
 
 
 class _Prompt(NamedTuple):
-    """A prompt as what it shares with the turn before, and what is new."""
+    """A prompt relative to the previous turn: it shares `start` tokens, `tokens` are new."""
 
     length: int
     start: int
@@ -295,14 +311,15 @@ class _Prompt(NamedTuple):
 
 
 def _prompt(before: list[int], tokens: list[int], tokenizer: Tokenizer) -> _Prompt:
-    start = _shared(before, tokens)
+    start = _common_prefix_length(before, tokens)
     new = tokens[start:]
     return _Prompt(len(tokens), start, new, _text(tokenizer, new))
 
 
-def _shared(a: list[int], b: list[int]) -> int:
+def _common_prefix_length(a: list[int], b: list[int]) -> int:
     """Length of the longest common prefix."""
     length = min(len(a), len(b))
+    # the usual case first, at the speed of a list comparison
     if a[:length] == b[:length]:
         return length
     return int(np.flatnonzero(np.array(a[:length]) != np.array(b[:length]))[0])
@@ -312,28 +329,32 @@ def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
     return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)) if tokens else ""
 
 
-def _rounded(values: npt.ArrayLike) -> list[float]:
-    """To _DIGITS significant digits: half the file, and more than anyone reads."""
+def _round_significant(values: npt.ArrayLike) -> list[float]:
+    """Round to _SIGNIFICANT_DIGITS significant digits, which halves the file."""
     values = np.asarray(values, np.float64)
-    fine = np.isfinite(values) & (values != 0)
-    exponents = np.floor(np.log10(np.abs(values), where=fine, out=np.zeros_like(values)))
-    scales = 10.0 ** (_DIGITS - 1 - exponents)
-    return np.where(fine, np.round(values * scales) / scales, values).tolist()
+    has_exponent = np.isfinite(values) & (values != 0)
+    exponents = np.floor(np.log10(np.abs(values), where=has_exponent, out=np.zeros_like(values)))
+    scales = 10.0 ** (_SIGNIFICANT_DIGITS - 1 - exponents)
+    return np.where(has_exponent, np.round(values * scales) / scales, values).tolist()
 
 
-# ------------------------------------------------------------------ what training knows
+# ------------------------------------------------------------------ results of training
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainedTurn:
-    """Of the N tokens of a reply; None where it was not trained, or what came out is not known."""
+class _TurnResults:
+    """Per-token values of a reply's N tokens; None if not trained, or unknown."""
 
     advantages: list[float] | None = None
     logprobs: list[float] | None = None
 
 
-class _Training:
-    """What training knows of the replies of a group."""
+class _TrainingResults:
+    """Looks up the advantages and training logprobs of replies.
+
+    Keyed by `id()`: the objects are compared as the very ones that were trained, not by value. They
+    outlive this lookup, as `training` and `groups` are arguments of `write_step`.
+    """
 
     def __init__(
         self,
@@ -341,38 +362,41 @@ class _Training:
         trained_logprobs_D: Sequence[Values] | None,
     ) -> None:
         self._groups = {id(group.group): group for group in training}
-        self._logprobs = {}  # by the id of a sequence: of each of its N tokens
+        self._logprobs = {}  # id of a sequence -> logprobs of its N tokens
         if trained_logprobs_D is not None:
-            trained = [group.sequences_G[i][j] for group in training for i, j in group.trained()]
+            trained = [
+                group.sequences_G[i][j] for group in training for i, j in group.trained_sequences()
+            ]
             self._logprobs = {
-                id(sequence): _unshifted(logprobs, len(sequence))
+                id(sequence): _unshift_logprobs(logprobs, len(sequence))
                 for sequence, logprobs in safezip(trained, trained_logprobs_D)
             }
 
-    def turns(self, played: TrajectoryGroup, member: int) -> list[_TrainedTurn]:
-        transitions = played.trajectories_G[member].transitions
-        group = self._groups.get(id(played))
+    def of_member(self, rollouts: TrajectoryGroup, member: int) -> list[_TurnResults]:
+        """The results of each turn of a member."""
+        transitions = rollouts.trajectories_G[member].transitions
+        group = self._groups.get(id(rollouts))
         if group is None:
-            return [_TrainedTurn()] * len(transitions)
+            return [_TurnResults()] * len(transitions)
         sequences, advantages = group.sequences_G[member], group.advantages_G[member]
-        found = []
-        for place in _places(transitions, sequences):
-            if place is None:
-                found.append(_TrainedTurn())
+        turns = []
+        for span in _locate_replies(transitions, sequences):
+            if span is None:
+                turns.append(_TurnResults())
                 continue
-            tokens = slice(place.start, place.end)
-            logprobs = self._logprobs.get(id(sequences[place.sequence]))
-            found.append(
-                _TrainedTurn(
-                    _rounded(advantages[place.sequence][tokens]),
-                    None if logprobs is None else _rounded(logprobs[tokens]),
+            tokens = slice(span.start, span.end)
+            logprobs = self._logprobs.get(id(sequences[span.sequence]))
+            turns.append(
+                _TurnResults(
+                    _round_significant(advantages[span.sequence][tokens]),
+                    None if logprobs is None else _round_significant(logprobs[tokens]),
                 )
             )
-        return found
+        return turns
 
 
-def _unshifted(logprobs: Values, length: int) -> np.ndarray:
-    """For each of N tokens, from those of the N-1 that are predicted; NaN for the first."""
+def _unshift_logprobs(logprobs: Values, length: int) -> np.ndarray:
+    """Logprobs of N tokens from those of the N-1 predicted ones; NaN for the first."""
     logprobs = as_numpy(logprobs)
     if logprobs.shape != (length - 1,):
         raise ValueError(f"trained_logprobs_D has shape {logprobs.shape} for {length} tokens")
@@ -380,28 +404,33 @@ def _unshifted(logprobs: Values, length: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a reply stands among a member's sequences: tokens `start` to `end` of one of them."""
+class _ReplySpan:
+    """The position of a reply: tokens `start` to `end` of a member's sequence."""
 
     sequence: int
     start: int
     end: int
 
 
-def _places(
+def _locate_replies(
     transitions: Sequence[Transition], sequences: Sequence[TokenSequence]
-) -> Iterator[_Place | None]:
-    """Of each turn, by its tokens, however turns were merged; None: it is in no sequence."""
-    at, taken = 0, 0  # the sequence that is filled, and how many of its tokens
+) -> Iterator[_ReplySpan | None]:
+    """Yield the position of each turn's reply, or None if it is in no sequence.
+
+    Found by comparing tokens, so it does not depend on how turns were merged into sequences.
+    """
+    current, num_consumed = 0, 0  # the sequence of the last located turn, and where that turn ends
     for transition in transitions:
         prompt = model_input_tokens(transition.ob)
         tokens = np.array(prompt + transition.ac.tokens, np.int32)
-        place = None
-        for index in range(at, len(sequences)):
-            if index == at and len(prompt) < taken:
-                continue  # that part of it belongs to an earlier turn
+        span = None
+        for index in range(current, len(sequences)):
+            if index == current and len(prompt) < num_consumed:
+                # A prompt that is shorter than the last turn cannot continue that sequence: these
+                # tokens are the earlier turn's, even if they are equal.
+                continue
             if np.array_equal(sequences[index].tokens[: len(tokens)], tokens):
-                place = _Place(index, len(prompt), len(tokens))
-                at, taken = index, len(tokens)
+                span = _ReplySpan(index, len(prompt), len(tokens))
+                current, num_consumed = index, len(tokens)
                 break
-        yield place
+        yield span

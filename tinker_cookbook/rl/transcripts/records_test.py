@@ -228,10 +228,10 @@ def test_errors_stand_once_and_a_lost_group_has_a_line(tmp_path: Path) -> None:
     ]
     assert records[2]["total_reward"] is None and set(records[2]) == set(records[0])
     found = Elements(html)
-    assert found.texts["summary"].count("env_error of member 1: <b>boom</b>") == 1
-    assert "group_error of the group: no group" in found.texts["summary"]
+    assert found.texts["summary"].count("member 1: env_error: <b>boom</b>") == 1
+    assert "whole group: group_error: no group" in found.texts["summary"]
     assert "Traceback\n  </pre>" in found.texts["pre"]
-    assert "1 constant · 1 lost" in "".join(found.texts["p"])
+    assert "1 constant · 1 failed" in "".join(found.texts["p"])
 
 
 def test_a_failure_to_write_is_a_warning_and_leaves_the_old_files(
@@ -336,8 +336,8 @@ def test_above_its_budget_the_page_says_what_is_only_in_the_lines(tmp_path: Path
     assert {k: len(v) for k, v in page_data(html)["groups"].items()} == {"0": 3, "1": 2, "2": 0}
     found = Elements(html)
     text = " ".join(found.texts["span"])
-    assert "the last 1 rollouts are only in" in text and "the rollouts are only in" in text
-    assert "4 rollouts are only in " in "".join(found.texts["p"])
+    assert "the last 1 rollouts only in" in text and "all rollouts only in" in text
+    assert "4 rollouts only in " in "".join(found.texts["p"])
 
 
 def test_the_name_of_a_split_cannot_leave_the_directory(tmp_path: Path) -> None:
@@ -476,7 +476,8 @@ def test_the_script_shows_what_is_opened(tmp_path: Path) -> None:
     assert advantage == [mix("worse", 75), mix("better", 38), "", ""]
     assert gap == [mix("surprise", 75), "", "", ""]
     assert (
-        seen["bar"] == '"a" · token 97 · logprob 0 (p = 1.00) · advantage -1 · trained logprob -0.5'
+        seen["bar"]
+        == '"a" · token 97 · logprob 0 (p = 1.00) · advantage -1 · training logprob -0.5'
     )
     assert seen["hidden"] is True
     words = seen["words"][0]
@@ -485,8 +486,8 @@ def test_the_script_shows_what_is_opened(tmp_path: Path) -> None:
         "prompt, 8 tokens<b>p</b>reply, 2 tokens · reward 0.5ab",
         "<i></i>",
         "1 new tokensc",
-        "reply, 1 tokens · reward 0 · cut: it ran out of tokens · not trainedd",
-        "1 new tokens, after the first 3 tokens of what came beforeq",
+        "reply, 1 tokens · reward 0 · truncated at the token limit · not trainedd",
+        "1 new tokens, after 3 tokens shared with the previous turnq",
         "after the last reply!",
     ):
         assert expected in words

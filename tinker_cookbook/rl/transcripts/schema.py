@@ -1,4 +1,4 @@
-"""The records of rollouts, as they stand in the JSON lines: see records.py for what they mean."""
+"""Types of the records in the JSONL files of rollouts; records.py documents their fields."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ErrorRecord(TypedDict):
     traceback: str
 
 
-class StepOfRollout(TypedDict):
-    """A turn."""
+class RolloutStep(TypedDict):
+    """One turn of an episode."""
 
     step_idx: int
     ob_len: int
@@ -38,8 +38,8 @@ class StepOfRollout(TypedDict):
     logs: Logs
 
 
-class Head(TypedDict):
-    """Which group of which step."""
+class RecordHeader(TypedDict):
+    """Identifies a group: step, index, tags, version of the sampling weights."""
 
     schema_version: int
     split: str
@@ -49,14 +49,14 @@ class Head(TypedDict):
     sampling_client_step: int | None
 
 
-class Body(TypedDict):
-    """One episode of it."""
+class RecordBody(TypedDict):
+    """One episode of a group."""
 
     traj_idx: int | None
     total_reward: float | None
     final_reward: float | None
     trajectory_metrics: Metrics
-    steps: list[StepOfRollout]
+    steps: list[RolloutStep]
     final_ob_len: int
     final_ob_start: int
     final_ob_tokens: list[int]
@@ -65,5 +65,5 @@ class Body(TypedDict):
     errors: list[ErrorRecord]
 
 
-class Record(Head, Body):
-    """A line."""
+class Record(RecordHeader, RecordBody):
+    """One line of the JSONL file."""
