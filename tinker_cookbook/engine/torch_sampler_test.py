@@ -13,12 +13,12 @@ from tinker_cookbook.engine.admission import Admission, Start
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.drawing import Drawn, draw
-from tinker_cookbook.engine.engine_calls import sampled
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainRow
 from tinker_cookbook.engine.sampling_jobs import Job
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.testing import sampled
 from tinker_cookbook.engine.torch_sampler import TorchSampler
 from tinker_cookbook.engine.trainer import Trainer
 from tinker_cookbook.engine.trainer_test import make_rows, make_trainer

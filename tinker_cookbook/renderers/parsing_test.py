@@ -179,7 +179,7 @@ def assert_arguments_may_hold(renderer: Renderer, tag: str) -> None:
     assert "unparsed_tool_calls" not in parsed
 
 
-def early_deltas(renderer: Renderer, tokens: list[int]) -> Iterator[None]:
+def early_deltas(renderer: Renderer, tokens: list[int]) -> list[Delta]:
     """What a stream yields behind its header before it learns that the tokens are over."""
     seen, consumed = [], []
 

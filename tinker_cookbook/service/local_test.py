@@ -16,8 +16,8 @@ import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
 
-from tinker_cookbook.engine.engine_calls import call
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.testing import call
 from tinker_cookbook.exceptions import (
     CheckpointError,
     ConfigurationError,
