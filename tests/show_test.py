@@ -17,9 +17,9 @@ import pytest
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer, show, show_page
-from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.examples import Example, conversation_examples
 from tinker_cookbook.renderers.show_page import Fate, Page, pieces, plain_text, visible
+from tinker_cookbook.renderers.testing import load
 from tinker_cookbook.sequences import Sequence
 from tinker_cookbook.supervised import viz_sft_dataset
 from tinker_cookbook.tokenizer_utils import Tokenizer

@@ -29,10 +29,6 @@ def read(directory: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (directory / name).read_text().splitlines()]
 
 
-def test_it_stays_short() -> None:
-    assert len(Path(sl_loop.__file__).read_text().splitlines()) < 150
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [

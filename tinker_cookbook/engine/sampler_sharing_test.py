@@ -14,9 +14,8 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.kv_cache import Block, Slice
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.requests import SampleRequest, SampleResult
+from tinker_cookbook.engine.testing import TOLERANCE, make_trainer, sample_all, trainer_logprobs
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.torch_sampler_test import TOLERANCE, run, trainer_logprobs
-from tinker_cookbook.engine.trainer_test import make_trainer
 
 
 def text(length: int, seed: int = 0) -> np.ndarray:
@@ -44,7 +43,7 @@ def fresh(base: BaseModel, request: SampleRequest, adapter: Adapter | None = Non
     """By a sampler that knows nothing, with the prompt in every slot."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(admission, "WORTH_SHARING", 10**9)
-        return run(TorchSampler(base, EngineConfig(prefix_tokens=0)), [request], adapter)[0]
+        return sample_all(TorchSampler(base, EngineConfig(prefix_tokens=0)), [request], adapter)[0]
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen3"])
@@ -69,7 +68,7 @@ def test_rows_that_read_one_prompt(
         )
         for i, (size, samples) in enumerate(shapes)
     ]
-    results = run(sampler, requests, trainer.adapter)
+    results = sample_all(sampler, requests, trainer.adapter)
     assert sampler.prompt_tokens_computed <= sum(len(r.prompt) for r in requests)
     assert not sampler.cache.tokens and not sampler.admission.prefixes.pinned
     for each, result in zip(requests, results):
@@ -87,7 +86,7 @@ def test_a_prompt_is_computed_once_however_many_samples(tiny_qwen3: str, device:
         sampler = TorchSampler(base, EngineConfig(max_rows=4, kv_tokens=400, prefix_tokens=keep))
         request = SampleRequest(text(100), 9, 30, seed=3)
         small = SampleRequest(text(12), 5, 10, seed=4)
-        big, little = run(sampler, [request, small])
+        big, little = sample_all(sampler, [request, small])
         assert (sampler.prompt_tokens_computed, sampler.prompt_tokens_reused) == (112, 0)
         held = sampler.admission.tokens
         assert (held == 0) if keep == 0 else (112 - 12 <= held <= 400)  # gone with the last row
@@ -103,7 +102,7 @@ def test_the_next_turn_of_a_conversation(tiny_qwen3: str, samples: int, device: 
     for turn in range(3):
         request = SampleRequest(prompt, 20, samples, seed=turn)
         before = sampler.prompt_tokens_computed, sampler.prompt_tokens_reused
-        (result,) = run(sampler, [request], trainer.adapter)
+        (result,) = sample_all(sampler, [request], trainer.adapter)
         same(result, fresh(trainer.base, request, trainer.adapter))
         computed = sampler.prompt_tokens_computed - before[0]
         assert computed + sampler.prompt_tokens_reused - before[1] == len(prompt)
@@ -130,10 +129,11 @@ def test_a_beginning_that_ends_within_what_is_kept(tiny_llama: str, device: str)
     for prompt, taken in cases:
         before = sampler.prompt_tokens_reused
         request = SampleRequest(prompt, 12, 3, seed=1)
-        same(run(sampler, [request])[0], fresh(base, request))
+        same(sample_all(sampler, [request])[0], fresh(base, request))
         assert sampler.prompt_tokens_reused - before == taken
     assert (
-        run(sampler, [SampleRequest(first, 0, prompt_logprobs=True)])[0].prompt_logprobs is not None
+        sample_all(sampler, [SampleRequest(first, 0, prompt_logprobs=True)])[0].prompt_logprobs
+        is not None
     )
     assert sampler.prompt_tokens_reused - before == 0  # needs every hidden state
     # several at once that go on from what is kept, in one pass, with what they share themselves
@@ -143,7 +143,7 @@ def test_a_beginning_that_ends_within_what_is_kept(tiny_llama: str, device: str)
         for n in (0, 20, 40)
     ] + [SampleRequest(np.concatenate([first[:40], text(30, 1), rest]), 8, 2, seed=5)]
     computed = sampler.prompt_tokens_computed
-    for request, result in zip(together, run(sampler, together)):
+    for request, result in zip(together, sample_all(sampler, together)):
         same(result, fresh(base, request))
     assert sampler.prompt_tokens_computed - computed == 5 + (40 + 5 + 5) + 40
 
@@ -153,16 +153,16 @@ def test_adapters_never_see_what_others_computed(tiny_qwen3: str, device: str) -
     sampler = TorchSampler(one.base, EngineConfig())
     request = SampleRequest(text(60), 10, 2, seed=0)
     owners = [one.adapter, two.adapter, None]
-    first = [run(sampler, [request], owner)[0] for owner in owners]
+    first = [sample_all(sampler, [request], owner)[0] for owner in owners]
     assert sampler.prompt_tokens_reused == 0
     assert len({tuple(r.sequences[0].logprobs) for r in first}) == 3
-    second = [run(sampler, [request], owner)[0] for owner in owners]
+    second = [sample_all(sampler, [request], owner)[0] for owner in owners]
     assert sampler.prompt_tokens_reused == 3 * 59
     for a, b in zip(first, second):
         same(a, b)
     held = sampler.admission.tokens
     copy = one.adapter.snapshot()
-    run(sampler, [request], copy)
+    sample_all(sampler, [request], copy)
     assert sampler.prompt_tokens_reused == 3 * 59 and sampler.admission.tokens > held
     del copy
     assert sampler.admission.tokens == held  # the tree went with its adapter
@@ -194,7 +194,7 @@ def test_a_tiny_budget_is_kept_and_used(
             kv_tokens=budget, prefix_tokens=keep, max_rows=rows, tokens_per_pass=left
         )
         sampler = TorchSampler(base, config)
-        for result, other in zip(run(sampler, requests), expected):
+        for result, other in zip(sample_all(sampler, requests), expected):
             same(result, other)
         assert sampler.prompt_tokens_reused > 0
         assert not sampler.admission.prefixes.pinned and not sampler.admission._samples
@@ -205,15 +205,15 @@ def test_what_is_kept_gives_way_to_rows(tiny_qwen3: str) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     sampler = TorchSampler(base, EngineConfig(kv_tokens=450, prefix_tokens=450))
     for i in range(2):
-        run(sampler, [SampleRequest(text(100, i), 5, seed=i)])
+        sample_all(sampler, [SampleRequest(text(100, i), 5, seed=i)])
     assert sampler.admission.tokens == 200  # the few sampled tokens are not worth a node
     # beside a slot of this one and its prompt there is room for one of them: for the last used
-    run(sampler, [SampleRequest(text(140, 8), 10, seed=0)])
-    run(sampler, [SampleRequest(text(100, 1), 5, seed=0)])
+    sample_all(sampler, [SampleRequest(text(140, 8), 10, seed=0)])
+    sample_all(sampler, [SampleRequest(text(100, 1), 5, seed=0)])
     assert sampler.prompt_tokens_reused == 99
-    run(sampler, [SampleRequest(text(100, 0), 5, seed=0)])
+    sample_all(sampler, [SampleRequest(text(100, 0), 5, seed=0)])
     assert sampler.prompt_tokens_reused == 99
-    run(sampler, [SampleRequest(text(1, 9), 240, seed=0)])
+    sample_all(sampler, [SampleRequest(text(1, 9), 240, seed=0)])
     sampler.release()
     assert sampler.admission.tokens == 0
 
@@ -239,7 +239,7 @@ def test_a_prompt_in_several_passes(tiny_llama: str, device: str) -> None:
     base.hidden = counted  # type: ignore[method-assign]
     for keep in (0, 1000):
         sampler = TorchSampler(base, EngineConfig(tokens_per_pass=33, prefix_tokens=keep))
-        for result, other in zip(run(sampler, requests), expected):
+        for result, other in zip(sample_all(sampler, requests), expected):
             same(result, other)
         assert sampler.prompt_tokens_computed + sampler.prompt_tokens_reused == 560
         assert sampler.prompt_tokens_reused == (

@@ -30,8 +30,7 @@ from tinker_cookbook.engine.requests import (
     TrainRow,
 )
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.engine.testing import call, sampled
-from tinker_cookbook.engine.trainer_test import TOLERANCE, make_rows, with_inputs
+from tinker_cookbook.engine.testing import TOLERANCE, call, make_rows, sampled, with_inputs
 from tinker_cookbook.exceptions import DataValidationError, OutOfMemoryError, TrainingError
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.service import EngineConfig, connect, model_files
-from tinker_cookbook.service.local_test import DATA
+from tinker_cookbook.service.testing import DATA
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens on the discard port
 TRAIN = """
@@ -25,7 +25,7 @@ import sys, time
 import numpy as np
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.service import EngineConfig, connect
-from tinker_cookbook.service.local_test import DATA
+from tinker_cookbook.service.testing import DATA
 service = connect(engine=EngineConfig(device="cpu"), store_dir=sys.argv[1])
 start = time.monotonic()
 try:
