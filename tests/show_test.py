@@ -3,8 +3,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +12,7 @@ import chz
 import numpy as np
 import pytest
 
+from tests.programs import Programs
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer, show, show_page
@@ -332,20 +331,13 @@ def test_colours(tokenizer: Tokenizer) -> None:
     assert "\x1b[" in out and "«" not in out and "a note" in out
 
 
-def test_both_command_lines(tmp_path: Path) -> None:
+def test_both_command_lines(programs: Programs, tmp_path: Path) -> None:
     """And no colours where NO_COLOR is set or nobody looks."""
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": HI}))
     load("nano")
     outputs = [
-        subprocess.run(
-            [sys.executable, "-m", module, *words],
-            cwd=REPOSITORY,
-            env={**os.environ, "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        programs.run(module, *words, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1"})
         for module, words in (
             ("tinker_cookbook.renderers.show", [f"data.path={path}"]),
             ("tinker_cookbook.supervised.viz_sft_dataset", ["dataset_path=/absent.jsonl"]),

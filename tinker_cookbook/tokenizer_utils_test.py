@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import Programs
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import (
@@ -92,17 +93,12 @@ def test_an_empty_vocabulary_is_named(tmp_path: Path) -> None:
         get_tokenizer(str(tmp_path))
 
 
-def test_show_refuses_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+def test_show_refuses_a_model_without_a_tokenizer(programs: Programs, tmp_path: Path) -> None:
     """Also with renderer_name=, which renders nothing without one."""
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     for more in ([], ["renderer_name=role_colon"]):
-        command = [sys.executable, "-m", "tinker_cookbook.renderers.show", *more]
-        shown = subprocess.run(
-            [*command, f"model_name={tmp_path}"],
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-        )
+        words = (*more, f"model_name={tmp_path}")
+        shown = programs.run("tinker_cookbook.renderers.show", *words)
         assert shown.returncode != 0 and "Traceback" not in shown.stderr
         assert "there is no tokenizer" in shown.stderr and "files" in shown.stderr
 

@@ -92,11 +92,12 @@ def sample(
     return bits
 
 
-# the case of 200 is the evidence; the others vary what rounding may depend on
+# the cases of 80 and 200 are the evidence; the others vary what rounding may depend on
 @pytest.mark.parametrize(
     ("family", "dtype", "number", "count"),
     [
-        ("tiny_qwen3", "float32", 1, 200),
+        ("tiny_qwen3", "float32", 1, 80),
+        pytest.param("tiny_qwen3", "float32", 1, 200, marks=pytest.mark.slow),
         ("tiny_qwen3", "float32", 2, 12),
         ("tiny_qwen3", "bfloat16", 1, 20),
         ("tiny_qwen3", "bfloat16", 2, 12),
@@ -122,7 +123,7 @@ def test_the_same_bits_in_any_company(
     order = np.random.default_rng(1).permutation(count).tolist()
     crowded = {"max_rows": 45, "kv_tokens": 900}  # other slots, other lengths, prompts again
     assert sample(base, owners, asked, order, deterministic=True, **crowded) == alone
-    if count == 200:  # without it there is something to see
+    if count >= 80:  # without it there is something to see
         usual = sample(base, owners, asked, range(count), alone=True)
         assert sample(base, owners, asked, range(count)) != usual
 
