@@ -9,6 +9,7 @@ hash strings with the same seed; a test that is about those starts an interprete
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -220,5 +221,6 @@ if __name__ == "__main__":
     channel = socket.socket(fileno=int(sys.argv[1]))
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # a fork then does not copy what it only looks through
     if (wanted := serve(channel)) is not None:
         become(wanted)
