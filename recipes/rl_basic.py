@@ -16,7 +16,7 @@ from recipes.math_rl.gsm8k import Gsm8k
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.defaults import RL
-from tinker_cookbook.rl.problem_config import ALIASES, ProblemConfig, resolve
+from tinker_cookbook.rl.problem_config import ALIASES, ProblemConfig, resolve_problem_config
 
 
 @chz.chz
@@ -30,12 +30,12 @@ class CLI(ProblemConfig):
 async def main(config: CLI) -> None:
     bundled = config.model_name == "nano"
     data = Arithmetic(num_batches=24) if bundled else Gsm8k()
-    await train.run(resolve(config, RL, data), recipe="rl_basic")
+    await train.run(resolve_problem_config(config, RL, data), recipe="rl_basic")
 
 
 def build_config_blueprint() -> chz.Blueprint[train.Config]:
     """The run without keys, for programs that apply keys of their own and call `train.main`."""
-    config = resolve(CLI(), RL, Arithmetic(num_batches=24)).config
+    config = resolve_problem_config(CLI(), RL, Arithmetic(num_batches=24)).config
     return chz.Blueprint(train.Config).apply(
         {
             "dataset_builder": Arithmetic,

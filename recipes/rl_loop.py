@@ -34,7 +34,7 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import ADAM
 from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.training.journal import Journal
-from tinker_cookbook.training.resolve import resolve
+from tinker_cookbook.training.resolve import resolve_defaults
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode
@@ -129,7 +129,7 @@ def datums(
 
 
 async def main(config: Config) -> None:
-    resolved = resolve(config, RL)
+    resolved = resolve_defaults(config, RL)
     config, sizes = resolved.config, resolved.sizes
     adam = tinker.AdamParams(learning_rate=resolved.learning_rate, **ADAM)
     if (nano := config.model_name == "nano") and config.data_path is not None:
@@ -148,9 +148,9 @@ async def main(config: Config) -> None:
         rest_client=rest_client,
     ) as journal:
         if chosen := resolved.line():
-            journal.say(chosen)
+            journal.log_line(chosen)
         client = await start_training_client(
-            service, config, journal.resume, {"recipe": "rl_loop"}, say=journal.say
+            service, config, journal.resume, {"recipe": "rl_loop"}, log_line=journal.log_line
         )
         sampler = await client.save_weights_and_get_sampling_client()
         for step in range(journal.start_step, config.max_steps):
@@ -174,7 +174,9 @@ async def main(config: Config) -> None:
                     )
                     for number, prompt in enumerate(prompts)
                 ]
-                with journal.droppable():  # when asked to stop: they are sampled again on resume
+                with (
+                    journal.interruptible()
+                ):  # when asked to stop: they are sampled again on resume
                     groups = [(await future).sequences for future in futures]
 
                 # grade: a group whose replies are all as good teaches nothing

@@ -30,7 +30,7 @@ from chz.blueprint import Reference
 from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
+from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.data import NoRobots
 from tinker_cookbook.supervised.defaults import SL
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
@@ -43,14 +43,14 @@ class CLI(ChatConfig):
 
 async def main(config: CLI) -> None:
     bundled = config.model_name == "nano"
-    resolved = resolve(config, SL, NumberWords() if bundled else NoRobots())
+    resolved = resolve_chat_config(config, SL, NumberWords() if bundled else NoRobots())
     await train.run(resolved, recipe="sl_basic")
 
 
 def build_config_blueprint() -> chz.Blueprint[train.Config]:
     """The run without keys, for programs that apply keys of their own and call `train.main`. It
     does not count the right answers."""
-    config = resolve(CLI(), SL, NumberWords()).config
+    config = resolve_chat_config(CLI(), SL, NumberWords()).config
     common = "dataset_builder.common_config"
     return chz.Blueprint(train.Config).apply(
         {

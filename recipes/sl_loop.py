@@ -29,7 +29,7 @@ from tinker_cookbook.supervised.types import EXAMPLE_LENGTH, ChatDatasetBuilderC
 from tinker_cookbook.training.config import ADAM
 from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.training.journal import Journal
-from tinker_cookbook.training.resolve import resolve
+from tinker_cookbook.training.resolve import resolve_defaults
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.display import DisplayMode
@@ -84,7 +84,7 @@ def data(config: Config) -> JsonlChats | HubChats:
 
 
 async def main(config: Config) -> None:
-    resolved = resolve(config, SL)
+    resolved = resolve_defaults(config, SL)
     config = resolved.config
     common_config = ChatDatasetBuilderCommonConfig(
         model_name_for_tokenizer=resolved.model_name,
@@ -106,11 +106,11 @@ async def main(config: Config) -> None:
         config, recipe="sl_loop", total_steps=total_steps, rest_client=rest_client
     ) as journal:
         if chosen := resolved.line():
-            journal.say(chosen)
+            journal.log_line(chosen)
         for line in train.report.lines() if train.report else ():
-            journal.say(line)
+            journal.log_line(line)
         client = await start_training_client(
-            service, config, journal.resume, {"recipe": "sl_loop"}, say=journal.say
+            service, config, journal.resume, {"recipe": "sl_loop"}, log_line=journal.log_line
         )
         for step in range(journal.start_step, total_steps):
             with journal.step(step) as row:

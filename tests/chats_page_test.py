@@ -28,7 +28,7 @@ from tinker_cookbook.renderers import (
 from tinker_cookbook.renderers.chats import read_chats, row_chat
 from tinker_cookbook.renderers.examples import conversation_examples
 from tinker_cookbook.renderers.testing import assistant, load, marked, rendered_ids, user
-from tinker_cookbook.supervised.chat_config import ALIASES, resolve
+from tinker_cookbook.supervised.chat_config import ALIASES, resolve_chat_config
 from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.supervised.defaults import SL
 
@@ -193,7 +193,7 @@ def test_conversations_in_python() -> None:
     names: dict[str, Any] = {}
     exec(IN_MEMORY, names)
     asked = sl_basic.CLI(dataset_builder=names["builder"])
-    builder = resolve(asked, SL, JsonlChats(path="unused")).config.dataset_builder
+    builder = resolve_chat_config(asked, SL, JsonlChats(path="unused")).config.dataset_builder
     assert builder is not None
     train, _ = builder()
     (datum,) = train.get_batch(0)

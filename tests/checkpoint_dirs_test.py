@@ -235,7 +235,7 @@ def test_readable_names_and_ordinary_permissions(service: Any, tmp_path: Path) -
     runs = [path.split("/")[2] for path in saved]
     assert re.fullmatch(r"my_recipe-nano-\d{8}-\d{6}-[0-9a-f]{6}", runs[0])
     assert re.fullmatch(r"nano-\d{8}-\d{6}-[0-9a-f]{6}-2", runs[1])
-    directory = service.store.resolve(saved[0]).directory
+    directory = service.store.find(saved[0]).directory
     modes = {file.name: file.stat().st_mode for file in directory.iterdir()}
     assert set(modes.values()) == {mode} and "optimizer.safetensors" in modes
 

@@ -16,7 +16,7 @@ from tinker_cookbook.rl.defaults import RL
 from tinker_cookbook.supervised.chat_config import ALIASES
 from tinker_cookbook.supervised.defaults import SL, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
-from tinker_cookbook.training.resolve import resolve
+from tinker_cookbook.training.resolve import resolve_defaults
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = {
@@ -40,7 +40,7 @@ def test_it_parses(file: Path) -> None:
     config_class, defaults = RECIPES[file.parent.name]
     config = parse(config_class, [f"config={file}", "save_every=7"], ALIASES | math_rl.ALIASES)
     assert config.save_every == 7
-    info = models.resolve(config.model_name)
+    info = models.lookup(config.model_name)
     assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
     data = getattr(config, "dataset_builder", None)
     assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder)
@@ -48,4 +48,4 @@ def test_it_parses(file: Path) -> None:
         assert config.max_length <= info.context_length
     else:
         assert config.max_tokens < info.context_length
-    assert 1e-5 < resolve(config, defaults).learning_rate < 1e-2
+    assert 1e-5 < resolve_defaults(config, defaults).learning_rate < 1e-2

@@ -18,7 +18,7 @@ import pytest
 from tinker_cookbook.checkpoint_utils import CheckpointRecord, append_record
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.training.journal import Journal
-from tinker_cookbook.training.run_place import Place, PlaceFinder
+from tinker_cookbook.training.run_location import RunLocation, RunLocator
 
 RUNS = json.loads((Path(__file__).parent / "data/runs_2026_11.json").read_text())
 MAY_CHANGE = {
@@ -34,7 +34,7 @@ class Found(Exception):
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def enter(journal: Journal) -> None:
-        finder = PlaceFinder(journal.identity, journal.total_steps, "step", None, None)
+        finder = RunLocator(journal.identity, journal.total_steps, "step", None, None)
         with ExitStack() as stack:
             raise Found(finder.take(stack))
 
@@ -43,7 +43,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def place(command: str, *more: str) -> Place:
+async def place(command: str, *more: str) -> RunLocation:
     recipe, *words = command.split()
     module = importlib.import_module(recipe)
     config_class = getattr(module, "CLI", None) or module.Config

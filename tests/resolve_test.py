@@ -36,7 +36,7 @@ from tinker_cookbook.supervised.types import (
 from tinker_cookbook.training.config import LoopConfig
 from tinker_cookbook.training.defaults import Defaults
 from tinker_cookbook.training.fields import CheckedConfig, range_of
-from tinker_cookbook.training.resolve import check_types, resolve
+from tinker_cookbook.training.resolve import check_types, resolve_defaults
 
 OWN = ChatDatasetBuilderCommonConfig(
     model_name_for_tokenizer="nano", renderer_name="qwen3", max_length=64, batch_size=2
@@ -121,17 +121,19 @@ def test_lengths_above_the_context() -> None:
     length = chz.replace(OWN, max_length=2049)
     data = InMemoryChats(common_config=length, conversations=[])
     with pytest.raises(ConfigurationError, match=r"^max_length=2049: nano has a context of 2048 "):
-        resolve(config(dataset_builder=data), SL)
-    resolve(config(dataset_builder=chz.replace(data, common_config=OWN)), SL)
+        resolve_defaults(config(dataset_builder=data), SL)
+    resolve_defaults(config(dataset_builder=chz.replace(data, common_config=OWN)), SL)
     # what no table knows, a server may
-    resolve(config(dataset_builder=data, model_name="me/unheard-of", learning_rate=1.0), SL)
+    resolve_defaults(
+        config(dataset_builder=data, model_name="me/unheard-of", learning_rate=1.0), SL
+    )
 
 
 @pytest.mark.parametrize("given", ["Qwen/Qwen3-4B-Instruct", "Qwen/Qwen3-8B:peft:131072"])
 def test_a_server_is_asked_for_the_name_as_given(given: str) -> None:
     """In process the model is that of the published repository; a server has names of its own."""
-    here = resolve(config(model_name=given), SL)
-    there = resolve(config(model_name=given, base_url="http://127.0.0.1:9"), SL)
+    here = resolve_defaults(config(model_name=given), SL)
+    there = resolve_defaults(config(model_name=given, base_url="http://127.0.0.1:9"), SL)
     assert there.model_name == given and here.model_name == models.published_name(given) != given
     assert there.learning_rate == here.learning_rate and there.renderer_name == here.renderer_name
 
@@ -196,7 +198,7 @@ def test_no_range_is_forgotten() -> None:
 
 
 def test_fill_by_the_model() -> None:
-    filled = resolve(config(), SL)
+    filled = resolve_defaults(config(), SL)
     assert filled.filled == {"learning_rate": 6e-3, "renderer_name": "qwen3_instruct"}
     assert filled.config.learning_rate == 6e-3
 
@@ -217,10 +219,10 @@ SL_RATES = {"Qwen/Qwen3-8B": 4.73e-4, "meta-llama/Llama-3.1-8B": 2.856e-4}
 def test_defaults_of_each_method(
     model: str, config_class: type, defaults: Defaults, sizes: tuple[int, ...], rate: float | None
 ) -> None:
-    resolved = resolve(config_class(model_name=model), defaults)
+    resolved = resolve_defaults(config_class(model_name=model), defaults)
     assert astuple(resolved.sizes) == sizes
     assert resolved.learning_rate == pytest.approx(rate or SL_RATES[model], rel=1e-3)
-    nano = resolve(config_class(), defaults)
+    nano = resolve_defaults(config_class(), defaults)
     supervised = len(sizes) == 2
     assert astuple(nano.sizes) == ((32, 512) if supervised else (32, 8, 40))
     assert nano.learning_rate == (6e-3 if supervised else 1e-3)
@@ -229,10 +231,10 @@ def test_defaults_of_each_method(
 
 def test_the_renderer_of_the_data_goes_first() -> None:
     with_data = config(dataset_builder=ChatDatasetBuilder(common_config=OWN))
-    filled = resolve(with_data, SL)
+    filled = resolve_defaults(with_data, SL)
     assert filled.config.renderer_name == filled.filled["renderer_name"] == "qwen3"
     with pytest.raises(ConfigurationError, match=r"^renderer_name=role_colon, but the data's"):
-        resolve(chz.replace(with_data, renderer_name="role_colon"), SL)
+        resolve_defaults(chz.replace(with_data, renderer_name="role_colon"), SL)
 
 
 def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model() -> None:
@@ -241,10 +243,10 @@ def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model() -> None:
     )
     path = client.save_state("x").result().path
     from_checkpoint = config(load_checkpoint_path=path)
-    filled = resolve(from_checkpoint, SL)
+    filled = resolve_defaults(from_checkpoint, SL)
     assert filled.config.renderer_name == "qwen3_disable_thinking"
     assert filled.filled["renderer_name"] == "qwen3_disable_thinking"
-    asked = resolve(chz.replace(from_checkpoint, renderer_name="qwen3"), SL)
+    asked = resolve_defaults(chz.replace(from_checkpoint, renderer_name="qwen3"), SL)
     assert asked.config.renderer_name == "qwen3" and "renderer_name" not in asked.filled
 
 
@@ -252,7 +254,7 @@ def test_the_renderer_of_the_checkpoint_goes_before_that_of_the_model() -> None:
 def test_a_renderer_that_does_not_fit_the_model_gets_one_line(
     given: str | None, lines: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    resolve(config(renderer_name=given), SL)
+    resolve_defaults(config(renderer_name=given), SL)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == lines
     assert all("renderer_name=role_colon is not known to fit nano" in each for each in messages)
@@ -260,5 +262,5 @@ def test_a_renderer_that_does_not_fit_the_model_gets_one_line(
 
 def test_the_renderer_of_the_data_is_looked_at_too(caplog: pytest.LogCaptureFixture) -> None:
     own = chz.replace(OWN, renderer_name="role_colon")
-    resolve(config(dataset_builder=ChatDatasetBuilder(common_config=own)), SL)
+    resolve_defaults(config(dataset_builder=ChatDatasetBuilder(common_config=own)), SL)
     assert "renderer_name=role_colon is not known to fit nano" in caplog.text

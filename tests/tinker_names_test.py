@@ -16,7 +16,7 @@ from tinker_cookbook import models
 from tinker_cookbook.hyperparam_utils import get_lr
 from tinker_cookbook.model_info import get_model_attributes, get_recommended_renderer_name
 from tinker_cookbook.supervised.defaults import SL
-from tinker_cookbook.training.resolve import resolve
+from tinker_cookbook.training.resolve import resolve_defaults
 
 PUBLISHED = {
     "Qwen/Qwen3-235B-A22B-Instruct": "Qwen/Qwen3-235B-A22B-Instruct-2507",
@@ -56,13 +56,13 @@ assert {MEANT!r} in [model.model_name for model in supported]
 @pytest.mark.parametrize("suffix", ["", ":peft:262144"])
 def test_facts_are_those_of_the_published_model(asked: str, meant: str, suffix: str) -> None:
     assert models.published_name(asked + suffix) == meant
-    assert models.resolve(asked + suffix) is models.resolve(meant)
+    assert models.lookup(asked + suffix) is models.lookup(meant)
     assert get_model_attributes(asked + suffix) == get_model_attributes(meant)
-    assert get_recommended_renderer_name(asked + suffix) == models.resolve(meant).renderers[0]
+    assert get_recommended_renderer_name(asked + suffix) == models.lookup(meant).renderers[0]
     assert get_lr(asked + suffix) == get_lr(meant)
     assert models.context_length(asked + suffix) == models.context_length(meant)
-    filled = resolve(sl_loop.Config(model_name=asked + suffix), SL)
-    assert filled == resolve(sl_loop.Config(model_name=meant), SL)
+    filled = resolve_defaults(sl_loop.Config(model_name=asked + suffix), SL)
+    assert filled == resolve_defaults(sl_loop.Config(model_name=meant), SL)
 
 
 @pytest.mark.parametrize(

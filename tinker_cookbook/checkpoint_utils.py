@@ -381,7 +381,7 @@ async def start_training_client(
     config: AdapterKeys,
     resume: CheckpointRecord | None,
     user_metadata: dict[str, str] | None = None,
-    say: Callable[[str], None] | None = None,
+    log_line: Callable[[str], None] | None = None,
 ) -> TrainingClient:
     """The training client of a run: where it was left, else from a checkpoint, else a new adapter.
 
@@ -390,14 +390,14 @@ async def start_training_client(
     lora_rank and the train_* keys describe. Otherwise a new adapter by model_name, lora_rank, seed
     and the train_* keys. The renderer's name is kept with the run for whoever loads it later.
 
-    say: told what the engine in this process has to say at the start of a run.
+    log_line: told what the engine in this process has to say at the start of a run.
     """
     from tinker_cookbook.service.api import InProcess  # brings the SDK along, which takes seconds
 
     client = await _training_client(service, config, resume, user_metadata)
-    if say is not None and isinstance(client, InProcess):
+    if log_line is not None and isinstance(client, InProcess):
         for line in client.about_engine():
-            say(line)
+            log_line(line)
     return client
 
 
@@ -415,7 +415,7 @@ async def _training_client(
             resume.state_path, base_model=config.model_name, user_metadata=metadata
         )
     if config.load_checkpoint_path is not None:
-        await _refuse_another_adapter(service, config, config.load_checkpoint_path)
+        await _check_same_adapter(service, config, config.load_checkpoint_path)
         return await service.create_training_client_from_state(
             config.load_checkpoint_path, base_model=config.model_name, user_metadata=metadata
         )
@@ -430,7 +430,7 @@ async def _training_client(
     )
 
 
-async def _refuse_another_adapter(service: ServiceClient, config: AdapterKeys, path: str) -> None:
+async def _check_same_adapter(service: ServiceClient, config: AdapterKeys, path: str) -> None:
     """What a checkpoint holds decides which layers are trained; no key can change that."""
     found = await service.create_rest_client().get_weights_info_by_tinker_path(path)
     wrong = {

@@ -19,7 +19,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.service.api import SamplingClient
-from tinker_cookbook.testing import ScriptedEngine, saying, scripted_service
+from tinker_cookbook.testing import ScriptedEngine, scripted_service, scripted_text
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 PROMPT = tinker.ModelInput.from_ints([1, 2, 3])
@@ -92,7 +92,7 @@ def test_derived_seeds() -> None:
 
 async def test_messages(engine: ScriptedEngine, client: SamplingClient) -> None:
     renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"), model_name="nano")
-    engine.reply = saying("nano", lambda asked: "Hello!<|im_end|>")
+    engine.reply = scripted_text("nano", lambda asked: "Hello!<|im_end|>")
     completer = TinkerMessageCompleter(client, renderer, 8)
     messages = [{"role": "user", "content": "Hi"}]
     assert await completer(messages) == {"role": "assistant", "content": "Hello!"}

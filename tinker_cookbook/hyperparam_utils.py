@@ -35,7 +35,7 @@ def get_lr(model_name: str, is_lora: bool = True) -> float:
 
     ConfigurationError for a family without a value, and for nano without LoRA.
     """
-    info = models.resolve(model_name)
+    info = models.lookup(model_name)
     if info.family == "nano" and is_lora:
         return NANO_LR
     if info.lr_exponent is None or info.hidden_size is None:

@@ -24,7 +24,7 @@ class ModelAttributes:
 
 def get_model_attributes(model_name: str) -> ModelAttributes:
     """Works for local directories, too. ConfigurationError for a model that cannot be resolved."""
-    info = models.resolve(model_name)
+    info = models.lookup(model_name)
     return ModelAttributes(
         organization=info.organization,
         version_str=info.version_str,
@@ -73,7 +73,7 @@ def _of_organization(organization: str) -> dict[str, ModelAttributes]:
 
 def get_recommended_renderer_names(model_name: str) -> list[str]:
     """The renderers that fit, best first; empty where none can be told."""
-    return list(models.resolve(model_name).renderers)
+    return list(models.lookup(model_name).renderers)
 
 
 def get_recommended_renderer_name(model_name: str) -> str:
@@ -90,7 +90,7 @@ def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None)
     if renderer_name is None:
         return
     try:
-        info = models.resolve(model_name)
+        info = models.lookup(model_name)
     except ConfigurationError:
         return
     fitting = (*info.renderers, "template") if info.is_chat else info.renderers

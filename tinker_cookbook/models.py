@@ -59,7 +59,7 @@ def loaded_name(model_name: str) -> str:
     return name
 
 
-def resolve(model_name: str) -> ModelInfo:
+def lookup(model_name: str) -> ModelInfo:
     """What is known of a model. ConfigurationError, with the nearest known names, if nothing is."""
     model_name = published_name(model_name)
     if model_name in TABLE:
@@ -94,7 +94,7 @@ def resolve(model_name: str) -> ModelInfo:
 def context_length(model_name: str) -> int | None:
     """Tokens that a model can read at once; None where that is not known here."""
     try:
-        return resolve(model_name).context_length
+        return lookup(model_name).context_length
     except ConfigurationError:  # a server may have models that the table does not know
         return None
 
@@ -151,7 +151,7 @@ def recommended_renderer(model_name: str) -> str:
             f"model_name={model_name!r}: the directory holds no config.json, so the renderer "
             "cannot be told; set renderer_name=, which is enough where only the tokenizer is used"
         )
-    renderers = resolve(model_name).renderers
+    renderers = lookup(model_name).renderers
     if not renderers and model_directory.lacks_tokenizer(path):
         raise ConfigurationError(
             f"model_name={model_name!r}: there is no tokenizer beside its config.json, and "

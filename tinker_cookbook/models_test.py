@@ -13,8 +13,8 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import FAMILIES
 from tinker_cookbook.models import (
     load_path,
+    lookup,
     recommended_renderer,
-    resolve,
 )
 
 GPT_OSS = (
@@ -36,7 +36,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_rows() -> None:
-    qwen = resolve("Qwen/Qwen3-30B-A3B-Instruct-2507")
+    qwen = lookup("Qwen/Qwen3-30B-A3B-Instruct-2507")
     assert (qwen.family, qwen.size_str, qwen.is_moe, qwen.is_chat) == (
         "qwen3_moe",
         "30B-A3B",
@@ -44,14 +44,14 @@ def test_rows() -> None:
         True,
     )
     assert qwen.renderers == ("qwen3_instruct",) and qwen.context_length == 262_144
-    assert resolve("Qwen/Qwen3-8B").renderers[0] == "qwen3"
-    base = resolve("Qwen/Qwen3-8B-Base")
+    assert lookup("Qwen/Qwen3-8B").renderers[0] == "qwen3"
+    base = lookup("Qwen/Qwen3-8B-Base")
     assert (base.is_chat, base.renderers, base.hidden_size) == (False, ("role_colon",), 4096)
-    llama = resolve("meta-llama/Llama-3.3-70B-Instruct")
+    llama = lookup("meta-llama/Llama-3.3-70B-Instruct")
     assert (llama.gated, llama.renderers, llama.version_str) == (True, ("llama3",), "3.3")
-    assert resolve("nano").renderers[0] == "qwen3_instruct"
-    assert resolve("moonshotai/Kimi-K2-Thinking").renderers == ("kimi_k2",)
-    assert resolve("moonshotai/Kimi-K2-Instruct").renderers == ("template",)
+    assert lookup("nano").renderers[0] == "qwen3_instruct"
+    assert lookup("moonshotai/Kimi-K2-Thinking").renderers == ("kimi_k2",)
+    assert lookup("moonshotai/Kimi-K2-Instruct").renderers == ("template",)
 
 
 def test_the_table_holds_every_model_that_was_promised() -> None:
@@ -160,7 +160,7 @@ def test_every_row_is_named_by_its_key_and_has_a_renderer() -> None:
 )
 def test_a_typo_gets_the_nearest_names(typo: str, meant: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        resolve(typo)
+        lookup(typo)
     message = str(caught.value)
     assert repr(typo) in message and meant in message
     assert "renderer_name=" in message and "learning_rate=" in message
@@ -188,7 +188,7 @@ def test_names_that_begin_with_what_was_given_come_first(given: str, first: str)
 def test_a_name_like_no_other_gets_a_few_to_begin_with() -> None:
     assert models._nearest("google/gemma-2-9b-it") == models._nearest("") == []
     with pytest.raises(ConfigurationError, match=r"near it: nano, Qwen/Qwen3-0\.6B"):
-        resolve("x")
+        lookup("x")
 
 
 def model_directory(path: Path, template: str | None = "", **config: Any) -> str:
@@ -203,7 +203,7 @@ def model_directory(path: Path, template: str | None = "", **config: Any) -> str
 
 def test_a_local_directory_resolves_through_its_files(tmp_path: Path) -> None:
     hybrid = "<|im_start|>{% if enable_thinking %}<think>"
-    info = resolve(
+    info = lookup(
         model_directory(
             tmp_path / "a", hybrid, model_type="qwen3", max_position_embeddings=4096, vocab_size=9
         )
@@ -282,7 +282,7 @@ def test_renderers_are_told_from_the_chat_template(
     renderers: tuple[str, ...],
     exponent: float | None,
 ) -> None:
-    info = resolve(model_directory(tmp_path / "m", template, **config))
+    info = lookup(model_directory(tmp_path / "m", template, **config))
     assert (info.family, info.renderers, info.lr_exponent) == (family, renderers, exponent)
     assert info.is_moe == ("num_experts" in config)
 
@@ -299,7 +299,7 @@ def test_template_in_the_tokenizer_config(tmp_path: Path) -> None:
     ):
         name = model_directory(tmp_path / str(i), model_type="qwen3")
         (Path(name) / "tokenizer_config.json").write_text(json.dumps({"chat_template": found}))
-        assert resolve(name).renderers == ("qwen3_instruct",)
+        assert lookup(name).renderers == ("qwen3_instruct",)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
@@ -316,17 +316,17 @@ def test_a_directory_of_a_qwen3_base_model_is_one(
     written = {"eos_token": token, "chat_template": hybrid}
     (Path(base) / "tokenizer_config.json").write_text(json.dumps(written))
     (Path(chat) / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    row = resolve("Qwen/Qwen3-8B-Base")
-    found = resolve(base)
+    row = lookup("Qwen/Qwen3-8B-Base")
+    found = lookup(base)
     assert (found.is_chat, found.renderers) == (row.is_chat, row.renderers)
     assert found.renderers == ("role_colon",) and found.context_length == 32_768
-    assert resolve(chat).is_chat and resolve(chat).renderers[0] == "qwen3"
+    assert lookup(chat).is_chat and lookup(chat).renderers[0] == "qwen3"
 
 
 def test_other_families_end_chats_with_endoftext(tmp_path: Path) -> None:
     name = model_directory(tmp_path / "m", "<|user|>", model_type="phi3")
     (Path(name) / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    assert resolve(name).is_chat and resolve(name).renderers == ("template",)
+    assert lookup(name).is_chat and lookup(name).renderers == ("template",)
 
 
 REAL_TEMPLATES = {  # file, family of the models that have it: the renderer
@@ -365,12 +365,12 @@ def test_real_templates_are_recognised(file: str, family: str) -> None:
 
 def test_bad_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such directory"):
-        resolve(str(tmp_path / "absent"))
+        lookup(str(tmp_path / "absent"))
     with pytest.raises(ConfigurationError, match=r"no config\.json"):
-        resolve(str(tmp_path))
+        lookup(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"config\.json cannot be read as JSON"):
-        resolve(str(tmp_path))
+        lookup(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -395,19 +395,19 @@ def test_values_of_the_wrong_type_are_named(
     name = model_directory(tmp_path / "m", **{"model_type": "llama", key: value})
     expected = f"{tmp_path}/m/config.json: {key}={value!r}, but should be {words}"
     with pytest.raises(ConfigurationError) as caught:
-        resolve(name)
+        lookup(name)
     assert str(caught.value) == expected
     if key != "text_config":
         nested = {"model_type": "outer", "text_config": {"model_type": "llama", key: value}}
         (tmp_path / "m" / "config.json").write_text(json.dumps(nested))
         with pytest.raises(ConfigurationError) as caught:
-            resolve(name)
+            lookup(name)
         assert str(caught.value) == expected
 
 
 def test_null_is_not_known(tmp_path: Path) -> None:
     nulls = {"text_config": None, "hidden_size": None, "max_position_embeddings": None}
-    info = resolve(model_directory(tmp_path / "m", model_type="qwen3", num_experts=None, **nulls))
+    info = lookup(model_directory(tmp_path / "m", model_type="qwen3", num_experts=None, **nulls))
     assert (info.hidden_size, info.context_length, info.is_moe) == (None, None, False)
 
 
@@ -429,7 +429,7 @@ def test_a_chat_template_of_the_wrong_type_is_named(tmp_path: Path, found: objec
     file = tmp_path / "m" / "tokenizer_config.json"
     file.write_text(json.dumps({"chat_template": found}))
     with pytest.raises(ConfigurationError) as caught:
-        resolve(name)
+        lookup(name)
     assert str(caught.value) == (
         f"{file}: chat_template={found}, but should be a string or a list of objects"
         ' {"name": ..., "template": ...} with strings'
@@ -440,7 +440,7 @@ def test_a_chat_template_that_is_no_text_is_named(tmp_path: Path) -> None:
     name = model_directory(tmp_path / "m", "x", model_type="qwen3")
     (tmp_path / "m" / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match=r"chat_template\.jinja cannot be read as text"):
-        resolve(name)
+        lookup(name)
 
 
 @pytest.fixture
@@ -481,9 +481,9 @@ def test_absent_files_of_a_hub_model_are_fetched_whatever_is_cached(
     download, fetched, _, _ = hub
     download("me/tuned", "config.json")
     fetched.clear()
-    assert resolve("me/tuned").renderers == ("qwen3_instruct",)
+    assert lookup("me/tuned").renderers == ("qwen3_instruct",)
     assert fetched == ["tokenizer_config.json", "chat_template.jinja"]
-    assert resolve("me/tuned").renderers == ("qwen3_instruct",)  # now all is in the cache
+    assert lookup("me/tuned").renderers == ("qwen3_instruct",)  # now all is in the cache
     assert len(fetched) == 2
 
 
@@ -492,7 +492,7 @@ def test_a_hub_model_of_which_nothing_is_cached(
 ) -> None:
     _, fetched, files, _ = hub
     del files["chat_template.jinja"]  # many models have none
-    assert resolve("me/tuned").renderers == ("role_colon",)
+    assert lookup("me/tuned").renderers == ("role_colon",)
     assert fetched == ["config.json", "tokenizer_config.json", "chat_template.jinja"]
 
 
@@ -505,7 +505,7 @@ def test_files_that_a_model_is_known_to_lack_are_not_asked_for_again(
     known = snapshot.parents[1] / ".no_exist" / "abc"
     known.mkdir(parents=True)
     (known / "chat_template.jinja").touch()
-    assert resolve("me/tuned").renderers == ("role_colon",)
+    assert lookup("me/tuned").renderers == ("role_colon",)
     assert fetched == ["tokenizer_config.json"]
 
 
@@ -517,7 +517,7 @@ def test_nothing_is_fetched_from_a_hub_out_of_reach(
     fetched.clear()
     out = {"tokenizer_config.json": "no network", "chat_template.jinja": "no network"}
     monkeypatch.setattr(models.hub_reach, "problem", lambda name, file: out.get(file))
-    assert resolve("me/tuned").renderers == () and fetched == []
+    assert lookup("me/tuned").renderers == () and fetched == []
 
 
 def test_an_unknown_hub_name_resolves_from_the_cache(tmp_path: Path) -> None:
@@ -526,28 +526,28 @@ def test_an_unknown_hub_name_resolves_from_the_cache(tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text("abc")
     (repository / "snapshots").mkdir()
     model_directory(repository / "snapshots" / "abc", "<|im_start|>", model_type="qwen3")
-    info = resolve("me/tuned")
+    info = lookup("me/tuned")
     assert (info.name, info.organization, info.renderers) == ("me/tuned", "me", ("qwen3_instruct",))
     with pytest.raises(ConfigurationError, match="me/other"):
-        resolve("me/other")
+        lookup("me/other")
 
 
 def test_load_path() -> None:
     assert Path(load_path("nano")) == Path(models.__file__).parent / "nano"
     assert load_path("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
-    assert resolve(load_path("nano")).name == "nano"
+    assert lookup(load_path("nano")).name == "nano"
 
 
 def test_a_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     model_directory(tmp_path / "m", "<|im_start|>", model_type="qwen3")
     assert load_path("~/m") == f"{tmp_path}/m"
-    info = resolve("~/m")
+    info = lookup("~/m")
     assert (info.name, info.organization, info.hidden_size) == ("~/m", "", 64)
     with pytest.raises(ConfigurationError, match="no such directory"):
-        resolve("~/absent")
+        lookup("~/absent")
     (tmp_path / "nano").symlink_to(load_path("nano"))
-    assert resolve("~/nano").name == "nano"
+    assert lookup("~/nano").name == "nano"
 
 
 def test_a_missing_tokenizer_is_what_is_asked_for_where_there_is_none(tmp_path: Path) -> None:
@@ -567,5 +567,5 @@ def test_a_tokenizer_alone_is_enough_with_a_renderer_name(tmp_path: Path) -> Non
 
 def test_infos_are_frozen() -> None:
     with pytest.raises(AttributeError):
-        resolve("nano").name = "x"
-    assert replace(resolve("nano"), name="x").name == "x"
+        lookup("nano").name = "x"
+    assert replace(lookup("nano"), name="x").name == "x"

@@ -1,6 +1,6 @@
 """Scripted stand-ins for tests: an engine, and a sampler of a real engine.
 
-    engine = ScriptedEngine(reply=saying("nano", lambda asked: "4<|im_end|>"))
+    engine = ScriptedEngine(reply=scripted_text("nano", lambda asked: "4<|im_end|>"))
     service = scripted_service(engine, tmp_path)
     client = service.create_sampling_client(base_model="nano")
 
@@ -66,7 +66,7 @@ class Asked:
 Reply = Callable[[Asked], Sequence[int]]  # tokens; what it raises is the request's error
 
 
-def saying(model_name: str, text: Callable[[Asked], str]) -> Reply:
+def scripted_text(model_name: str, text: Callable[[Asked], str]) -> Reply:
     """Replies by their text, in the tokens of a model."""
     tokenizer = get_tokenizer(model_name)
     return lambda asked: tokenizer.encode(text(asked), add_special_tokens=False)

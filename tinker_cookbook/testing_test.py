@@ -28,8 +28,8 @@ from tinker_cookbook.testing import (
     Asked,
     ScriptedEngine,
     ScriptedSampler,
-    saying,
     scripted_service,
+    scripted_text,
 )
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -74,7 +74,7 @@ def test_held_answers_come_in_their_order(tmp_path: Path) -> None:
 
 
 async def test_text_that_comes_later(tmp_path: Path) -> None:
-    reply = saying("nano", lambda asked: f"{asked.request.seed}<|im_end|>")
+    reply = scripted_text("nano", lambda asked: f"{asked.request.seed}<|im_end|>")
     engine = ScriptedEngine(reply, delay=lambda request: 0.05 if request.seed == 1 else 0.0)
     sampler = scripted_service(engine, tmp_path).create_sampling_client(base_model="nano").result()
     came: list[str] = []

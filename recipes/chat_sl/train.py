@@ -21,16 +21,16 @@ from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve
+from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.data import NoRobots, Tulu3, data_at
 from tinker_cookbook.supervised.defaults import NANO, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
-from tinker_cookbook.training.defaults import Defaults, Suits
+from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.utils.json_types import Json
 
 DEFAULTS = Defaults(
     nano=NANO,
-    others=Suits(Batches(batch_size=256, max_length=16_384)),
+    others=ModelDefaults(Batches(batch_size=256, max_length=16_384)),
     within_context=("max_length",),
 )
 DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
@@ -46,8 +46,8 @@ class CLI(ChatConfig):
     eval_every: int = chz.field(default=20, doc="steps (0: only before and after training)")
 
     @staticmethod
-    def before_resolve(config: dict[str, Json]) -> dict[str, Json]:
-        config = ChatConfig.before_resolve(config)
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
+        config = ChatConfig.drop_resolved_keys(config)
         named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
         return {key: value for key, value in config.items() if key not in named}
 
@@ -67,7 +67,7 @@ def data_of(config: CLI) -> ChatDatasetBuilder:
 async def main(config: CLI) -> None:
     if config.dataset and (config.dataset_builder or config.dataset_path):
         raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
-    await train.run(resolve(config, DEFAULTS, data_of(config)), recipe="chat_sl")
+    await train.run(resolve_chat_config(config, DEFAULTS, data_of(config)), recipe="chat_sl")
 
 
 if __name__ == "__main__":

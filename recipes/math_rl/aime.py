@@ -156,12 +156,12 @@ async def main(config: CLI) -> None:
         async with aclosing(_as_finished(plays)) as finished:
             for step in range(journal.start_step, total):
                 with journal.step(step) as row:
-                    with journal.droppable(), journal.timed("replies"):
+                    with journal.interruptible(), journal.timed("replies"):
                         number, group = await anext(finished)
                     part, index = plays[number]
                     name = f"{part.evaluator.dataset.name}, problem {index + 1}"
                     if group.rollout_errors:
-                        journal.say(f"{name}: {group.rollout_errors[0].message}")
+                        journal.log_line(f"{name}: {group.rollout_errors[0].message}")
                     tags = [part.evaluator.dataset.name, f"problem {index + 1}"]
                     records = transcripts.append_group(
                         journal.log_path, SPLIT, 0, number, group, tags, tokenizer
@@ -179,8 +179,8 @@ async def main(config: CLI) -> None:
                 row.update(part.metrics(outcomes))
             page = transcripts.write_page(journal.log_path, SPLIT, 0, tokenizer, row)
         for part in parts:
-            journal.say(part.summary(outcomes))
-        journal.say(f"every reply and its grade: {page}")
+            journal.log_line(part.summary(outcomes))
+        journal.log_line(f"every reply and its grade: {page}")
 
 
 class _Part(NamedTuple):
@@ -216,7 +216,7 @@ async def _parts(
         engine=config.engine if config.base_url is None else None,
     )
     renderer_name = getattr(model.renderer.origin, "renderer_name", config.renderer_name)
-    journal.say(
+    journal.log_line(
         f"{config.model_path or config.model_name}, renderer {renderer_name}, {config.num_samples}"
         f" replies of at most {max_tokens} tokens to each problem, temperature"
         f" {config.temperature:g}"

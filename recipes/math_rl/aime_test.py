@@ -27,8 +27,8 @@ from tinker_cookbook.testing import (
     Asked,
     SampleRequest,
     ScriptedEngine,
-    saying,
     scripted_service,
+    scripted_text,
 )
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.data_files import Rows, open_rows
@@ -149,7 +149,7 @@ class Scripted:
 
     def __init__(self, store: Path, silent: Collection[str] = ()) -> None:
         self.silent, self.asked = silent, []
-        engine = ScriptedEngine(saying("nano", self.text), delay=self.delay)
+        engine = ScriptedEngine(scripted_text("nano", self.text), delay=self.delay)
         service = scripted_service(engine, store)
         self.client = service.create_sampling_client(base_model="nano").result()
 

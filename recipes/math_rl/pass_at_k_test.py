@@ -18,7 +18,7 @@ from recipes.math_rl.pass_at_k import (
 from recipes.math_rl.problems import Problem, ProblemDataset
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.testing import ScriptedEngine, saying, scripted_service
+from tinker_cookbook.testing import ScriptedEngine, scripted_service, scripted_text
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 
@@ -66,7 +66,7 @@ async def test_evaluator(tmp_path: Path) -> None:
     """Of four replies to each problem, two are right for the first and one for the second."""
     evaluator = PassAtKEvaluator(dataset(4), 32)
     replies = ["\\boxed{2}", "\\boxed{4}", "nothing", "\\boxed{ 2.0 }"]
-    engine = ScriptedEngine(saying("nano", lambda asked: replies[asked.time] + "<|im_end|>"))
+    engine = ScriptedEngine(scripted_text("nano", lambda asked: replies[asked.time] + "<|im_end|>"))
     service = scripted_service(engine, tmp_path)
     metrics = await evaluator(await service.create_sampling_client(base_model="nano"))
     assert metrics["sums/pass@1"] == metrics["sums/correct"] == pytest.approx(3 / 8)

@@ -34,13 +34,13 @@ from recipes.math_rl.polaris import Polaris
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import problem_config, train
 from tinker_cookbook.rl.defaults import LEARNING_RATE, NANO, Groups
-from tinker_cookbook.rl.problem_config import ProblemConfig, resolve
+from tinker_cookbook.rl.problem_config import ProblemConfig, resolve_problem_config
 from tinker_cookbook.rl.types import RLDatasetBuilder
-from tinker_cookbook.training.defaults import Defaults, Suits
+from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 
 DEFAULTS = Defaults(
     nano=NANO,
-    others=Suits(
+    others=ModelDefaults(
         Groups(groups_per_batch=100, group_size=4, max_tokens=1024), learning_rate=LEARNING_RATE
     ),
 )
@@ -74,7 +74,7 @@ class CLI(ProblemConfig):
 
 
 async def main(config: CLI) -> None:
-    await train.run(resolve(config, DEFAULTS, Arithmetic()), recipe="math_rl")
+    await train.run(resolve_problem_config(config, DEFAULTS, Arithmetic()), recipe="math_rl")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class Setup:
             **shape,
             "state": state,
             "sampler_weights": sampler_weights,
-            "peft": str(service.store.resolve(state).directory),
+            "peft": str(service.store.find(state).directory),
         }
         service.close()
 

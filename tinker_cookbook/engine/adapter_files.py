@@ -10,7 +10,7 @@ from tinker_cookbook.engine import checkpoints, peft_adapters
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.requests import CheckpointWeights
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 
 
 class AdapterFiles(Protocol):
@@ -26,7 +26,7 @@ class AdapterFiles(Protocol):
 
     def read(self, adapter: Adapter, base: BaseModel) -> None: ...
 
-    def read_optimizer(self, trainer: Trainer) -> None: ...
+    def read_optimizer(self, trainer: AdapterTrainer) -> None: ...
 
 
 def open_files(weights: CheckpointWeights) -> AdapterFiles:
@@ -49,7 +49,7 @@ class _OwnFiles:
     def read(self, adapter: Adapter, base: BaseModel) -> None:
         checkpoints.read_adapter(adapter, self.directory)
 
-    def read_optimizer(self, trainer: Trainer) -> None:
+    def read_optimizer(self, trainer: AdapterTrainer) -> None:
         checkpoints.read_optimizer(trainer, self.directory)
 
 
@@ -65,5 +65,5 @@ class _PeftFiles:
     def read(self, adapter: Adapter, base: BaseModel) -> None:
         peft_adapters.read(adapter, base, self.directory)
 
-    def read_optimizer(self, trainer: Trainer) -> None:
+    def read_optimizer(self, trainer: AdapterTrainer) -> None:
         checkpoints.read_optimizer(trainer, self.directory)  # says that there is none

@@ -17,7 +17,7 @@ import numpy as np
 from tinker_cookbook.engine.kv_cache import KVCache, Slice
 from tinker_cookbook.engine.memory import SamplingLimits
 from tinker_cookbook.engine.packing import SHORTEST_SHARED
-from tinker_cookbook.engine.prefix_cache import Node, Path, PrefixCache, length
+from tinker_cookbook.engine.prefix_cache import CachedPrefix, Node, PrefixCache, length
 from tinker_cookbook.engine.sampling_jobs import Job, Row
 
 # A call over a shared block pays from about this many (rows x tokens) on; below, a copy of the
@@ -33,7 +33,7 @@ class Start:
     `rows` more of its samples begin. The keys of tokens [position of node, stop) go to `node`."""
 
     job: Job
-    kept: Path
+    kept: CachedPrefix
     stop: int
     rows: int
     node: Node | None
@@ -190,7 +190,7 @@ class Admission:
         job.path, job.shared = path, shared
         return Start(job, kept, stop, rows, node)
 
-    def _worth_sharing(self, job: Job, path: Path) -> bool:
+    def _worth_sharing(self, job: Job, path: CachedPrefix) -> bool:
         if self.limits.deterministic:  # attention over the prompt is the same call in any company
             return True
         return self._samples[job.key] * len(job.prompt) >= WORTH_SHARING * (len(path) + 1)

@@ -119,14 +119,14 @@ def attend(
     """
     if plan is None:
         raise RuntimeError("the engine's attention needs a plan: call BaseModel.hidden")
-    _refuse_effects(module, {"attention_mask": attention_mask, **others})
+    _check_arguments(module, {"attention_mask": attention_mask, **others})
     layer = module.layer_idx
     if isinstance(plan, DecodePlan):
         return decode(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
     return _packed(plan, layer, query, key, value, scaling, sliding_window, s_aux), None
 
 
-def _refuse_effects(module: Layer, arguments: Mapping[str, Argument]) -> None:
+def _check_arguments(module: Layer, arguments: Mapping[str, Argument]) -> None:
     for name, value in arguments.items():
         if value is None:
             continue

@@ -19,7 +19,7 @@ from tinker_cookbook.engine.frozen_linear import packs
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.model_checks import check_config, check_logits, family_of
 from tinker_cookbook.engine.model_facts import model_facts
-from tinker_cookbook.engine.residency import Residency
+from tinker_cookbook.engine.offload import AdapterOffloader
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.model_directory import transformers_config
@@ -80,7 +80,7 @@ class BaseModel:
         limit = self.memory.free * memory.ADAPTERS
         if config.adapter_gib is not None:
             limit = config.adapter_gib * memory.GIB
-        self.residency = Residency(self.device, int(limit))
+        self.offloader = AdapterOffloader(self.device, int(limit))
         self.limits = self.memory.sampling_limits(config, self.device)
         self.tokens_per_pass = self.limits.tokens_per_pass
 
@@ -169,7 +169,7 @@ def _ask_for_plain_weights(path: str, config: PretrainedConfig) -> None:
     config.quantization_config = {**quantised, "dequantize": True}
 
 
-def _refuse_cut_blocks(path: str, quantised: Quantisation, model: torch.nn.Module) -> None:
+def _check_whole_blocks(path: str, quantised: Quantisation, model: torch.nn.Module) -> None:
     """transformers tells the blocks of an fp8 weight from the number of its scales, which goes
     wrong where the last block is cut off, as in the real DeepSeek-V3: [576, 7168] by 128."""
     blocks = quantised.get("weight_block_size")
@@ -197,7 +197,7 @@ def _load_model(path: str, config: PretrainedConfig, dtype: str) -> Any:
         empty = AutoModelForCausalLM.from_config(config)
     count = empty.num_parameters()
     if quantised is not None:
-        _refuse_cut_blocks(path, quantised, empty)
+        _check_whole_blocks(path, quantised, empty)
     if dtype == "auto":
         dtype = "float32" if count < SMALL else "bfloat16"
     from transformers.utils import logging

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
-from tinker_cookbook.engine.trainer import MOMENTS, Trainer
+from tinker_cookbook.engine.trainer import MOMENTS, AdapterTrainer
 from tinker_cookbook.exceptions import CheckpointError
 from tinker_cookbook.families import ATTENTION_LAYERS, MLP_LAYERS
 
@@ -55,7 +55,7 @@ def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
     _save(tensors, directory / ADAPTER_FILE)
 
 
-def write_state(trainer: Trainer, base_model: str, directory: Path) -> None:
+def write_state(trainer: AdapterTrainer, base_model: str, directory: Path) -> None:
     """The adapter and everything the next optimizer step depends on. Gradients are not kept."""
     write_adapter(trainer.adapter, base_model, directory)
     tensors = {}
@@ -101,7 +101,7 @@ def read_adapter(adapter: Adapter, directory: Path) -> None:
     adapter.refresh()
 
 
-def read_optimizer(trainer: Trainer, directory: Path) -> None:
+def read_optimizer(trainer: AdapterTrainer, directory: Path) -> None:
     """Restore the optimizer's moments and step count."""
     file = directory / OPTIMIZER_FILE
     if not file.exists():

@@ -49,8 +49,8 @@ class EngineConfig:
     adapter_gib: float | None = chz.field(
         default=None,
         doc="GiB for adapters in training with their gradients and optimizers; beyond it idle ones"
-        " are parked, a GPU's in CPU memory, a CPU's on disk; as many for adapters being sampled"
-        " from, which are not parked but refused; None: a quarter of what is free",
+        " are offloaded, a GPU's in CPU memory, a CPU's on disk; as many for adapters being sampled"
+        " from, which are not offloaded but refused; None: a quarter of what is free",
     )
     sampler: Literal["torch"] = chz.field(
         default="torch",

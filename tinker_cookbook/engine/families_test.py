@@ -31,7 +31,7 @@ from tinker_cookbook.engine.checkpoints import (
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.packing import lay_out, positions_of
-from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainRow
+from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
 from tinker_cookbook.engine.testing import (
     MOE,
     PLAIN,
@@ -48,7 +48,7 @@ from tinker_cookbook.engine.testing import (
     transformers_model,
 )
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import FAMILIES, KIMI_K2, NANO, Family, Feature
 
@@ -164,7 +164,7 @@ def test_sliding_window_equals_peft(tiny_qwen3_sliding: str, tmp_path: Path, dev
     assert largest({k: grads[k] - g for k, g in wanted.items()}, wanted) <= TOLERANCE
 
 
-def related_rows(shared: int, tails: tuple[int, ...]) -> list[TrainRow]:
+def related_rows(shared: int, tails: tuple[int, ...]) -> list[TrainSequence]:
     """Rows that begin alike; the last two agree further than the others."""
     rng = np.random.default_rng(shared)
     start, more = rng.integers(3, 307, shared), rng.integers(3, 307, 20)
@@ -173,7 +173,7 @@ def related_rows(shared: int, tails: tuple[int, ...]) -> list[TrainRow]:
         middle = more if index >= len(tails) - 2 and shared > WINDOW else more[:0]
         text = np.concatenate([start, middle, rng.integers(3, 307, tail)])
         weights = (rng.normal(size=len(text) - 1) / 50).astype(np.float32)
-        rows.append(TrainRow(text[:-1], text[1:], {"weights": weights}))
+        rows.append(TrainSequence(text[:-1], text[1:], {"weights": weights}))
     return rows
 
 
@@ -283,7 +283,7 @@ def test_several_runs_in_a_pass(family: str, path: str, device: str) -> None:
     trainers = []
     for adapter in some_adapters(base):
         if adapter is not None:
-            trainers.append(Trainer(base, adapter.spec))
+            trainers.append(AdapterTrainer(base, adapter.spec))
             for name, tensor in trainers[-1].adapter.master.items():
                 tensor.detach().copy_(adapter.master[name])
             trainers[-1].adapter.refresh()
@@ -307,7 +307,9 @@ def test_bf16_stays_near_fp32(family: str, path: str, device: str) -> None:
     exact = make_trainer(path, LoraSpec(rank=4), device)
     rows = make_rows(lengths=LENGTHS)
     expected = exact.forward(rows, "cross_entropy", None).logprobs
-    trainer = Trainer(BaseModel(path, EngineConfig(device=device, dtype="bfloat16")), LoraSpec(4))
+    trainer = AdapterTrainer(
+        BaseModel(path, EngineConfig(device=device, dtype="bfloat16")), LoraSpec(4)
+    )
     for name, tensor in trainer.adapter.master.items():
         tensor.detach().copy_(exact.adapter.master[name])
     trainer.adapter.refresh()
@@ -403,7 +405,7 @@ def test_resume_from_disk_is_exact(family: str, path: str, tmp_path: Path, devic
     trainer.forward_backward(make_rows(1), "cross_entropy", None)
     trainer.optim_step(AdamConfig(1e-2))
     write_state(trainer, "x", tmp_path)
-    again = Trainer(trainer.base, read_spec(tmp_path))
+    again = AdapterTrainer(trainer.base, read_spec(tmp_path))
     read_adapter(again.adapter, tmp_path)
     read_optimizer(again, tmp_path)
     for each in (trainer, again):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from tinker_cookbook.engine.requests import LOWEST_TEMPERATURE, TrainRow
+from tinker_cookbook.engine.requests import LOWEST_TEMPERATURE, TrainSequence
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 
 Inputs = Mapping[str, torch.Tensor]
@@ -187,7 +187,7 @@ def get_loss(name: str, config: Mapping[str, float | str] | None) -> Loss:
     return replace(loss, config=values, temperature=temperature)
 
 
-def check_rows(rows: Sequence[TrainRow], loss: Loss) -> None:
+def check_rows(rows: Sequence[TrainSequence], loss: Loss) -> None:
     """Every row has exactly the inputs of the loss, in the right shape, finite."""
     if not rows:
         raise DataValidationError("the batch holds no datum")
@@ -217,7 +217,7 @@ def check_rows(rows: Sequence[TrainRow], loss: Loss) -> None:
                 raise DataValidationError(f"{where}: {key} holds NaN or infinite values")
 
 
-def _check_targets(row: TrainRow, first: TrainRow, loss: Loss, where: str) -> None:
+def _check_targets(row: TrainSequence, first: TrainSequence, loss: Loss, where: str) -> None:
     shape = list(row.targets.shape)
     if not shape or shape[0] != row.length:
         raise DataValidationError(

@@ -16,14 +16,14 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.memory import GIB, Memory
 from tinker_cookbook.engine.testing import MOE, PLAIN, make_rows, make_trainer
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import OutOfMemoryError
 from tinker_cookbook.utils import control_groups
 
 CPU = torch.device("cpu")
 
 
-def kept_bytes(trainer: Trainer, lengths: tuple[int, ...]) -> int:
+def kept_bytes(trainer: AdapterTrainer, lengths: tuple[int, ...]) -> int:
     """What autograd holds at the end of a forward, counted here by its storages."""
     fixed = {memory.id_of(t) for t in trainer.base.parameters}
     fixed |= {memory.id_of(t) for t in trainer.adapter.copy.values()}

@@ -24,7 +24,7 @@ import torch
 
 from tinker_cookbook.engine.attention import Segment
 from tinker_cookbook.engine.losses import ROW
-from tinker_cookbook.engine.requests import TrainRow
+from tinker_cookbook.engine.requests import TrainSequence
 
 # A shared stretch saves its tokens' passes through every layer and costs a few attention calls
 # more; below this many tokens it does not pay.
@@ -47,7 +47,7 @@ class PackedBatch:
     inputs: dict[str, torch.Tensor]  # float32 [N] or [N, K] per loss input; and `losses.ROW`
     places: np.ndarray  # int64 [N]: where each of the N stands in the rows laid end to end
 
-    def split(self, values: np.ndarray, request: Sequence[TrainRow]) -> Iterator[np.ndarray]:
+    def split(self, values: np.ndarray, request: Sequence[TrainSequence]) -> Iterator[np.ndarray]:
         """Values of the N, in the order of `inputs`, as one array for each of `rows`."""
         flat = np.empty_like(values)
         flat[self.places] = values
@@ -115,7 +115,7 @@ def positions_of(segments: Sequence[Segment]) -> np.ndarray:
 
 
 def pack(
-    requests: Sequence[Sequence[TrainRow]], budget: int, device: torch.device
+    requests: Sequence[Sequence[TrainSequence]], budget: int, device: torch.device
 ) -> Iterator[Pass]:
     """The passes of several requests, each made when it is needed."""
     for chosen in plan_passes([[row.tokens for row in rows] for rows in requests], budget):
@@ -202,7 +202,7 @@ def _common(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _pack(
-    rows: Sequence[TrainRow], request: int, indices: list[int], device: torch.device
+    rows: Sequence[TrainSequence], request: int, indices: list[int], device: torch.device
 ) -> PackedBatch:
     chosen = [rows[i] for i in indices]
     commons = [0, *(_common(a.tokens, b.tokens) for a, b in pairwise(chosen))]

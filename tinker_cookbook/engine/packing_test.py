@@ -15,7 +15,7 @@ from tinker_cookbook.engine.attention import ancestry, parts_of
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.packing import pack, plan_passes
-from tinker_cookbook.engine.requests import TrainRow
+from tinker_cookbook.engine.requests import TrainSequence
 from tinker_cookbook.engine.testing import (
     TOLERANCE,
     VOCAB,
@@ -30,7 +30,7 @@ from tinker_cookbook.engine.testing import (
 CPU = torch.device("cpu")
 
 
-def check_batch(rows: list[TrainRow], budget: int) -> int:
+def check_batch(rows: list[TrainSequence], budget: int) -> int:
     """Every row can be read back from the tree; returns the tokens that are computed."""
     seen, computed = [], 0
     for each in pack([rows], budget, CPU):
@@ -216,7 +216,7 @@ def test_custom_loss_and_several_targets_over_shared_rows(
     for row in rows:
         targets = np.stack([row.targets, rng.integers(0, VOCAB, row.length)], axis=1)
         weights = rng.normal(size=targets.shape).astype(np.float32) / 50
-        wide.append(TrainRow(row.tokens, targets, {"weights": weights}))
+        wide.append(TrainSequence(row.tokens, targets, {"weights": weights}))
 
     def function(logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         return torch.stack([lp.mean() * i for i, lp in enumerate(logprobs)]).logsumexp(0), {}

@@ -20,7 +20,7 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, AdapterRows
 from tinker_cookbook.engine.losses import Loss
 from tinker_cookbook.engine.packing import PackedBatch, Pass, pack
-from tinker_cookbook.engine.requests import TrainResult, TrainRow
+from tinker_cookbook.engine.requests import TrainResult, TrainSequence
 
 
 class InTraining(Protocol):
@@ -44,10 +44,10 @@ class InTraining(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """Checked rows of one trainer and the loss on them; made by `Trainer.work`."""
+    """Checked rows of one trainer and the loss on them; made by `AdapterTrainer.work`."""
 
     trainer: InTraining
-    rows: Sequence[TrainRow]
+    rows: Sequence[TrainSequence]
     loss: Loss
 
     @property

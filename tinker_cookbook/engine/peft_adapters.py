@@ -47,7 +47,7 @@ class PeftAdapter(NamedTuple):
 def describe(directory: Path) -> PeftAdapter:
     """CheckpointError names the first thing that the engine would not compute as PEFT does."""
     config = _config(directory)
-    _refuse_unknown(config, directory)
+    _check_known_keys(config, directory)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise CheckpointError(f"{directory / CONFIG_FILE}: r={rank!r}, lora_alpha={alpha!r}")
@@ -102,7 +102,7 @@ def read(adapter: Adapter, base: BaseModel, directory: Path) -> None:
         for key, tensor in tensors.items():
             path = _layer(key)
             if not path:
-                _refuse_another_base(key, tensor, base, file)
+                _check_same_base(key, tensor, base, file)
                 continue
             name = key.removeprefix(PREFIX).removesuffix(".weight")
             if name not in adapter.master:
@@ -144,7 +144,7 @@ def _config(directory: Path) -> dict[str, Json]:
     return config
 
 
-def _refuse_unknown(config: Mapping[str, Json], directory: Path) -> None:
+def _check_known_keys(config: Mapping[str, Json], directory: Path) -> None:
     neutral: dict[str, tuple[Json, ...]] = {
         "peft_type": ("LORA",),
         "task_type": ("CAUSAL_LM", None),
@@ -186,7 +186,7 @@ def _not_plain(file: Path, key: str) -> CheckpointError:
     return CheckpointError(f"{file}: {key!r} is no tensor of a plain LoRA")
 
 
-def _refuse_another_base(key: str, tensor: torch.Tensor, base: BaseModel, file: Path) -> None:
+def _check_same_base(key: str, tensor: torch.Tensor, base: BaseModel, file: Path) -> None:
     """PEFT puts a copy of the embeddings beside an adapter on lm_head. One that is not the base
     model's own was trained, or belongs to another vocabulary."""
     path = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")

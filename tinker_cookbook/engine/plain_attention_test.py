@@ -20,7 +20,7 @@ from tinker_cookbook.engine import admission, attention, decode_attention
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
-from tinker_cookbook.engine.requests import SampleRequest, TrainRow
+from tinker_cookbook.engine.requests import SampleRequest, TrainSequence
 from tinker_cookbook.engine.testing import (
     MOE,
     PLAIN,
@@ -35,7 +35,7 @@ from tinker_cookbook.engine.testing import (
     with_inputs,
 )
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 
 TOLERANCE = 1e-5
 FAMILIES = [*PLAIN, *MOE]
@@ -60,12 +60,12 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def trainer(family: str, request: pytest.FixtureRequest) -> Trainer:
+def trainer(family: str, request: pytest.FixtureRequest) -> AdapterTrainer:
     return make_trainer(request.getfixturevalue(family), LoraSpec(rank=4), head_chunk=64)
 
 
 @pytest.fixture
-def reference(family: str, trainer: Trainer, tmp_path: Path) -> Any:
+def reference(family: str, trainer: AdapterTrainer, tmp_path: Path) -> Any:
     """In float64: two roundings to fp32 differ by more than 1e-5 in the sharpest of these models.
 
     peft has no adapters for the experts of a layer; there they are added to the weights.
@@ -84,7 +84,7 @@ def reference(family: str, trainer: Trainer, tmp_path: Path) -> Any:
 
 
 def test_losses_over_shared_beginnings(
-    family: str, trainer: Trainer, reference: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, trainer: AdapterTrainer, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logprobs, the value and every gradient of every loss, against one unpadded row at a time."""
     rows = batch_with_everything()
@@ -126,7 +126,7 @@ def test_losses_over_shared_beginnings(
 
 
 def test_sampling_with_shared_prompts(
-    family: str, trainer: Trainer, reference: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, trainer: AdapterTrainer, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples in slots, over shared blocks and over what earlier requests left behind."""
     monkeypatch.setattr(admission, "WORTH_SHARING", 100)
@@ -159,7 +159,7 @@ def test_sampling_with_shared_prompts(
             worst = max(worst, np.abs(ours - sequence.logprobs).max())
             if index == 0:
                 text = np.concatenate([each.prompt, sequence.tokens])
-                theirs = reference.logprobs(TrainRow(text[:-1], text[1:], {})).detach().numpy()
+                theirs = reference.logprobs(TrainSequence(text[:-1], text[1:], {})).detach().numpy()
                 start = len(each.prompt) - 1
                 worst = max(worst, np.abs(theirs[start:] - sequence.logprobs).max())
                 if result.prompt_logprobs is not None:

@@ -29,7 +29,7 @@ class Node(Block):
     children: dict[tuple[int, int], Node] = field(default_factory=dict)  # by (offset, first token)
 
 
-Path = list[Slice]  # a sequence from its first token on; every block is a Node
+CachedPrefix = list[Slice]  # a sequence from its first token on; every block is a Node
 
 
 class PrefixCache:
@@ -48,9 +48,9 @@ class PrefixCache:
         """Tokens in nodes that somebody uses."""
         return sum(len(node.tokens) for _, _, node in self._nodes() if node.pins)
 
-    def match(self, owner: object, tokens: np.ndarray, ready: bool = True) -> Path:
+    def match(self, owner: object, tokens: np.ndarray, ready: bool = True) -> CachedPrefix:
         """The longest beginning of the tokens that is there; with `ready`, computed already."""
-        path: Path = []
+        path: CachedPrefix = []
         node, offset, depth = self._roots.get(owner), 0, 0
         self._clock += 1
         while node is not None and depth < len(tokens):
@@ -63,7 +63,7 @@ class PrefixCache:
             node, offset, depth = child, length, depth + length
         return path
 
-    def insert(self, owner: object, tokens: np.ndarray, path: Path) -> Node:
+    def insert(self, owner: object, tokens: np.ndarray, path: CachedPrefix) -> Node:
         """A node without keys yet for the tokens that follow the path, which `match` gave."""
         parent = path[-1].block if path else self._roots.setdefault(owner, Node())
         assert isinstance(parent, Node)
@@ -72,11 +72,11 @@ class PrefixCache:
         parent.children[path[-1].stop if path else 0, int(tokens[0])] = node
         return node
 
-    def pin(self, path: Path) -> None:
+    def pin(self, path: CachedPrefix) -> None:
         for node in _nodes_of(path):
             node.pins += 1
 
-    def unpin(self, path: Path) -> None:
+    def unpin(self, path: CachedPrefix) -> None:
         for node in _nodes_of(path):
             node.pins -= 1
 
@@ -108,7 +108,7 @@ def length(path: Sequence[Slice]) -> int:
     return sum(each.length for each in path)
 
 
-def _nodes_of(path: Path) -> Iterator[Node]:
+def _nodes_of(path: CachedPrefix) -> Iterator[Node]:
     for each in path:
         assert isinstance(each.block, Node)
         yield each.block

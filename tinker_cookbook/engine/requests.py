@@ -137,7 +137,7 @@ class DropRun(OfRun[None]):
 
 
 @dataclass(frozen=True)
-class TrainRow:
+class TrainSequence:
     """One sequence of a training batch, already shifted: position i predicts `targets[i]`."""
 
     tokens: np.ndarray  # int64 [N], what the model reads
@@ -161,7 +161,7 @@ class TrainResult:
 class Train(OfRun[TrainResult]):
     """Rows through the model, and a loss on them by its name and its configuration."""
 
-    rows: Sequence[TrainRow]
+    rows: Sequence[TrainSequence]
     loss_fn: str
     loss_config: Mapping[str, float | str] | None = None
 
@@ -180,7 +180,7 @@ class ForwardBackward(Train):
 class ForwardBackwardCustom(OfRun[TrainResult]):
     """As `ForwardBackward`, with any differentiable function of the logprobs of all rows."""
 
-    rows: Sequence[TrainRow]
+    rows: Sequence[TrainSequence]
     function: CustomLoss
 
 

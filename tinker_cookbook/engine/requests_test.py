@@ -34,7 +34,7 @@ from tinker_cookbook.engine.requests import (
     Save,
     Snapshot,
     SnapshotWeights,
-    TrainRow,
+    TrainSequence,
 )
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.testing import make_rows, with_inputs
@@ -174,7 +174,7 @@ def test_a_request_that_is_not_there_yet_keeps_its_place(tiny_qwen3: str) -> Non
 
 def test_what_does_not_exist(tiny_qwen3: str) -> None:
     engine = Engine(EngineConfig(device="cpu"))
-    rows = [TrainRow(np.arange(3), np.arange(3))]
+    rows = [TrainSequence(np.arange(3), np.arange(3))]
     cases: dict[str, Request[Any]] = {
         "run x does not exist": Forward("x", rows, "cross_entropy"),
         "run y does not exist": OptimStep("y", ADAM),

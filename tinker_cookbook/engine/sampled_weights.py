@@ -30,12 +30,12 @@ class SampledWeights:
             files = adapter_files.open_files(weights)
             adapter = base.new_adapter(files.spec)
             files.read(adapter, base)
-            self._adapters[weights.id] = base.residency.admit(adapter.snapshot())
+            self._adapters[weights.id] = base.offloader.admit(adapter.snapshot())
 
     def keep(self, weights: SnapshotWeights, adapter: Adapter) -> None:
         """Keep what an adapter in training is at this moment."""
         base = self.base_model(weights.model)
-        self._adapters[weights.id] = base.residency.admit(adapter.snapshot())
+        self._adapters[weights.id] = base.offloader.admit(adapter.snapshot())
 
     def adapter(self, weights: WeightsRef) -> Adapter | None:
         """None: the base model alone. TrainingError: they were never loaded, or dropped."""

@@ -11,7 +11,7 @@ import torch
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter
 from tinker_cookbook.engine.memory import SamplingLimits
-from tinker_cookbook.engine.prefix_cache import Path
+from tinker_cookbook.engine.prefix_cache import CachedPrefix
 from tinker_cookbook.engine.requests import (
     LOWEST_TEMPERATURE,
     Cancelled,
@@ -45,7 +45,7 @@ class Job:
     cancelled: Cancelled
     on_token: OnToken | None = None
     result: SampleResult = field(default_factory=lambda: SampleResult([]))
-    path: Path = field(default_factory=list)
+    path: CachedPrefix = field(default_factory=list)
     last: torch.Tensor | None = None  # [H], hidden state of the last prompt token, once computed
     shared: bool = False
     chunked: bool = False  # the prompt takes several passes

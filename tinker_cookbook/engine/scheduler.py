@@ -264,7 +264,7 @@ class Engine:
         """
         base = work.trainer.base
         room = -work.tokens % base.tokens_per_pass
-        memory = base.residency.limit - work.trainer.size
+        memory = base.offloader.limit - work.trainer.size
         chosen, seen = [first], {first.lane}
         deadline = time.perf_counter() + PATIENCE * self._last_pass
         while room:

@@ -27,7 +27,7 @@ from tinker_cookbook.engine.requests import (
     SampleRequest,
     Train,
     TrainResult,
-    TrainRow,
+    TrainSequence,
 )
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.testing import TOLERANCE, call, make_rows, sampled, with_inputs
@@ -154,7 +154,7 @@ class Tenant:
         self.engine.dispose(DropRun(self.name))
 
     def train(
-        self, rows: list[TrainRow], kind: type[Train] = ForwardBackward
+        self, rows: list[TrainSequence], kind: type[Train] = ForwardBackward
     ) -> Future[TrainResult]:
         return self.engine.submit(kind(self.name, rows, self.loss))
 
@@ -362,12 +362,12 @@ def test_a_full_disk_ends_nothing(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tinker_cookbook.engine.residency.save_file", full)
+    monkeypatch.setattr("tinker_cookbook.engine.offload.save_file", full)
     tenants = tenants_of(engine, tiny_qwen3)[:3]
-    tenants[0].trainer.base.residency.limit = 1
+    tenants[0].trainer.base.offloader.limit = 1
     for each in tenants:
         assert each.train(with_inputs(make_rows(), each.loss)).result(60).logprobs
-    assert all(each.trainer.awake for each in tenants)
+    assert all(each.trainer.on_device for each in tenants)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

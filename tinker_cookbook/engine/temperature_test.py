@@ -11,10 +11,10 @@ import torch
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
-from tinker_cookbook.engine.requests import SampleRequest, TrainRow
+from tinker_cookbook.engine.requests import SampleRequest, TrainSequence
 from tinker_cookbook.engine.testing import VOCAB, PeftReference, make_trainer, on_cpu, sample_all
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 
 TEMPERATURES = (0.5, 1.0, 2.0)
 TOLERANCE = {0.5: 2e-5, 1.0: 1e-5, 2.0: 1e-5}  # the logits, and their errors, are divided by it
@@ -23,7 +23,7 @@ TOLERANCE = {0.5: 2e-5, 1.0: 1e-5, 2.0: 1e-5}  # the logits, and their errors, a
 @pytest.fixture(params=["tiny_qwen3", "tiny_llama", "tiny_llama, frozen head"])
 def trained(
     request: pytest.FixtureRequest, tmp_path: Path, device: str
-) -> tuple[Trainer, PeftReference]:
+) -> tuple[AdapterTrainer, PeftReference]:
     """An adapter, on the unembedding too or not, and the same in transformers + peft, float64."""
     family, _, frozen = request.param.partition(",")
     spec = LoraSpec(rank=4, train_unembed=not frozen)
@@ -41,7 +41,7 @@ def logits_of(reference: PeftReference, tokens: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_scoring_is_the_log_softmax_of_scaled_logits(
-    trained: tuple[Trainer, PeftReference], temperature: float
+    trained: tuple[AdapterTrainer, PeftReference], temperature: float
 ) -> None:
     trainer, reference = trained
     tolerance = TOLERANCE[temperature]
@@ -80,7 +80,7 @@ def test_scoring_is_the_log_softmax_of_scaled_logits(
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_what_was_sampled_scores_the_same(
-    trained: tuple[Trainer, PeftReference], temperature: float
+    trained: tuple[AdapterTrainer, PeftReference], temperature: float
 ) -> None:
     """Also with top-k and top-p, which leave logprobs alone; by the sampler and by the trainer."""
     trainer, _ = trained
@@ -100,7 +100,9 @@ def test_what_was_sampled_scores_the_same(
             assert scored.prompt_logprobs is not None
             own = scored.prompt_logprobs[len(prompt) :]
             assert np.abs(own - sequence.logprobs).max() <= tolerance
-            row = TrainRow(text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)})
+            row = TrainSequence(
+                text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)}
+            )
             config = {"temperature": temperature}
             trained_on = trainer.forward([row], "cross_entropy", config).logprobs[0]
             assert np.abs(trained_on[len(prompt) - 1 :] - sequence.logprobs).max() <= tolerance
@@ -109,7 +111,7 @@ def test_what_was_sampled_scores_the_same(
 @pytest.mark.parametrize("temperature", (0.5, 2.0))
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_their_gradients(
-    trained: tuple[Trainer, PeftReference], name: str, temperature: float
+    trained: tuple[AdapterTrainer, PeftReference], name: str, temperature: float
 ) -> None:
     """Rows that share a beginning, a row of its own, several passes over the vocabulary."""
     trainer, reference = trained
@@ -134,7 +136,7 @@ def test_losses_and_their_gradients(
         tensors = {key: torch.from_numpy(value).double() for key, value in inputs.items()}
         tensors[ROW] = torch.zeros(len(lp), dtype=torch.int64)
         total = total + loss.value(lp, tensors)
-        rows.append(TrainRow(text[:-1], text[1:], inputs))
+        rows.append(TrainSequence(text[:-1], text[1:], inputs))
         expected.append(lp.detach().numpy())
     total.backward()
     result = trainer.forward_backward(rows, name, {"temperature": temperature})
@@ -149,7 +151,7 @@ def test_losses_and_their_gradients(
 
 
 def test_temperature_one_computes_what_it_did(tiny_qwen3: str, device: str) -> None:
-    rows = [TrainRow(np.arange(5, 30), np.arange(6, 31), {"weights": np.ones(25, np.float32)})]
+    rows = [TrainSequence(np.arange(5, 30), np.arange(6, 31), {"weights": np.ones(25, np.float32)})]
     outcomes = []
     for config in (None, {"temperature": 1.0}):
         trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2), device)

@@ -26,11 +26,11 @@ from tinker_cookbook.engine.requests import (
     Sample,
     SampleRequest,
     SampleResult,
-    TrainRow,
+    TrainSequence,
 )
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.families import FAMILIES
 
 T = TypeVar("T")
@@ -64,20 +64,20 @@ TOLERANCE = 1e-5
 VOCAB = 307
 
 
-def make_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 40, 1, 23, 23)) -> list[TrainRow]:
+def make_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 40, 1, 23, 23)) -> list[TrainSequence]:
     rng = np.random.default_rng(seed)
     rows = []
     for length in lengths:
         tokens = rng.integers(0, VOCAB, length + 1)
         weights = rng.normal(size=length).astype(np.float32) / 50  # any sign
         weights[: length // 3] = 0
-        rows.append(TrainRow(tokens[:-1], tokens[1:], {"weights": weights}))
+        rows.append(TrainSequence(tokens[:-1], tokens[1:], {"weights": weights}))
     return rows
 
 
-def make_trainer(path: str, spec: LoraSpec, device: str = "cpu", **keys: Any) -> Trainer:
+def make_trainer(path: str, spec: LoraSpec, device: str = "cpu", **keys: Any) -> AdapterTrainer:
     config = EngineConfig(device=device, dtype="float32", **keys)
-    trainer = Trainer(BaseModel(path, config), spec)
+    trainer = AdapterTrainer(BaseModel(path, config), spec)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():  # B is zero at birth; then A would have no gradient
         for name, tensor in trainer.adapter.master.items():
@@ -96,7 +96,7 @@ def on_cpu(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
 class PeftReference:
     """The same adapter in transformers + peft, one unpadded sequence at a time."""
 
-    def __init__(self, trainer: Trainer, directory: Path) -> None:
+    def __init__(self, trainer: AdapterTrainer, directory: Path) -> None:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
@@ -111,19 +111,19 @@ class PeftReference:
             if parameter.requires_grad
         }
 
-    def logprobs(self, row: TrainRow) -> torch.Tensor:
+    def logprobs(self, row: TrainSequence) -> torch.Tensor:
         logits = self.model(torch.from_numpy(row.tokens)[None]).logits[0]
         targets = torch.from_numpy(row.targets)
         return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
-    def loss(self, rows: list[TrainRow]) -> tuple[list[np.ndarray], torch.Tensor]:
+    def loss(self, rows: list[TrainSequence]) -> tuple[list[np.ndarray], torch.Tensor]:
         logprobs = [self.logprobs(row) for row in rows]
         weights = [torch.from_numpy(row.inputs["weights"]) for row in rows]
         total = torch.stack([-(w * lp).sum() for w, lp in zip(weights, logprobs)]).sum()
         return [lp.detach().numpy() for lp in logprobs], total
 
 
-def with_inputs(rows: list[TrainRow], name: str) -> list[TrainRow]:
+def with_inputs(rows: list[TrainSequence], name: str) -> list[TrainSequence]:
     """The rows with the inputs of a loss; ratios on both sides of every bound."""
     rng = np.random.default_rng(8)
     out = []
@@ -156,10 +156,10 @@ def sample_all(
     return results  # type: ignore[return-value]
 
 
-def trainer_logprobs(trainer: Trainer, prompt: np.ndarray, tokens: list[int]) -> np.ndarray:
+def trainer_logprobs(trainer: AdapterTrainer, prompt: np.ndarray, tokens: list[int]) -> np.ndarray:
     """Logprobs of the sampled tokens by the training forward."""
     text = np.concatenate([prompt, tokens]).astype(np.int64)
-    row = TrainRow(text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)})
+    row = TrainSequence(text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)})
     return trainer.forward([row], "cross_entropy", None).logprobs[0][len(prompt) - 1 :]
 
 
@@ -193,7 +193,7 @@ def transformers_model(path: str) -> Any:
 class MergedReference:
     """transformers' model with the adapter of a trainer added to its weights, one row at a time."""
 
-    def __init__(self, trainer: Trainer, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, trainer: AdapterTrainer, dtype: torch.dtype = torch.float32) -> None:
         self.model = transformers_model(trainer.base.path).to(dtype)
         self.scale = trainer.adapter.spec.scale
         self.parameters = {
@@ -230,13 +230,13 @@ class MergedReference:
             weights[down] = weights[down] + torch.stack(outs)
         return weights
 
-    def logprobs(self, row: TrainRow) -> torch.Tensor:
+    def logprobs(self, row: TrainSequence) -> torch.Tensor:
         tokens = torch.from_numpy(row.tokens)[None]
         out = torch.func.functional_call(self.model, self.merged(), (tokens,))
         return out.logits[0].log_softmax(-1).gather(1, torch.from_numpy(row.targets)[:, None])[:, 0]
 
 
-def plain_logprobs(base: BaseModel, rows: list[TrainRow]) -> list[torch.Tensor]:
+def plain_logprobs(base: BaseModel, rows: list[TrainSequence]) -> list[torch.Tensor]:
     """All rows in one pass through the base model alone; the result is on the CPU."""
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows])).to(base.device)
     segments = lay_out([row.length for row in rows])
@@ -254,15 +254,17 @@ def largest(gaps: dict[str, torch.Tensor], scale: dict[str, torch.Tensor]) -> fl
     return max(gap.abs().max().item() for gap in gaps.values()) / top
 
 
-def row_of(tokens: np.ndarray) -> TrainRow:
-    return TrainRow(tokens[:-1], tokens[1:], {"weights": np.arange(len(tokens) - 1.0)})
+def row_of(tokens: np.ndarray) -> TrainSequence:
+    return TrainSequence(tokens[:-1], tokens[1:], {"weights": np.arange(len(tokens) - 1.0)})
 
 
-def group(rng: np.random.Generator, prompt: np.ndarray, lengths: tuple[int, ...]) -> list[TrainRow]:
+def group(
+    rng: np.random.Generator, prompt: np.ndarray, lengths: tuple[int, ...]
+) -> list[TrainSequence]:
     return [row_of(np.concatenate([prompt, rng.integers(0, VOCAB, n)])) for n in lengths]
 
 
-def batch_with_everything() -> list[TrainRow]:
+def batch_with_everything() -> list[TrainSequence]:
     """Two groups, a conversation in growing steps with two endings, duplicates, loners."""
     rng = np.random.default_rng(0)
     one, two = rng.integers(0, VOCAB, 40), rng.integers(0, VOCAB, 25)
@@ -274,6 +276,6 @@ def batch_with_everything() -> list[TrainRow]:
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+def gradients(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:
     grads, trainer.grads = trainer.grads, None
     return on_cpu(grads)

@@ -2,7 +2,7 @@
 
 A prompt is computed once for all of its samples, and not at all as far as an earlier request of the
 same adapter began with the same tokens. Who goes on when, and where keys and values lie:
-`admission.py`. What is drawn and which logprobs come back: `drawing.py`.
+`admission.py`. What is drawn and which logprobs come back: `token_sampling.py`.
 
 A deterministic sampler gives a request with a seed the same bits in any company. The row results of
 a matrix product change with the number of rows; so decoding goes in batches of one size and one
@@ -24,7 +24,6 @@ from tinker_cookbook.engine.attention import PackedPlan
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.decode_attention import Context, DecodePlan
-from tinker_cookbook.engine.drawing import draw
 from tinker_cookbook.engine.kv_cache import KVCache, Sink, Slice, SlotSink
 from tinker_cookbook.engine.lora import (
     Adapter,
@@ -46,6 +45,7 @@ from tinker_cookbook.engine.requests import (
 )
 from tinker_cookbook.engine.sampled_weights import SampledWeights
 from tinker_cookbook.engine.sampling_jobs import Job, Row, check, top_k
+from tinker_cookbook.engine.token_sampling import sample_tokens
 
 FIXED_ROWS = 32  # of every decoding batch of a deterministic sampler
 
@@ -317,7 +317,7 @@ class TorchSampler:
 
     def _take(self, rows: Sequence[Row], logits: torch.Tensor, uniform: torch.Tensor) -> None:
         requests = [row.job.request for row in rows]
-        drawn = draw(logits, requests, uniform)
+        drawn = sample_tokens(logits, requests, uniform)
         for row, token, logprob in zip(rows, drawn.tokens.tolist(), drawn.logprobs.tolist()):
             row.out.tokens.append(token)
             row.out.logprobs.append(logprob)

@@ -12,7 +12,6 @@ from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.admission import Admission, Start
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.drawing import Drawn, draw
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
 from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult
@@ -26,6 +25,7 @@ from tinker_cookbook.engine.testing import (
     sampled,
     trainer_logprobs,
 )
+from tinker_cookbook.engine.token_sampling import SampledBatch, sample_tokens
 from tinker_cookbook.engine.torch_sampler import TorchSampler
 from tinker_cookbook.exceptions import (
     ConfigurationError,
@@ -107,10 +107,10 @@ def test_seed_fixes_a_request(tiny_qwen3: str, device: str) -> None:
 
 def drawn_on(
     device: str, logits: torch.Tensor, requests: list[SampleRequest], uniform: torch.Tensor
-) -> Drawn:
+) -> SampledBatch:
     """Drawn there, and brought to the CPU."""
-    drawn = draw(logits.to(device), requests, uniform.to(device))
-    return Drawn(drawn.tokens.cpu(), drawn.scaled.cpu(), drawn.log_sum.cpu())
+    drawn = sample_tokens(logits.to(device), requests, uniform.to(device))
+    return SampledBatch(drawn.tokens.cpu(), drawn.scaled.cpu(), drawn.log_sum.cpu())
 
 
 def test_draw_follows_the_distribution(device: str) -> None:

@@ -12,9 +12,9 @@ import torch
 from tinker_cookbook.engine import losses, passes
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
+from tinker_cookbook.engine.offload import OffloadedTensors
 from tinker_cookbook.engine.passes import Work
-from tinker_cookbook.engine.requests import AdamConfig, CustomLoss, TrainResult, TrainRow
-from tinker_cookbook.engine.residency import Parked
+from tinker_cookbook.engine.requests import AdamConfig, CustomLoss, TrainResult, TrainSequence
 from tinker_cookbook.engine.token_ids import check_tokens
 from tinker_cookbook.exceptions import DataValidationError, TrainingError
 
@@ -22,7 +22,7 @@ Tensors = dict[str, torch.Tensor]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Trainer:
+class AdapterTrainer:
     """One adapter in training: its weights, its gradient so far, its optimizer.
 
     Every call either happens whole or leaves weights and optimizer as they were; a step that is
@@ -35,7 +35,7 @@ class Trainer:
         count = spec.parameters(base.shapes)
         copies = 0 if base.dtype == torch.float32 else base.dtype.itemsize
         self.size = count * (16 + copies)  # bytes: weights, gradient, two moments; and the copies
-        base.residency.check(spec.rank, self.size)
+        base.offloader.check(spec.rank, self.size)
         self._adapter = base.new_adapter(spec)
         self.grads: Tensors | None = None  # fp32, since the last optimizer step
         self._optimizer = torch.optim.AdamW(
@@ -43,35 +43,35 @@ class Trainer:
             lr=0.0,
             fused=True,  # one kernel for all tensors: half the time on a CPU
         )
-        self._fetch: Parked | None = None  # brings back what is parked
-        self.last_use = base.residency.tick()
-        base.residency.add(self)
+        self._fetch: OffloadedTensors | None = None  # brings back what is offloaded
+        self.last_use = base.offloader.tick()
+        base.offloader.add(self)
 
     @property
     def adapter(self) -> Adapter:
-        self.wake()
+        self.restore()
         return self._adapter
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        self.wake()
+        self.restore()
         return self._optimizer
 
     @property
-    def awake(self) -> bool:
+    def on_device(self) -> bool:
         """Whether weights, gradient and optimizer are in the device's memory."""
         return self._fetch is None
 
-    def park(self) -> None:
+    def offload(self) -> None:
         """Move everything of size elsewhere, until `wake`."""
-        if self.awake:
-            self._fetch = self.base.residency.store(self._tensors(), self)
+        if self.on_device:
+            self._fetch = self.base.offloader.store(self._tensors(), self)
             self._replace({name: torch.empty(0) for name in self._tensors()})
             self._adapter.copy = {}
 
-    def wake(self) -> None:
+    def restore(self) -> None:
         """Have everything in the device's memory; note that the trainer was used."""
-        self.last_use = self.base.residency.tick()
+        self.last_use = self.base.offloader.tick()
         if self._fetch is not None:
             self._replace(self._fetch.load())
             self._adapter.make_copies(self.base.dtype)  # may fail, too: then nothing is lost
@@ -102,12 +102,12 @@ class Trainer:
 
     def reset(self) -> None:
         """Forget the gradient and the optimizer's moments; the weights stay."""
-        self.wake()
+        self.restore()
         self.grads = None
         self.optimizer.state.clear()
 
     def work(
-        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
+        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> Work:
         """What `passes` computes, once everything about it has been checked."""
         loss = losses.get_loss(loss_fn, config)
@@ -115,19 +115,19 @@ class Trainer:
         return Work(self, rows, loss)
 
     def forward(
-        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
+        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> TrainResult:
         """Logprobs of the targets and the loss, without any gradient."""
         return passes.forward([self.work(rows, loss_fn, config)])[0]
 
     def forward_backward(
-        self, rows: Sequence[TrainRow], loss_fn: str, config: Mapping[str, float | str] | None
+        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> TrainResult:
         """As forward, and the gradient of the summed loss is added to the adapter's."""
         return passes.forward_backward([self.work(rows, loss_fn, config)])[0]
 
     def forward_backward_custom(
-        self, rows: Sequence[TrainRow], function: CustomLoss
+        self, rows: Sequence[TrainSequence], function: CustomLoss
     ) -> TrainResult:
         """Any differentiable function of the logprobs of all rows, each shaped like its targets.
 
@@ -157,7 +157,7 @@ class Trainer:
 
     def optim_step(self, adam: AdamConfig) -> dict[str, float]:
         """One AdamW step with the accumulated gradient, which is then empty. Returns its norm."""
-        self.wake()
+        self.restore()
         if self.grads is None:
             raise TrainingError("optim_step without a forward_backward since the last optim_step")
         grads, self.grads = self.grads, None
@@ -185,7 +185,7 @@ class Trainer:
         self.adapter.refresh()
         return {"grad_norm": norm}
 
-    def _check_rows(self, rows: Sequence[TrainRow], loss: losses.Loss) -> None:
+    def _check_rows(self, rows: Sequence[TrainSequence], loss: losses.Loss) -> None:
         losses.check_rows(rows, loss)
         for index, row in enumerate(rows):
             try:
@@ -200,7 +200,7 @@ class Trainer:
                 )
 
 
-def _with_weights(rows: Sequence[TrainRow], weights: list[np.ndarray]) -> list[TrainRow]:
+def _with_weights(rows: Sequence[TrainSequence], weights: list[np.ndarray]) -> list[TrainSequence]:
     return [
         dataclasses.replace(row, inputs={"weights": array}) for row, array in zip(rows, weights)
     ]

@@ -16,7 +16,7 @@ from tinker_cookbook.engine.checkpoints import read_adapter, read_optimizer, wri
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
-from tinker_cookbook.engine.requests import AdamConfig, TrainRow
+from tinker_cookbook.engine.requests import AdamConfig, TrainSequence
 from tinker_cookbook.engine.testing import (
     TOLERANCE,
     VOCAB,
@@ -26,7 +26,7 @@ from tinker_cookbook.engine.testing import (
     on_cpu,
     with_inputs,
 )
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -110,7 +110,7 @@ def test_gradient_clipping(tiny_qwen3: str, device: str) -> None:
     assert ratio.item() == pytest.approx(0.25, rel=1e-4)
 
 
-def gradients(trainer: Trainer, *batches: list[TrainRow]) -> dict[str, torch.Tensor]:
+def gradients(trainer: AdapterTrainer, *batches: list[TrainSequence]) -> dict[str, torch.Tensor]:
     for rows in batches:
         trainer.forward_backward(rows, "cross_entropy", None)
     grads, trainer.grads = trainer.grads, None
@@ -165,7 +165,7 @@ def test_only_the_covered_layers_train(tiny_qwen3: str, device: str) -> None:
 def test_fresh_adapter_is_the_base_model(tiny_llama: str, device: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    trainer = Trainer(BaseModel(tiny_llama, EngineConfig(device=device)), LoraSpec(rank=3))
+    trainer = AdapterTrainer(BaseModel(tiny_llama, EngineConfig(device=device)), LoraSpec(rank=3))
     for name, tensor in trainer.adapter.master.items():
         if name.endswith("lora_A"):
             bound = 1 / np.sqrt(tensor.shape[1])
@@ -184,7 +184,7 @@ def test_bf16_stays_near_fp32(tiny_llama: str, device: str) -> None:
     rows = make_rows()
     exact = make_trainer(tiny_llama, LoraSpec(rank=4), device).forward(rows, "cross_entropy", None)
     config = EngineConfig(device=device, dtype="bfloat16")
-    trainer = Trainer(BaseModel(tiny_llama, config), LoraSpec(rank=4))
+    trainer = AdapterTrainer(BaseModel(tiny_llama, config), LoraSpec(rank=4))
     source = make_trainer(tiny_llama, LoraSpec(rank=4), device).adapter.master
     with torch.no_grad():
         for name, tensor in trainer.adapter.master.items():
@@ -203,7 +203,7 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path, device: str)
     trainer.forward_backward(make_rows(1), "cross_entropy", None)
     trainer.optim_step(adam)
     write_state(trainer, "x", tmp_path)
-    again = Trainer(trainer.base, LoraSpec(rank=4, seed=99))
+    again = AdapterTrainer(trainer.base, LoraSpec(rank=4, seed=99))
     read_adapter(again.adapter, tmp_path)
     read_optimizer(again, tmp_path)
     for each in (trainer, again):
@@ -211,10 +211,10 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path, device: str)
         each.optim_step(adam)
     for name, tensor in trainer.adapter.master.items():
         assert torch.equal(tensor, again.adapter.master[name]), name
-    other = Trainer(trainer.base, LoraSpec(rank=8))
+    other = AdapterTrainer(trainer.base, LoraSpec(rank=8))
     with pytest.raises(CheckpointError, match="rank differ"):
         read_adapter(other.adapter, tmp_path)
-    narrow = Trainer(trainer.base, LoraSpec(rank=4, train_unembed=False))
+    narrow = AdapterTrainer(trainer.base, LoraSpec(rank=4, train_unembed=False))
     with pytest.raises(CheckpointError, match=r"lm_head\.lora_A"):
         read_adapter(narrow.adapter, tmp_path)
 
@@ -233,7 +233,7 @@ def test_resume_from_disk_is_exact(tiny_qwen3: str, tmp_path: Path, device: str)
 )
 def test_bad_rows_fail_alone(tiny_qwen3: str, change: dict, message: str) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2))
-    good = TrainRow(np.array([1, 2]), np.array([2, 3]), {"weights": np.ones(2, np.float32)})
+    good = TrainSequence(np.array([1, 2]), np.array([2, 3]), {"weights": np.ones(2, np.float32)})
     bad = dataclasses.replace(good, **change)
     with pytest.raises(DataValidationError, match=message):
         trainer.forward_backward([good, bad], "cross_entropy", None)
@@ -257,7 +257,7 @@ def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         BaseModel(str(tmp_path / "nowhere"), EngineConfig())
     with pytest.raises(ConfigurationError, match=r"rank=65 is more than .* at most 64"):
-        Trainer(trainer.base, LoraSpec(rank=65))
+        AdapterTrainer(trainer.base, LoraSpec(rank=65))
 
 
 def test_weights_that_do_not_fit_are_refused(tiny_qwen3: str, tmp_path: Path) -> None:
@@ -281,7 +281,9 @@ def test_weights_that_do_not_fit_are_refused(tiny_qwen3: str, tmp_path: Path) ->
 
 def test_non_finite_gradient_is_refused(tiny_qwen3: str, device: str) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=2), device)
-    rows = [TrainRow(np.array([1]), np.array([2]), {"weights": np.array([1e30], np.float32)})] * 3
+    rows = [
+        TrainSequence(np.array([1]), np.array([2]), {"weights": np.array([1e30], np.float32)})
+    ] * 3
     before = {k: v.detach().clone() for k, v in trainer.adapter.master.items()}
     trainer.forward_backward(rows, "cross_entropy", None)
     with pytest.raises(TrainingError, match="this step was not made"):
@@ -334,7 +336,7 @@ def test_several_targets_per_token(
         weights = rng.random((length, 3)).astype(np.float32) / 20
         weights[: length // 2] = 0
         targets = rng.integers(0, VOCAB, (length, 3))
-        rows.append(TrainRow(rng.integers(0, VOCAB, length), targets, {"weights": weights}))
+        rows.append(TrainSequence(rng.integers(0, VOCAB, length), targets, {"weights": weights}))
     result = trainer.forward_backward(rows, "cross_entropy", None)
     total = torch.zeros(())
     for row, ours in zip(rows, result.logprobs):
@@ -394,7 +396,7 @@ def test_a_loss_that_is_not_finite_is_refused(
         dataclasses.replace(row, inputs={k: v.copy() for k, v in row.inputs.items()})
         for row in rows
     ]
-    bad[2] = TrainRow(
+    bad[2] = TrainSequence(
         rows[1].tokens[:7],
         rows[1].targets[:7],
         {k: v[:7].copy() for k, v in rows[1].inputs.items()},

@@ -41,7 +41,7 @@ from tinker_cookbook.engine.requests import (
 )
 from tinker_cookbook.engine.sampled_weights import SampledWeights
 from tinker_cookbook.engine.samplers import SAMPLERS, Sampler
-from tinker_cookbook.engine.trainer import Trainer
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
 from tinker_cookbook.utils.cpu_threads import ThreadCount
 
@@ -59,7 +59,7 @@ class Worker:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.thread_count = ThreadCount(config.num_threads, fixed=config.deterministic)
-        self.runs: dict[str, Trainer] = {}
+        self.runs: dict[str, AdapterTrainer] = {}
         self.samplers: dict[str, Sampler] = {}
         self.sampled = SampledWeights(self.base_model)
         self._bases: dict[str, BaseModel] = {}
@@ -122,9 +122,9 @@ class Worker:
         """Park the runs that are idle for longest where adapters hold more than they may."""
         for base in self._bases.values():
             try:
-                base.residency.make_room()
+                base.offloader.make_room()
             except Exception as error:  # a full disk, say: they stay where they are
-                logger.warning("idle adapters cannot be parked: %s", error)
+                logger.warning("idle adapters cannot be offloaded: %s", error)
 
     def explain(self, error: BaseException) -> BaseException:
         """An out-of-memory error names the keys to lower; anything else stays as it is."""
@@ -156,7 +156,7 @@ class Worker:
 
     # -- one for each kind of request that takes more than a line
 
-    def _run(self, request: OfRun[R]) -> Trainer:
+    def _run(self, request: OfRun[R]) -> AdapterTrainer:
         if request.run not in self.runs:
             raise TrainingError(f"run {request.run} does not exist")
         return self.runs[request.run]
@@ -176,14 +176,14 @@ class Worker:
             spec = adapter_files.open_files(request.weights).spec
         if spec is None:
             raise TrainingError(f"run {request.run}: neither a spec nor weights were given")
-        trainer = Trainer(base, spec)
+        trainer = AdapterTrainer(base, spec)
         if request.weights is not None:
             self._fill(trainer, request.weights, request.optimizer)
         self.runs[request.run] = trainer
         threads = self.thread_count.threads
         return RunFacts(base.facts, spec, None if threads is None else threads.line())
 
-    def _fill(self, trainer: Trainer, weights: CheckpointWeights, optimizer: bool) -> None:
+    def _fill(self, trainer: AdapterTrainer, weights: CheckpointWeights, optimizer: bool) -> None:
         """optimizer: everything is as when it was saved, the last bits of what follows included."""
         files = adapter_files.open_files(weights)
         files.read(trainer.adapter, trainer.base)

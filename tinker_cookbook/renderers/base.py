@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.conversation_checks import (
-    refuse_results_without_call,
-    refuse_text_before_reasoning,
+    check_reasoning_comes_first,
+    check_results_have_calls,
     results_in_call_order,
 )
 from tinker_cookbook.renderers.encoding import TextEncoder
@@ -294,9 +294,9 @@ class Renderer(ABC):
                     "messages, or use create_conversation_prefix_with_tools"
                 )
         if self.reasoning_in_strings:
-            refuse_text_before_reasoning(checked)
+            check_reasoning_comes_first(checked)
         if self.call_tag is not None:
-            refuse_results_without_call(checked, self.call_tag)
+            check_results_have_calls(checked, self.call_tag)
             if self.results_in_order:
                 checked = results_in_call_order(checked)
         if not self.supports_images:

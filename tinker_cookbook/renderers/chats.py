@@ -96,7 +96,7 @@ def is_jsonl(path: str) -> bool:
     return path.endswith(".jsonl")
 
 
-def refuse_missing_file(path: str, key: str) -> None:
+def check_file_exists(path: str, key: str) -> None:
     """ConfigurationError for what looks like a file, not like a name on the hub, and is not there.
     `key` is the configuration key that named it."""
     if is_jsonl(path) or (data_files.is_file_name(path) and not Path(path).expanduser().exists()):
@@ -202,7 +202,7 @@ def _chat(row: Mapping[str, Plain], form: RowFormat, where: str, nulls: Iterable
         messages = _with_system(system, messages)
     elif system:
         notes["row", "system"] += 1
-    _refuse_keys_of_row(row, form, messages, notes)
+    _check_row_keys(row, form, messages, notes)
     for message in messages:
         _count_unread(message, notes)
     messages = list(map(_with_one_text, messages))
@@ -236,7 +236,7 @@ def _with_system(system: Plain, messages: list[Message]) -> list[Message]:
     return [first, *messages]
 
 
-def _refuse_keys_of_row(
+def _check_row_keys(
     row: Mapping[str, Plain],
     form: RowFormat,
     messages: list[Message],
@@ -328,14 +328,12 @@ def _tools(value: Plain) -> list[JsonObject]:
                 f"tool {index} must be an object with name, description and parameters, "
                 f"{_found(tool)}"
             )
-        _refuse_keys_of_tool(tool, function, f"tool {index}")
+        _check_tool_keys(tool, function, f"tool {index}")
         checked.append(tool)
     return checked
 
 
-def _refuse_keys_of_tool(
-    tool: Mapping[str, Plain], function: Mapping[str, Plain], where: str
-) -> None:
+def _check_tool_keys(tool: Mapping[str, Plain], function: Mapping[str, Plain], where: str) -> None:
     """Near misses of keys that formats declare, which some would leave out."""
     for key, value in [*tool.items(), *function.items()]:
         if key not in TOOL_KEYS and (problem := refusal("tool", key, value, TOOL_KEYS)):

@@ -9,7 +9,7 @@ from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers.messages import Message, content_parts
 
 
-def refuse_text_before_reasoning(messages: Sequence[Message]) -> None:
+def check_reasoning_comes_first(messages: Sequence[Message]) -> None:
     """Chat templates drop it without a word, where they take a string apart."""
     for i, message in enumerate(messages):
         content = message["content"]
@@ -22,7 +22,7 @@ def refuse_text_before_reasoning(messages: Sequence[Message]) -> None:
                 )
 
 
-def refuse_results_without_call(messages: Sequence[Message], call_tag: str) -> None:
+def check_results_have_calls(messages: Sequence[Message], call_tag: str) -> None:
     waiting = 0.0  # calls without a result; how many a text holds is not told
     for i, message in enumerate(messages):
         if message["role"] == "assistant":

@@ -10,7 +10,7 @@ NANO_MAX_LENGTH = 512
 
 def within_context(length: int, model_name: str) -> int:
     """At most the model's context. ConfigurationError where nothing is known of the model."""
-    return min(length, models.resolve(model_name).context_length or length)
+    return min(length, models.lookup(model_name).context_length or length)
 
 
 def usual_length(model_name: str) -> int:

@@ -169,7 +169,7 @@ def _sharegpt(key: str, row: Mapping[str, Plain]) -> Turns:
         rest = {name: value for name, value in turn.items() if name not in ("from", "value")}
         role = role_meant(sender)
         if role != "tool":
-            _refuse_missing_results(calls, results, where)
+            _check_no_missing_results(calls, results, where)
             calls = results = 0
         if role == "function_call":
             found = _calls(text, where)
@@ -178,11 +178,11 @@ def _sharegpt(key: str, row: Mapping[str, Plain]) -> Turns:
             continue
         results += role == "tool"
         messages.append({"role": role, "content": text, **rest})
-    _refuse_missing_results(calls, results, "the end")
+    _check_no_missing_results(calls, results, "the end")
     return messages
 
 
-def _refuse_missing_results(calls: int, results: int, where: str) -> None:
+def _check_no_missing_results(calls: int, results: int, where: str) -> None:
     """One text that answers several calls belongs to none of them."""
     if calls and results and results != calls:
         raise DataFormatError(

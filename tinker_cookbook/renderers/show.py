@@ -30,9 +30,9 @@ from tinker_cookbook.renderers.base import Renderer
 from tinker_cookbook.renderers.chats import (
     BadRow,
     Chat,
+    check_file_exists,
     is_jsonl,
     read_chats,
-    refuse_missing_file,
     row_chat,
     row_reader,
 )
@@ -172,7 +172,7 @@ def _chats(config: Config, path: str | None) -> Iterator[Chat | BadRow]:
         yield from _built_in()
         return
     key = "dataset_path" if config.dataset_path else "data.path"
-    refuse_missing_file(path, key)
+    check_file_exists(path, key)
     if is_jsonl(path):
         yield from read_chats(path, key, data.message_field)
     else:

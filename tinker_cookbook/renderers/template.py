@@ -144,7 +144,7 @@ class TemplateRenderer(Renderer):
             raise RendererError(f"role={role!r}: a chat template prompts for an assistant only")
         conversation = Conversation(self.template, messages)
         text = conversation.prompt(len(messages))
-        conversation.refuse_left_out([], prompt=True)
+        conversation.check_nothing_omitted([], prompt=True)
         tokens = conversation.encode(text)
         if prefill:
             tokens += self.encoder.encode(prefill, self.template.own_tags)
@@ -180,7 +180,7 @@ class TemplateRenderer(Renderer):
                     f"otherwise once more messages follow it; {_SPLITTABLE}"
                 )
             weights[len(prompt) : len(through)] = [1.0] * (len(through) - len(prompt))
-        conversation.refuse_left_out(trained)
+        conversation.check_nothing_omitted(trained)
         if mode is TrainOnWhat.ALL_TOKENS:
             weights = [float(token != self.tokenizer.bos_token_id) for token in tokens[:1]]
             weights += [1.0] * (len(tokens) - 1)

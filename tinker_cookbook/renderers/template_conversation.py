@@ -112,7 +112,7 @@ class Conversation:
     def _ask(self, messages: Sequence[Mapping[str, Plain]], prompt: bool) -> str:
         return self._template.apply(messages[self._skipped :], prompt, self._tools)
 
-    def refuse_left_out(self, trained: Sequence[int], prompt: bool = False) -> None:
+    def check_nothing_omitted(self, trained: Sequence[int], prompt: bool = False) -> None:
         """RendererError unless the template writes every call of the conversation, and all of the
         replies that are `trained`, which it is known to write behind their prompts.
 
@@ -201,7 +201,7 @@ class Conversation:
                 "prompts for a reply to something; put a user message first"
             )
         before, through = self.prompt(i), self.complete(i + 1)
-        self._refuse_unlike_sampling(i, before, through)
+        self._check_same_as_sampling(i, before, through)
         prompt, whole = self.encode(before), self.encode(through)
         if whole[: len(prompt)] == prompt:
             return prompt, whole
@@ -213,7 +213,7 @@ class Conversation:
             )
         return prompt, apart
 
-    def _refuse_unlike_sampling(self, i: int, before: str, through: str) -> None:
+    def _check_same_as_sampling(self, i: int, before: str, through: str) -> None:
         """RendererError unless the reply is a whole one that could be sampled behind `before`."""
         opened, end = self._template.opened, self._template.end_of_turn
         if not through.startswith(before):

@@ -190,7 +190,7 @@ def with_located_reference(config: Config) -> Config:
     return chz.replace(config, kl_reference_config=located)
 
 
-def refuse_unused(config: Config) -> None:
+def check_no_unused_keys(config: Config) -> None:
     """Keys that would have no effect, or leave no room for a prompt."""
     if not config.kl_penalty_coef:
         for key in ("kl_discount_factor", "kl_reference_config"):
@@ -206,7 +206,7 @@ def refuse_unused(config: Config) -> None:
         )
 
 
-def refuse_unclear_reference(config: Config) -> None:
+def check_kl_reference(config: Config) -> None:
     """The weights that a run starts from are a training state, which nothing can be sampled from;
     and the base model is not what the user would compare with."""
     if (
@@ -222,7 +222,7 @@ def refuse_unclear_reference(config: Config) -> None:
         )
 
 
-def refuse_unknown_signals(config: Config) -> None:
+def check_signals(config: Config) -> None:
     """A run with other settings of a signal must not pass for the same run."""
     for signal in config.signals:
         known = dataclasses.is_dataclass(signal) or chz.is_chz(signal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinker_cookbook.training.defaults import Defaults, Suits
+from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Groups:
 # sampled.
 LEARNING_RATE = 4e-5
 
-NANO = Suits(
+NANO = ModelDefaults(
     Groups(groups_per_batch=32, group_size=8, max_tokens=40),
     learning_rate=1e-3,
     renderer_name="qwen3_instruct",
 )
 RL = Defaults(
     nano=NANO,
-    others=Suits(
+    others=ModelDefaults(
         Groups(groups_per_batch=128, group_size=16, max_tokens=256), learning_rate=LEARNING_RATE
     ),
 )

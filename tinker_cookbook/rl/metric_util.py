@@ -202,7 +202,7 @@ class RLTestSetEvaluator(SamplingClientEvaluator):
     def lines(self) -> list[str]:
         return self._lines
 
-    def refuse_empty(self) -> None:
+    def check_not_empty(self) -> None:
         """Raises AllTrajectoriesFailedError if nothing could be played in the last evaluation."""
         if self.groups_P and not any(group.trajectories_G for group in self.groups_P):
             raise AllTrajectoriesFailedError(

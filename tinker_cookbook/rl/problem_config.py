@@ -13,8 +13,14 @@ from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.training.defaults import Defaults
 from tinker_cookbook.training.fields import COUNT
-from tinker_cookbook.training.resolve import Resolved, fill_open, left_open, refuse_unused, reopen
-from tinker_cookbook.training.resolve import resolve as training_resolve
+from tinker_cookbook.training.resolve import (
+    Resolved,
+    check_no_unused_keys,
+    resolve_defaults,
+    restore_unset_fields,
+    set_unset_fields,
+    unset_fields,
+)
 from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.run_config import rebuild
 
@@ -42,13 +48,13 @@ class ProblemConfig(train.Config):
     )
 
     @staticmethod
-    def before_resolve(config: dict[str, Json]) -> dict[str, Json]:
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
         """A plain config without what `resolve` has put into the data."""
         data = config.get("dataset_builder")
         if not isinstance(data, dict):
             return config
         values = {name: config[key] for name, key in _FILLED.items()}
-        own = reopen(data, type(rebuild(data, "dataset_builder")), values)
+        own = restore_unset_fields(data, type(rebuild(data, "dataset_builder")), values)
         return {**config, "dataset_builder": own}
 
 
@@ -63,7 +69,7 @@ _FILLED = {
 C = TypeVar("C", bound=ProblemConfig)
 
 
-def resolve(
+def resolve_problem_config(
     config: C, defaults: Defaults[Groups], default_data: RLDatasetBuilder
 ) -> Resolved[C, Groups]:
     """`training.resolve` for problems in groups: the data is chosen, too, and follows the recipe's
@@ -77,18 +83,18 @@ def resolve(
     suits_data = None if config.model_name == "nano" else data.default_max_tokens()
     if config.max_tokens is None and suits_data:
         config = chz.replace(config, max_tokens=suits_data)
-    run = training_resolve(config, defaults)
+    run = resolve_defaults(config, defaults)
     filled = dict(run.filled)
     if asked.max_tokens is None:
         filled["max_tokens"] = run.sizes.max_tokens
-    config, names = run.config, left_open(data)
+    config, names = run.config, unset_fields(data)
     for key in ("group_size", "groups_per_batch"):
         if key not in names:
             own = getattr(data, key, None)
             if getattr(asked, key) != own:
-                refuse_unused(key, getattr(asked, key), data)
+                check_no_unused_keys(key, getattr(asked, key), data)
             filled.pop(key, None)
             config = chz.replace(config, **{key: own})
     values = {name: getattr(config, key) for name, key in _FILLED.items()}
-    config = chz.replace(config, dataset_builder=fill_open(data, values))
+    config = chz.replace(config, dataset_builder=set_unset_fields(data, values))
     return dataclasses.replace(run, config=config, filled=filled)

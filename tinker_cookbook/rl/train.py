@@ -1,6 +1,6 @@
 """The one loop of reinforcement learning: play, weigh, train; synchronous or ahead of itself.
 
-    async with GroupSource(...) as source:
+    async with RolloutQueue(...) as source:
         for step in range(journal.start_step, total_steps):
             source.publish(sampling_client, step)       groups of this step (and max_lag more) begin
             evaluators that are due, on the weights before this step
@@ -29,27 +29,27 @@ from tinker_cookbook.rl.config import (
     StreamMinibatchConfig,
     about,
     check_batch,
-    refuse_unclear_reference,
-    refuse_unknown_signals,
-    refuse_unused,
+    check_kl_reference,
+    check_no_unused_keys,
+    check_signals,
     with_known_keys,
     with_located_reference,
 )
 from tinker_cookbook.rl.defaults import RL, Groups
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.rollouts.group import set_rollout_executor
-from tinker_cookbook.rl.rollouts.group_source import GroupSource
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
+from tinker_cookbook.rl.rollouts.rollout_queue import RolloutQueue
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
 from tinker_cookbook.rl.temperature import about_temperature, check_temperature, loss_settings
-from tinker_cookbook.rl.training_step import Trainer
+from tinker_cookbook.rl.training_step import PolicyTrainer
 from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.service import check_loss, connect
 from tinker_cookbook.service.api import ServiceClient
 from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.training.evaluators import Evaluator
 from tinker_cookbook.training.journal import Journal
-from tinker_cookbook.training.resolve import Resolved, resolve
+from tinker_cookbook.training.resolve import Resolved, resolve_defaults
 from tinker_cookbook.utils.loop_watch import LoopWatch
 
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
@@ -68,8 +68,8 @@ async def main(
 ) -> None:
     """Train. `recipe` names the run's directory where log_path does not."""
     set_rollout_executor(rollout_executor)
-    refuse_unclear_reference(config)  # before its checkpoint is looked for
-    await run(resolve(config, RL), recipe)
+    check_kl_reference(config)  # before its checkpoint is looked for
+    await run(resolve_defaults(config, RL), recipe)
 
 
 async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
@@ -77,9 +77,9 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
     asked = resolved.config
     config = with_located_reference(with_known_keys(asked))
     resolved = replace(resolved, config=config)
-    refuse_unclear_reference(config)
-    refuse_unknown_signals(config)
-    refuse_unused(config)
+    check_kl_reference(config)
+    check_signals(config)
+    check_no_unused_keys(config)
     check_temperature(config)
     if config.base_url is None:  # another service may have other losses
         check_loss(config.loss_fn, loss_settings(config))
@@ -100,16 +100,16 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
             headlines=HEADLINES,
             rest_client=service.create_rest_client(),
         ) as journal,
-        LoopWatch(progress.summary, journal.say),
+        LoopWatch(progress.summary, journal.log_line),
     ):
         if chosen := resolved.line():
-            journal.say(chosen)
+            journal.log_line(chosen)
         client = await checkpoint_utils.start_training_client(
-            service, config, journal.resume, {"recipe": recipe}, say=journal.say
+            service, config, journal.resume, {"recipe": recipe}, log_line=journal.log_line
         )
         signals = await _signals(resolved, service)  # the policy first: it decides about threads
         for line in about(resolved, total_steps, num_groups, signals) + about_temperature(config):
-            journal.say(line)
+            journal.log_line(line)
         evaluators = [build() for build in config.evaluator_builders]
         if test is not None:
             evaluators = [*_test_evaluators(resolved, test, progress), *evaluators]
@@ -117,9 +117,9 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
         evaluations = Evaluations(
             [(config.eval_every, evaluators), (config.infrequent_eval_every, infrequent)], journal
         )
-        trainer = Trainer(resolved, client, signals, journal, total_steps, progress)
+        trainer = PolicyTrainer(resolved, client, signals, journal, total_steps, progress)
         sampling_client = await client.save_weights_and_get_sampling_client()
-        source = GroupSource(
+        source = RolloutQueue(
             train.get_batch,
             trainer.play,
             steps=range(journal.start_step, total_steps),

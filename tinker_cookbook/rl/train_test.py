@@ -22,7 +22,7 @@ from tinker_cookbook.rl import train, training_step
 from tinker_cookbook.rl.rollouts.strategy import FailFast
 from tinker_cookbook.rl.signals import sequence_logprobs
 from tinker_cookbook.rl.testing import Additions, SomeAdditions, rows_of, train_config
-from tinker_cookbook.rl.training_step import Trainer
+from tinker_cookbook.rl.training_step import PolicyTrainer
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.transcripts import read_rollouts
 from tinker_cookbook.rl.types import (
@@ -116,17 +116,17 @@ async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     }
     await train.main(train_config(tmp_path / "whole", **keys))
 
-    real = Trainer.step
+    real = PolicyTrainer.step
 
-    async def crash(self: Trainer, source: Any, step: int, sampling_client: Any) -> Any:
+    async def crash(self: PolicyTrainer, source: Any, step: int, sampling_client: Any) -> Any:
         if step == 2:
             raise RuntimeError("the power went out")
         return await real(self, source, step, sampling_client)
 
-    monkeypatch.setattr(Trainer, "step", crash)
+    monkeypatch.setattr(PolicyTrainer, "step", crash)
     with pytest.raises(RuntimeError, match="power"):
         await train.main(train_config(tmp_path / "broken", **keys))
-    monkeypatch.setattr(Trainer, "step", real)
+    monkeypatch.setattr(PolicyTrainer, "step", real)
     await train.main(train_config(tmp_path / "broken", **keys))
 
     def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

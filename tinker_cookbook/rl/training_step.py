@@ -25,10 +25,10 @@ from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.metrics import SampleTrainGap, compute_post_kl
 from tinker_cookbook.rl.rollouts import do_group_rollout
-from tinker_cookbook.rl.rollouts.group_source import GroupSource, PlayedGroup, Ticket
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
+from tinker_cookbook.rl.rollouts.rollout_queue import GroupRollout, RolloutQueue, RolloutTask
 from tinker_cookbook.rl.signals import Signal, sequence_logprobs
-from tinker_cookbook.rl.step_record import StepRecord, add_signals, num_trained_tokens
+from tinker_cookbook.rl.step_stats import StepStats, add_signals, num_trained_tokens
 from tinker_cookbook.rl.temperature import loss_settings, trainer_temperature
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
 from tinker_cookbook.rl.types import TrajectoryGroup
@@ -61,14 +61,14 @@ class TrainedStep:
 
     sampling_client: SamplingClient
     save: PendingSave | None
-    record: StepRecord
+    record: StepStats
 
 
 class _Chunk(NamedTuple):
     """Groups of one optimizer step that are trained together; `last`: of this optimizer step."""
 
     substep: int
-    played: list[PlayedGroup[TrainingGroup]]
+    played: list[GroupRollout[TrainingGroup]]
     last: bool
 
 
@@ -82,7 +82,7 @@ class _Submitted:
     result: APIFuture[tinker.ForwardBackwardOutput]
 
 
-class Trainer:
+class PolicyTrainer:
     """What a step does with the groups of its batch; `async with` waits for its last transcript."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Trainer:
         # whether the logprobs of sampler and trainer are of the same distribution of the weights
         self._comparable = config.temperature == trainer_temperature(config)
 
-    async def __aenter__(self) -> Trainer:
+    async def __aenter__(self) -> PolicyTrainer:
         return self
 
     async def __aexit__(
@@ -115,22 +115,22 @@ class Trainer:
     ) -> None:
         await self.finish_writing()
 
-    async def play(self, ticket: Ticket) -> TrainingGroup:
+    async def play(self, task: RolloutTask) -> TrainingGroup:
         """Plays a group and fetches what the signals need of it."""
         config = self._config
         policy = TinkerTokenCompleter(
-            ticket.sampling_client,
+            task.sampling_client,
             max_tokens=self._resolved.sizes.max_tokens,
             temperature=config.temperature,
             context_window=self._context_window,
         )
         group = TrainingGroup.from_group(
             await do_group_rollout(
-                ticket.builder,
+                task.builder,
                 policy,
                 config.rollout_strategy,
                 config.limits,
-                seed=derive_seed(config.seed, ticket.batch, ticket.index),
+                seed=derive_seed(config.seed, task.batch, task.index),
                 progress=self._progress,
             )
         )
@@ -140,16 +140,16 @@ class Trainer:
         return group
 
     def say_waiting(self, missing: int, seconds: float) -> None:
-        self._journal.say(
+        self._journal.log_line(
             f"waiting for {missing} groups, nothing new for {seconds:.0f} s:"
             f" {self._progress.summary() or 'none is being played'}"
         )
 
     async def step(
-        self, source: GroupSource[TrainingGroup], step: int, sampling_client: SamplingClient
+        self, source: RolloutQueue[TrainingGroup], step: int, sampling_client: SamplingClient
     ) -> TrainedStep:
         """Trains on batch `step`. sampling_client: the weights before it."""
-        record = StepRecord()
+        record = StepStats()
         submitted: list[_Submitted] = []
         optimizer: list[APIFuture[tinker.types.OptimStepResponse]] = []
         trained_before = 0
@@ -166,7 +166,7 @@ class Trainer:
                 self._journal.commit(step)
                 trained_before = len(submitted)
         if not submitted:
-            await self._refuse_empty(record, step)
+            await self._check_not_empty(record, step)
         probe = self._probe(submitted[0], sampling_client)
         next_client = self._client.save_weights_and_get_sampling_client()
         save = self._journal.submit_save(self._client, step + 1)
@@ -188,7 +188,9 @@ class Trainer:
             self._config.lr_schedule, step, self._total_steps
         )
 
-    async def _chunks(self, source: GroupSource[TrainingGroup], step: int) -> AsyncIterator[_Chunk]:
+    async def _chunks(
+        self, source: RolloutQueue[TrainingGroup], step: int
+    ) -> AsyncIterator[_Chunk]:
         """The batch in the parts that are trained together, each once all its groups are there.
 
         Optimizer steps come in the order of the batch, minibatches within one in the order in which
@@ -198,18 +200,18 @@ class Trainer:
         substeps = split_list(range(size), min(self._config.num_substeps, size)) if size else []
         substep_of = {index: i for i, indices in enumerate(substeps) for index in indices}
         sizes = [[len(part) for part in self._minibatches(indices)] for indices in substeps]
-        ready: list[list[PlayedGroup[TrainingGroup]]] = [[] for _ in substeps]
+        ready: list[list[GroupRollout[TrainingGroup]]] = [[] for _ in substeps]
         current = 0
         arrivals = source.arrivals(step)
         while current < len(substeps):
             if len(ready[current]) < sizes[current][0]:
-                with self._journal.droppable(), self._journal.timed("wait_for_groups"):
+                with self._journal.interruptible(), self._journal.timed("wait_for_groups"):
                     played = await anext(arrivals)
-                ready[substep_of[played.ticket.index]].append(played)
+                ready[substep_of[played.task.index]].append(played)
                 continue
             number = sizes[current].pop(0)
             part, ready[current] = ready[current][:number], ready[current][number:]
-            part.sort(key=lambda each: each.ticket.index)
+            part.sort(key=lambda each: each.task.index)
             last = not sizes[current]
             yield _Chunk(current, part, last)
             current += last
@@ -220,7 +222,7 @@ class Trainer:
             return [list(indices)]
         return split_list(indices, min(self._config.num_minibatches, len(indices)))
 
-    def _trained(self, chunk: _Chunk, nothing_yet: bool) -> list[PlayedGroup[TrainingGroup]]:
+    def _trained(self, chunk: _Chunk, nothing_yet: bool) -> list[GroupRollout[TrainingGroup]]:
         """The groups of a chunk that are trained on; at least one of a batch, if there is any."""
         groups = [each for each in chunk.played if each.group.trained()]
         if not self._config.remove_constant_reward_groups:
@@ -230,19 +232,19 @@ class Trainer:
         return mixed or groups[: int(at_the_end and nothing_yet)]
 
     def _forward_backward(
-        self, groups: Sequence[PlayedGroup[TrainingGroup]], step: int, substep: int
+        self, groups: Sequence[GroupRollout[TrainingGroup]], step: int, substep: int
     ) -> _Submitted:
         config = self._config
         datums, own = [], []
         for each in groups:
             made = each.group.datums(config.loss_fn)
             datums += made
-            own += [substep == 0 and each.ticket.version == step] * len(made)
+            own += [substep == 0 and each.task.version == step] * len(made)
         sent = [remove_mask(datum, config.loss_fn) for datum in datums]
         result = self._client.forward_backward(sent, config.loss_fn, loss_settings(config))
         return _Submitted([each.group for each in groups], datums, own, result)
 
-    async def _record_output(self, part: _Submitted, record: StepRecord) -> None:
+    async def _record_output(self, part: _Submitted, record: StepStats) -> None:
         output = await self._reminding(part.result, "forward_backward")
         self._progress.engine_answered()
         logprobs = [each["logprobs"].to_numpy() for each in output.loss_fn_outputs]
@@ -270,7 +272,7 @@ class Trainer:
         )
         return _Probe(datums, logprobs, self._reminding)
 
-    async def _refuse_empty(self, record: StepRecord, step: int) -> NoReturn:
+    async def _check_not_empty(self, record: StepStats, step: int) -> NoReturn:
         if not record.played:
             raise DataValidationError(f"step {step}: the data set's batch {step} has no groups")
         where = ""
@@ -285,7 +287,7 @@ class Trainer:
             f" mend this and run the same command again, it resumes{where}"
         )
 
-    def _say_if_nothing_was_learnt(self, record: StepRecord, step: int) -> None:
+    def _say_if_nothing_was_learnt(self, record: StepStats, step: int) -> None:
         """At the first, second, fourth, ... step in which no token has an advantage."""
         if any(
             values.any()
@@ -303,7 +305,7 @@ class Trainer:
             if alone
             else "the rewards within each group are all equal"
         )
-        self._journal.say(f"step {step}: nothing was learnt, no token has an advantage: {why}")
+        self._journal.log_line(f"step {step}: nothing was learnt, no token has an advantage: {why}")
 
     async def record(self, done: TrainedStep, step: int, row: dict[str, MetricValue]) -> None:
         """Puts the metrics of a step into its row, says what failed, and begins to write the
@@ -323,7 +325,7 @@ class Trainer:
         self._say_if_nothing_was_learnt(record, step)
         if errors := record.errors:
             lost = sum(not group.trajectories_G for group in record.groups_P)
-            self._journal.say(
+            self._journal.log_line(
                 f"step {step}: {counted(len(errors), 'failure')}, {lost} of {len(record.played)}"
                 f" groups lost; the first: {errors[0].kind}: {errors[0].message}"
             )
@@ -335,7 +337,7 @@ class Trainer:
                 record.tags_P,
                 row,
                 training=record.trained,
-                sampling_client_steps=[each.ticket.version for each in record.in_order()],
+                sampling_client_steps=[each.task.version for each in record.in_order()],
                 trained_logprobs_D=record.trained_logprobs_D,
             )
 
@@ -369,7 +371,7 @@ class Trainer:
                 await self._write_transcript(
                     f"eval_{each.name}", number, each.groups_P, each.taglist_P, metrics
                 )
-            each.refuse_empty()
+            each.check_not_empty()
         return metrics
 
     async def _write_transcript(
@@ -415,7 +417,7 @@ class Trainer:
                 seconds += REMIND_SECONDS
                 playing = self._progress.summary()
                 more = f"; rollouts: {playing}" if playing else ""
-                self._journal.say(f"waiting for {what} for {seconds:.0f} s{more}")
+                self._journal.log_line(f"waiting for {what} for {seconds:.0f} s{more}")
         finally:
             task.cancel()
         return task.result()
@@ -437,7 +439,7 @@ class _Probe:
         self._datums, self._reminding = datums, reminding
         self._logprobs = asyncio.ensure_future(logprobs)
 
-    async def compare(self, record: StepRecord) -> None:
+    async def compare(self, record: StepStats) -> None:
         """Adds what the sampler says of them to the gap of same weights."""
         scored = await self._reminding(self._logprobs, "logprobs of the sampler")
         for datum, logprobs, trained in zip(self._datums, scored, record.trained_logprobs_D):

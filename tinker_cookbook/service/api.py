@@ -27,7 +27,7 @@ CustomLoss = Callable[
 ]
 
 
-class Coming(Protocol[C]):
+class PendingResult(Protocol[C]):
     """A future of a client."""
 
     def result(self, timeout: float | None = None) -> C: ...
@@ -127,11 +127,11 @@ class TrainingClient(Protocol):
 
     def save_weights_and_get_sampling_client(
         self, name: str | None = None
-    ) -> Coming[SamplingClient]:
+    ) -> PendingResult[SamplingClient]:
         """With the weights as they are after the calls so far."""
         ...
 
-    def create_sampling_client(self, model_path: str) -> Coming[SamplingClient]: ...
+    def create_sampling_client(self, model_path: str) -> PendingResult[SamplingClient]: ...
 
     def get_info(self) -> types.GetInfoResponse: ...
 
@@ -175,25 +175,25 @@ class ServiceClient(Protocol):
         train_attn: bool = True,
         train_unembed: bool = True,
         user_metadata: dict[str, str] | None = None,
-    ) -> Coming[TrainingClient]: ...
+    ) -> PendingResult[TrainingClient]: ...
 
     def create_training_client_from_state(
         self,
         path: str,
         base_model: str | None = None,
         user_metadata: dict[str, str] | None = None,
-    ) -> Coming[TrainingClient]: ...
+    ) -> PendingResult[TrainingClient]: ...
 
     def create_training_client_from_state_with_optimizer(
         self,
         path: str,
         base_model: str | None = None,
         user_metadata: dict[str, str] | None = None,
-    ) -> Coming[TrainingClient]: ...
+    ) -> PendingResult[TrainingClient]: ...
 
     def create_sampling_client(
         self, model_path: str | None = None, base_model: str | None = None
-    ) -> Coming[SamplingClient]: ...
+    ) -> PendingResult[SamplingClient]: ...
 
     def create_rest_client(self) -> RestClient: ...
 

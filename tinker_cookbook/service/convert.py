@@ -16,7 +16,7 @@ from tinker_cookbook.engine.requests import (
     SampleResult,
     TopK,
     TrainResult,
-    TrainRow,
+    TrainSequence,
 )
 from tinker_cookbook.exceptions import DataValidationError
 
@@ -32,7 +32,7 @@ def tokens_of(model_input: types.ModelInput, where: str) -> np.ndarray:
     return np.asarray(model_input.to_ints(), dtype=np.int64)
 
 
-def rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
+def rows_of(data: Sequence[types.Datum]) -> list[TrainSequence]:
     """Datums as training rows; sparse tensors are filled up with zeros."""
     rows = []
     for where, datum in _named(data):
@@ -41,14 +41,16 @@ def rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
             for key, tensor in datum.loss_fn_inputs.items()
             if key != "target_tokens"
         }
-        rows.append(TrainRow(tokens_of(datum.model_input, where), _targets(datum, where), inputs))
+        rows.append(
+            TrainSequence(tokens_of(datum.model_input, where), _targets(datum, where), inputs)
+        )
     return rows
 
 
-def custom_rows_of(data: Sequence[types.Datum]) -> list[TrainRow]:
+def custom_rows_of(data: Sequence[types.Datum]) -> list[TrainSequence]:
     """Datums for a custom loss, which reads everything but the targets by itself."""
     return [
-        TrainRow(tokens_of(datum.model_input, where), _targets(datum, where))
+        TrainSequence(tokens_of(datum.model_input, where), _targets(datum, where))
         for where, datum in _named(data)
     ]
 

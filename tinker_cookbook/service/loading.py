@@ -48,7 +48,7 @@ def weights_files(store: Store, path: str, use: Use, base_model: str | None) -> 
 class _StoredCheckpoint:
     def __init__(self, store: Store, path: str, base_model: str | None) -> None:
         self._store, self._path = store, path
-        manifest = store.resolve(path).manifest
+        manifest = store.find(path).manifest
         self.base_model: str = manifest["base_model"]
         if base_model not in (None, self.base_model):
             raise CheckpointError(

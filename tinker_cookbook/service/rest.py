@@ -122,7 +122,7 @@ class LocalRestClient:
                 train_mlp=spec.train_mlp,
                 train_attn=spec.train_attn,
             )
-        manifest = self._store.resolve(located).manifest
+        manifest = self._store.find(located).manifest
         return types.WeightsInfoResponse(
             base_model=manifest["base_model"],
             is_lora=True,
@@ -179,7 +179,7 @@ class LocalRestClient:
     @_answer
     def get_external_weights_urls(self, tinker_path: str) -> types.ExternalWeightsUrlsResponse:
         """file:// URLs by relative name, for a checkpoint of any kind."""
-        info = self._store.resolve(tinker_path)
+        info = self._store.find(tinker_path)
         urls = {name: (info.directory / name).as_uri() for name in info.manifest["files"]}
         expires = info.expires_at or datetime.now(UTC) + timedelta(days=1)
         return types.ExternalWeightsUrlsResponse(urls=urls, expires=expires)

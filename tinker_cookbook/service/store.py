@@ -224,7 +224,7 @@ class Store:
                 )
             try:
                 if (directory / "run.json").exists():
-                    self._refuse_other(run_id, facts)
+                    self._check_same_facts(run_id, facts)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}")
                 run = {"run_id": run_id, **facts, "user_metadata": user_metadata}
                 _write_json(directory / "run.json", run)
@@ -286,7 +286,7 @@ class Store:
             raise CheckpointError(f"run {run_id} is not open for writing here; create_run it first")
         expires_at = _expiry(ttl_seconds)
         if not overwrite:
-            self._refuse_taken(path)
+            self._check_name_is_free(path)
         identity = f"{_now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         data, link = handle.directory / "data", self._link(path)
         try:
@@ -314,7 +314,7 @@ class Store:
                 sync_directory(data)
                 with self._changing(run_id):
                     if not overwrite:
-                        self._refuse_taken(path)
+                        self._check_name_is_free(path)
                     fresh = link.with_name(f".{identity}")
                     fresh.symlink_to(Path("..", "data", identity))
                     os.replace(fresh, link)
@@ -324,7 +324,7 @@ class Store:
             self.sweep(run_id)
         return str(path)
 
-    def resolve(self, path: str) -> CheckpointInfo:
+    def find(self, path: str) -> CheckpointInfo:
         """CheckpointError: no tinker:// path, no such run or name (says which exist), expired."""
         parsed = parse_path(path)
         info = self._load(parsed)
@@ -345,7 +345,7 @@ class Store:
         try:
             manifest = _read_json(directory / _MANIFEST)
             path = str(_checked_path(*(manifest[key] for key in CheckpointPath._fields)))
-            return path if self.resolve(path).directory == directory else None
+            return path if self.find(path).directory == directory else None
         except (OSError, ValueError, KeyError, CheckpointError):
             return None
 
@@ -363,14 +363,14 @@ class Store:
     def open_checkpoint(self, path: str) -> CheckpointInfo:
         """`resolve` and `verify`; its files stay until the result is closed or forgotten."""
         while True:
-            info = self.resolve(path)
+            info = self.find(path)
             lock = info.directory.with_name(f"{info.directory.name}.lock")
             lease = None
             # No lock file: a store copied by hand, or the data was removed this moment.
             with _disk_errors(f"open {path}", info.directory), suppress(FileNotFoundError):
                 lease = FileLock.take(lock, shared=True)
             # The name may have come to stand for other data before the lock was held.
-            if self.resolve(path).directory == info.directory:
+            if self.find(path).directory == info.directory:
                 self.verify(info)
                 return replace(info, _lease=lease)
 
@@ -393,13 +393,13 @@ class Store:
     def link(self, path: str, at: Path) -> None:
         """Make `at` a relative symbolic link to a checkpoint, in place of any link there; it goes
         when the checkpoint does. OSError: not a link is there, or the file system has none."""
-        target = self._link(self.resolve(path).path)
+        target = self._link(self.find(path).path)
         at.parent.mkdir(parents=True, exist_ok=True)
         at = at.parent.resolve() / at.name
         if at.is_symlink():
             at.unlink()
         at.symlink_to(os.path.relpath(target.parent.resolve() / target.name, at.parent))
-        known = self.resolve(path).manifest.get("links", [])
+        known = self.find(path).manifest.get("links", [])
         self._edit(path, links=sorted({*known, str(at)}))
 
     def set_ttl(self, path: str, ttl_seconds: float | None) -> None:
@@ -480,21 +480,21 @@ class Store:
         return sorted(found, key=lambda info: (info.time, info.path), reverse=True)
 
     def _edit(self, path: str, **changes: Any) -> None:
-        run_id = self.resolve(path).path.run_id
+        run_id = self.find(path).path.run_id
         with _disk_errors(f"change {path}", self._runs / run_id):
             with self._changing(run_id):
-                info = self.resolve(path)
+                info = self.find(path)
                 _write_json(info.directory / _MANIFEST, info.manifest | changes)
             _touch(self._runs / run_id)
 
-    def _refuse_taken(self, path: CheckpointPath) -> None:
+    def _check_name_is_free(self, path: CheckpointPath) -> None:
         with suppress(CheckpointError):  # a damaged one is the user's to replace
             info = self._load(path)
             if info is None or info.expired:
                 return
         raise CheckpointError(f"{path} exists; pass overwrite=True or use another name")
 
-    def _refuse_other(self, run_id: str, facts: dict[str, Any]) -> None:
+    def _check_same_facts(self, run_id: str, facts: dict[str, Any]) -> None:
         found = self._read_run(run_id)
         for key, value in facts.items():
             if found[key] != value:

@@ -22,8 +22,14 @@ from tinker_cookbook.supervised.types import (
 )
 from tinker_cookbook.training.defaults import Defaults
 from tinker_cookbook.training.fields import COUNT
-from tinker_cookbook.training.resolve import Resolved, Value, fill_open, refuse_unused, reopen
-from tinker_cookbook.training.resolve import resolve as training_resolve
+from tinker_cookbook.training.resolve import (
+    Resolved,
+    Value,
+    check_no_unused_keys,
+    resolve_defaults,
+    restore_unset_fields,
+    set_unset_fields,
+)
 from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.plain_data import CLASS, plain
 from tinker_cookbook.utils.run_config import rebuild
@@ -60,14 +66,14 @@ class ChatConfig(train.Config):
     )
 
     @staticmethod
-    def before_resolve(config: dict[str, Json]) -> dict[str, Json]:
-        """A plain config without what `resolve` has put into the data and taken from it."""
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
+        """A plain config without what `resolve_defaults` has put into the data and taken from it."""
         data = config.get("dataset_builder")
         # max_length: no limit, where a key that is None asks for the usual
         if not isinstance(data, dict) or config["max_length"] is None:
             return config
         builder = rebuild(data, "dataset_builder")
-        own = reopen(data, type(builder), {"common_config": _rendering(config)})
+        own = restore_unset_fields(data, type(builder), {"common_config": _rendering(config)})
         if own == data:
             return config
         evaluators = plain(builder.default_evaluator_builders(), identities=False)
@@ -80,7 +86,7 @@ C = TypeVar("C", bound=ChatConfig)
 
 
 def _rendering(config: Mapping[str, Json]) -> dict[str, Json]:
-    """What `resolve` fills common_config with, as plain data."""
+    """What `resolve_defaults` fills common_config with, as plain data."""
     keys = ("renderer_name", "max_length", "batch_size", "train_on_what")
     return {
         CLASS: plain(ChatDatasetBuilderCommonConfig),
@@ -89,7 +95,7 @@ def _rendering(config: Mapping[str, Json]) -> dict[str, Json]:
     }
 
 
-def resolve(
+def resolve_chat_config(
     config: C, defaults: Defaults[Batches], default_data: SupervisedDatasetBuilder
 ) -> Resolved[C, Batches]:
     """`training.resolve` for conversations: the data is chosen, too, and follows the recipe's keys
@@ -105,7 +111,7 @@ def resolve(
     data = config.dataset_builder or default_data
     if config.dataset_path is not None:
         data = data_at(config.dataset_path, "dataset_path")
-    run = training_resolve(chz.replace(config, dataset_builder=data), defaults)
+    run = resolve_defaults(chz.replace(config, dataset_builder=data), defaults)
     filled, sizes = dict(run.filled), run.sizes
     config = chz.replace(run.config, dataset_path=None)  # the builder says it; once is enough
     if isinstance(data, ChatDatasetBuilder) and data.common_config is None:
@@ -116,7 +122,7 @@ def resolve(
             batch_size=sizes.batch_size,
             train_on_what=config.train_on_what,
         )
-        data = fill_open(data, {"common_config": common})
+        data = set_unset_fields(data, {"common_config": common})
         config = chz.replace(config, dataset_builder=data)
     else:
         config = _with_rendering_of(data, asked, config, filled)
@@ -134,7 +140,7 @@ def _with_rendering_of(
     """config.json tells what holds for data with settings of its own, not what a model would
     like."""
     for key in ("batch_size", "max_length", "train_on_what"):
-        refuse_unused(key, getattr(asked, key), data)
+        check_no_unused_keys(key, getattr(asked, key), data)
         filled.pop(key, None)
     common = getattr(data, "common_config", None)
     return chz.replace(

@@ -27,9 +27,9 @@ from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import (
     Chat,
     RowReader,
+    check_file_exists,
     is_jsonl,
     read_chats,
-    refuse_missing_file,
     row_reader,
 )
 from tinker_cookbook.supervised.datasets import (
@@ -261,7 +261,7 @@ class HubChats(ChatDatasetBuilder):
 def data_at(path: str, key: str) -> JsonlChats | HubChats:
     """The builder for conversations at a path, or under a name on the hub: what `dataset_path=`
     means. ConfigurationError, with the key that named it, for a file that is not there."""
-    refuse_missing_file(path, key)
+    check_file_exists(path, key)
     return JsonlChats(path=path) if is_jsonl(path) else HubChats(path=path)
 
 

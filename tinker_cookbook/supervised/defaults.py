@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tinker_cookbook.hyperparam_utils import NANO_LR
 from tinker_cookbook.renderers.lengths import MAX_LENGTH, NANO_MAX_LENGTH
-from tinker_cookbook.training.defaults import Defaults, Suits
+from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Batches:
     max_length: int
 
 
-NANO = Suits(
+NANO = ModelDefaults(
     Batches(batch_size=32, max_length=NANO_MAX_LENGTH),
     learning_rate=NANO_LR,
     renderer_name="qwen3_instruct",
 )
 SL = Defaults(
     nano=NANO,
-    others=Suits(Batches(batch_size=128, max_length=MAX_LENGTH)),
+    others=ModelDefaults(Batches(batch_size=128, max_length=MAX_LENGTH)),
     within_context=("max_length",),
 )

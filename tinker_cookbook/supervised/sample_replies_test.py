@@ -13,7 +13,7 @@ from tinker_cookbook import checkpoint_utils
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer
 from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import sample_replies, train
-from tinker_cookbook.supervised.chat_config import ChatConfig, resolve
+from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.data import (
     InMemoryChats,
     conversation_to_datum,
@@ -52,7 +52,9 @@ def config(tmp_path: Path, **changes: Any) -> Resolved[ChatConfig, Batches]:
         "log_path": str(tmp_path / "log"),
         "display": "plain",
     }
-    return resolve(ChatConfig(**{**keys, **changes}), SL, InMemoryChats(conversations=[]))
+    return resolve_chat_config(
+        ChatConfig(**{**keys, **changes}), SL, InMemoryChats(conversations=[])
+    )
 
 
 async def run(tmp_path: Path, **changes: Any) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ from tinker_cookbook.training.config import LoopConfig, adam_params
 from tinker_cookbook.training.evaluations import Evaluations, run_evals
 from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NOT_NEGATIVE
 from tinker_cookbook.training.journal import Journal
-from tinker_cookbook.training.resolve import Resolved, resolve
+from tinker_cookbook.training.resolve import Resolved, resolve_defaults
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted
 
@@ -93,11 +93,11 @@ class _Submitted:
 
 async def main(config: Config, recipe: str = "supervised") -> None:
     """Train. `recipe` names the run's directory where log_path does not."""
-    await run(resolve(config, SL), recipe)
+    await run(resolve_defaults(config, SL), recipe)
 
 
 async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
-    """Train with a config that a recipe has resolved (`chat_config.resolve`)."""
+    """Train with a config that a recipe has resolved (`chat_config.resolve_chat_config`)."""
     config = resolved.config
     train, test = config.dataset_builder()
     total_steps = len(train) * config.num_epochs
@@ -113,24 +113,24 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
         rest_client=service.create_rest_client(),
     ) as journal:
         if chosen := resolved.line():
-            journal.say(chosen)
-        journal.say(
+            journal.log_line(chosen)
+        journal.log_line(
             f"{counted(total_steps, 'step')} (batches per epoch: {len(train)}), learning_rate"
             f" {resolved.learning_rate:g} {config.lr_schedule}, LoRA rank {config.lora_rank}"
         )
         if config.max_steps is not None and config.max_steps > total_steps:
             enough = math.ceil(config.max_steps / len(train))
-            journal.say(
+            journal.log_line(
                 f"max_steps={config.max_steps} is not reached: num_epochs={config.num_epochs} ends"
                 f" at {counted(total_steps, 'step')}; num_epochs={enough} would reach it"
             )
         if hint := few_steps_hint(config, train, total_steps):
-            journal.say(hint)
+            journal.log_line(hint)
         reports = [data.report for data in (train, test) if data is not None and data.report]
         _say(reports, journal)
         open_reports = [report for report in reports if not report.complete]
         client = await checkpoint_utils.start_training_client(
-            service, config, journal.resume, {"recipe": recipe}, say=journal.say
+            service, config, journal.resume, {"recipe": recipe}, log_line=journal.log_line
         )
         schedule = _Steps(resolved, train, total_steps)
         evaluations = _evaluations(resolved, test, journal, schedule)
@@ -273,4 +273,4 @@ def _say(reports: Sequence[DataReport], journal: Journal) -> None:
     """The accounts of data: at the start, and at the end of that which is rendered on demand."""
     for report in reports:
         for line in report.lines():
-            journal.say(line)
+            journal.log_line(line)

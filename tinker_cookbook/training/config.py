@@ -33,7 +33,7 @@ ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}  # of every loop that has no k
 @chz.chz
 class LoopConfig(CheckedConfig):
     """What a loop's own Config inherits. None: what suits data, checkpoint and model, see
-    `resolve`."""
+    `resolve_defaults`."""
 
     model_name: str = chz.field(
         default="nano", doc="base model: nano (bundled), a hub name, or a directory"

@@ -12,7 +12,7 @@ S_co = TypeVar("S_co", bound="DataclassInstance", covariant=True)
 
 
 @dataclass(frozen=True)
-class Suits(Generic[S_co]):
+class ModelDefaults(Generic[S_co]):
     """sizes: a dataclass of the method's own keys, such as batch_size. learning_rate: None is the
     formula of `get_lr`. renderer_name: None is the first of the model's renderers."""
 
@@ -26,6 +26,6 @@ class Defaults(Generic[S_co]):
     """nano: measured on it, for what suits 2 M parameters follows from no formula. within_context:
     names of sizes that are cut to the model's context."""
 
-    nano: Suits[S_co]
-    others: Suits[S_co]
+    nano: ModelDefaults[S_co]
+    others: ModelDefaults[S_co]
     within_context: tuple[str, ...] = ()

@@ -88,7 +88,7 @@ class Evaluations:
         self._seconds[self._groups_due(step)] = seconds["time/evals"]
         for evaluator in due:
             for line in evaluator.lines():
-                self._journal.say(line)
+                self._journal.log_line(line)
         return {**metrics, **seconds}
 
 

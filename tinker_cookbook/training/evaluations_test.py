@@ -59,6 +59,6 @@ async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
 
 async def test_a_block_that_may_be_dropped_is_left_alone_without_a_signal(tmp_path: Path) -> None:
     with Journal({"log_path": str(tmp_path)}, recipe="r", total_steps=1) as journal:
-        with journal.droppable():
+        with journal.interruptible():
             assert not journal.stopping
         assert await Evaluations([], journal).run(None, 0) == {}

@@ -18,8 +18,8 @@ from tinker_cookbook.checkpoint_utils import (
     PendingSave,
 )
 from tinker_cookbook.training.run_identity import RunIdentity
-from tinker_cookbook.training.run_place import PlaceFinder
-from tinker_cookbook.training.stopping import RunStop
+from tinker_cookbook.training.run_location import RunLocator
+from tinker_cookbook.training.stopping import GracefulStop
 from tinker_cookbook.utils import jsonl, ml_log, trace
 from tinker_cookbook.utils.display import Display, duration
 from tinker_cookbook.utils.json_types import Plain
@@ -67,11 +67,11 @@ class Journal:
 
     The first Ctrl-C, SIGTERM or SIGHUP (cli_utils.cli, stop_signals.handled) ends the run where no
     finished step is lost: `finish` and `step` raise once every submitted step has its row, the
-    journal saves what is not saved, and the process exits with 130, 143 or 129. Only a `droppable`
+    journal saves what is not saved, and the process exits with 130, 143 or 129. Only a `interruptible`
     block, and what comes before the first step, is cancelled at once.
 
     `timed(name)` adds seconds to `time/<name>` of the present row, or of the next one when no step
-    is open. `say(text)` prints a line without breaking the live display, and logs it.
+    is open. `log_line(text)` prints a line without breaking the live display, and logs it.
 
     `submit_save(client, step, final=False, **loop_state)` submits the checkpoint that is due
     after `step` optimizer steps (None if none is); call it right after submitting the optim_step
@@ -137,7 +137,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         with ExitStack() as stack:
-            finder = PlaceFinder(
+            finder = RunLocator(
                 self.identity, self._total_steps, self._unit, self._rows_kept, self._rest_client
             )
             place = finder.take(stack)
@@ -170,7 +170,7 @@ class Journal:
                 self._total_steps, mode, headlines=self._headlines, unit=self._unit
             )
             stack.callback(self._display.close)
-            self._stop = RunStop(
+            self._stop = GracefulStop(
                 self._checkpoints,
                 self.start_step,
                 self._total_steps,
@@ -180,7 +180,7 @@ class Journal:
             stack.enter_context(self._stop.watched())
             stack.enter_context(trace.listening(self._add_seconds))
             for line in place.remarks:
-                self.say(line)
+                self.log_line(line)
             self._started = time.perf_counter()
             self._display.start(self.start_step)
             self._stack = stack.pop_all()
@@ -211,7 +211,9 @@ class Journal:
         done = counted(last - self.start_step, self._unit)
         if self._finished and error is None:
             of_all = f" ({last} in all)" if self.start_step else ""
-            self.say(f"finished: {done} in {seconds}{of_all}; everything is in {self.log_path}")
+            self.log_line(
+                f"finished: {done} in {seconds}{of_all}; everything is in {self.log_path}"
+            )
             return "stopped; the run is finished"
         words = self._stop.last_words()
         if stopped:
@@ -229,9 +231,9 @@ class Journal:
     def total_steps(self) -> int | None:
         return self._total_steps
 
-    def say(self, text: str) -> None:
+    def log_line(self, text: str) -> None:
         """One line for the person who watches; also into logs.log."""
-        self._display.say(text)
+        self._display.log_line(text)
         logger.info("%s", text)
 
     # ---- steps
@@ -289,7 +291,7 @@ class Journal:
 
         loop_state: "epoch" and plain values of the loop's own, back in `resume.extra`.
         """
-        if final:  # what "finished" meant: see PlaceFinder._goes_on_after
+        if final:  # what "finished" meant: see RunLocator._goes_on_after
             loop_state = {**self.identity.length(), **loop_state}
         return self._stop.submit_save(training_client, step, final, loop_state)
 
@@ -309,7 +311,9 @@ class Journal:
         self._finished = self._finished or bool(record.final)
         logger.info("saved checkpoint %s: %s", record.name, record.state_path)
         if record.final:
-            self.say(f"final weights: {record.sampler_path} (to train on: {record.state_path})")
+            self.log_line(
+                f"final weights: {record.sampler_path} (to train on: {record.state_path})"
+            )
         else:
             self._stop.end_here()
         return record
@@ -321,13 +325,13 @@ class Journal:
         """Whether the user has asked to stop: a loop that submits ahead submits nothing more."""
         return self._stop.requested
 
-    def droppable(self) -> AbstractContextManager[None]:
+    def interruptible(self) -> AbstractContextManager[None]:
         """A block that a stop cancels at its next await, if no step is under way.
 
         For what is long and done again on resume, such as evaluations and rollouts. Within `step`,
         only before anything of the step has changed the weights: see `commit`.
         """
-        return self._stop.droppable()
+        return self._stop.interruptible()
 
     @contextmanager
     def evaluating(self, step: int | None, seconds_after: Callable[[int], float]) -> Iterator[None]:
@@ -336,7 +340,7 @@ class Journal:
         seconds_after: what the evaluations after a given step will take, for the ETA.
         """
         self._display.evaluations_after = seconds_after
-        with self.droppable():
+        with self.interruptible():
             self._display.evaluating(self._next_step if step is None else step)
             yield
 

@@ -21,7 +21,7 @@ from tinker_cookbook.model_info import warn_if_renderer_not_recommended
 from tinker_cookbook.renderers.lengths import within_context
 from tinker_cookbook.renderers.registry import renderer_factory
 from tinker_cookbook.service import locate_checkpoint
-from tinker_cookbook.training.defaults import Defaults, Suits
+from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.plain_data import comparable
 
@@ -111,7 +111,7 @@ def _text(value: Value) -> str:
     return (f"{value:.3g}" if isinstance(value, float) else f"{value}") + mark
 
 
-def resolve(config: C, defaults: Defaults[S]) -> Resolved[C, S]:
+def resolve_defaults(config: C, defaults: Defaults[S]) -> Resolved[C, S]:
     """A config whose keys that are None have what suits the data, the checkpoint it starts from
     and the model, in this order. Only what is missing is looked up, so an unknown model works when
     the user gives every key.
@@ -193,15 +193,15 @@ def _rendering(config: object) -> Rendering | None:
     return data.common_config if isinstance(data, _HasRendering) else None
 
 
-def _learning_rate(model_name: str, suits: Suits[DataclassInstance]) -> float:
+def _learning_rate(model_name: str, suits: ModelDefaults[DataclassInstance]) -> float:
     if suits.learning_rate is not None:
         return suits.learning_rate
     rate = get_lr(model_name)
-    family = models.resolve(model_name).family
+    family = models.lookup(model_name).family
     return rate if models.exponent_is_fitted(family) else Estimate(rate)
 
 
-def _sizes(config: RunKeys, defaults: Defaults[S], suits: Suits[S], choice: _Choice) -> S:
+def _sizes(config: RunKeys, defaults: Defaults[S], suits: ModelDefaults[S], choice: _Choice) -> S:
     """As the config has them; where it has no such key, as the defaults have them."""
     sizes = {
         field.name: choice.of(
@@ -214,7 +214,7 @@ def _sizes(config: RunKeys, defaults: Defaults[S], suits: Suits[S], choice: _Cho
 
 
 def _size(
-    config: RunKeys, defaults: Defaults[S], suits: Suits[S], field: dataclasses.Field[int]
+    config: RunKeys, defaults: Defaults[S], suits: ModelDefaults[S], field: dataclasses.Field[int]
 ) -> int:
     usual: int = getattr(suits.sizes, field.name)
     cut = field.name in defaults.within_context
@@ -257,22 +257,22 @@ def _is_of_type(value: object, annotation: Any) -> bool:  # what chz takes for a
     return is_subtype_instance(value, annotation)
 
 
-def left_open(data: object) -> set[str]:
+def unset_fields(data: object) -> set[str]:
     """The fields of a data set's builder that it leaves to the recipe's keys: those that are
     None."""
     return {key for key in chz.chz_fields(data) if getattr(data, key) is None}
 
 
-def fill_open(data: H, values: Mapping[str, object]) -> H:
+def set_unset_fields(data: H, values: Mapping[str, object]) -> H:
     """A copy of a builder in which each field that it leaves open has the value of its name."""
-    names = left_open(data)
+    names = unset_fields(data)
     return chz.replace(data, **{key: value for key, value in values.items() if key in names})
 
 
-def reopen(
+def restore_unset_fields(
     stored: Mapping[str, Json], data_class: type, values: Mapping[str, Json]
 ) -> dict[str, Json]:
-    """`fill_open` undone on a builder's plain data."""
+    """`set_unset_fields` undone on a builder's plain data."""
     fields = chz.chz_fields(data_class)
     filled = {
         key
@@ -284,7 +284,7 @@ def reopen(
     return {key: value for key, value in stored.items() if key not in filled}
 
 
-def refuse_unused(key: str, value: Value | None, data: object) -> None:
+def check_no_unused_keys(key: str, value: Value | None, data: object) -> None:
     """Raises ConfigurationError for a recipe's key that the data would not follow."""
     if value is not None:
         raise ConfigurationError(

@@ -89,7 +89,7 @@ class RunIdentity:
         name = "-".join(part for part in (self.recipe, model, digest) if part)
         return runs_path(re.sub(r"[^\w.+-]+", "_", name))
 
-    def refuse_other_config(self, path: Path) -> None:
+    def check_same_config(self, path: Path) -> None:
         """ConfigurationError, with what differs, where a directory holds the run of another
         config."""
         try:

@@ -1,7 +1,7 @@
 """Where a run can be stopped so that no finished step is lost and none is done twice.
 
 Training that was submitted is finished: its rows are written, and the state behind it is saved.
-What can be dropped is what a loop marks as such (`Journal.droppable`: evaluations, rollouts that
+What can be dropped is what a loop marks as such (`Journal.interruptible`: evaluations, rollouts that
 nothing was trained on yet), and whatever a process does before its first step.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import TrainingClient
 
 
-class RunStop:
+class GracefulStop:
     """What of a run has been submitted, written and saved, and what a stop makes of it.
 
     Steps are counts here: after `rows` rows, the steps 0 to rows - 1 are finished.
@@ -45,7 +45,7 @@ class RunStop:
         self._last: tuple[TrainingClient, int, dict[str, Plain]] | None = None  # of submit_save
         self._pending: list[PendingSave] = []
         self._end: int | None = None  # steps of a checkpoint that the stop has asked for
-        self._droppable: asyncio.Task[object] | None = None
+        self._interruptible: asyncio.Task[object] | None = None
         try:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
             self._task = asyncio.current_task()
@@ -99,13 +99,13 @@ class RunStop:
             raise asyncio.CancelledError("asked to stop")
 
     @contextmanager
-    def droppable(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         self.end_here()
-        outer, self._droppable = self._droppable, asyncio.current_task()
+        outer, self._interruptible = self._interruptible, asyncio.current_task()
         try:
             yield
         finally:
-            self._droppable = outer
+            self._interruptible = outer
 
     def save(self) -> None:
         """At the end of the run: saves the last finished step, unless that has been done."""
@@ -163,14 +163,14 @@ class RunStop:
     def _drop(self) -> None:
         if not self._can_drop():
             return
-        task = self._droppable or self._task
+        task = self._interruptible or self._task
         if task is not None:
             task.cancel()
 
     def _can_drop(self) -> bool:
         """Whether nothing is lost if the run ends here and now."""
         begun = self._rows > self._start
-        return self._nothing_under_way() and (self._droppable is not None or not begun)
+        return self._nothing_under_way() and (self._interruptible is not None or not begun)
 
     def _nothing_under_way(self) -> bool:
         if self._end is not None:  # a loop that submits ahead and does not ask

@@ -13,10 +13,10 @@ import chz
 from tinker_cookbook.utils.command_line import (
     Parameter,
     Request,
+    check_known_keys,
     errors_in_one_line,
     parameters,
     read_request,
-    refuse_unknown_keys,
 )
 from tinker_cookbook.utils.command_types import alternatives, type_text
 
@@ -35,7 +35,7 @@ def help_text(
     request = read_request(config_class, argv, aliases)
     with errors_in_one_line(request):
         known = parameters(request.blueprint())
-    refuse_unknown_keys(request, known)
+    check_known_keys(request, known)
     width = min(width or shutil.get_terminal_size((100, 24)).columns, 140)
     lines = [f"usage: {_program()} [config=FILE.yaml] [key=value ...]"]
     if about:

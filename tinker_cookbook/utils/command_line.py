@@ -52,8 +52,8 @@ def parse(
     with errors_in_one_line(request):
         blueprint = request.blueprint()
         known = parameters(blueprint)
-        refuse_unknown_keys(request, known)
-        _refuse_empty(request, known)
+        check_known_keys(request, known)
+        _check_not_empty(request, known)
         config = blueprint.make()
         for source in request.sources:
             if source.run is not None:
@@ -234,7 +234,7 @@ def _canonical(key: str, aliases: Mapping[str, str]) -> str:
     return aliases.get(head, head) + dot + rest
 
 
-def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> None:
+def check_known_keys(request: Request, known: Mapping[str, Parameter]) -> None:
     """Raises ConfigurationError for the first key that no field answers to."""
     for source in request.sources:
         for key in source.keys:
@@ -255,7 +255,7 @@ def refuse_unknown_keys(request: Request, known: Mapping[str, Parameter]) -> Non
             raise ConfigurationError(f"unknown key {name!r}{source.where()}; {hint}")
 
 
-def _refuse_empty(request: Request, known: Mapping[str, Parameter]) -> None:
+def _check_not_empty(request: Request, known: Mapping[str, Parameter]) -> None:
     """Raises ConfigurationError for a text without a letter, as an unset variable of a shell leaves
     it: an empty path would be the working directory."""
     for source in request.sources:

@@ -259,7 +259,7 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
     paths = [path for files in config.data_files.values() for path in files]
     if any("://" in path and not path.startswith(f"hf://datasets/{directory}@") for path in paths):
         return None  # from somewhere else, which `datasets` knows how to reach
-    _refuse_options(config, shown)
+    _check_options(config, shown)
     splits: Splits = {}
     for split, paths in config.data_files.items():
         splits[str(split)] = files = []
@@ -292,7 +292,7 @@ _KNOWN_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "f
 _KNOWN_OPTIONS |= {"sep", "delimiter", "field", "chunksize", "block_size", "use_threads"}
 
 
-def _refuse_options(config: datasets.BuilderConfig, shown: str) -> None:
+def _check_options(config: datasets.BuilderConfig, shown: str) -> None:
     """The README of a data set may ask for another reading of its files."""
     usual = type(config)()
     for option, value in vars(config).items():

@@ -123,7 +123,7 @@ class Display:
         elif self._mode in ("plain", "table"):
             self._write(f"{self._name(step)}  evaluating")
 
-    def say(self, text: str) -> None:
+    def log_line(self, text: str) -> None:
         """Prints a line above the live line."""
         self._write(text)
 

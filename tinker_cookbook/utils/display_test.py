@@ -29,7 +29,7 @@ def test_plain_lines_hold_all_figures_and_no_control_characters(
         shown.update(0, {"train_mean_nll": 2.5, "num_tokens": 1000, "time/total": 39.9}),
         shown.update(1, {"train_mean_nll": 1.25, "num_tokens": 1000}),
     ]
-    shown.say("saved [x]")
+    shown.log_line("saved [x]")
     shown.evaluating(2)
     shown.evaluations_after = lambda step: 3.0
     row = {"train_mean_nll": 1.0, "num_tokens": 3000, "test/nll": 3.0, "time/evals": 3.0}
@@ -109,7 +109,7 @@ def test_on_a_terminal_the_line_is_redrawn_and_evaluations_stay(
     shown = Display(3, stream=stream)
     shown.start()
     shown.update(0, {"loss": 1.0})
-    shown.say("a remark")
+    shown.log_line("a remark")
     shown.update(1, {"loss": 0.5, "test/nll": 0.75})
     shown.close()
     shown.close()

@@ -30,18 +30,18 @@ _NOT_THE_USERS = (
 class LoopWatch:
     """A thread beside an event loop, as a context manager around what runs in it.
 
-        with LoopWatch(progress.summary, journal.say):
+        with LoopWatch(progress.summary, journal.log_line):
             ...
 
-    waits: says what the loop's tasks wait for, "" for nothing. say: called with one line when the
+    waits: says what the loop's tasks wait for, "" for nothing. log_line: called with one line when the
     loop has not turned for `seconds`, and again after twice that, four times that, ... Both are
     called from that thread.
     """
 
     def __init__(
-        self, waits: Callable[[], str], say: Callable[[str], None], seconds: float = 30.0
+        self, waits: Callable[[], str], log_line: Callable[[str], None], seconds: float = 30.0
     ) -> None:
-        self._waits, self._say, self._seconds = waits, say, seconds
+        self._waits, self._log_line, self._seconds = waits, log_line, seconds
         self._ended = threading.Event()
 
     def __enter__(self) -> LoopWatch:
@@ -69,7 +69,7 @@ class LoopWatch:
             elif blocked >= next_word:
                 next_word = 2 * blocked
                 try:
-                    self._say(self._message(blocked, thread))
+                    self._log_line(self._message(blocked, thread))
                 except Exception:  # e.g. a closed display; the run must not depend on it
                     logger.warning("cannot tell that the event loop is blocked", exc_info=True)
 

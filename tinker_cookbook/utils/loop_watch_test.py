@@ -67,11 +67,11 @@ def ended(thread: threading.Thread) -> bool:
 async def test_one_who_cannot_listen_does_not_end_the_watch(env: Any) -> None:
     said = []
 
-    def say(text: str) -> None:
+    def log_line(text: str) -> None:
         said.append(text)
         raise ValueError("the display is closed")
 
-    with LoopWatch(lambda: "", say, seconds=0.3):
+    with LoopWatch(lambda: "", log_line, seconds=0.3):
         for blockages in (1, 2):
             await env.sleeps(0.5)
             await asyncio.sleep(0.2)

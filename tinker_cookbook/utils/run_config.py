@@ -2,7 +2,7 @@
 
 It holds the configuration as it ran (`plain_data.plain`): nested objects with their classes as
 module:Name, and values that were filled in. What a recipe derives from other keys is left out again
-where its config class has `before_resolve(config: dict) -> dict`, so that these other keys may be
+where its config class has `drop_resolved_keys(config: dict) -> dict`, so that these other keys may be
 given anew. Where a run was (log_path) and what was to become of the directory is not taken over.
 """
 
@@ -74,8 +74,8 @@ def read(name: str, config_class: type) -> RunConfig | None:
             " the program that wrote it"
         )
     taken = {k: v for k, v in content.items() if k not in (*_ABOUT, *_OF_ITS_DIRECTORY)}
-    before_resolve = getattr(config_class, "before_resolve", dict)
-    return RunConfig(name, before_resolve(taken))
+    drop_resolved_keys = getattr(config_class, "drop_resolved_keys", dict)
+    return RunConfig(name, drop_resolved_keys(taken))
 
 
 def rebuild(value: Any, where: str) -> Any:

@@ -1,5 +1,5 @@
 """Playing episodes: one (episode.py), a group (group.py), batches ahead of training
-(group_source.py); what bounds them (limits.py) and what becomes of failures (strategy.py)."""
+(rollout_queue.py); what bounds them (limits.py) and what becomes of failures (strategy.py)."""
 
 from tinker_cookbook.rl.rollouts.group import (
     do_group_rollout,

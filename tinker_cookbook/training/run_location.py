@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import RestClient
 
 
-class Place(NamedTuple):
+class RunLocation(NamedTuple):
     """path: the directory, locked; resume: what to go on from, None at step 0; remarks: what a
     person should know of it."""
 
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PlaceFinder:
+class RunLocator:
     """See `Journal` for what is resumed, continued or refused.
 
     rows_kept: for a run without checkpoints, how many rows of a directory it goes on behind.
@@ -47,7 +47,7 @@ class PlaceFinder:
     rows_kept: Callable[[Path], int] | None
     rest_client: RestClient | None
 
-    def take(self, stack: ExitStack) -> Place:
+    def take(self, stack: ExitStack) -> RunLocation:
         """The locked directory of this run, and where in the run to begin."""
         behavior = self.identity.get("behavior_if_log_dir_exists", None)
         remarks: list[str] = []
@@ -55,28 +55,28 @@ class PlaceFinder:
             lock = RunLock(path)
             release = stack.callback(lock.release)
             if not holds_run(path):
-                _refuse_foreign_files(path)
-                return Place(path, None, [*remarks, f"run directory: {path}"])
+                _check_no_foreign_files(path)
+                return RunLocation(path, None, [*remarks, f"run directory: {path}"])
             last = self._last(path)
             finished = bool(last and last.final and not self._goes_on_after(last))
             contents = _describe(last, finished, self.unit)
             if decide(path, behavior, contents) == "delete":
                 empty(path)
-                return Place(path, None, [f"deleted {contents} from {path}"])
-            self.identity.refuse_other_config(path)
+                return RunLocation(path, None, [f"deleted {contents} from {path}"])
+            self.identity.check_same_config(path)
             if not finished:
                 return self._resumed(path, last, contents)
             release()
             remarks = [f"{path} holds {contents}; this run gets a directory of its own"]
         raise AssertionError("unreachable")
 
-    def _resumed(self, path: Path, last: CheckpointRecord | None, contents: str) -> Place:
-        self._refuse_past_the_end(path, last)
+    def _resumed(self, path: Path, last: CheckpointRecord | None, contents: str) -> RunLocation:
+        self._check_within_length(path, last)
         resume, skipped = last, list[str]()
         if self.rows_kept is None:
             resume, skipped = get_last_resumable_checkpoint(path, self.rest_client)
         remarks = [*skipped, self._resume_remark(path, resume), *self._other_length(path)]
-        return Place(path, resume, remarks + self.identity.other_code(path, contents, resume))
+        return RunLocation(path, resume, remarks + self.identity.other_code(path, contents, resume))
 
     def _last(self, path: Path) -> CheckpointRecord | None:
         """Where the run in a directory has got to."""
@@ -103,7 +103,7 @@ class PlaceFinder:
             " the old one (another log_path starts afresh)"
         ]
 
-    def _refuse_past_the_end(self, path: Path, last: CheckpointRecord | None) -> None:
+    def _check_within_length(self, path: Path, last: CheckpointRecord | None) -> None:
         done = (last.batch or 0) if last else 0
         if self.total_steps is not None and done > self.total_steps:
             raise ConfigurationError(
@@ -119,7 +119,7 @@ class PlaceFinder:
         return f"resuming {path} at {self.unit} {last.batch}{of_total}{kept}"
 
 
-def _refuse_foreign_files(path: Path) -> None:
+def _check_no_foreign_files(path: Path) -> None:
     """A directory without a run may hold anything, but nothing that a run would overwrite."""
     file = path / ml_log.CONFIG_FILE
     if file.exists() and b'"recipe"' not in file.read_bytes():

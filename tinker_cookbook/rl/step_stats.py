@@ -9,7 +9,7 @@ import numpy as np
 
 from tinker_cookbook.rl.metric_util import compute_trajectory_metrics
 from tinker_cookbook.rl.metrics import SampleTrainGap
-from tinker_cookbook.rl.rollouts.group_source import PlayedGroup
+from tinker_cookbook.rl.rollouts.rollout_queue import GroupRollout
 from tinker_cookbook.rl.signals import Signal
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.types import RolloutError, TrajectoryGroup
@@ -18,10 +18,10 @@ Weighted = tuple[float, Mapping[str, float]]  # trained tokens, metrics of them
 
 
 @dataclass
-class StepRecord:
+class StepStats:
     """Of one batch, gathered while it is played and trained."""
 
-    played: list[PlayedGroup[TrainingGroup]] = field(default_factory=list)
+    played: list[GroupRollout[TrainingGroup]] = field(default_factory=list)
     trained: list[TrainingGroup] = field(default_factory=list)  # in the order of the logprobs
     trained_logprobs_D: list[np.ndarray] = field(default_factory=list)
     gap: SampleTrainGap = field(default_factory=SampleTrainGap)
@@ -30,9 +30,9 @@ class StepRecord:
     outputs: list[Weighted] = field(default_factory=list)  # of forward_backward
     optimizer: list[Mapping[str, float]] = field(default_factory=list)
 
-    def in_order(self) -> list[PlayedGroup[TrainingGroup]]:
+    def in_order(self) -> list[GroupRollout[TrainingGroup]]:
         """The groups of the batch, as the data set has them."""
-        return sorted(self.played, key=lambda each: each.ticket.index)
+        return sorted(self.played, key=lambda each: each.task.index)
 
     @property
     def groups_P(self) -> list[TrajectoryGroup]:
@@ -40,7 +40,7 @@ class StepRecord:
 
     @property
     def tags_P(self) -> list[list[str]]:
-        return [each.ticket.builder.logging_tags() for each in self.in_order()]
+        return [each.task.builder.logging_tags() for each in self.in_order()]
 
     @property
     def errors(self) -> list[RolloutError]:
@@ -72,7 +72,7 @@ class StepRecord:
             ),
             **weighted_means(self.signals),
             **compute_trajectory_metrics(self.groups_P, self.tags_P),
-            **spread("sampling_client/step", [each.ticket.version for each in self.played]),
+            **spread("sampling_client/step", [each.task.version for each in self.played]),
             **spread("time/sampling_time", [each.seconds for each in self.played]),
         }
 

@@ -27,7 +27,7 @@ CLOSE_SECONDS = 30  # for environments to give back what they hold when a run en
 
 
 @dataclass(frozen=True)
-class Ticket:
+class RolloutTask:
     """A group to be played: which one, with which weights."""
 
     batch: int
@@ -38,18 +38,18 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class PlayedGroup(Generic[G]):
-    """`group` is what `play` made of the ticket, in `seconds`."""
+class GroupRollout(Generic[G]):
+    """`group` is what `play` made of the task, in `seconds`."""
 
-    ticket: Ticket
+    task: RolloutTask
     group: G
     seconds: float
 
 
-class GroupSource(Generic[G]):
+class RolloutQueue(Generic[G]):
     """An asynchronous source of played groups, as an async context manager.
 
-        async with GroupSource(dataset.get_batch, play, steps=range(start, total), ...) as source:
+        async with RolloutQueue(dataset.get_batch, play, steps=range(start, total), ...) as source:
             for step in range(start, total):
                 source.publish(sampling_client, step)
                 async for played in source.arrivals(step):
@@ -63,7 +63,7 @@ class GroupSource(Generic[G]):
     def __init__(
         self,
         get_batch: Callable[[int], Sequence[EnvGroupBuilder]],
-        play: Callable[[Ticket], Awaitable[G]],
+        play: Callable[[RolloutTask], Awaitable[G]],
         *,
         steps: range,
         max_lag: int = 0,
@@ -80,12 +80,12 @@ class GroupSource(Generic[G]):
         self._begun = steps.start  # batches before it are in _to_play or beyond
         self._to_play: list[tuple[int, int, EnvGroupBuilder]] = []
         self._sizes: dict[int, int] = {}
-        self._played: dict[int, list[PlayedGroup[G]]] = defaultdict(list)
+        self._played: dict[int, list[GroupRollout[G]]] = defaultdict(list)
         self._failure: BaseException | None = None
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> GroupSource[G]:
+    async def __aenter__(self) -> RolloutQueue[G]:
         return self
 
     async def __aexit__(
@@ -120,7 +120,7 @@ class GroupSource(Generic[G]):
         """Groups of a batch that has been begun."""
         return self._sizes[batch]
 
-    async def arrivals(self, batch: int) -> AsyncIterator[PlayedGroup[G]]:
+    async def arrivals(self, batch: int) -> AsyncIterator[GroupRollout[G]]:
         """The groups of a batch, each as soon as it was played."""
         size = self._sizes[batch]
         last = time.monotonic()
@@ -157,10 +157,10 @@ class GroupSource(Generic[G]):
             while self._to_play and self._failure is None:
                 batch, index, builder = self._to_play.pop(0)
                 assert self._published is not None
-                ticket = Ticket(batch, index, builder, *self._published)
+                task = RolloutTask(batch, index, builder, *self._published)
                 started = time.perf_counter()
-                group = await self._play(ticket)
-                played = PlayedGroup(ticket, group, time.perf_counter() - started)
+                group = await self._play(task)
+                played = GroupRollout(task, group, time.perf_counter() - started)
                 async with self._changed:
                     self._played[batch].append(played)
                     self._changed.notify_all()

@@ -1,6 +1,6 @@
 """Adapters in training that are idle make room: from a GPU to the CPU's memory, from there to disk.
 
-What is parked comes back by itself when its run goes on. Nothing about the numbers changes.
+What is offloaded comes back by itself when its run goes on. Nothing about the numbers changes.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from tinker_cookbook.exceptions import OutOfMemoryError
 Tensors = dict[str, torch.Tensor]
 
 
-class Parked(NamedTuple):
+class OffloadedTensors(NamedTuple):
     """Tensors that were moved out of the way: how to get them, and how to forget them."""
 
     load: Callable[[], Tensors]
     drop: Callable[[], object]
 
 
-class Parkable(Protocol):
+class Offloadable(Protocol):
     """An adapter in training, as far as memory goes."""
 
     size: int  # bytes: weights, gradient, optimizer
     last_use: int
 
     @property
-    def awake(self) -> bool:
+    def on_device(self) -> bool:
         """Whether all of it is in the device's memory."""
         ...
 
-    def park(self) -> None:
+    def offload(self) -> None:
         """Move all of it elsewhere, until it is used again."""
         ...
 
 
-class Residency:
+class AdapterOffloader:
     """Which trainers and which adapters to sample from a device's memory holds, for a base model.
 
     `limit` bytes are for the trainers (weights, gradients, optimizers), as many for the others.
@@ -54,7 +54,7 @@ class Residency:
     def __init__(self, device: torch.device, limit: int) -> None:
         self.device = device
         self.limit = limit
-        self._trainers: weakref.WeakSet[Parkable] = weakref.WeakSet()
+        self._trainers: weakref.WeakSet[Offloadable] = weakref.WeakSet()
         self._sampled: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self._clock = itertools.count()
         self._directory: tempfile.TemporaryDirectory[str] | None = None
@@ -68,7 +68,7 @@ class Residency:
                 " lower the rank or raise engine.adapter_gib"
             )
 
-    def add(self, trainer: Parkable) -> None:
+    def add(self, trainer: Offloadable) -> None:
         self._trainers.add(trainer)
 
     def tick(self) -> int:
@@ -77,20 +77,20 @@ class Residency:
 
     def make_room(self) -> None:
         """Park those idle for longest until the others fit. Between two operations only."""
-        awake = sorted((t for t in self._trainers if t.awake), key=lambda t: t.last_use)
-        total = sum(trainer.size for trainer in awake)
-        for trainer in awake[:-1]:  # the last one was used just now
+        on_device = sorted((t for t in self._trainers if t.on_device), key=lambda t: t.last_use)
+        total = sum(trainer.size for trainer in on_device)
+        for trainer in on_device[:-1]:  # the last one was used just now
             if total <= self.limit:
                 return
-            trainer.park()
+            trainer.offload()
             total -= trainer.size
 
-    def store(self, tensors: Tensors, owner: Parkable) -> Parked:
+    def store(self, tensors: Tensors, owner: Offloadable) -> OffloadedTensors:
         """Move tensors out of the way."""
         if self.device.type != "cpu":
-            parked = {name: tensor.to("cpu") for name, tensor in tensors.items()}
-            return Parked(
-                lambda: {name: tensor.to(self.device) for name, tensor in parked.items()},
+            offloaded = {name: tensor.to("cpu") for name, tensor in tensors.items()}
+            return OffloadedTensors(
+                lambda: {name: tensor.to(self.device) for name, tensor in offloaded.items()},
                 lambda: None,
             )
         if self._directory is None:
@@ -98,7 +98,7 @@ class Residency:
         file = Path(self._directory.name) / f"{next(self._clock)}.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         forget = weakref.finalize(owner, file.unlink, missing_ok=True)
-        return Parked(lambda: load_file(file), forget)
+        return OffloadedTensors(lambda: load_file(file), forget)
 
     def admit(self, adapter: Adapter) -> Adapter:
         """Take in an adapter to sample from; refused if those in use no longer fit."""

@@ -19,7 +19,7 @@ STRETCH = 256  # the vocabulary is summed in stretches of so many tokens, then o
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledBatch:
     tokens: torch.Tensor  # int64 [n]
     scaled: torch.Tensor  # fp32 logits / temperature [n, V]
     log_sum: torch.Tensor  # fp32 [n], log of the sum of exp(scaled)
@@ -30,7 +30,9 @@ class Drawn:
         return self.scaled.gather(1, self.tokens[:, None])[:, 0] - self.log_sum
 
 
-def draw(logits: torch.Tensor, requests: Sequence[SampleRequest], uniform: torch.Tensor) -> Drawn:
+def sample_tokens(
+    logits: torch.Tensor, requests: Sequence[SampleRequest], uniform: torch.Tensor
+) -> SampledBatch:
     """One token per row: logits fp32 [n, V], uniform numbers [n] in [0, 1).
 
     By inversion of the cumulative distribution, stretch by stretch and then within one.
@@ -61,7 +63,7 @@ def draw(logits: torch.Tensor, requests: Sequence[SampleRequest], uniform: torch
     likeliest = greedy | ~drawn
     if bool(likeliest.any()):
         tokens = torch.where(likeliest, mass.argmax(dim=1), tokens)
-    return Drawn(tokens, logits, log_sum)
+    return SampledBatch(tokens, logits, log_sum)
 
 
 def _truncate(mass: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
