@@ -16,7 +16,12 @@ from recipes.math_rl.gsm8k import Gsm8k
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.defaults import RL
-from tinker_cookbook.rl.problem_config import ALIASES, ProblemConfig, resolve_problem_config
+from tinker_cookbook.rl.problem_config import (
+    ALIASES,
+    FIRST_KEYS,
+    ProblemConfig,
+    resolve_problem_config,
+)
 
 
 @chz.chz
@@ -55,4 +60,4 @@ def build_config_blueprint() -> chz.Blueprint[train.Config]:
 
 
 if __name__ == "__main__":
-    cli(main, CLI, ALIASES)
+    cli(main, CLI, ALIASES, FIRST_KEYS)

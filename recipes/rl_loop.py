@@ -209,5 +209,18 @@ async def main(config: Config) -> None:
         await journal.finish(journal.submit_save(client, config.max_steps, final=True))
 
 
+FIRST_KEYS = (  # that `--help` explains first
+    "model_name",
+    "data_path",
+    "learning_rate",
+    "groups_per_batch",
+    "group_size",
+    "max_tokens",
+    "max_steps",
+    "lora_rank",
+    "save_every",
+    "log_path",
+)
+
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, first_keys=FIRST_KEYS)

@@ -30,7 +30,12 @@ from chz.blueprint import Reference
 from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve_chat_config
+from tinker_cookbook.supervised.chat_config import (
+    ALIASES,
+    FIRST_KEYS,
+    ChatConfig,
+    resolve_chat_config,
+)
 from tinker_cookbook.supervised.data import NoRobots
 from tinker_cookbook.supervised.defaults import SL
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
@@ -69,4 +74,4 @@ def build_config_blueprint() -> chz.Blueprint[train.Config]:
 
 
 if __name__ == "__main__":
-    cli(main, CLI, ALIASES)
+    cli(main, CLI, ALIASES, FIRST_KEYS)

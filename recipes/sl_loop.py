@@ -142,5 +142,18 @@ async def main(config: Config) -> None:
         await journal.finish(save)
 
 
+FIRST_KEYS = (  # that `--help` explains first
+    "model_name",
+    "dataset_path",
+    "learning_rate",
+    "batch_size",
+    "max_length",
+    "num_epochs",
+    "max_steps",
+    "lora_rank",
+    "save_every",
+    "log_path",
+)
+
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, first_keys=FIRST_KEYS)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import model_directory
+from tinker_cookbook.utils.error_text import first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,8 +145,7 @@ def _meta_model(model_name: str) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ConfigurationError(
-            f"model_name={model_name!r}: its config.json cannot be loaded ({reason})"
+            f"model_name={model_name!r}: its config.json cannot be loaded ({first_line(error)})"
             + models.access_hint(model_name)
         ) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import model_directory
+from tinker_cookbook.utils.error_text import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -128,7 +129,7 @@ def _load(model_name: str, trust_remote_code: bool) -> Tokenizer:
             ) from error
         if model_directory.lacks_tokenizer(path) and not _brings_code(path, error):
             raise _without_vocabulary(model_name, path) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ConfigurationError(
             f"model_name={model_name!r}: its tokenizer cannot be loaded ({reason})"
             + models.access_hint(model_name)

@@ -21,7 +21,12 @@ from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
-from tinker_cookbook.supervised.chat_config import ALIASES, ChatConfig, resolve_chat_config
+from tinker_cookbook.supervised.chat_config import (
+    ALIASES,
+    FIRST_KEYS,
+    ChatConfig,
+    resolve_chat_config,
+)
 from tinker_cookbook.supervised.data import NoRobots, Tulu3, data_at
 from tinker_cookbook.supervised.defaults import NANO, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
@@ -71,4 +76,4 @@ async def main(config: CLI) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, CLI, ALIASES)
+    cli(main, CLI, ALIASES, ["dataset" if k == "dataset_path" else k for k in FIRST_KEYS])

@@ -299,5 +299,18 @@ def _kept_outcomes(directory: Path, num_samples: int) -> dict[int, Outcome]:
     return {number: Outcome.of_steps(each, num_samples) for number, each in steps.items()}
 
 
+FIRST_KEYS = (  # that `--help` explains first
+    "model_name",
+    "model_path",
+    "year",
+    "num_samples",
+    "k",
+    "max_tokens",
+    "temperature",
+    "path",
+    "log_path",
+    "base_url",
+)
+
 if __name__ == "__main__":
-    cli(main, CLI)
+    cli(main, CLI, first_keys=FIRST_KEYS)

@@ -78,4 +78,4 @@ async def main(config: CLI) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, CLI, ALIASES)
+    cli(main, CLI, ALIASES, ["env" if k == "data" else k for k in problem_config.FIRST_KEYS])

@@ -22,6 +22,7 @@ from tinker_cookbook.engine.model_facts import model_facts
 from tinker_cookbook.engine.offload import AdapterOffloader
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.utils.error_text import first_line
 from tinker_cookbook.utils.model_directory import transformers_config
 
 if TYPE_CHECKING:
@@ -143,9 +144,7 @@ def _load_config(path: str) -> PretrainedConfig:
     except ConfigurationError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        raise ConfigurationError(f"model {path!r} cannot be loaded: {first_line(error)}") from error
     check_config(path, config, family)
     _ask_for_plain_weights(path, config)
     return config
@@ -218,7 +217,7 @@ def _load_model(path: str, config: PretrainedConfig, dtype: str) -> Any:
         model, info = loaded
     except (OSError, SafetensorError, ImportError) as error:
         raise ConfigurationError(
-            f"the weights of model {path!r} cannot be loaded: {str(error).splitlines()[0]}"
+            f"the weights of model {path!r} cannot be loaded: {first_line(error)}"
         ) from error
     except RuntimeError as error:  # the useful part of it is in the report silenced above
         raise ConfigurationError(

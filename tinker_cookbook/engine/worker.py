@@ -44,6 +44,7 @@ from tinker_cookbook.engine.samplers import SAMPLERS, Sampler
 from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import OutOfMemoryError, TrainingError
 from tinker_cookbook.utils.cpu_threads import ThreadCount
+from tinker_cookbook.utils.error_text import first_line
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class Worker:
             sampler.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        detail = text.splitlines()[0] if text else ""
+        detail = first_line(text) if text.strip() else ""
         bases = list(self._bases.values())
         limits = [base.limits for base in bases]
         if not limits:

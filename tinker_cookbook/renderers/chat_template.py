@@ -15,6 +15,7 @@ from tinker_cookbook.renderers.messages import FunctionBody, Message, ToolCall
 from tinker_cookbook.renderers.parsing import held_back
 from tinker_cookbook.renderers.tool_sections import KIMI_SECTION
 from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.utils.error_text import first_line
 from tinker_cookbook.utils.json_types import JsonObject, Plain
 
 M = TypeVar("M")
@@ -59,7 +60,7 @@ def from_template(
             **arguments,
         )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         problem = (
             "the chat template cannot declare these tools; each needs name, description and "
             "parameters, a JSON schema"

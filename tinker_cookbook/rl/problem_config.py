@@ -29,6 +29,19 @@ ALIASES = {
     "data": "dataset_builder",
     "max_steps_off_policy": "max_lag",
 }
+# the keys that `--help` explains first
+FIRST_KEYS = (
+    "model_name",
+    "data",
+    "learning_rate",
+    "groups_per_batch",
+    "group_size",
+    "max_tokens",
+    "max_steps",
+    "kl_penalty_coef",
+    "max_lag",
+    "log_path",
+)
 
 
 @chz.chz
@@ -49,7 +62,7 @@ class ProblemConfig(train.Config):
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
-        """A plain config without what `resolve` has put into the data."""
+        """A stored config without the keys that `resolve_defaults` derived, as plain data."""
         data = config.get("dataset_builder")
         if not isinstance(data, dict):
             return config

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.error_text import first_line
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -60,7 +61,7 @@ def _download(name: str) -> None:
             download(file)
         _have_weights(download)
     except Exception as error:  # what is raised depends on hub, network and disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ConfigurationError(
             f"model_name={name!r}: its files cannot be downloaded ({reason})"
             + models.access_hint(name)

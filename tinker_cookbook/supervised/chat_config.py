@@ -36,6 +36,19 @@ from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line
 ALIASES = {"data": "dataset_builder"}
+# the keys that `--help` explains first
+FIRST_KEYS = (
+    "model_name",
+    "data",
+    "dataset_path",
+    "learning_rate",
+    "batch_size",
+    "max_length",
+    "num_epochs",
+    "max_steps",
+    "eval_every",
+    "log_path",
+)
 
 
 @chz.chz
@@ -67,7 +80,7 @@ class ChatConfig(train.Config):
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
-        """A plain config without what `resolve_defaults` has put into the data and taken from it."""
+        """A stored config without the keys that `resolve_defaults` derived, as plain data."""
         data = config.get("dataset_builder")
         # max_length: no limit, where a key that is None asks for the usual
         if not isinstance(data, dict) or config["max_length"] is None:

@@ -67,8 +67,8 @@ class Journal:
 
     The first Ctrl-C, SIGTERM or SIGHUP (cli_utils.cli, stop_signals.handled) ends the run where no
     finished step is lost: `finish` and `step` raise once every submitted step has its row, the
-    journal saves what is not saved, and the process exits with 130, 143 or 129. Only a `interruptible`
-    block, and what comes before the first step, is cancelled at once.
+    journal saves what is not saved, and the process exits with 130, 143 or 129. Only an
+    `interruptible` block, and what comes before the first step, is cancelled at once.
 
     `timed(name)` adds seconds to `time/<name>` of the present row, or of the next one when no step
     is open. `log_line(text)` prints a line without breaking the live display, and logs it.

@@ -1,8 +1,8 @@
 """Where a run can be stopped so that no finished step is lost and none is done twice.
 
 Training that was submitted is finished: its rows are written, and the state behind it is saved.
-What can be dropped is what a loop marks as such (`Journal.interruptible`: evaluations, rollouts that
-nothing was trained on yet), and whatever a process does before its first step.
+What can be dropped is what a loop marks as such (`Journal.interruptible`: evaluations, rollouts
+that nothing was trained on yet), and whatever a process does before its first step.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""`--help`: every key of a program in a table that can be read."""
+"""`--help`: the keys that people set first, examples, and the names of the rest by group.
+`--help all`: every key of a program with its type, default and meaning.
+"""
 
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import chz
 
@@ -20,40 +23,90 @@ from tinker_cookbook.utils.command_line import (
 )
 from tinker_cookbook.utils.command_types import alternatives, type_text
 
+MAX_EXAMPLES = 2
+
 
 def help_text(
     config_class: type,
     argv: Sequence[str] = (),
     aliases: Mapping[str, str] | None = None,
-    about: str = "",
+    first_keys: Sequence[str] = (),
+    docstring: str = "",
     width: int | None = None,
 ) -> str:
-    """All keys as a table: name, type, default, meaning; the program's own keys first.
+    """The help of a program, as text of at most 140 columns.
 
-    Words in `argv` are taken into account: `data=JsonlChats --help` lists that class's keys.
+    argv: its other words choose classes, whose keys are then explained: `data=JsonlChats --help`.
+    first_keys: the keys to explain first, by their names or aliases; of the others only names and
+    defaults are listed, unless argv holds the word `all`. Without first_keys, all are explained.
+    docstring: its first paragraph describes the program, its first two command lines are examples.
     """
-    request = read_request(config_class, argv, aliases)
+    everything = "all" in argv or not first_keys
+    request = read_request(config_class, [word for word in argv if word != "all"], aliases)
     with errors_in_one_line(request):
         known = parameters(request.blueprint())
     check_known_keys(request, known)
     width = min(width or shutil.get_terminal_size((100, 24)).columns, 140)
     lines = [f"usage: {_program()} [config=FILE.yaml] [key=value ...]"]
-    if about:
-        lines += ["", *textwrap.wrap(about, width)]
+    if description := docstring.split("\n\n")[0]:
+        lines += ["", *textwrap.wrap(" ".join(description.split()), width)]
+    if examples := _examples(docstring):
+        lines += ["", "examples", *(f"  {line}" for line in examples)]
     for alias, key in request.aliases.items():
         relation = "another name of" if request.is_plain(key) else "short for"
         lines += ["", f"{alias} is {relation} {key}."]
-    for title, names in _groups(request, known).items():
-        lines += ["", title]
-        for name in names:
-            lines += _entry(request.spell(name), known[name], width)
+    groups = _groups(request, known)
+    if everything:
+        return "\n".join([*lines, *_all_keys(request, groups, known, width)])
+    first = [request.aliases.get(key, key) for key in first_keys]
+    lines += ["", "keys to set first"]
+    for name in first:
+        lines += _entry(request.spell(name), known[name], width)
+    lines += ["", f"other keys and their defaults ({_program()} --help all explains them)"]
+    details: list[str] = []
+    for title, names in groups.items():
+        if any(name.startswith(f"{key}.") for key in request.chosen(known) for name in names):
+            details += _explained(request, title, names, known, width)
+            continue
+        words = [_with_default(request.spell(n), known[n]) for n in names if n not in first]
+        if words:
+            lines += _row(title.removeprefix("keys of "), " ".join(words), width, _GROUP)
+    return "\n".join([*lines, *details])
+
+
+def _examples(docstring: str) -> list[str]:
+    """The docstring's first commands, with their remarks."""
+    commands = re.findall(r"^ *((?:\./scripts/run|python -m) \S.*)$", docstring, re.MULTILINE)
+    return commands[:MAX_EXAMPLES]
+
+
+def _with_default(name: str, parameter: Parameter) -> str:
+    return name if parameter.default in ("", "None") else f"{name}={parameter.default}"
+
+
+def _all_keys(
+    request: Request, groups: Mapping[str, list[str]], known: Mapping[str, Parameter], width: int
+) -> list[str]:
+    lines: list[str] = []
+    for title, names in groups.items():
+        lines += _explained(request, title, names, known, width)
     for name in known:
         lines += _keys_by_class(request, name, known, width)
-    return "\n".join(lines)
+    return lines
+
+
+def _explained(
+    request: Request, title: str, names: Iterable[str], known: Mapping[str, Parameter], width: int
+) -> list[str]:
+    lines = ["", title]
+    for name in names:
+        lines += _entry(request.spell(name), known[name], width)
+    return lines
 
 
 def _groups(request: Request, known: Mapping[str, Parameter]) -> dict[str, list[str]]:
-    """Keys by the class that defines them: own class, its bases, then nested objects."""
+    """Keys by the package that defines them: the program's own, those it inherits, then those of
+    nested objects."""
     classes = request.config_class.__mro__
     owners: dict[str, str] = {}
     for cls in reversed(classes):
@@ -87,16 +140,17 @@ def _keys_by_class(
     lines = ["", f"keys of {short}, by class ({short}={example} --help says what they mean)"]
     for choice, own in keys.items():
         besides = [f"{short}.{key}" for key in own if key not in shared]
-        lines += _row(f"{short}={choice}", ", ".join(besides) or "-", width)
+        lines += _row(f"{short}={choice}", ", ".join(besides) or "-", width, _NAME)
     if shared:
-        lines += _row("all of them", ", ".join(f"{short}.{key}" for key in shared), width)
+        lines += _row("all of them", ", ".join(f"{short}.{key}" for key in shared), width, _NAME)
     return lines
 
 
-def _row(name: str, text: str, width: int) -> list[str]:
-    start = 2 + _NAME + 2
-    first, *rest = textwrap.wrap(text, max(width - start, 30), break_on_hyphens=False)
-    return [f"  {name:<{_NAME}}  {first}", *(" " * start + part for part in rest)]
+def _row(name: str, text: str, width: int, column: int) -> list[str]:
+    start = 2 + column + 2
+    parts = textwrap.wrap(text, max(width - start, 30), break_on_hyphens=False)
+    first = parts.pop(0) if len(name) <= column else ""
+    return [f"  {name:<{column}}  {first}".rstrip(), *(" " * start + part for part in parts)]
 
 
 def _object_title(key: str, parameter: Parameter) -> str:
@@ -108,10 +162,13 @@ def _class_title(cls: type) -> str:
     module = cls.__module__
     if module == "__main__":
         return "keys of this program"
-    return f"keys of {module.removeprefix('tinker_cookbook.')}"
+    package = module.removeprefix("tinker_cookbook.").partition(".")[0]
+    return f"keys of {package if module.startswith('tinker_cookbook.') else module}"
 
 
-_NAME, _TYPE, _DEFAULT = 29, 10, 10  # columns; what is longer pushes the rest to the next line
+# widths of the columns; a longer entry pushes the rest of its row to the next line
+_NAME, _TYPE, _DEFAULT = 29, 10, 10
+_GROUP = 12
 
 
 def _entry(name: str, parameter: Parameter, width: int) -> list[str]:
@@ -124,7 +181,7 @@ def _entry(name: str, parameter: Parameter, width: int) -> list[str]:
 
 
 def _kind(parameter: Parameter) -> tuple[str, str]:
-    """Type and meaning as shown: long lists of choices move from the type to the meaning."""
+    """Type and meaning as shown: a long list of choices moves from the type to the meaning."""
     kind = type_text(parameter.type)
     if parameter.default == "None":
         kind = kind.removesuffix(" | None")

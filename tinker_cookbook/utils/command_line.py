@@ -32,6 +32,8 @@ from tinker_cookbook.utils.command_types import (
 )
 from tinker_cookbook.utils.command_words import Misread, misread
 from tinker_cookbook.utils.command_yaml import read_yaml
+from tinker_cookbook.utils.error_text import one_line
+from tinker_cookbook.utils.private_apis import blueprint_parameters
 from tinker_cookbook.utils.run_config import RunConfig
 from tinker_cookbook.utils.run_config import read as read_run
 
@@ -108,6 +110,11 @@ class Request(NamedTuple):
     def given(self, known: Iterable[str]) -> list[str]:
         """The known keys that the command line itself gives a value."""
         return [path for path in known if any(_matches(k, path) for k in self.sources[-1].keys)]
+
+    def chosen(self, known: Mapping[str, Parameter]) -> list[str]:
+        """The objects whose class the command line chooses, or of which it sets a key."""
+        words = self.sources[-1].keys
+        return [p for p in known if any(k == p or k.startswith(f"{p}.") for k in words)]
 
     def blueprint(self, without: str | None = None) -> chz.Blueprint:
         """All words, or all but those that give a value to the key `without`."""
@@ -305,10 +312,7 @@ class Parameter(NamedTuple):
 
 def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
     """Every key that exists under the classes chosen so far, in the order of the fields."""
-    # chz offers these only as the text of its own help; the version is pinned and a test
-    # compares the two
-    found = blueprint._make_lazy()
-    chosen = found.meta_factory_value
+    params, chosen = blueprint_parameters(blueprint)
     return {
         path: Parameter(
             type=param.type,
@@ -316,7 +320,7 @@ def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
             doc=" ".join((param.doc or "").split()),
             choices=choices(param.type, param.meta_factory),
         )
-        for path, param in found.all_params.items()
+        for path, param in params.items()
         if path
     }
 
@@ -412,10 +416,6 @@ def _missing_name(text: str) -> str | None:
         return f"module {module!r} cannot be imported: {error}"
     match = re.search(r"module '(.+)' has no attribute '(.+)'", text)
     return match and f"module {match[1]!r} has no {match[2]!r}"
-
-
-def one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split())
 
 
 def _raised_by_chz(error: BaseException) -> bool:

@@ -347,8 +347,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_help_lists_every_key_with_type_default_and_meaning() -> None:
-    lines = help_text(Config, about="Trains something.", width=120).splitlines()
-    assert lines[2] == "Trains something."
+    lines = help_text(Config, docstring="Trains\nsomething.\n\nMore.", width=120).splitlines()
+    assert lines[2] == "Trains something." and "More." not in lines
     assert sum(line.split()[:1] == ["learning_rate"] for line in lines) == 1
     row = next(line for line in lines if line.startswith("  learning_rate"))
     assert " ".join(row.split()) == "learning_rate float None Peak rate; None: by the model."
@@ -367,6 +367,43 @@ def test_help_follows_the_class_that_was_chosen_and_marks_required_keys() -> Non
     assert row.split()[:3] == ["data.path", "str", "required"]
     row = next(line for line in help_text(Strict).splitlines() if "needed" in line)
     assert row.split()[:3] == ["needed", "int", "required"]
+
+
+DOCSTRING = """Trains something.
+
+    python -m recipes.x                  nano
+    ./scripts/run recipes.x data=Jsonl   a file
+    python -m recipes.x data=Hub
+
+The command above is run by hand."""
+
+
+def test_help_explains_the_first_keys_and_lists_the_others() -> None:
+    lines = help_text(Config, [], {"d": "data"}, ["d", "mode"], DOCSTRING, 120).splitlines()
+    start = lines.index("examples")
+    assert lines[start + 1 : start + 4] == [
+        "  python -m recipes.x                  nano",
+        "  ./scripts/run recipes.x data=Jsonl   a file",
+        "",
+    ]
+    start = lines.index("keys to set first")
+    names = [line.split()[0] for line in lines[start + 1 :] if line[:3].strip()]
+    assert names[:3] == ["d", "mode", "other"]
+    others = " ".join(lines[start + 4 :])
+    assert " learning_rate " in others and " mode=" not in others
+    assert "steps=3 " in others and "Peak rate" not in others
+
+
+def test_help_all_explains_every_key() -> None:
+    everything = help_text(Config, ["all"], None, ["data"], DOCSTRING, 120)
+    assert everything == help_text(Config, [], None, [], DOCSTRING, 120)
+    assert "Peak rate" in everything
+
+
+def test_help_explains_the_keys_of_an_object_that_the_command_line_chooses() -> None:
+    text = help_text(Config, ["data=Jsonl"], None, ["mode"], "", 120)
+    assert "keys of data (Jsonl)" in text
+    assert "keys of data" not in help_text(Config, [], None, ["mode"], "", 120)
 
 
 def test_help_refuses_what_parse_refuses() -> None:

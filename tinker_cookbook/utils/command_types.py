@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import chz
 from chz.factories import MetaFactory
-from chz.field import Field
-from chz.util import MISSING_TYPE
+
+from tinker_cookbook.utils.private_apis import has_no_default
 
 
 def type_text(t: Any) -> str:
@@ -65,18 +65,11 @@ def class_with(choices: Mapping[str, type], field: str) -> str | None:
 
     def rank(name: str) -> tuple[bool, bool, int]:
         fields = chz.chz_fields(choices[name])
-        required = [key for key in fields if _is_required(fields[key])]
+        required = [key for key in fields if has_no_default(fields[key])]
         return bool(choices[name].__subclasses__()), field not in required, len(required)
 
     having = [k for k, cls in choices.items() if chz.is_chz(cls) and field in chz.chz_fields(cls)]
     return min(having, key=rank, default=None)
-
-
-def _is_required(field: Field) -> bool:
-    # chz has no public way to ask; the version is pinned
-    return isinstance(field._default, MISSING_TYPE) and isinstance(
-        field._default_factory, MISSING_TYPE
-    )
 
 
 def expected_text(t: Any) -> str:

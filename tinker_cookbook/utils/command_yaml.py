@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.utils.error_text import one_line
 from tinker_cookbook.utils.json_types import Plain
 
 
@@ -53,7 +54,7 @@ def read_yaml(name: str) -> Iterator[tuple[str, str]]:
         reason = " ".join(filter(None, reasons)) or e.context
         raise ConfigurationError(f"{name}{line} is not YAML: {reason}") from None
     except yaml.YAMLError as e:
-        raise ConfigurationError(f"{name} is not YAML: {' '.join(str(e).split())}") from None
+        raise ConfigurationError(f"{name} is not YAML: {one_line(e)}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):

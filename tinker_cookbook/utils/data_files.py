@@ -25,6 +25,7 @@ import numpy as np
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError, DataFormatError
 from tinker_cookbook.utils import hub
+from tinker_cookbook.utils.error_text import one_line
 from tinker_cookbook.utils.file_rows import FileRows, Placed, placed_rows
 from tinker_cookbook.utils.files import existing_file
 from tinker_cookbook.utils.records import COMPRESSED, CSV_SUFFIXES, JSON_SUFFIXES, DataFile, kind
@@ -410,12 +411,12 @@ def _one_line_errors(path: str, way_out: str) -> Iterator[None]:
     except Exception as error:  # the library raises types of its own for each way to fail
         if not Path(path).expanduser().exists():
             raise hub.refusal(path, error, way_out) from error
-        reason = hub.one_line(error)
+        reason = one_line(error, 200).rstrip(".")
         if "corresponds to no data" in reason:
             raise DataFormatError(f"data set {path} has no rows") from error
         if isinstance(error, ValueError | FileNotFoundError):  # an unknown split, no data files
             raise ConfigurationError(f"data set {path}: {reason}") from error
-        reason = hub.one_line(error.__cause__ or error)
+        reason = one_line(error.__cause__ or error, 200).rstrip(".")
         raise DataFormatError(f"data set {path} cannot be read: {reason}") from error
 
 

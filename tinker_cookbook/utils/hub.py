@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tinker_cookbook.exceptions import ConfigurationError, DataError
 from tinker_cookbook.utils import hub_reach
+from tinker_cookbook.utils.error_text import one_line
 
 # Which files belong to which split is written in these.
 _DESCRIPTIONS = ["README.md", ".huggingface.yaml"]
@@ -69,7 +70,7 @@ def refusal(path: str, error: Exception, way_out: str) -> ConfigurationError | D
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    reason = one_line(error)
+    reason = one_line(error, 200).rstrip(".")
     if isinstance(error, LocalEntryNotFoundError):  # no network, and only some of the files
         return DataError(f"data set {path} cannot be had: {reason}; {way_out}")
     if isinstance(error, ValueError | FileNotFoundError):  # unknown split, unknown configuration
@@ -77,10 +78,6 @@ def refusal(path: str, error: Exception, way_out: str) -> ConfigurationError | D
     if HF_HUB_OFFLINE and not _is_no_hub_name(path):
         reason += " (HF_HUB_OFFLINE is set and it is not in the local cache)"
     return DataError(f"data set {path} cannot be had: {reason}; {way_out}")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
 def _is_no_hub_name(path: str) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 
+from tinker_cookbook.utils.error_text import one_line
+
 SECONDS = 10.0  # for the one request
 REMEMBERED = 60.0  # seconds for which a hub that was out of reach is not asked again
 _out_of_reach: tuple[float, str] | None = None  # when, and why
@@ -46,7 +48,7 @@ def problem(repository: str, file: str, repo_type: str = "model") -> str | None:
     except HfHubHTTPError as error:
         return f"the hub answers with status {error.response.status_code}"
     except Exception as error:  # types of the HTTP library, which differs by version
-        why = " ".join(str(error).split())[:100] or type(error).__name__
+        why = one_line(error, 100)
         reason = f"the hub at {constants.ENDPOINT} cannot be reached: {why}"
         _out_of_reach = (time.monotonic(), reason)
         return reason

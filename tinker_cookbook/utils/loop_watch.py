@@ -33,8 +33,8 @@ class LoopWatch:
         with LoopWatch(progress.summary, journal.log_line):
             ...
 
-    waits: says what the loop's tasks wait for, "" for nothing. log_line: called with one line when the
-    loop has not turned for `seconds`, and again after twice that, four times that, ... Both are
+    waits: says what the loop's tasks wait for, "" for nothing. log_line: called with one line when
+    the loop has not turned for `seconds`, and again after twice that, four times that, ... Both are
     called from that thread.
     """
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tinker_cookbook import families
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import hub_reach
+from tinker_cookbook.utils.error_text import one_line
 from tinker_cookbook.utils.json_types import Json
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def transformers_config(path: str) -> PretrainedConfig:
             return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
         return AutoConfig.from_pretrained(path)
     except (StrictDataclassError, KeyError) as error:  # values that do not fit, keys that lack
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
 
 
 def chat_template(directory: Path) -> str | None:

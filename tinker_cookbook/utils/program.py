@@ -1,4 +1,4 @@
-"""`cli`: a program from its command line to its end, with errors of the user's in one line."""
+"""`cli` runs a program from its command line to its exit code; user errors are one line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.utils import stop_signals
 from tinker_cookbook.utils.command_help import help_text
-from tinker_cookbook.utils.command_line import one_line, parse
+from tinker_cookbook.utils.command_line import parse
+from tinker_cookbook.utils.error_text import one_line
 from tinker_cookbook.utils.stop_signals import StopSignals
 
 EXIT_USER_ERROR = 2
@@ -21,19 +22,24 @@ EXIT_BROKEN_PIPE = 130
 
 
 def cli(
-    main: Callable[[Any], Any], config_class: type, aliases: Mapping[str, str] | None = None
+    main: Callable[[Any], Any],
+    config_class: type,
+    aliases: Mapping[str, str] | None = None,
+    first_keys: Sequence[str] = (),
 ) -> None:
-    """Builds a `config_class` from the command line and runs `main(config)`, sync or async.
+    """Build a `config_class` from the command line and run `main(config)`, sync or async.
 
     aliases: {"data": "dataset_builder"} lets `data=X data.path=Y` stand for the longer key.
-    Errors that are the user's end the program with one line on stderr and exit code 2; every other
-    exception keeps its traceback. The first Ctrl-C or SIGTERM saves the run that is under way (see
-    `Journal`), unwinds `main` and exits with 130 or 143; a second one ends the process at once.
+    first_keys: the keys that `--help` explains first (see `help_text`).
+    User errors end the program with one line on stderr and exit code 2; every other exception
+    keeps its traceback. The first Ctrl-C or SIGTERM saves the current run (see `Journal`), unwinds
+    `main` and exits with 130 or 143; a second one ends the process at once.
     """
     argv = sys.argv[1:]
     with _one_line_errors():
         if "--help" in argv or "-h" in argv:
-            print(help_text(config_class, argv, aliases, about=_about(main)))
+            docstring = inspect.getdoc(sys.modules[main.__module__]) or ""
+            print(help_text(config_class, argv, aliases, first_keys, docstring))
             return
         config = parse(config_class, argv, aliases)
         with stop_signals.handled() as signals:
@@ -43,23 +49,17 @@ def cli(
                 main(config)
 
 
-def _about(main: Callable[..., Any]) -> str:
-    """The first paragraph of the docstring of the module that defines `main`."""
-    text = inspect.getdoc(sys.modules[main.__module__]) or ""
-    return " ".join(text.split("\n\n")[0].split())
-
-
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except TinkerCookbookError as e:
         _fail(e)
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
     except BaseExceptionGroup as group:
-        # a TaskGroup wraps what its tasks raised: the first of ours is the reason
+        # a TaskGroup wraps the exceptions of its tasks: report the first of ours
         known, others = group.split(TinkerCookbookError)
         if known is None or others is not None:
             raise

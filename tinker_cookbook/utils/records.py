@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.utils.error_text import one_line
 from tinker_cookbook.utils.json_types import Json
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -78,7 +79,7 @@ class DataFile:
         except (DataFormatError, ConfigurationError, GeneratorExit):
             raise
         except Exception as error:  # each way to compress has errors of its own
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             raise DataFormatError(f"{self.shown} cannot be read: {reason}") from error
 
 
@@ -256,7 +257,7 @@ def _not_json(
 def _why(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return _TOO_DEEP
-    return " ".join(str(error).split())[:200]
+    return one_line(error, 200)
 
 
 def _csv(file: IO[bytes], source: DataFile) -> Iterator[Record]:

@@ -2,8 +2,8 @@
 
 It holds the configuration as it ran (`plain_data.plain`): nested objects with their classes as
 module:Name, and values that were filled in. What a recipe derives from other keys is left out again
-where its config class has `drop_resolved_keys(config: dict) -> dict`, so that these other keys may be
-given anew. Where a run was (log_path) and what was to become of the directory is not taken over.
+where its config class has `drop_resolved_keys(config: dict) -> dict`, so that these other keys may
+be given anew. Where a run was (log_path) and what was to become of the directory is not taken over.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from tinker_cookbook.rl.rollouts.strategy import RolloutFailedError
 from tinker_cookbook.rl.types import Env, Metrics, RolloutError
 from tinker_cookbook.utils.loop_clock import LoopClock, settled
 from tinker_cookbook.utils.loop_watch import is_users_code
+from tinker_cookbook.utils.private_apis import abandon_task
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -101,9 +102,7 @@ class EnvCalls:
                 return True
         self._worker = None
         answer.cancel()
-        # or asyncio.run, which cancels and awaits all tasks there are, would never return
-        asyncio.tasks._unregister_task(worker)
-        worker._log_destroy_pending = False  # type: ignore[attr-defined]
+        abandon_task(worker)
         return False
 
 

@@ -50,6 +50,7 @@ from tinker_cookbook.rl.types import RolloutError, Trajectory, TrajectoryGroup, 
 from tinker_cookbook.sequences import Sequence as TokenSequence
 from tinker_cookbook.sequences import as_numpy, model_input_tokens
 from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.error_text import first_line
 from tinker_cookbook.utils.files import replace_file
 from tinker_cookbook.utils.misc_utils import safezip
 from tinker_cookbook.utils.plain_data import plain
@@ -110,10 +111,9 @@ def write_step(
         jsonl.write_lines(lines, records())
         _write_page(lines, page, split, iteration, metrics)
     except Exception as error:
-        reason = (str(error).strip() or "no message").splitlines()[0]
         logger.warning(
             "%s: the rollouts of %s could not be written (%s: %s); the run goes on without them",
-            *(folder, split, type(error).__name__, reason),
+            *(folder, split, type(error).__name__, first_line(error)),
         )
         logger.info("where writing rollouts failed", exc_info=True)
 
