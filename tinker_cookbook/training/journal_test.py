@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import chz
 import pytest
 
-from tests.programs import Program, Programs
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, TrainingError
 from tinker_cookbook.training.fields import MAY_CHANGE
@@ -124,8 +124,7 @@ if __name__ == "__main__":
 class Loop:
     """Runs LOOP in processes of their own, in one log directory."""
 
-    def __init__(self, programs: Programs, tmp_path: Path, name: str) -> None:
-        self._programs = programs
+    def __init__(self, tmp_path: Path, name: str) -> None:
         self.program = tmp_path / "loop.py"
         self.program.write_text(LOOP)
         self.store = tmp_path / "store"
@@ -133,10 +132,13 @@ class Loop:
         self.log = tmp_path / name
         self._env = {**os.environ, "STORE": str(self.store), "LOG": str(self.log)}
 
-    def start(self, *words: str, kill: str = "", full: str = "") -> Program:
-        environment = {**self._env, "KILL": kill, "FULL": full}
-        return self._programs.start(
-            str(self.program), f"log_path={self.log}", *words, env=environment
+    def start(self, *words: str, kill: str = "", full: str = "") -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, str(self.program), f"log_path={self.log}", *words],
+            env={**self._env, "KILL": kill, "FULL": full},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, *words: str, kill: str = "", full: str = "", code: int = 0) -> str:
@@ -157,14 +159,9 @@ class Loop:
         return json.loads((self.store / last.state_path.replace("/", "_")).read_text())
 
 
-@pytest.fixture
-def loop(programs: Programs, tmp_path: Path) -> Loop:
-    return Loop(programs, tmp_path, "run")
-
-
 @pytest.fixture(scope="module")
-def whole(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Loop:
-    loop = Loop(programs, tmp_path_factory.mktemp("whole"), "run")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    loop = Loop(tmp_path_factory.mktemp("whole"), "run")
     loop.run()
     return loop
 
@@ -213,8 +210,9 @@ def test_a_pipelined_save_holds_exactly_the_steps_it_is_named_after(whole: Loop)
     ],
 )
 def test_killed_and_started_again_equals_uninterrupted(
-    loop: Loop, whole: Loop, kill: str, resumes_at: int
+    tmp_path: Path, whole: Loop, kill: str, resumes_at: int
 ) -> None:
+    loop = Loop(tmp_path, "run")
     loop.run(kill=kill, code=-signal.SIGKILL)
     said = loop.run()
     if resumes_at:
@@ -225,7 +223,8 @@ def test_killed_and_started_again_equals_uninterrupted(
     assert loop.final_state() == whole.final_state()
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_resumes(loop: Loop, whole: Loop) -> None:
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path, whole: Loop) -> None:
+    loop = Loop(tmp_path, "run")
     *warnings, error = loop.run(full="after-finish:6", code=2).splitlines()
     reason = "cannot be written: File too large; free space"
     assert error == (
@@ -239,7 +238,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(loop: Loop, whole:
     assert loop.final_state() == whole.final_state()
 
 
-def test_killed_three_times(loop: Loop, whole: Loop) -> None:
+def test_killed_three_times(tmp_path: Path, whole: Loop) -> None:
+    loop = Loop(tmp_path, "run")
     for kill in ("after-row:3", "after-finish:5", "in-step:6"):
         loop.run(kill=kill, code=-signal.SIGKILL)
     loop.run()
@@ -247,7 +247,8 @@ def test_killed_three_times(loop: Loop, whole: Loop) -> None:
     assert loop.final_state() == whole.final_state()
 
 
-def test_killed_from_outside_at_any_moment(loop: Loop, whole: Loop) -> None:
+def test_killed_from_outside_at_any_moment(tmp_path: Path, whole: Loop) -> None:
+    loop = Loop(tmp_path, "run")
     child = loop.start("pause=0.03")
     while len(read_metrics(loop.log)) < 7:
         time.sleep(0.01)
@@ -274,9 +275,10 @@ def stopped(loop: Loop, number: signal.Signals, *words: str, rows: int) -> tuple
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_a_loop_that_does_not_ask_is_stopped_behind_a_step(
-    loop: Loop, whole: Loop, number: signal.Signals, code: int
+    tmp_path: Path, whole: Loop, number: signal.Signals, code: int
 ) -> None:
     """It submits a step ahead without asking `stopping`: that step is dropped, none is repeated."""
+    loop = Loop(tmp_path, "run")
     returned, err = stopped(loop, number, "pause=0.05", "rolling_save_every=0", rows=6)
     assert returned == code
     assert err[0].startswith(f"{number.name}: finishing ")
@@ -289,7 +291,8 @@ def test_a_loop_that_does_not_ask_is_stopped_behind_a_step(
     assert loop.final_state() == whole.final_state()
 
 
-def test_a_second_signal_ends_at_once(loop: Loop, whole: Loop) -> None:
+def test_a_second_signal_ends_at_once(tmp_path: Path, whole: Loop) -> None:
+    loop = Loop(tmp_path, "run")
     child = loop.start("pause=0.3")
     while not read_metrics(loop.log):
         time.sleep(0.01)
@@ -303,7 +306,8 @@ def test_a_second_signal_ends_at_once(loop: Loop, whole: Loop) -> None:
     assert loop.numbers() == whole.numbers()
 
 
-def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(loop: Loop) -> None:
+def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "run")
     loop.run(kill="after-final", code=-signal.SIGKILL)
     said = loop.run()
     assert f"{loop.log} holds a finished run of 12 steps" in said
@@ -313,7 +317,8 @@ def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(loop: Loop) -> None
     assert f"resuming {loop.log}-3 at step 6 of 12" in loop.run()
 
 
-def test_a_longer_run_continues_a_finished_one(loop: Loop, whole: Loop) -> None:
+def test_a_longer_run_continues_a_finished_one(tmp_path: Path, whole: Loop) -> None:
+    loop = Loop(tmp_path, "run")
     loop.run("max_steps=7")
     assert f"resuming {loop.log} at step 7 of 12 from checkpoint final" in loop.run()
     without_progress = [
@@ -324,7 +329,8 @@ def test_a_longer_run_continues_a_finished_one(loop: Loop, whole: Loop) -> None:
     assert loop.final_state() == whole.final_state()
 
 
-def test_an_unfinished_run_past_the_end_is_refused(loop: Loop) -> None:
+def test_an_unfinished_run_past_the_end_is_refused(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "run")
     loop.run(kill="after-finish:9", code=-signal.SIGKILL)
     assert loop.run("max_steps=4", code=2) == (
         f"error: {loop.log} holds a run that has done 10 steps, more than the 4 asked for; "
@@ -332,7 +338,8 @@ def test_an_unfinished_run_past_the_end_is_refused(loop: Loop) -> None:
     )
 
 
-def test_another_config_is_refused_with_the_keys_that_differ(loop: Loop) -> None:
+def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "run")
     loop.run(kill="in-step:6", code=-signal.SIGKILL)
     before = (loop.log / "config.json").read_bytes()
     assert loop.run("rate=0.2", "model_name=x", "save_every=3", code=2) == (
@@ -346,7 +353,8 @@ def test_another_config_is_refused_with_the_keys_that_differ(loop: Loop) -> None
     assert [row["step"] for row in read_metrics(loop.log)] == list(range(12))
 
 
-def test_two_processes_cannot_share_a_directory(loop: Loop, whole: Loop) -> None:
+def test_two_processes_cannot_share_a_directory(tmp_path: Path, whole: Loop) -> None:
+    loop = Loop(tmp_path, "run")
     first = loop.start("pause=0.1")
     while not read_metrics(loop.log):
         time.sleep(0.01)
