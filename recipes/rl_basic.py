@@ -1,9 +1,29 @@
 """Reinforcement learning, the first recipe: nano learns to add by learning to think first.
 
-./scripts/run recipes.rl_basic                                    nano, no key needed
-./scripts/run recipes.rl_basic model_name=Qwen/Qwen3-8B           GSM8K from the hub
-./scripts/run recipes.rl_basic max_lag=2 num_minibatches=4        playing while it trains
-./scripts/run recipes.rl_basic config=configs/rl_basic/qwen3-8b-1xh100.yaml
+    ./scripts/run recipes.rl_basic                                    nano, no key needed
+    ./scripts/run recipes.rl_basic model_name=Qwen/Qwen3-8B           GSM8K from the hub
+    ./scripts/run recipes.rl_basic max_lag=2 num_minibatches=4        off-policy by up to 2 steps
+    ./scripts/run recipes.rl_basic config=configs/rl_basic/qwen3-8b-1xh100.yaml
+
+nano is asked for sums of two numbers below 100 and paid 1 for a right answer. At first it mostly
+answers with a bare number; it finds out that sums worked out column by column in <think> are right.
+500 held-out sums are evaluated every 12 steps, sampled and greedily. Every rollout can be read in
+the run's directory: iteration_000012/train.html.
+
+Without keys, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 107 to 110 s of CPU time,
+a third of it evaluations); 24 steps of 32 sums with 8 replies each:
+
+| step | mean reward | reply tokens | held-out right, sampled | held-out right, greedy |
+|---|---|---|---|---|
+| 0 | 0.47, 0.49, 0.50 | 10, 11, 10 | 0.48 | 0.91 |
+| 3 | 0.62, 0.59, 0.64 | 12, 13, 12 | | |
+| 6 | 0.81, 0.83, 0.82 | 19, 19, 18 | | |
+| 9 | 0.93, 0.96, 0.93 | 25, 24, 24 | | |
+| 12 | 0.97, 0.94, 0.96 | 27, 26, 26 | 0.97, 0.97, 0.97 | 1.00, 1.00, 1.00 |
+| 23 | 0.96, 0.98, 0.98 | 26, 26, 27 | 0.97, 0.98, 0.97 | 1.00, 1.00, 1.00 |
+
+(Held-out figures of row 23 are those after the last step.) Other learning rates and ranks:
+docs/choosing.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Reinforcement learning as one flat file to copy and change: play, grade, train, log.
+"""Reinforcement learning as one flat file to copy and change: sample, grade, train, log.
 
-    python -m recipes.rl_loop
-    python -m recipes.rl_loop model_name=Qwen/Qwen3-8B data_path=gsm8k/train.jsonl
+    ./scripts/run recipes.rl_loop
+    ./scripts/run recipes.rl_loop model_name=Qwen/Qwen3-8B data_path=gsm8k/train.jsonl
 
-nano adds; any other model solves GSM8K. Without keys (2 CPU cores, 23 November 2026): mean reward
-0.48 -> 0.62 (step 3) -> 0.80 (6) -> 0.95 (9) -> 0.96 (12 to 23), replies from 11 tokens to 27, 29 s
-of training, 33 s in all.
+nano learns to add; any other model solves GSM8K. Without keys, seed 0 (29 November 2026, 2 CPU
+cores, one thread: 55 s of CPU time): mean reward 0.48 -> 0.62 (step 3) -> 0.80 (6) -> 0.95 (9) ->
+0.96 (mean of 12 to 23), replies from 11 tokens to 27.
 
 rl_basic does the same through the library's loop, with evaluations, transcripts and several turns.
 """

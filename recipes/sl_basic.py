@@ -6,20 +6,20 @@
     ./scripts/run recipes.sl_basic config=configs/sl_basic/qwen3-8b-1xh100.yaml
 
 The bundled conversations ask "Write 47 in words." and answer "forty-seven": 70 numbers to train
-on, 30 held out. Each line of a JSONL file of yours is `{"messages": [{"role": ..., "content": ...},
-...]}`, or has another of the forms in docs/chats.md; every assistant message is trained on. Of your
-own data, replies to three prompts are shown before and after training.
+on, 30 held out. In a JSONL file of yours each line is `{"messages": [{"role": ..., "content": ...},
+...]}` or has another of the forms in docs/chats.md; every assistant message is trained. For data of
+your own, the run prints replies to three prompts before and after training.
 
-Without keys, seeds 0, 1 and 2 (2 CPU cores, 23 November 2026; 9 s of training, 13 s in all):
+Without keys, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 20 to 24 s of CPU time):
 
 | step | loss | held-out nll | seen numbers right | held-out right |
 |---|---|---|---|---|
 | 0 | 8.22, 8.11, 8.37 | 9.20 | 0 of 70 | 0 of 30 |
-| 20 | 0.18, 0.24, 0.21 | 0.63, 0.66, 0.61 | 60, 57, 57 | 8, 4, 3 |
+| 20 | 0.19, 0.24, 0.21 | 0.62, 0.66, 0.61 | 60, 57, 57 | 8, 4, 3 |
 | 40 | 0.005, 0.006, 0.005 | 0.06, 0.09, 0.08 | 70, 70, 70 | 29, 28, 29 |
 | 60 | 0.002, 0.003, 0.002 | 0.04, 0.06, 0.03 | 70, 70, 70 | 29, 28, 30 |
 
-A learning rate of 3e-3 is still on its way after 60 steps: 19 or 20 of the held-out numbers.
+(The loss of row 60 is that of step 59, the last one.) Other learning rates: docs/choosing.md.
 """
 
 from __future__ import annotations

@@ -157,8 +157,8 @@ async def test_of_another_recipe_it_is_refused(start: Any, tmp_path: Path) -> No
     with pytest.raises(ConfigurationError) as refused:
         await start("recipes.sl_basic", given)
     assert str(refused.value) == (
-        f"{given} is of a run of sl_loop (recipes.sl_loop:Config), not of recipes.sl_basic:CLI:"
-        " give it to the program that wrote it"
+        f"{given} belongs to a run of sl_loop (recipes.sl_loop:Config), not recipes.sl_basic:CLI;"
+        " pass it to that program"
     )
 
 

@@ -58,8 +58,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sl_basic max-steps=3", "unknown key 'max-steps'; did you mean 'max_steps'?"),
         ("sl_basic 'seed = 3'", "unknown key 'seed '; did you mean 'seed'?"),
         ("sl_basic seed.x=3", "unknown key 'seed.x'; seed is a value, without keys of its own"),
-        ("sl_basic seed.=3", "'seed.=3': the name of a key is missing behind the dot"),
-        ("sl_basic ...=3", "'...=3': the name of a key is missing behind the dot"),
+        ("sl_basic seed.=3", "'seed.=3': the name of a key is missing after the dot"),
+        ("sl_basic ...=3", "'...=3': the name of a key is missing after the dot"),
         # values
         ("sl_basic num_epochs=three", "num_epochs='three': expected int or None"),
         ("sl_basic num_epochs=", "num_epochs='': expected int or None"),
@@ -82,7 +82,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "aime year=2023",
             "year='2023': expected 2024 or 2025 or 2026, or several",
         ),
-        ("aime k=x", "k='x': expected int, or several with commas between"),
+        ("aime k=x", "k='x': expected int, or several separated by commas"),
         ("sl_basic seed@=nope", "Invalid reference target 'nope' for param seed"),
         ("sl_basic seed@=max_steps", "'max_steps': a key@= needs a key with a value"),
         # nothing where a text is expected, as an unset variable of a shell leaves it

@@ -167,7 +167,7 @@ def test_help_is_quick_and_complete(program: Path) -> None:
 
 
 STOPPING = "{}: stopping, nothing to save; Ctrl-C again ends it at once\n"
-STOPPED = "stopped; run the same command to go on\n"
+STOPPED = "stopped; run the same command to resume\n"
 AT_ONCE = "ended at once; the same command resumes\n"
 
 

@@ -393,7 +393,7 @@ def test_values_of_the_wrong_type_are_named(
     tmp_path: Path, key: str, value: object, words: str
 ) -> None:
     name = model_directory(tmp_path / "m", **{"model_type": "llama", key: value})
-    expected = f"{tmp_path}/m/config.json: {key}={value!r}, but should be {words}"
+    expected = f"{tmp_path}/m/config.json: {key}={value!r}, expected {words}"
     with pytest.raises(ConfigurationError) as caught:
         lookup(name)
     assert str(caught.value) == expected
@@ -431,7 +431,7 @@ def test_a_chat_template_of_the_wrong_type_is_named(tmp_path: Path, found: objec
     with pytest.raises(ConfigurationError) as caught:
         lookup(name)
     assert str(caught.value) == (
-        f"{file}: chat_template={found}, but should be a string or a list of objects"
+        f"{file}: chat_template={found}, expected a string or a list of objects"
         ' {"name": ..., "template": ...} with strings'
     )
 

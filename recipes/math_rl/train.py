@@ -7,13 +7,17 @@ r"""Reinforcement learning on problems whose answers can be checked.
     ./scripts/run recipes.math_rl.train config=configs/math_rl/qwen3-8b-gsm8k-1xh100.yaml
 
 `env` (or `data`, the same): arithmetic, gsm8k, math (trained without MATH-500, tested on it),
-polaris, deepmath, or a file of your own. Without keys, nano learns to add, with the curve of
-rl_basic. GSM8K is beyond it, and nothing comes of training on it (3 steps of 32 x 8 replies take 13
-s; held out 0 of 100 before, 1 of 100 after): it writes a number into the box that it is asked for,
+polaris, deepmath, or a file of your own.
+
+Without keys, nano learns to add: the first 24 steps are those of rl_basic, and it goes on to 100.
+Seed 0 (29 November 2026, 2 CPU cores, one thread: 5 min 40 s of CPU time): held-out sums right,
+sampled, 0.48 (step 0) -> 0.98 (20) -> 0.99 (40) -> 0.98 (60) -> 0.99 (80) -> 0.99 (100).
+
+GSM8K is too hard for nano, so `env=gsm8k` only shows that everything runs: 3 steps of 32 x 8
+replies, 26 s of CPU time, held out 0 of 100 right before and after. nano writes a number into the
+box that it is asked for, but its sums have two numbers and no story:
 
     How much does she save? ... Put the answer in \boxed{}.  ->  \boxed{61}
-
-because its sums have two numbers and no story. It shows that everything runs.
 
 AIME is for evaluation: recipes.math_rl.aime.
 """

@@ -33,7 +33,7 @@ def test_lines_keep_their_numbers_and_blank_lines_are_ignored(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("oops " * 40, "not JSON: Expecting value at column 1; expected one JSON object a line"),
+        ("oops " * 40, "not JSON: Expecting value at column 1; expected one JSON object per line"),
         ('{"messages": [', "not JSON: Expecting value at column 1"),
         ('{"talk": []}', "no 'messages'; found 'talk'"),
         ("{}", "no 'messages'; found an empty object"),

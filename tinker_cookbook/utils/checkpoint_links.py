@@ -1,4 +1,4 @@
-"""`weights/` in the directory of a run: links to its checkpoints in the store."""
+"""`weights/` in a run directory: links to the run's checkpoints in the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WEIGHTS = "weights"
 
 
 def remove_links(directory: Path, *, only_dead: bool = False) -> None:
-    """Those in `weights/`; only_dead: those whose checkpoint is gone from a store that is there."""
+    """Remove the links; only_dead: only those whose checkpoint is gone while its store exists."""
     folder = directory / WEIGHTS
     if not folder.is_dir():
         return

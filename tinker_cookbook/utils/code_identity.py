@@ -1,12 +1,12 @@
-"""Which code of the user's own a configuration names, and what is in its files today.
+"""Digests of the user code that a configuration refers to.
 
-A run with `data=my_env:GuessNumber` is played by my_env.py. Its module and name are part of the
-plain configuration (`plain_data.plain`); the content of the file is here, because an edited file
-is for the user to judge: a corrected typo is the same run, another reward is not.
+A run with `data=my_env:GuessNumber` executes my_env.py. Module and name are part of the plain
+configuration (`plain_data.plain`); the digest of the file is kept separately, because only the user
+can judge an edit: with a corrected typo it is the same run, with another reward it is not.
 
-The user's own is what belongs neither to this package and its recipes (code.diff tells of those)
-nor to Python. Of an installed package the version counts; of any other module its file and, as far
-as they lie below the same folder of the import path, the files that it imports.
+User code is everything outside Python and this package with its recipes (code.diff covers those).
+An installed package counts by its version, any other module by its file and the files that it
+imports from below the same import directory.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Code = dict[str, dict[str, str]]
 
 
 def user_code(config: Plain) -> Code:
-    """The code that a plain configuration names, in class tags and as module:Name anywhere."""
+    """The code that a plain configuration refers to, by class tags and module:Name values."""
     return {name: _content(name) for name in sorted(modules(config))}
 
 
 def modules(config: Plain) -> set[str]:
-    """The user's own modules that a plain configuration names."""
+    """The user modules that a plain configuration refers to."""
     return set(_modules(config))
 
 
 def edited(there: Mapping[str, Mapping[str, str]], here: Code) -> list[str]:
-    """What is not the same in both, by name, of the modules that both have."""
+    """The names of files or packages that differ, among modules that both sides have."""
     found = []
     for module in sorted(there.keys() & here.keys()):
         was, now = there[module], here[module]
@@ -54,7 +54,7 @@ def edited(there: Mapping[str, Mapping[str, str]], here: Code) -> list[str]:
 
 
 def without_modules(config: Mapping[str, Json]) -> dict[str, Json]:
-    """Classes by their names alone, as runs were written before their modules were."""
+    """Replace module:Name by Name, the form in which older runs stored classes."""
     kept = {key: _without_modules(value) for key, value in config.items()}
     if CLASS in kept:
         kept[CLASS] = str(kept[CLASS]).rpartition(":")[2]
@@ -87,7 +87,7 @@ def _modules(config: Plain) -> Iterator[str]:
 
 
 def _file(module: str) -> Path | None:
-    """Of an imported module, or of the program."""
+    """The source file of an imported module or of the program."""
     loaded = sys.modules.get(module)
     if loaded is None and module == module_name("__main__"):
         loaded = sys.modules.get("__main__")
@@ -97,7 +97,7 @@ def _file(module: str) -> Path | None:
 
 def _content(module: str) -> dict[str, str]:
     file = _file(module)
-    if file is None or not file.is_file():  # typed into an interpreter
+    if file is None or not file.is_file():  # defined in an interactive session
         return {}
     if any(file.is_relative_to(folder) for folder in _INSTALLED):
         root = module.partition(".")[0]
@@ -111,7 +111,7 @@ def _content(module: str) -> dict[str, str]:
 
 
 def _add(file: Path, module: str, folder: Path, digests: dict[str, str]) -> None:
-    """The digest of a file and of what it imports from below `folder`."""
+    """Add the digest of a file and of the files that it imports from below `folder`."""
     name = file.relative_to(folder).as_posix()
     if name in digests:
         return
@@ -122,7 +122,8 @@ def _add(file: Path, module: str, folder: Path, digests: dict[str, str]) -> None
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for imported in _imports(content, package):
         parts = imported.split(".")
-        for end in range(1, len(parts) + 1):  # a package's own code runs first
+        # importing a submodule runs the __init__.py of its packages first
+        for end in range(1, len(parts) + 1):
             path = folder.joinpath(*parts[:end])
             for each in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
                 if parts[0] not in _OURS and each.is_file():
@@ -130,10 +131,10 @@ def _add(file: Path, module: str, folder: Path, digests: dict[str, str]) -> None
 
 
 def _imports(source: bytes, package: str) -> Iterator[str]:
-    """Absolute names of all that may be a module, wherever in the file it is imported."""
+    """Absolute names of everything that the file may import as a module, at any place in it."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # edited since it was imported
+    except (SyntaxError, ValueError):  # edited since it was imported, and broken now
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

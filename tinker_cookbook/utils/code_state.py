@@ -1,17 +1,17 @@
-"""Which code a run was made with."""
+"""The git state of the code, for code.diff."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
 
-_SECONDS = 10  # a huge or broken checkout must not delay a run
+_SECONDS = 10  # timeout: a huge or broken checkout must not delay a run
 
 
 def code_state(directory: Path | None = None) -> str:
     """The commit and the uncommitted changes of the git checkout that holds this package.
 
-    `directory` names another checkout. Where there is no checkout, or no git, the text says so.
+    directory: another checkout. Without a checkout or git, the text says so.
     """
     directory = directory or Path(__file__).resolve().parent
     commit = _git(directory, "rev-parse", "HEAD")

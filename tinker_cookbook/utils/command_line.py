@@ -1,4 +1,4 @@
-"""Words of a command line, and files of the same keys, to a chz config; errors in one line."""
+"""Parse a command line and config files into a chz config; errors are one line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CHZ_ERRORS = (
 def parse(
     config_class: type[C], argv: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> C:
-    """The config that these words describe. Raises ConfigurationError, in one line, if none."""
+    """Build the config. Raises ConfigurationError, in one line, for wrong words."""
     request = read_request(config_class, argv, aliases)
     with errors_in_one_line(request):
         blueprint = request.blueprint()
@@ -64,9 +64,9 @@ def parse(
 
 
 class Source(NamedTuple):
-    """A group of keys with the text of their values (or, from a run, objects without a text);
-    file: where they came from, "" for argv; written: how the user spelled each key; run: the
-    config.json, where the file is one."""
+    """Keys with the text of their values (or objects, if they come from a run). file: the config
+    file, "" for argv; written: the user's spelling of each key; run: set if the file is config.json
+    of a run."""
 
     file: str
     keys: dict[str, Any]
@@ -78,15 +78,15 @@ class Source(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What the user asked for: keys and values, in the order in which they apply."""
+    """The parsed command line: sources of keys and values, later ones override earlier ones."""
 
     config_class: type
     sources: list[Source]
     aliases: Mapping[str, str]
 
     def spell(self, key: str) -> str:
-        """The key as the user wrote it, else by the alias of the object that it belongs to: the one
-        in use before a dot, or the first."""
+        """The key as the user wrote it; else with the alias of its object: the alias used elsewhere
+        on the command line, or the first."""
         written = [source.written for source in self.sources]
         for each in reversed(written):
             if key in each:
@@ -103,21 +103,21 @@ class Request(NamedTuple):
         return key
 
     def is_plain(self, key: str) -> bool:
-        """Whether the key holds a value, not an object: an alias is only another name of it."""
+        """Whether the key holds a value and not an object, so an alias is just another name."""
         field = chz.chz_fields(self.config_class).get(key)
         return field is not None and not is_object(field.final_type)
 
     def given(self, known: Iterable[str]) -> list[str]:
-        """The known keys that the command line itself gives a value."""
+        """The known keys that the command line sets, as opposed to a config file."""
         return [path for path in known if any(_matches(k, path) for k in self.sources[-1].keys)]
 
     def chosen(self, known: Mapping[str, Parameter]) -> list[str]:
-        """The objects whose class the command line chooses, or of which it sets a key."""
+        """The objects whose class or keys the command line sets."""
         words = self.sources[-1].keys
         return [p for p in known if any(k == p or k.startswith(f"{p}.") for k in words)]
 
     def blueprint(self, without: str | None = None) -> chz.Blueprint:
-        """All words, or all but those that give a value to the key `without`."""
+        """The blueprint of all words, or of all except those that set the key `without`."""
         blueprint = chz.Blueprint(self.config_class)
         for source in self.sources:
             layer = {
@@ -138,7 +138,7 @@ def _argument(key: str, value: Any) -> Any:
 def read_request(
     config_class: type, argv: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> Request:
-    """Splits the words and reads the file of `config=`; keys are not checked yet."""
+    """Split the words and read the `config=` file; keys are not checked yet."""
     aliases = aliases or {}
     words: list[tuple[str, str]] = []
     files: list[str] = []
@@ -147,7 +147,7 @@ def read_request(
             continue
         key, equals, value = word.partition("=")
         if key.endswith("."):
-            raise ConfigurationError(f"{word!r}: the name of a key is missing behind the dot")
+            raise ConfigurationError(f"{word!r}: the name of a key is missing after the dot")
         if not equals or not key or key.startswith("-"):
             request = Request(config_class, [_source("", words, aliases)], aliases)
             _refuse_word(request, misread(argv, number))
@@ -163,7 +163,7 @@ def read_request(
 
 
 def _refuse_word(request: Request, word: Misread) -> NoReturn:
-    """Raises ConfigurationError for a word that is not key=value, with what to write instead."""
+    """Raise ConfigurationError for a word that is not key=value, with the likely correction."""
     known = _known_so_far(request)
     named = [*known, *request.aliases]
     key, value = word.key, word.value
@@ -185,7 +185,7 @@ def _refuse_word(request: Request, word: Misread) -> NoReturn:
 
 
 def _known_so_far(request: Request) -> Mapping[str, Parameter]:
-    """The keys that exist, with the classes that the words choose, if they are right."""
+    """The existing keys; with those of the chosen classes, if the words are valid."""
     try:
         return parameters(request.blueprint())
     except (*CHZ_ERRORS, TinkerCookbookError):
@@ -205,7 +205,7 @@ def _file_source(
     run = read_run(name, config_class)
     if run is None:
         return _source(name, read_yaml(name), aliases)
-    # another class has other keys: those of the one that it replaces go with it
+    # a class given on the command line replaces the stored one together with its keys
     pairs = [
         (key, value)
         for key, value in run.keys(config_class)
@@ -230,7 +230,7 @@ def _source(file: str, pairs: Iterable[tuple[str, Any]], aliases: Mapping[str, s
 
 
 def _matches(key: str, path: str) -> bool:
-    """Whether the key of a word, perhaps with `...` for any levels, means the field at `path`."""
+    """Whether a key, possibly with `...` for any number of levels, matches the field at `path`."""
     parts = [re.escape(part) for part in key.removesuffix("@").split("...")]
     start = "" if parts[0] else r"(.*\.)?"
     return re.fullmatch(start + r"\.(.*\.)?".join(p for p in parts if p), path) is not None
@@ -242,7 +242,7 @@ def _canonical(key: str, aliases: Mapping[str, str]) -> str:
 
 
 def check_known_keys(request: Request, known: Mapping[str, Parameter]) -> None:
-    """Raises ConfigurationError for the first key that no field answers to."""
+    """Raise ConfigurationError for the first key that matches no field."""
     for source in request.sources:
         for key in source.keys:
             if any(_matches(key, path) for path in known):
@@ -263,10 +263,10 @@ def check_known_keys(request: Request, known: Mapping[str, Parameter]) -> None:
 
 
 def _check_not_empty(request: Request, known: Mapping[str, Parameter]) -> None:
-    """Raises ConfigurationError for a text without a letter, as an unset variable of a shell leaves
-    it: an empty path would be the working directory."""
+    """Raise ConfigurationError for an empty text value, the trace of an unset shell variable: an
+    empty path, for instance, would mean the working directory."""
     for source in request.sources:
-        if source.run is not None:  # it ran with this text
+        if source.run is not None:  # the stored run ran with this value
             continue
         for key in (key for key, value in source.keys.items() if not value):
             for path in (path for path in known if _matches(key, path)):
@@ -281,7 +281,7 @@ def _check_not_empty(request: Request, known: Mapping[str, Parameter]) -> None:
 def _refuse_key_of_no_class(
     request: Request, source: Source, key: str, known: Mapping[str, Parameter]
 ) -> None:
-    """Raises ConfigurationError where the key belongs to an object whose class is not chosen."""
+    """Raise ConfigurationError if the key belongs to an object whose class is not chosen yet."""
     head, _, rest = key.partition(".")
     if head not in known or any(path.startswith(f"{head}.") for path in known):
         return
@@ -294,24 +294,24 @@ def _refuse_key_of_no_class(
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    # what another tool's name looks like by chance is not what it means
+    # a foreign key that happens to resemble one of ours does not mean it
     alike = 1.0 if foreign_keys.meaning(key) else 0.6
     close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=alike)
     if close:
         return close[0]
-    last = key.rpartition(".")[2]  # right name, wrong level
+    last = key.rpartition(".")[2]  # the right name at the wrong level
     return next((path for path in known if path.rpartition(".")[2] == last), None)
 
 
 class Parameter(NamedTuple):
     type: Any
-    default: str  # as shown, "" if there is none
+    default: str  # as text; "" if there is none
     doc: str
     choices: Mapping[str, type]  # classes by name, {} if there is no choice
 
 
 def parameters(blueprint: chz.Blueprint) -> dict[str, Parameter]:
-    """Every key that exists under the classes chosen so far, in the order of the fields."""
+    """All keys that exist under the classes chosen so far, in field order."""
     params, chosen = blueprint_parameters(blueprint)
     return {
         path: Parameter(
@@ -345,7 +345,7 @@ def _default(param: Any, chosen: Any) -> str:
 
 @contextmanager
 def errors_in_one_line(request: Request) -> Iterator[None]:
-    """Turns what chz and the config's validators raise into a ConfigurationError of one line."""
+    """Turn exceptions of chz and of validators into one-line ConfigurationErrors."""
     try:
         yield
     except TinkerCookbookError:
@@ -355,16 +355,16 @@ def errors_in_one_line(request: Request) -> Iterator[None]:
         raise ConfigurationError(f"missing {', '.join(keys)}; --help says what to give") from None
     except InvalidBlueprintArg as e:
         raise ConfigurationError(_explain_value(str(e), request)) from None
-    except KeyError as e:  # of a key@=, what it refers to has no value of its own
+    except KeyError as e:  # a key@= refers to a key without a value
         if not _raised_by_chz(e):
             raise
         raise ConfigurationError(f"{one_line(e)}: a key@= needs a key with a value") from None
-    except SyntaxError as e:  # in the module of a value module:Name
+    except SyntaxError as e:  # in the module that a value module:Name refers to
         where = f"{e.filename}:{e.lineno}: " if e.filename else ""
         raise ConfigurationError(f"{where}{type(e).__name__}: {e.msg}") from None
     except (ConstructionException, ExtraneousBlueprintArg) as e:
         raise ConfigurationError(one_line(e)) from None
-    except ValueError as e:  # a validator's verdict on a value
+    except ValueError as e:  # raised by a validator
         raise ConfigurationError(one_line(e)) from e
     except TypeError as e:
         if not _raised_by_chz(e):
@@ -385,7 +385,7 @@ def _explain_value(text: str, request: Request) -> str:
     try:
         known = parameters(request.blueprint(without=key))
         expected = known.get(key) or _of_dict(known[key.rpartition(".")[0]])
-    except (*CHZ_ERRORS, KeyError):  # more than one value is wrong
+    except (*CHZ_ERRORS, KeyError):  # several values are wrong
         return f"{given} has the wrong type; --help lists the types"
     own = [request.spell(path) for path in known if path.startswith(f"{key}.")]
     if own and not expected.choices and is_object(expected.type):
@@ -393,13 +393,13 @@ def _explain_value(text: str, request: Request) -> str:
     near = difflib.get_close_matches(value.strip("'\""), expected.choices, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
     names = " or ".join(expected.choices) or expected_text(expected.type)
-    if re.fullmatch(r"'[\w.]+:\w+'", value):  # it could be imported, but is of another kind
+    if re.fullmatch(r"'[\w.]+:\w+'", value):  # importable, but of the wrong type
         names += f", or module:name of another {type_text(expected.type).removesuffix(' | None')}"
     return f"{given}: expected {names}{meant}"
 
 
 def _of_dict(parameter: Parameter) -> Parameter:
-    """Of a value in a dict. KeyError where it is none."""
+    """The parameter of a value inside a dict. Raises KeyError if the type is not a dict."""
     kinds = [a for a in (parameter.type, *get_args(parameter.type)) if get_origin(a) is dict]
     if not kinds:
         raise KeyError
@@ -407,7 +407,7 @@ def _of_dict(parameter: Parameter) -> Parameter:
 
 
 def _missing_name(text: str) -> str | None:
-    """What chz could not find of module:Name, in a few words."""
+    """Which part of module:Name chz could not import, in a few words."""
     if match := re.search(r"Could not import module '(.+)' \((\w+: (.*))\)", text):
         module, error, reason = match.groups()
         absent = re.fullmatch("No module named '(.+)'", reason)

@@ -1,4 +1,4 @@
-"""Types of fields as users read them, and the names that a field may be set to."""
+"""Types of config fields as text for users, and the names of classes they can be set to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinker_cookbook.utils.private_apis import has_no_default
 
 
 def type_text(t: Any) -> str:
-    """A type as users read it: `float | None`, `linear | cosine`, `list[str]`, `ChatBuilder`."""
+    """A type as text for users: `float | None`, `linear | cosine`, `list[str]`, `ChatBuilder`."""
     origin, arguments = typing.get_origin(t), typing.get_args(t)
     if origin in (typing.Union, types.UnionType):
         return " | ".join(type_text(a) for a in arguments)
@@ -37,13 +37,13 @@ def type_text(t: Any) -> str:
 
 
 def alternatives(text: str) -> list[str]:
-    """A text of `type_text`, divided where a value is one thing or another as a whole."""
+    """Split a text of `type_text` at its top-level alternatives."""
     return re.split(r" \| (?![^\[]*\])", text)
 
 
 def choices(t: Any, meta_factory: MetaFactory | None = None) -> Mapping[str, type]:
-    """What a field of this type may be set to, by name; {} if there is no choice. A factory of the
-    field may have `names` of its own for classes; else it is every class below the type."""
+    """The classes that a field of this type can be set to, by name; {} if there is no choice. A
+    factory of the field may define `names`; else they are all subclasses of the type."""
     return getattr(meta_factory, "names", None) or _subclasses(t)
 
 
@@ -60,8 +60,8 @@ def _subclasses(t: Any) -> dict[str, type]:
 
 
 def class_with(choices: Mapping[str, type], field: str) -> str | None:
-    """The name of the class that is most likely meant where the key `field` is given: no base of
-    others, one that must be told the key, and as little else as can be."""
+    """The class most likely meant by a user who sets the key `field`: preferably a leaf class, one
+    that requires the key, and one that requires few others."""
 
     def rank(name: str) -> tuple[bool, bool, int]:
         fields = chz.chz_fields(choices[name])
@@ -73,14 +73,14 @@ def class_with(choices: Mapping[str, type], field: str) -> str | None:
 
 
 def expected_text(t: Any) -> str:
-    """What may be written behind `key=`: `float or None`; `2024 or 2025, or several with ...`."""
+    """What may be written after `key=`: `float or None`; `2024 or 2025, or several with ...`."""
     origin, arguments = typing.get_origin(t), [a for a in typing.get_args(t) if a is not ...]
     if origin in (typing.Union, types.UnionType):
         return " or ".join(expected_text(a) for a in arguments)
     if t is bool:
         return "True or False"
     if origin in (list, tuple, collections.abc.Sequence) and len(arguments) == 1:
-        return f"{expected_text(arguments[0])}, or several with commas between"
+        return f"{expected_text(arguments[0])}, or several separated by commas"
     return " or ".join(alternatives(type_text(t)))
 
 

@@ -1,4 +1,4 @@
-"""Words of a command line that are not key=value: what their writer meant by them."""
+"""Guess what was meant by words of a command line that are not key=value."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 
 class Misread(NamedTuple):
-    """shown: the words as they were written. value: None where there is none. without: what to
-    leave out besides, to be put behind the right words."""
+    """shown: the words as written. value: None if there is none. without: what to leave out, a
+    phrase to append to the advice."""
 
     shown: str
     key: str
@@ -17,8 +17,8 @@ class Misread(NamedTuple):
 
 
 def misread(argv: Sequence[str], number: int) -> Misread:
-    """The word at `number`, with those beside it that belong to it: `--lr 1e-4`, `lr = 1e-4`,
-    `lr 1e-4`, `lr= 1e-4`."""
+    """The word at `number` together with its neighbours, if they belong to it: `--lr 1e-4`, `lr =
+    1e-4`, `lr 1e-4`, `lr= 1e-4`."""
     word, before, after = argv[number], list(argv[:number]), list(argv[number + 1 :])
     name, equals, value = word.lstrip("-").partition("=")
     key = name.replace("-", "_")
@@ -46,6 +46,6 @@ def misread(argv: Sequence[str], number: int) -> Misread:
 
 def model_name_from_argv(argv: Sequence[str], default: str) -> str:
     """The last `model_name=` (or `...model_name=`) of a command line, for programs that need it
-    before they parse the rest. Files of `config=` are not read."""
+    before they parse the rest. `config=` files are not read."""
     found = [word.removeprefix("...").partition("=") for word in argv]
     return next((value for key, _, value in reversed(found) if key == "model_name"), default)

@@ -1,4 +1,4 @@
-"""A YAML file of keys, nested or dotted, as the words that a command line would have."""
+"""Read a YAML file of keys, nested or dotted, as command-line words."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _YamlLoader.yaml_implicit_resolvers = {
 
 
 def read_yaml(name: str) -> Iterator[tuple[str, str]]:
-    """Its leaves as (dotted key, text as on the command line). Raises ConfigurationError."""
+    """Yield the leaves as (dotted key, command-line text). Raises ConfigurationError."""
     if not name:
         raise ConfigurationError("config= is empty; give a YAML file of keys")
     try:
@@ -59,12 +59,12 @@ def read_yaml(name: str) -> Iterator[tuple[str, str]]:
         content = {}
     if not isinstance(content, dict):
         found = type(content).__name__
-        raise ConfigurationError(f"{name} must hold keys and values, but it holds a {found}")
+        raise ConfigurationError(f"{name} must hold keys and values, but holds a {found}")
     return dotted(content, "")
 
 
 def dotted(value: Plain, path: str) -> Iterator[tuple[str, str]]:
-    """Leaves of nested mappings and lists as (dotted key, text as on the command line)."""
+    """Yield leaves of nested mappings and lists as (dotted key, command-line text)."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
             yield from dotted(inner, f"{path}.{key}" if path else str(key))
@@ -72,6 +72,6 @@ def dotted(value: Plain, path: str) -> Iterator[tuple[str, str]]:
         for i, inner in enumerate(value):
             yield from dotted(inner, f"{path}.{i}")
     elif isinstance(value, dict | list):
-        yield path, ""  # chz reads the empty text as an empty list or dict
+        yield path, ""  # chz parses an empty text as an empty list or dict
     else:
         yield path, "None" if value is None else str(value)

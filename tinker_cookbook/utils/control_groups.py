@@ -1,4 +1,4 @@
-"""The control groups of this process (Linux), which may allow it less than its machine has."""
+"""The control groups (Linux) of this process, which may limit it below what the machine has."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
-UNIFIED = ""  # what version 2 has in place of a controller's name
+UNIFIED = ""  # cgroup version 2 has no controller name in this place
 
 
 def own_groups(controllers: Collection[str]) -> Iterator[tuple[str, Path]]:
-    """(controller, directory) of the process's own groups and of those above them.
+    """(controller, directory) of the process's groups and their ancestors.
 
-    Directories need not exist: a container sees its own group at the root of the file system, under
-    whatever name.
+    Directories need not exist: a container sees its own group mounted at the root, while the name
+    it is told is that of the host.
     """
     try:
         lines = OWN_GROUPS.read_text().splitlines()
@@ -30,7 +30,7 @@ def own_groups(controllers: Collection[str]) -> Iterator[tuple[str, Path]]:
 
 
 def cpu_quota() -> float | None:
-    """CPUs' worth of time that the groups allow; None where there is no limit."""
+    """The CPU quota in CPUs; None if there is no limit."""
     found = []
     for controller, group in own_groups((UNIFIED, "cpu")):
         try:

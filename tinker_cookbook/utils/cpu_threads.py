@@ -1,12 +1,12 @@
-"""CPU threads: how they wait, and how many compute.
+"""The OpenMP wait policy, and the number of CPU threads.
 
-They wait asleep. OpenMP lets threads that wait for one another spin, which gains little when a
-process is alone and stops everything when two share a machine: each burns the cores that the other
-one is waiting for. OpenMP reads how to wait when it is loaded, and it comes with torch, so
-`wait_asleep` is called first thing by this package.
+Wait policy: passive. By default OpenMP threads spin while they wait for one another, which gains
+little when a process has the machine to itself, and brings two processes on one machine to a halt:
+each burns the cores that the other is waiting for. OpenMP reads the policy when it is loaded, which
+importing torch does, so this package calls `wait_asleep` before anything else.
 
-How many: `Threads.choose`. The number decides how sums are split and so the last bits of results:
-a process has one number from its first model on, and a run that goes on takes the one it had.
+Number: `Threads.choose`. It determines how sums are split and thus the last bits of results, so a
+process keeps one number from its first model on, and a resumed run keeps the number it had.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ SPIN_TIMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # GNU's, LLVM's and Intel's
 HOW_TO_WAIT = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *SPIN_TIMES)
 HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# Parameters of a model for each thread. With few of them, what a thread computes between two
-# meetings with the others takes less time than the meeting: on 2 busy cores a second thread made
-# steps of nano (2 M) no faster, of 8 M 15 % slower, of 30 M 10 % slower, of 150 M 25 % faster.
+# Model parameters per thread. In a small model the work between two barriers takes less time than
+# the barrier: on 2 busy cores a second thread made steps of nano (2 M) no faster, of 8 M 15 %
+# slower, of 30 M 10 % slower, and of 150 M 25 % faster.
 PARAMETERS_PER_THREAD = 10_000_000
-LOOK_SECONDS = 0.25  # how long the machine is looked at to see what is free
+LOOK_SECONDS = 0.25  # how long the load of the machine is measured
 
 
 def wait_asleep() -> None:
-    """Unless the user has said how to wait. Once torch is loaded, nothing can be done."""
+    """Make OpenMP threads sleep while they wait, unless the user has set a policy. Without effect
+    once torch is loaded."""
     global _spinning
     if "torch" not in sys.modules and not any(name in os.environ for name in HOW_TO_WAIT):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -39,12 +40,13 @@ def wait_asleep() -> None:
     _spinning = not passive and all(os.environ.get(name) != "0" for name in SPIN_TIMES)
 
 
-_spinning = False  # as OpenMP was told when it was loaded; what the environment says later is void
+# the policy when OpenMP was loaded; later changes of the environment have no effect
+_spinning = False
 
 
 @dataclass(frozen=True)
 class Threads:
-    """The number of threads that compute, and why that many."""
+    """The number of compute threads, and the reason for it."""
 
     number: int
     why: str
@@ -52,7 +54,7 @@ class Threads:
     def line(self) -> str:
         spin = ""
         if _spinning and self.number > 1:
-            spin = ", which spin while they wait: set OMP_WAIT_POLICY=PASSIVE to share the machine"
+            spin = ", spinning while they wait; set OMP_WAIT_POLICY=PASSIVE to share the machine"
         plural = "s" * (self.number > 1)
         return f"{self.number} CPU thread{plural} ({self.why}){spin}"
 
@@ -60,11 +62,11 @@ class Threads:
     def choose(
         cls, parameters: int, cores: int, free: float | None = None, spinning: bool = False
     ) -> Threads:
-        """By the model's size, the cores there are, and how many of them others leave free.
+        """Choose by model size, number of cores, and how many of them are idle.
 
-        As many as are free, but at least half of those wanted: a run may go on for days after what
-        is busy now has ended. Not so if they spin, which would stop others and themselves. free:
-        None where the number may not depend on it.
+        As many as are idle, but at least half of the number wanted: a run may last for days after
+        today's load has gone. Without that minimum if threads spin, since that would stall the
+        other processes and this one. free: None if the number must not depend on the load.
         """
         useful = max(parameters // PARAMETERS_PER_THREAD, 1)
         wanted = min(useful, cores)
@@ -77,24 +79,24 @@ class Threads:
 
 
 class ThreadCount:
-    """The number of threads of an engine. Only on the thread that computes.
+    """The number of threads of an engine. To be used on the compute thread only.
 
-    What the user has decided stands, in this order: `asked` (engine.num_threads), the number that a
-    run had when it was saved, OMP_NUM_THREADS, torch.set_num_threads.
+    Precedence: `asked` (engine.num_threads), the number that a run had when it was saved,
+    OMP_NUM_THREADS, torch.set_num_threads, and then `Threads.choose`.
     """
 
     def __init__(self, asked: int | None, fixed: bool) -> None:
-        """fixed: what else the machine does must not count."""
+        """fixed: do not let the number depend on the load of the machine."""
         self._asked, self._fixed = asked, fixed
         self.threads: Threads | None = None  # None: no model has been loaded yet
 
     def settle(self, parameters: int) -> None:
-        """Choose, for a model of this size; the first one decides."""
+        """Choose the number for a model of this size; later models do not change it."""
         if self.threads is None:
             self._set(self._decided() or self._chosen(parameters))
 
     def keep(self, number: int) -> None:
-        """Go on with the number that a run was saved with."""
+        """Use the number that a run was saved with."""
         if self._asked is None:
             self._set(Threads(number, "as when the run was saved"))
 
@@ -120,18 +122,18 @@ class ThreadCount:
         global _set_here
         import torch
 
-        _torchs_own()  # remembered before it changes
+        _torchs_own()  # record torch's own number before changing it
         torch.set_num_threads(threads.number)
         self.threads = threads
         _set_here = threads.number
 
 
-_found: int | None = None  # torch's number before any was set here
+_found: int | None = None  # torch's number before we set one
 _set_here: int | None = None
 
 
 def _torchs_own() -> int:
-    """The number that torch has by itself or from the user."""
+    """torch's number of threads by default or as the user set it."""
     global _found
     import torch
 
@@ -142,7 +144,7 @@ def _torchs_own() -> int:
 
 
 def _untouched() -> set[int]:
-    """What torch takes where nobody has told it: all CPUs, or one for each core."""
+    """torch's possible defaults: all CPUs, or one per core."""
     import psutil
 
     cpus = len(_cpus())
@@ -151,22 +153,22 @@ def _untouched() -> set[int]:
 
 
 def _cpus() -> list[int]:
-    """Those that this process may run on."""
+    """The CPUs that this process may run on."""
     if sys.platform == "linux":
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def allowed_cores() -> int:
-    """Cores that this process may use: its CPUs, two of one core counted once, within the time that
-    its container is given."""
+    """The number of physical cores that this process may use, within the CPU quota of its
+    container."""
     cores = min(_untouched())
     quota = control_groups.cpu_quota()
     return cores if quota is None else max(min(cores, int(quota)), 1)
 
 
 def free_cores(cores: int) -> float:
-    """How many of them others leave free at this moment; looks for LOOK_SECONDS."""
+    """The number of idle cores, measured over LOOK_SECONDS."""
     import psutil
 
     own = psutil.Process()

@@ -1,15 +1,15 @@
-"""The rows of any data set, with one-line errors: files, directories and names on the hub.
+"""Read the rows of a data set: a file, a directory or a name on the hub; errors are one line.
 
 | data | rows |
 |---|---|
-| JSON (.jsonl, .json, .ndjson): one object a line, or one array | as the file says |
-| CSV and TSV | strings, as the file says; an empty cell is None |
-| Parquet, Arrow, a directory of `save_to_disk` | as stored; a key that other rows have is None |
+| JSON (.jsonl, .json, .ndjson): one object per line, or one array | exactly as in the file |
+| CSV and TSV | strings, exactly as in the file; an empty cell is None |
+| Parquet, Arrow, a `save_to_disk` directory | as stored; a column that a row lacks is None |
 
-JSON and CSV may be compressed (.gz, .bz2, .xz, .zst). Which files of a directory or of a data set
-on the hub belong to which split, and in which order, is for `datasets` to say (names of files, or
-the configurations in README.md); so is the reading of tables. JSON and CSV are read by ourselves
-(`records`), for `datasets` would fit them into a table.
+JSON and CSV may be compressed (.gz, .bz2, .xz, .zst). `datasets` decides which files of a directory
+or a hub data set form which split, and in which order (from file names or the configurations in
+README.md), and it reads the tables. We read JSON and CSV ourselves (`records`), because `datasets`
+would coerce them into a table with one type per column.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Splits = dict[str, list[DataFile]]
 
 @runtime_checkable
 class HasPlaces(Protocol):
-    """Rows that know where each of them stands."""
+    """Rows that can tell the file and line of each."""
 
     def where(self, row: int) -> str: ...
 
 
 class Rows(Sequence[Row]):
-    """Rows by number, as plain values, and where each stands."""
+    """Random access to rows as plain values, with the location of each for messages."""
 
     def __init__(self, source: FileRows | _Stored, order: np.ndarray | None = None) -> None:
         self._source = source
@@ -62,7 +62,7 @@ class Rows(Sequence[Row]):
 
     @property
     def column_names(self) -> list[str]:
-        """The keys that any of the rows has."""
+        """The union of the keys of all rows."""
         return self._source.column_names
 
     def __len__(self) -> int:
@@ -78,23 +78,23 @@ class Rows(Sequence[Row]):
         return self._source[int(self._order[row])]
 
     def where(self, row: int) -> str:
-        """For messages: "chats.jsonl:17", or "row 17" of a table."""
+        """The location of a row for messages: "chats.jsonl:17", or "row 17" for a table."""
         return self._source.where(int(self._order[row]))
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Rows:
         return Rows(self._source, self._order[np.asarray(rows, dtype=np.int64)])
 
     def shuffle(self, seed: int) -> Rows:
-        """The order that `datasets.Dataset.shuffle` gives."""
+        """Shuffle as `datasets.Dataset.shuffle` does: the same permutation for the same seed."""
         return self.select(np.random.default_rng(seed).permutation(len(self)))
 
     def only(self, *columns: str) -> Rows:
-        """Without other columns, where to leave them out saves time."""
+        """Drop the other columns if the format makes that cheaper (tables, not JSON lines)."""
         return Rows(self._source.only(columns), self._order)
 
 
 class _Table(Protocol):
-    """What is used of a `datasets.Dataset`."""
+    """The part of `datasets.Dataset` that we use."""
 
     column_names: list[str]
 
@@ -104,7 +104,7 @@ class _Table(Protocol):
 
 
 class Streamed(Protocol):
-    """What is used of a `datasets.IterableDataset`."""
+    """The part of `datasets.IterableDataset` that we use."""
 
     def __iter__(self) -> Iterator[Row]: ...
     def shuffle(self, *, seed: int, buffer_size: int) -> Streamed: ...
@@ -112,7 +112,7 @@ class Streamed(Protocol):
 
 
 class _Stored:
-    """A `datasets.Dataset`."""
+    """Rows of a `datasets.Dataset`."""
 
     def __init__(self, dataset: _Table) -> None:
         self._dataset = dataset
@@ -133,17 +133,17 @@ class _Stored:
 
 class PlacedRow(NamedTuple):
     row: Row
-    where: str | None  # None: the stream does not know
+    where: str | None  # file and line; None: the stream does not tell
 
 
 class Stream:
-    """Rows one by one, of a `datasets.IterableDataset`. from_files: it is that of `placed_rows`."""
+    """Rows of a `datasets.IterableDataset`, one by one. from_files: its items are `Placed`."""
 
     def __init__(self, source: Streamed, from_files: bool = False) -> None:
         self._source, self._from_files = source, from_files
 
     def shuffle(self, seed: int, buffer_size: int) -> Stream:
-        """The files among each other, and rows within a buffer, in an order for each epoch."""
+        """Shuffle the order of files, and rows within a buffer; each epoch has its own order."""
         shuffled = self._source.shuffle(seed=seed, buffer_size=buffer_size)
         return Stream(shuffled, self._from_files)
 
@@ -165,13 +165,13 @@ def open_rows(
     way_out: str = _WAY_OUT,
     numbers_as_text: bool = False,
 ) -> Rows:
-    """The rows of one split, also of a part such as `train[:100]`.
+    """Open one split, or a slice of it such as `train[:100]`.
 
-    `path`: a data file (its split is "train"), a directory, or a name on the hub. `name`: the
-    configuration. `way_out`: what errors advise besides, where a hub is in question.
-    numbers_as_text: those of JSON as `records.NumberText`. Raises ConfigurationError for an unknown
-    split or configuration, DataFormatError for a file that cannot be read (with its line) or has no
-    rows, DataError where the data cannot be had.
+    path: a data file (its split is "train"), a directory, or a name on the hub. name: the
+    configuration of a hub data set. way_out: advice that hub errors end with. numbers_as_text: keep
+    JSON numbers as `records.NumberText`. Raises ConfigurationError for an unknown split or
+    configuration, DataFormatError for a file that cannot be read (with the line) or has no rows,
+    DataError if the data could not be downloaded.
     """
     with _one_line_errors(path, way_out), _quietly(path):
         found = _find(path, name, way_out)
@@ -183,9 +183,9 @@ def open_rows(
 def open_stream(
     path: str, name: str | None = None, split: str = "train", way_out: str = _WAY_OUT
 ) -> Stream:
-    """The rows of one split, read when they are asked for. Parameters and errors are those of
-    `open_rows`; what is wrong behind the first rows is raised when it is reached. Of a part such as
-    `train[:100]` all rows are read first, as they must be counted."""
+    """Open one split as a stream. Parameters and errors are those of `open_rows`, but an error
+    beyond the first row is raised only when that row is reached. A slice such as `train[:100]`
+    reads all rows first, because they must be counted."""
     import datasets
 
     with _one_line_errors(path, way_out), _quietly(path):
@@ -204,23 +204,23 @@ def open_stream(
 
 
 def _placed(rows: Rows) -> Iterator[Placed]:
-    """As `placed_rows`."""
+    """The rows as `placed_rows` yields them."""
     for number in range(len(rows)):
         yield {"where": rows.where(number) if rows.from_files else None, "row": rows[number]}
 
 
 def is_file_name(path: str) -> bool:
-    """Whether it looks like a data file rather than like a name on the hub."""
+    """Whether `path` looks like a data file rather than a name on the hub."""
     return kind(path) in (*JSON_SUFFIXES, *CSV_SUFFIXES, *_TABLES) or path.endswith(COMPRESSED)
 
 
 def where(rows: Sized | HasPlaces, row: int) -> str:
-    """The place of a row for messages, whatever the rows are."""
+    """The location of a row for messages, for any kind of rows."""
     return rows.where(row) if isinstance(rows, HasPlaces) else f"row {row}"
 
 
 def _find(path: str, name: str | None, way_out: str, streaming: bool = False) -> Splits | str:
-    """The files of each split, or of a table what `_stored` opens."""
+    """The files of each split; for tables, the path that `_stored` opens."""
     local = Path(path).expanduser()
     if local.is_file():
         if kind(path) in _TABLES and not path.endswith(COMPRESSED):
@@ -233,9 +233,9 @@ def _find(path: str, name: str | None, way_out: str, streaming: bool = False) ->
             )
         return {"train": [file]}
     if local.is_dir():
-        directory = str(local.absolute())  # a mere "json" is the name of a reader for `datasets`
+        directory = str(local.absolute())  # `datasets` takes a bare "json" for its JSON reader
         return directory if _is_saved(local) else _text_files(directory, path, name) or directory
-    if is_file_name(path):  # no name on the hub ends so
+    if is_file_name(path):  # a hub name has no such suffix
         existing_file(path, "path")
     return _files_on_hub(path, name, way_out, streaming) or path
 
@@ -245,9 +245,9 @@ def _is_saved(local: Path) -> bool:
 
 
 def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
-    """The files of JSON or CSV that each split has; None where they are something else.
+    """The JSON or CSV files of each split; None if the data set has another format.
 
-    directory: local, or a name on the hub. shown: what messages call it.
+    directory: local, or a name on the hub. shown: its name in messages.
     """
     import datasets
     from datasets.packaged_modules.csv.csv import CsvConfig
@@ -259,7 +259,7 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
         return None
     paths = [path for files in config.data_files.values() for path in files]
     if any("://" in path and not path.startswith(f"hf://datasets/{directory}@") for path in paths):
-        return None  # from somewhere else, which `datasets` knows how to reach
+        return None  # hosted elsewhere: `datasets` knows how to download it
     _check_options(config, shown)
     splits: Splits = {}
     for split, paths in config.data_files.items():
@@ -270,8 +270,8 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
             is_csv = isinstance(config, CsvConfig)
             if file is None or (file.delimiter is not None) != is_csv:
                 raise ConfigurationError(
-                    f"data set {shown} is taken for one of {'CSV' if is_csv else 'JSON'}: it"
-                    f" cannot have {path}; unpack that, or put it into a data set of its own"
+                    f"data set {shown} is read as {'CSV' if is_csv else 'JSON'}, but contains"
+                    f" {path}; unpack that file, or move it to a data set of its own"
                 )
             if isinstance(config, CsvConfig):
                 file = replace(file, delimiter=config.delimiter or config.sep)
@@ -282,7 +282,8 @@ def _text_files(directory: str, shown: str, name: str | None) -> Splits | None:
 
 
 def _name_in_data_set(path: str, directory: str) -> str:
-    """`data/a.jsonl` of `/home/me/set/data/a.jsonl` or `hf://datasets/me/some@0123abc/data/a.jsonl`."""
+    """The path within the data set: `data/a.jsonl` for `/home/me/set/data/a.jsonl` or
+    `hf://datasets/me/some@0123abc/data/a.jsonl`."""
     if "://" in path:
         return path.partition("@")[2].partition("/")[2]
     root = Path(directory).resolve()
@@ -294,19 +295,19 @@ _KNOWN_OPTIONS |= {"sep", "delimiter", "field", "chunksize", "block_size", "use_
 
 
 def _check_options(config: datasets.BuilderConfig, shown: str) -> None:
-    """The README of a data set may ask for another reading of its files."""
+    """Raise ConfigurationError if the data set's README sets a reader option that we ignore."""
     usual = type(config)()
     for option, value in vars(config).items():
         known = option in _KNOWN_OPTIONS or (option == "encoding" and value in ("utf-8", "utf8"))
         if not known and value != getattr(usual, option):
             raise ConfigurationError(
-                f"data set {shown}: its README asks for {option}={value!r}, which is not read:"
-                " save the rows as JSONL"
+                f"data set {shown}: its README sets {option}={value!r}, which is not"
+                " supported; save the rows as JSONL"
             )
 
 
 def _files_on_hub(path: str, name: str | None, way_out: str, streaming: bool) -> Splits | None:
-    """JSON and CSV of a data set on the hub: their addresses, or downloaded copies."""
+    """The JSON or CSV files of a hub data set: their URLs if streaming, else downloaded copies."""
     hub.ask(path, way_out)
     try:
         found = _text_files(path, path, name)
@@ -314,7 +315,7 @@ def _files_on_hub(path: str, name: str | None, way_out: str, streaming: bool) ->
         found = _downloaded_before(path, name)
         if found is None:
             raise
-    else:  # without a network, `datasets` may still have a table that was made of JSON
+    else:  # offline, `datasets` may have only the table that it once converted the JSON to
         found = found or _downloaded_before(path, name)
     if found is None or (streaming and "://" in _all_files(found)[0].path):
         return found
@@ -332,7 +333,7 @@ def _downloaded_before(path: str, name: str | None) -> Splits | None:
 
 
 def _stored(path: str, shown: str, name: str | None, split: str, streaming: bool = False) -> Any:
-    """A `datasets.Dataset`, or an `IterableDataset`."""
+    """A `datasets.Dataset`, or with `streaming` a `datasets.IterableDataset`."""
     import datasets
 
     local = Path(path)
@@ -374,7 +375,7 @@ def _all_files(splits: Splits) -> list[DataFile]:
 
 
 def _part(splits: Splits, split: str, numbers_as_text: bool) -> Rows:
-    """`train[:100]`, `train+test`: the spelling of `datasets`, which says what it means."""
+    """A split expression such as `train[:100]` or `train+test`, parsed by `datasets`."""
     import datasets
 
     source = FileRows(_all_files(splits), numbers_as_text)
@@ -389,7 +390,7 @@ def _part(splits: Splits, split: str, numbers_as_text: bool) -> Rows:
     ]
     order = np.concatenate(ranges)
     if not len(order):
-        raise DataFormatError(f"split={split}: it has no rows of {sum(sizes.values()):,}")
+        raise DataFormatError(f"split={split} selects none of {sum(sizes.values()):,} rows")
     return Rows(source, order)
 
 
@@ -408,13 +409,13 @@ def _one_line_errors(path: str, way_out: str) -> Iterator[None]:
         yield
     except (ConfigurationError, DataError):
         raise
-    except Exception as error:  # the library raises types of its own for each way to fail
+    except Exception as error:  # `datasets` has an exception type of its own for each failure
         if not Path(path).expanduser().exists():
             raise hub.refusal(path, error, way_out) from error
         reason = one_line(error, 200).rstrip(".")
         if "corresponds to no data" in reason:
             raise DataFormatError(f"data set {path} has no rows") from error
-        if isinstance(error, ValueError | FileNotFoundError):  # an unknown split, no data files
+        if isinstance(error, ValueError | FileNotFoundError):  # unknown split, or no data files
             raise ConfigurationError(f"data set {path}: {reason}") from error
         reason = one_line(error.__cause__ or error, 200).rstrip(".")
         raise DataFormatError(f"data set {path} cannot be read: {reason}") from error
@@ -422,8 +423,8 @@ def _one_line_errors(path: str, way_out: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly(path: str) -> Iterator[None]:
-    """Without bars for local files, which are read in a moment, and without the readers' own
-    errors, which are raised besides."""
+    """Silence `datasets` for local files: no progress bars, since reading takes a moment, and no
+    logged errors, since they are also raised."""
     import datasets
 
     if not Path(path).expanduser().exists():

@@ -1,6 +1,6 @@
-"""Which data a path means today, for the `identity()` of configurations that read local data.
+"""The content behind a path, for the `identity()` of configurations that read local data.
 
-A path alone does not tell: another directory has another `chats.jsonl`, and a file grows.
+A path alone is not enough: files are edited, and another directory has another `chats.jsonl`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-ENDS = 64 * 1024  # bytes of each end of a file that are read where reading all would take long
+ENDS = 64 * 1024  # bytes hashed at each end of a large file, to keep starts fast
 
 
 def file_identity(path: str | Path) -> dict[str, str]:
-    """`{"sha256": ...}` of the whole content; {} where there is no such file."""
+    """`{"sha256": ...}` of the whole file; {} if there is none."""
     path = Path(path).expanduser()
     if not path.is_file():
         return {}
@@ -21,11 +21,11 @@ def file_identity(path: str | Path) -> dict[str, str]:
 
 
 def data_set_identity(path: str) -> dict[str, str | int]:
-    """Number, size and a digest of a local data set's files; {} where `path` is a name on the hub.
+    """Number, size and digest of the files of a local data set; {} if `path` is a hub name.
 
-    The digest is over names, sizes and both ends of each file, so that tables of many gigabytes do
+    The digest covers names, sizes and both ends of each file, so that many gigabytes of tables do
     not delay a start. Hidden files and the caches that `datasets` writes beside a saved data set
-    are no part of it.
+    are excluded.
     """
     root = Path(path).expanduser()
     if root.is_file():
@@ -48,14 +48,13 @@ def data_set_identity(path: str) -> dict[str, str | int]:
 
 
 def path_identity(path: str) -> dict[str, dict[str, str | int]]:
-    """The `identity()` of a configuration whose key `path` is a data set on the hub or local."""
+    """The `identity()` of a configuration whose `path` is a local data set or a hub name."""
     found = data_set_identity(path)
     return {"path": found} if found else {}
 
 
 def adapter_identity(path: str | None) -> dict[str, dict[str, str]]:
-    """The `identity()` of a configuration whose load_checkpoint_path may be the directory of a PEFT
-    adapter."""
+    """The `identity()` of a configuration whose load_checkpoint_path may be a PEFT directory."""
     if path is None:
         return {}
     names = ("adapter_config.json", "adapter_model.safetensors")

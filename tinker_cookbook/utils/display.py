@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live line on a terminal, a plain line a step elsewhere."""
+"""Progress of a training run: a live line on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import stop_signals
 
 T = TypeVar("T")
-Figure: TypeAlias = str | SupportsFloat | None  # numbers of numpy and torch, too
+Figure: TypeAlias = str | SupportsFloat | None  # SupportsFloat: numpy and torch scalars too
 DisplayMode = Literal["auto", "live", "plain", "table", "none"]
 
-# metric name -> short label; those that a row has are shown, in this order
+# metric name -> label; the line shows those that the row has, in this order
 HEADLINES = {
     "train_mean_nll": "loss",
     "loss": "loss",
@@ -31,17 +31,17 @@ HEADLINES = {
     "accuracy": "accuracy",
 }
 TOKEN_COUNTS = ("num_tokens", "env/all/total_ac_tokens")  # tokens of one step, for tokens/s
-_WINDOW = 20  # steps that speed and ETA are averaged over
+_WINDOW = 20  # number of steps over which speed and ETA are averaged
 _BAR_WIDTH = 20
-_NOT_TEXT = _BAR_WIDTH + 4  # columns of the live line that spinner, bar and gaps take
+_NOT_TEXT = _BAR_WIDTH + 4  # columns of the live line taken by the spinner, the bar and the gaps
 
 
 class Display:
-    """Progress of one run on a stream (default: stdout as it is at that moment).
+    """Progress of one run on a stream (default: the current sys.stdout).
 
-    mode: "live" a line that redraws itself, "plain" one line a step without control characters,
-    "table" all metrics of each step as a table, "none" nothing but what `say` prints;
-    "auto" is "live" on a terminal and "plain" elsewhere. unit: what a step is called.
+    mode: "live" redraws one line, "plain" prints one line per step without control characters,
+    "table" prints all metrics of each step as a table, "none" prints only the lines of `log_line`;
+    "auto" is "live" on a terminal and "plain" elsewhere. unit: the name of a step.
     """
 
     def __init__(
@@ -62,18 +62,17 @@ class Display:
         self._console = Console(file=self._stream, highlight=False)
         self._total, self._unit = total_steps, unit
         self._headlines = HEADLINES | dict(headlines or {})
-        # seconds of the evaluations after a step, to be set by whoever knows (see Evaluations)
+        # expected seconds of evaluations after a step, for the ETA; set by `Evaluations`
         self.evaluations_after: Callable[[int], float] = lambda step: 0.0
         self._last_end = 0.0
-        self._warm = False  # the first step also loads, compiles and fills caches
-        self._seconds: deque[float] = deque(maxlen=_WINDOW)  # of steps without evaluations
+        self._warm = False  # the first step is slower: it also loads, compiles and fills caches
+        self._seconds: deque[float] = deque(maxlen=_WINDOW)  # per step, evaluations excluded
         self._tokens: deque[float] = deque(maxlen=_WINDOW)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def start(self, first_step: int = 0) -> None:
-        """Starts the clock; `first_step`: the step to begin with, as earlier processes did those
-        before it."""
+        """Start the clock. first_step: the first step of this process; above 0 if it resumes."""
         self._last_end = time.perf_counter()
         if self._mode != "live":
             return
@@ -92,12 +91,12 @@ class Display:
             self._name(first_step), total=self._total, completed=first_step
         )
         self._progress.start()
-        # Live hides the cursor, and a killed process could not show it again
+        # rich.Live would hide the cursor, and a killed process could not restore it
         self._console.show_cursor(True)
 
     def update(self, step: int, row: Mapping[str, Figure]) -> str:
-        """Shows the metrics of the step that just ended, by the number that its row has; returns
-        the line in full."""
+        """Show the metrics of the step that has just ended, numbered as in metrics.jsonl; returns
+        the whole line."""
         now = time.perf_counter()
         training = self._total is None or step < self._total
         if training and self._warm:
@@ -112,23 +111,23 @@ class Display:
             self._console.print(metrics_table(self._name(step), row))
         elif self._progress is not None:
             self._live(step, figures, completed=step + training)
-            if evaluations(row):  # rare and worth keeping: the live line is overwritten
+            if evaluations(row):  # rare, and the live line gets overwritten
                 self._write(line)
         return line
 
     def evaluating(self, step: int) -> None:
-        """Says that the weights before `step` are being evaluated."""
+        """Show that the weights before `step` are being evaluated."""
         if self._progress is not None:
             self._live(step, ["evaluating"], completed=step)
         elif self._mode in ("plain", "table"):
             self._write(f"{self._name(step)}  evaluating")
 
     def log_line(self, text: str) -> None:
-        """Prints a line above the live line."""
+        """Print a line above the live line."""
         self._write(text)
 
     def close(self) -> None:
-        """Ends the live line; may be called twice."""
+        """End the live line; harmless if called twice."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -140,13 +139,13 @@ class Display:
             else:
                 print(text, file=self._stream, flush=True)
         except OSError:
-            # the Ctrl-C that stops a run also ends `tee`: what is under way is saved all the same
+            # a Ctrl-C also ends the `tee` that we write to; the run must still be saved
             if stop_signals.active().requested is None:
                 raise
             stop_signals.discard(self._stream)
 
     def _live(self, step: int, figures: Sequence[str], completed: int) -> None:
-        """Redraws the live line with as many figures as fit, the more important first."""
+        """Redraw the live line with as many figures as fit, in order of importance."""
         assert self._progress is not None and self._task is not None
         room = self._console.width - _NOT_TEXT - len(self._name(step))
         important = sorted(figures, key=lambda text: not text.startswith("ETA"))
@@ -179,7 +178,7 @@ class Display:
 
 
 def is_terminal(stream: IO[str]) -> bool:
-    """True if escape sequences make sense on this stream."""
+    """Whether the stream is a terminal that understands escape sequences."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -189,7 +188,7 @@ def _number(row: Mapping[str, Figure], key: str) -> float:
 
 
 def evaluations(row: Mapping[str, T]) -> dict[str, T]:
-    """The headline results of evaluators in a row: names under test/ with no further level."""
+    """The headline results of evaluators in a row: metrics named test/NAME, one slash only."""
     return {k: v for k, v in row.items() if k.startswith("test/") and k.count("/") == 1}
 
 
@@ -201,7 +200,7 @@ def metrics_table(title: str, row: Mapping[str, Figure]) -> Table:
 
 
 def short(value: Figure) -> str:
-    """A number in few characters: 0.00042, 1.2346, 12.3k, 4.56M."""
+    """Format a number in few characters: 0.00042, 1.2346, 12.3k, 4.56M."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if not math.isfinite(value):
@@ -213,7 +212,7 @@ def short(value: Figure) -> str:
 
 
 def duration(seconds: float) -> str:
-    """0:07, 12:34 or 3:25:01."""
+    """Format seconds as 0:07, 12:34 or 3:25:01."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -221,7 +220,7 @@ def duration(seconds: float) -> str:
 
 def memory() -> str:
     """Peak memory of the GPU if this process uses one, else resident memory of the process."""
-    torch = sys.modules.get("torch")  # never imported only to show a figure
+    torch = sys.modules.get("torch")  # importing torch only for this figure would take seconds
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB GPU"
     import psutil

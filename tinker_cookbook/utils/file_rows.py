@@ -1,4 +1,4 @@
-"""Rows of JSON and CSV files as a sequence, of which only the places are held in memory."""
+"""Rows of JSON and CSV files as a sequence that keeps only file offsets in memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ _BUFFER = 1 << 20
 
 
 class FileRows:
-    """The rows of several files, one file after the other, as plain values.
+    """The rows of several files in order, as plain values.
 
-    All of them are read once at the start, so that nothing can turn out wrong later. Then a row of
-    a plain JSONL file is read where it stands each time, and a row of any other file (compressed,
-    an array, CSV) from a temporary file of JSON lines: 32 bytes of memory a row.
+    All rows are parsed once at the start, so that no format error can appear in the middle of
+    training. Afterwards a row of a plain JSONL file is read from that file each time, and a row of
+    any other file (compressed, an array, CSV) from a temporary file of JSON lines. Memory: 32 bytes
+    per row.
     """
 
     def __init__(self, files: Sequence[DataFile], numbers_as_text: bool = False) -> None:
         self._files, self._numbers_as_text = list(files), numbers_as_text
-        self._copies: IO[bytes] | None = None  # rows that have no line of their own
+        self._copies: IO[bytes] | None = None  # rows that are not a line of a plain JSONL file
         self._file, self._size, self._sum = array("i"), array("q"), array("I")
         self._start, self._line = array("q"), array("q")
-        self.ends: list[int] = []  # per file, the rows up to its end
+        self.ends: list[int] = []  # for each file, the number of rows up to its end
         columns: dict[str, None] = {}
         for number, file in enumerate(self._files):
             for record in file.records(numbers_as_text):
@@ -52,7 +53,7 @@ class FileRows:
         self._line.append(record.line)
 
     def _copy(self, text: bytes) -> int:
-        """Where `text` now stands in the temporary file."""
+        """Append `text` to the temporary file; returns its offset there."""
         try:
             if self._copies is None:
                 self._copies = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115
@@ -62,7 +63,7 @@ class FileRows:
         except OSError as error:
             raise DataError(
                 f"the rows of {self._files[0].shown} cannot be copied to {tempfile.gettempdir()}"
-                f" ({error.strerror}): set TMPDIR= to a directory with room"
+                f" ({error.strerror}): set TMPDIR= to a directory with free space"
             ) from error
 
     def __len__(self) -> int:
@@ -86,8 +87,8 @@ class FileRows:
             raise DataError(f"{self.where(row)} cannot be read again: {error.strerror}") from error
         if zlib.crc32(text) != self._sum[row]:
             raise DataFormatError(
-                f"{self.where(row)} is not the line that was read at the start: the file has"
-                " changed; start again with a file that stays as it is"
+                f"{self.where(row)} is not the line that was read at the start: the file was"
+                " changed during the run; restart with a file that does not change"
             )
         return text
 
@@ -96,17 +97,17 @@ class FileRows:
         return f"{self._files[self._file[row]].shown}:{self._line[row]}"
 
     def only(self, columns: Sequence[str]) -> FileRows:
-        """All of them: the others cost nothing until a row is read."""
+        """Keep all columns: leaving some out would save nothing in JSON lines."""
         return self
 
 
 class Placed(TypedDict):
-    where: str | None  # None: nobody knows
+    where: str | None  # file and line; None: unknown
     row: Mapping[str, Json]
 
 
 def placed_rows(files: list[DataFile]) -> Iterator[Placed]:
-    """Each row and its place, for streams: `{"where": "chats.jsonl:17", "row": {...}}`."""
+    """Yield rows with their locations, for streams: `{"where": "chats.jsonl:17", "row": {...}}`."""
     for file in files:
         for record in file.records():
             yield {"where": f"{file.shown}:{record.line}", "row": record.row}

@@ -1,4 +1,4 @@
-"""Locks between processes, and files that a reader or a crash finds old or new but never half."""
+"""Locks between processes, and atomic writes: a reader or a crash never sees half a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what the disk refuses into a StorageError: one line with the file and the way on."""
+    """Turn an error of the disk into a StorageError: one line with the file and what to do."""
     try:
         yield
     except StorageError:
@@ -42,7 +42,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class FileLock:
-    """A held flock(2): until closed or forgotten, or until the process dies.
+    """A flock(2) held until it is closed or garbage-collected, or the process dies.
 
     A forked child does not hold the locks of its parent.
     """
@@ -55,9 +55,10 @@ class FileLock:
 
     @classmethod
     def take(cls, path: Path, *, shared: bool = False, wait: bool = True) -> FileLock | None:
-        """None: somebody holds it, and wait is False. A shared lock does not create the file.
+        """Take the lock; None if another process holds it and `wait` is False.
 
-        OSError: the file cannot be opened, or its file system has no locks.
+        An exclusive lock creates the file, a shared one does not. Raises OSError if the file cannot
+        be opened or its file system has no locks.
         """
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
@@ -67,11 +68,11 @@ class FileLock:
                 fcntl.flock(lock._descriptor, mode)
             except OSError as error:
                 lock.close()
-                # where flock is made of record locks, "held" is spelled EACCES
+                # file systems that emulate flock with record locks report "held" as EACCES
                 if not wait and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     return None
                 raise
-            # Removed between open and flock? A lock on a removed file keeps nobody out.
+            # If the file was removed between open and flock, locking it excludes nobody.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock._descriptor), os.stat(path)):
                     return lock
@@ -82,12 +83,12 @@ class FileLock:
         return self._descriptor < 0
 
     def write(self, text: str) -> None:
-        """Makes `text` the content of the locked file."""
+        """Replace the content of the locked file by `text`."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text.encode(), 0)
 
     def close(self) -> None:
-        """May be called twice."""
+        """Release the lock; harmless if already released."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -102,7 +103,7 @@ class FileLock:
 
     @classmethod
     def _after_fork(cls) -> None:
-        """A forked child would share the lock, and keep it when its parent is killed."""
+        """Close inherited locks: a child would keep them after its parent was killed."""
         for lock in list(cls._open):
             lock.close()
 
@@ -111,17 +112,17 @@ os.register_at_fork(after_in_child=FileLock._after_fork)
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes the whole file so that a reader, or a crash, sees the old content or the new one."""
+    """Write the whole file atomically: readers, and a crash, see the old content or the new."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """An open file that takes the place of `path` when the block ends; not if the block raises.
+    """Open a file that replaces `path` when the block ends without an exception.
 
-    StorageError: the disk is full or refuses. One writer at a time: the temporary name beside the
-    file is always the same.
+    Raises StorageError if the disk is full or read-only. One writer at a time: the temporary file
+    beside `path` always has the same name.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -134,13 +135,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            temporary.unlink()  # on a full disk it is in the way
+            temporary.unlink()  # on a full disk it would only take up space
         raise
     sync_directory(path.parent)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Makes a rename or a new file in this directory survive a power cut."""
+    """fsync a directory, so that a rename or a new file in it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,7 +154,7 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
 
 
 def existing_file(path: str | Path, key: str) -> Path:
-    """The path of a file that is there; ConfigurationError, with names near it, if it is not."""
+    """The path of an existing file; ConfigurationError with similar names if there is none."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigurationError(_no_such_file(path, key))

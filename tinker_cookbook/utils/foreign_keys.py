@@ -1,7 +1,7 @@
-"""What keys of other tools are called here: TRL, transformers, axolotl, verl, prime-rl, nanochat.
+"""Our names for the keys of other tools: TRL, transformers, axolotl, verl, prime-rl, nanochat.
 
-Only keys that a program does not know are looked up, so a name may be a key of one program and
-another tool's name to the next.
+Only keys unknown to a program are looked up, so a name may be a real key of one program and a
+foreign one in another.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from tinker_cookbook.utils.command_types import class_with
 
 
 class Meaning(NamedTuple):
-    """keys: what it is here, by preference, since programs differ; "" for what does not exist here.
-    note: what to know besides; always there where the other tool's value would mean something else.
+    """keys: our names for it in order of preference, since programs differ; "" if we have none.
+    note: further advice; always given if the other tool's value would mean something else here.
     """
 
     keys: str
@@ -61,7 +61,7 @@ _NAMES: Mapping[Meaning, str] = {
     # sizes
     Meaning(
         "batch_size groups_per_batch",
-        "which is the whole optimizer step's; engine.tokens_per_pass= bounds the memory",
+        "the size of a whole optimizer step; engine.tokens_per_pass= bounds the memory",
     ): (
         "per_device_train_batch_size train_batch_size micro_batch_size device_batch_size bs bsz"
         " global_batch_size total_batch_size batchsize"
@@ -104,7 +104,7 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("", f"the tokenizer is the model's; {_DROP}"): (
         "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_path"
     ),
-    Meaning("", "TINKER_COOKBOOK_TRUST_REMOTE_CODE=1 in the environment means it"): (
+    Meaning("", "set TINKER_COOKBOOK_TRUST_REMOTE_CODE=1 in the environment"): (
         "trust_remote_code"
     ),
     Meaning("load_checkpoint_path"): (
@@ -151,7 +151,7 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("max_lag"): (
         "max_off_policy_steps async_level max_async_level off_policy_steps staleness max_staleness"
     ),
-    Meaning("temperature", "nothing else changes what is drawn"): (
+    Meaning("temperature", "the only sampling parameter in training"): (
         "top_p top_k min_p repetition_penalty"
     ),
     # evaluation, checkpoints, logs
@@ -180,7 +180,7 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("wandb_project"): "project project_name",
     Meaning("wandb_project", "the name of a project"): "report_to use_wandb wandb log_with",
     Meaning("wandb_name"): "wandb_run_name run_name experiment_name exp_name run",
-    Meaning("", "WANDB_ENTITY in the environment means it"): "wandb_entity entity",
+    Meaning("", "set WANDB_ENTITY in the environment"): "wandb_entity entity",
     Meaning("display", "which is auto, live, plain, table or none"): (
         "verbose quiet disable_tqdm log_level verbosity"
     ),
@@ -219,7 +219,7 @@ TABLE: Mapping[str, Meaning] = {
 
 
 class Advice(NamedTuple):
-    """key: ours, "" for none. example: for a key of a class that is to be chosen first."""
+    """key: our name, "" for none. example: for a key of a class that must be chosen first."""
 
     key: str
     note: str
@@ -234,8 +234,8 @@ class Advice(NamedTuple):
 def advice(
     key: str, known: Mapping[str, Mapping[str, type]], spell: Callable[[str], str]
 ) -> Advice | None:
-    """What to write for another tool's key in a program with the keys `known`, each with the
-    classes it may be set to, by name. `spell`: a key as the user would write it."""
+    """What to write instead of another tool's key. known: the program's keys, each with the classes
+    it may be set to, by name. spell: spells a key as the user would."""
     found = meaning(key)
     if found is None:
         return None
@@ -244,7 +244,7 @@ def advice(
             return Advice(spell(ours), found.note)
     for ours in found.keys.split():
         head, _, field = ours.partition(".")
-        if any(path.startswith(f"{head}.") for path in known):  # the class is chosen, and lacks it
+        if any(path.startswith(f"{head}.") for path in known):  # the chosen class has no such key
             continue
         if name := class_with(known.get(head, {}), field):
             return Advice(spell(ours), found.note, f"{spell(head)}={name} {spell(ours)}=...")
@@ -255,8 +255,8 @@ def advice(
 
 
 def meaning(key: str) -> Meaning | None:
-    """Of a key as it is written elsewhere: hyphens, capitals, and groups in front of it
-    (`actor_rollout_ref.actor.optim.lr`) do not matter."""
+    """Look up a foreign key. Hyphens, capitals and leading groups
+    (`actor_rollout_ref.actor.optim.lr`) are ignored."""
     parts = key.lower().replace("-", "_").strip("_.+~").split(".")
     for start in range(len(parts)):
         if found := TABLE.get(".".join(parts[start:])):

@@ -11,7 +11,7 @@ _RESET = "\x1b[0m"
 
 
 class Decoder(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that is needed here."""
 
     def decode(self, token_ids: list[int], /) -> str | list[str]: ...
 
@@ -22,10 +22,10 @@ def format_colorized(
     tokenizer: Decoder,
     draw_newline_arrow: bool = False,
 ) -> str:
-    """The text of the tokens with ANSI colours: green where the weight is above 0, yellow where it
-    is 0, red below. draw_newline_arrow: an arrow in front of every line break."""
+    """Colour the text of tokens with ANSI codes: green for weights above 0, yellow for 0, red
+    below. draw_newline_arrow: put an arrow before every line break."""
     if len(tokens) != len(weights):
-        raise ValueError(f"{len(tokens)} tokens and {len(weights)} weights: expected as many")
+        raise ValueError(f"{len(tokens)} tokens and {len(weights)} weights: expected equal numbers")
     text = ""
     for colour, run in groupby(zip(tokens, weights), lambda each: _colour(each[1])):
         piece = tokenizer.decode([token for token, _ in run])

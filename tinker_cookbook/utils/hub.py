@@ -1,4 +1,4 @@
-"""Data sets on the hub: whether they can be had, and copies of their files."""
+"""Data sets on the hub: whether they are reachable, and downloads of their files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tinker_cookbook.exceptions import ConfigurationError, DataError
 from tinker_cookbook.utils import hub_reach
 from tinker_cookbook.utils.error_text import one_line
 
-# Which files belong to which split is written in these.
+# These files say which data files belong to which split.
 _DESCRIPTIONS = ["README.md", ".huggingface.yaml"]
 
 
 def ask(path: str, way_out: str) -> None:
-    """DataError, at once, where the hub cannot be reached and there is no copy."""
+    """Raise DataError at once if the hub is unreachable and the cache has no copy."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -29,11 +29,12 @@ def ask(path: str, way_out: str) -> None:
     if any(_plain(each) in (folder, _plain(f"datasets--{folder}")) for each in kept):
         return
     if reason := hub_reach.problem(path, "README.md", "dataset"):
-        raise DataError(f"data set {path} cannot be had: {reason}; {way_out}")
+        raise DataError(f"data set {path} could not be downloaded: {reason}; {way_out}")
 
 
 def download(path: str, names: Sequence[str]) -> str:
-    """The directory with these files of a repository; without a network, if all are there."""
+    """Download these files of a repository; returns the directory. Works offline if all of them
+    are in the cache."""
     import huggingface_hub
 
     patterns = [glob.escape(name) for name in names]
@@ -44,8 +45,8 @@ def download(path: str, names: Sequence[str]) -> str:
 
 @contextmanager
 def outline(path: str) -> Iterator[str | None]:
-    """A directory with the names of all files of a repository that was downloaded from before, for
-    those that tell by names which files belong to what; None where nothing is known of it."""
+    """A directory of empty files named like those of a cached repository, so that `datasets` can
+    assign them to splits by name; None if the cache has nothing of the repository."""
     import huggingface_hub
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError
 
@@ -66,18 +67,18 @@ def outline(path: str) -> Iterator[str | None]:
 
 
 def refusal(path: str, error: Exception, way_out: str) -> ConfigurationError | DataError:
-    """What to raise for what `datasets` raised for a name on the hub."""
+    """The error to raise for an exception of `datasets` about a hub name."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     reason = one_line(error, 200).rstrip(".")
-    if isinstance(error, LocalEntryNotFoundError):  # no network, and only some of the files
-        return DataError(f"data set {path} cannot be had: {reason}; {way_out}")
+    if isinstance(error, LocalEntryNotFoundError):  # offline, and only some files are cached
+        return DataError(f"data set {path} could not be downloaded: {reason}; {way_out}")
     if isinstance(error, ValueError | FileNotFoundError):  # unknown split, unknown configuration
         return ConfigurationError(f"data set {path}: {reason}; {way_out}")
     if HF_HUB_OFFLINE and not _is_no_hub_name(path):
         reason += " (HF_HUB_OFFLINE is set and it is not in the local cache)"
-    return DataError(f"data set {path} cannot be had: {reason}; {way_out}")
+    return DataError(f"data set {path} could not be downloaded: {reason}; {way_out}")
 
 
 def _is_no_hub_name(path: str) -> bool:
@@ -85,5 +86,5 @@ def _is_no_hub_name(path: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Names of folders are made from those of data sets in several ways."""
+    """Normalise a name: cache folders are derived from data set names in several ways."""
     return name.replace("_", "").replace("-", "").lower()

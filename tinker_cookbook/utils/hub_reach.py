@@ -1,7 +1,7 @@
-"""Whether the hub can give a file, found out with one request.
+"""Check with a single request whether the hub can serve a file.
 
-huggingface_hub itself tries six times over 23 seconds, with two lines for each, file by file; and
-transformers and datasets ask it for several.
+huggingface_hub itself retries six times over 23 seconds, with two lines of output for each file,
+and transformers and datasets ask it for several files.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import time
 
 from tinker_cookbook.utils.error_text import one_line
 
-SECONDS = 10.0  # for the one request
-REMEMBERED = 60.0  # seconds for which a hub that was out of reach is not asked again
-_out_of_reach: tuple[float, str] | None = None  # when, and why
+SECONDS = 10.0  # timeout of the request
+REMEMBERED = 60.0  # seconds until a hub that was unreachable is asked again
+_out_of_reach: tuple[float, str] | None = None  # time and reason of the last failure
 
 
 def problem(repository: str, file: str, repo_type: str = "model") -> str | None:
-    """Why the hub cannot give a file, in half a line. None: it can, or the file is in the cache, or
-    the repository is there and lacks it, which whoever wants it will say."""
+    """Why the hub cannot serve a file, as half a line. None if it can, if the file is in the cache,
+    or if the repository exists without it: then the caller's own error says more."""
     global _out_of_reach
     import huggingface_hub
     from huggingface_hub import constants
@@ -42,12 +42,12 @@ def problem(repository: str, file: str, repo_type: str = "model") -> str | None:
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
     except RepositoryNotFoundError:
-        return "the hub has no such name, or it is private or gated"
+        return "the hub has no such repository, or it is private or gated"
     except HFValidationError:
-        return "it is not a name that the hub takes"
+        return "it is not a valid name on the hub"
     except HfHubHTTPError as error:
-        return f"the hub answers with status {error.response.status_code}"
-    except Exception as error:  # types of the HTTP library, which differs by version
+        return f"the hub answered with status {error.response.status_code}"
+    except Exception as error:  # the HTTP library, and so its exceptions, differ by version
         why = one_line(error, 100)
         reason = f"the hub at {constants.ENDPOINT} cannot be reached: {why}"
         _out_of_reach = (time.monotonic(), reason)

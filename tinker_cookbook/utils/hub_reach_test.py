@@ -43,7 +43,7 @@ def test_a_hub_out_of_reach_is_asked_once(asked: list[str]) -> None:
 
 
 def test_names_that_the_hub_does_not_take(asked: list[str]) -> None:
-    assert hub_reach.problem("a b/c", "config.json") == "it is not a name that the hub takes"
+    assert hub_reach.problem("a b/c", "config.json") == "it is not a valid name on the hub"
     assert asked == []
 
 
@@ -61,7 +61,7 @@ def test_a_data_set_out_of_reach_is_told_at_once(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        DataError, match=r"me/Some_Chats cannot be had: the hub .* no route to host"
+        DataError, match=r"me/Some_Chats could not be downloaded: the hub .* no route to host"
     ):
         data_files.open_rows("me/Some_Chats")
     assert len(asked) == 1

@@ -165,4 +165,4 @@ def test_json_on_the_hub_is_read_as_files(hub: ThreadingHTTPServer, tmp_path: Pa
     assert found == [train, test, train] and len(Hub.asked) == requests
     assert "1 file(s) are missing (other/z.json)" in no_other
     assert "1 file(s) are missing (data/train-1.jsonl)" in no_shard
-    assert no_shard.startswith("DataError: data set me/some cannot be had: ")
+    assert no_shard.startswith("DataError: data set me/some could not be downloaded: ")

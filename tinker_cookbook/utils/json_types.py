@@ -1,12 +1,12 @@
-"""What JSON can say, as types."""
+"""Type aliases for JSON data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-# as json.loads gives it
+# the result of json.loads
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
-# as json.dumps takes it, and whatever else only reads
+# the argument of json.dumps, and of other functions that only read
 Plain: TypeAlias = "Mapping[str, Plain] | Sequence[Plain] | str | float | bool | None"
 JsonObject: TypeAlias = dict[str, Plain]

@@ -1,9 +1,9 @@
-"""Files of one JSON object a line that survive `kill -9`.
+"""JSON Lines files that survive `kill -9`.
 
-A process that dies while it appends can leave a torn last line. Readers skip it with a warning;
-the next append cuts it off first, so that it can never end up in the middle of the file.
-NaN and infinity have no spelling in JSON: they are written as the strings "NaN", "Infinity" and
-"-Infinity", and `restore_floats` turns those back.
+A process that dies while it appends can leave a partial last line. Readers skip it with a
+warning, and the next append removes it first, so that it never ends up in the middle of the file.
+JSON has no NaN or infinity: they are written as the strings "NaN", "Infinity" and "-Infinity", and
+`restore_floats` converts them back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Line(NamedTuple):
 
 
 def encode(value: Plain, *, indent: int | None = None, compact: bool = False) -> str:
-    """Strict JSON text of plain data; floats round-trip exactly. compact: without spaces."""
+    """Encode plain data as strict JSON; floats round-trip exactly. compact: without spaces."""
     text = json.dumps(
         _finite(value),
         ensure_ascii=False,
@@ -45,7 +45,7 @@ def encode(value: Plain, *, indent: int | None = None, compact: bool = False) ->
     )
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair has no bytes, but it has an escape
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8 bytes, but it has a JSON escape
         text = _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return text
 
@@ -61,15 +61,15 @@ def _finite(value: Plain) -> Plain:
 
 
 def restore_floats(record: Mapping[str, Json]) -> dict[str, Json]:
-    """The record with the three strings that stand for non-finite floats turned back."""
+    """The record with the strings "NaN", "Infinity" and "-Infinity" as floats again."""
     return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in record.items()}
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[Line]:
     """All objects of the file in order; [] if there is no such file.
 
-    A torn last line is left out with a warning. Any other line that is not a JSON object raises
-    DataFormatError with file and line number.
+    A partial last line is skipped with a warning. Raises DataFormatError with file and line number
+    for any other line that is not a JSON object.
     """
     try:
         return list(iter_lines(path))
@@ -78,14 +78,14 @@ def read_lines(path: str | os.PathLike[str]) -> list[Line]:
 
 
 def iter_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
-    """As `read_lines`, one at a time, of a file that is there."""
+    """Like `read_lines`, one at a time; the file must exist."""
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
             value, whole = _parse(raw), raw.endswith(b"\n")
             if value is not None:
                 yield Line(raw if whole else raw + b"\n", value)
-            elif not whole:  # the last one
-                logger.warning("%s:%d is a half-written line; it is left out", path, number)
+            elif not whole:  # only the last line can lack its newline
+                logger.warning("%s:%d is a partial line; it is skipped", path, number)
             elif raw.strip():
                 shown = raw.decode(errors="replace").strip()[:80]
                 raise DataFormatError(f"{path}:{number} is not a JSON object: {shown!r}")
@@ -94,14 +94,13 @@ def iter_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
 def _parse(raw: bytes) -> dict[str, Json] | None:
     try:
         value = json.loads(raw)
-    except (ValueError, RecursionError):  # the latter: nested too deeply
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply
         return None
     return value if isinstance(value, dict) else None
 
 
 def append_line(path: str | os.PathLike[str], record: Mapping[str, Plain]) -> None:
-    """Adds one line and returns when it is on disk (fsync); StorageError, and the file as it was,
-    where the disk does not take it."""
+    """Append one line and fsync. Raises StorageError and leaves the file as it was on failure."""
     line = encode(record).encode() + b"\n"
     with disk_errors(path), open(path, "ab+", buffering=0) as file:
         _repair_tail(file, path)
@@ -118,7 +117,7 @@ def append_line(path: str | os.PathLike[str], record: Mapping[str, Plain]) -> No
 
 
 def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Plain]]) -> None:
-    """Makes the records the content of the file, at once; they are not all held in memory."""
+    """Replace the file atomically by these records, without holding all of them in memory."""
     with replacing(path) as file:
         for record in records:
             file.write(encode(record, compact=True).encode() + b"\n")
@@ -137,13 +136,13 @@ def _repair_tail(file: FileIO, path: str | os.PathLike[str]) -> None:
     if _parse(data[start:]) is not None:
         file.write(b"\n")
     else:
-        logger.warning("%s ended in a half-written line; it is cut off", path)
+        logger.warning("%s ended in a partial line; it is removed", path)
         file.truncate(start)
     file.seek(0, os.SEEK_END)
 
 
 def keep_lines(path: str | os.PathLike[str], keep: Callable[[dict[str, Any]], bool]) -> int:
-    """Rewrites the file with the lines that `keep` accepts, byte for byte; returns how many go."""
+    """Keep only the lines that `keep` accepts, byte for byte; returns how many were removed."""
     lines = read_lines(path)
     kept = [line for line in lines if keep(line.value)]
     if Path(path).exists():

@@ -49,7 +49,7 @@ def test_a_torn_last_line_is_left_out_then_cut_off(
     jsonl.append_line(file, {"step": 12345})
     file.write_bytes(file.read_bytes()[: -1 - cut])
     assert values(file) == [{"step": 0}]
-    assert "half-written" in caplog.text
+    assert "partial line" in caplog.text
     jsonl.append_line(file, {"step": 2})
     assert file.read_bytes() == b'{"step": 0}\n{"step": 2}\n'
 

@@ -1,4 +1,4 @@
-"""What a program tells about its work, as a tree of sections: an HTML page, or JSON.
+"""Structured logging: a tree of sections with texts and tables, as an HTML page or JSON.
 
     with init_trace("Evaluation", path="eval.html") as tree:
         with scope_header("Problem 3"):
@@ -6,9 +6,9 @@
             table([{"try": 1, "reward": 0.5}, {"try": 2, "reward": 1.0}])
     write_trace_json(tree, "eval_logtree.json")
 
-Functions that log may be called from anywhere below, in tasks that begin there too, and do nothing
-elsewhere. What an environment logs in its `step` is shown in the run's transcripts, among the
-step's `logs`.
+Log functions may be called anywhere below `init_trace`, also in tasks started from there; elsewhere
+they do nothing. What an environment logs in its `step` appears in the run's transcripts, in the
+`logs` of that step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Details:
-    """A long text, folded under its summary."""
+    """A long text, collapsed under its summary."""
 
     summary: str
     text: str
@@ -48,7 +48,7 @@ class Details:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under the names of their columns."""
+    """A table: column names and rows of cells."""
 
     columns: list[str]
     rows: list[list[Cell]]
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass
 class Scope:
-    """A section: what was logged in it, in order."""
+    """A section with its items in the order in which they were logged."""
 
     title: str
     children: list[Text | Details | Table | Scope] = field(default_factory=list)
@@ -71,9 +71,9 @@ _disabled: ContextVar[bool] = ContextVar("disabled", default=False)
 def init_trace(
     title: str, path: str | os.PathLike[str] | None = None, write_on_error: bool = True
 ) -> Iterator[Scope]:
-    """A new tree for the block. path: of its page, written when the block ends; None: no page.
+    """Start a new tree for the block. path: the HTML page to write at its end; None: no page.
 
-    write_on_error: also where the block raises.
+    write_on_error: write the page even if the block raises.
     """
     tree = Scope(title)
     try:
@@ -89,7 +89,7 @@ def init_trace(
 
 @contextmanager
 def scope_header(title: str) -> Iterator[None]:
-    """The block as a section of the one around it."""
+    """Make the block a subsection of the current section."""
     section = Scope(title)
     _add(section)
     with _within(section) if _scope.get() is not None else nullcontext():
@@ -105,7 +105,7 @@ def scope_header_decorator(
 def scope_header_decorator(
     title: Callable[P, R] | str | None = None,
 ) -> Callable[P, R] | Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes every call of a function, sync or async, a section; without a title under its name."""
+    """Make every call of a function, sync or async, a section (default title: its name)."""
     if title is None or isinstance(title, str):
         return lambda function: _in_section(function, title or function.__name__)
     return _in_section(title, title.__name__)
@@ -117,7 +117,7 @@ def _in_section(function: Callable[P, R], title: str) -> Callable[P, R]:
 
 @contextmanager
 def scope_disable() -> Iterator[None]:
-    """Nothing that the block logs is kept, in no tree."""
+    """Discard everything that the block logs."""
     token = _disabled.set(True)
     try:
         yield
@@ -131,7 +131,7 @@ def optional_enable_logging(enable: bool) -> AbstractContextManager[None]:
 
 @contextmanager
 def collecting(title: str) -> Iterator[Scope]:
-    """A tree of what the block logs, which is also a section of the tree around it, if any."""
+    """Collect what the block logs in a tree of its own, and in the enclosing tree, if any."""
     tree = Scope(title)
     with _within(tree):
         yield tree
@@ -140,34 +140,34 @@ def collecting(title: str) -> Iterator[Scope]:
 
 
 def log_text(text: str) -> None:
-    """A paragraph."""
+    """Log a paragraph."""
     _add(Text(str(text)))
 
 
 def details(text: str, summary: str = "details") -> None:
-    """A long text, folded under its summary."""
+    """A long text, collapsed under its summary."""
     _add(Details(str(summary), str(text)))
 
 
 def table(rows: Sequence[Mapping[str, Cell]], caption: str | None = None) -> None:
-    """A table with a row for each mapping; its columns are the keys in order of appearance."""
+    """Log a table with one row per mapping; columns are the keys in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     _add(Table(columns, [[row.get(key) for key in columns] for row in rows], caption))
 
 
 def table_from_dict(data: Mapping[str, Cell], caption: str | None = None) -> None:
-    """A table with a row for each key and its value."""
+    """Log a table with one row per key and value."""
     _add(Table(["key", "value"], [[key, value] for key, value in data.items()], caption))
 
 
 def write_trace_json(tree: Scope, path: str | os.PathLike[str]) -> None:
-    """The tree as JSON: sections {"title", "children"}, texts {"text"}, details {"summary", "text"}
-    and tables {"columns", "rows", "caption"}."""
+    """Write the tree as JSON: sections {"title", "children"}, texts {"text"}, details {"summary",
+    "text"} and tables {"columns", "rows", "caption"}."""
     replace_file(Path(path), jsonl.encode(plain(dataclasses.asdict(tree)), indent=2) + "\n")
 
 
 def as_text(tree: Scope) -> str:
-    """What was logged in a section, one thing a line, sections indented."""
+    """The items of a section as text, one per line, subsections indented."""
     return "\n".join(_lines(tree))
 
 

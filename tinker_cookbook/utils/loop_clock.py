@@ -1,7 +1,7 @@
-"""Waiting that is measured in time in which the event loop turned.
+"""Timeouts measured in time during which the event loop was running.
 
-One environment that blocks the thread for minutes stops all others; they must not be charged for
-it. So bounds on waiting are checked against a clock that stands still while the loop does.
+An environment that blocks the thread for minutes stops all others, which must not time out because
+of it. So timeouts use a clock that stands still while the loop is blocked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BEAT_SECONDS = 0.1
 
 
 class LoopClock:
-    """One for each event loop: `of_running_loop`. It beats until its loop is closed."""
+    """The clock of one event loop (`of_running_loop`); it ticks until the loop is closed."""
 
     def __init__(self) -> None:
         self._now = self._last = time.monotonic()
@@ -31,11 +31,11 @@ class LoopClock:
         return _CLOCKS[loop]
 
     def now(self) -> float:
-        """Seconds; a standstill counts for two beats at most."""
+        """Seconds; a blocked loop adds at most two ticks."""
         return self._now + min(time.monotonic() - self._last, 2 * BEAT_SECONDS)
 
     def standstill(self) -> float:
-        """Seconds since the last beat. May be asked from another thread."""
+        """Seconds since the last tick. May be called from another thread."""
         return time.monotonic() - self._last
 
     def _beat(self) -> None:
@@ -49,7 +49,7 @@ _CLOCKS: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopClock] = WeakKeyDictio
 async def settled(
     futures: Iterable[asyncio.Future[Any]], seconds: float, spent: Callable[[], float]
 ) -> bool:
-    """Waits for the first of `futures`; False where `spent()` reached `seconds` before."""
+    """Wait for the first of `futures`; False if `spent()` reaches `seconds` first."""
     waited_for = set(futures)
     while not any(future.done() for future in waited_for):
         left = seconds - spent()
@@ -61,7 +61,7 @@ async def settled(
 
 @asynccontextmanager
 async def bounded(seconds: float, spent: Callable[[], float]) -> AsyncIterator[asyncio.Timeout]:
-    """`asyncio.timeout`, but it expires when `spent()`, which may fall, has reached `seconds`."""
+    """Like `asyncio.timeout`, but expires when `spent()`, which may decrease, reaches `seconds`."""
     loop = asyncio.get_running_loop()
 
     def check() -> None:

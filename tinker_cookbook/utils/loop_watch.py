@@ -1,4 +1,4 @@
-"""Tells when something blocks the event loop, which then plays nothing and notices no timeout."""
+"""Report when something blocks the event loop: then no rollout advances and no timeout fires."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _NOT_THE_USERS = (
 
 
 class LoopWatch:
-    """A thread beside an event loop, as a context manager around what runs in it.
+    """A watchdog thread for an event loop, as a context manager around the code that runs in it.
 
         with LoopWatch(progress.summary, journal.log_line):
             ...
 
-    waits: says what the loop's tasks wait for, "" for nothing. log_line: called with one line when
-    the loop has not turned for `seconds`, and again after twice that, four times that, ... Both are
-    called from that thread.
+    waits: describes what the loop's tasks wait for, "" for nothing. log_line: called with one line
+    when the loop has not run for `seconds`, and again after twice that, four times that, ... Both
+    are called from the watchdog thread.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class LoopWatch:
                 next_word = 2 * blocked
                 try:
                     self._log_line(self._message(blocked, thread))
-                except Exception:  # e.g. a closed display; the run must not depend on it
-                    logger.warning("cannot tell that the event loop is blocked", exc_info=True)
+                except Exception:  # e.g. a closed display; a failed warning must not end the run
+                    logger.warning("could not report that the event loop is blocked", exc_info=True)
 
     def _message(self, blocked: float, thread: int) -> str:
         frame = sys._current_frames().get(thread)
@@ -80,17 +80,17 @@ class LoopWatch:
         return (
             f"nothing has moved for {blocked:.0f} s: the event loop is blocked{where}"
             + (f"; waiting: {waits}" if waits else "")
-            + "; what blocks belongs into a thread (utils.threads.in_thread)"
+            + "; move the blocking call to a thread (utils.threads.in_thread)"
         )
 
 
 def is_users_code(filename: str) -> bool:
-    """Whether a file is neither Python's, nor of an installed package, nor ours."""
+    """Whether a source file belongs neither to Python, nor to an installed package, nor to us."""
     return not filename.startswith(_NOT_THE_USERS)
 
 
 def _users_frame(innermost: FrameType) -> FrameType:
-    """The innermost frame of the user's own code; else the one that we have called; else this."""
+    """The innermost frame of user code; else the one that we called; else the innermost."""
     frames = list(_outwards(innermost))
     for frame in frames:
         if is_users_code(frame.f_code.co_filename):
@@ -102,7 +102,7 @@ def _users_frame(innermost: FrameType) -> FrameType:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """Up to the event loop: the program that has started it does not block it."""
+    """Walk outwards, up to the event loop: whatever started the loop does not block it."""
     while frame is not None and frame.f_code.co_filename != asyncio.events.__file__:
         yield frame
         frame = frame.f_back

@@ -45,7 +45,7 @@ def safezip(
     a: Collection[A], b: Collection[B], c: Collection[C], /
 ) -> Iterator[tuple[A, B, C]]: ...
 def safezip(*sequences: Collection[A | B | C]) -> Iterator[tuple[A | B | C, ...]]:
-    """zip that refuses sequences of different lengths at once, not at the end."""
+    """zip that raises ValueError for different lengths at once and not at the end."""
     lengths = [len(s) for s in sequences]
     if not all_same(lengths):
         raise ValueError(f"sequences of different lengths: {lengths}")
@@ -54,7 +54,7 @@ def safezip(*sequences: Collection[A | B | C]) -> Iterator[tuple[A | B | C, ...]
 
 @contextmanager
 def timed(key: str, metrics: MutableMapping[str, float]) -> Iterator[None]:
-    """Adds the seconds that the block took to metrics["time/<key>"], also when it raises."""
+    """Add the duration of the block in seconds to metrics["time/<key>"], even if it raises."""
     started = time.perf_counter()
     try:
         yield
@@ -85,16 +85,16 @@ def concat_lists(lists: Iterable[Iterable[T]]) -> list[T]:
 
 
 def not_none(value: T | None) -> T:
-    """The value itself; ValueError where it is None."""
+    """The value; raises ValueError if it is None."""
     if value is None:
-        raise ValueError("there is no value here (None)")
+        raise ValueError("expected a value, found None")
     return value
 
 
 def each_call_in(
     function: Callable[P, R], context: Callable[[], AbstractContextManager[None]]
 ) -> Callable[P, R]:
-    """The function, sync or async, with a fresh `context()` around each of its calls."""
+    """Wrap a function, sync or async, so that each call runs in a fresh `context()`."""
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
@@ -113,20 +113,20 @@ def each_call_in(
 
 
 def import_of(name: str, package: str, modules: Mapping[str, str]) -> Any:
-    """For `__getattr__` of a package: a name that it takes from one of its modules."""
+    """Implement `__getattr__` of a package: import a name lazily from one of its modules."""
     if name not in modules:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"tinker_cookbook.{modules[name]}"), name)
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is an integer, numpy's included; 2.0 and True are not."""
+    """Whether the value is an integer, numpy or Python; 2.0 and True are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def install_line(extra: str) -> str:
-    """The command that installs an extra of the cookbook where this program runs: in a checkout, as
-    scripts/environment.sh installs."""
+    """The command that installs an extra of the cookbook into the current environment; in a
+    checkout, the same command as in scripts/environment.sh."""
     checkout = Path(__file__).parents[2]
     line = [_from_here(Path(sys.executable)), "-m", "pip", "install"]
     if not (checkout / "pyproject.toml").is_file():
@@ -136,19 +136,19 @@ def install_line(extra: str) -> str:
 
 
 def _from_here(path: Path) -> str:
-    """Relative to the working directory, if it lies in there."""
+    """The path, relative to the working directory if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 step`, `2,000 steps`."""
+    """Format a count with its noun: `1 step`, `2,000 steps`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def split_list(items: Sequence[T], num_splits: int) -> list[list[T]]:
-    """`num_splits` contiguous parts whose lengths differ by at most one.
+    """Split into `num_splits` contiguous parts whose lengths differ by at most one.
 
-    Raises ValueError when there are fewer items than parts: no part may be empty.
+    Raises ValueError if there are fewer items than parts, as no part may be empty.
     """
     if not 1 <= num_splits <= len(items):
         raise ValueError(f"cannot split {len(items)} items into {num_splits} non-empty parts")

@@ -1,4 +1,4 @@
-"""Metrics and configuration of a run, to files, to the terminal and to Weights & Biases."""
+"""Log the metrics and configuration of a run to files, the terminal and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Metrics = Mapping[str, MetricValue]
 
 
 class Logger(ABC):
-    """One place that the metrics and the configuration of a run go to; a context manager."""
+    """A destination for the metrics and the configuration of a run; a context manager."""
 
     @abstractmethod
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
-        """One row."""
+        """Log one row of metrics."""
 
-    def log_hparams(self, config: Any) -> None:  # noqa: B027 (most have no place for it)
-        """The configuration, of any type that `plain_data.plain` knows."""
+    def log_hparams(self, config: Any) -> None:  # noqa: B027 (most loggers ignore it)
+        """Log the configuration, of any type that `plain_data.plain` accepts."""
 
-    def close(self) -> None:  # noqa: B027 (most hold nothing open)
-        """Gives back what it holds; nothing may be logged afterwards."""
+    def close(self) -> None:  # noqa: B027 (most loggers hold nothing open)
+        """Release files and connections; nothing may be logged afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +58,7 @@ class Logger(ABC):
 
 
 class MultiplexLogger(Logger):
-    """Passes everything on to each of its loggers, in order."""
+    """Forward everything to each of several loggers, in order."""
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self.loggers = list(loggers)
@@ -85,10 +85,10 @@ def setup_logging(
     do_configure_logging_module: bool = True,
     show_metrics: bool = True,
 ) -> MultiplexLogger:
-    """The logger of a run: metrics.jsonl, a table per row on stdout, wandb if a project is given.
+    """Make the logger of a run: metrics.jsonl, a table per row on stdout, and wandb if asked for.
 
     Also writes config.json and code.diff when a config is given, and sends Python's logging (INFO
-    and above) to logs.log. Raises ConfigurationError if wandb is asked for and not installed.
+    and above) to logs.log. Raises ConfigurationError if wandb is asked for but not installed.
     """
     directory = Path(log_dir).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
@@ -106,19 +106,19 @@ def setup_logging(
 
 
 def dump_config(config: Any) -> Any:
-    """A configuration as plain data: what config.json holds."""
+    """The configuration as plain data, as written to config.json."""
     return plain(config)
 
 
 def configure_logging_module(path: str, level: int = logging.INFO) -> logging.Logger:
-    """Sends Python's logging, from `level` up, to a file until the process ends; warnings go to
-    stderr, too. Returns the root logger."""
+    """Send Python logging from `level` up to a file until the process ends, and warnings to stderr
+    too. Returns the root logger."""
     _add_handlers(Path(path).expanduser(), level)
     return logging.getLogger()
 
 
 def write_code_state(log_dir: Path) -> None:
-    """code.diff; beside one of other code (a resumed run) code-2.diff and so on."""
+    """Write code.diff; if a resumed run has different code by now, code-2.diff and so on."""
     state = code_state()
     for number in itertools.count(1):
         file = log_dir / (CODE_FILE if number == 1 else f"code-{number}.diff")
@@ -130,14 +130,14 @@ def write_code_state(log_dir: Path) -> None:
 
 
 def read_metrics(log_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All rows of metrics.jsonl, NaN and infinity as floats again; [] if there is none."""
+    """All rows of metrics.jsonl, with NaN and infinity as floats; [] if there is no file."""
     lines = jsonl.read_lines(Path(log_dir).expanduser() / METRICS_FILE)
     return [jsonl.restore_floats(line.value) for line in lines]
 
 
 class JsonLogger(Logger):
-    """metrics.jsonl: one JSON object a line, "step" first, on disk (fsync) before the call returns.
-    With a configuration, config.json, atomically and in the order of its fields, and code.diff."""
+    """Write metrics.jsonl: one JSON object per line, "step" first, fsynced before the call returns.
+    `log_hparams` writes config.json, atomically and in field order, and code.diff."""
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
         self.log_dir = Path(log_dir).expanduser()
@@ -153,7 +153,7 @@ class JsonLogger(Logger):
 
 
 class PrettyPrintLogger(Logger):
-    """On stdout: a table per row on a terminal, one line per row elsewhere."""
+    """Print each row to stdout: as a table on a terminal, as one line elsewhere."""
 
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
         title, row = "metrics" if step is None else f"step {step}", plain(metrics)
@@ -166,7 +166,7 @@ class PrettyPrintLogger(Logger):
 
 
 class WandbLogger(Logger):
-    """Weights & Biases; a resumed run goes on in the same wandb run."""
+    """Log to Weights & Biases; a resumed run continues the same wandb run."""
 
     def __init__(self, log_dir: Path, project: str, name: str | None, config: Any) -> None:
         try:
@@ -185,7 +185,7 @@ class WandbLogger(Logger):
                 id=_wandb_id(log_dir),
                 resume="allow",
             )
-        except Exception as e:  # no key, no network, no such project: the user's to mend
+        except Exception as e:  # no key, no network, no such project: the user has to fix it
             raise ConfigurationError(
                 f"wandb_project={project!r}: wandb could not start ({e}); run `wandb login` "
                 "or set WANDB_MODE=offline"
@@ -206,7 +206,7 @@ def _wandb_id(log_dir: Path) -> str:
 
 
 class _Stderr(logging.StreamHandler):
-    """Warnings on sys.stderr as it is when they happen: the live display redirects it."""
+    """Write to the current sys.stderr: the live display redirects it after start-up."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self, logging.WARNING)
@@ -217,7 +217,7 @@ class _Stderr(logging.StreamHandler):
 
 
 class _LogFile(logging.FileHandler):
-    """A full disk is told once, in one line: a run does not depend on its log."""
+    """A log file that reports a full disk once and in one line: a run does not need its log."""
 
     _told = False
 
@@ -229,17 +229,17 @@ class _LogFile(logging.FileHandler):
             self._told = True
             print(
                 f"WARNING: {self.baseFilename} cannot be written: {error.strerror}; free space,"
-                " or this log has gaps",
+                " or this log will have gaps",
                 file=sys.stderr,
             )
 
     def close(self) -> None:
-        with suppress(OSError):  # it tries once more to write what could not be written
+        with suppress(OSError):  # closing retries the writes that failed
             super().close()
 
 
 class _PythonLogging(Logger):
-    """Python's logging in a file until this is closed. Metrics have places of their own."""
+    """Python logging to a file until this is closed; metrics go to the other loggers."""
 
     def __init__(self, path: Path) -> None:
         self._handlers = _add_handlers(path, logging.INFO)
@@ -255,7 +255,7 @@ class _PythonLogging(Logger):
 
 
 def _add_handlers(path: Path, level: int) -> list[logging.Handler]:
-    """Everything from `level` up goes to the file; warnings also to stderr, as without a file."""
+    """Send everything from `level` up to the file, and warnings also to stderr (the default)."""
     with disk_errors(path):
         file = _LogFile(path, encoding="utf-8")
     file.setLevel(level)

@@ -1,7 +1,7 @@
-"""What a model's small files say: config.json, tokenizer_config.json and chat_template.jinja, in a
-directory or, for a model on the hub, in its cache.
+"""Read a model's small files: config.json, tokenizer_config.json and chat_template.jinja, from a
+directory or, for a model on the hub, from the hub's cache.
 
-ConfigurationError for files that cannot be read, with the key and the value found.
+Raises ConfigurationError with the key and the value found for files that cannot be read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-# What holds a tokenizer's vocabulary, by its kind
+# files that hold a tokenizer's vocabulary, by kind of tokenizer
 VOCABULARY_FILES = (
     "tokenizer.json",
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model"),
@@ -31,10 +31,10 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class ModelConfig(NamedTuple):
-    """config.json of a model of text, or of the text model that a model with vision has inside."""
+    """config.json of a text model, or of the text model inside a vision-language model."""
 
     model_type: str
-    vocab_size: int  # 0: not said
+    vocab_size: int  # 0: not given
     hidden_size: int | None
     context_length: int | None  # max_position_embeddings
     is_moe: bool
@@ -42,20 +42,20 @@ class ModelConfig(NamedTuple):
 
 
 def lacks_tokenizer(path: str | Path) -> bool:
-    """Whether this is a directory with no file that could hold a tokenizer's vocabulary."""
+    """Whether the directory contains no file that could hold a tokenizer's vocabulary."""
     path = Path(path)
     return path.is_dir() and not any((path / file).is_file() for file in VOCABULARY_FILES)
 
 
 def of_hub(model_name: str) -> Path | None:
-    """A directory with the small files of a hub model, each from the cache, else from the hub; None
-    if there is no config.json."""
+    """The directory with the small files of a hub model, downloaded if not in the cache; None if
+    there is no config.json."""
     config = _hub_file(model_name, "config.json")
     if config is None:
         return None
-    # of the same revision, or they would lie in another directory
+    # pin the revision: another one would be stored in another directory
     revision = config.parent.name
-    for name in ("tokenizer_config.json", "chat_template.jinja"):  # many models have only one
+    for name in ("tokenizer_config.json", "chat_template.jinja"):  # many models lack one
         _hub_file(model_name, name, revision)
     return config.parent
 
@@ -66,7 +66,7 @@ def _hub_file(model_name: str, file: str, revision: str | None = None) -> Path |
 
     try:
         cached = huggingface_hub.try_to_load_from_cache(model_name, file, revision=revision)
-        if cached is not None:  # if no path, then the cache knows that the model lacks the file
+        if cached is not None:  # if not a path, the cache has recorded that there is no such file
             return Path(cached) if isinstance(cached, str) else None
         if hub_reach.problem(model_name, file):
             return None
@@ -76,15 +76,15 @@ def _hub_file(model_name: str, file: str, revision: str | None = None) -> Path |
 
 
 def config(directory: Path) -> ModelConfig:
-    """What vision models nest, their text model, counts before what stands around it."""
+    """The config of a model; the text_config of a vision-language model takes precedence."""
     path = directory / "config.json"
     outer = _read_json(path)
     text = outer.get("text_config")
     if not isinstance(text, dict | None):
-        raise ConfigurationError(f"{path}: text_config={text!r}, but should be an object")
+        raise ConfigurationError(f"{path}: text_config={text!r}, expected an object")
     found = {**outer, **(text or {})}
     if not isinstance(model_type := found.get("model_type", "unknown"), str):
-        raise ConfigurationError(f"{path}: model_type={model_type!r}, but should be a string")
+        raise ConfigurationError(f"{path}: model_type={model_type!r}, expected a string")
     return ModelConfig(
         model_type,
         vocab_size=_whole(found, "vocab_size", path) if "vocab_size" in found else 0,
@@ -102,15 +102,13 @@ def _whole_or_none(config: Mapping[str, Json], key: str, path: Path) -> int | No
 def _whole(config: Mapping[str, Json], key: str, path: Path) -> int:
     value = config[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(
-            f"{path}: {key}={value!r}, but should be a whole number of at least 1"
-        )
+        raise ConfigurationError(f"{path}: {key}={value!r}, expected a whole number of at least 1")
     return value
 
 
 def transformers_config(path: str) -> PretrainedConfig:
-    """config.json as transformers' own class, also under the name of a family that transformers
-    has by another. OSError or ValueError where it cannot be had."""
+    """config.json as a transformers config, also for a model_type that transformers knows by
+    another name. Raises OSError or ValueError if it cannot be loaded."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
@@ -120,12 +118,12 @@ def transformers_config(path: str) -> PretrainedConfig:
         if family is not None and (known := family.transformers_type):
             return CONFIG_MAPPING[known].from_dict({**raw, "model_type": known})
         return AutoConfig.from_pretrained(path)
-    except (StrictDataclassError, KeyError) as error:  # values that do not fit, keys that lack
+    except (StrictDataclassError, KeyError) as error:  # invalid values, missing keys
         raise ValueError(one_line(error)) from error
 
 
 def chat_template(directory: Path) -> str | None:
-    """The chat template among a model's files; "" if it has none, None if it has no tokenizer."""
+    """The chat template of a model; "" if it has none, None if it has no tokenizer."""
     template = directory / "chat_template.jinja"
     if template.is_file():
         try:
@@ -139,14 +137,14 @@ def chat_template(directory: Path) -> str | None:
     text = _template_for_chatting(found)
     if text is None:
         raise ConfigurationError(
-            f"{file}: chat_template={str(found)[:60]}, but should be a string or a list of"
+            f"{file}: chat_template={str(found)[:60]}, expected a string or a list of"
             ' objects {"name": ..., "template": ...} with strings'
         )
     return text
 
 
 def _template_for_chatting(found: Json) -> str | None:
-    """There may be several, by name; the one for chatting is called default."""
+    """The template named "default", if the file holds several by name."""
     if isinstance(found, str):
         return found
     if not isinstance(found, list):
@@ -179,5 +177,5 @@ def _read_json(path: Path) -> dict[str, Json]:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} should hold a JSON object")
+        raise ConfigurationError(f"{path} must hold a JSON object")
     return content

@@ -1,18 +1,18 @@
-"""Any configuration object as plain JSON data, the same text for the same configuration.
+"""Convert configuration objects to plain JSON data: equal configurations give equal text.
 
-A configuration that names things outside itself, such as local files, can say what they are: its
-class has a method `identity() -> Mapping[str, Plain]` (the same for the same content; for a file
-say its rows and sha256). It is called whenever the object becomes plain data, and what
-it returns is put under "identity" there. A key of it that is also a field of the object stands for
-that field wherever configurations are compared (`comparable`):
+A configuration that refers to something outside itself, such as a local file, can describe its
+content: its class defines `identity() -> Mapping[str, Plain]` (equal for equal content; for a file,
+say, the number of rows and the sha256). The result is stored under "identity". If one of its keys
+is also a field of the object, it replaces that field wherever configurations are compared
+(`comparable`):
 
     JsonlChats(path="a.jsonl", batch_size=8)
     -> {"class": "tinker_cookbook.supervised.data:JsonlChats", "path": "a.jsonl", "batch_size": 8,
         "identity": {"path": {"rows": 16, "sha256": "9f86..."}}}
 
-so a moved file is the same data, and another file of the same name is not. An empty mapping says
-that nothing outside matters. The code of a class is known by its module and name here; what is in
-the module's file: `utils/code_identity.py`.
+so that a moved file counts as the same data, and another file of the same name does not. An empty
+mapping means that nothing outside matters. Classes are recorded by module and name here; the
+content of their source files is in `utils/code_identity.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tinker_cookbook.utils.json_types import Json, Plain
 
 IDENTITY = "identity"
 CLASS = "class"  # "module:Name"
-REPR = "repr"  # all that is known of an object which is neither chz nor a dataclass
+REPR = "repr"  # for an object that is neither a chz object nor a dataclass
 PARTIAL = "partial"
 PACKAGE = "tinker_cookbook"
 
@@ -41,15 +41,15 @@ _KNOWN_MODULES = {*sys.stdlib_module_names, "numpy", "torch"} - {"__main__"}
 
 
 def plain(value: Any, *, identities: bool = True) -> Any:
-    """Plain data (dict, list, str, int, float, bool, None) that stands for `value`.
+    """Convert `value` to plain data: dict, list, str, int, float, bool or None.
 
     chz objects and dataclasses become {"class": "module:name", **fields}, with "identity" if their
     class has that method (see above), classes and functions become "module:name", paths become
-    strings, numpy and torch scalars become numbers. Any other object becomes its repr, or the name
-    of its class where the repr holds an address; {"class": ..., "repr": ...} unless its class is
-    Python's own or an array library's.
+    strings, numpy and torch scalars become numbers. Any other object becomes its repr, or its class
+    name if the repr contains an address; {"class": ..., "repr": ...} unless its class belongs to
+    Python or an array library.
 
-    identities=False: without asking what the data outside are, which may take long.
+    identities=False: do not call `identity`, which may take long for large data.
     """
     inner = functools.partial(plain, identities=identities)
     if value is None or isinstance(value, bool):
@@ -85,7 +85,7 @@ def plain(value: Any, *, identities: bool = True) -> Any:
         return {PARTIAL: inner(value.func), **inner(arguments)}
     if isinstance(value, datetime.date):
         return value.isoformat()
-    if hasattr(value, "model_dump"):  # pydantic: types of the SDK
+    if hasattr(value, "model_dump"):  # pydantic: the SDK's types
         return _tagged(value, inner(value.model_dump()), identities)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy or torch scalar
         return inner(value.item())
@@ -103,8 +103,9 @@ def comparable(value: Mapping[str, Json]) -> dict[str, Json]: ...
 @overload
 def comparable(value: Json) -> Json: ...
 def comparable(value: Mapping[str, Json] | Json) -> Json:
-    """Plain data without the fields that an "identity" beside them stands for, and with classes of
-    this package by their names alone: they may move from module to module between versions."""
+    """Plain data for comparison: fields replaced by their "identity" are left out, and classes of
+    this package appear by name alone, since they may move between modules from version to version.
+    """
     if isinstance(value, Mapping):
         identity = value.get(IDENTITY)
         known = identity if isinstance(identity, Mapping) else {}
@@ -116,23 +117,23 @@ def comparable(value: Mapping[str, Json] | Json) -> Json:
 
 
 def lasting_name(reference: Any) -> Any:
-    """Of a class of this package its name alone; any other reference as it is."""
+    """The name alone for a class of this package; any other reference unchanged."""
     if str(reference).startswith(f"{PACKAGE}."):
         return reference.partition(":")[2]
     return reference
 
 
 def module_name(name: str) -> str:
-    """The import name of a module, also of the one that `python -m X` runs as __main__."""
+    """The import name of a module; for __main__, the name given to `python -m`."""
     if name == "__main__":
         spec = getattr(sys.modules.get("__main__"), "__spec__", None)
         name = spec.name.removesuffix(".__main__") if spec is not None else name
-    # recipes have two spellings; both must give the same text
+    # recipes.X and tinker_cookbook.recipes.X must give the same text
     return name.removeprefix("tinker_cookbook.") if ".recipes." in name else name
 
 
 class _Named(Protocol):
-    """A function or a method."""
+    """A function or method."""
 
     __qualname__: str
     __module__: str
@@ -143,13 +144,13 @@ def _is_function(value: object) -> TypeGuard[_Named]:
 
 
 def _function(value: _Named, identities: bool) -> Json:
-    """module:name, with what it holds: the object of a method, the variables of a closure."""
+    """module:name, plus the bound object of a method or the variables of a closure."""
     owner = getattr(value, "__self__", None)
     if inspect.ismethod(value) and not isinstance(owner, type):
         return {"method": _reference(value), "self": plain(owner, identities=identities)}
     try:
         variables = inspect.getclosurevars(value).nonlocals if inspect.isfunction(value) else {}
-    except ValueError:  # a variable that is not set yet
+    except ValueError:  # a closure variable that is not set yet
         variables = {}
     settings = {
         key: plain(each, identities=identities)

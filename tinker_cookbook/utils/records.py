@@ -1,8 +1,8 @@
-"""The records of JSON and CSV files, one by one and exactly as the files say.
+"""Read JSON and CSV files record by record, without changing any value.
 
-A table has one type a column, so that readers of tables turn 5 into "5" or 5.0, dates into
-timestamps, and a list into its JSON text where an earlier row has a string. Here each row is read
-by itself, and what is wrong is named with its file and line.
+Table readers need one type per column: they turn 5 into "5" or 5.0, dates into timestamps, and
+a list into its JSON text if an earlier row has a string there. Here each row is parsed on its own,
+and errors name the file and line.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tinker_cookbook.utils.json_types import Json
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-MAX_DEPTH = 100  # of lists and objects in each other; what walks through rows is recursive
+MAX_DEPTH = 100  # nesting of lists and objects: code that walks a row is recursive
 
-_EXPECTED = "expected one JSON object a line, or one array of objects"
+_EXPECTED = "expected one JSON object per line, or one array of objects"
 _BOM = b"\xef\xbb\xbf"
 _MAX_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -33,28 +33,28 @@ _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 class NumberText(str):
-    """A number of a JSON file in the file's own spelling."""
+    """A JSON number as it is spelled in the file."""
 
 
 class Record(NamedTuple):
-    line: int  # of the file, where the record starts; counted from 1
+    line: int  # line of the file on which the record starts, from 1
     row: dict[str, Json]
     text: bytes  # the row as JSON
-    offset: int | None  # bytes before `text` in the file; None: it stands there in another form
+    offset: int | None  # bytes before `text` in the file; None: the file does not contain `text`
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A JSON or CSV file, which may be compressed. `delimiter` is that of CSV, None for JSON."""
+    """A JSON or CSV file, possibly compressed. delimiter: that of CSV; None for JSON."""
 
-    path: str  # or URL
-    shown: str  # what messages call it
+    path: str  # path or URL
+    shown: str  # its name in messages
     delimiter: str | None = None
-    field: str | None = None  # of one JSON object: the key whose value is the array of rows
+    field: str | None = None  # if the file is one JSON object: the key of its array of rows
 
     @classmethod
     def of(cls, path: str, shown: str) -> DataFile | None:
-        """By the end of its name; None for other kinds of files."""
+        """The file with the reader that its suffix asks for; None for another suffix."""
         end = kind(path)
         if end in JSON_SUFFIXES:
             return cls(path, shown)
@@ -65,9 +65,9 @@ class DataFile:
         return self.path.endswith(COMPRESSED)
 
     def records(self, numbers_as_text: bool = False) -> Iterator[Record]:
-        """All of them in order. numbers_as_text: as `NumberText`, so that none loses its spelling.
+        """Yield all records in order. numbers_as_text: numbers as `NumberText`, spelling kept.
 
-        Raises DataFormatError, with the line, for what cannot be read.
+        Raises DataFormatError with the line of whatever cannot be parsed.
         """
         try:
             with _opened(self.path) as file:
@@ -78,7 +78,7 @@ class DataFile:
                     yield from _json(file, self, decoder)
         except (DataFormatError, ConfigurationError, GeneratorExit):
             raise
-        except Exception as error:  # each way to compress has errors of its own
+        except Exception as error:  # each compression library has its own exceptions
             reason = one_line(error, 200)
             raise DataFormatError(f"{self.shown} cannot be read: {reason}") from error
 
@@ -88,7 +88,7 @@ _AS_TEXT = json.JSONDecoder(parse_float=NumberText, parse_int=NumberText)
 
 
 def kind(path: str) -> str:
-    """The end of a file's name that tells what is in it: ".jsonl" of "a.jsonl.gz"."""
+    """The suffix that tells the format, in lower case: ".jsonl" for "a.jsonl.gz"."""
     name = PurePosixPath(path)
     return (PurePosixPath(name.stem) if name.suffix in COMPRESSED else name).suffix.lower()
 
@@ -103,13 +103,13 @@ def _opened(path: str) -> IO[bytes]:
 
 
 def decode_row(text: bytes, numbers_as_text: bool = False) -> dict[str, Json]:
-    """The row of `Record.text`."""
+    """Parse `Record.text` into its row."""
     return (_AS_TEXT if numbers_as_text else _AS_VALUES).decode(text.decode())
 
 
 def _json(file: IO[bytes], source: DataFile, decoder: json.JSONDecoder) -> Iterator[Record]:
-    """One object a line; or a file that is one array, or objects over several lines each. The
-    latter two are held as text."""
+    """Parse one object per line; or one array, or objects that span several lines. The latter two
+    are read into memory as a whole."""
     offset = 0
     is_first = True
     for line, raw in enumerate(file, start=1):
@@ -132,13 +132,13 @@ def _json(file: IO[bytes], source: DataFile, decoder: json.JSONDecoder) -> Itera
             raise _not_json(source, line, error.msg, error.colno) from error
         except DataFormatError:
             raise
-        except (ValueError, RecursionError) as error:  # too many digits, too deep
+        except (ValueError, RecursionError) as error:  # too many digits, or too deeply nested
             raise _not_json(source, line, _why(error)) from error
         is_first = False
         yield Record(line, _object(row, raw, source, line), raw, start)
 
 
-Values = Iterator[tuple[int, Json, int]]  # where a value starts, the value, where it ends
+Values = Iterator[tuple[int, Json, int]]  # start of a value, the value, its end
 
 
 def _whole(
@@ -187,7 +187,7 @@ def _in_array(text: str, source: DataFile, decoder: json.JSONDecoder) -> Values:
 
 
 def _start_of_array(text: str, source: DataFile, decoder: json.JSONDecoder) -> int:
-    """Where the array of rows begins: with the text, or behind the key that the data set names."""
+    """Offset of the array of rows: the start of the text, or after the key `source.field`."""
     at = _after_space(text, 0)
     if source.field is None:
         return at
@@ -195,16 +195,16 @@ def _start_of_array(text: str, source: DataFile, decoder: json.JSONDecoder) -> i
     if not isinstance(whole, dict) or not isinstance(whole.get(source.field), list):
         raise DataFormatError(
             f"{source.shown} has no array of rows under {source.field!r}, the field that the"
-            " README of the data set names"
+            " data set's README names"
         )
     at = _after_space(text, at + 1)
-    while True:  # the text is known to be right
+    while True:  # no need to check the syntax: the text has been parsed before
         key, end = decoder.raw_decode(text, at)
-        at = _after_space(text, _after_space(text, end) + 1)  # behind the colon
+        at = _after_space(text, _after_space(text, end) + 1)  # past the colon
         if key == source.field:
             return at
         _, end = decoder.raw_decode(text, at)
-        at = _after_space(text, _after_space(text, end) + 1)  # behind the comma
+        at = _after_space(text, _after_space(text, end) + 1)  # past the comma
 
 
 def _after_space(text: str, at: int) -> int:
@@ -222,7 +222,7 @@ def _object(value: Json, text: bytes, source: DataFile, line: int) -> dict[str, 
     return value
 
 
-_TOO_DEEP = f"lists and objects are more than {MAX_DEPTH} deep in each other"
+_TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
 
 
 def _depth(text: bytes) -> int:
@@ -261,7 +261,7 @@ def _why(error: Exception) -> str:
 
 
 def _csv(file: IO[bytes], source: DataFile) -> Iterator[Record]:
-    """Cells are the strings that stand there; an empty one is None."""
+    """Cells are strings exactly as in the file; an empty one is None."""
     csv.field_size_limit(_MAX_CELL)
     assert source.delimiter is not None
     reader = csv.reader(
@@ -274,7 +274,7 @@ def _csv(file: IO[bytes], source: DataFile) -> Iterator[Record]:
         names = next(reader, [])
         if doubled := [name for name in names if names.count(name) > 1]:
             raise DataFormatError(
-                f"{source.shown}:1 names the column {doubled[0]!r} twice: rename one of them"
+                f"{source.shown}:1 has the column {doubled[0]!r} twice; rename one of them"
             )
         line = reader.line_num
         for cells in reader:
@@ -283,8 +283,8 @@ def _csv(file: IO[bytes], source: DataFile) -> Iterator[Record]:
                 continue
             if len(cells) != len(names):
                 raise DataFormatError(
-                    f"{source.shown}:{start} has {len(cells)} cells under {len(names)} columns:"
-                    f' put cells that hold {source.delimiter!r} or a newline in "quotes"'
+                    f"{source.shown}:{start} has {len(cells)} cells for {len(names)} columns;"
+                    f' put "quotes" around cells that contain {source.delimiter!r} or a newline'
                 )
             row: dict[str, Json] = {name: cell or None for name, cell in zip(names, cells)}
             yield Record(start, row, json.dumps(row).encode(), None)
@@ -292,6 +292,6 @@ def _csv(file: IO[bytes], source: DataFile) -> Iterator[Record]:
         raise DataFormatError(f"{source.shown}:{line + 1} is not CSV: {error}") from error
     except UnicodeDecodeError as error:
         raise DataFormatError(
-            f"{source.shown} is not UTF-8 text, {error.reason}, at line {line + 1} or some lines"
-            " below: save it as UTF-8"
+            f"{source.shown} is not UTF-8 text, {error.reason}, at line {line + 1} or a few lines"
+            " below; save it as UTF-8"
         ) from error

@@ -1,11 +1,11 @@
-"""Parts of HTML pages that stand alone: one file, no network, light and dark, safe with any text.
+"""Build self-contained HTML pages: one file, no network, light and dark, safe with any text.
 
     body = [element("h1", "Rollouts"), table(rows, header=("metric", "value"))]
     replace_file(path, page("Rollouts", body, script=SCRIPT, data=rollouts))
 
-Markup has the type `Html`; whatever else is put into a page is text and is escaped, so that nothing
-a model or an environment wrote can become markup. The page carries a content security policy: the
-browser itself refuses other scripts than the page's own, and every request to a network.
+Markup has the type `Html`; everything else is text and is escaped, so that nothing written by a
+model or an environment can become markup. Each page has a content security policy: the browser
+itself blocks other scripts than the page's own, and all network requests.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.display import short
 from tinker_cookbook.utils.json_types import Plain
 
-DATA_ID = "data"  # of the element that holds a page's data
+DATA_ID = "data"  # id of the element with the page's data
 
 _STYLE = Path(__file__).with_suffix(".css")
-_VOID = frozenset({"br", "input", "meta"})  # elements that have no content and no end tag
-_NO_CHARACTER = re.compile("[\x00\ud800-\udfff]")  # neither HTML nor UTF-8 has them
+_VOID = frozenset({"br", "input", "meta"})  # elements without content or end tag
+_NO_CHARACTER = re.compile("[\x00\ud800-\udfff]")  # not allowed in HTML or UTF-8
 
 
 class Html(str):
-    """Markup that may stand in a page as it is."""
+    """Markup that is inserted into a page unescaped."""
 
 
 Text: TypeAlias = str | int | float | bool | None
-Content: TypeAlias = "Text | Sequence[Content]"  # None is left out
+Content: TypeAlias = "Text | Sequence[Content]"  # None is skipped
 
 
 def escape(text: Text) -> Html:
-    """The markup that shows a text, also inside an attribute's quotes; `Html` stays as it is."""
+    """Escape a text for content and quoted attributes; `Html` is returned unchanged."""
     if isinstance(text, Html):
         return text
     return Html(html.escape(_NO_CHARACTER.sub("\ufffd", str(text))))
@@ -47,8 +47,8 @@ def escape(text: Text) -> Html:
 def element(tag: str, *children: Content, **attributes: Text) -> Html:
     """`<tag name="value">children</tag>`.
 
-    children: markup, text, numbers, or lists of them; None is left out. attributes: `class_` is
-    class and `data_x` is data-x; True has no value, False and None are left out.
+    children: markup, text, numbers, or lists of them; None is skipped. attributes: `class_` becomes
+    class and `data_x` data-x; True gives an attribute without value, False and None are skipped.
     """
     names = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     head = "".join(
@@ -72,7 +72,7 @@ def _joined(children: Sequence[Content]) -> Html:
 
 
 def table(rows: Iterable[Sequence[Text]], header: Sequence[str] = ()) -> Html:
-    """Rows of cells; numbers are shortened and stand to the right."""
+    """A table; numbers are shortened and right-aligned."""
     head = [element("tr", [element("th", name) for name in header])] if header else []
     return element("table", head, [element("tr", [_cell(cell) for cell in row]) for row in rows])
 
@@ -84,12 +84,12 @@ def _cell(value: Text) -> Html:
 
 
 def metrics_table(metrics: Mapping[str, Text]) -> Html:
-    """Names and values, in the order of the mapping and in as many columns as there is room for."""
+    """Names and values in the order of the mapping, in as many columns as fit."""
     return element("div", table(metrics.items()), class_="columns")
 
 
 def fold(summary: Content, *children: Content, **attributes: Text) -> Html:
-    """Children that are shown once a reader clicks on the summary."""
+    """Children that are collapsed until the reader clicks on the summary."""
     return element("details", element("summary", summary), *children, **attributes)
 
 
@@ -101,9 +101,9 @@ def page(
     script: str = "",
     data: Plain = None,
 ) -> str:
-    """A whole page. `style`, `script`: source text of the program's own, never of its data.
+    """A whole page. style, script: source text of the program itself, never data.
 
-    data: plain data; the script reads it with
+    data: plain data, which the script reads with
     `JSON.parse(document.getElementById("data").textContent)`.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -121,7 +121,7 @@ def page(
 
 
 def data_element(value: Plain) -> Html:
-    """Plain data for the page's script. NaN and infinity become strings, see `jsonl`."""
-    # "<" would let a text end the element, or open a comment that swallows its end
+    """Embed plain data for the page's script; NaN and infinity become strings (see `jsonl`)."""
+    # an unescaped "<" could end the element, or open a comment that swallows its end tag
     text = jsonl.encode(value, compact=True).replace("<", "\\u003c")
     return element("script", Html(text), id=DATA_ID, type="application/json")

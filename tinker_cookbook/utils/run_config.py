@@ -1,9 +1,9 @@
-"""config.json of a run, read back: the keys of `config=<run>/config.json`.
+"""Read config.json of a run back, for `config=<run>/config.json`.
 
-It holds the configuration as it ran (`plain_data.plain`): nested objects with their classes as
-module:Name, and values that were filled in. What a recipe derives from other keys is left out again
-where its config class has `drop_resolved_keys(config: dict) -> dict`, so that these other keys may
-be given anew. Where a run was (log_path) and what was to become of the directory is not taken over.
+The file holds the resolved configuration (`plain_data.plain`): nested objects with their classes as
+module:Name, and the defaults that were chosen. A config class may define
+`drop_resolved_keys(config: dict) -> dict` to leave out values derived from other keys, so that
+those other keys can be overridden. log_path and behavior_if_log_dir_exists are not reused.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _OF_ITS_DIRECTORY = ("log_path", "behavior_if_log_dir_exists")
 
 
 class RunConfig(typing.NamedTuple):
-    """file: as the user named it; content: plain data, the keys to take over."""
+    """file: its name as the user gave it; content: the keys to reuse, as plain data."""
 
     file: str
     content: dict[str, Any]
 
     def keys(self, config_class: type) -> Iterator[tuple[str, Any]]:
-        """Dotted keys with texts as on the command line, or with objects that have none."""
+        """Yield dotted keys with values as on the command line, else as objects."""
         return _keys(config_class, self.content, "", self.file)
 
     def check(self, config: Any, given: Iterable[str]) -> None:
-        """Raises ConfigurationError where the config that was made of this file is another one,
-        keys that were given beside it (dotted patterns) aside."""
+        """Raise ConfigurationError if the config built from this file differs from it, apart from
+        the keys in `given` (dotted patterns) that override it."""
         made = dict(_leaves(plain(config, identities=False)))
         for key, value in _leaves(self.content):
             aside = any(key == each or key.startswith(f"{each}.") for each in given)
@@ -56,22 +56,23 @@ class RunConfig(typing.NamedTuple):
 
 
 def read(name: str, config_class: type) -> RunConfig | None:
-    """None where the file is no config.json of a run. ConfigurationError: of another program."""
+    """Read the file; None if it is not config.json of a run. Raises ConfigurationError if it
+    belongs to another program."""
     content = _json(name)
     if not isinstance(content, dict) or RECIPE not in content:
         return None
-    if RECIPE in chz.chz_fields(config_class):  # a key of this program's own
+    if RECIPE in chz.chz_fields(config_class):  # this program has a key of that name itself
         return None
     here, there = plain(config_class), content.get(CONFIG_CLASS)
     if there is None:
         raise ConfigurationError(
             f"config={name} was written by an earlier version, or by a program without a config"
-            " class: it does not say where its classes are; give its keys one by one"
+            " class, and does not name the modules of its classes; give its keys one by one"
         )
     if there != here:
         raise ConfigurationError(
-            f"config={name} is of a run of {content[RECIPE]} ({there}), not of {here}: give it to"
-            " the program that wrote it"
+            f"config={name} belongs to a run of {content[RECIPE]} ({there}), not {here}; pass it to"
+            " that program"
         )
     taken = {k: v for k, v in content.items() if k not in (*_ABOUT, *_OF_ITS_DIRECTORY)}
     drop_resolved_keys = getattr(config_class, "drop_resolved_keys", dict)
@@ -79,7 +80,7 @@ def read(name: str, config_class: type) -> RunConfig | None:
 
 
 def rebuild(value: Any, where: str) -> Any:
-    """The object that plain data stands for. ConfigurationError where it cannot be made of that."""
+    """Rebuild the object from its plain data. Raises ConfigurationError if that is not possible."""
     if isinstance(value, Mapping) and PARTIAL in value:
         call = _imported(value[PARTIAL], where)
         arguments = [rebuild(each, where) for each in value["args"]]
@@ -95,8 +96,8 @@ def rebuild(value: Any, where: str) -> Any:
             made = {k: rebuild(v, f"{where}.{k}") for k, v in fields.items()}
             return typing.cast(type, cls)(**made)
         raise ConfigurationError(
-            f"{where} is a {value[CLASS]} that was made in Python: config.json does not hold what"
-            " it is made of; start the run from Python"
+            f"{where} is a {value[CLASS]} that was created in Python; config.json does not hold its"
+            " arguments; start the run from Python"
         )
     if isinstance(value, Mapping):
         return {k: rebuild(v, f"{where}.{k}") for k, v in value.items()}
@@ -116,7 +117,8 @@ def _chz_object(cls: type, value: Mapping[str, Any], where: str) -> Any:
 
 
 def _keys(cls: type, fields: Mapping[str, Any], path: str, file: str) -> Iterator[tuple[str, Any]]:
-    """Words where chz can make what they say, so that single keys may be given anew."""
+    """Yield values as command-line text where chz can parse it, so that single keys can be
+    overridden."""
     known = chz.chz_fields(cls) if chz.is_chz(cls) else {}
     for name, value in fields.items():
         if name in (CLASS, IDENTITY):
@@ -150,7 +152,7 @@ def _callable_or_object(value: Any, where: str) -> Any:
 
 
 def _item_type(kind: Any) -> Any:
-    """Of a list type, perhaps in a union with others."""
+    """The item type of a list type, possibly inside a union."""
     for each in (kind, *typing.get_args(kind)):
         if typing.get_origin(each) in (list, tuple) and typing.get_args(each):
             return typing.get_args(each)[0]
@@ -158,7 +160,7 @@ def _item_type(kind: Any) -> Any:
 
 
 def _class(reference: str, kind: Any, where: str) -> type:
-    """The class for a field of type `kind`. One of this package may have moved since."""
+    """Import the class for a field of type `kind`; a class of this package may have moved."""
     try:
         return _imported(reference, where)
     except ConfigurationError:
@@ -173,7 +175,9 @@ def _imported(reference: str, where: str) -> Any:
     try:
         return attrgetter(name)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{where} is {reference}, which cannot be had: {error}") from error
+        raise ConfigurationError(
+            f"{where} is {reference}, which cannot be imported: {error}"
+        ) from error
 
 
 def _inits(cls: Any) -> list[dataclasses.Field[Any]]:
@@ -181,7 +185,7 @@ def _inits(cls: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of plain data, without what identities say of today's files."""
+    """Dotted keys and values of plain data, without identities."""
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         items = [(k, v) for k, v in value.items() if k not in _ABOUT or (k == CLASS and path)]

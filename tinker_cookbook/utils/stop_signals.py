@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first asks a program to stop, the second ends it at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first one stops a program gracefully, the second at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_GRACE_SECONDS = 2.0  # to clean up in, once there is nothing left to save
-# wrappers pass on a Ctrl-C that the terminal has sent to all of them; a person needs longer
+_GRACE_SECONDS = 2.0  # time to clean up once everything is saved
+# A wrapper forwards a Ctrl-C that the terminal has already sent to every process of the group; such
+# a repetition comes faster than a person can press the keys again.
 _ECHO_SECONDS = 0.1
-_DEFAULT_WORDS = "stopped; run the same command to go on"
+_DEFAULT_WORDS = "stopped; run the same command to resume"
 
 
 class Stopped(SystemExit):
-    """Ends a program that was asked to stop, with the exit code that shells give the signal."""
+    """Raised to end a program after a stop signal, with exit code 128 + signal number."""
 
     def __init__(self, number: signal.Signals, message: str) -> None:
         super().__init__(128 + number)
@@ -31,7 +32,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """What has been asked for, and who is to be told: see `handled` and `watch`."""
+    """The stop signal received, if any, and the handlers to notify: see `handled` and `watch`."""
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
@@ -41,11 +42,11 @@ class StopSignals:
 
     @contextmanager
     def watch(self, describe: Callable[[], str], act: Callable[[], None]) -> Iterator[None]:
-        """While the block runs, the first signal says `describe()` and calls `act()`.
+        """In the block, the first signal prints `describe()` and calls `act()`.
 
-        Both run inside the signal handler, between any two instructions of the main thread: they
-        must take no lock and print nothing. Of several, those that came last but not the first
-        are called: the first one is the program's own, for when there is no run to be saved.
+        Both run inside the signal handler, between any two instructions of the main thread, so they
+        must not take locks or print. With nested blocks the first one, which belongs to the program
+        itself, is notified only if there is no other: a run that can be saved takes precedence.
         """
         watcher = describe, act
         self._watchers.append(watcher)
@@ -57,10 +58,11 @@ class StopSignals:
     def end_soon(
         self, last_words: str = _DEFAULT_WORDS, unless: Callable[[], bool] = lambda: False
     ) -> None:
-        """Nothing is left to save: ends the process after the grace time, whatever still hangs.
+        """Everything is saved: end the process after the grace period, even if something hangs.
 
-        Threads that compute cannot be stopped from outside, and Python would wait for them. All
-        that a run keeps is written atomically. unless: asked when the time is up.
+        Python would wait for threads that compute, and they cannot be stopped from outside. Ending
+        them is safe, because everything a run keeps is written atomically. unless: checked when
+        the time is up; True cancels the exit.
         """
 
         def end() -> None:
@@ -68,7 +70,7 @@ class StopSignals:
             if not unless():
                 self._end(self.requested, last_words)
 
-        # not by `threading`: the signal may have come while its lock was held
+        # not a `threading.Timer`: the signal may have arrived while a lock of `threading` was held
         _thread.start_new_thread(end, ())
 
     def say_last(self, words: str) -> None:
@@ -77,8 +79,8 @@ class StopSignals:
             _write_now(f"{words}\n")
 
     def stopped(self, message: str = _DEFAULT_WORDS) -> Stopped:
-        """The exception to raise for the signal that came."""
-        assert self.requested is not None, "no signal has come"
+        """The exception to raise for the signal received."""
+        assert self.requested is not None, "no signal was received"
         return Stopped(self.requested, message)
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
@@ -89,7 +91,7 @@ class StopSignals:
         if self.requested is None:
             self.requested, self._requested_at = signal.Signals(number), time.monotonic()
             self._tell()
-        # a shell that loses its terminal sends SIGHUP again
+        # a shell that loses its terminal sends SIGHUP twice
         elif number != signal.SIGHUP and time.monotonic() - self._requested_at > _ECHO_SECONDS:
             self._end(signal.Signals(number), "ended at once; the same command resumes")
 
@@ -106,7 +108,7 @@ class StopSignals:
 
     def _end(self, number: signal.Signals | None, last_words: str) -> None:
         with suppress(Exception):
-            if sys.stdout.isatty():  # a live display may have hidden the cursor
+            if sys.stdout.isatty():  # a live display may have hidden the cursor; show it again
                 os.write(sys.stdout.fileno(), b"\x1b[?25h")
         self.say_last(last_words)
         logging.shutdown()
@@ -117,21 +119,21 @@ _active: StopSignals | None = None
 
 
 def active() -> StopSignals:
-    """Those that the program handles; without `handled`, or outside the main thread, none comes."""
+    """The active StopSignals; without `handled`, or outside the main thread, none ever arrives."""
     return _active or StopSignals()
 
 
 @contextmanager
 def handled() -> Iterator[StopSignals]:
-    """Handles the signals while the block runs, and prints the message of `Stopped` at its end.
+    """Handle the signals in the block, and print the message of `Stopped` at its end.
 
-    For programs that are not started by `cli_utils.cli`:
+    For programs not started by `cli_utils.cli`:
 
         with stop_signals.handled():
             asyncio.run(train.main(config))
 
-    Signals that are ignored (nohup, a background job) stay ignored, and handlers of the program's
-    own stay in place. Does nothing inside another `handled` or outside the main thread.
+    Signals that are ignored (nohup, a background job) stay ignored, and handlers that the program
+    has installed stay in place. Does nothing inside another `handled` or outside the main thread.
     """
     global _active
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -159,15 +161,15 @@ def handled() -> Iterator[StopSignals]:
 
 
 def discard(stream: IO[str]) -> None:
-    """From now on what is written to the stream goes nowhere, without an error."""
-    with suppress(OSError, ValueError):  # ValueError: not a file, or closed
+    """Redirect the stream to /dev/null, so that later writes cannot fail."""
+    with suppress(OSError, ValueError):  # ValueError: no file descriptor, or closed
         target = os.open(os.devnull, os.O_WRONLY)
         os.dup2(target, stream.fileno())
         os.close(target)
 
 
 def _is_gone(stream: IO[str]) -> bool:
-    """Whether the stream is a terminal that was closed: each write would raise."""
+    """Whether the stream is a terminal that was closed, so that every write would raise."""
     try:
         return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty()
     except (OSError, ValueError):
@@ -175,9 +177,9 @@ def _is_gone(stream: IO[str]) -> bool:
 
 
 def _write_now(text: str) -> None:
-    """To stderr, past its buffer: the handler may have interrupted a print."""
+    """Write to stderr unbuffered: the handler may have interrupted a print."""
     with suppress(OSError, ValueError):
         on_terminal = sys.stderr.isatty()
-        # over a live line or the ^C that the terminal shows
+        # overwrite a live line, or the ^C that the terminal echoes
         start = "\r\x1b[2K" if on_terminal else ""
         os.write(sys.stderr.fileno(), (start + text).encode())

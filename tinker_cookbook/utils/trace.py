@@ -5,10 +5,11 @@
 
     with span("tokenise"): ...
 
-Where a `Journal` runs, the seconds of all spans of a name are added to `time/<name>` of its present
-row. After `trace_init` each span, with those of `Journal.timed`, is also an event of a file, in the
-trace-event format of Chrome and Perfetto, one JSON object a line: ui.perfetto.dev shows it once
-`jq -s . trace_events.jsonl > trace.json` has made it one array.
+In a run with a `Journal`, the seconds of all spans of one name are summed in `time/<name>` of the
+current row. After `trace_init` each span, including those of `Journal.timed`, is also written to a
+file as an event in the trace-event format of Chrome and Perfetto, one JSON object per line. To view
+it, convert it to an array (`jq -s . trace_events.jsonl > trace.json`) and open that in
+ui.perfetto.dev.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ from tinker_cookbook.utils.plain_data import plain
 P = ParamSpec("P")
 R = TypeVar("R")
 Listener = Callable[[str, float], None]
-"""Takes the name of a span and its seconds."""
+"""Called with the name of a span and its duration in seconds."""
 
 _attributes: ContextVar[dict[str, Any] | None] = ContextVar("attributes", default=None)
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def scope(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes every call of a function, sync or async, a span under the function's name."""
+    """Time every call of a function, sync or async, as a span with the function's name."""
     name = function.__qualname__.rpartition("<locals>.")[2]
     return each_call_in(function, lambda: span(name))
 
 
 @contextmanager
 def span(name: str, listener: Listener | None = None) -> Iterator[None]:
-    """A block as a span, also where it raises. listener: who is told, None for the one here."""
+    """Time a block as a span, even if it raises. listener: None takes that of `listening`."""
     attributes: dict[str, Any] = {}
     token = _attributes.set(attributes)
     started, began = time.time(), time.perf_counter()
@@ -62,7 +63,7 @@ def span(name: str, listener: Listener | None = None) -> Iterator[None]:
 
 
 def update_scope_context(values: Mapping[str, Any]) -> None:
-    """Attributes of the innermost open span, for the trace file. Without one nothing happens."""
+    """Add attributes to the innermost open span, for the trace file; ignored without one."""
     attributes = _attributes.get()
     if attributes is not None:
         attributes.update(values)
@@ -70,7 +71,7 @@ def update_scope_context(values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """In the block, and in tasks that begin in it, `listener` is told of every span."""
+    """Call `listener` for every span in the block and in tasks started from it."""
     before = _listener.get()
     _listener.set(listener)
     try:
@@ -80,14 +81,14 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def trace_init(flush_interval_sec: float = 1.0, output_file: str = "trace_events.jsonl") -> None:
-    """From now on every span is added to the file; on disk after so many seconds, or at exit."""
+    """Write every span to the file from now on; flushed every `flush_interval_sec` and at exit."""
     global _file
     trace_shutdown()
     _file = _TraceFile(Path(output_file).expanduser(), flush_interval_sec)
 
 
 def trace_shutdown() -> None:
-    """Closes the file of `trace_init`, if there is one."""
+    """Close the file of `trace_init`, if any."""
     global _file
     if _file is not None:
         _file.close()
@@ -95,7 +96,7 @@ def trace_shutdown() -> None:
 
 
 class _TraceFile:
-    """Every asyncio task, and every thread outside of tasks, is a track of its own."""
+    """The trace file; each asyncio task, and each thread outside of tasks, has its own track."""
 
     def __init__(self, path: Path, flush_seconds: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
