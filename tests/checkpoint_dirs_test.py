@@ -103,7 +103,7 @@ def test_a_client_of_another_alpha_and_files_in_bf16(
     assert 1e-6 < (half - expected).abs().max() < 0.05
     with pytest.raises(CheckpointError, match=r"rank=4, not 8"):
         service.create_lora_training_client(tiny_llama, rank=8).load_state(str(adapter)).result()
-    with pytest.raises(CheckpointError, match="holds no optimizer state"):
+    with pytest.raises(CheckpointError, match="has no optimizer state"):
         client.load_state_with_optimizer(str(adapter)).result()
 
 
@@ -119,7 +119,7 @@ def test_a_client_of_another_alpha_and_files_in_bf16(
         ({"trainable_token_indices": [3]}, r"trainable_token_indices=\[3\]"),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights="pissa"'),
         ({"lora_bias": True}, "lora_bias=true"),
-        ({"target_modules": ["embed_tokens"]}, "lora_embedding_A.* is no tensor of a plain LoRA"),
+        ({"target_modules": ["embed_tokens"]}, "lora_embedding_A.* is not a tensor of plain LoRA"),
     ],
 )
 def test_what_the_engine_does_not_compute_is_refused_by_name(

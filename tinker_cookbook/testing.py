@@ -90,9 +90,13 @@ class Script:
 
     def train(self, request: Train) -> TrainResult:
         logprobs = [
-            np.vectorize(self.logprob_of, otypes=[np.float32])(row.targets) for row in request.rows
+            np.vectorize(self.logprob_of, otypes=[np.float32])(seq.targets)
+            for seq in request.sequences
         ]
-        weights = [row.inputs.get("weights", np.ones(row.targets.shape)) for row in request.rows]
+        weights = [
+            sequence.inputs.get("weights", np.ones(sequence.targets.shape))
+            for sequence in request.sequences
+        ]
         loss = -sum(float((w * lp).sum()) for w, lp in zip(weights, logprobs))
         return TrainResult(logprobs, {"loss:sum": loss})
 

@@ -132,12 +132,12 @@ def shared_prefixes(share: bool) -> Iterator[None]:
     """Whether rows with the same beginning share its computation, for the whole process."""
     from tinker_cookbook.engine import packing
 
-    usual = packing.SHORTEST_SHARED
-    packing.SHORTEST_SHARED = usual if share else sys.maxsize
+    usual = packing.MIN_SHARED_TOKENS
+    packing.MIN_SHARED_TOKENS = usual if share else sys.maxsize
     try:
         yield
     finally:
-        packing.SHORTEST_SHARED = usual
+        packing.MIN_SHARED_TOKENS = usual
 
 
 class ScoreBatch:

@@ -1,8 +1,8 @@
-"""One frozen base model, many LoRA adapters; training and sampling on the same weights.
+"""The engine: many LoRA adapters on one frozen base model; it trains and samples the same weights.
 
-Tokens and tensors in, logprobs and weights out: no messages, no HTTP, no SDK types. `EngineConfig`
-is here for everybody; the engine itself is `engine.scheduler.Engine`, imported where it is started,
-because it brings torch and transformers along.
+Tokens and tensors in, logprobs and weights out: no chat messages, no HTTP, no SDK types.
+`EngineConfig` is exported here. The engine itself, `engine.scheduler.Engine`, must be imported from
+its module, because it imports torch and transformers, which takes seconds.
 """
 
 from tinker_cookbook.engine.config import EngineConfig

@@ -60,7 +60,7 @@ class _PeftFiles:
 
     @property
     def spec(self) -> LoraSpec:
-        return peft_adapters.describe(self.directory).spec
+        return peft_adapters.load_adapter_info(self.directory).spec
 
     def read(self, adapter: Adapter, base: BaseModel) -> None:
         peft_adapters.read(adapter, base, self.directory)

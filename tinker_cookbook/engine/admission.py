@@ -16,7 +16,7 @@ import numpy as np
 
 from tinker_cookbook.engine.kv_cache import KVCache, Slice
 from tinker_cookbook.engine.memory import SamplingLimits
-from tinker_cookbook.engine.packing import SHORTEST_SHARED
+from tinker_cookbook.engine.packing import MIN_SHARED_TOKENS
 from tinker_cookbook.engine.prefix_cache import CachedPrefix, Node, PrefixCache, length
 from tinker_cookbook.engine.sampling_jobs import Job, Row
 
@@ -158,7 +158,7 @@ class Admission:
         kept = job.path
         if not kept and not fresh and self._keeps and job.scores is None:
             kept = self.prefixes.match(job.owner, job.prompt[:-1])
-            kept = kept if length(kept) >= SHORTEST_SHARED else []
+            kept = kept if length(kept) >= MIN_SHARED_TOKENS else []
         alone = self.limits.deterministic or size - length(kept) > left
         if alone and left < self.limits.tokens_per_pass:
             return None
@@ -204,7 +204,7 @@ class Admission:
     def _spare(self, tokens: int, used: int) -> bool:
         """Whether so many tokens may be kept for later requests."""
         free = self.limits.kv_tokens - self.prefixes.pinned - used
-        return SHORTEST_SHARED <= tokens <= min(self._keeps, free)
+        return MIN_SHARED_TOKENS <= tokens <= min(self._keeps, free)
 
     def _reserve(self, count: int, need: int, live: int) -> None:
         cache, limit = self.cache, self.limits.kv_tokens - self.prefixes.pinned

@@ -1,15 +1,15 @@
-"""What torch hands to an autograd function of one's own, typed."""
+"""Types for custom autograd functions, whose context torch leaves untyped."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-Gradients = tuple[Tensor | None, ...]  # one for each argument of `forward`
+Gradients = tuple[Tensor | None, ...]  # one per argument of `forward`
 
 
 class Context(FunctionCtx):
-    """`ctx`: what `forward` saves and `backward` finds again."""
+    """`ctx` of an autograd function: what `forward` saves for `backward`."""
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]

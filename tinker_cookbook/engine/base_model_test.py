@@ -1,4 +1,4 @@
-"""Loading: quantised weights, and what is refused."""
+"""Loading: quantized weights, and models that are refused."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tinker_cookbook.exceptions import ConfigurationError
 
 
 def with_quantised_weights(
-    source: str, directory: Path, quantisation: dict[str, Any]
+    source: str, directory: Path, quantization: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """A model's files with its layers in 8 or 4 bits; returns what they are worth."""
+    """Write a model's files with its layers in 8 or 4 bits; returns the dequantized weights."""
     shutil.copytree(source, directory, dirs_exist_ok=True)
     config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = quantisation
+    config["quantization_config"] = quantization
     (directory / "config.json").write_text(json.dumps(config))
     stored, worth = {}, {}
     for name, weight in load_file(directory / "model.safetensors").items():
-        if quantisation["quant_method"] == "mxfp4" and weight.ndim == 3:
+        if quantization["quant_method"] == "mxfp4" and weight.ndim == 3:
             stored |= mxfp4(name, weight, worth)
-        elif quantisation["quant_method"] == "fp8" and "_proj" in name:
-            stored |= fp8(name, weight, quantisation["weight_block_size"], worth)
+        elif quantization["quant_method"] == "fp8" and "_proj" in name:
+            stored |= fp8(name, weight, quantization["weight_block_size"], worth)
         else:
             stored[name] = worth[name] = weight
     save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
@@ -40,7 +40,7 @@ def with_quantised_weights(
 def fp8(
     name: str, weight: torch.Tensor, block: list[int], worth: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """8-bit floats, one scale for each block."""
+    """8-bit floats with one scale per block."""
     rows, columns = weight.shape
     blocks = weight.view(rows // block[0], block[0], columns // block[1], block[1])
     scales = blocks.abs().amax((1, 3)) / 448
@@ -52,7 +52,7 @@ def fp8(
 def mxfp4(
     name: str, weight: torch.Tensor, worth: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """4-bit floats, two in a byte; 32 of them share an exponent. OCP MX specification 1.0."""
+    """4-bit floats, two per byte; 32 share an exponent (OCP MX specification 1.0)."""
     positive = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     values = torch.tensor(positive + [-value for value in positive])
     experts, fan_in, fan_out = weight.shape
@@ -70,7 +70,7 @@ def mxfp4(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("family", "quantisation"),
+    ("family", "quantization"),
     [
         ("tiny_gpt_oss", {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}),
         ("tiny_qwen3_moe", {"quant_method": "fp8", "weight_block_size": [16, 32]}),
@@ -79,17 +79,17 @@ def mxfp4(
 )
 def test_quantised_files_are_read_as_plain_weights(
     family: str,
-    quantisation: dict[str, Any],
+    quantization: dict[str, Any],
     dtype: Any,
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    """Small files made here; the real ones of gpt-oss and DeepSeek-V3 have not been tried."""
+    """Small files made here; the real ones of gpt-oss and DeepSeek-V3 were never tried."""
     path = request.getfixturevalue(family)
-    worth = with_quantised_weights(path, tmp_path / "quantised", quantisation)
-    asked = _load_config(str(tmp_path / "quantised")).quantization_config
-    assert asked == {**quantisation, "dequantize": True}  # where there is a GPU, it must be asked
-    base = BaseModel(str(tmp_path / "quantised"), EngineConfig(device="cpu", dtype=dtype))
+    worth = with_quantised_weights(path, tmp_path / "quantized", quantization)
+    asked = _load_config(str(tmp_path / "quantized")).quantization_config
+    assert asked == {**quantization, "dequantize": True}  # on a GPU, transformers must be asked to
+    base = BaseModel(str(tmp_path / "quantized"), EngineConfig(device="cpu", dtype=dtype))
     rows = make_rows()
     ours = plain_logprobs(base, rows)
     assert {p.dtype for p in base.decoder.parameters()} == {getattr(torch, dtype)}
@@ -116,8 +116,8 @@ def test_refusals(tiny_gpt_oss: str, tiny_qwen3_moe: str, tmp_path: Path) -> Non
     refused({"model_type": "kimi_k25"}, "'kimi_k25', which the engine does not support")
     config = json.loads((Path(tiny_gpt_oss) / "config.json").read_text())
     awq = {"quant_method": "awq", "bits": 4}
-    refused({**config, "quantization_config": awq}, "by 'awq', .* supported: mxfp4, fp8")
-    cut = {"quant_method": "fp8", "weight_block_size": [40, 128]}  # 64 is one block and a half
+    refused({**config, "quantization_config": awq}, "with 'awq', .* use mxfp4 or fp8")
+    cut = {"quant_method": "fp8", "weight_block_size": [40, 128]}  # 64 is one and a half blocks
     refused({**config, "quantization_config": cut}, r"do not divide .*q_proj.* of \[64, 64\]")
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     refused({**config, "rope_parameters": rope}, "rope_type='dynamic'; supported: default")
@@ -125,7 +125,7 @@ def test_refusals(tiny_gpt_oss: str, tiny_qwen3_moe: str, tmp_path: Path) -> Non
     whole = load_file(tmp_path / "model.safetensors")
     part = "model.layers.1.mlp.experts.2.up_proj.weight"
     for absent, message in (
-        ([part], "a part of its experts is absent"),
+        ([part], "some of its experts are missing"),
         ([name for name in whole if ".1.mlp.experts.2." in name], r"lack 'model\.layers\.1\.mlp"),
         ([name for name in whole if ".1.mlp.experts." in name], r"lack 'model\.layers\.1\.mlp"),
     ):

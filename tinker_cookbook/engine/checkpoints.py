@@ -1,12 +1,13 @@
-"""What a checkpoint directory holds: the adapter in PEFT's layout, and the optimizer's state.
+"""Files of a checkpoint directory: the adapter in PEFT's layout, and the optimizer state.
 
     adapter_config.json          PEFT's LoraConfig
     adapter_model.safetensors    base_model.model.<path>.lora_{A,B}.weight, fp32
     optimizer.safetensors        <path>.lora_{A,B}.{exp_avg,exp_avg_sq}, step (training state only);
-                                 its metadata: the number of CPU threads that computed it
+                                 metadata: the number of CPU threads of the run
 
-Directories are written and read here; that they appear whole or not at all, with checksums, is the
-store's work.
+This module writes files into an existing directory and reads them. Atomicity and checksums are the
+store's responsibility (`service/store.py`): a checkpoint gets its name, in one rename, only after
+all of its files are complete, so a crash while writing leaves no broken checkpoint.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ THREADS_KEY = "num_threads"
 
 
 def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
-    """The adapter alone, loadable by peft."""
+    """Write the adapter alone, in the files that peft loads."""
     spec = adapter.spec
+    # only names of layers that this model has: families name their layers differently
     covered = {name.split(".")[-2] for name in adapter.master}
     targets = [name for name in (*ATTENTION_LAYERS, *MLP_LAYERS, UNEMBED) if name in covered]
     config = {
@@ -52,27 +54,35 @@ def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
         f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
         for name, tensor in adapter.master.items()
     }
-    _save(tensors, directory / ADAPTER_FILE)
+    _save_tensors(tensors, directory / ADAPTER_FILE)
 
 
 def write_state(trainer: AdapterTrainer, base_model: str, directory: Path) -> None:
-    """The adapter and everything the next optimizer step depends on. Gradients are not kept."""
+    """Write the adapter and everything the next optimizer step depends on.
+
+    An accumulated gradient is not saved: resuming starts with an empty one.
+    """
     write_adapter(trainer.adapter, base_model, directory)
     tensors = {}
     for name, master in trainer.adapter.master.items():
         state = trainer.optimizer.state.get(master)
         if not state:
-            continue  # before the first step
+            continue  # AdamW makes its state in the first step
         for moment in MOMENTS:
             tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
         tensors["step"] = state["step"].cpu().clone()
+    # A run that resumes must use as many threads: sums over another number of threads differ in the
+    # last bits.
     on_cpu = trainer.base.device.type == "cpu"
     threads = {THREADS_KEY: str(torch.get_num_threads())} if on_cpu else None
-    _save(tensors, directory / OPTIMIZER_FILE, threads)
+    _save_tensors(tensors, directory / OPTIMIZER_FILE, threads)
 
 
 def read_spec(directory: Path) -> LoraSpec:
-    """What the saved adapter covers."""
+    """Read which layers a saved adapter covers, and its rank and alpha.
+
+    The seed is not saved: it only matters for initialisation.
+    """
     try:
         config = json.loads((directory / CONFIG_FILE).read_text())
         targets = config["target_modules"]
@@ -88,68 +98,77 @@ def read_spec(directory: Path) -> LoraSpec:
 
 
 def read_adapter(adapter: Adapter, directory: Path) -> None:
-    """Fill an adapter from disk; names and shapes must be exactly its own, alpha need not."""
+    """Load the weights of a checkpoint into an adapter.
+
+    Raises CheckpointError unless names and shapes are exactly the adapter's. Alpha may differ.
+    """
     scale = read_spec(directory).scale / adapter.spec.scale
-    tensors = load(directory / ADAPTER_FILE)
-    found = {name.removeprefix(PREFIX).removesuffix(".weight"): t for name, t in tensors.items()}
-    _check(adapter, directory / ADAPTER_FILE, found)
+    tensors = load_tensors(directory / ADAPTER_FILE)
+    saved = {name.removeprefix(PREFIX).removesuffix(".weight"): t for name, t in tensors.items()}
+    _check_tensors(adapter, directory / ADAPTER_FILE, saved)
     with torch.no_grad():
         for name, master in adapter.master.items():
-            master.copy_(found[name])
+            master.copy_(saved[name])
+            # with another alpha, B absorbs the ratio of the scales, so the product stays the same
             if name.endswith(".lora_B") and scale != 1:
                 master.mul_(scale)
     adapter.refresh()
 
 
 def read_optimizer(trainer: AdapterTrainer, directory: Path) -> None:
-    """Restore the optimizer's moments and step count."""
+    """Restore the optimizer's moments and step count, and drop the gradient.
+
+    Raises CheckpointError if the directory has no optimizer state, or one for another alpha:
+    moments are of gradients, which depend on alpha.
+    """
     file = directory / OPTIMIZER_FILE
     if not file.exists():
         raise CheckpointError(
-            f"{directory} holds no optimizer state (it was saved for sampling);"
+            f"{directory} has no optimizer state (it was saved for sampling);"
             " use create_training_client_from_state to start with a fresh optimizer"
         )
     alpha = read_spec(directory).alpha
     if alpha != trainer.spec.alpha:
         raise CheckpointError(
             f"{directory} was trained with alpha {alpha:g}, not {trainer.spec.alpha:g}: its"
-            " optimizer state fits only a client that is created from it"
+            " optimizer state fits only a client created from it"
         )
-    tensors = load(file)
+    tensors = load_tensors(file)
     step = tensors.pop("step", None)
     trainer.reset()
     state = trainer.optimizer.state
-    if step is None:
+    if step is None:  # saved before the first step
         return
     for moment in MOMENTS:
-        found = {
+        saved = {
             name.removesuffix(f".{moment}"): tensor
             for name, tensor in tensors.items()
             if name.endswith(f".{moment}")
         }
-        _check(trainer.adapter, file, found)
+        _check_tensors(trainer.adapter, file, saved)
         for name, master in trainer.adapter.master.items():
-            state[master][moment] = found[name].to(master.device)
+            state[master][moment] = saved[name].to(master.device)
             state[master]["step"] = step.to(master.device, copy=True)
 
 
 def read_num_threads(directory: Path) -> int | None:
-    """CPU threads that a training state was computed with; None: on a GPU, or by an old version."""
+    """CPU threads that a training state was computed with; None: on a GPU, or not recorded."""
     file = directory / OPTIMIZER_FILE
     try:
         with safe_open(file, "pt") as tensors:
             number = (tensors.metadata() or {}).get(THREADS_KEY)
         return None if number is None else int(number)
-    except Exception as error:  # as in load
+    except Exception as error:  # as in load_tensors
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _save(
+def _save_tensors(
     tensors: dict[str, torch.Tensor], file: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """With the permissions of any other file: safetensors writes for the owner's eyes alone.
+    """Save tensors with the usual file permissions; safetensors makes files for the owner only.
 
-    metadata: one key, for safetensors writes several in an order that changes.
+    metadata: at most one key. safetensors writes several in varying order, so equal checkpoints
+    would have different bytes.
     """
     file.touch()
     mode = file.stat().st_mode
@@ -157,21 +176,21 @@ def _save(
     file.chmod(mode)
 
 
-def load(file: Path) -> dict[str, torch.Tensor]:
-    """CheckpointError: not a safetensors file."""
+def load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Load a safetensors file; raises CheckpointError if it cannot be read."""
     try:
         return load_file(file)
     except Exception as error:  # safetensors raises its own type, OSError or ValueError
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def _check(adapter: Adapter, file: Path, found: dict[str, torch.Tensor]) -> None:
-    for name in sorted(set(found) ^ set(adapter.master)):
-        where = "is not part of this run's adapter" if name in found else "is missing"
-        raise CheckpointError(f"{file}: tensor {name!r} {where}; base model or targets differ")
+def _check_tensors(adapter: Adapter, file: Path, saved: dict[str, torch.Tensor]) -> None:
+    for name in sorted(set(saved) ^ set(adapter.master)):
+        problem = "is not part of this run's adapter" if name in saved else "is missing"
+        raise CheckpointError(f"{file}: tensor {name!r} {problem}; base model or targets differ")
     for name, master in adapter.master.items():
-        if found[name].shape != master.shape:
+        if saved[name].shape != master.shape:
             raise CheckpointError(
-                f"{file}: {name} has shape {list(found[name].shape)}, this run needs"
+                f"{file}: {name} has shape {list(saved[name].shape)}, this run needs"
                 f" {list(master.shape)}; base model or rank differ"
             )

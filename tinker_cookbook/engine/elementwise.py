@@ -1,15 +1,14 @@
-"""RMSNorm and the gated MLP's product as autograd functions of their own.
+"""RMSNorm and the gated product of an MLP as autograd functions that save less for the backward.
 
-The numbers are those of transformers' modules; what is kept for the backward is less: a norm keeps
-its input and one number per row (instead of the input in fp32), the product keeps its two factors
-(instead of three tensors). On a CPU the norm also takes about two thirds of
-the time, the product a little more.
+They give the same numbers as transformers' modules. A norm saves its input and one number per token
+(instead of the input in fp32), the product saves its two factors (instead of three tensors). On a
+CPU, the norm also takes about two thirds of the time, the product slightly more than two thirds.
 
     RMSNorm: y = x r * w,  r = (mean(x^2) + eps)^-1/2 in fp32   (Zhang & Sennrich 2019, 1910.07467)
     dx = r g - x r^3 mean(x g)  with g = dy * w
     gated product: y = silu(a) * b   (Shazeer 2020, 2002.05202)
 
-Legend of shapes: [..., H] rows of H.
+Shapes: [..., H], where H is the normalised size.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ import torch.nn.functional as F
 from tinker_cookbook.engine.autograd import Context, Gradients
 from tinker_cookbook.families import FAMILIES
 
-NORMS = {family.norm for family in FAMILIES.values()}  # by the names of transformers' classes
+NORMS = {family.norm for family in FAMILIES.values()}  # class names of transformers
 MLPS = {family.mlp for family in FAMILIES.values()}
 
 
 @runtime_checkable
 class Norm(Protocol):
-    """As transformers writes it."""
+    """An RMSNorm module of transformers."""
 
     weight: torch.Tensor
     variance_epsilon: float
@@ -38,7 +37,7 @@ class Norm(Protocol):
 
 @runtime_checkable
 class GatedMLP(Protocol):
-    """As transformers writes it."""
+    """A gated MLP module of transformers."""
 
     gate_proj: Callable[[torch.Tensor], torch.Tensor]
     up_proj: Callable[[torch.Tensor], torch.Tensor]
@@ -77,11 +76,11 @@ class GatedProduct(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         (dy,) = grads
         d_gate = torch.ops.aten.silu_backward(dy * up, gate)
-        return d_gate, F.silu(gate).mul_(dy)
+        return d_gate, F.silu(gate).mul_(dy)  # silu(gate) is recomputed, not saved
 
 
 def install(model: torch.nn.Module) -> None:
-    """Let the model's norms and gated MLPs compute by these functions."""
+    """Make the model's norms and gated MLPs use these functions."""
     for module in model.modules():
         kind = type(module).__name__
         if kind in NORMS and isinstance(module, Norm):

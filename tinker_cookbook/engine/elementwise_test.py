@@ -1,4 +1,4 @@
-"""The functions against their definitions in float64, and against transformers' own modules."""
+"""The functions against float64 definitions and against transformers' modules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_norm_equals_its_definition(shape: tuple[int, ...]) -> None:
     assert (y - expected).abs().max() <= 2e-6
     assert ours.grad is not None and exact.grad is not None
     assert (ours.grad - exact.grad).abs().max() <= 5e-6
-    assert torch.equal(ours.detach(), x)  # the backward works on nothing but its own
+    assert torch.equal(ours.detach(), x)  # the backward modifies only its own tensors
 
 
 def test_gated_product_equals_its_definition() -> None:
@@ -55,7 +55,7 @@ def test_gated_product_equals_its_definition() -> None:
 def test_modules_compute_what_transformers_computes(
     family: str, dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:
-    """Every norm and MLP of the family: found, and within a rounding of the original."""
+    """Every norm and MLP of the family is replaced, and equals the original up to rounding."""
     path = request.getfixturevalue(family)
     plain, ours = (AutoModelForCausalLM.from_pretrained(path, dtype=dtype) for _ in range(2))
     elementwise.install(ours)

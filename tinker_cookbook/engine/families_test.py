@@ -29,8 +29,8 @@ from tinker_cookbook.engine.checkpoints import (
     write_state,
 )
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.lora import UNEMBED, Adapter, AdapterRows, LoraSpec
-from tinker_cookbook.engine.packing import lay_out, positions_of
+from tinker_cookbook.engine.lora import UNEMBED, Adapter, AdapterSpan, LoraSpec
+from tinker_cookbook.engine.packing import consecutive_segments, token_positions
 from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
 from tinker_cookbook.engine.testing import (
     MOE,
@@ -203,7 +203,7 @@ def test_shared_prefixes_change_nothing(
     monkeypatch.setattr(trainer.base, "hidden", counted)
     together = trainer.forward_backward(rows, "cross_entropy", None)
     ours, trainer.grads = trainer.grads, None
-    monkeypatch.setattr(packing, "SHORTEST_SHARED", 1_000_000)
+    monkeypatch.setattr(packing, "MIN_SHARED_TOKENS", 1_000_000)
     plain = trainer.forward_backward(rows, "cross_entropy", None)
     theirs = trainer.grads
     assert ours is not None and theirs is not None
@@ -239,16 +239,16 @@ def test_several_adapters_in_a_pass(family: str, path: str, device: str) -> None
     base = BaseModel(path, EngineConfig(device=device, dtype="float32"))
     adapters = some_adapters(base)
     rows = make_rows(lengths=(13, 60, 5, 1, 30))  # one for each
-    segments = lay_out([row.length for row in rows])
+    segments = consecutive_segments([row.length for row in rows])
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]))
     slope = torch.randn(len(tokens), base.config.hidden_size).to(device)
 
     def backward(picked: list[int]) -> tuple[torch.Tensor, dict[int, dict[str, torch.Tensor]]]:
         spans = [segments[i] for i in picked]
         own = torch.cat([torch.arange(s.start, s.stop) for s in spans])
-        laid = lay_out([s.stop - s.start for s in spans])
-        plan = [AdapterRows(adapters[i], s.start, s.stop) for i, s in zip(picked, laid)]
-        positions = torch.from_numpy(positions_of(laid))
+        laid = consecutive_segments([s.stop - s.start for s in spans])
+        plan = [AdapterSpan(adapters[i], s.start, s.stop) for i, s in zip(picked, laid)]
+        positions = torch.from_numpy(token_positions(laid))
         placed = tokens[own].to(device), positions.to(device)
         hidden = base.hidden(*placed, PackedPlan(laid), plan)
         if hidden.requires_grad:
@@ -257,8 +257,8 @@ def test_several_adapters_in_a_pass(family: str, path: str, device: str) -> None
         for i in picked:
             adapter = adapters[i]
             if adapter is not None:
-                grads[i] = {k: c.grad for k, c in adapter.copy.items() if c.grad is not None}
-                for copy in adapter.copy.values():
+                grads[i] = {k: c.grad for k, c in adapter.copies.items() if c.grad is not None}
+                for copy in adapter.copies.values():
                     copy.grad = None
         return hidden.detach(), grads
 

@@ -1,8 +1,8 @@
-"""The product with a frozen weight, for few rows as fast as for many.
+"""The product with a frozen weight, with the weight prepacked for decoding on a CPU.
 
-oneDNN lays a bf16 weight out anew in every call; for the few rows of a decoding step that costs
-more than the product. A second copy in that layout, made when sampling first needs it, gives the
-same bits.
+oneDNN reorders a bf16 weight into its own layout in every call, which for the few rows of a
+decoding step takes longer than the product. A second, prepacked copy avoids that and gives the same
+bits. It is made when sampling first needs it.
 """
 
 from __future__ import annotations
@@ -10,30 +10,36 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-ROWS = 64  # the layout depends on the rows it is made for; this one fits fewer and more as well
+# oneDNN's layout depends on the number of rows it is made for; this one serves fewer and more too
+PREPACK_ROWS = 64
 
 
 class FrozenLinear:
-    """x W^T + b. With `pack`, inference on a CPU keeps a second copy of W."""
+    """x W^T + b. With `prepack`, inference on a CPU uses a second copy of W.
+
+    Training uses W itself.
+    """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, pack: bool = False
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, prepack: bool = False
     ) -> None:
         self.weight, self.bias = weight, bias
-        self._pack = pack and packs(weight)
-        self._packed: torch.Tensor | None = None
+        self._prepack = prepack and can_prepack(weight)
+        self._prepacked: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Rows [n, in] -> [n, out]."""
-        if not (self._pack and torch.is_inference_mode_enabled()):
+        """x [n, in] -> [n, out]."""
+        if not (self._prepack and torch.is_inference_mode_enabled()):
             return F.linear(x, self.weight, self.bias)
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        if self._prepacked is None:
+            self._prepacked = torch.ops.mkldnn._reorder_linear_weight(
+                self.weight.detach(), PREPACK_ROWS
+            )
+        return torch.ops.mkldnn._linear_pointwise(x, self._prepacked, self.bias, "none", [], "")
 
 
-def packs(weight: torch.Tensor) -> bool:
-    """Whether this build and processor have bf16 kernels with a layout of their own."""
+def can_prepack(weight: torch.Tensor) -> bool:
+    """Whether this build and processor have bf16 kernels that use their own weight layout."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16

@@ -1,17 +1,23 @@
-"""The unembedding, chunk by chunk: no tensor of [tokens, vocabulary] ever exists.
+"""Unembedding and log-softmax, fused chunk by chunk: no [tokens, vocabulary] tensor ever exists.
 
-With z = h W^T + s (h A^T) B^T and lp_k = z[target_k] - logsumexp(z), a loss whose derivative by
-lp_k is g_k has dL/dz = sum_k g_k (onehot(target_k) - softmax(z)). An elementwise loss knows g as
-soon as the chunk's lp is there, so the chunk is differentiated while its logits still exist: one
-pass over the vocabulary, nothing recomputed, and the gradient of the unembedding's own adapter
-comes out of the same pass. Any other loss goes in two steps: `jacobian` keeps d lp / d h, which is
-all that a frozen head needs; with an adapter on the head the chunks are computed again.
+Logits z = h W^T + s (h A^T) B^T, logprobs lp_k = z[target_k] - logsumexp(z). With g_k = dL/dlp_k:
 
-At a temperature, z / temperature stands wherever z does: logprobs are those of the distribution
-that a sampler draws from at that temperature, and derivatives by z get the factor 1 / temperature.
+    dL/dz = sum_k g_k (onehot(target_k) - softmax(z))
+    dL/dh = dL/dz W + s (dL/dz B) A
 
-Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank. Targets and logprobs are
-[T] or [T, K].
+An elementwise loss gives g as soon as the chunk's lp is known, so the chunk is differentiated while
+its logits still exist: one pass over the vocabulary, nothing recomputed, and the gradient of the
+unembedding's own adapter comes out of the same pass. For any other loss, g depends on logprobs of
+other chunks, so it takes two steps: `jacobian` saves dlp/dh [T, H], which is all that a frozen head
+needs; if the head has an adapter, the chunks are computed a second time.
+
+At a temperature, z / temperature replaces z everywhere: logprobs are those of the distribution that
+a sampler draws from, and derivatives with respect to z get the factor 1 / temperature.
+
+Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank, N loss tokens. Targets
+and logprobs are [T] or [T, K]. If several loss tokens read the same hidden state (sequences with a
+shared prefix), `index` [N], ascending, gives the one that each of them reads, and loss inputs are
+[N] or [N, K].
 """
 
 from __future__ import annotations
@@ -27,8 +33,8 @@ from tinker_cookbook.engine.lora import (
     UNEMBED,
     Adapter,
     AdapterPlan,
-    AdapterRows,
-    StackedRows,
+    AdapterSpan,
+    PerTokenAdapters,
     add_lora,
 )
 from tinker_cookbook.engine.losses import LOSSES, Loss
@@ -36,31 +42,35 @@ from tinker_cookbook.engine.losses import LOSSES, Loss
 
 @dataclass(frozen=True)
 class HeadGradients:
+    """A loss and its gradients up to the hidden states."""
+
     loss: torch.Tensor  # fp32 scalar, summed over tokens
-    logprobs: torch.Tensor  # fp32 [T] or [T, K]
+    logprobs: torch.Tensor  # fp32 [N] or [N, K]
     hidden: torch.Tensor  # dL/dh [T, H], dtype of h
     adapter: dict[str, torch.Tensor]  # fp32 gradients of the unembedding's A and B, if it has them
-    slope: torch.Tensor  # fp32 scalar, dL/dlp summed: finite only if all of them are
+    grad_sum: torch.Tensor  # fp32 scalar, sum of dL/dlp: finite only if all derivatives are
 
 
 class HeadLogprobs:
     """Logprobs of chosen tokens from hidden states, and the gradient of a loss on them."""
 
-    def __init__(self, weight: torch.Tensor, chunk: int, pack: bool = False) -> None:
+    def __init__(self, weight: torch.Tensor, chunk: int, prepack: bool = False) -> None:
         self.weight = weight  # [V, H], frozen
-        self.product = FrozenLinear(weight, pack=pack)
+        self.product = FrozenLinear(weight, prepack=prepack)
         self.chunk = chunk
 
-    def logits(self, hidden: torch.Tensor, adapter: Adapter | StackedRows | None) -> torch.Tensor:
-        """fp32 [T, V]: only for a few rows at a time. One adapter for all rows, or a stack."""
+    def logits(
+        self, hidden: torch.Tensor, adapter: Adapter | PerTokenAdapters | None
+    ) -> torch.Tensor:
+        """fp32 [T, V], for a few tokens at a time. One adapter for all tokens, or a stack."""
         plan: AdapterPlan = (
             adapter
-            if isinstance(adapter, StackedRows)
-            else [AdapterRows(adapter, 0, hidden.shape[0])]
+            if isinstance(adapter, PerTokenAdapters)
+            else [AdapterSpan(adapter, 0, hidden.shape[0])]
         )
         return add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
 
-    def _scaled(
+    def _scaled_logits(
         self, hidden: torch.Tensor, adapter: Adapter | None, temperature: float
     ) -> torch.Tensor:
         """fp32 logits / temperature [T, V]."""
@@ -77,8 +87,10 @@ class HeadLogprobs:
     ) -> torch.Tensor:
         """log p(target), fp32, shaped like the targets."""
         out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        for span in self._spans(hidden.shape[0]):
-            out[span] = _pick(self._scaled(hidden[span], adapter, temperature), targets[span])[0]
+        for span in self._chunks(hidden.shape[0]):
+            out[span] = _target_logprobs(
+                self._scaled_logits(hidden[span], adapter, temperature), targets[span]
+            )[0]
         return out
 
     @torch.no_grad()
@@ -87,8 +99,8 @@ class HeadLogprobs:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The k most likely tokens and their logprobs, [T, k]."""
         tokens, logprobs = [], []
-        for span in self._spans(hidden.shape[0]):
-            z = self._scaled(hidden[span], adapter, temperature)
+        for span in self._chunks(hidden.shape[0]):
+            z = self._scaled_logits(hidden[span], adapter, temperature)
             best = z.topk(k, dim=-1)
             tokens.append(best.indices)
             logprobs.append(best.values - torch.logsumexp(z, dim=-1, keepdim=True))
@@ -102,82 +114,88 @@ class HeadLogprobs:
         inputs: Mapping[str, torch.Tensor],
         loss: Loss,
         adapter: Adapter | None,
-        uses: torch.Tensor | None = None,
+        index: torch.Tensor | None = None,
     ) -> HeadGradients:
-        """A loss over N uses of the T rows, with its gradients.
+        """A loss over N tokens that read the T hidden states, with its gradients.
 
-        `uses` [N], ascending: which row each loss token reads (None: every row once). `inputs` and
-        the logprobs that come back belong to the uses, at the loss's temperature.
+        Logprobs are at the loss's temperature. index None: each hidden state is read once.
         """
         if not loss.elementwise:
-            return self._backward_in_two(hidden, targets, inputs, loss, adapter, uses)
-        if uses is None:
-            uses = torch.arange(hidden.shape[0], device=hidden.device)
+            return self._backward_two_steps(hidden, targets, inputs, loss, adapter, index)
+        if index is None:
+            index = torch.arange(hidden.shape[0], device=hidden.device)
         total = hidden.new_zeros((), dtype=torch.float32)
-        steepness = torch.zeros_like(total)
+        grad_sum = torch.zeros_like(total)
         logprobs = torch.empty(
-            len(uses), *targets.shape[1:], dtype=torch.float32, device=hidden.device
+            len(index), *targets.shape[1:], dtype=torch.float32, device=hidden.device
         )
         d_hidden = torch.zeros_like(hidden)
         pair = adapter.pair(UNEMBED) if adapter is not None else None
+        # fp32, because every chunk adds to it
         d_pair = [torch.zeros_like(p, dtype=torch.float32) for p in pair] if pair else []
-        for span, used in self._spans_with_uses(uses, hidden.shape[0]):
-            z = self._scaled(hidden[span], adapter, loss.temperature)
-            lp, lse = _pick(z, targets[span])
-            local = uses[used] - span.start
-            logprobs[used] = lp[local]
-            value, slope = loss.value_and_grad(
-                logprobs[used], {key: array[used] for key, array in inputs.items()}
+        for span, readers in self._chunks_with_readers(index, hidden.shape[0]):
+            z = self._scaled_logits(hidden[span], adapter, loss.temperature)
+            lp, lse = _target_logprobs(z, targets[span])
+            local = index[readers] - span.start
+            logprobs[readers] = lp[local]
+            value, d_logprobs = loss.value_and_grad(
+                logprobs[readers], {key: array[readers] for key, array in inputs.items()}
             )
             total += value
-            steepness += slope.sum()
-            g = torch.zeros_like(lp).index_add_(0, local, slope)
+            grad_sum += d_logprobs.sum()
+            # tokens that read the same hidden state and target add their derivatives
+            g = torch.zeros_like(lp).index_add_(0, local, d_logprobs)
+            # masked tokens have g = 0: they need a logprob, but none of the products below
             live = (g if g.ndim == 1 else g.abs().sum(dim=1)).nonzero()[:, 0]
             if len(live) == 0:
                 continue
-            rows = live + span.start
-            if len(live) < len(g):  # masked tokens cost their logprob, no gradient
+            tokens = live + span.start
+            if len(live) < len(g):
                 z, lse, g = z[live], lse[live], g[live]
-            h = hidden[rows]
-            dz = _d_logits(z, lse, targets[rows], g / loss.temperature).to(hidden.dtype)
-            d_rows = dz @ self.weight
+            h = hidden[tokens]
+            # overwrites z, so nothing may read the logits from here on
+            dz = _logits_grad(z, lse, targets[tokens], g / loss.temperature).to(hidden.dtype)
+            d_h = dz @ self.weight
             if pair and adapter is not None:
                 a, b = pair
                 scale = adapter.spec.scale
                 d_low = (dz @ b) * scale  # [t, r]
-                d_rows += d_low @ a
+                d_h += d_low @ a
                 d_pair[0] += d_low.t() @ h
                 d_pair[1] += dz.t() @ (F.linear(h, a) * scale)
-            d_hidden[rows] = d_rows
+            d_hidden[tokens] = d_h
         names = (f"{UNEMBED}.lora_A", f"{UNEMBED}.lora_B")
-        return HeadGradients(total, logprobs, d_hidden, dict(zip(names, d_pair)), steepness)
+        return HeadGradients(total, logprobs, d_hidden, dict(zip(names, d_pair)), grad_sum)
 
-    def _backward_in_two(
+    def _backward_two_steps(
         self,
         hidden: torch.Tensor,
         targets: torch.Tensor,
         inputs: Mapping[str, torch.Tensor],
         loss: Loss,
         adapter: Adapter | None,
-        uses: torch.Tensor | None,
+        index: torch.Tensor | None,
     ) -> HeadGradients:
+        """First all logprobs, then the loss on all of them, then the hidden states' gradients."""
         frozen = adapter is None or adapter.pair(UNEMBED) is None
         jacobian = None
+        # with K targets per token, the Jacobian would be [T, K, H]
         if frozen and targets.ndim == 1:
             logprobs, jacobian = self.jacobian(hidden, targets, adapter, loss.temperature)
         else:
             logprobs = self.logprobs(hidden, targets, adapter, loss.temperature)
-        used = logprobs if uses is None else logprobs[uses]
-        value, slope = loss.value_and_grad(used, inputs)
-        steepness = slope.sum()
-        if uses is not None:
-            slope = torch.zeros_like(logprobs).index_add_(0, uses, slope)
+        loss_logprobs = logprobs if index is None else logprobs[index]
+        value, d_logprobs = loss.value_and_grad(loss_logprobs, inputs)
+        grad_sum = d_logprobs.sum()
+        if index is not None:
+            d_logprobs = torch.zeros_like(logprobs).index_add_(0, index, d_logprobs)
         if jacobian is not None:
-            d_hidden = jacobian.mul_(slope[:, None].to(jacobian.dtype))
-            return HeadGradients(value, used, d_hidden, {}, steepness)
-        known = replace(LOSSES["cross_entropy"], temperature=loss.temperature)
-        linear = self.backward(hidden, targets, {"weights": -slope}, known, adapter)
-        return HeadGradients(value, used, linear.hidden, linear.adapter, steepness)
+            d_hidden = jacobian.mul_(d_logprobs[:, None].to(jacobian.dtype))
+            return HeadGradients(value, loss_logprobs, d_hidden, {}, grad_sum)
+        # cross_entropy with weights -dL/dlp is linear in lp and has exactly this loss's gradient
+        linear_loss = replace(LOSSES["cross_entropy"], temperature=loss.temperature)
+        linear = self.backward(hidden, targets, {"weights": -d_logprobs}, linear_loss, adapter)
+        return HeadGradients(value, loss_logprobs, linear.hidden, linear.adapter, grad_sum)
 
     @torch.no_grad()
     def jacobian(
@@ -187,42 +205,48 @@ class HeadLogprobs:
         adapter: Adapter | None,
         temperature: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs [T] and d lp_t / d h_t [T, H], for a head without an adapter of its own."""
+        """Logprobs [T] and dlp_t/dh_t [T, H], for a head without an adapter of its own."""
         logprobs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         out = torch.empty_like(hidden)
-        for span in self._spans(hidden.shape[0]):
-            z = self._scaled(hidden[span], adapter, temperature)
-            logprobs[span], lse = _pick(z, targets[span])
-            dz = _d_logits(z, lse, targets[span], torch.full_like(lse, 1 / temperature))
+        for span in self._chunks(hidden.shape[0]):
+            z = self._scaled_logits(hidden[span], adapter, temperature)
+            logprobs[span], lse = _target_logprobs(z, targets[span])
+            dz = _logits_grad(z, lse, targets[span], torch.full_like(lse, 1 / temperature))
             out[span] = dz.to(hidden.dtype) @ self.weight
         return logprobs, out
 
-    def _spans_with_uses(self, uses: torch.Tensor, length: int) -> list[tuple[slice, slice]]:
-        """Chunks of the rows, each with the uses that read it."""
-        spans = self._spans(length)
-        starts = torch.tensor([s.start for s in spans] + [length], device=uses.device)
-        cuts = torch.searchsorted(uses, starts).tolist()
+    def _chunks_with_readers(self, index: torch.Tensor, length: int) -> list[tuple[slice, slice]]:
+        """Chunks of the T hidden states, each with the slice of the N tokens that read them.
+
+        It is one slice because `index` is ascending.
+        """
+        spans = self._chunks(length)
+        starts = torch.tensor([s.start for s in spans] + [length], device=index.device)
+        cuts = torch.searchsorted(index, starts).tolist()  # one device sync for all chunks
         return [(span, slice(a, b)) for span, a, b in zip(spans, cuts, cuts[1:])]
 
-    def _spans(self, length: int) -> list[slice]:
+    def _chunks(self, length: int) -> list[slice]:
         return [slice(i, min(i + self.chunk, length)) for i in range(0, length, self.chunk)]
 
 
-def _pick(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _target_logprobs(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(log p(target) shaped like the targets, logsumexp [T]), both fp32."""
     lse = torch.logsumexp(logits, dim=-1)
-    picked = logits.gather(1, _columns(targets)) - lse[:, None]
+    picked = logits.gather(1, _as_columns(targets)) - lse[:, None]
     return picked.view(targets.shape), lse
 
 
-def _d_logits(
+def _logits_grad(
     z: torch.Tensor, lse: torch.Tensor, targets: torch.Tensor, g: torch.Tensor
 ) -> torch.Tensor:
-    """dL/dz [T, V], written over the logits."""
-    g = _columns(g)
+    """dL/dz [T, V] = sum_k g_k (onehot(target_k) - softmax(z)), written over the logits."""
+    g = _as_columns(g)
+    # in place: at [T, V], every temporary costs as much as the logits themselves
     z.sub_(lse[:, None]).exp_().mul_(-g.sum(dim=1, keepdim=True))
-    return z.scatter_add_(1, _columns(targets), g)
+    return z.scatter_add_(1, _as_columns(targets), g)
 
 
-def _columns(x: torch.Tensor) -> torch.Tensor:
+def _as_columns(x: torch.Tensor) -> torch.Tensor:
     return x if x.ndim == 2 else x[:, None]

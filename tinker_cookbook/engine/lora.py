@@ -1,8 +1,12 @@
-"""LoRA: the adapter's parameters, the linear layer that applies them, and the PEFT layout on disk.
+"""LoRA: what an adapter covers, its parameters, and the linear layer that applies adapters.
 
-y = x W^T + (alpha / rank) * (x A^T) B^T with A [rank, in] uniform in +-1/sqrt(in), B [out, rank]
-zero (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Alpha is 32 at any rank. Masters are fp32;
-the products use copies in the base model's dtype.
+y = x W^T + (alpha / rank) * (x A^T) B^T with A [rank, in] uniform in +-1/sqrt(in) and B [out, rank]
+zero (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Alpha is 32 at any rank.
+
+The optimizer updates fp32 masters; the products use copies in the base model's dtype, which follow
+only when `Adapter.refresh` is called. Files of adapters: `checkpoints.py` and `peft_adapters.py`.
+
+Shapes: T tokens of a pass, r rank, R the ranks of all stacked adapters, added up.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ UNEMBED = "lm_head"
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """What an adapter covers. The SDK's own defaults: rank 32, everything trained."""
+    """Which layers an adapter covers, and its size. Defaults as in the SDK: rank 32, all layers."""
 
     rank: int = 32
     alpha: float = 32.0
@@ -40,7 +44,9 @@ class LoraSpec:
             raise ConfigurationError(
                 f"LoRA rank={self.rank!r}: expected a whole number of at least 1"
             )
-        if not is_whole(self.seed) or not -(2**63) <= self.seed < 2**64:  # torch's range
+        if (
+            not is_whole(self.seed) or not -(2**63) <= self.seed < 2**64
+        ):  # what torch's generators take
             raise ConfigurationError(
                 f"LoRA seed={self.seed!r}: expected a whole number from -2**63 to 2**64 - 1"
             )
@@ -49,7 +55,8 @@ class LoraSpec:
                 raise ConfigurationError(f"{key}={getattr(self, key)!r}: expected True or False")
         if not (self.train_attn or self.train_mlp or self.train_unembed):
             raise ConfigurationError(
-                "train_attn, train_mlp and train_unembed are all False: nothing would be trained"
+                "train_attn, train_mlp and train_unembed are all False: nothing would be"
+                " trained; set at least one to True"
             )
 
     @property
@@ -65,32 +72,37 @@ class LoraSpec:
             or (self.train_unembed and path == UNEMBED)
         )
 
-    def parameters(self, shapes: Mapping[str, tuple[int, int]]) -> int:
-        """Numbers that an adapter on these layers (path -> (out, in)) holds."""
+    def count_parameters(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """Count the parameters of an adapter on these layers (path -> (out, in))."""
         return sum(self.rank * sum(shape) for path, shape in shapes.items() if self.covers(path))
 
     def to_dict(self) -> dict[str, int | float | bool]:
         return asdict(self)
 
 
-class Weights:
-    """Stands for what an adapter's weights are at a time: what was computed with them holds as
-    long as the adapter has the same object."""
+class WeightsVersion:
+    """Identity of an adapter's weights at one point in time.
+
+    What was computed with them (cached keys and values, stacked copies) is valid as long as the
+    adapter has the same version object. The prefix cache holds it weakly, so the keys and values of
+    an outdated version are freed with it.
+    """
 
 
 class Adapter:
-    """The parameters of one LoRA: fp32 masters and the copies that the products use.
+    """The parameters of one LoRA adapter: fp32 masters, and the copies that products use.
 
-    `master["<path>.lora_A"]` [rank, in] and `master["<path>.lora_B"]` [out, rank]. Where the base
-    model is fp32 on the same device, a copy shares its master's memory.
+    `master["<path>.lora_A"]` is [rank, in], `master["<path>.lora_B"]` is [out, rank]; `copies` has
+    the same keys, in the base model's dtype. If the base model is fp32, a copy shares the memory of
+    its master. Autograd's gradients are those of the copies; `passes` sums them in fp32.
     """
 
     def __init__(self, spec: LoraSpec, master: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
         self.spec = spec
         self.master = master
-        self.copy: dict[str, torch.Tensor] = {}
+        self.copies: dict[str, torch.Tensor] = {}
         self.make_copies(dtype)
-        self.weights = Weights()
+        self.version = WeightsVersion()
 
     @classmethod
     def new(
@@ -100,15 +112,18 @@ class Adapter:
         device: torch.device,
         dtype: torch.dtype,
     ) -> Adapter:
-        """A fresh adapter on the layers (path -> (out, in)) that the spec covers.
+        """Initialise an adapter on those of the layers (path -> (out, in)) that the spec covers.
 
-        The random numbers are drawn on the CPU, so a seed means the same adapter on every device.
+        Random numbers are drawn on the CPU, so a seed gives the same adapter on every device.
+        Raises ConfigurationError if the rank exceeds the full rank of every layer.
         """
-        full = max((min(shape) for path, shape in shapes.items() if spec.covers(path)), default=1)
-        if spec.rank > full:
+        full_rank = max(
+            (min(shape) for path, shape in shapes.items() if spec.covers(path)), default=1
+        )
+        if spec.rank > full_rank:
             raise ConfigurationError(
-                f"LoRA rank={spec.rank} is more than the full rank of every layer it covers;"
-                f" at most {full} makes sense for this model"
+                f"LoRA rank={spec.rank} exceeds the full rank of every layer it covers;"
+                f" use at most {full_rank} with this model"
             )
         generator = torch.Generator().manual_seed(spec.seed)
         master = {}
@@ -122,33 +137,41 @@ class Adapter:
         return cls(spec, master, dtype)
 
     def make_copies(self, dtype: torch.dtype) -> None:
-        """Make the copies anew."""
-        self.copy = {
+        """Replace the copies, e.g. after the masters' storage was replaced."""
+        # for an fp32 model, `to` copies nothing: the optimizer then updates the copy in place
+        self.copies = {
             name: tensor.detach().to(dtype).requires_grad_() for name, tensor in self.master.items()
         }
 
     def refresh(self) -> None:
-        """Bring the copies up to date with the masters (after an optimizer step or a load)."""
-        self.weights = Weights()
+        """Bring the copies up to date with the masters, after an optimizer step or a load.
+
+        The copies keep their storage. Sampling uses a `snapshot`, which does not change.
+        """
+        self.version = WeightsVersion()  # what caches hold is outdated now
         with torch.no_grad():
             for name, tensor in self.master.items():
-                if self.copy[name].data_ptr() != tensor.data_ptr():
-                    self.copy[name].copy_(tensor)
+                if self.copies[name].data_ptr() != tensor.data_ptr():  # else it is its master
+                    self.copies[name].copy_(tensor)
 
     def snapshot(self) -> Adapter:
-        """An independent adapter with today's copies, for sampling: it has no fp32 masters."""
-        dtype = next(iter(self.copy.values())).dtype
-        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.copy.items()}, dtype)
+        """Clone the current copies into an independent adapter, for sampling.
+
+        Later steps do not change it. It takes the memory of the copies alone: its masters share
+        their storage and have their dtype, so it cannot be trained.
+        """
+        dtype = next(iter(self.copies.values())).dtype
+        return Adapter(self.spec, {k: v.detach().clone() for k, v in self.copies.items()}, dtype)
 
     def pair(self, path: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The copies (A, B) for one layer, or None where this adapter does not cover it."""
-        a = self.copy.get(f"{path}.lora_A")
-        return None if a is None else (a, self.copy[f"{path}.lora_B"])
+        """The copies (A, B) of one layer; None if this adapter does not cover it."""
+        a = self.copies.get(f"{path}.lora_A")
+        return None if a is None else (a, self.copies[f"{path}.lora_B"])
 
 
 @dataclass(frozen=True)
-class AdapterRows:
-    """Rows [start, stop) of a pass go through this adapter (None: the base model alone)."""
+class AdapterSpan:
+    """Tokens [start, stop) of a pass go through this adapter (None: the base model alone)."""
 
     adapter: Adapter | None
     start: int
@@ -156,22 +179,25 @@ class AdapterRows:
 
 
 class AdapterStack:
-    """Several adapters side by side, for rows in any order: decoding, where slots do not move.
+    """Several adapters stacked, for tokens in any order.
 
-    The A of all adapters are stacked to [R, in] and the B to [out, R]; each row keeps only the
-    columns of its own adapter, times its scale. More products than needed, but two GEMMs in all.
+    Decoding needs this: a sequence keeps its slot, so the tokens of a batch cannot be sorted by
+    adapter. The As are stacked to [R, in] and the Bs to [out, R]; a mask keeps, for each token, the
+    columns of its own adapter, times the adapter's scale. This computes every adapter for every
+    token, but in two GEMMs, which beats a gather or a loop over adapters.
     """
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)
-        self.weights = [adapter.weights for adapter in adapters]
-        self._pairs: dict[str, _StackedPair | None] = {}
+        self.versions = [adapter.version for adapter in adapters]
+        self._pairs: dict[str, _StackedPair | None] = {}  # by layer, built on first use
 
     def pair(self, path: str) -> _StackedPair | None:
+        """The stacked (A, B) of one layer; None if no adapter covers it."""
         if path not in self._pairs:
-            found = [(i, a.pair(path), a.spec) for i, a in enumerate(self.adapters)]
             owners, downs, ups, scales = [], [], [], []
-            for index, pair, spec in found:
+            for index, adapter in enumerate(self.adapters):
+                pair, spec = adapter.pair(path), adapter.spec
                 if pair is not None:
                     owners += [index] * spec.rank
                     scales += [spec.scale] * spec.rank
@@ -194,76 +220,82 @@ class AdapterStack:
 class _StackedPair:
     down: torch.Tensor  # [R, in]
     up: torch.Tensor  # [out, R]
-    owners: torch.Tensor  # int64 [R]
+    owners: torch.Tensor  # int64 [R]: index of the adapter that each column belongs to
     scales: torch.Tensor  # [R]
 
 
 @dataclass(frozen=True)
-class StackedRows:
-    """Row i of a pass goes through adapter `owners[i]` of the stack (-1: the base model alone)."""
+class PerTokenAdapters:
+    """Token i of a pass goes through adapter `owners[i]` of the stack (-1: the base model)."""
 
     stack: AdapterStack
     owners: torch.Tensor  # int64 [T]
 
 
-AdapterPlan = Sequence[AdapterRows] | StackedRows
+AdapterPlan = Sequence[AdapterSpan] | PerTokenAdapters
 
 
-class Router:
-    """Tells every LoRA layer of a base model which rows of the current pass use which adapter."""
+class AdapterRouting:
+    """Tells every LoRA layer of a base model which adapter each token of the current pass uses.
+
+    Shared state, not an argument: the layers are called by transformers' modules, whose forward
+    does not pass an argument of ours to their linear layers.
+    """
 
     def __init__(self) -> None:
         self.plan: AdapterPlan = ()
-        self.apart = False  # whether no row's result may depend on the others
+        self.batch_invariant = False  # whether a token's result may not depend on the others
 
     @contextmanager
-    def use(self, plan: AdapterPlan, apart: bool = False) -> Iterator[None]:
-        before, self.plan, self.apart = (self.plan, self.apart), plan, apart
+    def use(self, plan: AdapterPlan, batch_invariant: bool = False) -> Iterator[None]:
+        before = self.plan, self.batch_invariant
+        self.plan, self.batch_invariant = plan, batch_invariant
         try:
             yield
-        finally:
-            self.plan, self.apart = before
+        finally:  # a checkpointed layer runs again while another plan is in use
+            self.plan, self.batch_invariant = before
 
 
 class LoraLinear(torch.nn.Module):
-    """A frozen linear layer plus the adapters of the rows that pass through it."""
+    """A frozen linear layer plus the adapters of the tokens that pass through it."""
 
     def __init__(
-        self, base: torch.nn.Linear, path: str, router: Router, pack: bool = False
+        self, base: torch.nn.Linear, path: str, routing: AdapterRouting, prepack: bool = False
     ) -> None:
         super().__init__()
         self.base = base
-        self.product = FrozenLinear(base.weight, base.bias, pack)
+        self.product = FrozenLinear(base.weight, base.bias, prepack)
         self.path = path
-        self.router = router
+        self.routing = routing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, plan = x.reshape(-1, x.shape[-1]), self.router.plan
-        if isinstance(plan, StackedRows) or not torch.is_grad_enabled():
-            out = add_lora(self.product(rows), rows, self.path, plan)
+        tokens, plan = x.reshape(-1, x.shape[-1]), self.routing.plan
+        if isinstance(plan, PerTokenAdapters) or not torch.is_grad_enabled():
+            out = add_lora(self.product(tokens), tokens, self.path, plan)
         else:
             parts, pairs = [], []
             for part in plan:
                 if part.adapter is not None and (pair := part.adapter.pair(self.path)):
                     parts.append((part.start, part.stop, part.adapter.spec.scale))
                     pairs += pair
-            out = _LoraLinear.apply(rows, self.base.weight, self.base.bias, parts, *pairs)
+            out = _LoraFunction.apply(tokens, self.base.weight, self.base.bias, parts, *pairs)
         return out.view(*x.shape[:-1], -1)
 
 
-class _Parts(Context):
-    parts: Sequence[tuple[int, int, float]]
+class _LoraContext(Context):
+    parts: Sequence[tuple[int, int, float]]  # start, stop, scale
 
 
-class _LoraLinear(torch.autograd.Function):
-    """x W^T + bias, and on the rows [start, stop) of each part + scale (x A^T) B^T.
+class _LoraFunction(torch.autograd.Function):
+    """x W^T + bias, plus scale (x A^T) B^T on the tokens [start, stop) of each part.
 
-    One function for all parts: as slices of autograd's, each part would cost a copy of the whole.
+    One function adds all parts in place. With autograd's own slices, the backward of each part
+    would fill a gradient of the size of the whole.
     """
 
     @staticmethod
     def forward(
-        ctx: _Parts,
+        ctx: _LoraContext,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -280,7 +312,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: _Parts, *grads: torch.Tensor) -> Gradients:
+    def backward(ctx: _LoraContext, *grads: torch.Tensor) -> Gradients:
         (dy,) = grads
         x, weight, *rest = ctx.saved_tensors
         count = len(ctx.parts)
@@ -288,44 +320,44 @@ class _LoraLinear(torch.autograd.Function):
         d_pairs = []
         for index, (start, stop, scale) in enumerate(ctx.parts):
             a, b, low = rest[2 * index], rest[2 * index + 1], rest[2 * count + index]
-            own = dy[start:stop]
-            d_low = (own @ b).mul_(scale)
+            d_part = dy[start:stop]
+            d_low = (d_part @ b).mul_(scale)  # the gradient of x A^T
             if dx is not None:
                 dx[start:stop].addmm_(d_low, a)
-            d_pairs += [d_low.t() @ x[start:stop], (own.t() @ low).mul_(scale)]
+            d_pairs += [d_low.t() @ x[start:stop], (d_part.t() @ low).mul_(scale)]
         return dx, None, None, None, *d_pairs
 
 
 def add_lora(y: torch.Tensor, x: torch.Tensor, path: str, plan: AdapterPlan) -> torch.Tensor:
-    """y [T, out] plus each adapter's product on its own rows of x [T, in], by autograd's means."""
-    if isinstance(plan, StackedRows):
+    """Add each adapter's product on its tokens of x [T, in] to y [T, out], differentiably."""
+    if isinstance(plan, PerTokenAdapters):
         stacked = plan.stack.pair(path)
         if stacked is None:
             return y
-        own = plan.owners[:, None] == stacked.owners[None, :]
-        return torch.addmm(y, F.linear(x, stacked.down) * (own * stacked.scales), stacked.up.t())
+        mask = plan.owners[:, None] == stacked.owners[None, :]  # [T, R]
+        return torch.addmm(y, F.linear(x, stacked.down) * (mask * stacked.scales), stacked.up.t())
     parts = []
-    # a split, not slices: the backward of a slice fills a tensor of the whole size
+    # one split instead of slices, because the backward of a slice fills a tensor of the whole size
     counts = [part.stop - part.start for part in plan]
-    for part, own, base in zip(plan, x.split(counts), y.split(counts), strict=True):
+    for part, tokens, base in zip(plan, x.split(counts), y.split(counts), strict=True):
         pair = part.adapter.pair(path) if part.adapter is not None else None
         if pair is None or part.adapter is None:
             parts.append(base)
             continue
         a, b = pair
-        parts.append(torch.addmm(base, F.linear(own, a), b.t(), alpha=part.adapter.spec.scale))
+        parts.append(torch.addmm(base, F.linear(tokens, a), b.t(), alpha=part.adapter.spec.scale))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def install(
-    model: torch.nn.Module, router: Router, pack: bool = False
+    model: torch.nn.Module, routing: AdapterRouting, prepack: bool = False
 ) -> dict[str, tuple[int, int]]:
-    """Replace the model's attention and MLP linear layers; return path -> (out, in) of each."""
+    """Replace the attention and MLP linear layers of a model; return path -> (out, in) of each."""
     shapes = {}
     for path, module in list(model.named_modules()):
         name = path.rsplit(".", 1)[-1]
         if isinstance(module, torch.nn.Linear) and name in ATTENTION_LAYERS + MLP_LAYERS:
             parent = model.get_submodule(path.rsplit(".", 1)[0])
-            setattr(parent, name, LoraLinear(module, path, router, pack))
+            setattr(parent, name, LoraLinear(module, path, routing, prepack))
             shapes[path] = (module.out_features, module.in_features)
     return shapes

@@ -1,4 +1,4 @@
-"""Every loss and its gradient against float64 written from the formula, by hand."""
+"""Every loss and its gradient against a float64 reference written from the formula."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
+from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.exceptions import ConfigurationError
 
 TOKENS = 60
@@ -63,7 +63,7 @@ def by_hand(
                 ratio = math.exp(mean)
             clipped = min(max(ratio, low), high)
             loss -= min(ratio * a, clipped * a)
-            # where the clipped term is the smaller one it is constant
+            # if the clipped term is the smaller one, it is constant
             grad[t] = -ratio * a if ratio * a <= clipped * a else 0.0
     return loss, grad
 
@@ -78,7 +78,7 @@ def test_value_and_gradient(name: str, seed: int, device: str) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         tensors = {k: torch.from_numpy(inputs[k]).to(device, dtype) for k in loss.inputs}
         logprobs = torch.from_numpy(lp).to(device, dtype)
-        value, grad = loss.value_and_grad(logprobs, {**tensors, ROW: row})
+        value, grad = loss.value_and_grad(logprobs, {**tensors, SEQUENCE_INDEX: row})
         assert value.item() == pytest.approx(expected, rel=1e-5, abs=tolerance)
         assert np.abs(grad.double().cpu().numpy() - slope).max() <= tolerance
 
@@ -91,7 +91,7 @@ def test_zero_weight_or_advantage_masks(name: str) -> None:
     loss = get_loss(name, None)
     tensors = {k: torch.from_numpy(inputs[k]) for k in loss.inputs}
     row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))
-    _, grad = loss.value_and_grad(torch.from_numpy(lp), {**tensors, ROW: row})
+    _, grad = loss.value_and_grad(torch.from_numpy(lp), {**tensors, SEQUENCE_INDEX: row})
     assert (grad[::2] == 0).all() and (grad[1::2] != 0).any()
 
 
@@ -100,7 +100,7 @@ def test_bounds_per_token_replace_the_configuration(name: str) -> None:
     lp, inputs = make_inputs(1)
     bounds = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.05}
     row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))
-    tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {ROW: row}
+    tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {SEQUENCE_INDEX: row}
     given = get_loss(name, bounds).value_and_grad(torch.from_numpy(lp), tensors)
     spread = {k: torch.full((TOKENS,), v, dtype=torch.float64) for k, v in bounds.items()}
     each = get_loss(name, None).value_and_grad(torch.from_numpy(lp), {**tensors, **spread})
@@ -110,14 +110,14 @@ def test_bounds_per_token_replace_the_configuration(name: str) -> None:
 
 
 def test_dro_with_a_mask_pulls_only_what_was_sampled() -> None:
-    """As by hand over the masked-in tokens alone; elsewhere only lp * A is left."""
+    """As the reference on tokens with a mask of 1; elsewhere only lp * A is left."""
     lp, inputs = make_inputs(3)
-    mask = inputs["sequence_ratio_mask"] * 3  # any value but 0 counts as one
+    mask = inputs["sequence_ratio_mask"] * 3  # any value but 0 counts as 1
     loss = get_loss("dro", {"beta": 0.2})
     tensors = {k: torch.from_numpy(inputs[k]) for k in loss.inputs}
     row = torch.zeros(TOKENS, dtype=torch.int64)
     value, grad = loss.value_and_grad(
-        torch.from_numpy(lp), {**tensors, "mask": torch.from_numpy(mask), ROW: row}
+        torch.from_numpy(lp), {**tensors, "mask": torch.from_numpy(mask), SEQUENCE_INDEX: row}
     )
     expected = 0.0
     for t in range(TOKENS):
@@ -128,19 +128,21 @@ def test_dro_with_a_mask_pulls_only_what_was_sampled() -> None:
     assert value.item() == pytest.approx(expected, abs=1e-12)
 
     ones = {"mask": torch.ones(TOKENS, dtype=torch.float64)}
-    whole = loss.value_and_grad(torch.from_numpy(lp), {**tensors, **ones, ROW: row})
-    plain = loss.value_and_grad(torch.from_numpy(lp), {**tensors, ROW: row})
+    whole = loss.value_and_grad(torch.from_numpy(lp), {**tensors, **ones, SEQUENCE_INDEX: row})
+    plain = loss.value_and_grad(torch.from_numpy(lp), {**tensors, SEQUENCE_INDEX: row})
     assert torch.equal(whole[0], plain[0]) and torch.equal(whole[1], plain[1])
     assert not torch.allclose(grad, plain[1])
 
 
 def test_on_policy_all_ratios_are_one() -> None:
-    """At lp = q every policy loss has the gradient -A: all methods begin with the same step."""
+    """On-policy (lp = q), every policy loss has the gradient -A, so their first steps are equal."""
     lp, inputs = make_inputs(2)
     inputs["logprobs"] = lp.copy()
     row = torch.from_numpy(np.repeat(np.arange(len(ROWS)), ROWS))
     for name in ("importance_sampling", "ppo", "cispo", "dro", "gspo"):
-        tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {ROW: row}
+        tensors = {k: torch.from_numpy(inputs[k]) for k in LOSSES[name].inputs} | {
+            SEQUENCE_INDEX: row
+        }
         _, grad = get_loss(name, None).value_and_grad(torch.from_numpy(lp), tensors)
         assert torch.allclose(grad, -tensors["advantages"]), name
 
@@ -157,5 +159,5 @@ def test_refusals() -> None:
             get_loss("ppo", {"temperature": low})
     with pytest.raises(ConfigurationError, match="beta='big' must be a finite number"):
         get_loss("dro", {"beta": "big"})
-    with pytest.raises(ConfigurationError, match="they bound the ratio, 0 <= low <= high"):
+    with pytest.raises(ConfigurationError, match="they bound the ratio; set 0 <= low <= high"):
         get_loss("ppo", {"clip_low_threshold": 1.5})

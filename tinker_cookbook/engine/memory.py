@@ -1,12 +1,15 @@
-"""How much memory a token takes, measured on the loaded model, and what follows from it.
+"""How much memory a token needs, measured on the loaded model, and the limits that follow.
 
-What a pass keeps for its backward grows with its tokens. It is counted once per base model, by a
-forward of a few tokens (so it holds for every family), and compared with what was free then: half
-of it is for passes, the rest for adapters and for the keys and values of samples. A pass above its
-share is computed with activation checkpointing: every layer keeps its input alone and runs again in
-the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174): about a third more time, the same
-numbers. A pass that would not fit even so, then or now, is refused before it starts, because an
-operating system that runs out of memory ends the process without a word.
+Measured, once per base model: the bytes that autograd saves in a forward of a few tokens, and the
+bytes of their keys and values. Counting real tensors works for every family without a formula.
+Extrapolated: to the tokens of a pass (saved bytes grow linearly with them) and to the usual LoRA
+rank. Not measured but estimated by a factor: the gradients that the backward holds on top.
+
+Half of the memory that was free at load is for passes, a quarter for adapters, a quarter for keys
+and values. A pass above its share uses activation checkpointing: every layer saves only its input
+and runs again in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174), for about a
+third more time and the same numbers. A pass that does not fit even so is refused before it starts,
+because an operating system that runs out of memory kills the process without a message.
 """
 
 from __future__ import annotations
@@ -19,27 +22,28 @@ import torch
 
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
-from tinker_cookbook.engine.packing import FAMILY
+from tinker_cookbook.engine.lora import Adapter, AdapterSpan, LoraSpec
+from tinker_cookbook.engine.packing import FAMILY_BUDGET_FACTOR
 from tinker_cookbook.exceptions import OutOfMemoryError
 from tinker_cookbook.utils.control_groups import UNIFIED, own_groups
 
-KV_USUAL = {"cpu": 65536, "cuda": 524288}  # tokens of keys and values; few ask for more
-USUAL = {"cpu": 2048, "cuda": 16384}  # tokens per pass; beyond, a pass gets larger, not faster
-PROBE = 64  # tokens of the counting forward, unless a sliding window asks for more
-WIDEST = 512  # sliding window that the counting forward is made longer for
-RANK = 32  # of the adapter that is counted, the SDK's default
-# Gradients that live beside what was kept, as a factor on it; and what is not counted: higher
-# ranks, and on a GPU the keys of what segments share, which each of them copies.
-BACKWARD = 1.3
-ADAPTERS = 0.25  # share of the free memory that adapters in training may take
-KEYS = 0.25  # ... and the keys and values of what is being sampled
-PASS = 1 - ADAPTERS - KEYS  # ... and a pass, checkpointed or not
+DEFAULT_KV_TOKENS = {"cpu": 65536, "cuda": 524288}  # few workloads need more
+DEFAULT_TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}  # larger passes are not faster
+PROBE_TOKENS = 64  # of the measuring forward, unless a sliding window needs more
+MAX_PROBED_WINDOW = 512  # the widest sliding window that the probe is made longer for
+ASSUMED_RANK = 32  # LoRA rank that the estimate is for, the SDK's default
+# Factor on the saved bytes for the gradients that exist beside them, with room for what is not
+# measured: higher ranks and, on a GPU, the shared keys that each segment copies.
+BACKWARD_FACTOR = 1.3
+# Shares of the memory that is free at load
+ADAPTER_SHARE = 0.25  # adapters in training
+KV_SHARE = 0.25  # keys and values of sampled sequences
+PASS_SHARE = 1 - ADAPTER_SHARE - KV_SHARE  # one pass, checkpointed or not
 GIB = 2**30
 
-# By controller: the files with a group's limit and its use, and what `memory.stat` calls the files
-# that are only kept in memory while nobody else wants it.
-GROUP_FILES = {
+# By cgroup controller: the files with a group's limit and usage, and the keys of `memory.stat` for
+# its page cache, which the kernel reclaims when memory is needed.
+CGROUP_FILES = {
     UNIFIED: ("memory.max", "memory.current", ("inactive_file", "active_file")),
     "memory": (
         "memory.limit_in_bytes",
@@ -50,31 +54,35 @@ GROUP_FILES = {
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process can still take on a device, what torch keeps unused included."""
+    """Bytes that this process can still allocate on a device, including torch's unused cache."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    # psutil, because what can be had without swapping differs by operating system
-    return max(min([psutil.virtual_memory().available, *_group_free()]), 0)
+    # psutil knows what each operating system can provide without swapping
+    return max(min([psutil.virtual_memory().available, *_free_by_cgroup()]), 0)
 
 
-def _group_free() -> list[int]:
-    """What the process's control groups and those above them leave; none without a limit."""
-    found = []
-    for controller, group in own_groups(GROUP_FILES):
-        limit, use, cache = GROUP_FILES[controller]
+def _free_by_cgroup() -> list[int]:
+    """Free bytes in each of the process's cgroups and their ancestors that has a limit.
+
+    In a container, these may be far below what the machine has free.
+    """
+    free_bytes_by_group = []
+    for controller, group in own_groups(CGROUP_FILES):
+        limit, usage, cache = CGROUP_FILES[controller]
         try:
-            free = int((group / limit).read_text()) - int((group / use).read_text())
-            stat = dict(each.split() for each in (group / "memory.stat").open())
-            found.append(free + sum(int(stat[key]) for key in cache))
+            free = int((group / limit).read_text()) - int((group / usage).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").open())
+            # usage counts page cache, such as the weight files just read, which can be reclaimed
+            free_bytes_by_group.append(free + sum(int(stat[key]) for key in cache))
         except (OSError, ValueError, KeyError):
-            continue  # no limit ("max"), or no such group here
-    return found
+            continue  # no limit ("max"), or no such group
+    return free_bytes_by_group
 
 
 @dataclass(frozen=True)
 class SamplingLimits:
-    """`EngineConfig`'s limits on sampling, with what was found filled in; tokens."""
+    """`EngineConfig`'s limits on sampling, with None replaced by measured values; in tokens."""
 
     tokens_per_pass: int
     kv_tokens: int
@@ -84,59 +92,66 @@ class SamplingLimits:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that one token takes, and what was free when the model had been loaded."""
+class MemoryEstimate:
+    """Bytes per token, and the bytes that were free once the model was loaded."""
 
-    plain: float  # what a pass keeps for the backward
-    checkpointed: float  # ... with checkpointing: each layer's input, and one layer's share
-    keys: float  # keys and values of all layers
+    saved: float  # per token: what a pass saves for the backward
+    checkpointed: float  # per token, with checkpointing: all layers' inputs and one layer's `saved`
+    kv: float  # per token: keys and values of all layers
     free: int
-    packed: int = 0  # already taken from `free`: the second copy of weights that sampling makes
+    # already subtracted from `free`: prepacked weights, which are made when sampling starts
+    prepacked: int = 0
 
     def sampling_limits(self, config: EngineConfig, device: torch.device) -> SamplingLimits:
-        fitting = max(int(self.free * KEYS / self.keys), 1)
-        kv_tokens = config.kv_tokens or min(KV_USUAL.get(device.type, 65536), fitting)
-        kept = kv_tokens // 4 if config.prefix_tokens is None else config.prefix_tokens
+        fitting = max(int(self.free * KV_SHARE / self.kv), 1)
+        kv_tokens = config.kv_tokens or min(DEFAULT_KV_TOKENS.get(device.type, 65536), fitting)
+        prefix_tokens = kv_tokens // 4 if config.prefix_tokens is None else config.prefix_tokens
         return SamplingLimits(
             config.tokens_per_pass or self.tokens_per_pass(device),
             kv_tokens,
-            kept,
+            prefix_tokens,
             config.max_rows,
             config.deterministic,
         )
 
     def tokens_per_pass(self, device: torch.device) -> int:
-        """As many as pay on this device, or the power of two of which families fit, too."""
-        usual = USUAL.get(device.type, 2048)
-        fitting = int(self.free * PASS / (self.checkpointed * BACKWARD))
-        if fitting >= FAMILY * usual:
-            return usual
-        return 1 << max((fitting // FAMILY).bit_length() - 1, 0)
+        """The device's default or, if memory is short, the largest power of two that fits.
+
+        A budget fits if a pass of FAMILY_BUDGET_FACTOR budgets does, with checkpointing.
+        """
+        default = DEFAULT_TOKENS_PER_PASS.get(device.type, 2048)
+        fitting = int(self.free * PASS_SHARE / (self.checkpointed * BACKWARD_FACTOR))
+        if fitting >= FAMILY_BUDGET_FACTOR * default:
+            return default
+        return 1 << max((fitting // FAMILY_BUDGET_FACTOR).bit_length() - 1, 0)
 
     def needs_checkpointing(self, tokens: int, device: torch.device) -> bool:
-        """Whether a pass of so many tokens is above its share; refused if it fits in no case."""
-        need, share = tokens * self.checkpointed * BACKWARD, self.free * PASS
-        if need > share:  # the model may have been loaded at a busy moment
-            share = max(share, (free_bytes(device) - self.packed) * PASS)
+        """Whether a pass of `tokens` tokens exceeds its share of memory without checkpointing.
+
+        Raises OutOfMemoryError if it does not fit with checkpointing either.
+        """
+        need, share = tokens * self.checkpointed * BACKWARD_FACTOR, self.free * PASS_SHARE
+        if need > share:  # measure again: other processes may have been busy at load
+            share = max(share, (free_bytes(device) - self.prepacked) * PASS_SHARE)
         if need > share:
             raise OutOfMemoryError(
                 f"a pass of {tokens} tokens needs about {need / GIB:.1f} GiB even with activation"
-                f" checkpointing, passes may take {share / GIB:.1f} GiB (half of what is free):"
-                " shorten the rows (here a row is never cut; max_length of a recipe does) or lower"
-                " engine.tokens_per_pass"
+                f" checkpointing, but passes may use {share / GIB:.1f} GiB (half of the free"
+                " memory): shorten the sequences (max_length in a recipe; the engine never"
+                " truncates) or lower engine.tokens_per_pass"
             )
-        return tokens * self.plain * BACKWARD > share
+        return tokens * self.saved * BACKWARD_FACTOR > share
 
 
-class Measurable(Protocol):
-    """A loaded model, as far as counting its memory goes."""
+class MeasuredModel(Protocol):
+    """What measuring the memory needs of a loaded model."""
 
     device: torch.device
     dtype: torch.dtype
     num_layers: int
     hidden_size: int
     sliding_window: int  # tokens; 0: none
-    parameters: list[torch.Tensor]  # and buffers
+    parameters: list[torch.Tensor]  # including buffers
 
     def new_adapter(self, spec: LoraSpec) -> Adapter: ...
 
@@ -145,12 +160,12 @@ class Measurable(Protocol):
         tokens: torch.Tensor,
         positions: torch.Tensor,
         plan: PackedPlan,
-        adapters: list[AdapterRows],
+        adapters: list[AdapterSpan],
     ) -> torch.Tensor: ...
 
 
-class _KeySize:
-    """Where a pass puts keys and values to have them counted."""
+class _KVCounter:
+    """A sink that counts the bytes of keys and values instead of storing them."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -159,45 +174,50 @@ class _KeySize:
         self.bytes += keys.nbytes + values.nbytes
 
 
-def measure(base: Measurable, packed: int = 0) -> Memory:
-    """Count what a forward over a few tokens keeps, with an adapter on everything.
+def measure(base: MeasuredModel, prepacked: int = 0) -> MemoryEstimate:
+    """Measure what a forward of a few tokens saves, with an adapter on every layer.
 
-    It grows evenly with the rank, so two small ranks tell of RANK: an adapter of that rank on all
-    of a large model's experts might not fit. A window's part is known only beyond the window.
+    prepacked: bytes of prepacked weights that sampling will add.
     """
     window = base.sliding_window
-    tokens = max(PROBE, 2 * window) if window <= WIDEST else PROBE
-    keys = _KeySize()
-    one, two = (_kept(base, rank, tokens, keys) for rank in (1, 2))
-    plain = (one + (RANK - 1) * (two - one)) / tokens
+    # What a sliding window adds shows only in a sequence that is longer than the window. For wide
+    # windows, the probe stays short.
+    tokens = max(PROBE_TOKENS, 2 * window) if window <= MAX_PROBED_WINDOW else PROBE_TOKENS
+    kv_counter = _KVCounter()
+    # Saved bytes grow linearly with the rank, so two small ranks give every other. An adapter of
+    # ASSUMED_RANK on all experts of a large model might not fit beside it.
+    rank_1, rank_2 = (_count_saved_bytes(base, rank, tokens, kv_counter) for rank in (1, 2))
+    saved = (rank_1 + (ASSUMED_RANK - 1) * (rank_2 - rank_1)) / tokens
     inputs = base.num_layers * base.hidden_size * base.dtype.itemsize
-    return Memory(
-        plain,
-        inputs + plain / base.num_layers,
-        keys.bytes / (2 * tokens),
-        max(free_bytes(base.device) - packed, 0),
-        packed,
+    return MemoryEstimate(
+        saved,
+        inputs + saved / base.num_layers,
+        kv_counter.bytes / (2 * tokens),  # both probes were counted
+        max(free_bytes(base.device) - prepacked, 0),
+        prepacked,
     )
 
 
-def _kept(base: Measurable, rank: int, length: int, keys: _KeySize) -> int:
-    """Bytes that autograd holds at the end of a forward, without what is there anyway."""
+def _count_saved_bytes(base: MeasuredModel, rank: int, length: int, kv_counter: _KVCounter) -> int:
+    """Bytes that autograd has saved at the end of a forward, without weights and adapter."""
     adapter = base.new_adapter(LoraSpec(rank=rank))
-    fixed = {id_of(t) for t in (*base.parameters, *adapter.copy.values())}
-    kept: dict[int, torch.Tensor] = {}  # holds the tensors, or their memory would be used again
+    fixed = {storage_id(t) for t in (*base.parameters, *adapter.copies.values())}
+    # By storage: several saved tensors may be views of one. The tensors are held until the end,
+    # or a new one could get the address of one that was freed.
+    saved: dict[int, torch.Tensor] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(id_of(tensor), tensor)
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(storage_id(tensor), tensor)
         return tensor
 
     tokens = torch.zeros(length, dtype=torch.int64, device=base.device)
     positions = torch.arange(length, device=base.device)
-    plan = PackedPlan([Segment(0, length)], keep=[(positions, keys)])
-    rows = [AdapterRows(adapter, 0, length)]
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        base.hidden(tokens, positions, plan, rows)
-    return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in fixed)
+    plan = PackedPlan([Segment(0, length)], saves=[(positions, kv_counter)])
+    adapters = [AdapterSpan(adapter, 0, length)]
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
+        base.hidden(tokens, positions, plan, adapters)
+    return sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in fixed)
 
 
-def id_of(tensor: torch.Tensor) -> int:
+def storage_id(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

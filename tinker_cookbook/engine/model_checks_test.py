@@ -26,7 +26,7 @@ from tinker_cookbook.engine.attention import PackedPlan, attend
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.model_checks import check_logits
-from tinker_cookbook.engine.packing import lay_out
+from tinker_cookbook.engine.packing import consecutive_segments
 from tinker_cookbook.engine.testing import make_rows, plain_logprobs, transformers_model
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import Family
@@ -82,7 +82,7 @@ def test_a_softcap_in_the_attention(known: Callable[..., None], tmp_path: Path) 
     assert "whose attention has 'softcap', which the engine does not compute" in refused(path)
     known("gemma2", ("sliding_window",))  # and if nobody declared it
     assert refused(path) == (
-        "Gemma2Attention hands softcap=50.0 to its attention, which the engine does not compute"
+        "Gemma2Attention passes softcap=50.0 to its attention, which the engine does not support"
     )
 
 
@@ -190,10 +190,10 @@ def test_arguments_with_an_effect(argument: dict[str, attention.Argument], shown
     module.layer_idx = 0  # type: ignore[assignment]
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 3, 8).unbind()
-    plan = PackedPlan(lay_out([3]))
+    plan = PackedPlan(consecutive_segments([3]))
     neutral = {"softcap": None, "dropout": 0.0, "is_causal": True, "use_cache": False}
     plain, _ = attend(module, q, k, v, None, plan=plan)
     same, _ = attend(module, q, k, v, None, plan=plan, position_ids=torch.arange(3), **neutral)
     assert torch.equal(plain, same)
-    with pytest.raises(ConfigurationError, match=f"Identity hands {shown} to its attention"):
+    with pytest.raises(ConfigurationError, match=f"Identity passes {shown} to its attention"):
         attend(module, q, k, v, **{"attention_mask": None, "plan": plan, **argument})

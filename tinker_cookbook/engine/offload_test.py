@@ -1,4 +1,4 @@
-"""Offloaded adapters come back as they were, and only those that must go are offloaded."""
+"""Offloaded adapters are restored bit for bit, and only as many as needed are offloaded."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def train(trainer: AdapterTrainer, steps: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parking_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, device: str) -> None:
+def test_offload_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, device: str) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device=device, dtype=dtype))  # type: ignore[arg-type]
     plain, offloaded = (
         AdapterTrainer(base, LoraSpec(rank=4)),
         AdapterTrainer(base, LoraSpec(rank=4)),
     )
-    offloaded.offload()  # before its first step: there are no moments yet
+    offloaded.offload()  # before its first step, without moments
     train(plain, 2)
     train(offloaded, 1)
     offloaded.offload()
     offloaded.forward_backward(make_rows(seed=1), "cross_entropy", None)
-    copies = 0 if dtype == "float32" else sum(t.nbytes for t in offloaded.adapter.copy.values())
+    copies = 0 if dtype == "float32" else sum(t.nbytes for t in offloaded.adapter.copies.values())
     assert sum(tensor.nbytes for tensor in offloaded._tensors().values()) + copies == offloaded.size
-    offloaded.offload()  # with a gradient that waits for its step
+    offloaded.offload()  # with an accumulated gradient
     assert not offloaded.on_device
     assert all(tensor.numel() == 0 for tensor in offloaded._tensors().values())
     offloaded.optim_step(ADAM)
@@ -59,7 +59,7 @@ def test_parking_changes_no_bit(tiny_llama: str, dtype: str, tmp_path: Path, dev
         ).read_bytes()
 
 
-def test_a_parked_run_can_be_restored_from_a_checkpoint(
+def test_an_offloaded_run_can_be_restored_from_a_checkpoint(
     tiny_llama: str, tmp_path: Path, device: str
 ) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device=device))
@@ -75,7 +75,7 @@ def test_a_parked_run_can_be_restored_from_a_checkpoint(
     train(trainer, 1)
 
 
-def test_the_longest_idle_make_room(tiny_qwen3: str) -> None:
+def test_the_least_recently_used_are_offloaded(tiny_qwen3: str) -> None:
     engine = Engine(EngineConfig(device="cpu"))
     for index in range(4):
         engine.submit(CreateRun(str(index), tiny_qwen3, LoraSpec(rank=4))).result(60)
@@ -103,7 +103,7 @@ def test_an_adapter_that_never_fits_is_refused(tiny_qwen3: str) -> None:
     assert AdapterTrainer(base, LoraSpec(rank=1)).on_device
 
 
-def test_an_adapter_that_cannot_wake_stays_parked(
+def test_an_adapter_that_cannot_be_restored_stays_offloaded(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype="bfloat16"))
@@ -127,11 +127,11 @@ def test_an_adapter_that_cannot_wake_stays_parked(
 def test_more_adapters_to_sample_from_than_fit(tiny_qwen3: str) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
     trainer = AdapterTrainer(base, LoraSpec(rank=4))
-    size = sum(tensor.nbytes for tensor in trainer.adapter.copy.values())
+    size = sum(tensor.nbytes for tensor in trainer.adapter.copies.values())
     base.offloader.limit = int(2.5 * size)
     one = base.offloader.admit(trainer.adapter.snapshot())
     two = base.offloader.admit(trainer.adapter.snapshot())
-    with pytest.raises(OutOfMemoryError, match=r"the 2 in use hold .* let go of sampling clients"):
+    with pytest.raises(OutOfMemoryError, match=r"the 2 in use take .* release sampling clients"):
         base.offloader.admit(trainer.adapter.snapshot())
     del two
     assert base.offloader.admit(trainer.adapter.snapshot()) is not one

@@ -1,14 +1,16 @@
-"""Rows -> passes: nothing padded, what rows share at their beginning computed once, each pass
-within a budget of tokens. Requests of several runs go into the same passes and share nothing.
+"""Packing: training sequences -> passes without padding, each within a token budget.
 
-Rows are sorted by their tokens, so rows with a common beginning are neighbours, and the longest
-common prefixes of neighbours give the tree: a segment for each stretch of tokens that the same rows
-share, depth first. Sharing needs equal input tokens only. Targets may differ, and do at the last
-shared token: the head is computed once for each different (position in the tree, target), and what
-the rows ask of it (weights, advantages) stays each row's own.
+A prefix that several sequences share is computed once. The sequences are sorted by their tokens, so
+sequences with a common prefix are neighbours, and the longest common prefixes (LCPs) of neighbours
+determine the whole prefix tree: one segment per span of tokens that the same sequences share, laid
+out depth first. Sharing requires equal input tokens only. Targets may differ, and usually do at the
+last shared token, so the head is computed once per distinct (tree token, target), while loss inputs
+(weights, advantages) remain per sequence.
 
-Shapes: T tokens of the tree, D head rows (different pairs of a tree token and its targets), N
-tokens of the pass's rows as they were given, K targets per token.
+Sequences of several requests may go into the same pass; requests never share a prefix.
+
+Shapes: T tokens of the tree, D head entries (distinct pairs of a tree token and its targets), N
+tokens of the sequences before sharing, K targets per token.
 """
 
 from __future__ import annotations
@@ -23,108 +25,118 @@ import numpy as np
 import torch
 
 from tinker_cookbook.engine.attention import Segment
-from tinker_cookbook.engine.losses import ROW
+from tinker_cookbook.engine.losses import SEQUENCE_INDEX
 from tinker_cookbook.engine.requests import TrainSequence
 
-# A shared stretch saves its tokens' passes through every layer and costs a few attention calls
-# more; below this many tokens it does not pay.
-SHORTEST_SHARED = 16
-FAMILY = 2  # budgets that a family may take to stay in one pass
+# Sharing a span saves its tokens' way through every layer but costs a few extra attention calls;
+# below this many tokens the calls cost more than they save.
+MIN_SHARED_TOKENS = 16
+# A family (sequences with a common prefix) may exceed the budget by this factor to stay in one
+# pass: split over two passes, its shared prefix would be computed twice.
+FAMILY_BUDGET_FACTOR = 2
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """The rows of one request that go into one pass: which request, which of its rows."""
+    """The sequences of one request in one pass.
+
+    request: index of the request. sequence_indices: which of its sequences, in packed order.
+    """
 
     request: int
-    rows: list[int]
+    sequence_indices: list[int]
     segments: list[Segment]
     tokens: torch.Tensor  # int64 [T]
-    positions: torch.Tensor  # int64 [T], counted from 0 in each row
-    head_tokens: torch.Tensor | None  # int64 [D]: which of the T; None: all, in order
+    positions: torch.Tensor  # int64 [T], from 0 in each sequence
+    head_tokens: torch.Tensor | None  # int64 [D]: tree token of each head entry; None: D = T
     targets: torch.Tensor  # int64 [D] or [D, K]
-    uses: torch.Tensor | None  # int64 [N]: which of the D, ascending; None: each once, in order
-    inputs: dict[str, torch.Tensor]  # float32 [N] or [N, K] per loss input; and `losses.ROW`
-    places: np.ndarray  # int64 [N]: where each of the N stands in the rows laid end to end
+    head_index: torch.Tensor | None  # int64 [N], ascending: head entry of each token; None: N = D
+    inputs: dict[str, torch.Tensor]  # loss inputs, float32 [N] or [N, K]; and SEQUENCE_INDEX
+    flat_index: np.ndarray  # int64 [N]: place of each token in the concatenated sequences
 
     def split(self, values: np.ndarray, request: Sequence[TrainSequence]) -> Iterator[np.ndarray]:
-        """Values of the N, in the order of `inputs`, as one array for each of `rows`."""
+        """Undo the reordering: values [N] -> one array per sequence of `sequence_indices`."""
         flat = np.empty_like(values)
-        flat[self.places] = values
-        stops = np.cumsum([request[i].length for i in self.rows])
+        flat[self.flat_index] = values
+        stops = np.cumsum([request[i].length for i in self.sequence_indices])
+        # copies, so that a result does not keep the whole pass's array alive
         yield from (part.copy() for part in np.split(flat, stops[:-1]))
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes through the model at once: parts of different requests, one behind the other."""
+    """One forward through the model: batches of different requests, concatenated."""
 
     parts: list[PackedBatch]
 
     @cached_property
     def spans(self) -> list[slice]:
-        """The rows of each part among those of the pass."""
+        """The tokens of each part within the pass."""
         stops = np.cumsum([len(part.tokens) for part in self.parts]).tolist()
         return [slice(b - len(part.tokens), b) for part, b in zip(self.parts, stops)]
 
     @property
     def tokens(self) -> torch.Tensor:
-        return _joined([part.tokens for part in self.parts])
+        return _concatenate([part.tokens for part in self.parts])
 
     @property
     def positions(self) -> torch.Tensor:
-        return _joined([part.positions for part in self.parts])
+        return _concatenate([part.positions for part in self.parts])
 
     @property
     def segments(self) -> list[Segment]:
-        joined: list[Segment] = []
+        segments: list[Segment] = []
         for part, span in zip(self.parts, self.spans):
-            joined += moved(part.segments, span.start, len(joined))
-        return joined
+            segments += shift_segments(part.segments, span.start, len(segments))
+        return segments
 
 
-def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+def _concatenate(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def moved(segments: Sequence[Segment], rows: int, first: int) -> list[Segment]:
-    """Segments that come to lie `rows` rows and `first` segments further on."""
+def shift_segments(segments: Sequence[Segment], tokens: int, index: int) -> list[Segment]:
+    """Move segments `tokens` tokens further on; `index` is the new index of the first one."""
     return [
-        Segment(s.start + rows, s.stop + rows, None if s.parent is None else s.parent + first)
+        Segment(s.start + tokens, s.stop + tokens, None if s.parent is None else s.parent + index)
         for s in segments
     ]
 
 
-def lay_out(lengths: Sequence[int]) -> list[Segment]:
-    """Segments of these lengths, one behind the other, that share nothing."""
+def consecutive_segments(lengths: Sequence[int]) -> list[Segment]:
+    """Consecutive segments of the given lengths that share nothing."""
     stops = np.cumsum(lengths).tolist()
     return [Segment(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]
 
 
-def positions_of(segments: Sequence[Segment]) -> np.ndarray:
-    """Position of every row within its sequence, int64 [T]."""
-    depth = []
+def token_positions(segments: Sequence[Segment]) -> np.ndarray:
+    """Position of every token within its own sequence, int64 [T]."""
+    depths: list[int] = []  # position of each segment's first token; parents precede children
     for segment in segments:
         parent = segment.parent
-        depth.append(
-            segment.before
+        depths.append(
+            segment.num_cached
             if parent is None
-            else depth[parent] + segments[parent].stop - segments[parent].start
+            else depths[parent] + segments[parent].stop - segments[parent].start
         )
-    return np.concatenate([d + np.arange(s.stop - s.start) for d, s in zip(depth, segments)])
+    return np.concatenate([d + np.arange(s.stop - s.start) for d, s in zip(depths, segments)])
 
 
 def pack(
     requests: Sequence[Sequence[TrainSequence]], budget: int, device: torch.device
 ) -> Iterator[Pass]:
-    """The passes of several requests, each made when it is needed."""
-    for chosen in plan_passes([[row.tokens for row in rows] for rows in requests], budget):
+    """Pack the sequences of several requests into passes of at most `budget` tokens.
+
+    Each pass is built when it is asked for. `plan_passes` says when a pass may exceed the budget.
+    """
+    tokens = [[sequence.tokens for sequence in sequences] for sequences in requests]
+    for members in plan_passes(tokens, budget):
         by_request: dict[int, list[int]] = {}
-        for request, index in chosen:
+        for request, index in members:
             by_request.setdefault(request, []).append(index)
         yield Pass(
             [
-                _pack(requests[request], request, indices, device)
+                _pack_request(requests[request], request, indices, device)
                 for request, indices in sorted(by_request.items())
             ]
         )
@@ -133,148 +145,175 @@ def pack(
 def plan_passes(
     requests: Sequence[Sequence[np.ndarray]], budget: int
 ) -> list[list[tuple[int, int]]]:
-    """(request, row) of each pass: families that share a beginning together, large ones first.
+    """Assign every (request, sequence) to a pass: families stay together, large ones first.
 
-    A row above the budget gets a pass of its own, and so does a family up to FAMILY times the
-    budget: two passes would compute twice what it shares. A larger one begins anew in the next
-    pass. Every other pass keeps to the budget, counted in tokens of the tree that is laid out.
+    The budget counts tokens of the prefix tree, not of the sequences. A pass exceeds it in two
+    cases: a single sequence above the budget, and a family of up to FAMILY_BUDGET_FACTOR budgets,
+    each in a pass of its own. A larger family is split, and its prefix is computed once per pass.
     """
     families: list[list[tuple[int, int]]] = []
     for request, tokens in enumerate(requests):
-        before = None
-        for index in _sorted(tokens):
-            if before is not None and _common(tokens[before], tokens[index]):
+        previous = None
+        for index in _lexicographic_order(tokens):
+            # in sorted order, a sequence shares most with its neighbour: comparing with that one
+            # alone finds where a family ends
+            if previous is not None and _shareable_prefix(tokens[previous], tokens[index]):
                 families[-1].append((request, index))
             else:
                 families.append([(request, index)])
-            before = index
+            previous = index
+    # Large families first, so that small ones fill what is left of a pass. The indices break ties,
+    # so that the plan depends on the requests alone.
     families.sort(key=lambda f: (-sum(len(requests[r][i]) for r, i in f), f))
     passes: list[list[tuple[int, int]]] = []
-    room = 0
+    room = 0  # tokens left in the last pass
     for family in families:
-        rows = [requests[request][index] for request, index in family]
-        lengths = [len(row) for row in rows]
-        commons = [0, *(_common(a, b) for a, b in pairwise(rows))]
-        if len(rows) > 1 and budget < _size(lengths, commons) <= FAMILY * budget:
+        sequences = [requests[request][index] for request, index in family]
+        lengths = [len(tokens) for tokens in sequences]
+        lcps = _neighbour_lcps(sequences)
+        tree_tokens = _count_tree_tokens(lengths, lcps)
+        if len(sequences) > 1 and budget < tree_tokens <= FAMILY_BUDGET_FACTOR * budget:
             passes.append(family)
-            room = 0
+            room = 0  # it is above the budget already: nothing may be added
             continue
         start = 0
-        while start < len(rows):
-            count = _fitting(lengths[start:], commons[start:], room)
+        while start < len(sequences):
+            count = _count_fitting(lengths[start:], lcps[start:], room)
             if not count:
                 passes.append([])
                 room = budget
-                count = max(_fitting(lengths[start:], commons[start:], room), 1)
+                # at least one: a sequence is never cut, however long it is
+                count = max(_count_fitting(lengths[start:], lcps[start:], room), 1)
             stop = start + count
             passes[-1] += family[start:stop]
-            room -= _size(lengths[start:stop], commons[start:stop])
+            room -= _count_tree_tokens(lengths[start:stop], lcps[start:stop])
             start = stop
     return passes
 
 
-def _fitting(lengths: Sequence[int], commons: Sequence[int], room: int) -> int:
-    """How many of the first rows can be laid out in `room` tokens; at times one or two less."""
-    fewest = np.cumsum(lengths) - np.cumsum([0, *commons[1:]])  # if all that is common were shared
-    count = int(np.searchsorted(fewest, room, side="right"))
-    while count > 1 and (size := _size(lengths[:count], commons[:count])) > room:
+def _count_fitting(lengths: Sequence[int], lcps: Sequence[int], room: int) -> int:
+    """Count how many of the first sequences fit into `room` tokens; may be one or two too few.
+
+    The exact size takes a walk over the tree, so the search starts from a lower bound on the size
+    (as if every common token were shared), which gives the largest count that can fit. While the
+    true size is too large, the count shrinks in proportion, not by one: overlaps that are too short
+    to be shared can make the bound far too low.
+    """
+    # the first sequence's neighbour is not in this pass, so its own LCP does not count
+    lower_bounds = np.cumsum(lengths) - np.cumsum([0, *lcps[1:]])
+    count = int(np.searchsorted(lower_bounds, room, side="right"))
+    while count > 1 and (size := _count_tree_tokens(lengths[:count], lcps[:count])) > room:
         count = max(min(count - 1, count * room // size), 1)
     return count
 
 
-def _sorted(tokens: Sequence[np.ndarray]) -> list[int]:
-    """Row indices in the order of their tokens: big-endian bytes compare like the numbers."""
-    keys = [row.astype(">u4").tobytes() for row in tokens]
-    return sorted(range(len(tokens)), key=lambda i: (keys[i], i))
+def _lexicographic_order(sequences: Sequence[np.ndarray]) -> list[int]:
+    """Indices that sort the sequences by their tokens."""
+    # big-endian bytes compare like the numbers, so the sort compares bytes, not lists of tokens
+    keys = [tokens.astype(">u4").tobytes() for tokens in sequences]
+    return sorted(range(len(sequences)), key=lambda i: (keys[i], i))
 
 
-def common_beginning(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that two rows share at their beginning."""
+def common_prefix_length(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens that two sequences have in common at their start."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
     return int(differ[0]) if len(differ) else length
 
 
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that two rows share at their beginning; 0 where sharing does not pay."""
-    common = common_beginning(one, other)
-    return common if common >= SHORTEST_SHARED else 0
+def _shareable_prefix(one: np.ndarray, other: np.ndarray) -> int:
+    """The common prefix length of two sequences, or 0 if sharing it does not pay."""
+    common = common_prefix_length(one, other)
+    return common if common >= MIN_SHARED_TOKENS else 0
 
 
-def _pack(
-    rows: Sequence[TrainSequence], request: int, indices: list[int], device: torch.device
+def _neighbour_lcps(sequences: Sequence[np.ndarray]) -> list[int]:
+    """LCP array of sorted sequences: entry i is the shareable prefix of sequences i - 1 and i."""
+    return [0, *(_shareable_prefix(a, b) for a, b in pairwise(sequences))]
+
+
+def _pack_request(
+    sequences: Sequence[TrainSequence], request: int, indices: list[int], device: torch.device
 ) -> PackedBatch:
-    chosen = [rows[i] for i in indices]
-    commons = [0, *(_common(a.tokens, b.tokens) for a, b in pairwise(chosen))]
-    if not any(commons):  # equal lengths side by side: the attention takes them in one call
-        order = sorted(range(len(chosen)), key=lambda i: (-chosen[i].length, indices[i]))
-        indices, chosen = [indices[i] for i in order], [chosen[i] for i in order]
+    members = [sequences[i] for i in indices]
+    lcps = _neighbour_lcps([sequence.tokens for sequence in members])
+    if not any(lcps):  # equal lengths side by side: attention takes them as one batched call
+        order = sorted(range(len(members)), key=lambda i: (-members[i].length, indices[i]))
+        indices, members = [indices[i] for i in order], [members[i] for i in order]
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     flat_inputs = {
-        key: np.concatenate([row.inputs[key].astype(np.float32) for row in chosen])
-        for key in chosen[0].inputs
+        key: np.concatenate([sequence.inputs[key].astype(np.float32) for sequence in members])
+        for key in members[0].inputs
     }
-    flat_inputs[ROW] = np.repeat(indices, [row.length for row in chosen])
-    targets = np.concatenate([row.targets for row in chosen])
-    if any(commons):
-        tree = _Tree([row.tokens for row in chosen], commons)
+    flat_inputs[SEQUENCE_INDEX] = np.repeat(indices, [sequence.length for sequence in members])
+    targets = np.concatenate([sequence.targets for sequence in members])
+    if any(lcps):
+        tree = _PrefixTree([sequence.tokens for sequence in members], lcps)
         segments, tokens = tree.segments, tree.tokens
-        cells = np.concatenate(tree.cells)  # [N]: which of the T
-        keys = np.concatenate([cells[:, None], targets.reshape(len(targets), -1)], axis=1)
-        unique, uses = np.unique(keys, axis=0, return_inverse=True)
-        uses = uses.reshape(-1)
-        places = np.argsort(uses, kind="stable")
+        # Sequences that share a token mostly share its target too (the next shared token). One
+        # head entry per distinct (tree token, targets) spares the vocabulary product for the rest.
+        tree_index = np.concatenate(tree.token_indices)  # [N]
+        keys = np.concatenate([tree_index[:, None], targets.reshape(len(targets), -1)], axis=1)
+        unique, head_index = np.unique(keys, axis=0, return_inverse=True)
+        head_index = head_index.reshape(-1)
+        # Loss tokens are sorted by head entry, so that a chunk of entries is read by one slice of
+        # them: the head computes the loss chunk by chunk.
+        flat_index = np.argsort(head_index, kind="stable")
         head_tokens = tensor(unique[:, 0].copy())
         targets = unique[:, 1:].reshape(len(unique), *targets.shape[1:])
-        uses = tensor(uses[places])
+        head_index = tensor(head_index[flat_index])
     else:
-        segments = lay_out([row.length for row in chosen])
-        tokens = np.concatenate([row.tokens for row in chosen])
-        places, head_tokens, uses = np.arange(len(tokens)), None, None
+        segments = consecutive_segments([sequence.length for sequence in members])
+        tokens = np.concatenate([sequence.tokens for sequence in members])
+        flat_index, head_tokens, head_index = np.arange(len(tokens)), None, None
     return PackedBatch(
         request=request,
-        rows=indices,
+        sequence_indices=indices,
         segments=segments,
         tokens=tensor(tokens),
-        positions=tensor(positions_of(segments)),
+        positions=tensor(token_positions(segments)),
         head_tokens=head_tokens,
         targets=tensor(np.ascontiguousarray(targets)),
-        uses=uses,
-        inputs={key: tensor(array[places]) for key, array in flat_inputs.items()},
-        places=places,
+        head_index=head_index,
+        inputs={key: tensor(array[flat_index]) for key, array in flat_inputs.items()},
+        flat_index=flat_index,
     )
 
 
-class Forest:
-    """Rows laid out with what they share computed once; rows of different groups share nothing.
+class PrefixTrees:
+    """One prefix tree per group of sequences, laid out one after another.
 
-    `cells[i]` are the tokens of row i among the T, `spans[g]` the rows [start, stop) of group g.
+    `token_indices[i]` are the tokens of sequence i within the layout; `spans[g]` are the tokens
+    [start, stop) of group g. Sequences of different groups share nothing.
     """
 
-    def __init__(self, rows: Sequence[np.ndarray], groups: Sequence[int]) -> None:
+    def __init__(self, sequences: Sequence[np.ndarray], groups: Sequence[int]) -> None:
         self.segments: list[Segment] = []
-        self.cells: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
+        self.token_indices: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
         self.spans: list[tuple[int, int]] = []
         pieces, length = [], 0
         for group in range(max(groups) + 1):
-            members = [i for i, each in enumerate(groups) if each == group]
-            members = [members[i] for i in _sorted([rows[i] for i in members])]
-            own = [rows[i] for i in members]
-            tree = _Tree(own, [0, *(_common(a, b) for a, b in pairwise(own))])
-            self.segments += moved(tree.segments, length, len(self.segments))
-            for index, cells in zip(members, tree.cells):
-                self.cells[index] = cells + length
+            members = [i for i, member_group in enumerate(groups) if member_group == group]
+            members = [members[i] for i in _lexicographic_order([sequences[i] for i in members])]
+            group_sequences = [sequences[i] for i in members]
+            tree = _PrefixTree(group_sequences, _neighbour_lcps(group_sequences))
+            self.segments += shift_segments(tree.segments, length, len(self.segments))
+            for index, token_indices in zip(members, tree.token_indices):
+                self.token_indices[index] = token_indices + length
             pieces.append(tree.tokens)
             self.spans.append((length, length + len(tree.tokens)))
             length += len(tree.tokens)
         self.tokens = np.concatenate(pieces)
 
 
-class _Stretch(NamedTuple):
-    """Tokens [depth, stop) of rows [low, high), which follow those of the stretch `parent`."""
+class _SharedSpan(NamedTuple):
+    """Tokens [depth, stop) that the sorted sequences [low, high) share.
+
+    `parent` is the index of the span that they continue.
+    """
 
     low: int
     high: int
@@ -283,51 +322,58 @@ class _Stretch(NamedTuple):
     parent: int | None
 
 
-def _stretches(lengths: Sequence[int], commons: Sequence[int]) -> list[_Stretch]:
-    """The tree of sorted rows, depth first; `commons[i]` tokens are common to rows i - 1 and i.
+def _shared_spans(lengths: Sequence[int], lcps: Sequence[int]) -> list[_SharedSpan]:
+    """The prefix tree of sorted sequences, depth first, from their lengths and LCP array.
 
-    A stretch is shared if it is long enough below the branch it starts from: what two rows share in
-    the tree may be up to SHORTEST_SHARED - 1 tokens less than what is common to them.
+    A branch is shared only if it is at least MIN_SHARED_TOKENS long, counted from where it starts.
+    So two sequences may share up to MIN_SHARED_TOKENS - 1 tokens less than they have in common.
     """
-    found: list[_Stretch] = []
-    groups = _groups(0, len(lengths), 0, None, commons)  # a stack: talks may be nested deeply
-    while groups:
-        low, high, depth, parent = groups.pop()
-        stop = lengths[low] if high - low == 1 else min(commons[low + 1 : high])
-        if stop > depth:  # or a row ends where the others branch
-            found.append(_Stretch(low, high, depth, stop, parent))
+    spans: list[_SharedSpan] = []
+    # an explicit stack, since a conversation trained turn by turn makes a tree of any depth
+    stack = _split_branches(0, len(lengths), 0, None, lcps)
+    while stack:
+        low, high, depth, parent = stack.pop()
+        # the smallest LCP between neighbours is what all of [low, high) have in common
+        stop = lengths[low] if high - low == 1 else min(lcps[low + 1 : high])
+        if stop > depth:  # empty if a sequence ends exactly where the others branch
+            spans.append(_SharedSpan(low, high, depth, stop, parent))
         if high - low > 1:
-            groups += _groups(low, high, stop, len(found) - 1, commons)
-    return found
+            stack += _split_branches(low, high, stop, len(spans) - 1, lcps)
+    return spans
 
 
-def _groups(
-    low: int, high: int, depth: int, parent: int | None, commons: Sequence[int]
+def _split_branches(
+    low: int, high: int, depth: int, parent: int | None, lcps: Sequence[int]
 ) -> list[tuple[int, int, int, int | None]]:
-    """Rows [low, high) share their first `depth` tokens: those that share more, the last first."""
-    cuts = [i for i in range(low + 1, high) if commons[i] - depth < SHORTEST_SHARED]
+    """Split the sequences [low, high), which share `depth` tokens, into those that share more.
+
+    The last branch comes first: they go onto a stack, which returns them in sorted order.
+    """
+    cuts = [i for i in range(low + 1, high) if lcps[i] - depth < MIN_SHARED_TOKENS]
     return [(a, b, depth, parent) for a, b in pairwise([low, *cuts, high])][::-1]
 
 
-def _size(lengths: Sequence[int], commons: Sequence[int]) -> int:
-    """Tokens of the tree of sorted rows."""
-    return sum(each.stop - each.depth for each in _stretches(lengths, commons))
+def _count_tree_tokens(lengths: Sequence[int], lcps: Sequence[int]) -> int:
+    return sum(span.stop - span.depth for span in _shared_spans(lengths, lcps))
 
 
-class _Tree:
-    """Segments of sorted rows, depth first, and for each row its cells: which tree tokens it is."""
+class _PrefixTree:
+    """The prefix tree of sorted sequences as segments, depth first.
 
-    def __init__(self, rows: Sequence[np.ndarray], commons: Sequence[int]) -> None:
+    `token_indices[i]` are the tree tokens that sequence i consists of, in order.
+    """
+
+    def __init__(self, sequences: Sequence[np.ndarray], lcps: Sequence[int]) -> None:
         self.segments: list[Segment] = []
-        parts: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in rows]
+        parts: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in sequences]
         pieces, start = [], 0
-        for each in _stretches([len(row) for row in rows], commons):
-            stop = start + each.stop - each.depth
-            self.segments.append(Segment(start, stop, each.parent))
-            pieces.append(rows[each.low][each.depth : each.stop])
-            own = np.arange(start, stop)
-            for index in range(each.low, each.high):
-                parts[index].append(own)
+        for span in _shared_spans([len(tokens) for tokens in sequences], lcps):
+            stop = start + span.stop - span.depth
+            self.segments.append(Segment(start, stop, span.parent))
+            pieces.append(sequences[span.low][span.depth : span.stop])
+            span_indices = np.arange(start, stop)
+            for index in range(span.low, span.high):
+                parts[index].append(span_indices)
             start = stop
         self.tokens = np.concatenate(pieces)
-        self.cells = [np.concatenate(part) for part in parts]
+        self.token_indices = [np.concatenate(part) for part in parts]

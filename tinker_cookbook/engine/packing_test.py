@@ -1,4 +1,4 @@
-"""Shared beginnings: found, computed once, and without any effect on the numbers."""
+"""Shared prefixes are found, computed once, and change no number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinker_cookbook.engine import packing
-from tinker_cookbook.engine.attention import ancestry, parts_of
+from tinker_cookbook.engine.attention import attention_parts, visible_key_spans
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.packing import pack, plan_passes
@@ -31,46 +31,46 @@ CPU = torch.device("cpu")
 
 
 def check_batch(rows: list[TrainSequence], budget: int) -> int:
-    """Every row can be read back from the tree; returns the tokens that are computed."""
+    """Read every sequence back from the tree, and compare; returns the tokens of all passes."""
     seen, computed = [], 0
     for each in pack([rows], budget, CPU):
         (batch,) = each.parts
-        seen += batch.rows
+        seen += batch.sequence_indices
         computed += len(batch.tokens)
         head = batch.head_tokens
         at = torch.arange(len(batch.tokens)) if head is None else head
-        used = at if batch.uses is None else at[batch.uses]
-        targets = batch.targets if batch.uses is None else batch.targets[batch.uses]
+        used = at if batch.head_index is None else at[batch.head_index]
+        targets = batch.targets if batch.head_index is None else batch.targets[batch.head_index]
         columns = {
             "tokens": batch.tokens[used],
             "positions": batch.positions[used],
             "targets": targets,
             "weights": batch.inputs["weights"],
-            "row": batch.inputs["row"],
-            "cell": used,
+            "sequence": batch.inputs["sequence_index"],
+            "tree token": used,
         }
         parts = {k: list(batch.split(v.numpy(), rows)) for k, v in columns.items()}
-        for number, index in enumerate(batch.rows):
+        for number, index in enumerate(batch.sequence_indices):
             row = rows[index]
             assert np.array_equal(parts["tokens"][number], row.tokens)
             assert np.array_equal(parts["positions"][number], np.arange(row.length))
             assert np.array_equal(parts["targets"][number], row.targets)
             assert np.array_equal(parts["weights"][number], row.inputs["weights"])
-            assert (parts["row"][number] == index).all()
+            assert (parts["sequence"][number] == index).all()
             last = next(s for s in batch.segments if s.start <= used_last(parts, number) < s.stop)
-            spans = ancestry(batch.segments, last)
+            spans = visible_key_spans(batch.segments, last)
             path = np.concatenate([np.arange(a, b) for a, b in spans])
-            assert np.array_equal(parts["cell"][number], path[: row.length])
+            assert np.array_equal(parts["tree token"][number], path[: row.length])
     assert sorted(seen) == list(range(len(rows)))
     return computed
 
 
 def used_last(parts: dict, number: int) -> int:
-    return int(parts["cell"][number][-1])
+    return int(parts["tree token"][number][-1])
 
 
 @pytest.mark.parametrize("budget", [10_000, 200, 64, 1])
-def test_rows_can_be_read_back(budget: int) -> None:
+def test_sequences_can_be_read_back(budget: int) -> None:
     rows = batch_with_everything()
     computed = check_batch(rows, budget)
     given_tokens = sum(row.length for row in rows)
@@ -79,7 +79,7 @@ def test_rows_can_be_read_back(budget: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_rows_can_be_read_back_whatever_they_share(data: st.DataObject) -> None:
+def test_any_sequences_can_be_read_back(data: st.DataObject) -> None:
     stems = data.draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=50), max_size=4))
     rows = []
     for _ in range(data.draw(st.integers(1, 8))):
@@ -90,11 +90,11 @@ def test_rows_can_be_read_back_whatever_they_share(data: st.DataObject) -> None:
     check_batch(rows, data.draw(st.sampled_from([10_000, 60])))
 
 
-def test_every_row_attends_to_its_path_and_nothing_else() -> None:
+def test_every_token_attends_to_its_ancestors_and_nothing_else() -> None:
     (only,) = pack([batch_with_everything()], 10_000, CPU)
     (batch,) = only.parts
     sees = np.zeros((len(batch.tokens), len(batch.tokens)), dtype=int)
-    for part in parts_of(batch.segments):
+    for part in attention_parts(batch.segments):
         if not part.causal:
             sees[part.q0 : part.q1, part.k0 : part.k1] += 1
             continue
@@ -102,7 +102,9 @@ def test_every_row_attends_to_its_path_and_nothing_else() -> None:
         for start in range(part.q0, part.q1, size):
             sees[start : start + size, start : start + size] += np.tri(size, dtype=int)
     for segment in batch.segments:
-        path = np.concatenate([np.arange(*span) for span in ancestry(batch.segments, segment)])
+        path = np.concatenate(
+            [np.arange(*span) for span in visible_key_spans(batch.segments, segment)]
+        )
         for cell in range(segment.start, segment.stop):
             expected = np.zeros(len(batch.tokens), dtype=int)
             expected[path[: np.flatnonzero(path == cell)[0] + 1]] = 1
@@ -115,7 +117,11 @@ def test_passes_keep_to_the_budget() -> None:
     rows = group(rng, prompt, (20,) * 30)
     passes = plan_passes([[row.tokens for row in rows]], 300)
     assert sorted(i for each in passes for _, i in each) == list(range(30))
-    assert [len(each) for each in passes] == [10, 10, 10]  # 119 tokens, then 19 for each other
+    assert [len(each) for each in passes] == [
+        10,
+        10,
+        10,
+    ]  # 119 tokens, then 19 per sequence
     for each in pack([rows], 300, CPU):
         (batch,) = each.parts
         assert len(batch.tokens) <= 300
@@ -126,22 +132,25 @@ def test_a_family_stays_together_up_to_twice_the_budget() -> None:
     rows = group(rng, rng.integers(0, VOCAB, 100), (50,) * 6) + group(
         rng, rng.integers(0, 9, 30), (9,)
     )
-    tokens = [row.tokens for row in rows]  # a family of 149 + 5 x 49, and a row of 38
+    tokens = [row.tokens for row in rows]  # a family of 149 + 5 x 49 tokens, and a sequence of 38
     assert sorted(map(len, plan_passes([tokens], 394))) == [1, 6]
     assert sorted(map(len, plan_passes([tokens], 200))) == [1, 6]
     assert sorted(map(len, plan_passes([tokens], 196))) == [1, 1, 1, 1, 1, 2]  # 394 > 2 x 196
 
 
 def keeps_to_the_budget(tokens: list[list[int]], budget: int) -> list[int]:
-    """Tokens of each pass, which may be more than the budget for one row or one whole family."""
+    """Check that only single sequences and whole families exceed the budget.
+
+    Returns the tokens of each pass.
+    """
     rows = [row_of(np.array([*row, 0])) for row in tokens]
     families: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(tokens):
-        if len(row) >= packing.SHORTEST_SHARED:
-            families.setdefault(tuple(row[: packing.SHORTEST_SHARED]), []).append(index)
+        if len(row) >= packing.MIN_SHARED_TOKENS:
+            families.setdefault(tuple(row[: packing.MIN_SHARED_TOKENS]), []).append(index)
     found, seen = [], []
     for each in pack([rows], budget, CPU):
-        chosen = sorted(index for part in each.parts for index in part.rows)
+        chosen = sorted(index for part in each.parts for index in part.sequence_indices)
         found.append(len(each.tokens))
         seen += chosen
         if found[-1] > budget and len(chosen) > 1:
@@ -151,17 +160,17 @@ def keeps_to_the_budget(tokens: list[list[int]], budget: int) -> list[int]:
     return found
 
 
-def test_what_is_too_short_to_be_shared_counts_for_every_row() -> None:
+def test_overlaps_too_short_to_be_shared_count_for_every_sequence() -> None:
     rng = np.random.default_rng(0)
     stem = rng.integers(0, VOCAB, 55).tolist()
     rows = [[*stem, own] for own in range(200)] + [[*stem[:40], VOCAB]]
     found = keeps_to_the_budget(rows, 512)
-    assert max(found) <= 512 and len(found) <= 8  # 16 tokens for each row of the pass with the last
+    assert max(found) <= 512 and len(found) <= 8  # 16 per sequence in the last one's pass
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_no_pass_of_several_rows_is_above_the_budget(data: st.DataObject) -> None:
+def test_no_pass_of_several_sequences_exceeds_the_budget(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     rows: list[list[int]] = []
     for _ in range(data.draw(st.integers(1, 40))):
@@ -172,7 +181,7 @@ def test_no_pass_of_several_rows_is_above_the_budget(data: st.DataObject) -> Non
 
 
 def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SHORTEST_SHARED", 1_000_000)
+    monkeypatch.setattr(packing, "MIN_SHARED_TOKENS", 1_000_000)
 
 
 @pytest.mark.parametrize("unembed", [True, False])
@@ -206,7 +215,7 @@ def test_sharing_changes_no_number(
     assert shared.metrics["loss:sum"] == pytest.approx(plain.metrics["loss:sum"], abs=1e-4)
 
 
-def test_custom_loss_and_several_targets_over_shared_rows(
+def test_custom_loss_and_several_targets_over_shared_prefixes(
     tiny_qwen3: str, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     trainer = make_trainer(tiny_qwen3, LoraSpec(rank=4), device, head_chunk=16)

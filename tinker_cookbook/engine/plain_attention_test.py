@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinker_cookbook.engine import admission, attention, decode_attention
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
+from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.engine.requests import SampleRequest, TrainSequence
 from tinker_cookbook.engine.testing import (
     MOE,
@@ -48,7 +48,7 @@ def no_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for module in (attention, decode_attention):
         monkeypatch.setattr(module, "has_flash", lambda tensor: False)
-    monkeypatch.setattr(attention.ForestAttention, "apply", forbidden)
+    monkeypatch.setattr(attention.SharedPrefixAttention, "apply", forbidden)
     monkeypatch.setattr(decode_attention, "_flash", forbidden)
     with sdpa_kernel(SDPBackend.MATH):
         yield
@@ -109,7 +109,7 @@ def test_losses_over_shared_beginnings(
                 near = lp.detach().numpy() + rng.normal(0, 0.3, row.length)
                 row.inputs["logprobs"][:] = near  # type: ignore[index]
             inputs = {key: torch.from_numpy(array) for key, array in row.inputs.items()}
-            inputs[ROW] = torch.zeros(row.length, dtype=torch.int64)
+            inputs[SEQUENCE_INDEX] = torch.zeros(row.length, dtype=torch.int64)
             total = total + get_loss(name, None).value(lp, inputs)
         found = torch.autograd.grad(total, list(parameters.values()), retain_graph=True)
         wanted = dict(zip(parameters, found))

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from tinker_cookbook.engine.kv_cache import Block, Slice
-from tinker_cookbook.engine.packing import common_beginning
+from tinker_cookbook.engine.packing import common_prefix_length
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class PrefixCache:
             child = node.children.get((offset, int(tokens[depth])))
             if child is None or (ready and not child.ready):
                 break
-            length = common_beginning(child.tokens, tokens[depth:])
+            length = common_prefix_length(child.tokens, tokens[depth:])
             path.append(Slice(child, 0, length, depth))
             child.used = self._clock
             node, offset, depth = child, length, depth + length

@@ -1,10 +1,10 @@
-"""Everything that can be asked of the engine, and every answer: arrays and plain values.
+"""The engine's requests and results: frozen dataclasses of arrays and plain values.
 
-A request knows its run or its weights by name alone, so it can be pickled: recorded and played
-again, broadcast to other processes, sent to a sampler elsewhere. The one exception is the function
-of `ForwardBackwardCustom`, which has to be in the engine's process.
+A request refers to its run or weights by id only, so it can be pickled: recorded and replayed,
+broadcast to other processes, sent to a sampler elsewhere. The one exception is the function of
+`ForwardBackwardCustom`, which must live in the engine's process.
 
-N is the number of tokens of a row, P that of a prompt.
+Shapes: N tokens of a sequence, P tokens of a prompt, K targets per token.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", covariant=True)
 StopReason = Literal["stop", "length"]
-LOWEST_TEMPERATURE = 1e-4  # below, logits / temperature leave too few digits of fp32 for a softmax
-# logprobs of each row, in the order of the request -> loss (a scalar), metrics
+# Below this, logits / temperature is so large that fp32 has too few digits left for a softmax.
+MIN_TEMPERATURE = 1e-4
+# Logprobs of each sequence, in the order of the request -> scalar loss, metrics
 CustomLoss = Callable[[list["torch.Tensor"]], tuple["torch.Tensor", dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class Request(Generic[R]):
-    """What the engine is asked to do; its answer is an R.
+    """A request to the engine whose result is an R.
 
-    Requests of one `lane` are carried out in the order in which they were given.
+    Requests of one `lane` are executed in the order in which they were submitted.
     """
 
     @property
@@ -54,7 +55,7 @@ def weights_lane(id: str) -> str:
 
 @dataclass(frozen=True)
 class BaseWeights:
-    """A base model alone, by the name or path that it is loaded by."""
+    """A base model without an adapter. model: hub name or path."""
 
     model: str
     id: str
@@ -62,7 +63,7 @@ class BaseWeights:
 
 @dataclass(frozen=True)
 class SnapshotWeights:
-    """What a `Snapshot` of a run left in the engine's memory."""
+    """Weights that a `Snapshot` of a run left in the engine's memory."""
 
     model: str
     id: str
@@ -70,7 +71,7 @@ class SnapshotWeights:
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """The files of an adapter. foreign: PEFT wrote them, not this engine."""
+    """The files of an adapter. foreign: written by PEFT, not by this engine."""
 
     model: str
     id: str
@@ -78,8 +79,8 @@ class CheckpointWeights:
     foreign: bool = False
 
 
-# Weights to sample from, which each sampler turns into what it needs. Whoever asks for them gives
-# them an `id` of their own: the same files, loaded twice, are two.
+# A reference to weights to sample from, never the tensors: each sampler loads them in its own form.
+# The caller chooses a unique `id`; the same files loaded under two ids are two sets of weights.
 WeightsRef = BaseWeights | SnapshotWeights | CheckpointWeights
 
 
@@ -88,19 +89,19 @@ WeightsRef = BaseWeights | SnapshotWeights | CheckpointWeights
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What config.json and generation_config.json say of a model."""
+    """Facts about a model from its config.json and generation_config.json."""
 
     model_type: str
     context_length: int  # tokens
     vocab_size: int
     num_layers: int
-    eos_tokens: frozenset[int]  # end a text where the caller names no stop
-    tied: bool  # the unembedding is the embedding
+    eos_tokens: frozenset[int]  # end a sample if the caller gives no stop condition
+    tied: bool  # whether embedding and unembedding share weights
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run as it begins. threads: how many CPU threads compute it, and why; None on a GPU."""
+    """Facts about a new run. threads: number of CPU threads and the reason; None on a GPU."""
 
     model: ModelFacts
     spec: LoraSpec
@@ -108,7 +109,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class OfRun(Request[R]):
+class RunRequest(Request[R]):
     """A request about one run."""
 
     run: str
@@ -119,10 +120,10 @@ class OfRun(Request[R]):
 
 
 @dataclass(frozen=True)
-class CreateRun(OfRun[RunFacts]):
-    """A fresh adapter on a model; or the one of a checkpoint, with its spec.
+class CreateRun(RunRequest[RunFacts]):
+    """Create a run: a fresh adapter with `spec`, or the adapter and spec of a checkpoint.
 
-    optimizer: also take over the optimizer's state, to go on exactly where it was saved.
+    optimizer: also load the optimizer state, to resume exactly.
     """
 
     model: str
@@ -132,17 +133,18 @@ class CreateRun(OfRun[RunFacts]):
 
 
 @dataclass(frozen=True)
-class DropRun(OfRun[None]):
-    """Nobody will ask for this run again."""
+class DropRun(RunRequest[None]):
+    """Free a run."""
 
 
 @dataclass(frozen=True)
 class TrainSequence:
-    """One sequence of a training batch, already shifted: position i predicts `targets[i]`."""
+    """One sequence of a training batch, already shifted: `tokens[: i + 1]` predict `targets[i]`."""
 
-    tokens: np.ndarray  # int64 [N], what the model reads
-    targets: np.ndarray  # int64 [N], or [N, K] where each position has K targets
-    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32, shaped like targets
+    tokens: np.ndarray  # int64 [N], the model's input
+    targets: np.ndarray  # int64 [N], or [N, K] with K targets per position
+    # loss inputs by name (weights, advantages, ...), float32, shaped like targets
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -151,45 +153,45 @@ class TrainSequence:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What forward and forward_backward return, in the order of the rows."""
+    """The result of forward and forward_backward, in the order of the sequences."""
 
-    logprobs: list[np.ndarray]  # float32 per row, shaped like its targets, before any update
-    metrics: dict[str, float]  # "name:reduction"; "loss:sum", or a custom loss's own
+    logprobs: list[np.ndarray]  # float32, each shaped like its sequence's targets
+    metrics: dict[str, float]  # named "name:reduction": "loss:sum", or those of a custom loss
 
 
 @dataclass(frozen=True)
-class Train(OfRun[TrainResult]):
-    """Rows through the model, and a loss on them by its name and its configuration."""
+class Train(RunRequest[TrainResult]):
+    """A pass over sequences with a loss, given by its name and configuration."""
 
-    rows: Sequence[TrainSequence]
+    sequences: Sequence[TrainSequence]
     loss_fn: str
     loss_config: Mapping[str, float | str] | None = None
 
 
 @dataclass(frozen=True)
 class Forward(Train):
-    """Logprobs of the targets and the loss, without any gradient."""
+    """Logprobs of the targets and the loss, without a gradient."""
 
 
 @dataclass(frozen=True)
 class ForwardBackward(Train):
-    """As `Forward`, and the gradient of the summed loss is added to the run's."""
+    """As `Forward`, and add the gradient of the summed loss to the run's."""
 
 
 @dataclass(frozen=True)
-class ForwardBackwardCustom(OfRun[TrainResult]):
-    """As `ForwardBackward`, with any differentiable function of the logprobs of all rows."""
+class ForwardBackwardCustom(RunRequest[TrainResult]):
+    """As `ForwardBackward`, with any differentiable function of all sequences' logprobs."""
 
-    rows: Sequence[TrainSequence]
+    sequences: Sequence[TrainSequence]
     function: CustomLoss
 
 
 @dataclass(frozen=True)
 class AdamConfig:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101): decay is decoupled.
+    """AdamW, with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101).
 
-    `grad_clip_norm` bounds the global L2 norm of the gradient; 0 does not clip. The defaults are
-    those of the SDK's AdamParams; loops have theirs in `training.config`.
+    grad_clip_norm: maximum global L2 norm of the gradient; 0: no clipping. The defaults are those
+    of the SDK's AdamParams; training loops have their own in `training.config`.
     """
 
     learning_rate: float = 1e-4
@@ -203,24 +205,25 @@ class AdamConfig:
         for key in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
             value = getattr(self, key)
             if not (math.isfinite(value) and value >= 0):
-                raise DataValidationError(f"adam {key}={value} must be finite and not negative")
+                raise DataValidationError(f"adam {key}={value} must be finite and at least 0")
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise DataValidationError(f"adam {key}={getattr(self, key)} must be in [0, 1)")
 
 
 @dataclass(frozen=True)
-class OptimStep(OfRun[dict[str, float]]):
-    """One optimizer step with the accumulated gradient; the answer holds its `grad_norm`."""
+class OptimStep(RunRequest[dict[str, float]]):
+    """One optimizer step with the accumulated gradient. Returns {"grad_norm": before clipping}."""
 
     adam: AdamConfig
 
 
 @dataclass(frozen=True)
-class Save(OfRun[None]):
-    """Write the adapter into a directory that is there, in PEFT's layout.
+class Save(RunRequest[None]):
+    """Write the adapter into an existing directory, in PEFT's layout.
 
-    base_model: what the files call it. optimizer: with all that the next optimizer step depends on.
+    base_model: its name in the files. optimizer: also write everything that the next optimizer step
+    depends on.
     """
 
     directory: str
@@ -229,16 +232,19 @@ class Save(OfRun[None]):
 
 
 @dataclass(frozen=True)
-class Load(OfRun[None]):
-    """Take over the weights of a checkpoint; the optimizer's state too, or it starts anew."""
+class Load(RunRequest[None]):
+    """Load the weights of a checkpoint into a run.
+
+    optimizer: also load the optimizer state; otherwise it is reset.
+    """
 
     weights: CheckpointWeights
     optimizer: bool
 
 
 @dataclass(frozen=True)
-class Snapshot(OfRun[None]):
-    """Keep the weights as they are now, to sample from."""
+class Snapshot(RunRequest[None]):
+    """Copy a run's current weights, to sample from; later steps do not change the copy."""
 
     weights: SnapshotWeights
 
@@ -247,7 +253,7 @@ class Snapshot(OfRun[None]):
 
 
 @dataclass(frozen=True)
-class OfWeights(Request[R]):
+class WeightsRequest(Request[R]):
     """A request about weights to sample from."""
 
     weights: WeightsRef
@@ -258,13 +264,13 @@ class OfWeights(Request[R]):
 
 
 @dataclass(frozen=True)
-class LoadWeights(OfWeights[None]):
-    """Have the weights of a checkpoint or of a base model ready to sample from."""
+class LoadWeights(WeightsRequest[None]):
+    """Load the weights of a checkpoint or a base model, to sample from."""
 
 
 @dataclass(frozen=True)
 class DropWeights(Request[None]):
-    """Nobody will sample from these weights again."""
+    """Free weights to sample from."""
 
     id: str
 
@@ -275,34 +281,34 @@ class DropWeights(Request[None]):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """`num_samples` continuations of one prompt.
+    """`num_samples` completions of one prompt.
 
-    temperature 0 is greedy. `stop_tokens` and `stop_strings` end a sequence and stay in it.
-    `max_tokens=0` only scores the prompt: every sample is empty and ends by its length. A seed
-    fixes the random numbers of every sample. What is asked of the prompt is scored at
-    `prompt_temperature`, whatever the samples are drawn at.
+    temperature 0 is greedy decoding. Stop tokens and strings are part of the sampled sequence.
+    `max_tokens=0` only scores the prompt: every sample is empty, with stop reason "length". A seed
+    fixes the random numbers of every sample. Prompt logprobs are at `prompt_temperature`, whatever
+    the sampling temperature is.
     """
 
     prompt: np.ndarray  # int64 [P]
-    max_tokens: int | None  # None: as far as the context and the memory for keys and values go
+    max_tokens: int | None  # None: as many as the context and the KV cache allow
     num_samples: int = 1
     temperature: float = 1.0
     top_k: int = -1  # -1: all
     top_p: float = 1.0
     seed: int | None = None
-    stop_tokens: frozenset[int] | None = frozenset()  # None: those that the model's files name
+    stop_tokens: frozenset[int] | None = frozenset()  # None: the model's own
     stop_strings: tuple[str, ...] = ()
     prompt_temperature: float = 1.0
     prompt_logprobs: bool = False
     prompt_top_k: int = 0  # most likely tokens to report at each prompt position
     sample_top_k: int = 0  # ... and at each sampled position
-    prompt_targets: np.ndarray | None = None  # int64 [P-1, K]: tokens to score at positions
-    # 1..P-1; -1 asks for nothing and is answered with 0
+    # int64 [P-1, K]: tokens to score at positions 1..P-1; -1 is padding, with a logprob of 0
+    prompt_targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The most likely tokens of several positions, the likeliest first."""
+    """The k most likely tokens at each of several positions, in descending order."""
 
     tokens: np.ndarray  # int32 [positions, k]
     logprobs: np.ndarray  # float32 [positions, k]
@@ -318,7 +324,7 @@ class SampledTokens:
 
 @dataclass
 class SampleResult:
-    """Everything about the prompt is at the request's `prompt_temperature`."""
+    """Sampled sequences and, if requested, logprobs of the prompt at `prompt_temperature`."""
 
     sequences: list[SampledTokens]
     prompt_logprobs: np.ndarray | None = None  # float32 [P], NaN at position 0
@@ -327,12 +333,12 @@ class SampleResult:
 
 
 @dataclass(frozen=True)
-class Sample(OfWeights[SampleResult]):
-    """Samples of one prompt, or the scores of its tokens (`max_tokens=0`)."""
+class Sample(WeightsRequest[SampleResult]):
+    """Sample completions of one prompt, or only score it (`max_tokens=0`)."""
 
     request: SampleRequest
 
 
 OnDone = Callable[[SampleResult | Exception], None]
 OnToken = Callable[[int, int, float], None]  # index of the sample, its next token, its logprob
-Cancelled = Callable[[], bool]  # whether nobody waits for the answer any more
+Cancelled = Callable[[], bool]  # whether the caller no longer waits for the result

@@ -1,5 +1,5 @@
-"""The engine's whole language can be pickled; a recorded list of requests, played again elsewhere,
-gives the same answers to the last bit."""
+"""Every request and result can be pickled, and a recorded list of requests, replayed in another
+engine, gives the same results to the last bit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def squares(logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float
 
 
 def story(path: str, directory: Path) -> list[Request[Any]]:
-    """Every kind of request, in an order that makes sense."""
+    """Every kind of request, in a valid order."""
     rows = with_inputs(make_rows(), "cross_entropy")
     ppo = with_inputs(make_rows(seed=1), "ppo")
     state = CheckpointWeights(path, "state", str(directory / "state"))
@@ -88,7 +88,7 @@ def story(path: str, directory: Path) -> list[Request[Any]]:
 
 
 def plain(value: Any) -> Any:
-    """An answer, with arrays as their bytes."""
+    """A result, with arrays as bytes."""
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
     if dataclasses.is_dataclass(value):
@@ -101,7 +101,7 @@ def plain(value: Any) -> Any:
 
 
 def play(asked: list[Request[Any]], directory: Path) -> list[Any]:
-    """The answers of an engine of its own, and the files that were written."""
+    """Results of the requests in a new engine, and the files that it wrote."""
     for name in ("state", "sampler"):
         (directory / name).mkdir(exist_ok=True)
     engine = Engine(EngineConfig(device="cpu", deterministic=True))
@@ -126,8 +126,8 @@ def test_a_recorded_list_is_played_again_bit_for_bit(tiny_qwen3: str, tmp_path: 
         and issubclass(kind, Request)
         and "__dataclass_fields__" in vars(kind)
     }
-    abstract = {Request, requests.OfRun, requests.OfWeights, requests.Train}
-    assert kinds == everything - abstract  # nothing of the language was left out
+    abstract = {Request, requests.RunRequest, requests.WeightsRequest, requests.Train}
+    assert kinds == everything - abstract  # no kind of request is missing
     with pytest.raises(AttributeError):
         asked[0].run = "b"  # type: ignore[attr-defined]
 
@@ -158,7 +158,7 @@ def test_a_request_that_is_not_there_yet_keeps_its_place(tiny_qwen3: str) -> Non
     second = noted("second", engine.submit(OptimStep("a", ADAM)))
     other = noted("other", engine.submit(Forward("b", rows, "cross_entropy")))
     other.result(60)
-    assert done == ["other"]  # which does not wait for run a
+    assert done == ["other"]  # it does not wait for run a
     coming.set_result(ForwardBackward("a", rows, "cross_entropy"))
     second.result(60)
     assert first.done() and done == ["other", "first", "second"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinker_cookbook.engine import EngineConfig, admission
-from tinker_cookbook.engine.attention import PackedPlan, Segment, _by_segment, _packed
+from tinker_cookbook.engine.attention import PackedPlan, Segment, _attend_by_segment, _attend_packed
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.kv_cache import Block, Slice
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
@@ -286,16 +286,16 @@ def test_segments_after_kept_keys() -> None:
     kept = Block()
     kept.put(0, torch.randn(25, 2, 8), torch.randn(25, 2, 8))
     segments = [
-        Segment(0, 6, kept=(0, 20)),
+        Segment(0, 6, cached=(0, 20)),
         Segment(6, 12, parent=0),
-        Segment(12, 16, kept=(0, 20)),
+        Segment(12, 16, cached=(0, 20)),
         Segment(16, 20),
-        Segment(20, 29, kept=(20, 25)),
+        Segment(20, 29, cached=(20, 25)),
     ]
     # neighbours that continue the same keys attend to them together
     plan = PackedPlan(segments, [Slice(kept, 0, 20, 0), Slice(kept, 20, 25, 0)])
     assert plan.shared is not None
-    assert [(p.q0, p.q1) for p in plan.shared if p.k1 <= plan.shift] == [(0, 16), (20, 29)]
+    assert [(p.q0, p.q1) for p in plan.shared if p.k1 <= plan.num_cached] == [(0, 16), (20, 29)]
     grads = []
     outs = []
     for plain in (False, True):
@@ -306,9 +306,9 @@ def test_segments_after_kept_keys() -> None:
                 torch.cat([x.transpose(0, 1)[None], own], dim=2)
                 for x, own in ((kept.keys[0], k), (kept.values[0], v))
             )
-            out = _by_segment(segments, q, keys, values, None, shift=25)
+            out = _attend_by_segment(segments, q, keys, values, None, num_cached=25)
         else:
-            out = _packed(plan, 0, q, k, v, None, None, None)
+            out = _attend_packed(plan, 0, q, k, v, None, None, None)
         (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
         outs.append(out)
         grads.append([x.grad for x in (q, k, v)])

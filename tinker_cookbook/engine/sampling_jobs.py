@@ -13,7 +13,7 @@ from tinker_cookbook.engine.lora import Adapter
 from tinker_cookbook.engine.memory import SamplingLimits
 from tinker_cookbook.engine.prefix_cache import CachedPrefix
 from tinker_cookbook.engine.requests import (
-    LOWEST_TEMPERATURE,
+    MIN_TEMPERATURE,
     Cancelled,
     ModelFacts,
     OnDone,
@@ -207,7 +207,7 @@ def _check_room(length: int, max_tokens: int, context_length: int, limits: Sampl
 
 
 def _is_temperature(value: object) -> bool:
-    return isinstance(value, (int, float)) and LOWEST_TEMPERATURE <= value < np.inf
+    return isinstance(value, (int, float)) and MIN_TEMPERATURE <= value < np.inf
 
 
 def _check_stop_tokens(tokens: frozenset[int], vocab_size: int) -> None:
@@ -241,12 +241,12 @@ def _check_parameters(request: SampleRequest, vocab_size: int) -> None:
     if request.temperature != 0 and not _is_temperature(request.temperature):
         raise DataValidationError(
             f"sampling parameter temperature={request.temperature!r}: expected 0 (takes the"
-            f" likeliest token) or a number of at least {LOWEST_TEMPERATURE:g}"
+            f" likeliest token) or a number of at least {MIN_TEMPERATURE:g}"
         )
     if not _is_temperature(request.prompt_temperature):
         raise DataValidationError(
             f"temperature={request.prompt_temperature!r} of prompt logprobs: expected a number of"
-            f" at least {LOWEST_TEMPERATURE:g}"
+            f" at least {MIN_TEMPERATURE:g}"
         )
     if not (isinstance(request.top_p, (int, float)) and 0 < request.top_p <= 1):
         raise DataValidationError(

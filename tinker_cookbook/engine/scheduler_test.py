@@ -258,7 +258,7 @@ def test_a_bad_request_fails_alone(engine: Engine, tiny_qwen3: str) -> None:
     tenants = tenants_of(engine, tiny_qwen3)[:4]
     rows = [with_inputs(make_rows(), each.loss) for each in tenants]
     rows[1] = []
-    broken = tenants[2].trainer.adapter.copy
+    broken = tenants[2].trainer.adapter.copies
     key = next(iter(broken))
     broken[key] = broken[key].detach()[:, :3].requires_grad_()  # a product with it must fail
     gate = threading.Event()

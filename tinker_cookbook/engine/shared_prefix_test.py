@@ -23,7 +23,7 @@ def dense_attention(
     out = []
     for segment in segments:
         for row in range(segment.start, segment.stop):
-            spans = attention.ancestry(segments, segment)
+            spans = attention.visible_key_spans(segments, segment)
             seen = [i for a, b in spans for i in range(a, b) if i <= row]
             seen = seen[-window:] if window is not None else seen
             k, v = (x[0, :, seen].repeat_interleave(2, dim=0).double() for x in (key, value))
@@ -44,9 +44,9 @@ def test_attention_against_float64(
     """Forests with windows and sinks, both the CPU's way and the one for every device."""
     if fallback:
         monkeypatch.setattr(
-            attention.ForestAttention,
+            attention.SharedPrefixAttention,
             "apply",
-            lambda q, k, v, parts, scale, sinks: attention._by_segment(
+            lambda q, k, v, parts, scale, sinks: attention._attend_by_segment(
                 segments, q, k, v, scale, None, sinks
             ).transpose(1, 2),
         )

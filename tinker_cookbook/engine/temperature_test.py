@@ -10,7 +10,7 @@ import torch
 
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
+from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.engine.requests import SampleRequest, TrainSequence
 from tinker_cookbook.engine.testing import VOCAB, PeftReference, make_trainer, on_cpu, sample_all
 from tinker_cookbook.engine.torch_sampler import TorchSampler
@@ -134,7 +134,7 @@ def test_losses_and_their_gradients(
         }
         inputs = {key: given[key] for key in loss.inputs}
         tensors = {key: torch.from_numpy(value).double() for key, value in inputs.items()}
-        tensors[ROW] = torch.zeros(len(lp), dtype=torch.int64)
+        tensors[SEQUENCE_INDEX] = torch.zeros(len(lp), dtype=torch.int64)
         total = total + loss.value(lp, tensors)
         rows.append(TrainSequence(text[:-1], text[1:], inputs))
         expected.append(lp.detach().numpy())

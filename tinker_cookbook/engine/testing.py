@@ -17,9 +17,9 @@ from tinker_cookbook.engine.attention import PackedPlan
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import write_state
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
+from tinker_cookbook.engine.lora import Adapter, AdapterSpan, LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
-from tinker_cookbook.engine.packing import lay_out, positions_of
+from tinker_cookbook.engine.packing import consecutive_segments, token_positions
 from tinker_cookbook.engine.requests import (
     BaseWeights,
     Request,
@@ -239,9 +239,9 @@ class MergedReference:
 def plain_logprobs(base: BaseModel, rows: list[TrainSequence]) -> list[torch.Tensor]:
     """All rows in one pass through the base model alone; the result is on the CPU."""
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows])).to(base.device)
-    segments = lay_out([row.length for row in rows])
-    positions = torch.from_numpy(positions_of(segments)).to(base.device)
-    adapters = [AdapterRows(None, 0, len(tokens))]
+    segments = consecutive_segments([row.length for row in rows])
+    positions = torch.from_numpy(token_positions(segments)).to(base.device)
+    adapters = [AdapterSpan(None, 0, len(tokens))]
     hidden = base.hidden(tokens, positions, PackedPlan(segments), adapters)
     targets = torch.from_numpy(np.concatenate([row.targets for row in rows])).to(base.device)
     logprobs = base.head.logprobs(hidden, targets, None).cpu()

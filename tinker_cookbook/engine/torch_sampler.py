@@ -28,11 +28,11 @@ from tinker_cookbook.engine.kv_cache import KVCache, Sink, Slice, SlotSink
 from tinker_cookbook.engine.lora import (
     Adapter,
     AdapterPlan,
-    AdapterRows,
+    AdapterSpan,
     AdapterStack,
-    StackedRows,
+    PerTokenAdapters,
 )
-from tinker_cookbook.engine.packing import Forest, positions_of
+from tinker_cookbook.engine.packing import PrefixTrees, token_positions
 from tinker_cookbook.engine.prefix_cache import length
 from tinker_cookbook.engine.requests import (
     Cancelled,
@@ -105,7 +105,7 @@ class TorchSampler:
             stop_tokens,
             adapter,
             on_done,
-            owner=adapter.weights if adapter else self.base,
+            owner=adapter.version if adapter else self.base,
             prompt=np.asarray(request.prompt, dtype=np.int64),
             cancelled=cancelled,
             on_token=on_token,
@@ -199,19 +199,19 @@ class TorchSampler:
         ]
         groups = sorted(set(keys), key=lambda key: key[0])
         firsts = [computing[keys.index(group)][0] for group in groups]
-        forest = Forest([s.tokens for s, _ in computing], [groups.index(key) for key in keys])
+        trees = PrefixTrees([s.tokens for s, _ in computing], [groups.index(key) for key in keys])
         kept: list[Slice] = []
-        segments, position = list(forest.segments), 0
-        for first, (begin, end) in zip(firsts, forest.spans):
+        segments, position = list(trees.segments), 0
+        for first, (begin, end) in zip(firsts, trees.spans):
             kept += first.kept
             span = (position, position + length(first.kept))
             position = span[1]
             if first.kept:
                 for index, each in enumerate(segments):
                     if each.parent is None and begin <= each.start < end:
-                        segments[index] = replace(each, kept=span)
+                        segments[index] = replace(each, cached=span)
         keep: list[tuple[torch.Tensor, Sink]] = []
-        for (start, slots), own in zip(computing, forest.cells):
+        for (start, slots), own in zip(computing, trees.token_indices):
             before, job = length(start.kept), start.job
             if start.node is not None:
                 fresh = own[len(own) - len(start.node.tokens) :]
@@ -220,13 +220,13 @@ class TorchSampler:
                 keep.append((self._tensor(own), SlotSink(self.cache, slots, before)))
                 self.cache.write(slots, start.kept)
         hidden = self.base.hidden(
-            self._tensor(forest.tokens),
-            self._tensor(positions_of(segments)),
+            self._tensor(trees.tokens),
+            self._tensor(token_positions(segments)),
             PackedPlan(segments, kept, keep),
-            _adapter_rows([first.job.adapter for first in firsts], forest.spans),
+            _adapter_spans([first.job.adapter for first in firsts], trees.spans),
         )
-        self.prompt_tokens_computed += len(forest.tokens)
-        for (start, _), own in zip(computing, forest.cells):
+        self.prompt_tokens_computed += len(trees.tokens)
+        for (start, _), own in zip(computing, trees.token_indices):
             job = start.job
             self.prompt_tokens_reused += 0 if job.chunked else length(start.kept)
             if job.scores is not None:
@@ -290,12 +290,12 @@ class TorchSampler:
         given = [row.job.adapter for row in rows]
         distinct = list({id(a): a for a in given if a is not None}.values())
         if len(distinct) <= 1 and (None not in given or not distinct):
-            return [AdapterRows(given[0], 0, count)]
-        if not {each.weights for each in distinct} <= set(self._stack.weights):
+            return [AdapterSpan(given[0], 0, count)]
+        if not {each.version for each in distinct} <= set(self._stack.versions):
             self._stack = AdapterStack(distinct)
         index = {id(adapter): i for i, adapter in enumerate(self._stack.adapters)}
         owners = np.array([-1 if adapter is None else index[id(adapter)] for adapter in given])
-        return StackedRows(self._stack, self._tensor(owners))
+        return PerTokenAdapters(self._stack, self._tensor(owners))
 
     def _append(self, rows: Sequence[Row], hidden: torch.Tensor) -> None:
         """Draw the next token of each row from its last hidden state [n, H]."""
@@ -305,7 +305,7 @@ class TorchSampler:
                 [hidden, hidden.new_zeros(FIXED_ROWS - len(hidden), hidden.shape[1])]
             )
         plan = self._adapters(rows, len(hidden))
-        one = plan if isinstance(plan, StackedRows) else plan[0].adapter
+        one = plan if isinstance(plan, PerTokenAdapters) else plan[0].adapter
         logits = self.base.head.logits(hidden, one)
         uniform = self._tensor(np.array([row.rng.random() for row in rows], dtype=np.float32))
         if not alone:
@@ -377,14 +377,14 @@ class TorchSampler:
         return torch.from_numpy(array).to(self.base.device)
 
 
-def _adapter_rows(
+def _adapter_spans(
     adapters: Sequence[Adapter | None], spans: Sequence[tuple[int, int]]
-) -> list[AdapterRows]:
+) -> list[AdapterSpan]:
     """Neighbours with the same adapter go through it together."""
-    merged: list[AdapterRows] = []
+    merged: list[AdapterSpan] = []
     for adapter, (start, stop) in zip(adapters, spans, strict=True):
         if merged and merged[-1].adapter is adapter:
             merged[-1] = replace(merged[-1], stop=stop)
         else:
-            merged.append(AdapterRows(adapter, start, stop))
+            merged.append(AdapterSpan(adapter, start, stop))
     return merged

@@ -13,7 +13,7 @@ from tinker_cookbook.engine.admission import Admission, Start
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.kv_cache import KVCache
-from tinker_cookbook.engine.lora import Adapter, AdapterRows, LoraSpec
+from tinker_cookbook.engine.lora import Adapter, AdapterSpan, LoraSpec
 from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult
 from tinker_cookbook.engine.sampling_jobs import Job
 from tinker_cookbook.engine.scheduler import Engine
@@ -192,7 +192,7 @@ def test_segments_with_a_parent_see_it(tiny_llama: str, device: str) -> None:
     def hidden(
         tokens: torch.Tensor, positions: torch.Tensor, segments: list[Segment]
     ) -> torch.Tensor:
-        rows = [AdapterRows(trainer.adapter, 0, len(tokens))]
+        rows = [AdapterSpan(trainer.adapter, 0, len(tokens))]
         placed = tokens.to(device), positions.to(device)
         return trainer.base.hidden(*placed, PackedPlan(segments), rows).detach()
 

@@ -23,27 +23,27 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdapterTrainer:
-    """One adapter in training: its weights, its gradient so far, its optimizer.
+    """One adapter in training: its weights, accumulated gradient and optimizer.
 
-    Every call either happens whole or leaves weights and optimizer as they were; a step that is
-    refused drops the gradient.
+    A call that fails leaves weights and optimizer as they were. A step that fails also drops the
+    gradient.
     """
 
     def __init__(self, base: BaseModel, spec: LoraSpec) -> None:
         self.base = base
         self.spec = spec
-        count = spec.parameters(base.shapes)
+        count = spec.count_parameters(base.shapes)
         copies = 0 if base.dtype == torch.float32 else base.dtype.itemsize
-        self.size = count * (16 + copies)  # bytes: weights, gradient, two moments; and the copies
-        base.offloader.check(spec.rank, self.size)
+        self.size = count * (16 + copies)  # bytes: fp32 weights, gradient, two moments; and copies
+        base.offloader.check(spec.rank, self.size)  # before any memory is allocated
         self._adapter = base.new_adapter(spec)
         self.grads: Tensors | None = None  # fp32, since the last optimizer step
         self._optimizer = torch.optim.AdamW(
             [tensor.requires_grad_() for tensor in self._adapter.master.values()],
             lr=0.0,
-            fused=True,  # one kernel for all tensors: half the time on a CPU
+            fused=True,  # one kernel for all tensors takes half the time on a CPU
         )
-        self._fetch: OffloadedTensors | None = None  # brings back what is offloaded
+        self._offloaded: OffloadedTensors | None = None  # set while offloaded
         self.last_use = base.offloader.tick()
         base.offloader.add(self)
 
@@ -60,35 +60,43 @@ class AdapterTrainer:
     @property
     def on_device(self) -> bool:
         """Whether weights, gradient and optimizer are in the device's memory."""
-        return self._fetch is None
+        return self._offloaded is None
 
     def offload(self) -> None:
-        """Move everything of size elsewhere, until `wake`."""
+        """Move all tensors out of the device's memory, until `restore`."""
         if self.on_device:
-            self._fetch = self.base.offloader.store(self._tensors(), self)
-            self._replace({name: torch.empty(0) for name in self._tensors()})
-            self._adapter.copy = {}
+            self._offloaded = self.base.offloader.store(self._tensors(), self)
+            # empty tensors in their place: the optimizer must keep the same master objects
+            self._replace_tensors({name: torch.empty(0) for name in self._tensors()})
+            self._adapter.copies = {}
 
     def restore(self) -> None:
-        """Have everything in the device's memory; note that the trainer was used."""
+        """Bring all tensors back into the device's memory, and record the use of the trainer."""
         self.last_use = self.base.offloader.tick()
-        if self._fetch is not None:
-            self._replace(self._fetch.load())
-            self._adapter.make_copies(self.base.dtype)  # may fail, too: then nothing is lost
-            self._fetch.drop()
-            self._fetch = None
+        if self._offloaded is not None:
+            self._replace_tensors(self._offloaded.load())
+            # if memory runs out here, the trainer stays offloaded and nothing is lost
+            self._adapter.make_copies(self.base.dtype)
+            self._offloaded.drop()
+            self._offloaded = None
 
     def _tensors(self) -> Tensors:
         """Weights, gradient and the optimizer's moments by name."""
-        found = {f"master.{name}": tensor.detach() for name, tensor in self._adapter.master.items()}
-        found |= {f"grads.{name}": tensor for name, tensor in (self.grads or {}).items()}
+        tensors = {
+            f"master.{name}": tensor.detach() for name, tensor in self._adapter.master.items()
+        }
+        tensors |= {f"grads.{name}": tensor for name, tensor in (self.grads or {}).items()}
         for name, tensor in self._adapter.master.items():
             state = self._optimizer.state.get(tensor, {})
-            found |= {f"{m}.{name}": state[m] for m in MOMENTS if m in state}
-        return found
+            # missing before the first step
+            tensors |= {f"{m}.{name}": state[m] for m in MOMENTS if m in state}
+        return tensors
 
-    def _replace(self, tensors: Tensors) -> None:
-        """Put other tensors in the place of `_tensors()`; the optimizer knows them by identity."""
+    def _replace_tensors(self, tensors: Tensors) -> None:
+        """Replace the tensors of `_tensors()` by name.
+
+        The optimizer's state is keyed by master objects, so their data is replaced, not the object.
+        """
         for name, tensor in tensors.items():
             kind, _, name = name.partition(".")
             master = self._adapter.master[name]
@@ -101,76 +109,97 @@ class AdapterTrainer:
                 self._optimizer.state[master][kind] = tensor
 
     def reset(self) -> None:
-        """Forget the gradient and the optimizer's moments; the weights stay."""
+        """Drop the gradient and the optimizer's state; the weights stay."""
         self.restore()
         self.grads = None
         self.optimizer.state.clear()
 
-    def work(
-        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
+    def prepare_work(
+        self,
+        sequences: Sequence[TrainSequence],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
     ) -> Work:
-        """What `passes` computes, once everything about it has been checked."""
+        """Check sequences and loss, and return the work that `passes` computes."""
         loss = losses.get_loss(loss_fn, config)
-        self._check_rows(rows, loss)
-        return Work(self, rows, loss)
+        self._check_sequences(sequences, loss)
+        return Work(self, sequences, loss)
 
     def forward(
-        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
+        self,
+        sequences: Sequence[TrainSequence],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
     ) -> TrainResult:
-        """Logprobs of the targets and the loss, without any gradient."""
-        return passes.forward([self.work(rows, loss_fn, config)])[0]
+        """Logprobs of the targets and the loss, without a gradient."""
+        return passes.forward([self.prepare_work(sequences, loss_fn, config)])[0]
 
     def forward_backward(
-        self, rows: Sequence[TrainSequence], loss_fn: str, config: Mapping[str, float | str] | None
+        self,
+        sequences: Sequence[TrainSequence],
+        loss_fn: str,
+        config: Mapping[str, float | str] | None,
     ) -> TrainResult:
-        """As forward, and the gradient of the summed loss is added to the adapter's."""
-        return passes.forward_backward([self.work(rows, loss_fn, config)])[0]
+        """As `forward`, and add the gradient of the summed loss to the adapter's."""
+        return passes.forward_backward([self.prepare_work(sequences, loss_fn, config)])[0]
 
     def forward_backward_custom(
-        self, rows: Sequence[TrainSequence], function: CustomLoss
+        self, sequences: Sequence[TrainSequence], function: CustomLoss
     ) -> TrainResult:
-        """Any differentiable function of the logprobs of all rows, each shaped like its targets.
+        """As `forward_backward`, with a differentiable function of all sequences' logprobs.
 
-        Rows that fit into one pass go through the model once; more cost a second forward, because
-        the function needs all logprobs before any gradient is known.
+        If the sequences fit into one pass, they go through the model once. Otherwise a forward
+        comes first, because the function needs all logprobs before any derivative is known; the
+        second pass then trains a linear loss with these derivatives as weights.
         """
-        rows = [dataclasses.replace(row, inputs={}) for row in rows]
-        custom = _Custom(function)
+        sequences = [dataclasses.replace(sequence, inputs={}) for sequence in sequences]
+        custom = _CustomLossAdapter(function)
         loss = losses.Loss("custom", custom, (), elementwise=False, several_targets=True)
-        self._check_rows(rows, loss)
-        work = Work(self, rows, loss)
+        self._check_sequences(sequences, loss)
+        work = Work(self, sequences, loss)
+        # within the budget there is one pass: shared prefixes only make it smaller
         if work.tokens > self.base.tokens_per_pass:
             linear = losses.LOSSES["cross_entropy"]
-            zeros = _with_weights(rows, [np.zeros(row.targets.shape, np.float32) for row in rows])
+            zeros = _with_weights(
+                sequences, [np.zeros(sequence.targets.shape, np.float32) for sequence in sequences]
+            )
             logprobs = passes.forward([Work(self, zeros, linear)])[0].logprobs
-            work = Work(self, _with_weights(rows, custom.slopes(logprobs)), linear)
+            work = Work(self, _with_weights(sequences, custom.linear_weights(logprobs)), linear)
         (result,) = passes.forward_backward([work])
         return TrainResult(result.logprobs, custom.metrics)
 
     def accumulate(self, grads: Tensors) -> None:
-        """Add gradients (fp32, one for each of the adapter's tensors) to those of the step."""
-        if self.grads is None:
+        """Add gradients (fp32, one for each tensor of the adapter) to those of the current step."""
+        if self.grads is None:  # takes the tensors over, without a copy
             self.grads = grads
         else:
             for name, grad in grads.items():
                 self.grads[name] += grad
 
     def optim_step(self, adam: AdamConfig) -> dict[str, float]:
-        """One AdamW step with the accumulated gradient, which is then empty. Returns its norm."""
+        """Make one AdamW step with the accumulated gradient, and clear it.
+
+        Returns {"grad_norm": global L2 norm before clipping}. Raises TrainingError without a
+        gradient, or if the norm is not finite.
+        """
         self.restore()
         if self.grads is None:
-            raise TrainingError("optim_step without a forward_backward since the last optim_step")
+            raise TrainingError(
+                "optim_step without a gradient: call forward_backward first, after every optim_step"
+            )
+        # taken now, so that a step that fails drops its gradient
         grads, self.grads = self.grads, None
         params = self.adapter.master
         for name, tensor in params.items():
             tensor.grad = grads[name]
         try:
+            # with an infinite limit, clipping only computes the norm
             limit = adam.grad_clip_norm if adam.grad_clip_norm > 0 else math.inf
             norm = torch.nn.utils.clip_grad_norm_(params.values(), limit).item()
             if not math.isfinite(norm):
                 raise TrainingError(
-                    f"the gradient's norm is {norm}: this step was not made, its gradient is"
-                    " dropped; lower learning_rate or look at the data of this batch"
+                    f"the gradient norm is {norm}: this step was skipped and its gradient dropped;"
+                    " lower learning_rate or check the data of this batch"
                 )
             self.optimizer.param_groups[0].update(
                 lr=adam.learning_rate,
@@ -179,42 +208,45 @@ class AdapterTrainer:
                 weight_decay=adam.weight_decay,
             )
             self.optimizer.step()
-        finally:
+        finally:  # or the masters would keep the gradient's memory
             for tensor in params.values():
                 tensor.grad = None
         self.adapter.refresh()
         return {"grad_norm": norm}
 
-    def _check_rows(self, rows: Sequence[TrainSequence], loss: losses.Loss) -> None:
-        losses.check_rows(rows, loss)
-        for index, row in enumerate(rows):
+    def _check_sequences(self, sequences: Sequence[TrainSequence], loss: losses.Loss) -> None:
+        losses.check_sequences(sequences, loss)
+        for index, sequence in enumerate(sequences):
             try:
-                check_tokens(row.tokens, self.base.vocab_size, "model_input")
-                check_tokens(row.targets, self.base.vocab_size, "target_tokens")
+                check_tokens(sequence.tokens, self.base.vocab_size, "model_input")
+                check_tokens(sequence.targets, self.base.vocab_size, "target_tokens")
             except ValueError as error:
                 raise DataValidationError(f"datum {index}: {error}") from error
-            if row.length > self.base.context_length:
+            if sequence.length > self.base.context_length:
                 raise DataValidationError(
-                    f"datum {index} has {row.length} tokens, the model's context is"
-                    f" {self.base.context_length}: shorten it (max_length of a recipe does)"
+                    f"datum {index} has {sequence.length} tokens, but the model's context length is"
+                    f" {self.base.context_length}: truncate it (max_length in a recipe)"
                 )
 
 
-def _with_weights(rows: Sequence[TrainSequence], weights: list[np.ndarray]) -> list[TrainSequence]:
+def _with_weights(
+    sequences: Sequence[TrainSequence], weights: list[np.ndarray]
+) -> list[TrainSequence]:
     return [
-        dataclasses.replace(row, inputs={"weights": array}) for row, array in zip(rows, weights)
+        dataclasses.replace(sequence, inputs={"weights": array})
+        for sequence, array in zip(sequences, weights)
     ]
 
 
-def _kind(value: object) -> str:
+def _describe_value(value: object) -> str:
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
     graph = "" if value.requires_grad else " without a gradient"
     return f"a tensor of shape {list(value.shape)}{graph}"
 
 
-class _Custom:
-    """A user's loss in the engine's form: one call with the tokens of all rows of the request."""
+class _CustomLossAdapter:
+    """Wraps a user's loss as a loss of the engine: splits the logprobs by sequence."""
 
     def __init__(self, function: CustomLoss) -> None:
         self.function = function
@@ -223,20 +255,25 @@ class _Custom:
     def __call__(
         self, logprobs: torch.Tensor, inputs: losses.Inputs, config: losses.Config
     ) -> torch.Tensor:
-        # rows that share tokens lie interleaved; a stable sort brings each one's together, in order
-        order = torch.argsort(inputs[losses.ROW], stable=True)
-        counts = torch.bincount(inputs[losses.ROW])
+        # tokens of sequences that share a prefix are interleaved; a stable sort separates the
+        # sequences and keeps their tokens in order
+        order = torch.argsort(inputs[losses.SEQUENCE_INDEX], stable=True)
+        counts = torch.bincount(inputs[losses.SEQUENCE_INDEX])
         return self.value(list(logprobs[order].split(counts.tolist())))
 
-    def slopes(self, logprobs: list[np.ndarray]) -> list[np.ndarray]:
-        """Weights with which cross_entropy has this loss's gradient at these logprobs."""
+    def linear_weights(self, logprobs: list[np.ndarray]) -> list[np.ndarray]:
+        """Weights with which cross_entropy, which is linear, has this loss's gradient.
+
+        The gradient is taken at `logprobs`. Sequences that the loss ignores get weights of 0.
+        """
         leaves = [torch.from_numpy(array).requires_grad_() for array in logprobs]
+        # allow_unused: a loss may ignore sequences
         grads = torch.autograd.grad(self.value(leaves), leaves, allow_unused=True)
         for index, grad in enumerate(grads):
             if grad is not None and not grad.isfinite().all():
                 raise DataValidationError(
-                    f"the custom loss has a derivative by the logprobs of datum {index} that is"
-                    " not finite"
+                    f"the derivative of the custom loss with respect to the logprobs of datum"
+                    f" {index} is not finite"
                 )
         return [
             np.zeros_like(array) if grad is None else -grad.numpy()
@@ -244,16 +281,17 @@ class _Custom:
         ]
 
     def value(self, logprobs: list[torch.Tensor]) -> torch.Tensor:
-        outcome = self.function(logprobs)
-        if not (isinstance(outcome, tuple) and len(outcome) == 2):
+        returned = self.function(logprobs)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
             raise DataValidationError(
-                f"the custom loss returned {type(outcome).__name__}; it must return (loss, metrics)"
+                f"the custom loss returned {type(returned).__name__}; it must return"
+                " (loss, metrics)"
             )
-        loss, self.metrics = outcome
+        loss, self.metrics = returned
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise DataValidationError(
-                f"the custom loss returned {_kind(loss)}; it must be a scalar tensor that depends"
-                " on the logprobs"
+                f"the custom loss returned {_describe_value(loss)}; it must be a scalar tensor"
+                " that depends on the logprobs"
             )
         if not torch.isfinite(loss):
             raise DataValidationError(f"the custom loss is {loss.item()}")

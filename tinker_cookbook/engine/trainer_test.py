@@ -15,7 +15,7 @@ from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.checkpoints import read_adapter, read_optimizer, write_state
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.losses import LOSSES, ROW, get_loss
+from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.engine.requests import AdamConfig, TrainSequence
 from tinker_cookbook.engine.testing import (
     TOLERANCE,
@@ -68,7 +68,7 @@ def test_training_equals_peft(
         master = on_cpu(trainer.adapter.master)
         for name, parameter in reference.parameters.items():
             worst = max(worst, (master[name] - parameter).abs().max().item())
-        with torch.no_grad():  # judge each step by itself
+        with torch.no_grad():  # so that differences do not add up over steps
             for name, parameter in reference.parameters.items():
                 parameter.copy_(master[name])
     assert worst <= TOLERANCE
@@ -158,7 +158,7 @@ def test_only_the_covered_layers_train(tiny_qwen3: str, device: str) -> None:
     assert set(trainer.adapter.master) == {"lm_head.lora_A", "lm_head.lora_B"}
     grads = gradients(trainer, make_rows())
     assert all(grad.abs().max() > 0 for grad in grads.values())
-    with pytest.raises(ConfigurationError, match="nothing would be trained"):
+    with pytest.raises(ConfigurationError, match="nothing would be trained; set"):
         LoraSpec(train_attn=False, train_mlp=False, train_unembed=False)
 
 
@@ -190,10 +190,10 @@ def test_bf16_stays_near_fp32(tiny_llama: str, device: str) -> None:
         for name, tensor in trainer.adapter.master.items():
             tensor.copy_(source[name])
     trainer.adapter.refresh()
-    assert trainer.adapter.copy["lm_head.lora_A"].dtype == torch.bfloat16
+    assert trainer.adapter.copies["lm_head.lora_A"].dtype == torch.bfloat16
     rough = trainer.forward_backward(rows, "cross_entropy", None)
-    gap = max(np.abs(a - b).max() for a, b in zip(exact.logprobs, rough.logprobs))
-    assert 0 < gap < 0.5  # bf16 keeps 8 bits; a wrong mask or position is off by whole nats
+    difference = max(np.abs(a - b).max() for a, b in zip(exact.logprobs, rough.logprobs))
+    assert 0 < difference < 0.5  # bf16 keeps 8 bits; a wrong mask or position is off by whole nats
     assert trainer.grads is not None and trainer.grads["lm_head.lora_A"].dtype == torch.float32
 
 
@@ -249,14 +249,16 @@ def test_refusals(tiny_qwen3: str, tmp_path: Path) -> None:
         trainer.forward(make_rows(), "cross_entropy", {"beta": 1.0})
     with pytest.raises(DataValidationError, match="no datum"):
         trainer.forward([], "cross_entropy", None)
-    with pytest.raises(DataValidationError, match=r"300 tokens, the model's context is 256"):
+    with pytest.raises(
+        DataValidationError, match=r"300 tokens, but the model's context length is 256"
+    ):
         trainer.forward(make_rows(lengths=(300,)), "cross_entropy", None)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ConfigurationError, match="'gpt2', which the engine does not support"):
         BaseModel(str(tmp_path), EngineConfig())
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         BaseModel(str(tmp_path / "nowhere"), EngineConfig())
-    with pytest.raises(ConfigurationError, match=r"rank=65 is more than .* at most 64"):
+    with pytest.raises(ConfigurationError, match=r"rank=65 exceeds .* at most 64"):
         AdapterTrainer(trainer.base, LoraSpec(rank=65))
 
 
@@ -286,7 +288,7 @@ def test_non_finite_gradient_is_refused(tiny_qwen3: str, device: str) -> None:
     ] * 3
     before = {k: v.detach().clone() for k, v in trainer.adapter.master.items()}
     trainer.forward_backward(rows, "cross_entropy", None)
-    with pytest.raises(TrainingError, match="this step was not made"):
+    with pytest.raises(TrainingError, match="this step was skipped"):
         trainer.optim_step(AdamConfig())
     assert all(torch.equal(before[k], v) for k, v in trainer.adapter.master.items())
 
@@ -296,12 +298,12 @@ def test_non_finite_gradient_is_refused(tiny_qwen3: str, device: str) -> None:
 def test_every_loss_equals_autograd_through_peft(
     name: str, unembed: bool, tiny_qwen3: str, tmp_path: Path, device: str
 ) -> None:
-    """The chunked head and the passes against plain autograd over full logits."""
+    """The chunked head and the packed passes against plain autograd over full logits."""
     spec = LoraSpec(rank=4, train_unembed=unembed)
     trainer = make_trainer(tiny_qwen3, spec, device, tokens_per_pass=50, head_chunk=16)
     reference = PeftReference(trainer, tmp_path)
     rows = with_inputs(make_rows(), name)
-    # sampled under weights near these: the ratios stay in a range where fp32 has its digits
+    # sampling logprobs near the training ones, so that ratios keep their precision in fp32
     logprobs = trainer.forward(make_rows(), "cross_entropy", None).logprobs
     if "logprobs" in LOSSES[name].inputs:
         rng = np.random.default_rng(3)
@@ -312,7 +314,7 @@ def test_every_loss_equals_autograd_through_peft(
     total = torch.zeros(())
     for index, row in enumerate(rows):
         inputs = {key: torch.from_numpy(array) for key, array in row.inputs.items()}
-        inputs[ROW] = torch.zeros(row.length, dtype=torch.int64)
+        inputs[SEQUENCE_INDEX] = torch.zeros(row.length, dtype=torch.int64)
         lp = reference.logprobs(row)
         assert np.abs(result.logprobs[index] - lp.detach().numpy()).max() <= TOLERANCE
         total = total + loss.value(lp, inputs)
@@ -386,7 +388,7 @@ def test_a_loss_that_is_not_finite_is_refused(
     message: str,
     device: str,
 ) -> None:
-    """By the request that asks for it; what was accumulated before stays."""
+    """Its request fails, and what was accumulated before stays."""
     spec = LoraSpec(rank=2, train_unembed=unembed)
     trainer = make_trainer(tiny_qwen3, spec, device, tokens_per_pass=60)
     rows = with_inputs(make_rows(), loss)
@@ -430,7 +432,7 @@ def test_weights_that_overflowed_are_told(tiny_qwen3: str) -> None:
 def test_custom_loss(
     tiny_qwen3: str, unembed: bool, tokens_per_pass: int, tmp_path: Path, device: str
 ) -> None:
-    """A loss that ties all rows together, in one pass and in several, against plain autograd."""
+    """A loss that couples all sequences, in one pass and in several, against plain autograd."""
     spec = LoraSpec(rank=4, train_unembed=unembed)
     trainer = make_trainer(tiny_qwen3, spec, device, tokens_per_pass=tokens_per_pass, head_chunk=16)
     reference = PeftReference(trainer, tmp_path)
@@ -463,7 +465,10 @@ def test_custom_loss(
     for wrong, message in (
         (lambda lps: (torch.tensor(1.0), {}), "must be a scalar tensor that depends"),
         (lambda lps: (lps[0], {}), r"returned a tensor of shape \[7\]; it must be a scalar tensor"),
-        (lambda lps: ((lps[1] * 0).sum().sqrt(), {}), "derivative by the logprobs .* not finite"),
+        (
+            lambda lps: ((lps[1] * 0).sum().sqrt(), {}),
+            "derivative of the custom loss .* not finite",
+        ),
         (lambda lps: (lps[1].sum() * float("nan"), {}), "the custom loss is nan"),
     ):
         trainer.grads = None

@@ -27,12 +27,12 @@ from tinker_cookbook.engine.requests import (
     ForwardBackwardCustom,
     Load,
     LoadWeights,
-    OfRun,
     OnDone,
     OnToken,
     OptimStep,
     Request,
     RunFacts,
+    RunRequest,
     Sample,
     Save,
     Snapshot,
@@ -68,7 +68,7 @@ class Worker:
             CreateRun: self._create,
             DropRun: self._drop,
             ForwardBackwardCustom: lambda request: self._run(request).forward_backward_custom(
-                request.rows, request.function
+                request.sequences, request.function
             ),
             OptimStep: lambda request: self._run(request).optim_step(request.adam),
             Save: self._save,
@@ -93,7 +93,9 @@ class Worker:
 
     def work(self, request: Train) -> Work:
         """What a request's passes compute, checked."""
-        return self._run(request).work(request.rows, request.loss_fn, request.loss_config)
+        return self._run(request).prepare_work(
+            request.sequences, request.loss_fn, request.loss_config
+        )
 
     def sample(
         self,
@@ -157,7 +159,7 @@ class Worker:
 
     # -- one for each kind of request that takes more than a line
 
-    def _run(self, request: OfRun[R]) -> AdapterTrainer:
+    def _run(self, request: RunRequest[R]) -> AdapterTrainer:
         if request.run not in self.runs:
             raise TrainingError(f"run {request.run} does not exist")
         return self.runs[request.run]

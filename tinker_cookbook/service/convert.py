@@ -32,7 +32,7 @@ def tokens_of(model_input: types.ModelInput, where: str) -> np.ndarray:
     return np.asarray(model_input.to_ints(), dtype=np.int64)
 
 
-def rows_of(data: Sequence[types.Datum]) -> list[TrainSequence]:
+def train_sequences(data: Sequence[types.Datum]) -> list[TrainSequence]:
     """Datums as training rows; sparse tensors are filled up with zeros."""
     rows = []
     for where, datum in _named(data):
@@ -47,7 +47,7 @@ def rows_of(data: Sequence[types.Datum]) -> list[TrainSequence]:
     return rows
 
 
-def custom_rows_of(data: Sequence[types.Datum]) -> list[TrainSequence]:
+def custom_loss_sequences(data: Sequence[types.Datum]) -> list[TrainSequence]:
     """Datums for a custom loss, which reads everything but the targets by itself."""
     return [
         TrainSequence(tokens_of(datum.model_input, where), _targets(datum, where))

@@ -64,7 +64,7 @@ class _StoredCheckpoint:
 class _PeftDirectory:
     def __init__(self, directory: Path, base_model: str | None) -> None:
         self._directory = directory
-        made_for = peft_adapters.describe(directory).base_model
+        made_for = peft_adapters.load_adapter_info(directory).base_model
         if base_model is None and not made_for:
             raise ConfigurationError(
                 f"{directory} does not say which model it was made for: give base_model"

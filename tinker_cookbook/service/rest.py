@@ -18,7 +18,7 @@ from tinker import APIFuture, types
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 from tinker.lib.public_interfaces.rest_client import RestClient
 
-from tinker_cookbook.engine.peft_adapters import PeftAdapter, describe
+from tinker_cookbook.engine.peft_adapters import PeftAdapter, load_adapter_info
 from tinker_cookbook.exceptions import TinkerCookbookError, TrainingError
 from tinker_cookbook.service.loading import find
 from tinker_cookbook.service.store import CheckpointInfo, Kind, RunInfo, Store, page, parse_path
@@ -207,7 +207,7 @@ class LocalRestClient:
     def _locate(self, path: str) -> str | PeftAdapter:
         """A tinker:// path for whatever is in the store."""
         located = find(self._store, path, "weights")
-        return located if isinstance(located, str) else describe(located)
+        return located if isinstance(located, str) else load_adapter_info(located)
 
     def _training_run(self, run: RunInfo) -> types.TrainingRun:
         newest: dict[Kind, types.Checkpoint] = {}

@@ -206,7 +206,8 @@ class Session:
         self, run: Run, data: Sequence[types.Datum], function: CustomLoss
     ) -> Future[TrainResult]:
         return self._ask(
-            run, lambda: ForwardBackwardCustom(run.id, convert.custom_rows_of(data), function)
+            run,
+            lambda: ForwardBackwardCustom(run.id, convert.custom_loss_sequences(data), function),
         )
 
     def optim_step(self, run: Run, params: types.AdamParams) -> Future[dict[str, float]]:
@@ -336,7 +337,7 @@ class Session:
         loss_fn: str,
         config: LossConfig,
     ) -> Future[TrainResult]:
-        return self._ask(run, lambda: kind(run.id, convert.rows_of(data), loss_fn, config))
+        return self._ask(run, lambda: kind(run.id, convert.train_sequences(data), loss_fn, config))
 
     def _ask(self, run: Run, make: Callable[[], Request[R]]) -> Future[R]:
         """Send a request of a run; the error of the run's creation is the answer of all."""
