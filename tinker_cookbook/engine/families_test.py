@@ -288,7 +288,7 @@ def test_several_runs_in_a_pass(family: str, path: str, device: str) -> None:
                 tensor.detach().copy_(adapter.master[name])
             trainers[-1].adapter.refresh()
     requests = [make_rows(seed, LENGTHS[seed:]) for seed in range(len(trainers))]
-    works = [t.work(rows, "cross_entropy", None) for t, rows in zip(trainers, requests)]
+    works = [t.prepare_work(rows, "cross_entropy", None) for t, rows in zip(trainers, requests)]
     together = passes.forward_backward(works)
     worst = gap = 0.0
     for trainer, rows, result in zip(trainers, requests, together):
