@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import tinker_cookbook as tinker_cookbook  # before torch, which reads how threads are to wait
+from tests.programs import Programs
 
 SHARED_DATA = Path(__file__).parent.parent / "shared" / "data"
 
@@ -28,6 +29,14 @@ def _private_directories(
     monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(runs))
     monkeypatch.delenv("TINKER_COOKBOOK_STORE_DIR", raising=False)
     yield
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Programs]:
+    """Starts programs that do not import the libraries anew."""
+    started = Programs()
+    yield started
+    started.close()
 
 
 def _save(config: object, directory: Path, sharpness: float = 3) -> str:

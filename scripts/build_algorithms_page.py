@@ -24,7 +24,7 @@ from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.hyperparam_utils import NANO_LR
 from tinker_cookbook.rl import train as rl
 from tinker_cookbook.rl.config import LossName
-from tinker_cookbook.rl.defaults import LEARNING_RATE
+from tinker_cookbook.rl.defaults import LEARNING_RATE, RL_DEFAULTS
 from tinker_cookbook.rl.signals import AdvantageKind, group_advantages
 from tinker_cookbook.sequences import Reduction, to_datum
 from tinker_cookbook.sequences import Sequence as TokenSequence

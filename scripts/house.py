@@ -30,7 +30,13 @@ Graph = Mapping[str, Iterable[str]]
 def source_files(*folders: str, root: Path = ROOT) -> list[Path]:
     """The Python files under these folders, without tests."""
     files = {file for folder in folders for file in (root / folder).rglob("*.py")}
-    return sorted(f for f in files if not f.name.endswith("_test.py") and f.name != "conftest.py")
+    return sorted(f for f in files if not is_of_tests(f))
+
+
+def is_of_tests(file: Path) -> bool:
+    """A test, its fixtures or its helpers. tinker_cookbook/testing.py is for users, too."""
+    helpers = file.name == "testing.py" and file.parent.name != "tinker_cookbook"
+    return helpers or file.name == "conftest.py" or file.name.endswith("_test.py")
 
 
 # -- imports

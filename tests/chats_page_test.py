@@ -26,8 +26,8 @@ from tinker_cookbook.renderers import (
     unregister_renderer,
 )
 from tinker_cookbook.renderers.chats import parse_row, read_chats
-from tinker_cookbook.renderers.conftest import assistant, load, marked, rendered_ids, user
 from tinker_cookbook.renderers.examples import conversation_examples
+from tinker_cookbook.renderers.testing import assistant, load, marked, rendered_ids, user
 from tinker_cookbook.supervised.chat_config import ALIASES, resolve_chat_config
 from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS

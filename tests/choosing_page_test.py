@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook.hyperparam_utils import get_lr
+from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.supervised.train import FEW_STEPS
 

@@ -1,4 +1,4 @@
-"""An environment as the README shows it, in under 60 lines: a script, nano and a person play it."""
+"""An environment as the README shows it: a script, nano and a person play it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import importlib
 import json
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
+from tests.programs import Programs
 from tinker_cookbook.completers import TinkerTokenCompleter, TokensWithLogprobs
 from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.rl import train
@@ -33,10 +34,6 @@ def my_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("my_env")
     del sys.modules["my_env"]
-
-
-def test_it_is_short() -> None:
-    assert len(SOURCE.splitlines()) < 60
 
 
 async def test_bisection_wins_every_game(my_env: Any) -> None:
@@ -85,23 +82,20 @@ async def test_nano_plays_it(my_env: Any) -> None:
     assert {0.0, 1.0} <= set(rewards[0])
 
 
-def run(directory: Path, words: list[str], typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=directory,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{directory}",
-            "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs"),
-        },
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+Run = Callable[..., CompletedProcess[str]]
 
 
-def test_the_recipe_trains_on_it(my_env: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def run(programs: Programs) -> Run:
+    def run(directory: Path, words: list[str], typed: str = "") -> CompletedProcess[str]:
+        runs = {"TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
+        path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{directory}"}
+        return programs.run(*words, cwd=directory, env={**os.environ, **runs, **path}, typed=typed)
+
+    return run
+
+
+def test_the_recipe_trains_on_it(run: Run, my_env: Any, tmp_path: Path) -> None:
     words = ["recipes.rl_basic", "data=my_env:GuessNumber", "groups_per_batch=4", "group_size=4"]
     done = run(tmp_path, [*words, "max_steps=2", "log_path=run"])
     assert (done.returncode, done.stderr) == (0, "")
@@ -155,7 +149,7 @@ async def test_python_trains_on_it(my_env: Any, tmp_path: Path) -> None:
     assert rows[1]["optim/logprob_gap_mean"] < 1e-5
 
 
-def test_a_person_plays_it(my_env: Any, tmp_path: Path) -> None:
+def test_a_person_plays_it(run: Run, my_env: Any, tmp_path: Path) -> None:
     words = ["tinker_cookbook.rl.play", "env=my_env:GuessNumber", "batch=2"]
     done = run(tmp_path, words, "".join(f"{guess}\n" for guess in range(5)))
     assert (done.returncode, done.stderr) == (0, "")

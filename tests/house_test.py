@@ -2,6 +2,7 @@
 which computes them, counts correctly. `.venv/bin/python scripts/house.py` prints the figures.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -40,6 +41,15 @@ def test_few_holes_in_the_types(house: ModuleType) -> None:
     print("\n" + house.format_table(house.holes_by_package(files)))
     total = house.sum_holes(files.values())
     assert total.lines > 20_000 and total.per_thousand <= MOST_HOLES
+
+
+def test_nothing_is_imported_from_tests(house: ModuleType) -> None:
+    """What several tests share stands in a testing.py."""
+    folders = (*house.PACKAGES, *house.PROGRAMS, "tests")
+    files = {file for folder in folders for file in (house.ROOT / folder).rglob("*.py")}
+    assert len(files) > 350
+    imports = re.compile(r"^\s*(?:from|import) .*\b\w+_test\b", re.MULTILINE)
+    assert [(f.name, found) for f in files for found in imports.findall(f.read_text())] == []
 
 
 # -- what counts

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.programs import Program, Programs
 from tinker_cookbook.nano import PATH as NANO
 from tinker_cookbook.service.store import Store
 
@@ -32,26 +33,25 @@ KEYS = (
 class Run:
     """One command, in one log directory, with a store of its own."""
 
-    def __init__(self, directory: Path, *words: str) -> None:
+    def __init__(self, programs: Programs, directory: Path, *words: str) -> None:
+        self._programs = programs
         self.log_path, self.store = directory / "log", directory / "runs" / "store"
         words = (f"log_path={self.log_path}", *KEYS, *words)
-        self._command = [sys.executable, "-m", "recipes.rl_basic", *words]
+        self._command = ("recipes.rl_basic", *words)
         self._env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
 
-    def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self._command,
-            env=self._env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self) -> Program:
+        return self._programs.start(*self._command, env=self._env)
 
-    def finish(self) -> str:
-        """What it printed."""
-        out, err = (process := self.start()).communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
-        return out
+    def finish(self, interpreter: bool = False) -> str:
+        """What it printed. With `interpreter` in a new one, where strings have other hashes."""
+        if interpreter:
+            command = [sys.executable, "-m", *self._command]
+            done = subprocess.run(command, env=self._env, capture_output=True, text=True)
+        else:
+            done = self._programs.run(*self._command, env=self._env, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
 
     def end_at(self, rows: int, how: signal.Signals) -> tuple[int, str]:
         """Starts it, ends it when there are so many rows; its exit code, what is on stderr."""
@@ -91,9 +91,9 @@ def assert_stopped(ended: tuple[int, str]) -> None:
     )
 
 
-def test_killed_and_interrupted_equals_uninterrupted(tmp_path: Path) -> None:
-    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
-    whole.finish()
+def test_killed_and_interrupted_equals_uninterrupted(programs: Programs, tmp_path: Path) -> None:
+    whole, broken = Run(programs, tmp_path / "whole"), Run(programs, tmp_path / "broken")
+    whole.finish(interpreter=True)
     rows = whole.rows()
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
     assert [row["step"] for row in rows if "test/env/all/correct" in row] == [0, 4, STEPS]
@@ -110,9 +110,9 @@ def test_killed_and_interrupted_equals_uninterrupted(tmp_path: Path) -> None:
     assert folders == [f"iteration_{step:06d}" for step in range(STEPS + 1)]
 
 
-def test_a_run_that_is_ahead_of_itself_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_is_ahead_of_itself_goes_on(programs: Programs, tmp_path: Path) -> None:
     """Groups that were being played are played again: not bit by bit the same, but none is lost."""
-    run = Run(tmp_path, "max_lag=2", "num_minibatches=2")
+    run = Run(programs, tmp_path, "max_lag=2", "num_minibatches=2")
     assert_stopped(run.end_at(3, signal.SIGINT))
     assert re.search(f"resuming .* at step [3-5] of {STEPS}", run.finish())
     *rows, final = run.rows()
@@ -129,8 +129,10 @@ def test_a_run_that_is_ahead_of_itself_goes_on(tmp_path: Path) -> None:
         (["limits.env_timeout=0"], "env_timeout=0"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
-    process = Run(tmp_path, *words).start()
+def test_a_mistake_is_one_line(
+    programs: Programs, tmp_path: Path, words: list[str], message: str
+) -> None:
+    process = Run(programs, tmp_path, *words).start()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, out + err
     assert message in err

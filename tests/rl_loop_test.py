@@ -42,6 +42,9 @@ def rows(log_path: Path) -> list[dict[str, Any]]:
     ]
 
 
+# in the default suite the library's loop learns (rl/train_test.py), and this one computes the same
+# numbers bit for bit (flat_loops_test.py)
+@pytest.mark.slow
 async def test_it_learns(tmp_path: Path) -> None:
     sizes = {"groups_per_batch": 32, "group_size": 8, "max_tokens": 40, "lora_rank": 32}
     await rl_loop.main(config(tmp_path, max_steps=8, **sizes))

@@ -3,8 +3,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,10 +12,10 @@ import chz
 import numpy as np
 import pytest
 
+from tests.programs import Programs
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import TrainOnWhat, get_renderer, loss_mask_view, show
-from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.examples import Example, conversation_examples
 from tinker_cookbook.renderers.loss_mask_view import (
     LossMaskPrinter,
@@ -26,6 +24,7 @@ from tinker_cookbook.renderers.loss_mask_view import (
     format_plain,
     text_pieces,
 )
+from tinker_cookbook.renderers.testing import load
 from tinker_cookbook.sequences import Sequence
 from tinker_cookbook.supervised import viz_sft_dataset
 from tinker_cookbook.tokenizer_utils import Tokenizer
@@ -343,20 +342,13 @@ def test_colours(tokenizer: Tokenizer) -> None:
     assert "\x1b[" in out and "«" not in out and "a note" in out
 
 
-def test_both_command_lines(tmp_path: Path) -> None:
+def test_both_command_lines(programs: Programs, tmp_path: Path) -> None:
     """And no colours where NO_COLOR is set or nobody looks."""
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": HI}))
     load("nano")
     outputs = [
-        subprocess.run(
-            [sys.executable, "-m", module, *words],
-            cwd=REPOSITORY,
-            env={**os.environ, "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        programs.run(module, *words, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1"})
         for module, words in (
             ("tinker_cookbook.renderers.show", [f"data.path={path}"]),
             ("tinker_cookbook.supervised.viz_sft_dataset", ["dataset_path=/absent.jsonl"]),

@@ -6,14 +6,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from safetensors.numpy import load_file
 
+from tests.programs import Programs
 from tinker_cookbook.nano import PATH as NANO
 
 pytestmark = pytest.mark.skipif(
@@ -21,14 +22,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "recipes.sl_basic", *words]
+RECIPE = "recipes.sl_basic"
+Run = Callable[..., CompletedProcess[str]]
 
 
-def run(runs: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words), env=environment(runs), cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def run(programs: Programs) -> Run:
+    def run(runs: Path, *words: str, cwd: Path | None = None) -> CompletedProcess[str]:
+        return programs.run(RECIPE, *words, env=environment(runs), cwd=cwd)
+
+    return run
 
 
 def environment(runs: Path) -> dict[str, str]:
@@ -56,7 +59,7 @@ def final_weights(runs: Path, log_path: Path) -> dict:
     return tensors
 
 
-def test_nano_learns_number_words(tmp_path: Path) -> None:
+def test_nano_learns_number_words(run: Run, tmp_path: Path) -> None:
     """The default run but for the evaluations on the way."""
     done = run(tmp_path, f"log_path={tmp_path}/log", "eval_every=0")
     assert done.returncode == 0, done.stderr
@@ -70,16 +73,13 @@ def test_nano_learns_number_words(tmp_path: Path) -> None:
     assert "held_out: " in done.stdout and "Write 25 in words." in done.stdout
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(
+    programs: Programs, run: Run, tmp_path: Path
+) -> None:
     words = ("num_epochs=8", "save_every=4", "eval_every=5")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(tmp_path / "a", f"log_path={whole}", *words).returncode == 0
-    process = subprocess.Popen(
-        command(f"log_path={killed}", *words),
-        env=environment(tmp_path / "b"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = programs.start(RECIPE, f"log_path={killed}", *words, env=environment(tmp_path / "b"))
     deadline = time.monotonic() + 120
     while not ((killed / "metrics.jsonl").exists() and len(rows_so_far(killed)) >= 7):
         assert process.poll() is None and time.monotonic() < deadline
@@ -100,12 +100,10 @@ def rows_so_far(log_path: Path) -> list[str]:
     return (log_path / "metrics.jsonl").read_text().splitlines()
 
 
-def test_ctrl_c_and_a_second_run(tmp_path: Path) -> None:
+def test_ctrl_c_and_a_second_run(programs: Programs, run: Run, tmp_path: Path) -> None:
     log_path = tmp_path / "log"
     words = (f"log_path={log_path}", "num_epochs=2000", "eval_every=0", "save_every=2")
-    process = subprocess.Popen(
-        command(*words), env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = programs.start(RECIPE, *words, env=environment(tmp_path))
     deadline = time.monotonic() + 120
     while not ((log_path / "checkpoints.jsonl").exists() and len(rows_so_far(log_path)) >= 3):
         assert process.poll() is None and time.monotonic() < deadline
@@ -116,7 +114,7 @@ def test_ctrl_c_and_a_second_run(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    first, last = stderr.decode().splitlines()
+    first, last = stderr.splitlines()
     assert first.startswith("SIGINT: finishing ")
     assert re.fullmatch(
         r"stopped after \d+ of 4000 steps; the same command resumes from there", last
@@ -150,7 +148,7 @@ GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "c
         (["base_url=http://127.0.0.1:9", "engine.dtype=float32"], "have no effect with base_url"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+def test_a_mistake_is_one_line(run: Run, tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "bad.jsonl").write_text(GOOD + "\n{not json\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "untrained.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +15,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.programs import Program as Running
+from tests.programs import Programs
 from tinker_cookbook.nano import PATH as NANO
 from tinker_cookbook.service.store import Store
 
@@ -42,23 +42,17 @@ WORDS = {
 class Program:
     """One command, in one log directory, with a store of its own."""
 
-    def __init__(self, directory: Path, recipe: str, *words: str) -> None:
+    def __init__(self, programs: Programs, directory: Path, recipe: str, *words: str) -> None:
+        self._programs = programs
         self.log_path, self._runs = directory / "log", directory / "runs"
         words = (f"log_path={self.log_path}", *WORDS[recipe], *words)
-        self._command = [sys.executable, "-m", f"recipes.{recipe}", *words]
+        self._command = (f"recipes.{recipe}", *words)
         self.max_steps = int(next(w for w in words if w.startswith("max_steps=")).partition("=")[2])
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> Running:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        return subprocess.Popen(
-            self._command,
-            env={**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(self._runs)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # a background job, as a test run may be, has it ignored
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        environment = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(self._runs)}
+        return self._programs.start(*self._command, env=environment)
 
     def finish(self) -> str:
         """What it printed."""
@@ -125,12 +119,12 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+def whole(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
     known: dict[str, Whole] = {}
 
     def run(recipe: str) -> Whole:
         if recipe not in known:
-            program = Program(tmp_path_factory.mktemp(recipe), recipe)
+            program = Program(programs, tmp_path_factory.mktemp(recipe), recipe)
             program.finish()
             known[recipe] = Whole(program.rows(), program.weights(), program.seconds())
         return known[recipe]
@@ -156,12 +150,13 @@ def last_words(steps: int, program: Program) -> str:
     ],
 )
 def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
+    programs: Programs,
     tmp_path: Path,
     whole: Callable[[str], Whole],
     recipe: str,
     stops: list[tuple[signal.Signals, int]],
 ) -> None:
-    program, expected = Program(tmp_path, recipe), whole(recipe)
+    program, expected = Program(programs, tmp_path, recipe), whole(recipe)
     for number, rows in stops:
         returned, err = program.stop(number, lambda rows=rows: len(program.rows()) >= rows)
         done = len(program.rows())
@@ -173,8 +168,8 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
     assert program.weights() == expected.weights
 
 
-def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path) -> None:
-    program = Program(tmp_path, "rl_basic")
+def test_before_the_first_step_there_is_nothing_to_save(programs: Programs, tmp_path: Path) -> None:
+    program = Program(programs, tmp_path, "rl_basic")
     returned, err = program.stop(signal.SIGTERM, program.started)
     assert returned == 143
     assert err == [
@@ -184,14 +179,13 @@ def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path) -> None:
     assert program.rows() == [] and not (program.log_path / "checkpoints.jsonl").exists()
 
 
-def test_a_reader_that_the_same_ctrl_c_ends(tmp_path: Path) -> None:
+def test_a_reader_that_the_same_ctrl_c_ends(programs: Programs, tmp_path: Path) -> None:
     """`recipe | tee log`: tee is gone before the last line is printed to it."""
-    program = Program(tmp_path, "sl_basic")
+    program = Program(programs, tmp_path, "sl_basic")
     process = program.start()
     while len(program.rows()) < 2:
         assert process.poll() is None
         time.sleep(0.002)
-    assert process.stdout and process.stderr
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     err = process.stderr.read().splitlines()
@@ -202,12 +196,14 @@ def test_a_reader_that_the_same_ctrl_c_ends(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("recipe", ["sl_basic", "rl_basic"])
-def test_ten_random_moments(tmp_path: Path, whole: Callable[[str], Whole], recipe: str) -> None:
+def test_ten_random_moments(
+    programs: Programs, tmp_path: Path, whole: Callable[[str], Whole], recipe: str
+) -> None:
     expected, rng = whole(recipe), random.Random(recipe)
     figures = []
     for trial in range(10):
         number = (signal.SIGINT, signal.SIGTERM)[trial % 2]
-        program = Program(tmp_path / str(trial), recipe)
+        program = Program(programs, tmp_path / str(trial), recipe)
         rows, delay = rng.randrange(program.max_steps - 1), rng.uniform(0, expected.seconds)
         begun = (lambda p=program, n=rows: len(p.rows()) >= n) if rows else program.started
         code, err = program.stop(number, Clock(begun, delay).rings)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import Programs
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.tokenizer_utils import (
@@ -92,17 +93,12 @@ def test_an_empty_vocabulary_is_named(tmp_path: Path) -> None:
         get_tokenizer(str(tmp_path))
 
 
-def test_show_refuses_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+def test_show_refuses_a_model_without_a_tokenizer(programs: Programs, tmp_path: Path) -> None:
     """Also with renderer_name=, which renders nothing without one."""
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     for more in ([], ["renderer_name=role_colon"]):
-        command = [sys.executable, "-m", "tinker_cookbook.renderers.show", *more]
-        shown = subprocess.run(
-            [*command, f"model_name={tmp_path}"],
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-        )
+        words = (*more, f"model_name={tmp_path}")
+        shown = programs.run("tinker_cookbook.renderers.show", *words)
         assert shown.returncode != 0 and "Traceback" not in shown.stderr
         assert "there is no tokenizer" in shown.stderr and "files" in shown.stderr
 
@@ -160,7 +156,9 @@ def test_code_of_a_model_does_not_run_unasked(
 
 
 @pytest.mark.parametrize("family", ["kimi_k2", "qwen3"])  # transformers has a tokenizer for one
-def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path: Path, family: str) -> None:
+def test_programs_run_with_code_of_a_model_that_is_trusted(
+    programs: Programs, tmp_path: Path, family: str
+) -> None:
     """As with Kimi: a class of the model's own, named in auto_map, and no key on the command line
     that says so."""
     nano = Path(models.load_path("nano"))
@@ -183,17 +181,16 @@ def test_programs_run_with_code_of_a_model_that_is_trusted(tmp_path: Path, famil
         "        super().__init__(tokenizer_file=own_file, **kwargs)\n"
     )
 
-    def show(**environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tinker_cookbook.renderers.show", "shown=1"]
-        return subprocess.run(
-            [*command, f"model_name={directory}"],
-            env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), **environment},
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-        )
-
-    refused, shown = show(**{TRUST: ""}), show(**{TRUST: "1"})
+    command = ["tinker_cookbook.renderers.show", "shown=1", f"model_name={directory}"]
+    refused = programs.run(*command, env={**os.environ, TRUST: ""})
+    modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}  # read when transformers is imported
+    shown = subprocess.run(
+        [sys.executable, "-m", *command],
+        env={**os.environ, **modules, TRUST: "1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
     assert refused.returncode != 0 and f"set {TRUST}=1" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert shown.returncode == 0, shown.stderr

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tinker_cookbook.engine.base_model import BaseModel, _load_config
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.families_test import plain_logprobs
-from tinker_cookbook.engine.trainer_test import make_rows
+from tinker_cookbook.engine.testing import make_rows, plain_logprobs
 from tinker_cookbook.exceptions import ConfigurationError
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tinker_cookbook.engine import elementwise
 from tinker_cookbook.engine.elementwise import GatedProduct, RMSNorm
-from tinker_cookbook.engine.families_test import PLAIN, TINY
+from tinker_cookbook.engine.testing import PLAIN, TINY
 from tinker_cookbook.families import FAMILIES
 
 WITH_OWN_NORM = [tiny for tiny, name in (PLAIN | TINY).items() if FAMILIES[name].norm]

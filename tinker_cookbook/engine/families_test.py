@@ -32,24 +32,27 @@ from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, AdapterSpan, LoraSpec
 from tinker_cookbook.engine.packing import consecutive_segments, token_positions
 from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
+from tinker_cookbook.engine.testing import (
+    MOE,
+    PLAIN,
+    TINY,
+    MergedReference,
+    PeftReference,
+    largest,
+    make_rows,
+    make_trainer,
+    on_cpu,
+    plain_logprobs,
+    sample_all,
+    trainer_logprobs,
+    transformers_model,
+)
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.torch_sampler_test import run, trainer_logprobs
 from tinker_cookbook.engine.trainer import AdapterTrainer
-from tinker_cookbook.engine.trainer_test import PeftReference, make_rows, make_trainer, on_cpu
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import FAMILIES, KIMI_K2, NANO, Family, Feature
 
 TOLERANCE = 1e-5
-# Models of conftest.py and the family that each stands for: a new family has its line here. The
-# plain ones are held against peft in trainer_test.py and others.
-PLAIN = {"tiny_qwen3": "qwen3", "tiny_llama": "llama3"}
-TINY = {
-    "tiny_qwen3_sliding": "qwen3",
-    "tiny_qwen3_moe": "qwen3_moe",
-    "tiny_deepseek": "deepseek_v3",
-    "tiny_gpt_oss": "gpt_oss",
-}
-MOE = [tiny for tiny, family in TINY.items() if FAMILIES[family].experts]
 WINDOW = 24  # of the fixtures that have one
 LENGTHS = (7, 90, 1, 23, 23, 40)  # on both sides of the window
 
@@ -59,63 +62,6 @@ families = pytest.mark.parametrize("family", TINY)
 @pytest.fixture
 def path(family: str, request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(family)
-
-
-def transformers_model(path: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="eager",
-    )
-
-
-class MergedReference:
-    """transformers' model with the adapter of a trainer added to its weights, one row at a time."""
-
-    def __init__(self, trainer: AdapterTrainer, dtype: torch.dtype = torch.float32) -> None:
-        self.model = transformers_model(trainer.base.path).to(dtype)
-        self.scale = trainer.adapter.spec.scale
-        self.parameters = {
-            name: tensor.to(dtype, copy=True).requires_grad_()
-            for name, tensor in on_cpu(trainer.adapter.master).items()
-        }
-
-    def merged(self) -> dict[str, torch.Tensor]:
-        weights = {name: p.detach() for name, p in self.model.named_parameters()}
-        deltas = {
-            name.removesuffix(".lora_A"): self.scale
-            * (self.parameters[name.replace("lora_A", "lora_B")] @ a)
-            for name, a in self.parameters.items()
-            if name.endswith("lora_A")
-        }
-        for path, delta in deltas.items():
-            if ".experts." not in path:
-                weights[f"{path}.weight"] = weights[f"{path}.weight"] + delta
-        for path in {path.split(".experts.")[0] + ".experts" for path in deltas if ".exp" in path}:
-            up, down = f"{path}.gate_up_proj", f"{path}.down_proj"
-            fused, outs = [], []
-            for expert in range(len(weights[down])):
-                gate_delta, up_delta, down_delta = (
-                    deltas[f"{path}.{expert}.{name}"]
-                    for name in ("gate_proj", "up_proj", "down_proj")
-                )
-                if f"{up}_bias" in weights:  # gpt-oss: [in, out], gate and up in turn
-                    fused.append(torch.stack([gate_delta, up_delta], dim=1).flatten(0, 1).t())
-                    outs.append(down_delta.t())
-                else:
-                    fused.append(torch.cat([gate_delta, up_delta]))
-                    outs.append(down_delta)
-            weights[up] = weights[up] + torch.stack(fused)
-            weights[down] = weights[down] + torch.stack(outs)
-        return weights
-
-    def logprobs(self, row: TrainSequence) -> torch.Tensor:
-        tokens = torch.from_numpy(row.tokens)[None]
-        out = torch.func.functional_call(self.model, self.merged(), (tokens,))
-        return out.logits[0].log_softmax(-1).gather(1, torch.from_numpy(row.targets)[:, None])[:, 0]
 
 
 def test_every_family_has_its_line() -> None:
@@ -159,24 +105,6 @@ def check_layers(base: BaseModel, family: Family) -> None:
         if kind in kinds:
             assert kinds[kind].forward.func is ours
     assert family.norm in kinds or not family.norm
-
-
-def plain_logprobs(base: BaseModel, rows: list[TrainSequence]) -> list[torch.Tensor]:
-    """All rows in one pass through the base model alone; the result is on the CPU."""
-    tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows])).to(base.device)
-    segments = consecutive_segments([row.length for row in rows])
-    positions = torch.from_numpy(token_positions(segments)).to(base.device)
-    adapters = [AdapterSpan(None, 0, len(tokens))]
-    hidden = base.hidden(tokens, positions, PackedPlan(segments), adapters)
-    targets = torch.from_numpy(np.concatenate([row.targets for row in rows])).to(base.device)
-    logprobs = base.head.logprobs(hidden, targets, None).cpu()
-    return list(logprobs.split([row.length for row in rows]))
-
-
-def largest(gaps: dict[str, torch.Tensor], scale: dict[str, torch.Tensor]) -> float:
-    """The largest difference in units of the largest gradient."""
-    top = max(grad.abs().max().item() for grad in scale.values())
-    return max(gap.abs().max().item() for gap in gaps.values()) / top
 
 
 @families
@@ -360,7 +288,7 @@ def test_several_runs_in_a_pass(family: str, path: str, device: str) -> None:
                 tensor.detach().copy_(adapter.master[name])
             trainers[-1].adapter.refresh()
     requests = [make_rows(seed, LENGTHS[seed:]) for seed in range(len(trainers))]
-    works = [t.work(rows, "cross_entropy", None) for t, rows in zip(trainers, requests)]
+    works = [t.prepare_work(rows, "cross_entropy", None) for t, rows in zip(trainers, requests)]
     together = passes.forward_backward(works)
     worst = gap = 0.0
     for trainer, rows, result in zip(trainers, requests, together):
@@ -390,7 +318,7 @@ def test_bf16_stays_near_fp32(family: str, path: str, device: str) -> None:
     print(f"{family}: bf16, mean difference {gaps.mean():.3f}, max {gaps.max():.2f}")
     assert 0 < gaps.mean() < 0.1  # a token near a tie goes to another expert, so not the maximum
     prompt = SampleRequest(rows[1].tokens[:30], 5, temperature=0)
-    (result,) = run(TorchSampler(trainer.base, EngineConfig()), [prompt], trainer.adapter)
+    (result,) = sample_all(TorchSampler(trainer.base, EngineConfig()), [prompt], trainer.adapter)
     sampled = result.sequences[0]
     scores = trainer_logprobs(trainer, prompt.prompt, sampled.tokens)
     assert np.abs(scores - sampled.logprobs).mean() < 0.2
@@ -416,13 +344,13 @@ def test_sampler_agrees_with_forward_and_prompt_logprobs(
         for index, length in enumerate((1, 5, 12, 23, 24, 25, 50, 33))
     ]
     worst = 0.0
-    for req, result in zip(requests, run(sampler, requests, trainer.adapter)):
+    for req, result in zip(requests, sample_all(sampler, requests, trainer.adapter)):
         for sequence in result.sequences:
             expected = trainer_logprobs(trainer, req.prompt, sequence.tokens)
             worst = max(worst, np.abs(expected - sequence.logprobs).max())
             text = np.concatenate([req.prompt, sequence.tokens])
             score = SampleRequest(text, 0, prompt_logprobs=True)
-            (scored,) = run(sampler, [score], trainer.adapter)
+            (scored,) = sample_all(sampler, [score], trainer.adapter)
             assert scored.prompt_logprobs is not None
             got = scored.prompt_logprobs[len(req.prompt) :]
             worst = max(worst, np.abs(got - sequence.logprobs).max())
@@ -437,7 +365,7 @@ def test_greedy_equals_transformers_generate(family: str, path: str, device: str
     rng = np.random.default_rng(1)
     for length in (3, 30):
         prompt = rng.integers(3, 307, length)
-        (result,) = run(sampler, [SampleRequest(prompt, 40, temperature=0)])
+        (result,) = sample_all(sampler, [SampleRequest(prompt, 40, temperature=0)])
         expected = model.generate(
             torch.from_numpy(prompt)[None], max_new_tokens=40, do_sample=False, eos_token_id=None
         )[0, length:]
@@ -459,11 +387,11 @@ def test_adapters_side_by_side_in_a_decoding_batch(family: str, path: str, devic
         sampler.step()
     worst, changed = 0.0, set()
     for request, owner, result in zip(requests, owners, together):
-        (alone,) = run(TorchSampler(base, EngineConfig()), [request], owner)
+        (alone,) = sample_all(TorchSampler(base, EngineConfig()), [request], owner)
         assert result.sequences[0].tokens == alone.sequences[0].tokens
         gap = np.subtract(result.sequences[0].logprobs, alone.sequences[0].logprobs)
         worst = max(worst, np.abs(gap).max())
-        (bare,) = run(TorchSampler(base, EngineConfig()), [request], None)
+        (bare,) = sample_all(TorchSampler(base, EngineConfig()), [request], None)
         if bare.sequences[0].tokens != alone.sequences[0].tokens:
             changed.add(id(owner))
     # products over another number of rows sum in another order, which these sharp weights amplify

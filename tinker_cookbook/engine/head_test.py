@@ -8,7 +8,7 @@ import torch
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
 from tinker_cookbook.engine.losses import get_loss
-from tinker_cookbook.engine.trainer_test import on_cpu
+from tinker_cookbook.engine.testing import on_cpu
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])

@@ -13,11 +13,10 @@ import torch
 
 from tinker_cookbook.engine import EngineConfig, base_model, memory, passes
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.families_test import MOE, PLAIN
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.memory import GIB, MemoryEstimate
+from tinker_cookbook.engine.testing import MOE, PLAIN, make_rows, make_trainer
 from tinker_cookbook.engine.trainer import AdapterTrainer
-from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import OutOfMemoryError
 from tinker_cookbook.utils import control_groups
 

@@ -11,7 +11,7 @@ import torch
 
 from tinker_cookbook.engine.checkpoints import write_adapter
 from tinker_cookbook.engine.lora import LoraSpec
-from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
+from tinker_cookbook.engine.testing import make_rows, make_trainer
 
 
 def logprobs(model: Any, rows: list[Any]) -> list[np.ndarray]:

@@ -25,10 +25,9 @@ from tinker_cookbook.engine import attention
 from tinker_cookbook.engine.attention import PackedPlan, attend
 from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.families_test import plain_logprobs, transformers_model
 from tinker_cookbook.engine.model_checks import check_logits
 from tinker_cookbook.engine.packing import consecutive_segments
-from tinker_cookbook.engine.trainer_test import make_rows
+from tinker_cookbook.engine.testing import make_rows, plain_logprobs, transformers_model
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.families import Family
 from tinker_cookbook.utils.json_types import Json

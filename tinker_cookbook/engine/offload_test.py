@@ -10,12 +10,11 @@ import torch
 
 from tinker_cookbook.engine import EngineConfig, checkpoints
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.engine_calls import call
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.requests import AdamConfig, CreateRun, DropRun, ForwardBackward
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.testing import call, make_rows
 from tinker_cookbook.engine.trainer import AdapterTrainer
-from tinker_cookbook.engine.trainer_test import make_rows
 from tinker_cookbook.exceptions import OutOfMemoryError
 
 ADAM = AdamConfig(learning_rate=1e-2)

@@ -16,32 +16,18 @@ from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.packing import pack, plan_passes
 from tinker_cookbook.engine.requests import TrainSequence
-from tinker_cookbook.engine.trainer import AdapterTrainer
-from tinker_cookbook.engine.trainer_test import TOLERANCE, VOCAB, make_trainer, on_cpu, with_inputs
+from tinker_cookbook.engine.testing import (
+    TOLERANCE,
+    VOCAB,
+    batch_with_everything,
+    gradients,
+    group,
+    make_trainer,
+    row_of,
+    with_inputs,
+)
 
 CPU = torch.device("cpu")
-
-
-def row_of(tokens: np.ndarray) -> TrainSequence:
-    return TrainSequence(tokens[:-1], tokens[1:], {"weights": np.arange(len(tokens) - 1.0)})
-
-
-def group(
-    rng: np.random.Generator, prompt: np.ndarray, lengths: tuple[int, ...]
-) -> list[TrainSequence]:
-    return [row_of(np.concatenate([prompt, rng.integers(0, VOCAB, n)])) for n in lengths]
-
-
-def batch_with_everything() -> list[TrainSequence]:
-    """Two groups, a conversation in growing steps with two endings, duplicates, loners."""
-    rng = np.random.default_rng(0)
-    one, two = rng.integers(0, VOCAB, 40), rng.integers(0, VOCAB, 25)
-    rows = group(rng, one, (9, 3, 14, 3)) + group(rng, two, (20, 20, 5))
-    talk = rng.integers(0, VOCAB, 90)
-    rows += [row_of(talk[:n]) for n in (30, 55, 90)]
-    rows += group(rng, talk[:60], (10, 12))
-    rows += [rows[0], row_of(rng.integers(0, VOCAB, 33)), row_of(rng.integers(0, VOCAB, 2))]
-    return [rows[i] for i in rng.permutation(len(rows))]
 
 
 def check_batch(rows: list[TrainSequence], budget: int) -> int:
@@ -196,11 +182,6 @@ def test_no_pass_of_several_sequences_exceeds_the_budget(data: st.DataObject) ->
 
 def no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "MIN_SHARED_TOKENS", 1_000_000)
-
-
-def gradients(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:
-    grads, trainer.grads = trainer.grads, None
-    return on_cpu(grads)
 
 
 @pytest.mark.parametrize("unembed", [True, False])

@@ -18,15 +18,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinker_cookbook.engine import admission, attention, decode_attention
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.families_test import MOE, PLAIN, MergedReference, largest
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
-from tinker_cookbook.engine.packing_test import batch_with_everything, gradients
 from tinker_cookbook.engine.requests import SampleRequest, TrainSequence
+from tinker_cookbook.engine.testing import (
+    MOE,
+    PLAIN,
+    MergedReference,
+    PeftReference,
+    batch_with_everything,
+    gradients,
+    largest,
+    make_trainer,
+    sample_all,
+    trainer_logprobs,
+    with_inputs,
+)
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.torch_sampler_test import run, trainer_logprobs
 from tinker_cookbook.engine.trainer import AdapterTrainer
-from tinker_cookbook.engine.trainer_test import PeftReference, make_trainer, with_inputs
 
 TOLERANCE = 1e-5
 FAMILIES = [*PLAIN, *MOE]
@@ -135,13 +144,13 @@ def test_sampling_with_shared_prompts(
         )
         for i, (size, samples) in enumerate([(9, 2), (5, 6), (60, 4), (20, 3)])
     ]
-    results = run(sampler, requests, trainer.adapter)
+    results = sample_all(sampler, requests, trainer.adapter)
     talks = [
         np.concatenate([each.prompt, result.sequences[0].tokens, system[:5]])
         for each, result in zip(requests, results)
     ]
     longer = [SampleRequest(talk, 10, 3, seed=i) for i, talk in enumerate(talks)]
-    results += run(sampler, longer, trainer.adapter)
+    results += sample_all(sampler, longer, trainer.adapter)
     assert sampler.prompt_tokens_reused > 100
     worst = 0.0
     for each, result in zip([*requests, *longer], results):

@@ -37,7 +37,7 @@ from tinker_cookbook.engine.requests import (
     TrainSequence,
 )
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.engine.trainer_test import make_rows, with_inputs
+from tinker_cookbook.engine.testing import make_rows, with_inputs
 from tinker_cookbook.exceptions import TrainingError
 
 ADAM = AdamConfig(learning_rate=1e-2)

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.engine.engine_calls import call, sampled
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.engine.requests import (
@@ -31,7 +30,7 @@ from tinker_cookbook.engine.requests import (
     TrainSequence,
 )
 from tinker_cookbook.engine.scheduler import Engine
-from tinker_cookbook.engine.trainer_test import TOLERANCE, make_rows, with_inputs
+from tinker_cookbook.engine.testing import TOLERANCE, call, make_rows, sampled, with_inputs
 from tinker_cookbook.exceptions import DataValidationError, OutOfMemoryError, TrainingError
 
 

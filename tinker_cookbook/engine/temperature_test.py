@@ -12,10 +12,9 @@ from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.engine.requests import SampleRequest, TrainSequence
+from tinker_cookbook.engine.testing import VOCAB, PeftReference, make_trainer, on_cpu, sample_all
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.torch_sampler_test import run
 from tinker_cookbook.engine.trainer import AdapterTrainer
-from tinker_cookbook.engine.trainer_test import VOCAB, PeftReference, make_trainer, on_cpu
 
 TEMPERATURES = (0.5, 1.0, 2.0)
 TOLERANCE = {0.5: 2e-5, 1.0: 1e-5, 2.0: 1e-5}  # logits and their errors are divided by it
@@ -62,7 +61,7 @@ def test_scoring_is_the_log_softmax_of_scaled_logits(
         )
         for i, (prompt, targets) in enumerate(zip(prompts, prompt_targets))
     ]
-    results = run(sampler, requests, trainer.adapter)
+    results = sample_all(sampler, requests, trainer.adapter)
     for prompt, targets, result in zip(prompts, prompt_targets, results):
         scaled = logits_of(reference, prompt)[:-1].detach() / temperature
         expected = scaled.log_softmax(-1)
@@ -92,11 +91,11 @@ def test_what_was_sampled_scores_the_same(
         SampleRequest(prompt, 12, 2, temperature=temperature, seed=i, **truncation)  # type: ignore[arg-type]
         for i, truncation in enumerate(truncations)
     ]
-    for result in run(sampler, requests, trainer.adapter):
+    for result in sample_all(sampler, requests, trainer.adapter):
         for sequence in result.sequences:
             text = np.concatenate([prompt, sequence.tokens])
             score = SampleRequest(text, 0, prompt_temperature=temperature, prompt_logprobs=True)
-            (scored,) = run(sampler, [score], trainer.adapter)
+            (scored,) = sample_all(sampler, [score], trainer.adapter)
             assert scored.prompt_logprobs is not None
             own = scored.prompt_logprobs[len(prompt) :]
             assert np.abs(own - sequence.logprobs).max() <= tolerance

@@ -12,50 +12,31 @@ from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.engine.admission import Admission, AdmittedChunk
 from tinker_cookbook.engine.attention import PackedPlan, Segment
 from tinker_cookbook.engine.base_model import BaseModel
-from tinker_cookbook.engine.engine_calls import sampled
 from tinker_cookbook.engine.kv_cache import KVCache
 from tinker_cookbook.engine.lora import Adapter, AdapterSpan, LoraSpec
-from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult, TrainSequence
+from tinker_cookbook.engine.requests import AdamConfig, SampleRequest, SampleResult
 from tinker_cookbook.engine.sampling_jobs import SamplingJob
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.testing import (
+    TOLERANCE,
+    make_rows,
+    make_trainer,
+    sample_all,
+    sampled,
+    trainer_logprobs,
+)
 from tinker_cookbook.engine.token_sampling import SampledBatch, sample_tokens
 from tinker_cookbook.engine.torch_sampler import TorchSampler
-from tinker_cookbook.engine.trainer import AdapterTrainer
-from tinker_cookbook.engine.trainer_test import make_rows, make_trainer
 from tinker_cookbook.exceptions import (
     ConfigurationError,
     DataValidationError,
     OutOfMemoryError,
 )
 
-TOLERANCE = 1e-5
-
-
-def run(
-    sampler: TorchSampler, requests: list[SampleRequest], adapter: Adapter | None = None
-) -> list[SampleResult]:
-    results: list[SampleResult | Exception | None] = [None] * len(requests)
-    for index, request in enumerate(requests):
-        sampler.take(request, adapter, lambda out, i=index: results.__setitem__(i, out))
-    while sampler.busy:
-        sampler.step()
-        assert sampler.admission.tokens <= sampler.limits.kv_tokens
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    return results  # type: ignore[return-value]
-
 
 def prompts(count: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(3, 307, rng.integers(1, 40)) for _ in range(count)]
-
-
-def trainer_logprobs(trainer: AdapterTrainer, prompt: np.ndarray, tokens: list[int]) -> np.ndarray:
-    """Logprobs of the sampled tokens by the training forward."""
-    text = np.concatenate([prompt, tokens]).astype(np.int64)
-    row = TrainSequence(text[:-1], text[1:], {"weights": np.ones(len(text) - 1, np.float32)})
-    return trainer.forward([row], "cross_entropy", None).logprobs[0][len(prompt) - 1 :]
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen3"])
@@ -73,7 +54,7 @@ def test_sampler_agrees_with_forward(
         for i, p in enumerate(prompts(9))
     ]
     worst = 0.0
-    for req, result in zip(requests, run(sampler, requests, trainer.adapter)):
+    for req, result in zip(requests, sample_all(sampler, requests, trainer.adapter)):
         assert len(result.sequences) == req.num_samples
         assert result.prompt_logprobs is not None and np.isnan(result.prompt_logprobs[0])
         for sequence in result.sequences:
@@ -85,9 +66,9 @@ def test_sampler_agrees_with_forward(
                 assert len(sequence.tokens) == req.max_tokens
             assert not set(sequence.tokens[:-1]) & req.stop_tokens
             text = np.concatenate([req.prompt, sequence.tokens])
-            scored = run(sampler, [SampleRequest(text, 0, prompt_logprobs=True)], trainer.adapter)[
-                0
-            ]
+            scored = sample_all(
+                sampler, [SampleRequest(text, 0, prompt_logprobs=True)], trainer.adapter
+            )[0]
             (empty,) = scored.sequences
             assert empty.tokens == [] and scored.prompt_logprobs is not None
             got = scored.prompt_logprobs[len(req.prompt) :]
@@ -102,7 +83,7 @@ def test_greedy_equals_transformers_generate(tiny_qwen3: str, device: str) -> No
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen3)
     sampler = TorchSampler(BaseModel(tiny_qwen3, EngineConfig(device=device)), EngineConfig())
     for prompt in prompts(4):
-        result = run(sampler, [SampleRequest(prompt, 12, temperature=0)])[0]
+        result = sample_all(sampler, [SampleRequest(prompt, 12, temperature=0)])[0]
         expected = model.generate(
             torch.from_numpy(prompt)[None], max_new_tokens=12, do_sample=False, eos_token_id=None
         )[0, len(prompt) :]
@@ -113,13 +94,13 @@ def test_seed_fixes_a_request(tiny_qwen3: str, device: str) -> None:
     base = BaseModel(tiny_qwen3, EngineConfig(device=device))
     prompt = prompts(1)[0]
     one = SampleRequest(prompt, 10, 3, seed=7)
-    alone = run(TorchSampler(base, EngineConfig()), [one])[0]
+    alone = sample_all(TorchSampler(base, EngineConfig()), [one])[0]
     crowd = [SampleRequest(p, 15, 2, seed=i) for i, p in enumerate(prompts(5, seed=1))]
-    together = run(TorchSampler(base, EngineConfig(max_rows=4)), [*crowd, one])[-1]
+    together = sample_all(TorchSampler(base, EngineConfig(max_rows=4)), [*crowd, one])[-1]
     assert [s.tokens for s in alone.sequences] == [s.tokens for s in together.sequences]
     assert len({tuple(s.tokens) for s in alone.sequences}) == 3
     unseeded = [
-        run(TorchSampler(base, EngineConfig()), [SampleRequest(prompt, 10)])[0] for _ in "ab"
+        sample_all(TorchSampler(base, EngineConfig()), [SampleRequest(prompt, 10)])[0] for _ in "ab"
     ]
     assert unseeded[0].sequences[0].tokens != unseeded[1].sequences[0].tokens
 
@@ -241,7 +222,7 @@ def test_top_k_and_prompt_targets(tiny_qwen3: str, device: str) -> None:
         prompt_targets=targets,
     )
     crowd = [SampleRequest(p, 8, seed=i, sample_top_k=i) for i, p in enumerate(prompts(4, 1))]
-    result = run(TorchSampler(base, EngineConfig()), [*crowd, request])[-1]
+    result = sample_all(TorchSampler(base, EngineConfig()), [*crowd, request])[-1]
     logprobs = model(torch.from_numpy(prompt)[None]).logits[0, :-1].log_softmax(-1).detach()
     best = logprobs.topk(5)
     assert result.prompt_top_k is not None and result.prompt_target_logprobs is not None
@@ -291,7 +272,7 @@ def test_prompts_with_a_common_prefix(
         sampler.step()
     for i, result in enumerate(together):
         owner = trainer.adapter if i % 2 else None
-        (alone,) = run(TorchSampler(trainer.base, EngineConfig()), [requests[i // 2]], owner)
+        (alone,) = sample_all(TorchSampler(trainer.base, EngineConfig()), [requests[i // 2]], owner)
         assert [s.tokens for s in result.sequences] == [s.tokens for s in alone.sequences]
         assert result.prompt_logprobs is not None and alone.prompt_logprobs is not None
         assert np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:].max() <= TOLERANCE
@@ -332,14 +313,14 @@ def test_adapters_of_many_shapes_in_one_batch(tiny_llama: str, device: str) -> N
         sampler.step()
     different = set()
     for request, owner, result in zip(requests, owners, together):
-        (alone,) = run(TorchSampler(base, EngineConfig()), [request], owner)
+        (alone,) = sample_all(TorchSampler(base, EngineConfig()), [request], owner)
         for one, other in zip(result.sequences, alone.sequences, strict=True):
             assert one.tokens == other.tokens
             assert np.abs(np.array(one.logprobs) - other.logprobs).max() <= 2 * TOLERANCE
         assert result.prompt_logprobs is not None and alone.prompt_logprobs is not None
         diff = np.abs(result.prompt_logprobs - alone.prompt_logprobs)[1:]
         assert diff.size == 0 or diff.max() <= 2 * TOLERANCE
-        (bare,) = run(TorchSampler(base, EngineConfig()), [request], None)
+        (bare,) = sample_all(TorchSampler(base, EngineConfig()), [request], None)
         if bare.sequences[0].tokens != alone.sequences[0].tokens:
             different.add(id(owner))
     assert len(different) == 4  # all four adapters change the samples
@@ -350,11 +331,11 @@ def test_stop_strings(tiny_qwen3: str) -> None:
     base._decode = lambda ids: "".join(chr(97 + i % 26) for i in ids)  # one letter a token
     sampler = TorchSampler(base, EngineConfig())
     request = SampleRequest(prompts(1)[0], 200, seed=3)
-    text = base.decode(run(sampler, [request])[0].sequences[0].tokens)
+    text = base.decode(sample_all(sampler, [request])[0].sequences[0].tokens)
     stop = text[40:42]  # spans two tokens
     import dataclasses
 
-    stopped = run(sampler, [dataclasses.replace(request, stop_strings=(stop, "~~~~"))])[
+    stopped = sample_all(sampler, [dataclasses.replace(request, stop_strings=(stop, "~~~~"))])[
         0
     ].sequences[0]
     assert base.decode(stopped.tokens) == text[: text.index(stop) + 2]
@@ -368,8 +349,8 @@ def test_the_cache_stays_within_its_budget(tiny_qwen3: str, device: str) -> None
     requests = [SampleRequest(short, 3 + i % 50, seed=i) for i in range(40)]
     requests.append(SampleRequest(longer, 200, seed=99))
     small = EngineConfig(kv_tokens=1024)
-    results = run(TorchSampler(base, small), requests)
-    roomy = run(TorchSampler(base, EngineConfig()), requests)
+    results = sample_all(TorchSampler(base, small), requests)
+    roomy = sample_all(TorchSampler(base, EngineConfig()), requests)
     for one, other in zip(results, roomy):
         assert one.sequences[0].tokens == other.sequences[0].tokens
 
@@ -436,7 +417,7 @@ def test_a_cancelled_request_leaves_the_batch(tiny_qwen3: str) -> None:
     requests = [
         SampleRequest(prompt, 60, num_samples=3, seed=i) for i, prompt in enumerate(prompts)
     ]
-    (alone,) = run(TorchSampler(base, EngineConfig()), [requests[3]], None)
+    (alone,) = sample_all(TorchSampler(base, EngineConfig()), [requests[3]], None)
     sampler = TorchSampler(base, EngineConfig(device="cpu", max_rows=5))
     done: list[int] = []
     cancelled: set[int] = set()
@@ -466,11 +447,11 @@ def test_new_weights_of_an_adapter_are_not_mixed_with_old_keys(tiny_llama: str) 
     trainer = make_trainer(tiny_llama, LoraSpec(rank=4))
     request = SampleRequest(np.arange(3, 60), 8, num_samples=2, seed=0)
     sampler = TorchSampler(trainer.base, EngineConfig())
-    (before,) = run(sampler, [request], trainer.adapter)
+    (before,) = sample_all(sampler, [request], trainer.adapter)
     trainer.forward_backward(make_rows(), "cross_entropy", None)
     trainer.optim_step(AdamConfig(learning_rate=0.1))
-    (warm,) = run(sampler, [request], trainer.adapter)
-    (cold,) = run(TorchSampler(trainer.base, EngineConfig()), [request], trainer.adapter)
+    (warm,) = sample_all(sampler, [request], trainer.adapter)
+    (cold,) = sample_all(TorchSampler(trainer.base, EngineConfig()), [request], trainer.adapter)
     for ours, expected, old in zip(warm.sequences, cold.sequences, before.sequences):
         assert ours.tokens == expected.tokens and ours.logprobs == expected.logprobs
         assert ours.logprobs != old.logprobs
@@ -504,7 +485,7 @@ def test_prompt_targets_of_minus_one_are_skipped(tiny_qwen3: str) -> None:
     partial[2, 0] = partial[5, 1] = -1
     sampler = TorchSampler(base, EngineConfig())
     requests = [SampleRequest(prompt, 0, prompt_targets=targets) for targets in (full, partial)]
-    whole, sparse = (each.prompt_target_logprobs for each in run(sampler, requests))
+    whole, sparse = (each.prompt_target_logprobs for each in sample_all(sampler, requests))
     assert whole is not None and sparse is not None
     assert (sparse[partial == -1] == 0).all()
     assert np.abs(sparse - whole)[partial != -1].max() <= TOLERANCE

@@ -17,6 +17,15 @@ from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, SEQUENCE_INDEX, get_loss
 from tinker_cookbook.engine.requests import AdamConfig, TrainSequence
+from tinker_cookbook.engine.testing import (
+    TOLERANCE,
+    VOCAB,
+    PeftReference,
+    make_rows,
+    make_trainer,
+    on_cpu,
+    with_inputs,
+)
 from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import (
     CheckpointError,
@@ -24,68 +33,6 @@ from tinker_cookbook.exceptions import (
     DataValidationError,
     TrainingError,
 )
-
-TOLERANCE = 1e-5
-VOCAB = 307
-
-
-def make_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 40, 1, 23, 23)) -> list[TrainSequence]:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for length in lengths:
-        tokens = rng.integers(0, VOCAB, length + 1)
-        weights = rng.normal(size=length).astype(np.float32) / 50  # any sign
-        weights[: length // 3] = 0
-        rows.append(TrainSequence(tokens[:-1], tokens[1:], {"weights": weights}))
-    return rows
-
-
-def make_trainer(path: str, spec: LoraSpec, device: str = "cpu", **keys: Any) -> AdapterTrainer:
-    config = EngineConfig(device=device, dtype="float32", **keys)
-    trainer = AdapterTrainer(BaseModel(path, config), spec)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():  # B is zero at birth; then A would have no gradient
-        for name, tensor in trainer.adapter.master.items():
-            if name.endswith("lora_B"):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    trainer.adapter.refresh()
-    return trainer
-
-
-def on_cpu(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    """Gradients or masters, to be compared with what a reference computed there."""
-    assert tensors is not None
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-
-
-class PeftReference:
-    """The same adapter in transformers + peft, one unpadded sequence at a time."""
-
-    def __init__(self, trainer: AdapterTrainer, directory: Path) -> None:
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
-        write_state(trainer, trainer.base.path, directory)
-        model = AutoModelForCausalLM.from_pretrained(
-            trainer.base.path, dtype=torch.float32, attn_implementation="eager"
-        )
-        self.model = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
-        self.parameters = {
-            name.removeprefix("base_model.model.").replace(".default.weight", ""): parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-
-    def logprobs(self, row: TrainSequence) -> torch.Tensor:
-        logits = self.model(torch.from_numpy(row.tokens)[None]).logits[0]
-        targets = torch.from_numpy(row.targets)
-        return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-
-    def loss(self, rows: list[TrainSequence]) -> tuple[list[np.ndarray], torch.Tensor]:
-        logprobs = [self.logprobs(row) for row in rows]
-        weights = [torch.from_numpy(row.inputs["weights"]) for row in rows]
-        total = torch.stack([-(w * lp).sum() for w, lp in zip(weights, logprobs)]).sum()
-        return [lp.detach().numpy() for lp in logprobs], total
 
 
 @pytest.mark.parametrize("unembed", [True, False])
@@ -344,24 +291,6 @@ def test_non_finite_gradient_is_refused(tiny_qwen3: str, device: str) -> None:
     with pytest.raises(TrainingError, match="this step was skipped"):
         trainer.optim_step(AdamConfig())
     assert all(torch.equal(before[k], v) for k, v in trainer.adapter.master.items())
-
-
-def with_inputs(rows: list[TrainSequence], name: str) -> list[TrainSequence]:
-    """The rows with the inputs of a loss; ratios on both sides of every bound."""
-    rng = np.random.default_rng(8)
-    out = []
-    for row in rows:
-        inputs = {}
-        for key in LOSSES[name].inputs:
-            values = {
-                "logprobs": -rng.exponential(5.0, row.length),
-                "advantages": rng.normal(size=row.length) / 50,
-                "sequence_ratio_mask": rng.random(row.length) < 0.7,
-                "weights": rng.normal(size=row.length) / 50,
-            }
-            inputs[key] = values[key].astype(np.float32)
-        out.append(dataclasses.replace(row, inputs=inputs))
-    return out
 
 
 @pytest.mark.parametrize("unembed", [True, False])

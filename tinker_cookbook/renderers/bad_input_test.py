@@ -9,7 +9,7 @@ import pytest
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_registered_renderer_names, get_renderer
 from tinker_cookbook.renderers.base import Renderer
-from tinker_cookbook.renderers.conftest import assistant, load, system, tool, user
+from tinker_cookbook.renderers.testing import assistant, load, system, tool, user
 
 TOKENIZERS = {
     "deepseek": "deepseek-v3.1",

@@ -23,10 +23,9 @@ from tinker_cookbook.renderers import (
     unregister_renderer,
 )
 from tinker_cookbook.renderers.base import RenderContext, text_chunk
-from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.messages import Message
-from tinker_cookbook.renderers.qwen3_test import conversation
 from tinker_cookbook.renderers.role_colon import RoleColonRenderer
+from tinker_cookbook.renderers.testing import load, random_conversation
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 NAMES = ["role_colon", "qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
@@ -43,7 +42,7 @@ def conversations(renderer: Renderer, count: int, seed: int = 0) -> Iterator[lis
     rng = random.Random(seed)
     thinking = "disable" not in renderer.origin.renderer_name
     for _ in range(count):
-        messages = conversation(rng, thinking=thinking and "tool" in renderer.roles)
+        messages = random_conversation(rng, thinking=thinking and "tool" in renderer.roles)
         if "tool" not in renderer.roles:
             messages = [
                 {"role": m["role"], "content": m["content"]}

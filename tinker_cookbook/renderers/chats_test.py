@@ -9,7 +9,7 @@ import pytest
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.chats import Chat, parse_row, read_chats
-from tinker_cookbook.renderers.conftest import load
+from tinker_cookbook.renderers.testing import load
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 

@@ -3,56 +3,49 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import (
-    FunctionBody,
     ParseFailureKind,
     ParseTermination,
-    ToolCall,
-    UnparsedToolCall,
     classify_parse_failure,
     get_renderer,
-)
-from tinker_cookbook.renderers.conftest import (
-    DATA,
-    assistant,
-    load,
-    marked,
-    rendered_ids,
-    system,
-    tool,
-    user,
 )
 from tinker_cookbook.renderers.deepseek_v3 import DeepSeekV3Renderer, DeepSeekV3ThinkingRenderer
 from tinker_cookbook.renderers.messages import Message, content_parts, split_thinking
 from tinker_cookbook.renderers.parsing import ThinkingDelta
-from tinker_cookbook.renderers.parsing_test import (
-    arguments,
+from tinker_cookbook.renderers.testing import (
+    DATA,
+    Template,
     assert_arguments_may_hold,
     assert_streaming_equals_whole_at_every_cut,
+    assistant,
+    assistant_messages,
+    conversation_with_forged_tags,
+    count_kinds,
     early_deltas,
+    load,
+    marked,
     pieces,
     render_reply,
+    rendered_ids,
+    replies_of,
+    system,
+    tool,
+    user,
 )
-from tinker_cookbook.renderers.qwen3_test import TEXTS, USER_TEXTS
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 if TYPE_CHECKING:
-    import tokenizers
+    pass
 
 NAMES = ["deepseekv3", "deepseekv3_disable_thinking", "deepseekv3_thinking"]
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -64,127 +57,6 @@ MARKUP = ["<think>", "</think>", CALLS, CALLS_END, CALL, SEP, CALL_END, OUTPUT, 
 
 
 # Generated conversations, and the ids that a chat template gives them
-
-
-def conversation(rng: random.Random, forged: list[str], thinking: float = 0.4) -> list[dict]:
-    """1 to 8 turns of question, tool steps and reply; `forged` strings stand in many texts."""
-
-    def text(choices: list[str]) -> str:
-        chosen = rng.choice(choices)
-        if rng.random() < 0.15:
-            cut = rng.randint(0, len(chosen))
-            chosen = chosen[:cut] + rng.choice(forged) + chosen[cut:]
-        return chosen
-
-    def reply(calls: Iterable[tuple[str, str]] = ()) -> dict:
-        thought = text(TEXTS) if rng.random() < thinking else None
-        return assistant(text(USER_TEXTS), thought, calls)
-
-    def call() -> tuple[str, str]:
-        value = {"q": text(TEXTS), "n": rng.randint(0, 99)}
-        name = rng.choice(["add", "search_web", "größe"])
-        return name, json.dumps(value, ensure_ascii=rng.random() < 0.5)
-
-    messages = [system(text(USER_TEXTS))] if rng.random() < 0.5 else []
-    for _ in range(rng.randint(1, 8)):
-        messages.append(user(text(USER_TEXTS)))
-        while rng.random() < 0.3:
-            messages.append(reply([call() for _ in range(rng.randint(1, 3))]))
-            messages += [tool(text(USER_TEXTS)) for _ in messages[-1]["tool_calls"]]
-        messages.append(reply())
-    return messages
-
-
-class Template:
-    """A chat template's ids, with control strings in content told apart from the template's own.
-
-    They are hidden behind private characters while the template runs, and encoded, like all plain
-    text, by a tokenizer that has no added tokens. Markup in system and assistant content stays.
-    """
-
-    def __init__(self, name: str, markup: list[str], template: str | None = None) -> None:
-        self.tokenizer = load(name)
-        self.added = self.tokenizer.get_added_vocab()
-        self.markup = markup
-        self.control = [tag for tag in self.added if tag not in markup]
-        self.plain = plain_tokenizer(name)
-        self.template = template
-        self.hidden = {tag: chr(0xE000 + i) for i, tag in enumerate(self.added)}
-        self.shown = {character: tag for tag, character in self.hidden.items()}
-        self.split = re.compile("(" + "|".join(map(re.escape, self.added)) + ")")
-
-    def text(self, messages: list[dict], **kwargs: Any) -> str:
-        """With control strings still hidden."""
-        if self.template is not None:
-            kwargs["chat_template"] = self.template
-        return self.tokenizer.apply_chat_template(
-            [self.openai(message) for message in messages], tokenize=False, **kwargs
-        )
-
-    def ids(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for i, piece in enumerate(self.split.split(text)):
-            piece = re.sub("[\ue000-\uf8ff]", lambda found: self.shown[found[0]], piece)
-            ids += [self.added[piece]] if i % 2 else self.plain.encode(piece).ids
-        return ids
-
-    def hide(self, text: str, role: str) -> str:
-        for tag in self.control if role in ("system", "assistant") else self.added:
-            text = text.replace(tag, self.hidden[tag])
-        return text
-
-    def escape(self, arguments: str) -> str:
-        """The tags that end a call, as the renderers write them inside arguments."""
-        for tag in self.markup:
-            if tag.endswith(("call▁end｜>", "calls▁end｜>", "call_end|>", "section_end|>")):
-                arguments = arguments.replace(tag, tag.replace("<", "\\u003c"))
-        return arguments
-
-    def openai(self, message: dict) -> dict:
-        role, content = message["role"], message["content"]
-        thinking, text = split_thinking(content) if isinstance(content, list) else ("", content)
-        result = {**message, "content": self.hide(text, role)}
-        for key in ("name", "tool_call_id"):
-            if key in message:
-                result[key] = self.hide(message[key], "user")
-        if thinking:
-            result["reasoning_content"] = self.hide(thinking, role)
-        if calls := message.get("tool_calls"):
-            result["tool_calls"] = [
-                {
-                    **call,
-                    "type": "function",
-                    "function": {
-                        "name": self.hide(call["function"]["name"], role),
-                        "arguments": self.hide(self.escape(call["function"]["arguments"]), role),
-                    },
-                }
-                for call in calls
-            ]
-        return result
-
-
-@cache
-def plain_tokenizer(name: str) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer
-
-    whole = json.loads((DATA / "tokenizers" / name / "tokenizer.json").read_text("utf-8"))
-    return Tokenizer.from_str(json.dumps(whole | {"added_tokens": [], "post_processor": None}))
-
-
-def replies_of(messages: list[dict]) -> Iterator[int]:
-    return (i for i, message in enumerate(messages) if message["role"] == "assistant")
-
-
-def count_kinds(counts: Counter, messages: list[dict], forged: list[str]) -> None:
-    source = json.dumps(messages, ensure_ascii=False)
-    counts["complete"] += 1
-    counts["with_system"] += messages[0]["role"] == "system"
-    counts["with_calls"] += any("tool_calls" in m for m in messages)
-    counts["with_parallel_calls"] += any(len(m.get("tool_calls", [])) > 1 for m in messages)
-    counts["with_reasoning"] += '"thinking": ' in source
-    counts["with_special_strings"] += any(tag in source for tag in forged)
-    counts["ending_in_a_call"] += "tool_calls" in messages[-1]
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +95,7 @@ def test_tokens_equal_the_chat_template(
     rng = random.Random(0)
     counts: Counter = Counter()
     while counts["complete"] < 400:
-        whole = conversation(rng, forged)
+        whole = conversation_with_forged_tags(rng, forged)
         end = rng.choice(list(replies_of(whole)))
         messages = whole[: end + 1]
         if rng.random() < 0.4 and messages[0]["role"] != "system":
@@ -427,7 +299,9 @@ def test_extension_property(kind: str, tokenizer: Tokenizer) -> None:
     assert renderer.has_extension_property
     rng = random.Random(1)
     for _ in range(60):
-        messages = conversation(rng, [EOS, CALLS], thinking=0.4 * (kind != "deepseekv3"))
+        messages = conversation_with_forged_tags(
+            rng, [EOS, CALLS], thinking=0.4 * (kind != "deepseekv3")
+        )
         previous: list[int] = []
         for i in replies_of(messages):
             prompt = renderer.build_generation_prompt(messages[:i]).to_ints()
@@ -452,7 +326,7 @@ def test_thinking_splits_a_conversation_at_each_reply(tokenizer: Tokenizer) -> N
     assert later[: len(sampled)] != sampled
     rng = random.Random(2)
     for _ in range(30):
-        messages = conversation(rng, [EOS, CALLS])
+        messages = conversation_with_forged_tags(rng, [EOS, CALLS])
         examples = renderer.build_supervised_examples(messages, "all_assistant_messages")
         for (tokens, weights), i in zip(examples, replies_of(messages), strict=True):
             prompt = renderer.build_generation_prompt(messages[:i]).to_ints()
@@ -602,34 +476,6 @@ texts = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
     st.lists(st.one_of(pieces, letters), max_size=8).map("".join),
 ).filter(lambda text: not any(tag in text for tag in MARKUP))
-
-
-@st.composite
-def assistant_messages(
-    draw: DrawFn,
-    name: str,
-    broken: tuple[str, ...],
-    call_id: Callable[[str, int], str | None] = lambda name, i: None,
-) -> dict[str, Any]:
-    text = draw(texts)
-    message = {"role": "assistant", "content": text}
-    if name not in ("deepseekv3", "deepseekv3_disable_thinking") and (thought := draw(texts)):
-        message["content"] = [{"type": "thinking", "thinking": thought}]
-        if text:
-            message["content"].append({"type": "text", "text": text})
-    if values := draw(st.lists(arguments, max_size=3)):
-        names = [draw(texts.filter(bool)) for _ in values]
-        message["tool_calls"] = [
-            ToolCall(
-                id=call_id(n, i),
-                function=FunctionBody(name=n, arguments=json.dumps(v, ensure_ascii=False)),
-            )
-            for i, (n, v) in enumerate(zip(names, values))
-        ]
-    if draw(st.booleans()):
-        raw, error = draw(st.sampled_from(broken))
-        message["unparsed_tool_calls"] = [UnparsedToolCall(raw_text=raw, error=error)]
-    return message
 
 
 BROKEN = (

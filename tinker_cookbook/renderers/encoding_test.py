@@ -7,8 +7,8 @@ import pytest
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.encoding import TextEncoder
+from tinker_cookbook.renderers.testing import load
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 ALL = ["nano", "qwen3", "llama-3.1-instruct", "deepseek-v3.1", "gpt-oss", "kimi-k2", "gpt2"]

@@ -23,22 +23,21 @@ from tinker_cookbook.renderers import (
     UnparsedToolCall,
     get_renderer,
 )
-from tinker_cookbook.renderers.conftest import (
+from tinker_cookbook.renderers.gpt_oss import RELEASE_DATE, GptOssRenderer
+from tinker_cookbook.renderers.testing import (
     DATA,
+    TEXTS,
+    USER_TEXTS,
+    assert_streaming_equals_whole_at_every_cut,
     assistant,
     load,
     marked,
+    render_reply,
     rendered_ids,
     system,
     tool,
     user,
 )
-from tinker_cookbook.renderers.gpt_oss import RELEASE_DATE, GptOssRenderer
-from tinker_cookbook.renderers.parsing_test import (
-    assert_streaming_equals_whole_at_every_cut,
-    render_reply,
-)
-from tinker_cookbook.renderers.qwen3_test import TEXTS, USER_TEXTS
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 if TYPE_CHECKING:

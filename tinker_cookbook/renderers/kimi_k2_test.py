@@ -22,31 +22,27 @@ from tinker_cookbook.renderers import (
     get_renderer,
 )
 from tinker_cookbook.renderers.base import Renderer
-from tinker_cookbook.renderers.conftest import (
+from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer
+from tinker_cookbook.renderers.testing import (
     DATA,
+    TEXTS,
+    Template,
+    assert_arguments_may_hold,
+    assert_streaming_equals_whole_at_every_cut,
     assistant,
+    assistant_messages,
+    conversation_with_forged_tags,
+    count_kinds,
+    early_deltas,
     load,
     marked,
+    render_reply,
     rendered_ids,
+    replies_of,
     system,
     tool,
     user,
 )
-from tinker_cookbook.renderers.deepseek_v3_test import (
-    Template,
-    assistant_messages,
-    conversation,
-    count_kinds,
-    replies_of,
-)
-from tinker_cookbook.renderers.kimi_k2 import KimiK2Renderer
-from tinker_cookbook.renderers.parsing_test import (
-    assert_arguments_may_hold,
-    assert_streaming_equals_whole_at_every_cut,
-    early_deltas,
-    render_reply,
-)
-from tinker_cookbook.renderers.qwen3_test import TEXTS
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 END, MIDDLE = "<|im_end|>", "<|im_middle|>"
@@ -82,7 +78,7 @@ def kimi_conversation(rng: random.Random, forged: list[str], thinking: float = 0
     messages: list[dict] = []
     waiting: list[str] = []
     count = 0
-    for message in conversation(rng, forged, thinking):
+    for message in conversation_with_forged_tags(rng, forged, thinking):
         if message["role"] == "user" and messages and rng.random() < 0.1:
             messages.append(system(rng.choice(TEXTS)))
         for call in message.get("tool_calls", []):
@@ -163,7 +159,7 @@ def test_tokens_equal_the_template_of_july(tokenizer: Tokenizer) -> None:
     while counts["complete"] < 200:
         messages = [
             message
-            for message in conversation(rng, forged, thinking=0)
+            for message in conversation_with_forged_tags(rng, forged, thinking=0)
             if message["role"] != "tool" and "tool_calls" not in message
         ]
         for end, prompt in ((len(messages), False), (len(messages) - 1, True)):

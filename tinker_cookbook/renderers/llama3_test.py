@@ -14,11 +14,22 @@ from hypothesis import strategies as st
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import ParseTermination, get_renderer
 from tinker_cookbook.renderers.base import Renderer
-from tinker_cookbook.renderers.conftest import DATA, load, marked
-from tinker_cookbook.renderers.mask_test import CUSTOM, HI, TWO, assistant, system, user
 from tinker_cookbook.renderers.parsing import message_from_deltas
-from tinker_cookbook.renderers.parsing_test import render_reply
-from tinker_cookbook.renderers.qwen3_test import TEXTS, USER_TEXTS, template_ids
+from tinker_cookbook.renderers.testing import (
+    CUSTOM,
+    DATA,
+    HI,
+    TEXTS,
+    TWO,
+    USER_TEXTS,
+    assistant,
+    load,
+    marked,
+    render_reply,
+    system,
+    template_ids,
+    user,
+)
 
 HEADER = "<|start_header_id|>system<|end_header_id|>\n\n"
 PREAMBLE = re.compile(r"Cutting Knowledge Date: .*\nToday Date: .*\n\n")

@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.renderers.conftest import assistant, load, marked, system, tool, user
+from tinker_cookbook.renderers.testing import (
+    CUSTOM,
+    HI,
+    TWO,
+    assistant,
+    load,
+    marked,
+    system,
+    tool,
+    user,
+)
 
-HI = [user("Hi"), assistant("Hello")]
-TWO = [system("S"), user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
 THOUGHT = [user("Hi"), assistant("Hello", "greet"), user("Bye"), assistant("See you", "part")]
 CALL = [
     user("2+3?"),
@@ -29,8 +37,6 @@ PARALLEL = [
     tool("2"),
     assistant("1 and 2"),
 ]
-CUSTOM = [{**m, "trainable": i in (0, 2)} for i, m in enumerate(TWO)]
-
 CASES = [
     # qwen3: the latest reply is framed by its reasoning, or by an empty block
     ("qwen3", "last_assistant_message", HI, "[user⏎Hi]⏎[assistant⏎«<think>⏎⏎</think>⏎⏎Hello]»"),

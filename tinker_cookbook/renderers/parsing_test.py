@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import unicodedata
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -19,64 +16,27 @@ from tinker_cookbook.renderers import (
     ParseTermination,
     TextDelta,
     ThinkingDelta,
-    ToolCall,
-    ToolCallDelta,
     UnparsedToolCall,
     classify_parse_failure,
     get_renderer,
 )
-from tinker_cookbook.renderers.base import Renderer
-from tinker_cookbook.renderers.conftest import load
 from tinker_cookbook.renderers.parsing import (
-    Delta,
-    MessageHeader,
-    ParsedResponse,
     StopStringParser,
     message_from_deltas,
     read_json_tool_call,
 )
+from tinker_cookbook.renderers.testing import (
+    assert_streaming_equals_whole_at_every_cut,
+    calls,
+    deltas_as_text,
+    early_deltas,
+    load,
+    render_reply,
+    texts,
+)
 from tinker_cookbook.tokenizer_utils import Tokenizer
 
 NAMES = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
-TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|", "<tool_response>")
-
-# Letters that grow into tags, white space that formats pad with, and characters of 2 to 4 bytes
-pieces = st.sampled_from(
-    [
-        "<",
-        "</",
-        "think",
-        ">",
-        "<thin",
-        "tool_call",
-        "\n",
-        "\n\n",
-        " ",
-        "é",
-        "你",
-        "🙂",
-        "a",
-        "{",
-        '"',
-    ]
-)
-texts = (
-    st.one_of(st.text(max_size=12), st.lists(pieces, max_size=8).map("".join))
-    .map(lambda text: unicodedata.normalize("NFC", text))  # the tokenizer's own normal form
-    .filter(lambda text: not any(tag in text for tag in TAGS))
-)
-arguments = st.dictionaries(texts, st.one_of(texts, st.integers(), st.none()), max_size=3)
-calls = st.builds(
-    lambda name, value, indent, ascii: ToolCall(
-        function=FunctionBody(
-            name=name, arguments=json.dumps(value, indent=indent, ensure_ascii=ascii)
-        )
-    ),
-    texts.filter(bool),
-    arguments,
-    st.sampled_from([None, 1]),
-    st.booleans(),
-).filter(lambda call: not any(tag in call.function.arguments for tag in TAGS))
 
 
 @st.composite
@@ -94,14 +54,6 @@ def assistant_messages(draw: DrawFn, thinking: bool = True) -> dict[str, Any]:
         raw = draw(st.sampled_from(['<tool_call>\n{"name": 1}\n</tool_call>', "<tool_call>{}x"]))
         message["unparsed_tool_calls"] = [raw]
     return message
-
-
-def render_reply(renderer: Renderer, message: dict[str, Any]) -> list[int]:
-    question = {"role": "user", "content": "q"}
-    prompt = renderer.build_generation_prompt([question]).to_ints()
-    whole = renderer.build_supervised_example([question, message]).model_input.to_ints()
-    assert whole[: len(prompt)] == prompt
-    return whole[len(prompt) :]
 
 
 def with_unparsed(message: dict[str, Any]) -> dict[str, Any]:
@@ -152,62 +104,6 @@ def load_any() -> Tokenizer:
         return load("qwen3")
 
 
-def assert_streaming_equals_whole_at_every_cut(renderer: Renderer, tokens: list[int]) -> None:
-    given_out = ""
-    for cut in range(len(tokens) + 1):
-        whole = renderer.parse_response(tokens[:cut])
-        header, *deltas, last = renderer.parse_response_streaming(iter(tokens[:cut]))
-        assert header == MessageHeader("assistant")
-        assert isinstance(last, ParsedResponse)
-        assert last == whole
-        think_closed = "</think>" if renderer.reasoning_in_strings else None
-        assert message_from_deltas(deltas, think_closed) == whole.message
-        # what is given out before the end is known is never taken back
-        assert show(deltas).startswith(given_out)
-        given_out = show(early_deltas(renderer, tokens[:cut]))
-    assert show(deltas).startswith(given_out)
-
-
-def assert_arguments_may_hold(renderer: Renderer, tag: str) -> None:
-    """A call whose arguments speak of a tag of the format is read back with the same value."""
-    value = {"text": f"write {tag} here"}
-    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": value}}
-    message = {"role": "assistant", "content": "", "tool_calls": [call]}
-    parsed, _ = renderer.parse_response(render_reply(renderer, message))
-    (found,) = parsed["tool_calls"]
-    assert json.loads(found.function.arguments) == value
-    assert "unparsed_tool_calls" not in parsed
-
-
-def early_deltas(renderer: Renderer, tokens: list[int]) -> Iterator[None]:
-    """What a stream yields behind its header before it learns that the tokens are over."""
-    seen, consumed = [], []
-
-    def source() -> Iterator[int]:
-        yield from tokens
-        consumed.append(True)
-
-    for delta in renderer.parse_response_streaming(source()):
-        if consumed:
-            break
-        seen.append(delta)
-    return seen[1:]
-
-
-def show(deltas: Iterable[Delta]) -> str:
-    """Deltas as one string in which kinds cannot be confused."""
-    out = ""
-    for delta in deltas:
-        match delta:
-            case TextDelta(text):
-                out += "".join(f"t{c}" for c in text)
-            case ThinkingDelta(thinking):
-                out += "".join(f"r{c}" for c in thinking)
-            case ToolCallDelta(call):
-                out += f"c{call}"
-    return out
-
-
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
@@ -254,7 +150,7 @@ def test_streaming_gives_text_out_as_it_comes() -> None:
     deltas = early_deltas(renderer, tokens)
     assert sum(isinstance(delta, ThinkingDelta) for delta in deltas) >= 4
     assert sum(isinstance(delta, TextDelta) for delta in deltas) >= 5
-    assert "\ufffd" not in show(deltas)
+    assert "\ufffd" not in deltas_as_text(deltas)
 
 
 # Terminations

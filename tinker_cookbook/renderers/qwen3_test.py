@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
@@ -11,97 +10,17 @@ import pytest
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.renderers.base import Renderer
-from tinker_cookbook.renderers.conftest import assistant, load, rendered_ids
-from tinker_cookbook.renderers.messages import to_openai_message
-from tinker_cookbook.renderers.parsing_test import assert_arguments_may_hold
 from tinker_cookbook.renderers.qwen3 import Qwen3DisableThinkingRenderer, Qwen3Renderer
-from tinker_cookbook.tokenizer_utils import Tokenizer
+from tinker_cookbook.renderers.testing import (
+    assert_arguments_may_hold,
+    assistant,
+    load,
+    random_conversation,
+    rendered_ids,
+    template_ids,
+)
 
 NAMES = ["qwen3", "qwen3_disable_thinking", "qwen3_instruct"]
-TEXTS = [
-    "",
-    "Hello",
-    "What is 37 + 58?",
-    "two\nlines",
-    "trailing newline\n",
-    "trailing blanks  \n\n ",
-    "para\n\n\npara",
-    "  indented\n\tcode:\r\n    x = 1\n",
-    "Größe, naïve, Ελληνικά, русский",
-    "你好，世界。これはテスト",
-    "🙂👩‍👩‍👧 é ñ\u00a0\u200b end",
-    "مرحبا بالعالم",
-    "{'json': [1, 2.5]} <b>html</b> a < b > c </x> <|x|>",
-    "It's 1,234,567.89!!! ... ---",
-    "a" * 200,
-]
-# Only user texts begin with white space: for replies see the difference tests.
-USER_TEXTS = [*TEXTS, "\n", " ", "\n\nleading newlines", " \n mixed", "\t\ttabs"]
-REPLIES = [text for text in TEXTS if text == text.lstrip()]
-
-
-def conversation(rng: random.Random, thinking: bool) -> list[dict]:
-    """1 to 8 turns of question, tool steps and reply, sometimes without the last reply."""
-    messages = []
-    if rng.random() < 0.5:
-        messages.append({"role": "system", "content": rng.choice(USER_TEXTS)})
-    turns = rng.randint(1, 8)
-    for turn in range(turns):
-        messages.append({"role": "user", "content": rng.choice(USER_TEXTS)})
-        while rng.random() < 0.3:
-            messages.append(reply(rng, thinking and rng.random() < 0.5))
-            messages[-1]["tool_calls"] = [
-                {
-                    "type": "function",
-                    "function": {
-                        "name": rng.choice(["add", "search_web"]),
-                        "arguments": json.dumps(
-                            {"q": rng.choice(TEXTS), "n": rng.randint(0, 99)},
-                            ensure_ascii=rng.random() < 0.5,
-                        ),
-                    },
-                }
-                for _ in range(rng.randint(1, 3))
-            ]
-            messages += [
-                {"role": "tool", "content": rng.choice(USER_TEXTS)}
-                for _ in messages[-1]["tool_calls"]
-            ]
-        if turn < turns - 1 or rng.random() < 0.8:
-            is_last = turn == turns - 1
-            messages.append(reply(rng, thinking and rng.random() < 0.5, is_last))
-    return messages
-
-
-def reply(rng: random.Random, thinking: bool, is_last: bool = False) -> dict:
-    content = rng.choice(REPLIES)
-    if not thinking:
-        return {"role": "assistant", "content": content}
-    reasoning = rng.choice([text.strip("\n") for text in TEXTS if text.strip("\n")])
-    parts = [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": content}]
-    return {"role": "assistant", "content": parts}
-
-
-def template_ids(
-    tokenizer: Tokenizer,
-    messages: list[dict[str, Any]],
-    template: str | None = None,
-    prompt: bool = False,
-    **kwargs: Any,
-) -> list[int]:
-    text = tokenizer.apply_chat_template(
-        [to_openai(m) for m in messages],
-        tokenize=False,
-        add_generation_prompt=prompt,
-        **({"chat_template": template} if template else {}),
-        **kwargs,
-    )
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def to_openai(message: dict) -> dict:
-    plain = {k: v for k, v in message.items() if k != "tool_calls"}
-    return to_openai_message(plain) | {k: v for k, v in message.items() if k == "tool_calls"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,7 +37,7 @@ def test_tokens_equal_the_chat_template(
     rng = random.Random(0)
     complete = prompts = 0
     while complete < 200 or prompts < 200:
-        messages = conversation(rng, thinking=name == "qwen3")
+        messages = random_conversation(rng, thinking=name == "qwen3")
         if messages[-1]["role"] == "assistant":
             expected = template_ids(tokenizer, messages, **kwargs)
             # the template ends with a newline that the model does not write
@@ -362,7 +281,7 @@ def test_keeping_thinking_in_history_gives_the_extension_property(
     assert renderer.has_extension_property
     rng = random.Random(1)
     for _ in range(40):
-        messages = conversation(rng, thinking=True)
+        messages = random_conversation(rng, thinking=True)
         if kind is Qwen3DisableThinkingRenderer:
             for message in messages:
                 if isinstance(message["content"], list):

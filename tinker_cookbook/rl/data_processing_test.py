@@ -11,7 +11,7 @@ from tinker_cookbook.rl.data_processing import (
     remove_constant_reward_groups,
     trajectory_to_data,
 )
-from tinker_cookbook.rl.trajectories_test import trajectory, turn
+from tinker_cookbook.rl.testing import trajectory, turn
 from tinker_cookbook.rl.types import TrajectoryGroup
 
 

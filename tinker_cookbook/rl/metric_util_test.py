@@ -22,8 +22,8 @@ from tinker_cookbook.rl.metric_util import (
 from tinker_cookbook.rl.metrics import SampleTrainGap
 from tinker_cookbook.rl.rollouts.strategy import FailFast, RolloutFailedError
 from tinker_cookbook.rl.signals import GroupReward, ReferenceKL
+from tinker_cookbook.rl.testing import trajectory, turn
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
-from tinker_cookbook.rl.trajectories_test import trajectory, turn
 from tinker_cookbook.rl.types import (
     Env,
     EnvGroupBuilder,

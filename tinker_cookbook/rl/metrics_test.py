@@ -20,9 +20,8 @@ from tinker_cookbook.rl.metrics import (
     incorporate_kl_penalty,
 )
 from tinker_cookbook.rl.signals import ReferenceKL
-from tinker_cookbook.rl.signals_test import Model
+from tinker_cookbook.rl.testing import FormulaModel, trajectory, turn
 from tinker_cookbook.rl.trajectories import TrainingGroup
-from tinker_cookbook.rl.trajectories_test import trajectory, turn
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.sequences import Sequence, to_datum
 
@@ -147,7 +146,7 @@ def model_pairs(data: list[tinker.Datum]) -> list[list[tuple[float, float]]]:
         sampled, mask = (datum.loss_fn_inputs[k].tolist() for k in ("logprobs", "mask"))
         pairs.append(
             [
-                (sampled[t - 1], Model().logprob(tokens, t))
+                (sampled[t - 1], FormulaModel().logprob(tokens, t))
                 for t in range(1, len(tokens))
                 if mask[t - 1]
             ]
@@ -159,11 +158,11 @@ async def test_post_kl_by_hand() -> None:
     data, _, _ = make_data()
     flat = [d for pairs in model_pairs(data) for d in pairs]
     expected = by_hand(flat)
-    assert await compute_post_kl(data, Model()) == {
+    assert await compute_post_kl(data, FormulaModel()) == {
         "kl_pre_post_v1": pytest.approx(expected["optim/kl_sample_train_v1"], rel=1e-6),
         "kl_pre_post_v2": pytest.approx(expected["optim/kl_sample_train_v2"], rel=1e-6),
     }
-    assert await compute_post_kl([], Model()) == {}
+    assert await compute_post_kl([], FormulaModel()) == {}
 
 
 async def test_the_penalty_on_datums_is_that_of_the_signal() -> None:
@@ -179,15 +178,15 @@ async def test_the_penalty_on_datums_is_that_of_the_signal() -> None:
     for (row,) in group.advantages_G:
         row[group.sequences_G[0][0].loss_mask] = 0.5
     data = group.datums()
-    signal = ReferenceKL(Model(), coef=0.7, discount=0.9)
+    signal = ReferenceKL(FormulaModel(), coef=0.7, discount=0.9)
     await signal.prepare(group)
     expected = signal.add([group])
-    assert await incorporate_kl_penalty(data, Model(), 0.7, 0.9) == pytest.approx(expected)
+    assert await incorporate_kl_penalty(data, FormulaModel(), 0.7, 0.9) == pytest.approx(expected)
     for datum, wanted in zip(data, group.datums()):
         found, right = (d.loss_fn_inputs["advantages"].to_numpy() for d in (datum, wanted))
         assert found.dtype == np.float32 and np.abs(found - right).max() < 1e-6
         assert np.abs(found).max() > 0.5
-    assert await incorporate_kl_penalty([], Model(), 0.7, 0.9) == {}
+    assert await incorporate_kl_penalty([], FormulaModel(), 0.7, 0.9) == {}
 
 
 def test_the_known_name_of_the_discounted_sum() -> None:

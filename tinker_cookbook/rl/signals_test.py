@@ -22,8 +22,8 @@ from tinker_cookbook.rl.signals import (
     discounted_future_sum,
     group_advantages,
 )
+from tinker_cookbook.rl.testing import FormulaModel, make_group, trajectory, turn
 from tinker_cookbook.rl.trajectories import TrainingGroup
-from tinker_cookbook.rl.trajectories_test import trajectory, turn
 from tinker_cookbook.rl.types import TrajectoryGroup
 
 KINDS = ("centered", "leave_one_out", "grpo", "dr_grpo")
@@ -72,27 +72,6 @@ def test_nothing_to_compare_is_exactly_zero(kind: str) -> None:
     assert group_advantages([0.1] * 3, kind, [5] * 3, MAX_TOKENS).tolist() == [0.0] * 3
 
 
-def make_group(rewards: Sequence[float] = (1.0, 0.0, 0.5), seed: int = 0) -> TrajectoryGroup:
-    """The second member has two sequences and an untrainable turn between trained ones; the last
-    has nothing to train."""
-    rng = np.random.default_rng(seed)
-
-    def sampled(count: int) -> list[float]:
-        return (-rng.exponential(1.0, count)).astype(np.float32).tolist()
-
-    members = [
-        trajectory(turn([1, 2], [3, 4, 5], sampled(3))),
-        trajectory(
-            turn([1], [2, 3], sampled(2)),
-            turn([1, 2, 3, 4], [5], sampled(1), trainable=False),
-            turn([1, 2, 3, 4, 5, 6], [7, 8], sampled(2)),
-            turn([9, 9, 9], [4], sampled(1)),
-        ),
-        trajectory(turn([5], [6], sampled(1), trainable=False)),
-    ]
-    return TrainingGroup.from_group(TrajectoryGroup(members, list(rewards), [{}, {}, {}]))
-
-
 TRAINED = [[[2, 3, 4]], [[1, 2, 6, 7], [3]], [[]]]  # positions of each sequence of make_group
 
 
@@ -129,28 +108,9 @@ def test_group_reward_refuses_what_cannot_work() -> None:
         GroupReward("dr_grpo")
 
 
-class Model:
-    """A model whose logprobs come from a formula; counts what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked = []
-
-    def logprob(self, tokens: list[int], position: int) -> float:
-        return -0.1 * tokens[position] - 0.01 * position
-
-    def compute_logprobs(self, prompt: tinker.ModelInput) -> Awaitable[list[float | None]]:
-        tokens = prompt.to_ints()
-        self.asked.append(tokens)
-
-        async def answer() -> list[float | None]:
-            return [None, *(self.logprob(tokens, t) for t in range(1, len(tokens)))]
-
-        return answer()
-
-
 @pytest.mark.parametrize("discount", [0.0, 0.5, 1.0])
 async def test_reference_kl_by_hand(discount: float) -> None:
-    groups, model = [make_group(seed=1), make_group(seed=2)], Model()
+    groups, model = [make_group(seed=1), make_group(seed=2)], FormulaModel()
     signal = ReferenceKL(model, coef=0.3, discount=discount)
     for group in groups:
         await signal.prepare(group)
@@ -188,7 +148,7 @@ async def test_reference_kl_by_hand(discount: float) -> None:
 
 
 async def test_the_centred_penalty_adds_up_to_nothing_over_the_step() -> None:
-    groups, signal = [make_group(seed=s) for s in range(4)], ReferenceKL(Model(), coef=1.0)
+    groups, signal = [make_group(seed=s) for s in range(4)], ReferenceKL(FormulaModel(), coef=1.0)
     for group in groups:
         await signal.prepare(group)
     signal.add(groups)
@@ -200,7 +160,7 @@ async def test_the_centred_penalty_adds_up_to_nothing_over_the_step() -> None:
 async def test_a_reference_that_is_the_policy_penalises_nothing() -> None:
     group = make_group()
 
-    class Policy(Model):
+    class Policy(FormulaModel):
         def compute_logprobs(self, prompt: tinker.ModelInput) -> Awaitable[list[float | None]]:
             tokens = prompt.to_ints()
             (same,) = [s for m in group.sequences_G for s in m if s.tokens.tolist() == tokens]
@@ -218,13 +178,13 @@ async def test_a_reference_that_is_the_policy_penalises_nothing() -> None:
 
 async def test_groups_without_a_trained_token() -> None:
     empty = TrainingGroup.from_group(TrajectoryGroup([], [], []))
-    signal = ReferenceKL(Model(), coef=1.0)
+    signal = ReferenceKL(FormulaModel(), coef=1.0)
     await signal.prepare(empty)
     assert signal.add([empty]) == {} and GroupReward().add([empty]) == {}
 
 
 async def test_what_was_fetched_for_a_group_goes_with_it() -> None:
-    signal, group = ReferenceKL(Model(), coef=1.0), make_group()
+    signal, group = ReferenceKL(FormulaModel(), coef=1.0), make_group()
     await signal.prepare(group)
     assert len(signal._logprobs) == 1
     del group

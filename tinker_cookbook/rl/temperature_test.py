@@ -12,8 +12,13 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.metrics import compute_post_kl, incorporate_kl_penalty
 from tinker_cookbook.rl.signals import ReferenceKL, sequence_logprobs
-from tinker_cookbook.rl.signals_test import Model, make_group
-from tinker_cookbook.rl.train_test import SomeAdditions, config, rows_of
+from tinker_cookbook.rl.testing import (
+    FormulaModel,
+    SomeAdditions,
+    make_group,
+    rows_of,
+    train_config,
+)
 from tinker_cookbook.service import connect
 
 ONLY_ONE = "Model.compute_logprobs supports temperature 1 only"
@@ -30,7 +35,7 @@ async def test_a_policy_that_is_its_reference(
     keys = {"temperature": temperature, "loss_fn": loss_fn, "compute_post_kl": True}
     for coef in (0.1, 0.0):
         run = tmp_path / str(coef)
-        await train.main(config(run, data, kl_penalty_coef=coef, learning_rate=0.0, **keys))
+        await train.main(train_config(run, data, kl_penalty_coef=coef, learning_rate=0.0, **keys))
     with_kl, without = (rows_of(tmp_path / str(coef))[0] for coef in (0.1, 0.0))
     assert abs(with_kl["kl_policy_base"]) < 1e-5
     assert with_kl["optim/logprob_gap_mean"] < 1e-5
@@ -54,7 +59,7 @@ async def test_scores_of_the_clients_in_process(tiny_qwen3: str, tmp_path: Path)
 
 async def test_clients_that_score_at_temperature_one_only() -> None:
     """The SDK's compute_logprobs has no temperature: refused, and not called."""
-    model, group = Model(), make_group()
+    model, group = FormulaModel(), make_group()
     with pytest.raises(ConfigurationError, match=f"temperature=0.5: {ONLY_ONE}.*set temperature=1"):
         ReferenceKL(model, 0.1, temperature=0.5)
     for call in (
@@ -73,11 +78,11 @@ class Anywhere(ReferenceKL):
     """Another model for each group, known only when it is played."""
 
     def client_for(self, group: Any) -> Any:
-        return Model()
+        return FormulaModel()
 
 
 async def test_a_model_that_is_chosen_by_group_is_asked_for_its_temperature() -> None:
-    class Tempered(Model):
+    class Tempered(FormulaModel):
         def compute_logprobs(self, prompt: Any, temperature: float = 1.0) -> Any:
             return super().compute_logprobs(prompt)
 
@@ -106,7 +111,7 @@ def test_identity_of_signals_from_before_stays() -> None:
         ),
         ({"loss_fn_config": {"temperature": 0.5}}, "loss_fn_config.temperature: the loop trains"),
         (
-            {"signals": [ReferenceKL(Model(), 0.1)]},
+            {"signals": [ReferenceKL(FormulaModel(), 0.1)]},
             "signals: ReferenceKL scores at temperature=1, but replies are sampled at"
             " temperature=0.5: give the signal temperature=0.5",
         ),
@@ -114,7 +119,7 @@ def test_identity_of_signals_from_before_stays() -> None:
 )
 async def test_refusals(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
-        await train.main(config(tmp_path / "run", temperature=0.5, **changes))
+        await train.main(train_config(tmp_path / "run", temperature=0.5, **changes))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -146,7 +151,7 @@ async def test_over_the_sdk_the_difference_is_said_and_measured(
     monkeypatch.setattr(train, "connect", lambda url, engine: connect(store_dir=tmp_path / "store"))
     run = tmp_path / "run"
     data = SomeAdditions(batches=1)
-    await train.main(config(run, data, temperature=0.7, base_url="http://127.0.0.1:1"))
+    await train.main(train_config(run, data, temperature=0.7, base_url="http://127.0.0.1:1"))
     (row,) = rows_of(run)
     assert sent == [None]
     assert row["optim/logprob_gap_mean"] > 1e-2
@@ -156,6 +161,6 @@ async def test_over_the_sdk_the_difference_is_said_and_measured(
 
 async def test_each_temperature_is_another_run(tmp_path: Path) -> None:
     data = SomeAdditions(batches=1)
-    await train.main(config(tmp_path / "run", data, temperature=0.5, max_steps=1))
+    await train.main(train_config(tmp_path / "run", data, temperature=0.5, max_steps=1))
     with pytest.raises(ConfigurationError, match="temperature"):
-        await train.main(config(tmp_path / "run", data, temperature=1.0, max_steps=1))
+        await train.main(train_config(tmp_path / "run", data, temperature=1.0, max_steps=1))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,112 +18,17 @@ from tinker_cookbook.exceptions import (
     ConfigurationError,
     TrainingError,
 )
-from tinker_cookbook.nano import tasks
-from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.rl import train, training_step
-from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
 from tinker_cookbook.rl.rollouts.strategy import FailFast
 from tinker_cookbook.rl.signals import sequence_logprobs
+from tinker_cookbook.rl.testing import Additions, SomeAdditions, rows_of, train_config
 from tinker_cookbook.rl.training_step import PolicyTrainer
 from tinker_cookbook.rl.trajectories import TrainingGroup
 from tinker_cookbook.rl.transcripts import read_rollouts
 from tinker_cookbook.rl.types import (
-    Action,
-    ActionExtra,
     EnvGroupBuilder,
-    RLDataset,
-    RLDatasetBuilder,
-    StepResult,
 )
 from tinker_cookbook.service import EngineConfig
-from tinker_cookbook.tokenizer_utils import get_tokenizer
-
-RENDERER = get_renderer("qwen3_instruct", get_tokenizer("nano"))
-
-
-class Addition(ProblemEnv):
-    """A sum of nano's; `trouble` is what goes wrong in it."""
-
-    def __init__(self, problem: dict[str, Any], trouble: str | None = None) -> None:
-        super().__init__(RENDERER)
-        self.problem, self.trouble = problem, trouble
-
-    def get_question(self) -> str:
-        if self.trouble == "long":
-            return "What is 1 + 1? " * 300
-        return self.problem["messages"][0]["content"]
-
-    def check_answer(self, sample_str: str) -> bool:
-        return tasks.last_integer(sample_str) == self.problem["answer"]
-
-    def check_format(self, sample_str: str) -> bool:
-        return True
-
-    def get_reference_answer(self) -> str:
-        return str(self.problem["answer"])
-
-    async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
-        if self.trouble == "raises":
-            raise RuntimeError("the game crashed")
-        result = await super().step(action, extra=extra)
-        if self.trouble == "nan":
-            result.reward = float("nan")
-        if self.trouble == "equal":
-            result.reward = 1.0
-        if self.trouble == "endless":
-            result.episode_done = False
-            result.next_observation, result.next_stop_condition = await self.initial_observation()
-        return result
-
-
-class Additions(RLDataset):
-    def __init__(
-        self, builder: SomeAdditions, split: str, batches: int, groups: int, size: int
-    ) -> None:
-        self.builder, self.split = builder, split
-        self.batches, self.groups, self.size = batches, groups, size
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def get_batch(self, index: int) -> list[EnvGroupBuilder]:
-        rng = random.Random(f"{self.split} {index}")
-        return [self.group(tasks.add_problem(rng, self.split), i) for i in range(self.groups)]
-
-    def group(self, problem: dict[str, Any], index: int) -> EnvGroupBuilder:
-        troubles = [self.builder.troubles.get(f"{index}.{i}") for i in range(self.size)]
-        left = itertools.cycle(troubles)  # a builder may be used again
-        return ProblemGroupBuilder(lambda: Addition(problem, next(left)), self.size)
-
-
-@chz.chz
-class SomeAdditions(RLDatasetBuilder):
-    batches: int = 2
-    groups: int = 4
-    size: int = 4
-    test_groups: int = 0
-    troubles: dict[str, str] = chz.field(default_factory=dict)  # "group.member" -> trouble
-
-    async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        test = Additions(self, "held_out", 1, self.test_groups, 1) if self.test_groups else None
-        return Additions(self, "train", self.batches, self.groups, self.size), test
-
-
-def config(log_path: Path, data: SomeAdditions | None = None, **changes: Any) -> train.Config:
-    keys = {
-        "dataset_builder": data or SomeAdditions(),
-        "log_path": str(log_path),
-        "max_tokens": 32,
-        "lora_rank": 4,
-        "display": "none",
-        "save_every": 0,
-        "transcripts_every": 0,
-    }
-    return train.Config(**{**keys, **changes})
-
-
-def rows_of(log_path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (log_path / "metrics.jsonl").read_text().splitlines()]
 
 
 def adapter_of(log_path: Path, store: Path) -> dict[str, np.ndarray]:
@@ -144,7 +47,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_nano_learns_to_add(tmp_path: Path) -> None:
     """Ten steps; other seeds and the rest of the curve are in recipes/rl_basic.py."""
     data = SomeAdditions(batches=10, groups=32, size=8)
-    await train.main(config(tmp_path / "run", data, max_tokens=40, lora_rank=32))
+    await train.main(train_config(tmp_path / "run", data, max_tokens=40, lora_rank=32))
     rows = rows_of(tmp_path / "run")
     assert np.mean([row["env/all/reward/total"] for row in rows[:3]]) < 0.6
     assert np.mean([row["env/all/reward/total"] for row in rows[-3:]]) > 0.8
@@ -159,7 +62,7 @@ async def gradient(tmp_path: Path, store: Path, name: str, **changes: Any) -> np
     times the gradient."""
     data = SomeAdditions(batches=1, groups=8)
     keys = {"learning_rate": 1e6, "adam_eps": 1e6, **changes}
-    await train.main(config(tmp_path / name, data, **keys))
+    await train.main(train_config(tmp_path / name, data, **keys))
     adapter = adapter_of(tmp_path / name, store)
     return np.concatenate([adapter[key].ravel() for key in sorted(adapter) if "lora_B" in key])
 
@@ -179,7 +82,7 @@ async def test_minibatches_change_no_gradient(
 
 async def test_no_group_is_older_than_max_lag(tmp_path: Path) -> None:
     data = SomeAdditions(batches=6)
-    await train.main(config(tmp_path / "run", data, max_lag=2, num_minibatches=2))
+    await train.main(train_config(tmp_path / "run", data, max_lag=2, num_minibatches=2))
     rows = rows_of(tmp_path / "run")
     lags = [row["step"] - row["sampling_client/step_min"] for row in rows]
     assert len(rows) == 6
@@ -190,8 +93,8 @@ async def test_no_group_is_older_than_max_lag(tmp_path: Path) -> None:
 
 async def test_several_optimizer_steps_of_a_batch(tmp_path: Path, store: Path) -> None:
     keys = {"learning_rate": 1e-3, "data": SomeAdditions(batches=1)}
-    one = config(tmp_path / "one", **keys)
-    two = config(tmp_path / "two", num_substeps=2, **keys)
+    one = train_config(tmp_path / "one", **keys)
+    two = train_config(tmp_path / "two", num_substeps=2, **keys)
     await train.main(one)
     await train.main(two)
     # Adam's first step is +-lr everywhere: two steps reach further than one
@@ -211,7 +114,7 @@ async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
         "engine": EngineConfig(deterministic=True),
         "data": SomeAdditions(batches=3, groups=2),
     }
-    await train.main(config(tmp_path / "whole", **keys))
+    await train.main(train_config(tmp_path / "whole", **keys))
 
     real = PolicyTrainer.step
 
@@ -222,9 +125,9 @@ async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
 
     monkeypatch.setattr(PolicyTrainer, "step", crash)
     with pytest.raises(RuntimeError, match="power"):
-        await train.main(config(tmp_path / "broken", **keys))
+        await train.main(train_config(tmp_path / "broken", **keys))
     monkeypatch.setattr(PolicyTrainer, "step", real)
-    await train.main(config(tmp_path / "broken", **keys))
+    await train.main(train_config(tmp_path / "broken", **keys))
 
     def without_clock(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
@@ -244,7 +147,7 @@ async def test_failed_members_are_left_out_and_counted(
 ) -> None:
     troubles = {"0.1": trouble, **{f"2.{i}": trouble for i in range(4)}}
     data = SomeAdditions(batches=1, troubles=troubles)
-    await train.main(config(tmp_path / "run", data))
+    await train.main(train_config(tmp_path / "run", data))
     (row,) = rows_of(tmp_path / "run")
     assert row[f"rollout_errors/{kind}"] == 5
     assert row["rollout_errors/groups_lost"] == 1
@@ -255,7 +158,7 @@ async def test_without_any_group_the_run_stops_with_the_reason(tmp_path: Path) -
     troubles = {f"{i}.{j}": "raises" for i in range(4) for j in range(4)}
     data = SomeAdditions(batches=1, troubles=troubles)
     with pytest.raises(AllTrajectoriesFailedError, match=r"the game crashed.*train\.html"):
-        await train.main(config(tmp_path / "run", data, transcripts_every=1))
+        await train.main(train_config(tmp_path / "run", data, transcripts_every=1))
     page = (tmp_path / "run" / "iteration_000000" / "train.html").read_text()
     assert "RuntimeError: the game crashed" in page
 
@@ -263,7 +166,7 @@ async def test_without_any_group_the_run_stops_with_the_reason(tmp_path: Path) -
 async def test_fail_fast_names_the_environment(tmp_path: Path) -> None:
     data = SomeAdditions(batches=1, troubles={"1.2": "raises"})
     with pytest.raises(TrainingError, match=r"member 2.*Addition.step.*the game crashed"):
-        await train.main(config(tmp_path / "run", data, rollout_strategy=FailFast()))
+        await train.main(train_config(tmp_path / "run", data, rollout_strategy=FailFast()))
 
 
 async def test_equal_rewards_and_single_members_are_steps_without_a_gradient(
@@ -274,7 +177,7 @@ async def test_equal_rewards_and_single_members_are_steps_without_a_gradient(
         "equal": SomeAdditions(batches=1, troubles=troubles),
         "single": SomeAdditions(batches=1, size=1),
     }.items():
-        await train.main(config(tmp_path / name, data))
+        await train.main(train_config(tmp_path / name, data))
         (row,) = rows_of(tmp_path / name)
         assert row["env/all/by_group/frac_mixed"] == 0
         adapter = adapter_of(tmp_path / name, store)
@@ -291,13 +194,13 @@ async def test_equal_rewards_and_single_members_are_steps_without_a_gradient(
 async def test_constant_groups_can_be_left_out(tmp_path: Path) -> None:
     troubles = {f"0.{j}": "equal" for j in range(4)}
     data = SomeAdditions(batches=1, groups=2, troubles=troubles)
-    await train.main(config(tmp_path / "run", data, remove_constant_reward_groups=True))
+    await train.main(train_config(tmp_path / "run", data, remove_constant_reward_groups=True))
     (row,) = rows_of(tmp_path / "run")
     assert row["env/all/by_group/frac_mixed"] == 0.5  # with this seed
     assert 0.2 < row["optim/frac_masked"] < 0.8
     every = {f"{i}.{j}": "equal" for i in range(2) for j in range(4)}
     data = SomeAdditions(batches=1, groups=2, troubles=every)
-    await train.main(config(tmp_path / "all", data, remove_constant_reward_groups=True))
+    await train.main(train_config(tmp_path / "all", data, remove_constant_reward_groups=True))
     (row,) = rows_of(tmp_path / "all")
     assert 0.2 < row["optim/frac_masked"] < 0.8  # one is kept
 
@@ -305,7 +208,7 @@ async def test_constant_groups_can_be_left_out(tmp_path: Path) -> None:
 async def test_an_endless_episode_is_cut(tmp_path: Path) -> None:
     data = SomeAdditions(batches=1, groups=2, size=2, troubles={"0.0": "endless"})
     limits = train.Config(dataset_builder=data).limits
-    await train.main(config(tmp_path / "run", data, limits=chz.replace(limits, max_turns=3)))
+    await train.main(train_config(tmp_path / "run", data, limits=chz.replace(limits, max_turns=3)))
     (row,) = rows_of(tmp_path / "run")
     assert row["env/all/stopped/max_turns"] == 0.25
     assert row["env/all/turns_per_episode"] == (3 + 1 + 1 + 1) / 4
@@ -313,9 +216,9 @@ async def test_an_endless_episode_is_cut(tmp_path: Path) -> None:
 
 async def test_a_gap_between_sampler_and_trainer_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="max_logprob_gap=1e-12"):
-        await train.main(config(tmp_path / "run", max_logprob_gap=1e-12))
+        await train.main(train_config(tmp_path / "run", max_logprob_gap=1e-12))
     assert len(rows_of(tmp_path / "run")) == 1  # the step that shows it is written
-    await train.main(config(tmp_path / "free", max_logprob_gap=None))
+    await train.main(train_config(tmp_path / "free", max_logprob_gap=None))
 
 
 @pytest.mark.parametrize("changes", [{"max_lag": 1}, {"num_substeps": 2}])
@@ -324,7 +227,7 @@ async def test_the_gap_of_same_weights_is_measured_in_every_mode(
 ) -> None:
     """Also where no sampled logprob can tell, as the policy has changed."""
     data = SomeAdditions(batches=3)
-    await train.main(config(tmp_path / "run", data, **changes))
+    await train.main(train_config(tmp_path / "run", data, **changes))
     rows = rows_of(tmp_path / "run")
     assert len(rows) == 3
     for row in rows:
@@ -340,7 +243,7 @@ async def test_the_gap_of_same_weights_is_measured_in_every_mode(
 
     monkeypatch.setattr(training_step, "sequence_logprobs", another_model)
     with pytest.raises(TrainingError, match=r"differ by 0\.5 .*max_logprob_gap=0\.1"):
-        await train.main(config(tmp_path / "bound", data, **changes))
+        await train.main(train_config(tmp_path / "bound", data, **changes))
 
 
 async def test_an_evaluation_that_cannot_be_played_stops_the_run(tmp_path: Path) -> None:
@@ -348,7 +251,7 @@ async def test_an_evaluation_that_cannot_be_played_stops_the_run(tmp_path: Path)
     with pytest.raises(
         AllTrajectoriesFailedError, match=r"test: all 2 groups failed.*the game crashed"
     ):
-        await train.main(config(tmp_path / "run", data))
+        await train.main(train_config(tmp_path / "run", data))
 
 
 class Uneven(Additions):
@@ -363,7 +266,7 @@ async def test_a_batch_may_be_smaller_than_the_first(
 ) -> None:
     monkeypatch.setattr("tinker_cookbook.rl.train_test.Additions", Uneven)
     keys = {"num_substeps": 2, "num_minibatches": 2, "max_lag": 1}
-    await train.main(config(tmp_path / "run", **keys))
+    await train.main(train_config(tmp_path / "run", **keys))
     assert [row["env/all/total_episodes"] for row in rows_of(tmp_path / "run")] == [16, 4]
 
 
@@ -388,24 +291,26 @@ class Liking:
 async def test_a_signal_of_ones_own(tmp_path: Path, store: Path) -> None:
     """It is heard, and other settings of it are another run."""
     data = SomeAdditions(batches=1, groups=2, size=1)  # whose rewards say nothing
-    await train.main(config(tmp_path / "run", data, signals=[Liking(1.0)], num_minibatches=2))
+    await train.main(train_config(tmp_path / "run", data, signals=[Liking(1.0)], num_minibatches=2))
     (row,) = rows_of(tmp_path / "run")
     assert row["groups"] == 1  # of each part
     assert any(v.any() for k, v in adapter_of(tmp_path / "run", store).items() if "lora_B" in k)
     with pytest.raises(ConfigurationError, match="another config"):
-        await train.main(config(tmp_path / "run", data, signals=[Liking(2.0)], max_steps=9))
+        await train.main(train_config(tmp_path / "run", data, signals=[Liking(2.0)], max_steps=9))
     with pytest.raises(ConfigurationError, match=r"signals=\[<object .*: expected list\["):
-        await train.main(config(tmp_path / "other", data, signals=[object()]))
+        await train.main(train_config(tmp_path / "other", data, signals=[object()]))
     parts = {"needs_batch": False, "prepare": Liking.prepare, "add": Liking.add}
     silent = type("Silent", (), parts)()
     with pytest.raises(ConfigurationError, match="Silent does not expose"):
-        await train.main(config(tmp_path / "other", data, signals=[silent]))
+        await train.main(train_config(tmp_path / "other", data, signals=[silent]))
 
 
 async def test_kl_to_the_base_model(tmp_path: Path) -> None:
     data = SomeAdditions(batches=4)
     await train.main(
-        config(tmp_path / "run", data, kl_penalty_coef=0.05, compute_post_kl=True, lora_rank=32)
+        train_config(
+            tmp_path / "run", data, kl_penalty_coef=0.05, compute_post_kl=True, lora_rank=32
+        )
     )
     rows = rows_of(tmp_path / "run")
     assert abs(rows[0]["kl_policy_base"]) < 1e-6
@@ -416,7 +321,7 @@ async def test_kl_to_the_base_model(tmp_path: Path) -> None:
 async def test_evaluations_and_transcripts(tmp_path: Path) -> None:
     data = SomeAdditions(batches=3, test_groups=5)
     await train.main(
-        config(tmp_path / "run", data, eval_every=2, eval_greedy=True, transcripts_every=2)
+        train_config(tmp_path / "run", data, eval_every=2, eval_greedy=True, transcripts_every=2)
     )
     rows = rows_of(tmp_path / "run")
     evaluated = [row["step"] for row in rows if "test/env/all/correct" in row]
@@ -445,7 +350,7 @@ async def test_every_loss(tmp_path: Path, store: Path, loss_fn: str) -> None:
 def test_the_known_spellings_are_put_into_the_keys_they_mean(tmp_path: Path) -> None:
     from tinker_cookbook.rl.config import with_alias_keys
 
-    known = config(
+    known = train_config(
         tmp_path,
         async_config=train.AsyncConfig(max_steps_off_policy=3, groups_per_batch=4),
         stream_minibatch_config=train.StreamMinibatchConfig(groups_per_batch=4, num_minibatches=2),
@@ -482,9 +387,9 @@ async def test_wrong_keys_are_errors_before_the_first_rollout(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        await train.main(config(tmp_path / "run", **changes))
+        await train.main(train_config(tmp_path / "run", **changes))
 
 
 async def test_an_executor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="rollout_executor"):
-        await train.main(config(tmp_path), rollout_executor=object())
+        await train.main(train_config(tmp_path), rollout_executor=object())

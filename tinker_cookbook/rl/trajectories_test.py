@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,30 +13,9 @@ from hypothesis import strategies as st
 
 from tinker_cookbook.completers import TokensWithLogprobs
 from tinker_cookbook.exceptions import DataValidationError
+from tinker_cookbook.rl.testing import trajectory, turn
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask, trajectory_to_sequences
-from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
-
-
-def turn(
-    ob: Iterable[int],
-    ac: Sequence[int],
-    logprobs: list[float] | None = None,
-    trainable: bool = True,
-    reward: float = 0.0,
-) -> Transition:
-    if logprobs is None:
-        logprobs = [-0.5 * (i + 1) for i in range(len(ac))]
-    return Transition(
-        tinker.ModelInput.from_ints(list(ob)),
-        TokensWithLogprobs(list(ac), logprobs),
-        reward,
-        False,
-        trainable=trainable,
-    )
-
-
-def trajectory(*turns: Transition) -> Trajectory:
-    return Trajectory(list(turns), tinker.ModelInput.from_ints([]))
+from tinker_cookbook.rl.types import TrajectoryGroup, Transition
 
 
 def values(sequence: Sequence) -> tuple[list[int], list[float], list[float]]:

@@ -11,8 +11,8 @@ import tinker
 import torch
 
 from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.engine.engine_calls import call
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.testing import call
 from tinker_cookbook.service.local import LocalServiceClient
 from tinker_cookbook.service.store import Store
 from tinker_cookbook.utils.cpu_threads import HOW_MANY

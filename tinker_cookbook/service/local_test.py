@@ -16,8 +16,8 @@ import tinker
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture
 
-from tinker_cookbook.engine.engine_calls import call
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.testing import call
 from tinker_cookbook.exceptions import (
     CheckpointError,
     ConfigurationError,
@@ -32,19 +32,9 @@ from tinker_cookbook.service.local import (
     LocalTrainingClient,
 )
 from tinker_cookbook.service.session import Session
+from tinker_cookbook.service.testing import DATA, datum
 
 ADAM = types.AdamParams(learning_rate=1e-2)
-
-
-def datum(tokens: list[int], **inputs: np.ndarray) -> types.Datum:
-    values = {"weights": np.ones(len(tokens) - 1, np.float32), **inputs}
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": np.array(tokens[1:], np.int64), **values},
-    )
-
-
-DATA = [datum([5, 6, 7, 8, 9]), datum([11, 12, 13])]
 
 
 @pytest.fixture

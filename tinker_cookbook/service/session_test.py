@@ -16,10 +16,10 @@ import pytest
 from tinker import types
 
 from tinker_cookbook.engine import EngineConfig
-from tinker_cookbook.engine.engine_calls import call
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.requests import Request, SampleRequest
 from tinker_cookbook.engine.scheduler import Engine
+from tinker_cookbook.engine.testing import call
 from tinker_cookbook.service.local import LocalTrainingClient
 from tinker_cookbook.service.session import Run, Session
 from tinker_cookbook.service.store import Store

@@ -14,6 +14,7 @@ from tinker_cookbook.supervised.common import (
     create_rightshifted_model_input_and_leftshifted_targets,
     datum_from_model_input_weights,
 )
+from tinker_cookbook.supervised.testing import ByteTokenizer
 
 
 def tensor(values: list[float]) -> tinker.TensorData:
@@ -46,15 +47,6 @@ def test_lists_that_do_not_match_are_refused() -> None:
         compute_mean_nll([tensor([-1.0, -2.0])], [tensor([1.0])])
     with pytest.raises(ValueError, match="shorter"):
         compute_mean_nll([tensor([-1.0])], [])
-
-
-class ByteTokenizer:
-    """Tokens below 256 are bytes; 300 is special."""
-
-    all_special_ids: tuple[int, ...] = (300,)
-
-    def decode(self, tokens: list[int]) -> str:
-        return bytes(tokens).decode("utf-8", errors="replace")
 
 
 def test_bpb_counts_bytes_of_trained_text_without_special_tokens() -> None:

@@ -33,8 +33,8 @@ from tinker_cookbook.supervised.data import (
     builder_for_path,
     conversation_to_datum,
 )
-from tinker_cookbook.supervised.datasets_test import LetterRenderer, epoch, shown, talk, texts
 from tinker_cookbook.supervised.mixture import mixture_counts
+from tinker_cookbook.supervised.testing import LetterRenderer, epoch, shown, talk, texts
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,

@@ -10,8 +10,8 @@ import tinker
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.sequences import Sequence, to_datum
 from tinker_cookbook.supervised import nll_evaluator
-from tinker_cookbook.supervised.common_test import ByteTokenizer
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator, SamplerNLLEvaluator, all_datums
+from tinker_cookbook.supervised.testing import ByteTokenizer
 from tinker_cookbook.supervised.types import SupervisedDataset
 from tinker_cookbook.testing import Forward, ScriptedEngine, scripted_service
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator, TrainingClientEvaluator

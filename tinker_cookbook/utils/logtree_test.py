@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinker_cookbook.utils import logtree
-from tinker_cookbook.utils.report_test import HOSTILE, Elements, shown
+from tinker_cookbook.utils.testing import HOSTILE, Elements, shown
 
 HOSTILE_TEXT = " ".join(HOSTILE)
 

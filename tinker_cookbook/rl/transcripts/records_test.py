@@ -24,7 +24,7 @@ from tinker_cookbook.rl.types import (
 )
 from tinker_cookbook.sequences import Sequence
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.utils.report_test import HOSTILE, Elements, shown
+from tinker_cookbook.utils.testing import HOSTILE, Elements, shown
 
 # what programs written for the official cookbook read
 KNOWN_STEP_KEYS = {"step_idx", "ob_len", "ac_len", "reward", "episode_done", "metrics", "logs"}
