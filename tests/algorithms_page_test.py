@@ -20,7 +20,7 @@ from tinker_cookbook.engine.requests import AdamConfig
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import train as rl
 from tinker_cookbook.rl.signals import AdvantageKind, group_advantages
-from tinker_cookbook.rl.training_step import PROBED
+from tinker_cookbook.rl.training_step import NUM_PROBED
 from tinker_cookbook.supervised import train as supervised
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -154,7 +154,7 @@ def test_the_ranges_of_loss_settings_are_so(builder: ModuleType, key: str) -> No
 def test_numbers_in_the_prose(written: str) -> None:
     text = " ".join(written.split())
     assert f"\\alpha = {LoraSpec().alpha:g}" in text
-    assert f"{PROBED} sequences are scored again" in text
+    assert f"{NUM_PROBED} sequences are scored again" in text
     assert f"Tinker's own eps, {AdamConfig().eps:g}" in text
     # 5e-5 * 10 * (2000 / h)^p, at Qwen3-8B's h and p
     assert hyperparam_utils.get_lr("Qwen/Qwen3-8B") == pytest.approx(
