@@ -31,7 +31,7 @@ PRELOADED = (
     "tinker_cookbook.rl.train",
     "tinker_cookbook.service.local",
     "tinker_cookbook.cli_utils",
-    "tinker_cookbook.renderers.show_page",
+    "tinker_cookbook.renderers.loss_mask_view",
     "transformers.models.qwen3.modeling_qwen3",
     "transformers.models.auto.tokenization_auto",
 )

@@ -119,7 +119,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sl_basic config=tab.yaml", "tab.yaml:2 is not YAML: found character "),
         ("sl_basic config=twice.yaml", "twice.yaml:2 is not YAML: key 'seed' twice"),
         ("sl_basic config=two.yaml", "two.yaml:2 is not YAML: expected a single document in the "),
-        ("sl_basic config=list.yaml", "list.yaml must hold keys and values, but it holds a list"),
+        ("sl_basic config=list.yaml", "list.yaml must hold keys and values, but holds a list"),
         ("sl_basic config=foreign.yaml", "unknown key 'lr' in foreign.yaml; here it is learning_r"),
         (
             "sl_basic config=nested.yaml",

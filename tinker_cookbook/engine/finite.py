@@ -31,7 +31,7 @@ def not_finite_error(loss: Loss, logprobs: torch.Tensor, inputs: Inputs) -> Tink
     # A custom loss takes all sequences at once and cannot be evaluated for each of them.
     if not loss.inputs:
         return DataValidationError(
-            f"the {loss.name} loss has a gradient with respect to the logprobs that is not finite"
+            f"the derivative of the {loss.name} loss with respect to the logprobs is not finite"
         )
     for sequence in inputs[SEQUENCE_INDEX].unique().tolist():
         member = inputs[SEQUENCE_INDEX] == sequence

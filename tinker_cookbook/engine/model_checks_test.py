@@ -82,7 +82,7 @@ def test_a_softcap_in_the_attention(add_family: Callable[..., None], tmp_path: P
     assert "whose attention uses 'softcap', which the engine does not support" in load_error(path)
     add_family("gemma2", ("sliding_window",))  # without declaring the soft cap
     assert load_error(path) == (
-        "Gemma2Attention hands softcap=50.0 to its attention, which the engine does not compute"
+        "Gemma2Attention passes softcap=50.0 to its attention, which the engine does not support"
     )
 
 

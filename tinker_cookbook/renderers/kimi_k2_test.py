@@ -372,7 +372,7 @@ def test_the_default_system_message_is_the_templates(tokenizer: Tokenizer) -> No
     assert (
         tokenizer.decode(ids) == f"<|im_user|>user{MIDDLE}Hi{END}<|im_assistant|>assistant{MIDDLE}"
     )
-    for broken, problem in ((None, "has none"), ("x{{ messages[0].content }}", "no default")):
+    for broken, problem in ((None, "has none"), ("x{{ messages[0].content }}", "not Kimi K2's")):
         other.chat_template = broken
         renderer = KimiK2Renderer(other)
         with pytest.raises(RendererError, match=problem):

@@ -21,7 +21,7 @@ from tinker_cookbook.rl.testing import (
 )
 from tinker_cookbook.service import connect
 
-ONLY_ONE = "Model.compute_logprobs supports temperature 1 only"
+ONLY_ONE = "FormulaModel.compute_logprobs supports temperature 1 only"
 
 
 @pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo"])

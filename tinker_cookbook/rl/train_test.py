@@ -264,7 +264,7 @@ class Uneven(Additions):
 async def test_a_batch_may_be_smaller_than_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinker_cookbook.rl.train_test.Additions", Uneven)
+    monkeypatch.setattr("tinker_cookbook.rl.testing.Additions", Uneven)
     keys = {"num_substeps": 2, "num_minibatches": 2, "max_lag": 1}
     await train.main(train_config(tmp_path / "run", **keys))
     assert [row["env/all/total_episodes"] for row in rows_of(tmp_path / "run")] == [16, 4]

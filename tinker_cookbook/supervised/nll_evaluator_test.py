@@ -72,7 +72,7 @@ async def test_nll_of_the_weights_in_training(
     metrics = await measured(evaluator, training_client, engine, requests=2)
     assert metrics == {"test/nll": pytest.approx(NLL), "test/bpb": pytest.approx(BPB)}
     assert all(isinstance(each, Forward) for each in engine.requests)
-    assert [len(each.rows) for each in engine.requests] == [2, 1]
+    assert [len(each.sequences) for each in engine.requests] == [2, 1]
 
 
 async def test_nll_of_a_snapshot_skips_the_first_logprob(

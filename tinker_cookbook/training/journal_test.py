@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path, wh
     assert error == (
         f"error: {loop.log}/metrics.jsonl {reason} and run the same command; it resumes"
     )
-    assert warnings == [f"WARNING: {loop.log}/logs.log {reason}, or this log has gaps"]
+    assert warnings == [f"WARNING: {loop.log}/logs.log {reason}, or this log will have gaps"]
     assert [row["step"] for row in read_metrics(loop.log)] == list(range(7))
     assert (loop.log / "metrics.jsonl").read_text().endswith("}\n")  # no half line
     loop.run()

@@ -49,7 +49,9 @@ def test_the_line_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Threads.choose(LARGE, 8, 4.8).line() == "5 CPU threads (4.8 of 8 cores are free)"
     assert Threads.choose(LARGE, 1).line() == "1 CPU thread (one core)"
     monkeypatch.setattr(cpu_threads, "_spinning", True)
-    assert "spin while they wait: set OMP_WAIT_POLICY=PASSIVE" in Threads.choose(LARGE, 8).line()
+    assert (
+        "spinning while they wait; set OMP_WAIT_POLICY=PASSIVE" in Threads.choose(LARGE, 8).line()
+    )
     assert "spin" not in Threads.choose(NANO, 8).line()
 
 

@@ -101,7 +101,7 @@ def test_what_came_back_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Config(anything=Opaque()), r"anything is a .*:Opaque that was made in Python"),
+        (Config(anything=Opaque()), r"anything is a .*:Opaque that was created in Python"),
         (Config(anything="3"), r'json: anything="3" cannot be read back \(it would be 3\)'),
         (Config(calls=[lambda: 1]), r"calls=.*<lambda>|calls\.0"),
     ],
