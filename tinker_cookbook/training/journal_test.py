@@ -355,7 +355,8 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
 
 def test_two_processes_cannot_share_a_directory(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
-    first = loop.start("pause=0.1")
+    # long enough for the second process to start while the first one trains
+    first = loop.start("pause=0.5")
     while not read_metrics(loop.log):
         time.sleep(0.01)
     error = loop.run(code=2)
