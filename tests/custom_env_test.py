@@ -117,7 +117,10 @@ def test_the_recipe_trains_on_it(run: Run, my_env: Any, tmp_path: Path) -> None:
     (tmp_path / "my_env.py").write_text(SOURCE.replace("float(won)", "2.0 * won"))
     done = run(tmp_path, longer)
     assert done.returncode == 2
-    assert "my_env.py changed since it started" in done.stderr and len(done.stderr.split("\n")) == 2
+    assert (
+        "my_env.py changed since it was last started or resumed" in done.stderr
+        and len(done.stderr.split("\n")) == 2
+    )
     done = run(tmp_path, [*longer, "behavior_if_log_dir_exists=resume"])
     assert (done.returncode, done.stderr) == (0, "")
     assert "my_env.py changed: the remaining steps run the edited code" in done.stdout

@@ -13,6 +13,7 @@ from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.supervised import chat_config
 from tinker_cookbook.supervised import train as sl_train
 from tinker_cookbook.training.config import LoopConfig
+from tinker_cookbook.utils.private_apis import field_doc
 
 LOOPS = [LoopConfig, sl_train.Config, chat_config.ChatConfig, rl_train.Config]
 # class -> the keys that it uses in another sense, or with other defaults, than most
@@ -47,7 +48,7 @@ def name_of(cls: type) -> str:
 
 
 def help_of(cls: type) -> dict[str, str]:
-    return {key: field._doc for key, field in chz.chz_fields(cls).items()}
+    return {key: field_doc(field) for key, field in chz.chz_fields(cls).items()}
 
 
 def test_one_key_has_one_help_text() -> None:

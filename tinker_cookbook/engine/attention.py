@@ -77,7 +77,7 @@ class PackedPlan:
 
     @cached_property
     def shared(self) -> list[AttentionPart] | None:
-        """The parts of the attention if any segment sees another one, else None.
+        """The parts of the attention if any segment sees another one or cached keys, else None.
 
         Cached on the plan, because all layers use the same parts.
         """

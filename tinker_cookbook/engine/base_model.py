@@ -63,7 +63,6 @@ class BaseModel:
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk, prepack)
-        # bytes of that copy; it is made later, but its memory is not free
         # bytes of that copy: made later, but not free now
         prepacked = head.numel() + sum(rows * columns for rows, columns in linear.values())
         prepacked *= head.itemsize if prepack and can_prepack(head) else 0

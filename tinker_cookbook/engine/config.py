@@ -25,8 +25,8 @@ class EngineConfig:
     tokens_per_pass: int | None = chz.field(
         default=None,
         doc="maximum tokens per forward pass (training micro-batch or prefill); more need more"
-        " memory; sequences with a common prefix stay in one pass up to twice as many; None: 2048"
-        " on a CPU, 16384 on a GPU, fewer if memory is short",
+        " memory; sequences with a common prefix may make a pass up to twice as large; None:"
+        " 2048 on a CPU, 16384 on a GPU, fewer if memory is short",
     )
     checkpointing: Literal["auto", "always", "never"] = chz.field(
         default="auto",

@@ -187,7 +187,7 @@ def _attend_one_by_one(
     """Each sample in calls of its own, over its own length: the same bits in any batch.
 
     In `_attend_batched`, the padded length of a slot, the size of a block's call and the place in
-    the batch depend on the other samples, and the last bits of the result on them.
+    the batch depend on the other samples, and so do the last bits of the result.
     """
     shared_by_sample = {
         sample: shared

@@ -28,7 +28,7 @@ from tinker_cookbook.engine.attention import Segment
 from tinker_cookbook.engine.losses import SEQUENCE_INDEX
 from tinker_cookbook.engine.requests import TrainSequence
 
-# Sharing a span saves its tokens' way through every layer but costs a few extra attention calls;
+# Sharing a span computes its tokens once in every layer but costs a few extra attention calls;
 # below this many tokens the calls cost more than they save.
 MIN_SHARED_TOKENS = 16
 # A family (sequences with a common prefix) may exceed the budget by this factor to stay in one
@@ -145,11 +145,12 @@ def pack(
 def plan_passes(
     requests: Sequence[Sequence[np.ndarray]], budget: int
 ) -> list[list[tuple[int, int]]]:
-    """Assign every (request, sequence) to a pass: families stay together, large ones first.
+    """Assign every (request, sequence) to a pass, family by family, large ones first.
 
     The budget counts tokens of the prefix tree, not of the sequences. A pass exceeds it in two
-    cases: a single sequence above the budget, and a family of up to FAMILY_BUDGET_FACTOR budgets,
-    each in a pass of its own. A larger family is split, and its prefix is computed once per pass.
+    cases: a single sequence above the budget, and a family above the budget but within
+    FAMILY_BUDGET_FACTOR budgets, each in a pass of its own. Any other family fills the rest of the
+    last pass and continues in the next ones; its prefix is computed once in each of them.
     """
     families: list[list[tuple[int, int]]] = []
     for request, tokens in enumerate(requests):
@@ -192,7 +193,7 @@ def plan_passes(
 
 
 def _count_fitting(lengths: Sequence[int], lcps: Sequence[int], room: int) -> int:
-    """Count how many of the first sequences fit into `room` tokens; may be one or two too few.
+    """Count how many of the first sequences fit into `room` tokens; may be too few.
 
     The exact size takes a walk over the tree, so the search starts from a lower bound on the size
     (as if every common token were shared), which gives the largest count that can fit. While the

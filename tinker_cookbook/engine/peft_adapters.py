@@ -55,7 +55,8 @@ def load_adapter_info(directory: Path) -> PeftAdapter:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise CheckpointError(
-            f"{directory / CONFIG_FILE} has r={rank!r} and lora_alpha={alpha!r}: expected numbers"
+            f"{directory / CONFIG_FILE} has r={rank!r} and lora_alpha={alpha!r}:"
+            " expected an integer r and a number lora_alpha"
         )
     if config.get("use_rslora"):  # alpha / sqrt(rank): https://arxiv.org/abs/2312.03732
         alpha = alpha * math.sqrt(rank)

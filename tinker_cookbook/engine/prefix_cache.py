@@ -1,7 +1,8 @@
 """Prefix cache: keys and values of token sequences, kept in trees for later requests to reuse.
 
-Each owner (an adapter's weights, or the base model alone) has a tree of its own, because the same
-tokens have different keys under different weights. A node holds the tokens that follow some token
+Each owner (a version of an adapter's weights, the base model alone or, for a deterministic sampler,
+a single request) has a tree of its own, because the same tokens have different keys under different
+weights. A node holds the tokens that follow some token
 of its parent. Two sequences that diverge in the middle of a node share that node up to there, and
 the second one continues in a child. Nodes in use are pinned; the others are evicted, least recently
 used first, when room is needed.

@@ -43,7 +43,7 @@ CLOSED = "the engine is closed"
 # Runs that trained recently are about to send their next batch. A pass waits for them for this
 # share of the time that the last pass took, so that they can share it.
 MERGE_PATIENCE = 0.05
-# "Recently" is within this many times that time.
+# "Recently" means within this many times the duration of the last pass.
 RECENT_PASSES = 3.0
 
 

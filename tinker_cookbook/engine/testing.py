@@ -1,4 +1,5 @@
-"""For tests: anything on the engine's thread, in its turn, and samples from a base model."""
+"""Helpers for tests of the engine: calls on its thread, trainers and batches, and reference models
+in transformers and peft."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class TorchSampler:
             stop_tokens,
             adapter,
             on_done,
-            # Not the adapter: an optimizer step replaces `weights`, and with them the prefix tree.
+            # Not the adapter: an optimizer step replaces its `version` and so its tree.
             owner=adapter.version if adapter else self.base,
             prompt=np.asarray(request.prompt, dtype=np.int64),
             cancelled=cancelled,

@@ -185,7 +185,7 @@ class AdapterTrainer:
         self.restore()
         if self.grads is None:
             raise TrainingError(
-                "optim_step without a gradient: call forward_backward first, after every optim_step"
+                "optim_step without a gradient: call forward_backward before each optim_step"
             )
         # taken now, so that a step that fails drops its gradient
         grads, self.grads = self.grads, None

@@ -575,8 +575,11 @@ class Store:
 
     def _run_not_found(self, run_id: str) -> CheckpointError:
         known = self.run_ids()
-        similar = difflib.get_close_matches(run_id, known, n=3) or known[:3]
-        existing = f"similar runs: {', '.join(similar)}" if similar else "it has no runs yet"
+        similar = difflib.get_close_matches(run_id, known, n=3)
+        existing = "it has no runs yet"
+        if known:
+            words = "similar runs" if similar else "its latest runs"
+            existing = f"{words}: {', '.join(similar or known[:3])}"
         return CheckpointError(f"no run {run_id} in the store {self.root}; {existing}")
 
     def _not_found(self, path: CheckpointPath) -> CheckpointError:

@@ -78,7 +78,7 @@ class Journal:
     optim_step of step index `step - 1` and before submitting anything of the next step, so that
     the checkpoint holds exactly `step` steps. `await finish(pending)` waits for it and records it;
     `pending` may be None. `finish` for a save after N steps raises RuntimeError until row N - 1 is
-    written: a crash between record and row would lose the row, because the run resumes behind the
+    written: a crash between record and row would lose the row, because the run resumes after the
     recorded checkpoint. The record of the final save marks the run as finished.
 
     Config keys that the journal reads, all optional: model_name, log_path,

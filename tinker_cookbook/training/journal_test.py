@@ -774,7 +774,9 @@ async def test_edited_code_is_refused_by_name_until_resume_is_asked_for(
     code = games(**{changed: f"{sources[changed]}\n# edited"})
     with pytest.raises(ConfigurationError) as refused:
         await begin(config(), 3)
-    assert f"{changed}.py changed since it started; restore it" in str(refused.value)
+    assert f"{changed}.py changed since it was last started or resumed; restore it" in str(
+        refused.value
+    )
     assert "behavior_if_log_dir_exists=resume to resume with" in str(refused.value)
     code = games(**sources)  # restored
     assert (await begin(config(), 3)).start_step == 2

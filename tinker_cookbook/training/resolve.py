@@ -26,6 +26,7 @@ from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.plain_data import comparable
+from tinker_cookbook.utils.private_apis import defaults_to_none
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -307,7 +308,7 @@ def restore_unset_fields(
         key
         for key, value in values.items()
         if key in fields
-        and fields[key]._default is None
+        and defaults_to_none(fields[key])
         and comparable(stored.get(key)) == comparable(value)
     }
     return {key: value for key, value in stored.items() if key not in derived}

@@ -124,10 +124,11 @@ class RunIdentity:
     ) -> list[str]:
         """Compare the user's code with that of the run in `path`; returns notices for the user.
 
-        Raises ConfigurationError if code that training runs has changed since the last checkpoint:
-        the remaining steps would mix two versions in one run. behavior_if_log_dir_exists=resume
-        says that the user wants that. Before the first checkpoint nothing would be mixed, and
-        evaluators do not affect training, so both cases give a notice only.
+        Raises ConfigurationError if code that training runs has changed since the run was last
+        started or resumed: the remaining steps would mix two versions in one run.
+        behavior_if_log_dir_exists=resume says that the user wants that. Before the first checkpoint
+        nothing would be mixed, and evaluators do not affect training, so both cases give a notice
+        only.
         """
         saved, current = self._load_saved_and_current(path)
         # modules that the immutable part names are training code; the other ones are evaluators'
@@ -139,9 +140,10 @@ class RunIdentity:
         names = ", ".join(edited)
         if edited and resume and self.get("behavior_if_log_dir_exists", None) != "resume":
             raise ConfigurationError(
-                f"{path} holds {description}, and {names} changed since it started; restore it, set"
-                " another log_path, or set behavior_if_log_dir_exists=resume to resume with the"
-                " edited code, or =delete to start over"
+                f"{path} holds {description}, and {names} changed since it was last started or"
+                " resumed; restore it, set another log_path, or set"
+                " behavior_if_log_dir_exists=resume to resume with the edited code, or =delete to"
+                " start over"
             )
         notices = [f"{names} changed: the remaining steps run the edited code"] if names else []
         if CONFIG_CLASS not in saved and code:

@@ -81,7 +81,9 @@ def _examples(docstring: str) -> list[str]:
 
 
 def _with_default(name: str, parameter: Parameter) -> str:
-    return name if parameter.default in ("", "None") else f"{name}={parameter.default}"
+    if not parameter.default:
+        return f"{name} (required)"
+    return name if parameter.default == "None" else f"{name}={parameter.default}"
 
 
 def _all_keys(

@@ -151,7 +151,7 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("max_lag"): (
         "max_off_policy_steps async_level max_async_level off_policy_steps staleness max_staleness"
     ),
-    Meaning("temperature", "the only sampling parameter in training"): (
+    Meaning("temperature", "the only key here that shapes the sampling distribution"): (
         "top_p top_k min_p repetition_penalty"
     ),
     # evaluation, checkpoints, logs

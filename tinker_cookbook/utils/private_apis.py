@@ -31,6 +31,16 @@ def has_no_default(field: Field) -> bool:
     )
 
 
+def defaults_to_none(field: Field) -> bool:
+    """Whether None is the default of the field. chz has no public accessor."""
+    return field._default is None
+
+
+def field_doc(field: Field) -> str:
+    """The `doc=` of a field. chz publishes it only inside its own `--help`."""
+    return field._doc or ""
+
+
 def abandon_task(task: asyncio.Task[Any]) -> None:
     """Leave a task that ignores its cancellation behind, without a warning.
 

@@ -7,6 +7,8 @@ import chz
 from tinker_cookbook.utils.private_apis import (
     abandon_task,
     blueprint_parameters,
+    defaults_to_none,
+    field_doc,
     has_no_default,
 )
 
@@ -22,6 +24,7 @@ class Outer:
     inner: Inner
     name: str = "x"
     tags: list[str] = chz.field(default_factory=list)
+    path: str | None = chz.field(default=None, doc="a path")
 
 
 def test_parameters_are_those_of_the_help_of_chz() -> None:
@@ -35,6 +38,12 @@ def test_parameters_are_those_of_the_help_of_chz() -> None:
 def test_fields_without_a_default() -> None:
     fields = chz.chz_fields(Outer)
     assert [name for name in fields if has_no_default(fields[name])] == ["inner"]
+    assert [name for name in fields if defaults_to_none(fields[name])] == ["path"]
+
+
+def test_the_doc_of_a_field() -> None:
+    fields = chz.chz_fields(Outer)
+    assert (field_doc(fields["path"]), field_doc(fields["name"])) == ("a path", "")
 
 
 def test_an_abandoned_task_does_not_hold_up_the_end_of_the_loop() -> None:
@@ -56,7 +65,7 @@ def test_an_abandoned_task_does_not_hold_up_the_end_of_the_loop() -> None:
 
 def test_private_names_are_used_nowhere_else() -> None:
     private = re.compile(
-        r"\basyncio\.[\w.]*\._(?!_)\w|_log_destroy_pending|\._make_lazy|\bfield\._\w|chz\.util\b"
+        r"\basyncio\.[\w.]*\._(?!_)\w|_log_destroy_pending|\._make_lazy|\bfields?(\[\w+\])?\._\w|chz\.util\b"
     )
     package = Path(__file__).parents[1]
     found = [
