@@ -1,17 +1,17 @@
-"""Reinforcement learning, the first recipe: nano learns to add by learning to think first.
+"""A first RL recipe: the bundled model nano learns addition by learning to reason first.
 
-    ./scripts/run recipes.rl_basic                                    nano, no key needed
+    ./scripts/run recipes.rl_basic                                    nano, all defaults
     ./scripts/run recipes.rl_basic model_name=Qwen/Qwen3-8B           GSM8K from the hub
     ./scripts/run recipes.rl_basic max_lag=2 num_minibatches=4        off-policy by up to 2 steps
     ./scripts/run recipes.rl_basic config=configs/rl_basic/qwen3-8b-1xh100.yaml
 
-nano is asked for sums of two numbers below 100 and paid 1 for a right answer. At first it mostly
-answers with a bare number; it finds out that sums worked out column by column in <think> are right.
-500 held-out sums are evaluated every 12 steps, sampled and greedily. Every rollout can be read in
-the run's directory: iteration_000012/train.html.
+nano is asked to add two numbers below 100; a correct answer has reward 1. At first it mostly
+answers with a bare number; it learns to work sums out column by column in <think> first.
+It is evaluated on 500 held-out sums every 12 steps, with sampling and with greedy decoding. Every
+rollout can be read in the run's directory: iteration_000012/train.html.
 
-Without keys, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 107 to 110 s of CPU time,
-a third of it evaluations); 24 steps of 32 sums with 8 replies each:
+Results with all defaults for seeds 0, 1 and 2: 24 steps, 32 sums per step, 8 replies per sum
+(29 November 2026, 2 CPU cores, one thread: 107 to 110 s of CPU time, a third of it for evaluation):
 
 | step | mean reward | reply tokens | held-out right, sampled | held-out right, greedy |
 |---|---|---|---|---|
@@ -22,7 +22,7 @@ a third of it evaluations); 24 steps of 32 sums with 8 replies each:
 | 12 | 0.97, 0.94, 0.96 | 27, 26, 26 | 0.97, 0.97, 0.97 | 1.00, 1.00, 1.00 |
 | 23 | 0.96, 0.98, 0.98 | 26, 26, 27 | 0.97, 0.98, 0.97 | 1.00, 1.00, 1.00 |
 
-(Held-out figures of row 23 are those after the last step.) Other learning rates and ranks:
+(In row 23, held-out accuracy is from after the last step.) Other learning rates and ranks:
 docs/choosing.md.
 """
 
@@ -63,8 +63,8 @@ async def main(config: CLI) -> None:
 def build_config_blueprint() -> chz.Blueprint[train.Config]:
     """Return the default run as a blueprint, for programs that override its fields and then call
     `train.main`."""
-    # Only what differs from train.Config's own defaults is set. References keep the data set in
-    # step with the policy if the caller changes the model, the renderer or the seed.
+    # Set only what differs from train.Config's defaults. References keep the data set consistent
+    # with the policy if the caller changes the model, renderer or seed.
     config = resolve_problem_config(CLI(), RL_DEFAULTS, Arithmetic(num_batches=24)).config
     return chz.Blueprint(train.Config).apply(
         {

@@ -1,6 +1,6 @@
 """Supervised fine-tuning, the first recipe: nano learns to write numbers in words.
 
-    ./scripts/run recipes.sl_basic                                    nano, no key needed
+    ./scripts/run recipes.sl_basic                                    nano, all defaults
     ./scripts/run recipes.sl_basic dataset_path=my.jsonl              your conversations
     ./scripts/run recipes.sl_basic model_name=Qwen/Qwen3-8B data=NoRobots
     ./scripts/run recipes.sl_basic config=configs/sl_basic/qwen3-8b-1xh100.yaml

@@ -27,7 +27,7 @@ from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.supervised.types import EXAMPLE_LENGTH, ChatDatasetBuilderCommonConfig
 from tinker_cookbook.training.config import ADAM
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED, CheckedConfig
+from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.resolve import resolve_defaults
 from tinker_cookbook.training.run_directory import LogDirBehavior
@@ -54,8 +54,8 @@ class Config(CheckedConfig):
     )
     learning_rate: float | None = chz.field(
         default=None,
-        doc="peak learning rate (None: the default for the model)",
-        metadata=NOT_NEGATIVE,
+        doc="learning rate, before any schedule (None: the default for the model)",
+        metadata=NON_NEGATIVE,
     )
     batch_size: int | None = chz.field(
         default=None, doc="examples per step (None: the default for the model)", metadata=COUNT
@@ -85,15 +85,15 @@ class Config(CheckedConfig):
         default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
     )
     save_every: int = chz.field(
-        default=20, doc="steps between checkpoints (0: only the final one)", metadata=NOT_NEGATIVE
+        default=20, doc="steps between checkpoints (0: only the final one)", metadata=NON_NEGATIVE
     )
     log_path: str | None = chz.field(
         default=None, doc="run directory (None: named after the config)"
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
         default=None,
-        doc="what to do if the run directory already holds a run (None: resume it if the config"
-        " matches; resume: even if your own code was edited since)",
+        doc="what to do if the run directory already holds a run (None: resume it if config and"
+        " code match; resume: also with edited code)",
     )
     base_url: str | None = chz.field(
         default=None, doc="Tinker API server URL (None: run in process)"

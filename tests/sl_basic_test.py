@@ -121,7 +121,7 @@ def test_ctrl_c_and_a_second_run(programs: Programs, run: Run, tmp_path: Path) -
     )
     other = run(tmp_path, f"log_path={log_path}", "learning_rate=1e-4")
     assert other.returncode == 2 and "learning_rate" in other.stderr
-    assert "another config" in other.stderr and len(other.stderr.splitlines()) == 1
+    assert "a different config" in other.stderr and len(other.stderr.splitlines()) == 1
 
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'

@@ -107,8 +107,8 @@ class CLI(CheckedConfig):
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
         default=None,
-        doc="what to do if the run directory already holds a run (None: resume it if the config"
-        " matches; resume: even if your own code was edited since)",
+        doc="what to do if the run directory already holds a run (None: resume it if config and"
+        " code match; resume: also with edited code)",
     )
     base_url: str | None = chz.field(
         default=None, doc="Tinker API server URL (None: run in process)"

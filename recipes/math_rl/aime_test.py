@@ -269,7 +269,7 @@ def test_what_is_finished_is_not_sampled_again(
     model = Scripted(data)  # finished: the same command is a new evaluation, beside it
     run(data, model, monkeypatch)
     assert len(model.asked) == 20 and (data / "run-2/iteration_000000/eval_aime.html").is_file()
-    with pytest.raises(ConfigurationError, match="run with another config: temperature"):
+    with pytest.raises(ConfigurationError, match="run with a different config: temperature"):
         run(data, model, monkeypatch, "temperature=0.5")
 
 

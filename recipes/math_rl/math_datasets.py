@@ -21,7 +21,7 @@ from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.renderers import Renderer, get_renderer
 from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training.fields import COUNT, NOT_NEGATIVE, SEED
+from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED
 from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.json_types import Plain
 
@@ -64,7 +64,7 @@ class MathDatasetBuilder(RLDatasetBuilder):
         doc="maximum problems in the test set; 0: no test (None: the whole test split,"
         f" {DEFAULT_TEST_SIZE} problems of it with nano; without a test split, a tenth of the"
         f" problems is held out, at most {DEFAULT_TEST_SIZE})",
-        metadata=NOT_NEGATIVE,
+        metadata=NON_NEGATIVE,
     )
     one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
     format_coef: float = chz.field(

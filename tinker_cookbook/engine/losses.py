@@ -39,7 +39,7 @@ def cross_entropy(logprobs: torch.Tensor, inputs: Inputs, config: Config) -> tor
 
 
 def importance_sampling(logprobs: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
-    """-sum(r * A): the off-policy policy gradient, unbiased for samples of older weights."""
+    """-sum(r * A): the off-policy policy gradient; each ratio corrects for its own token only."""
     ratio = torch.exp(logprobs - inputs["logprobs"])
     return -(ratio * inputs["advantages"]).sum()
 

@@ -1,10 +1,9 @@
-"""Offload idle adapters in training: from a GPU to CPU memory, from a CPU to disk.
+"""Offload adapters whose training is idle: from a GPU to CPU memory; on a CPU device, to disk.
 
-It is one move, never both: what a GPU offloads stays in CPU memory. Three kinds of tensors of a
-trainer move: fp32 masters, the accumulated gradient, and the optimizer's moments. The compute
-copies are dropped and made again from the masters. An offloaded trainer is restored when it is next
-used, bit for bit the same. Adapters to sample from are not offloaded: if they do not fit, a new one
-is refused.
+Tensors offloaded from a GPU are never moved on to disk. What moves is a trainer's fp32 master
+weights, accumulated gradient and optimizer moments; its low-precision copies are dropped and later
+recreated from the master weights. An offloaded trainer is restored bit-exactly on its next use.
+Sampling adapters are not offloaded: a new one that does not fit is rejected.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ class Offloadable(Protocol):
 
 
 class AdapterOffloader:
-    """Keeps the adapters of a base model within the device's memory.
+    """Keeps the adapters of a base model within their memory budget on the device.
 
-    `limit` bytes are for adapters in training (weights, gradients, optimizers), and as many again
-    for adapters to sample from. Whether a trainer or an adapter is still needed is known to its
-    owner alone, so the sets are weak.
+    `limit`: bytes for adapters in training (weights, gradients, optimizers). Sampling adapters have
+    another `limit` bytes. The sets are weak, because only its owner knows whether a trainer or
+    an adapter is still needed.
     """
 
     def __init__(self, device: torch.device, limit: int) -> None:
@@ -63,7 +62,7 @@ class AdapterOffloader:
         self._trainers: weakref.WeakSet[Offloadable] = weakref.WeakSet()
         self._sampled: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self._clock = itertools.count()
-        # of offloaded tensors on a CPU device; deleted with this object
+        # for tensors offloaded from a CPU device; deleted with this object
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
     def check(self, rank: int, size: int) -> None:
@@ -79,17 +78,17 @@ class AdapterOffloader:
         self._trainers.add(trainer)
 
     def tick(self) -> int:
-        """A logical timestamp of a use, for least-recently-used order."""
+        """Return the next logical timestamp, for least-recently-used order."""
         return next(self._clock)
 
     def make_room(self) -> None:
         """Offload the least recently used trainers until the others fit.
 
-        Call it only between two operations: a pass holds references to the copies it uses.
+        Call it only between operations: a forward or backward pass references the weights in use.
         """
         on_device = sorted((t for t in self._trainers if t.on_device), key=lambda t: t.last_use)
         total = sum(trainer.size for trainer in on_device)
-        # the last one was used just now; `check` made sure that it fits alone
+        # Keep the most recently used one: `check` ensured that it fits alone.
         for trainer in on_device[:-1]:
             if total <= self.limit:
                 return
@@ -108,17 +107,17 @@ class AdapterOffloader:
             self._directory = tempfile.TemporaryDirectory(prefix="adapters-")
         file = Path(self._directory.name) / f"{next(self._clock)}.safetensors"  # never used twice
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        # deletes the file once: when it is called, or when the owner is gone (a dropped run)
+        # deletes the file when called or when the owner is garbage-collected, whichever is first
         delete_file = weakref.finalize(owner, file.unlink, missing_ok=True)
         return OffloadedTensors(lambda: load_file(file), delete_file)
 
     def admit(self, adapter: Adapter) -> Adapter:
-        """Register an adapter to sample from; raises OutOfMemoryError if it does not fit."""
+        """Register a sampling adapter; raises OutOfMemoryError if it does not fit."""
         size = sum(tensor.nbytes for tensor in adapter.copies.values())
         in_use = sum(t.nbytes for sampled in self._sampled for t in sampled.copies.values())
         if in_use + size > self.limit:
             raise OutOfMemoryError(
-                f"another adapter to sample from needs {size / GIB:.3f} GiB, but the"
+                f"another sampling adapter needs {size / GIB:.3f} GiB, but the"
                 f" {len(self._sampled)} in use take {in_use / GIB:.3f} of {self.limit / GIB:.3f}"
                 " GiB: release sampling clients or raise engine.adapter_gib"
             )

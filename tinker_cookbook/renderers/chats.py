@@ -55,7 +55,7 @@ from tinker_cookbook.utils.records import DataFile
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-_FORMAT_PROBE_ROWS = 100  # rows read at most to detect the format of a data set
+_FORMAT_PROBE_ROWS = 100  # maximum number of rows read to detect a data set's format
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class Chat:
 
     def messages_for(self, renderer: Renderer) -> list[Message]:
         """The messages with `renderer`'s tool declaration prepended. A system prompt becomes part
-        of the declaration. Raises RendererError if the format cannot declare tools."""
+        of the declaration. Raises RendererError if the chat format does not support tools."""
         if not self.tools:
             return self.messages
-        # Before the declaration shifts the indices: errors must cite the messages as the row
-        # numbers them.
+        # Validate before the declaration is prepended: it shifts the indices, and errors must cite
+        # each message by its index in the row.
         renderer.validate_messages(self.messages)
         first, rest = self.messages[0], self.messages[1:]
         if first["role"] not in ("system", "developer"):
             first, rest = Message(role="system", content=""), self.messages
         prefix = renderer.declare_tools(openai_tools(self.tools), get_text_content(first))
-        # The key `trainable` is all or nothing: customized needs it on every message, and the
-        # other modes reject it on any.
+        # Either all messages have `trainable` or none does: train_on_what=customized requires it on
+        # every message, and the other modes reject it.
         if any("trainable" in message for message in self.messages):
             for message in prefix:
                 message["trainable"] = first.get("trainable", False)
@@ -100,7 +100,7 @@ class BadRow:
 
 
 def is_jsonl(path: str) -> bool:
-    """Whether `path` is a JSONL file, which training reads whole and rejects for one bad line."""
+    """Whether `path` is a JSONL file. Training reads it in full; one bad line is an error."""
     return path.endswith(".jsonl")
 
 
@@ -129,11 +129,13 @@ def read_chats(path: str | Path, key: str = "path", message_field: str = "messag
 
 
 class RowReader:
-    """Parses the rows of one data set. The first row that identifies a format fixes it for all.
+    """Parses the rows of one data set. The first row to identify a format sets it for all.
 
     Keys whose value is null are dropped, also inside tools and the arguments of tool calls, because
-    a table gives each row every key of any row and fills the others with null. To keep a null, give
-    tools or arguments as a JSON string. message_field: key of the list of messages.
+    a table (e.g. Arrow) gives every row the union of all keys and fills the missing ones with null.
+    To keep a null, give tools or arguments as a JSON string.
+
+    message_field: key of the list of messages.
     """
 
     def __init__(self, message_field: str = MESSAGES_KEY) -> None:
@@ -142,7 +144,7 @@ class RowReader:
 
     @property
     def source_formats(self) -> list[str]:
-        """The format that rows are converted from; empty if they hold messages already."""
+        """The format that rows are converted from, as a list; [] if they hold messages already."""
         known = self.row_format
         return [known.conversion] if known is not None and known.conversion else []
 
@@ -159,15 +161,15 @@ class RowReader:
             except DataFormatError:
                 if self.message_field not in row:
                     raise
-                # The column exists and is null in this row. Put back, it is reported as an empty
-                # list of messages, not as a missing key.
+                # The key exists but its value is null, so `cleaned` lacks it. Restore it, to report
+                # an empty list of messages rather than a missing key.
                 cleaned[self.message_field] = None
                 detected = detect_row_format(cleaned, self.message_field, self.row_format)
             if self.row_format is None:
                 self.row_format = detected if identifies_format(detected, cleaned) else None
             elif detected != self.row_format:
                 raise DataFormatError(
-                    f"{detected.name}, but the data set begins with {self.row_format.name}; "
+                    f"found {detected.name}, but the data set begins with {self.row_format.name}; "
                     "all rows of a data set must have the same format"
                 )
             return _parse_chat(
@@ -180,13 +182,13 @@ class RowReader:
 
 
 def make_row_reader(rows: Iterable[Plain], message_field: str, name: str) -> RowReader:
-    """A RowReader for the first format that the first `rows` identify.
+    """Return a RowReader with the format of the first row that identifies one.
 
     Raises DataFormatError if no row identifies one.
     """
     reader = RowReader(message_field)
-    # The error cites row 0: later rows are only tried because an empty list of messages, or a bad
-    # row, does not identify the format of the others.
+    # An empty or bad row 0 does not identify the format, so later rows are tried. If none does, the
+    # error is the one of row 0.
     problem = "no rows"
     for number, row in enumerate(itertools.islice(rows, _FORMAT_PROBE_ROWS)):
         try:
@@ -195,9 +197,7 @@ def make_row_reader(rows: Iterable[Plain], message_field: str, name: str) -> Row
             if identifies_format(detected, cleaned):
                 reader.row_format = detected
                 return reader
-            detected.read_messages(
-                cleaned
-            )  # raises with the reason why the list has no first message
+            detected.read_messages(cleaned)  # raises if the row is malformed, not just empty
             problem = problem if number else "row 0: the list of messages is empty"
         except (DataFormatError, RecursionError) as error:
             problem = f"row {number}: {error}" if not number else problem
@@ -205,14 +205,14 @@ def make_row_reader(rows: Iterable[Plain], message_field: str, name: str) -> Row
 
 
 def parse_row(row: Plain, location: str, message_field: str = MESSAGES_KEY) -> Chat:
-    """Parse one row that belongs to no data set, see `RowReader`."""
+    """Parse a single row outside a data set; see `RowReader`."""
     return RowReader(message_field)(row, location)
 
 
 def _parse_chat(
     row: Mapping[str, Plain], row_format: RowFormat, location: str, nulls: Iterable[str] = ()
 ) -> Chat:
-    messages = [  # counted from 0, as the renderers do
+    messages = [  # 0-based indices, as in the renderers' errors
         _parse_message(message, f"message {index}")
         for index, message in enumerate(row_format.read_messages(row))
     ]
@@ -258,7 +258,7 @@ def _prepend_system_message(system: Plain, messages: list[Message]) -> list[Mess
         raise DataFormatError(f"'system' must be a string, {_quote_found(system)}")
     if _system_content(messages) is not None:
         raise DataFormatError(
-            "'system' differs from the system message that the messages begin with; remove one"
+            "'system' differs from the system message in the messages; remove one of the two"
         )
     first = Message(role="system", content=system)
     if any("trainable" in message for message in messages):
@@ -272,7 +272,7 @@ def _check_row_keys(
     messages: list[Message],
     notes: Counter[tuple[str, str]],
 ) -> None:
-    """Reject the keys that would change what is trained; count the others as dropped."""
+    """Reject unknown keys that would change what is trained on; count the others as dropped."""
     known = (*row_format.keys, *ROW_KEYS)
     for key, value in row.items():
         if key in known or _is_empty(value):
@@ -322,7 +322,7 @@ def _reasoning_texts(message: Message) -> list[str]:
 
 
 def _join_parts(content: Any, kind: str) -> str:
-    """The joined parts of type `kind`, stripped; a string is returned as it is, stripped."""
+    """Join the parts of type `kind`, or take a string as it is; either is stripped."""
     if isinstance(content, str):
         return content.strip()
     parts = [part for part in content or () if isinstance(part, Mapping)]
@@ -385,7 +385,7 @@ def _check_tool_keys(
 def _fields_with_dropped_nulls(
     row: Mapping[str, Plain], cleaned: Mapping[str, Plain], row_format: RowFormat
 ) -> list[str]:
-    """Which of the fields "tools" and "arguments" have a null in `row` that `cleaned` lacks."""
+    """Which of the fields "tools" and "arguments" have nulls in `row` but not in `cleaned`."""
     found: dict[str, None] = {}  # an ordered set
     if isinstance(row.get("tools"), list) and row["tools"] != cleaned["tools"]:
         found["tools"] = None
@@ -412,7 +412,7 @@ def _parse_message(message: Plain, place: str) -> Message:
     parsed = dict(message)
     if not isinstance(parsed.get("role"), str):
         raise DataFormatError(f"{place}: 'role' must be a string, {_quote_found(message)}")
-    # OpenAI's API returns a message that only calls tools without content.
+    # In OpenAI's API, a message with tool calls may have no content.
     if not isinstance(parsed.get("content"), str | list) and not parsed.get("tool_calls"):
         raise DataFormatError(
             f"{place}: 'content' must be a string or a list, {_quote_found(message)}"
@@ -423,7 +423,7 @@ def _parse_message(message: Plain, place: str) -> Message:
 def _merge_text_parts(message: Message) -> Message:
     """Join the content of an assistant message into one string if it is all text parts.
 
-    A `<think>` block in a text part is then read as it is in a string: as reasoning.
+    A `<think>` block in the joined string is then parsed as reasoning.
     """
     content: Any = message.get("content")
     if message["role"] != "assistant" or not isinstance(content, list):

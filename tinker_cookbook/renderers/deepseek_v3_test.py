@@ -6,7 +6,7 @@ import copy
 import pickle
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,9 +43,6 @@ from tinker_cookbook.renderers.testing import (
     user,
 )
 from tinker_cookbook.tokenizer_utils import Tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 NAMES = ["deepseekv3", "deepseekv3_disable_thinking", "deepseekv3_thinking"]
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"

@@ -260,7 +260,7 @@ def test_a_system_prompt_beside_the_messages() -> None:
     assert first == {**SYSTEM, "trainable": False}
     again = parse_row({**row, "messages": [SYSTEM, HI, YO]}, "row")
     assert again.messages == [SYSTEM, HI, YO] and again.notes == {("row", "system"): 1}
-    with pytest.raises(DataFormatError, match="row: 'system' differs from the system message that"):
+    with pytest.raises(DataFormatError, match="row: 'system' differs from the system message in"):
         parse_row({**row, "messages": [{**SYSTEM, "content": "Be long."}, HI, YO]}, "row")
 
 

@@ -175,7 +175,7 @@ def test_one_data_set_has_one_form() -> None:
         DataFormatError, match=r"row 3: 'conversations' must be a non-empty list .* found \[\]"
     ):
         read({"conversations": []}, "row 3")
-    with pytest.raises(DataFormatError, match="row 4: instruction/input/output, but the data set"):
+    with pytest.raises(DataFormatError, match="row 4: found instruction/input/output, but the"):
         read({"conversations": None, **ALPACA}, "row 4")
 
 

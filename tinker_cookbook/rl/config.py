@@ -17,7 +17,7 @@ from tinker_cookbook.rl.signals import AdvantageKind, Signal
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.config import LoopConfig
-from tinker_cookbook.training.fields import COUNT, FRACTION, MAY_CHANGE, NOT_NEGATIVE, POSITIVE
+from tinker_cookbook.training.fields import COUNT, FRACTION, MAY_CHANGE, NON_NEGATIVE, POSITIVE
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.data_identity import adapter_identity
 from tinker_cookbook.utils.json_types import Plain
@@ -92,7 +92,7 @@ class Config(LoopConfig):
     kl_penalty_coef: float = chz.field(
         default=0.0,
         doc="coefficient of the KL penalty against a reference model (0: no penalty)",
-        metadata=NOT_NEGATIVE,
+        metadata=NON_NEGATIVE,
     )
     kl_discount_factor: float = chz.field(
         default=0.0,
@@ -112,7 +112,7 @@ class Config(LoopConfig):
         default=0,
         doc="maximum off-policy steps: by how many steps the sampling weights may lag (0:"
         " synchronous)",
-        metadata=NOT_NEGATIVE,
+        metadata=NON_NEGATIVE,
     )
     num_minibatches: int = chz.field(
         default=1,
@@ -140,7 +140,8 @@ class Config(LoopConfig):
     )
     compute_post_kl: bool = chz.field(
         default=False,
-        doc="measure the KL between the policies before and after each step, on the step's samples",
+        doc="measure the KL of the sampling policy to the policy after each step, on the step's"
+        " samples",
         metadata=MAY_CHANGE,
     )
     eval_greedy: bool = chz.field(
@@ -151,7 +152,7 @@ class Config(LoopConfig):
     transcripts_every: int = chz.field(
         default=1,
         doc="steps between transcripts of all rollouts (0: none); about 30 bytes per token on disk",
-        metadata=NOT_NEGATIVE | MAY_CHANGE,
+        metadata=NON_NEGATIVE | MAY_CHANGE,
     )
     signals: list[Signal] = chz.field(
         default_factory=list,

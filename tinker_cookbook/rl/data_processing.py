@@ -75,6 +75,7 @@ def remove_constant_reward_groups(
     mixed = [group for group in trajectory_groups_P if not is_constant(group)]
     if not mixed and trajectory_groups_P:
         logger.warning(
-            "the rewards within every group are all equal: one group is kept, with zero advantages"
+            "the rewards within every group are all equal: one group is kept; its rewards give no"
+            " advantage"
         )
     return mixed or list(trajectory_groups_P[:1])

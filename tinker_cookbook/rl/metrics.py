@@ -89,7 +89,7 @@ class LogprobGap:
 
 
 class SampleTrainGap(LogprobGap):
-    """Differences between the sampler's logprobs and the trainer's before the update."""
+    """Differences between the sampler's logprobs and those that forward_backward returned."""
 
     def metrics(self, num_sampled_tokens: int | None = None) -> dict[str, float]:
         """Metrics of the differences; none if no token was added.

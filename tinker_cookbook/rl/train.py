@@ -175,8 +175,8 @@ async def _build_signals(
 def _test_evaluators(
     resolved: Resolved[Config, Groups], test: RLDataset, progress: RolloutProgress
 ) -> list[Evaluator]:
-    """Evaluators of the held-out problems: at the training temperature, and greedily if the config
-    says so."""
+    """Evaluators of the held-out problems: at the training temperature and, if eval_greedy is set,
+    with greedy decoding."""
     config = resolved.config
     temperatures = {"test": config.temperature} | (
         {"test_greedy": 0.0} if config.eval_greedy else {}

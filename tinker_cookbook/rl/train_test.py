@@ -295,7 +295,7 @@ async def test_a_signal_of_ones_own(tmp_path: Path, store: Path) -> None:
     (row,) = rows_of(tmp_path / "run")
     assert row["groups"] == 1  # of each part
     assert any(v.any() for k, v in adapter_of(tmp_path / "run", store).items() if "lora_B" in k)
-    with pytest.raises(ConfigurationError, match="another config"):
+    with pytest.raises(ConfigurationError, match="a different config"):
         await train.main(train_config(tmp_path / "run", data, signals=[Liking(2.0)], max_steps=9))
     with pytest.raises(ConfigurationError, match=r"signals=\[<object .*: expected list\["):
         await train.main(train_config(tmp_path / "other", data, signals=[object()]))

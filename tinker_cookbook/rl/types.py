@@ -33,7 +33,7 @@ Logs = dict[str, str | int | float]
 class StopReason(StrEnum):
     """Why an episode ended."""
 
-    DONE = "done"  # the environment ended it
+    DONE = "done"  # the environment reported episode_done
     MAX_TURNS = "max_turns"
     MAX_TRAJECTORY_TOKENS = "max_trajectory_tokens"
     CONTEXT_OVERFLOW = "context_overflow"  # no room for a reply to the next observation
@@ -51,8 +51,8 @@ class StepResult:
     """The environment's response to an action.
 
     reward: a finite number. next_observation, next_stop_condition: the prompt for the next action
-    and its stop condition; ignored if `episode_done`. metrics: numbers, averaged over the batch
-    under their names. logs: shown in transcripts, next to anything logged with utils.logtree.
+    and its stop condition; ignored if `episode_done`. metrics: averaged over the batch,
+    by name. logs: shown in transcripts, next to anything logged with utils.logtree.
     trainable: whether to train on the action's tokens.
     """
 
@@ -66,7 +66,7 @@ class StepResult:
 
 
 class Env(ABC):
-    """One episode; never reused. Any exception fails the episode, recorded as a RolloutError.
+    """One episode; never reused. If a method raises, a RolloutError records the failure.
 
     All episodes and all sampling share one event loop, so blocking calls (`requests`, `time.sleep`,
     heavy computation) must run in a thread: `await utils.threads.in_thread(function, *args)`. A
@@ -132,8 +132,8 @@ class TrajectoryGroup:
     """The completed episodes of a group. `final_rewards_G`, `metrics_G`: from
     `compute_group_rewards`.
 
-    Failed members are left out. `rollout_errors` records their failures, and those of members that
-    succeeded in a later attempt.
+    Failed members are left out. `rollout_errors` records their failures, and failed attempts of
+    members that later succeeded.
     """
 
     trajectories_G: list[Trajectory]
@@ -150,7 +150,7 @@ class TrajectoryGroup:
 
 
 class EnvGroupBuilder(ABC):
-    """Makes the envs of one group. A builder may be called more than once, for retries."""
+    """Makes the envs of one group. `make_envs` may be called again to retry failed members."""
 
     @abstractmethod
     async def make_envs(self) -> Sequence[Env]:
@@ -187,15 +187,15 @@ class RLDataset(ABC):
 
 @chz.chz
 class RLDatasetBuilder(CheckedConfig):
-    """Configuration that builds (training data, test data or None)."""
+    """Config of a data set. Calling it returns (training data, test data or None)."""
 
-    # not abstract, so that `data=RLDatasetBuilder` on a command line ends with this one line
+    # not abstract, so that `data=RLDatasetBuilder` on a command line fails with this message
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         raise ConfigurationError(
             f"{type(self).__name__} is the abstract base of data set builders: use a subclass"
         )
 
     def default_max_tokens(self) -> int | None:
-        """Default max_tokens for this data, if the recipe sets none (None: the method's
+        """max_tokens for this data if the user sets none (None: the recipe's
         default)."""
         return None

@@ -26,7 +26,7 @@ from tinker_cookbook.service.store import CheckpointInfo, Kind, RunInfo, Store, 
 
 P = ParamSpec("P")
 T = TypeVar("T")
-AccessScope = Literal["owned", "accessible"]  # the same here: there is one owner
+AccessScope = Literal["owned", "accessible"]  # both mean the same here, as there is only one user
 
 CHECKPOINT_TYPES: dict[Kind, Literal["training", "sampler", "external"]] = {
     "weights": "training",
@@ -39,7 +39,7 @@ def _completed_future(method: Callable[P, T]) -> Callable[P, APIFuture[T]]:
     """Run the method at once and return a completed future.
 
     The project's own exceptions are raised by its result(), as with the SDK; others are bugs and
-    raise immediately.
+    propagate immediately.
     """
 
     @functools.wraps(method)
@@ -89,7 +89,7 @@ class LocalRestClient:
     def get_training_run_by_tinker_path(
         self, tinker_path: str, access_scope: AccessScope = "owned"
     ) -> types.TrainingRun:
-        """The run of a checkpoint. For a PEFT adapter directory, a run without metadata."""
+        """The run of a checkpoint; for a PEFT adapter directory, a placeholder run."""
         located = self._locate(tinker_path)
         if isinstance(located, PeftAdapter):
             info = RunInfo(tinker_path, datetime.now(UTC), located.base_model, located.spec.rank)
@@ -107,7 +107,7 @@ class LocalRestClient:
         """Runs, the most recently active first."""
         if project_id is not None:
             raise TrainingError(
-                f"list_training_runs(project_id={project_id!r}): there are no projects in process; "
+                f"list_training_runs(project_id={project_id!r}): the local store has no projects; "
                 "omit project_id"
             )
         runs = [self._training_run(run) for run in self._store.list_runs(limit, offset)]
@@ -170,7 +170,7 @@ class LocalRestClient:
     def set_checkpoint_ttl_from_tinker_path(
         self, tinker_path: str, ttl_seconds: int | None
     ) -> None:
-        """The time counts from now; None: the checkpoint never expires."""
+        """The TTL counts from now. None: the checkpoint never expires."""
         self._store.set_ttl(tinker_path, ttl_seconds)
 
     @_completed_future
@@ -254,8 +254,8 @@ def _checkpoint(info: CheckpointInfo) -> types.Checkpoint:
 def _needs_server(name: str) -> Callable[..., Any]:
     def raise_error(self: LocalRestClient, *args: Any, **kwargs: Any) -> Any:
         raise TrainingError(
-            f"RestClient.{name}() needs a server: in process there are no sessions, projects, "
-            "accounts or billing; use connect(base_url=...)"
+            f"RestClient.{name}() needs a server: the in-process service has no sessions, "
+            "projects, accounts or billing; use connect(base_url=...)"
         )
 
     raise_error.__name__ = name
@@ -263,7 +263,7 @@ def _needs_server(name: str) -> Callable[..., Any]:
     return raise_error
 
 
-# All other methods of the installed SDK's client raise this error and not an AttributeError.
+# The other methods of the installed SDK's RestClient raise this error, not an AttributeError.
 for _name in dir(RestClient):
     if not _name.startswith("_") and not hasattr(LocalRestClient, _name):
         setattr(LocalRestClient, _name, _needs_server(_name))

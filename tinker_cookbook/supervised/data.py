@@ -201,8 +201,8 @@ class HubChats(ChatDatasetBuilder):
     )
     test_size: int = chz.field(
         default=0,
-        doc="rows to evaluate on: the first of the shuffled training split, or the maximum"
-        " of rows of test_split",
+        doc="rows to evaluate on: held out from the shuffled training split or, with test_split, at"
+        " most this many of its rows (0: all of test_split; without test_split, none)",
     )
     message_field: str = chz.field(
         default="messages",

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 64
 MAX_PROMPT_TOKENS = 1024  # examples with longer prompts are skipped
-MAX_REPLY_CHARS = 200  # printed of a reply
-MAX_QUESTION_CHARS = 80  # printed of the last message of the prompt
+MAX_REPLY_CHARS = 200  # maximum length of a printed reply
+MAX_QUESTION_CHARS = 80  # maximum length of the printed end of the prompt's last message
 # One token per UTF-8 byte is the worst case. Decoding no more than this many tokens keeps printing
 # fast even if a reference reply has thousands.
 MAX_TOKENS_PER_CHAR = 4
@@ -32,10 +32,10 @@ class _Example(NamedTuple):
 
 
 class SampleRepliesEvaluator(SamplingClientEvaluator):
-    """Greedy completions in place of the last trained span of `count` examples; logs, no metrics.
+    """Samples greedy completions to compare with the last trained span of `count` examples.
 
-    datums: called once, at the first evaluation. Examples that are trained from their first token
-    on (`train_on_what=all_tokens`) have no prompt and are skipped.
+    datums: called once, at the first evaluation. Examples whose loss mask begins with the first
+    token (`train_on_what=all_tokens`) have no prompt and are skipped.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SampleRepliesEvaluator(SamplingClientEvaluator):
             client.sample(tinker.ModelInput.from_ints(example.prompt), 1, params)
             for example in self._examples
         ]
-        self._lines = ["greedy replies and references ('data'):"] if futures else []
+        self._lines = ["greedy replies (->) and reference replies (data):"] if futures else []
         for example, future in zip(self._examples, futures):
             reply = (await future).sequences[0].tokens
             self._lines += [
@@ -115,7 +115,7 @@ def _split_examples(datums: Sequence[tinker.Datum]) -> list[_Example]:
             continue
         end = int(trained[-1]) + 1
         untrained = np.flatnonzero(~sequence.loss_mask[:end])
-        start = int(untrained[-1]) + 1  # not empty: a datum cannot train its first token
+        start = int(untrained[-1]) + 1  # never empty: a datum's first token has no loss
         if 1 < start <= MAX_PROMPT_TOKENS:
             tokens = sequence.tokens.tolist()
             examples.append(_Example(tokens[:start], tokens[start:end]))

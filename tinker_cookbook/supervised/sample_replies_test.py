@@ -69,7 +69,11 @@ async def run(tmp_path: Path, **changes: Any) -> list[dict[str, Any]]:
 async def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = await run(tmp_path, num_epochs=16, batch_size=3)
     out = capsys.readouterr().out.splitlines()
-    heads = [i for i, line in enumerate(out) if line == "greedy replies and references ('data'):"]
+    heads = [
+        i
+        for i, line in enumerate(out)
+        if line == "greedy replies (->) and reference replies (data):"
+    ]
     assert len(heads) == 2
     assert heads[0] < out.index(next(line for line in out if line.startswith("step 1/"))) < heads[1]
     before, after = (out[head + 1 : head + 10] for head in heads)
@@ -86,7 +90,7 @@ async def test_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert after[number + 1] == after[number + 2].replace("  data", "    ->")
         assert before[number + 1] != after[number + 1]
     log = (tmp_path / "log" / "logs.log").read_text()
-    assert log.count("greedy replies and references ('data'):") == 2
+    assert log.count("greedy replies (->) and reference replies (data):") == 2
     assert [row["step"] for row in rows] == list(range(16))  # no row for what measures nothing
 
 
@@ -130,8 +134,8 @@ async def test_a_run_that_goes_on_shows_the_end_alone(
     first = capsys.readouterr().out
     assert await run(tmp_path, **keys, sample_replies=2) == whole
     second = capsys.readouterr().out
-    assert "at step 2 of 4" in second and second.count("greedy replies and") == 1
-    assert second.index("step 4/4") < second.index("greedy replies and")
+    assert "at step 2 of 4" in second and second.count("greedy replies (->) and") == 1
+    assert second.index("step 4/4") < second.index("greedy replies (->) and")
     asked = re.findall(r"^  '.*'$", second, re.M)  # those of the first batch, as before
     assert len(asked) == 2 and all(each in first for each in asked)
     assert checkpoint_utils.get_last_checkpoint(tmp_path / "cut").final  # type: ignore[union-attr]

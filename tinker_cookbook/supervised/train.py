@@ -39,7 +39,7 @@ from tinker_cookbook.supervised.types import (
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.config import LoopConfig, adam_params
 from tinker_cookbook.training.evaluations import Evaluations, run_evals
-from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NOT_NEGATIVE
+from tinker_cookbook.training.fields import COUNT, MAY_CHANGE, NON_NEGATIVE
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.resolve import Resolved, resolve_defaults
 from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_multiplier
@@ -73,12 +73,12 @@ class Config(LoopConfig):
         default=None,
         doc="number of prompts from the data whose greedy completions are printed before and"
         " after training (None: 3, or 0 if there are evaluator_builders)",
-        metadata=NOT_NEGATIVE | MAY_CHANGE,
+        metadata=NON_NEGATIVE | MAY_CHANGE,
     )
     submit_ahead: int = chz.field(
         default=1,
         doc="steps submitted ahead of the step being awaited",
-        metadata=NOT_NEGATIVE | MAY_CHANGE,
+        metadata=NON_NEGATIVE | MAY_CHANGE,
     )
 
 

@@ -1,7 +1,7 @@
 """Config fields common to all training loops: model, adapter, optimizer, evaluation, run.
 
-The `doc=` texts are the `--help` of every recipe. A loop that repeats a field instead of inheriting
-it repeats the text; tests/help_texts_test.py compares them.
+The `doc=` texts are shown by every recipe's `--help`. A loop that redeclares a field instead of
+inheriting it must use the same text; tests/help_texts_test.py checks this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinker_cookbook.training.fields import (
     COUNT,
     DECAY_RATE,
     MAY_CHANGE,
-    NOT_NEGATIVE,
+    NON_NEGATIVE,
     POSITIVE,
     SEED,
     CheckedConfig,
@@ -52,8 +52,8 @@ class LoopConfig(CheckedConfig):
 
     learning_rate: float | None = chz.field(
         default=None,
-        doc="peak learning rate (None: the default for the model)",
-        metadata=NOT_NEGATIVE,
+        doc="learning rate, before any schedule (None: the default for the model)",
+        metadata=NON_NEGATIVE,
     )
     lr_schedule: LRSchedule = chz.field(
         default="constant",
@@ -82,10 +82,10 @@ class LoopConfig(CheckedConfig):
         default=ADAM["eps"], doc="Adam: epsilon, added to the denominator", metadata=POSITIVE
     )
     weight_decay: float = chz.field(
-        default=0.0, doc="AdamW: decoupled weight decay", metadata=NOT_NEGATIVE
+        default=0.0, doc="AdamW: decoupled weight decay", metadata=NON_NEGATIVE
     )
     grad_clip_norm: float = chz.field(
-        default=0.0, doc="maximum gradient norm (0: no clipping)", metadata=NOT_NEGATIVE
+        default=0.0, doc="maximum gradient norm (0: no clipping)", metadata=NON_NEGATIVE
     )
 
     evaluator_builders: list[EvaluatorBuilder] = chz.field(
@@ -99,22 +99,22 @@ class LoopConfig(CheckedConfig):
     eval_every: int = chz.field(
         default=20,
         doc="steps between evaluations (0: only before and after training)",
-        metadata=NOT_NEGATIVE | MAY_CHANGE,
+        metadata=NON_NEGATIVE | MAY_CHANGE,
     )
     infrequent_eval_every: int = chz.field(
         default=100,
         doc="steps between infrequent evaluations (0: only before and after training)",
-        metadata=NOT_NEGATIVE | MAY_CHANGE,
+        metadata=NON_NEGATIVE | MAY_CHANGE,
     )
     save_every: int = chz.field(
         default=20,
         doc="steps between checkpoints (0: only the final one)",
-        metadata=NOT_NEGATIVE | MAY_CHANGE,
+        metadata=NON_NEGATIVE | MAY_CHANGE,
     )
     rolling_save_every: int = chz.field(
         default=0,
         doc="steps between rolling checkpoints, each replacing the one before (0: none)",
-        metadata=NOT_NEGATIVE | MAY_CHANGE,
+        metadata=NON_NEGATIVE | MAY_CHANGE,
     )
     ttl_seconds: int | None = chz.field(
         default=604_800,
@@ -127,8 +127,8 @@ class LoopConfig(CheckedConfig):
     )
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
         default=None,
-        doc="what to do if the run directory already holds a run (None: resume it if the config"
-        " matches; resume: even if your own code was edited since)",
+        doc="what to do if the run directory already holds a run (None: resume it if config and"
+        " code match; resume: also with edited code)",
         metadata=MAY_CHANGE,
     )
     base_url: str | None = chz.field(
@@ -148,12 +148,12 @@ class LoopConfig(CheckedConfig):
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """A PEFT adapter counts by its content: replacing it in place makes this another run."""
+        """Identify a PEFT adapter by its content, so replacing its files makes a different run."""
         return adapter_identity(self.load_checkpoint_path)
 
 
 def adam_params(config: LoopConfig, learning_rate: float) -> tinker.AdamParams:
-    import tinker  # late: it imports torch, which --help and config errors need not wait for
+    import tinker  # imported here, so that --help and config errors do not wait for torch
 
     return tinker.AdamParams(
         learning_rate=learning_rate,

@@ -3,7 +3,7 @@
     @chz.chz
     class Config(CheckedConfig):
         batch_size: int = chz.field(default=8, doc="examples per step", metadata=COUNT)
-        shown: int = chz.field(default=3, doc="samples shown", metadata=NOT_NEGATIVE | MAY_CHANGE)
+        shown: int = chz.field(default=3, doc="samples shown", metadata=NON_NEGATIVE | MAY_CHANGE)
 
 A class that redeclares an inherited field, e.g. for another default, inherits its metadata.
 """
@@ -37,7 +37,7 @@ def in_range(contains: Callable[[float], bool], expected: str) -> Metadata:
 
 
 COUNT = in_range(lambda value: 1 <= value < math.inf, "1 or more")
-NOT_NEGATIVE = in_range(lambda value: 0 <= value < math.inf, "0 or more")
+NON_NEGATIVE = in_range(lambda value: 0 <= value < math.inf, "0 or more")
 POSITIVE = in_range(lambda value: 0 < value < math.inf, "above 0")
 DECAY_RATE = in_range(lambda value: 0 <= value < 1, "0 or more and below 1")
 FRACTION = in_range(lambda value: 0 <= value <= 1, "0 to 1")

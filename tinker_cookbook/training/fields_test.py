@@ -11,7 +11,7 @@ from tinker_cookbook.training.fields import (
     COUNT,
     FRACTION,
     MAY_CHANGE,
-    NOT_NEGATIVE,
+    NON_NEGATIVE,
     CheckedConfig,
     in_range,
     iter_changeable_fields,
@@ -31,7 +31,7 @@ class Limits(CheckedConfig):
 class Base(CheckedConfig):
     size: int | None = chz.field(default=None, metadata=COUNT)
     share: float = chz.field(default=0.5, metadata=FRACTION)
-    shown_every: int = chz.field(default=1, metadata=NOT_NEGATIVE | MAY_CHANGE)
+    shown_every: int = chz.field(default=1, metadata=NON_NEGATIVE | MAY_CHANGE)
     name: str = "x"
     limits: Limits = chz.field(default_factory=Limits)
 

@@ -343,7 +343,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
     loop.run(kill="in-step:6", code=-signal.SIGKILL)
     before = (loop.log / "config.json").read_bytes()
     assert loop.run("rate=0.2", "model_name=x", "save_every=3", code=2) == (
-        f'error: {loop.log} holds a run with another config: model_name was "org/tiny" and '
+        f'error: {loop.log} holds a run with a different config: model_name was "org/tiny" and '
         'is "x" now; rate was 0.1 and is 0.2 now; set another log_path, or '
         "behavior_if_log_dir_exists=delete\n"
     )
@@ -362,7 +362,7 @@ def test_two_processes_cannot_share_a_directory(tmp_path: Path, whole: Loop) -> 
     error = loop.run(code=2)
     assert error == (
         f"error: {loop.log} is in use by process {first.pid} on {os.uname().nodename}; "
-        "wait for it to end or set another log_path\n"
+        "wait until it ends or set another log_path\n"
     )
     first.communicate(timeout=30)
     assert loop.numbers() == whole.numbers()
@@ -839,7 +839,7 @@ async def test_a_run_of_an_earlier_version_goes_on(
     capsys.readouterr()
     again = await begin(config, 3)
     assert (again.log_path, again.start_step) == (older, 2)
-    assert "this run was started by a version that did not record my_game" in (
+    assert "an older tinker_cookbook started this run without recording my_game" in (
         capsys.readouterr().out
     )
     assert (await begin(config, 4)).log_path == older

@@ -42,7 +42,7 @@ class RunLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Create and lock the directory. ConfigurationError if another process holds the lock."""
+        """Create and lock the directory. Raises ConfigurationError if another process holds it."""
         lock_file = directory / LOCK_FILE
         self._lock: FileLock | None = None
         try:
@@ -62,7 +62,7 @@ class RunLock:
             ) from None
         if self._lock is None:
             raise ConfigurationError(
-                f"{directory} is in use by {_describe_holder(lock_file)}; wait for it to end or set"
+                f"{directory} is in use by {_describe_holder(lock_file)}; wait until it ends or set"
                 " another log_path"
             )
         self._lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
@@ -91,7 +91,7 @@ def choose_resume_or_delete(
 ) -> Literal["resume", "delete"]:
     """Apply `behavior_if_log_dir_exists` to a directory that holds a run.
 
-    behavior: None and "resume" resume; "delete" deletes; "raise" raises ConfigurationError; "ask"
+    behavior: None or "resume": resume; "delete": delete; "raise": raise ConfigurationError; "ask"
     prompts on a terminal and resumes without one, so that a batch job never blocks on input.
     description: the run in the directory, for the prompt and the error.
     """
@@ -122,7 +122,7 @@ def choose_resume_or_delete(
 def clear_run_directory(directory: Path) -> None:
     """Delete what a run has written into its directory, except the lock file, which is held.
 
-    Any other file belongs to the user and stays. ValueError if the directory holds no run.
+    Any other file belongs to the user and is kept. Raises ValueError if the directory holds no run.
     """
     if not holds_run(directory):
         raise ValueError(f"{directory} holds no run")

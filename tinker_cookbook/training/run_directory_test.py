@@ -53,7 +53,7 @@ def test_a_second_process_is_told_who_holds_the_directory_until_that_one_is_kill
             RunLock(tmp_path / "run")
         assert str(e.value) == (
             f"{tmp_path / 'run'} is in use by process {child.pid} on {os.uname().nodename}; "
-            "wait for it to end or set another log_path"
+            "wait until it ends or set another log_path"
         )
     finally:
         os.kill(child.pid, signal.SIGKILL)

@@ -34,8 +34,8 @@ _ABSENT = object()
 
 
 def changeable_keys(config: object) -> frozenset[str]:
-    """The dotted names of the keys that a resumed run may change: the config's own fields marked
-    MAY_CHANGE, and LoopConfig's, which mean the same in a loop that does not inherit it."""
+    """The dotted names of the keys that a resumed run may change: the fields marked
+    MAY_CHANGE in the config and in LoopConfig, even if the loop does not inherit from that."""
     fields = (*iter_changeable_fields(LoopConfig), *iter_changeable_fields(config))
     return frozenset((*LENGTH_KEYS, *fields))
 
@@ -80,14 +80,14 @@ class RunIdentity:
         log_path = self.get("log_path", None)
         if log_path is not None and not str(log_path).strip():
             raise ConfigurationError(
-                "log_path= is empty; set a directory, or omit log_path for one in the runs"
+                "log_path= is empty; set it to a directory, or omit it to use the default run"
                 " directory"
             )
         if log_path is not None:
             return Path(log_path).expanduser().absolute()
         immutable = self.immutable_part(self.config_json)
         path = self._default_directory(immutable)
-        # Earlier versions stored classes without their modules, and so hashed to another name.
+        # Earlier versions stored classes without their modules, so their hash and name differ.
         # Resume such a run in place, unless a run of this version exists under the new name.
         unqualified = {k: v for k, v in immutable.items() if k != CONFIG_CLASS}
         legacy_path = self._default_directory(code_identity.without_modules(unqualified))
@@ -101,7 +101,7 @@ class RunIdentity:
         return runs_path(re.sub(r"[^\w.+-]+", "_", name))
 
     def check_same_config(self, path: Path) -> None:
-        """Raise ConfigurationError with the differences if the run in `path` has another config."""
+        """Raise ConfigurationError, listing the differences, if the config in `path` differs."""
         try:
             saved, current = self._load_saved_and_current(path)
         except (OSError, ValueError):
@@ -115,8 +115,8 @@ class RunIdentity:
             hidden = len(found) - _MAX_DIFFERENCES
             more = f" and {hidden} more" if hidden > 0 else ""
             raise ConfigurationError(
-                f"{path} holds a run with another config: {shown}{more}; set another log_path, or"
-                " behavior_if_log_dir_exists=delete"
+                f"{path} holds a run with a different config: {shown}{more}; set another log_path,"
+                " or behavior_if_log_dir_exists=delete"
             )
 
     def check_code(
@@ -131,7 +131,7 @@ class RunIdentity:
         only.
         """
         saved, current = self._load_saved_and_current(path)
-        # modules that the immutable part names are training code; the other ones are evaluators'
+        # Modules named in the immutable part are training code; all others belong to evaluators.
         training_modules = code_identity.modules(self.immutable_part(self.config_json))
         code, saved_code = self.config_json.get(USER_CODE, {}), saved.get(USER_CODE, {})
         edited = code_identity.edited(
@@ -148,7 +148,7 @@ class RunIdentity:
         notices = [f"{names} changed: the remaining steps run the edited code"] if names else []
         if CONFIG_CLASS not in saved and code:
             unknown = ", ".join(sorted(code))
-            notices += [f"this run was started by a version that did not record {unknown}"]
+            notices += [f"an older tinker_cookbook started this run without recording {unknown}"]
         changes = differences(_evaluators(saved), _evaluators(current))
         changes += code_identity.edited(
             saved_code, {module: code[module] for module in code if module not in training_modules}
@@ -168,9 +168,9 @@ class RunIdentity:
 
     def _load_saved_and_current(self, path: Path) -> tuple[ConfigJson, ConfigJson]:
         """The config saved in a directory and the current one, in the same format."""
-        # a round trip through JSON, because the saved one has made it: tuples become lists, ...
+        # JSON turns tuples into lists, so the current config needs the same round trip.
         saved, current = load_saved_config(path), json.loads(jsonl.encode(self.config_json))
-        if CONFIG_CLASS not in saved:  # by an earlier version, which stored classes without modules
+        if CONFIG_CLASS not in saved:  # saved by an earlier version, without modules
             current = code_identity.without_modules(
                 {key: value for key, value in current.items() if key != CONFIG_CLASS}
             )

@@ -1,4 +1,4 @@
-"""HTML page of one step's rollouts, built from the records of records.py.
+"""HTML page of one step's rollouts, built from the records that records.py defines.
 
 Metrics, groups and their errors are static HTML. Rollouts are embedded as JSON, and the page's
 script (page.js) renders those that a reader opens, with each token coloured by its probability, its
@@ -27,8 +27,8 @@ _MAX_ERRORS = 20  # shown per group
 
 _ASSET_BASE = Path(__file__)
 _REPLACEMENT_CHAR = "\ufffd"  # tokenizers decode incomplete UTF-8 to this
-# An upper bound: a character has at most 4 bytes, hence 4 tokens, but its first and last token may
-# share bytes with neighbouring characters, which then stay incomplete together.
+# An upper bound on tokens decoded together. A character has at most 4 bytes, hence 4 tokens, but
+# its first and last token may also hold bytes of neighbouring characters, decoded along with it.
 _MAX_TOKENS_PER_CHAR = 8
 
 # The keys are also those of the page's data and of COLOUR_MODES in page.js.
@@ -48,7 +48,7 @@ class _Group:
 
     @property
     def kind(self) -> str:
-        """failed: no trajectory. single: one, with nothing to compare it with. constant: all
+        """failed: no trajectory. single: only one, so there is no baseline. constant: all
         rewards are equal, so every group-relative advantage is zero. mixed: rewards differ."""
         if len(self.rewards) < 2:
             return "single" if self.rewards else "failed"
@@ -120,8 +120,8 @@ class RolloutPage:
         }
 
     def _update_max_abs(self, name: str, values: list[float]) -> None:
-        # NaN compares false, so it never sets the colour scale. The set is shorter than the list:
-        # advantages are mostly the same for a whole reply.
+        # NaN compares false, so it never sets the colour scale. A set, for speed:
+        # advantages are mostly constant over a reply.
         for value in set(values):
             if abs(value) > self._max_abs[name] and abs(value) != float("inf"):
                 self._max_abs[name] = abs(value)
@@ -160,9 +160,9 @@ class RolloutPage:
             parts.append(f"{errors} errors")
         num_hidden = len(rewards) - sum(len(group.rollouts) for group in groups)
         link = element("a", jsonl_name, href=jsonl_name)
-        pointer: list[Content] = [" · all of them in ", link]
+        pointer: list[Content] = [" · all rollouts in ", link]
         if num_hidden:
-            pointer = [f" · {num_hidden} rollouts only in ", link, ", to keep this page small"]
+            pointer = [f" · {num_hidden} rollouts omitted to keep this page small; see ", link]
         return element("p", " · ".join(parts), pointer, class_="faint")
 
 
@@ -218,11 +218,11 @@ def _group_html(number: int, group: _Group) -> Html:
             if num_hidden == len(group.rewards)
             else f"the last {num_hidden} rollouts"
         )
-        head.append(element("span", f" {hidden_label} only in the JSONL file", class_="faint"))
+        head.append(element("span", f" {hidden_label} omitted; see the JSONL file", class_="faint"))
     errors = [_error_html(error) for error in group.errors[:_MAX_ERRORS]]
     if len(group.errors) > _MAX_ERRORS:
         more = len(group.errors) - _MAX_ERRORS
-        errors.append(element("p", f"{more} more errors only in the JSONL file"))
+        errors.append(element("p", f"{more} more errors in the JSONL file"))
     return fold(head, errors, data_group=str(number))
 
 
@@ -237,7 +237,7 @@ def _reward_class(reward: float, mean: float) -> str:
 
 
 class _Vocabulary:
-    """The distinct tokens of a page: `entries[i]` is [token id, text].
+    """The distinct (token id, text) pairs of a page; a token's text may depend on its neighbours.
 
     If a character spans several tokens, the last of them has its text and the others have "".
     """

@@ -336,8 +336,8 @@ def test_above_its_budget_the_page_says_what_is_only_in_the_lines(tmp_path: Path
     assert {k: len(v) for k, v in page_data(html)["groups"].items()} == {"0": 3, "1": 2, "2": 0}
     found = Elements(html)
     text = " ".join(found.texts["span"])
-    assert "the last 1 rollouts only in" in text and "all rollouts only in" in text
-    assert "4 rollouts only in " in "".join(found.texts["p"])
+    assert "the last 1 rollouts omitted" in text and "all rollouts omitted" in text
+    assert "4 rollouts omitted " in "".join(found.texts["p"])
 
 
 def test_the_name_of_a_split_cannot_leave_the_directory(tmp_path: Path) -> None:
