@@ -41,7 +41,7 @@ whatever the source of their files, and raises an error when it loads any other.
   name is the same run; with `base_url=` the server receives the name as given.
 - **Known names that are left out**: the official cookbook also has `qwen3_vl`,
   `qwen3_vl_instruct`, `qwen3_5*`, `qwen3_8_*`, `kimi_k25*`, `kimi_k26*`, `deepseekv4_1*`,
-  `glm5_3_*`, `nemotron3*` and `tml_v0`. These renderers do not exist here, and a renderer with a
+  `glm5_3_*`, `nemotron3*` and `tml_v0`. These renderers are not implemented, and a renderer with a
   similar name writes another format. For text with such a model use `renderer_name=template`, which
   follows the tokenizer's chat template; it is also the recommendation for a local directory of one.
 - **Size**: parameters; after `-A`, the parameters that are active for a token.

@@ -56,8 +56,8 @@ install() {
     else
         local interpreter
         interpreter=$(find_interpreter)
-        say "Making .venv with Python $(version_of "$interpreter") from pyproject.toml and" \
-            "constraints.txt; minutes, once (log: $log)"
+        say "Creating .venv with Python $(version_of "$interpreter") from pyproject.toml and" \
+            "constraints.txt; this happens once and takes a few minutes (log: $log)"
         rm -rf -- "$venv"
         mkdir -- "$venv"
         : >"$venv/.unfinished"

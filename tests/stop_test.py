@@ -161,7 +161,7 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
         returned, err = program.stop(number, lambda rows=rows: len(program.rows()) >= rows)
         done = len(program.rows())
         assert rows <= done < program.max_steps
-        assert err[0].startswith(f"{number.name}: ") and "again ends it at once" in err[0]
+        assert err[0].startswith(f"{number.name}: ") and "ends it at once" in err[0]
         assert (returned, err[1:]) == (128 + number, [last_words(done, program)])
     assert f"at step {done} of {program.max_steps} from checkpoint" in program.finish()
     assert program.rows() == expected.rows
@@ -173,7 +173,7 @@ def test_before_the_first_step_there_is_nothing_to_save(programs: Programs, tmp_
     returned, err = program.stop(signal.SIGTERM, program.started)
     assert returned == 143
     assert err == [
-        "SIGTERM: stopping, nothing to save; Ctrl-C again ends it at once",
+        "SIGTERM: stopping, nothing to save; a second Ctrl-C or signal ends it at once",
         "stopped before the first step finished; the same command starts over",
     ]
     assert program.rows() == [] and not (program.log_path / "checkpoints.jsonl").exists()

@@ -160,13 +160,14 @@ def test_help_is_quick_and_complete(program: Path) -> None:
         Does what a test wants it to do.
 
         keys of this program
-          mode                           str         return      What main does.
+          mode                           str         return
+              What main does.
           rate                           float       0.5
         """
     )
 
 
-STOPPING = "{}: stopping, nothing to save; Ctrl-C again ends it at once\n"
+STOPPING = "{}: stopping, nothing to save; a second Ctrl-C or signal ends it at once\n"
 STOPPED = "stopped; run the same command to resume\n"
 AT_ONCE = "ended at once; the same command resumes\n"
 
@@ -188,7 +189,7 @@ def test_a_program_that_waits_without_asyncio(
 ) -> None:
     returned, _, err, seconds = interrupt(program, "sync", "mode=event", signals=(number,))
     assert returned == code
-    assert err == f"{number.name}: stopping; Ctrl-C again ends it at once\n{STOPPED}"
+    assert err == f"{number.name}: stopping; a second Ctrl-C or signal ends it at once\n{STOPPED}"
     assert seconds < 3
 
 

@@ -24,7 +24,7 @@ from tinker_cookbook.utils.records import NumberText
 
 logger = logging.getLogger(__name__)
 
-_LOCAL_PATH_HINT = "its path= may name a local file or directory"
+_LOCAL_PATH_HINT = "data.path= may name a local file or directory"
 
 
 class Problem(NamedTuple):
@@ -73,7 +73,8 @@ def read_problems(
         raise DataFormatError(
             f"data set {path}: no column {missing[0]!r}; found "
             f"{', '.join(map(repr, table.column_names))}; expected {columns.question!r} "
-            f"(the problem) and {columns.answer!r} (its answer). data=OwnProblems reads any columns"
+            f"(the problem) and {columns.answer!r} (its answer). env=own reads other columns, with"
+            " data.question_field= and data.answer_field="
         )
     table = table.only(columns.question, columns.answer)
     problems: list[Problem] = []

@@ -113,7 +113,7 @@ class RunIdentity:
         if found:
             shown = "; ".join(found[:_MAX_DIFFERENCES])
             hidden = len(found) - _MAX_DIFFERENCES
-            more = f" and {hidden} more" if hidden > 0 else ""
+            more = f"; and {hidden} more" if hidden > 0 else ""
             raise ConfigurationError(
                 f"{path} holds a run with a different config: {shown}{more}; set another log_path,"
                 " or behavior_if_log_dir_exists=delete"

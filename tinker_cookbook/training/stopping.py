@@ -160,7 +160,7 @@ class GracefulStop:
             if self._rows == self._recorded:
                 done = counted(self._rows, self._unit)
                 return f"stopping, {done} saved" if self._rows else "stopping, nothing to save"
-            return f"discarding untrained work, saving {counted(self._rows, self._unit)}"
+            return f"discarding rollouts in flight, saving {counted(self._rows, self._unit)}"
         in_flight = max(self._submitted - self._rows, 1)
         return f"finishing {counted(in_flight, self._unit)} in flight, then saving"
 

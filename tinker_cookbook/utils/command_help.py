@@ -62,7 +62,7 @@ def help_text(
     lines += ["", "keys to set first"]
     for name in first:
         lines += _entry(request.spell(name), known[name], width)
-    lines += ["", f"other keys and their defaults ({_program()} --help all explains them)"]
+    lines += ["", "other keys and their defaults (--help all explains them)"]
     details: list[str] = []
     for title, names in groups.items():
         if any(name.startswith(f"{key}.") for key in request.chosen(known) for name in names):
@@ -171,15 +171,18 @@ def _class_title(cls: type) -> str:
 # widths of the columns; a longer entry pushes the rest of its row to the next line
 _NAME, _TYPE, _DEFAULT = 29, 10, 10
 _GROUP = 12
+_MIN_MEANING, _NARROW_INDENT = 38, 6
 
 
 def _entry(name: str, parameter: Parameter, width: int) -> list[str]:
     start = 2 + _NAME + 2 + _TYPE + 2 + _DEFAULT + 2
     kind, doc = _kind(parameter)
     line = f"  {name:<{_NAME}}  {kind:<{_TYPE}}  {parameter.default or 'required':<{_DEFAULT}}  "
-    doc_lines = textwrap.wrap(doc, max(width - start, 30), break_on_hyphens=False)
-    first = doc_lines.pop(0) if doc_lines and len(line) <= start else ""
-    return [(line + first).rstrip(), *(" " * start + part for part in doc_lines)]
+    # a narrow terminal has no room for a fourth column
+    indent = start if width >= start + _MIN_MEANING else _NARROW_INDENT
+    doc_lines = textwrap.wrap(doc, width - indent, break_on_hyphens=False)
+    first = doc_lines.pop(0) if doc_lines and indent == start and len(line) <= start else ""
+    return [(line + first).rstrip(), *(" " * indent + part for part in doc_lines)]
 
 
 def _kind(parameter: Parameter) -> tuple[str, str]:

@@ -99,7 +99,7 @@ class StopSignals:
         assert self.requested is not None
         told = self._watchers[1:] or self._watchers
         what = "; ".join(describe() for describe, _ in told) or "stopping"
-        _write_now(f"{self.requested.name}: {what}; Ctrl-C again ends it at once\n")
+        _write_now(f"{self.requested.name}: {what}; a second Ctrl-C or signal ends it at once\n")
         for _, act in told:
             act()
         if not told:

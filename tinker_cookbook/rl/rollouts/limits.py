@@ -17,7 +17,7 @@ class RolloutLimits(CheckedConfig):
 
     max_turns: int | None = chz.field(
         default=1000,
-        doc="turns of an episode, which may never end by itself (None: no limit)",
+        doc="maximum turns per episode (None: no limit)",
         metadata=_COUNT_OR_NONE,
     )
     max_trajectory_tokens: int | None = chz.field(
@@ -32,6 +32,6 @@ class RolloutLimits(CheckedConfig):
     )
     sample_timeout: float = chz.field(
         default=1800.0,
-        doc="seconds in which no reply at all may come; then the run ends with an error",
+        doc="end the run with an error after this many seconds without any reply",
         metadata=_SECONDS | MAY_CHANGE,
     )
