@@ -186,8 +186,9 @@ def test_a_reader_that_the_same_ctrl_c_ends(programs: Programs, tmp_path: Path) 
     while len(program.rows()) < 2:
         assert process.poll() is None
         time.sleep(0.002)
-    process.stdout.close()
+    # the signal first: a program whose output is closed before it is asked to stop ends at once
     process.send_signal(signal.SIGINT)
+    process.stdout.close()
     err = process.stderr.read().splitlines()
     assert process.wait(timeout=60) == 130
     assert err[1:] == [last_words(len(program.rows()), program)]
