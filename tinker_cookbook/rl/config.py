@@ -200,8 +200,9 @@ def with_located_kl_reference(config: Config) -> Config:
     return chz.replace(config, kl_reference_config=located)
 
 
-def check_no_unused_keys(config: Config) -> None:
-    """Raise ConfigurationError for keys that have no effect, or leave no room for a prompt."""
+def check_rl_keys(config: Config) -> None:
+    """Raise ConfigurationError for keys that have no effect, or a max_tokens without room for a
+    prompt."""
     if not config.kl_penalty_coef:
         for key in ("kl_discount_factor", "kl_reference_config"):
             if getattr(config, key):

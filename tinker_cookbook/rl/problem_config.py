@@ -15,7 +15,7 @@ from tinker_cookbook.training.defaults import Defaults
 from tinker_cookbook.training.fields import COUNT
 from tinker_cookbook.training.resolve import (
     Resolved,
-    check_no_unused_keys,
+    check_key_has_effect,
     resolve_defaults,
     restore_unset_fields,
     set_unset_fields,
@@ -107,7 +107,7 @@ def resolve_problem_config(
             data_value = getattr(data, key, None)
             # the builder's own value wins, so a different one in the recipe's key is an error
             if getattr(asked, key) != data_value:
-                check_no_unused_keys(key, getattr(asked, key), data)
+                check_key_has_effect(key, getattr(asked, key), data)
             filled.pop(key, None)
             config = chz.replace(config, **{key: data_value})
     values = {name: getattr(config, key) for name, key in _INHERITED_FIELDS.items()}

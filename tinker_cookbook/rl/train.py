@@ -30,7 +30,7 @@ from tinker_cookbook.rl.config import (
     StreamMinibatchConfig,
     check_batch,
     check_kl_reference,
-    check_no_unused_keys,
+    check_rl_keys,
     check_signals,
     startup_lines,
     with_alias_keys,
@@ -80,7 +80,7 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
     resolved = replace(resolved, config=config)
     check_kl_reference(config)
     check_signals(config)
-    check_no_unused_keys(config)
+    check_rl_keys(config)
     check_temperature(config)
     if config.base_url is None:  # a remote service may support other losses
         check_loss(config.loss_fn, loss_settings(config))

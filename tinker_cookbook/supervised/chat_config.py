@@ -25,7 +25,7 @@ from tinker_cookbook.training.fields import COUNT
 from tinker_cookbook.training.resolve import (
     Resolved,
     Value,
-    check_no_unused_keys,
+    check_key_has_effect,
     resolve_defaults,
     restore_unset_fields,
     set_unset_fields,
@@ -163,7 +163,7 @@ def _take_settings_of_data(
     are also removed from `filled`, which is printed as the list of chosen defaults.
     """
     for key in ("batch_size", "max_length", "train_on_what"):
-        check_no_unused_keys(key, getattr(original, key), data)
+        check_key_has_effect(key, getattr(original, key), data)
         filled.pop(key, None)
     common = getattr(data, "common_config", None)
     return chz.replace(

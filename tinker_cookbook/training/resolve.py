@@ -314,7 +314,7 @@ def restore_unset_fields(
     return {key: value for key, value in stored.items() if key not in derived}
 
 
-def check_no_unused_keys(key: str, value: Value | None, data: object) -> None:
+def check_key_has_effect(key: str, value: Value | None, data: object) -> None:
     """Raise ConfigurationError for a recipe's key that the dataset builder would ignore."""
     if value is not None:
         raise ConfigurationError(

@@ -12,7 +12,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.models import load_path
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.training.resolve import (
-    check_no_unused_keys,
+    check_key_has_effect,
     resolve_defaults,
     restore_unset_fields,
     set_unset_fields,
@@ -156,6 +156,6 @@ def test_data_takes_what_it_leaves_open_and_gives_it_back() -> None:
 
 
 def test_a_key_that_data_would_not_follow_is_refused_by_name() -> None:
-    check_no_unused_keys("group_size", None, Data(path="x"))
+    check_key_has_effect("group_size", None, Data(path="x"))
     with pytest.raises(ConfigurationError, match=r"^group_size=3 has no effect on Data, .* drop "):
-        check_no_unused_keys("group_size", 3, Data(path="x"))
+        check_key_has_effect("group_size", 3, Data(path="x"))

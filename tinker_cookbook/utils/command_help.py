@@ -34,7 +34,7 @@ def help_text(
     docstring: str = "",
     width: int | None = None,
 ) -> str:
-    """The help of a program, as text of at most 140 columns.
+    """The help of a program, wrapped to at most 140 columns; examples stand as they are written.
 
     argv: its other words choose classes, whose keys are then explained: `data=JsonlChats --help`.
     first_keys: the keys to explain first, by their names or aliases; of the others only names and
