@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
 from tinker_cookbook.engine.config import EngineConfig
-from tinker_cookbook.engine.frozen_linear import can_prepack
+from tinker_cookbook.engine.frozen_linear import can_prepack, has_bf16_products
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.model_checks import check_config, check_logits, family_of
 from tinker_cookbook.engine.model_facts import model_facts
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 DEQUANTIZABLE = ("mxfp4", "fp8")  # values of quant_method that transformers can dequantize at load
 SMALL_MODEL = 50_000_000  # parameters; a smaller model runs in fp32, which costs it little
+# Free memory, in copies of the weights, from which a CPU that emulates bf16 gets an fp32 model. The
+# rest is for adapters, keys and values, and passes.
+FLOAT32_ROOM = 4
 
 
 class QuantizationConfig(TypedDict):
@@ -48,7 +51,7 @@ class BaseModel:
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(default_device if config.device == "auto" else config.device)
         self.config = _load_config(path)
-        model = _load_model(path, self.config, config.dtype).to(self.device)
+        model = _load_model(path, self.config, config.dtype, self.device).to(self.device)
         model.requires_grad_(False)
         model.eval()
         self.num_parameters: int = model.num_parameters()
@@ -197,7 +200,20 @@ def _check_whole_blocks(path: str, quantized: QuantizationConfig, model: torch.n
             )
 
 
-def _load_model(path: str, config: PretrainedConfig, dtype: str) -> Any:
+def _choose_dtype(count: int, device: torch.device) -> str:
+    """float32 for a small model, and for any that fits on a CPU without bfloat16 products.
+
+    Such a CPU multiplies bfloat16 matrices about eight times more slowly than float32 ones.
+    """
+    if count < SMALL_MODEL:
+        return "float32"
+    emulated = device.type == "cpu" and not has_bf16_products()
+    if emulated and memory.free_bytes(device) > FLOAT32_ROOM * 4 * count:
+        return "float32"
+    return "bfloat16"
+
+
+def _load_model(path: str, config: PretrainedConfig, dtype: str, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     quantized = getattr(config, "quantization_config", None)
@@ -207,7 +223,7 @@ def _load_model(path: str, config: PretrainedConfig, dtype: str) -> Any:
     if quantized is not None:
         _check_whole_blocks(path, quantized, empty)
     if dtype == "auto":
-        dtype = "float32" if count < SMALL_MODEL else "bfloat16"
+        dtype = _choose_dtype(count, device)
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

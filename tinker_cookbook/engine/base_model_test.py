@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tinker_cookbook.engine import base_model
 from tinker_cookbook.engine.base_model import BaseModel, _load_config
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.testing import make_rows, plain_logprobs
@@ -133,3 +134,26 @@ def test_refusals(tiny_gpt_oss: str, tiny_qwen3_moe: str, tmp_path: Path) -> Non
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ConfigurationError, match=message):
             BaseModel(str(tmp_path), EngineConfig(device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "device", "has_products", "free_gib", "expected"),
+    [
+        (2_000_000, "cpu", False, 1, "float32"),  # small
+        (135_000_000, "cpu", True, 20, "bfloat16"),
+        (135_000_000, "cpu", False, 20, "float32"),  # emulated products are slower
+        (135_000_000, "cpu", False, 2, "bfloat16"),  # four copies of 0.5 GiB do not fit
+        (135_000_000, "cuda", False, 20, "bfloat16"),
+    ],
+)
+def test_the_automatic_dtype_fits_the_processor_and_its_memory(
+    parameters: int,
+    device: str,
+    has_products: bool,
+    free_gib: int,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base_model, "has_bf16_products", lambda: has_products)
+    monkeypatch.setattr(base_model.memory, "free_bytes", lambda _: free_gib * 2**30)
+    assert base_model._choose_dtype(parameters, torch.device(device)) == expected

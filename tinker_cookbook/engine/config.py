@@ -20,7 +20,8 @@ class EngineConfig:
     )
     dtype: Literal["auto", "float32", "bfloat16"] = chz.field(
         default="auto",
-        doc='precision of the base model; "auto": float32 below 50 M parameters, else bfloat16',
+        doc='precision of the base model; "auto": float32 below 50 M parameters, and on a CPU'
+        " without bfloat16 instructions if it fits, else bfloat16",
     )
     tokens_per_pass: int | None = chz.field(
         default=None,

@@ -50,7 +50,7 @@ from tinker_cookbook.engine.testing import (
 from tinker_cookbook.engine.torch_sampler import TorchSampler
 from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.families import FAMILIES, KIMI_K2, NANO, Family, Feature
+from tinker_cookbook.families import FAMILIES, KIMI_K2, NANO, SMOLLM2, Family, Feature
 
 TOLERANCE = 1e-5
 WINDOW = 24  # of the fixtures that have one
@@ -65,8 +65,9 @@ def path(family: str, request: pytest.FixtureRequest) -> str:
 
 
 def test_every_family_has_its_line() -> None:
-    """nano is a Qwen3, and Kimi-K2 has a test of its own below."""
-    assert {*PLAIN.values(), *TINY.values(), NANO.name, KIMI_K2.name} == set(FAMILIES)
+    """nano is a Qwen3, SmolLM2 a Llama, and Kimi-K2 has a test of its own below."""
+    others = {NANO.name, SMOLLM2.name, KIMI_K2.name}
+    assert {*PLAIN.values(), *TINY.values(), *others} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(("family", "name"), [*PLAIN.items(), *TINY.items()])

@@ -40,9 +40,9 @@ class FrozenLinear:
 
 def can_prepack(weight: torch.Tensor) -> bool:
     """Whether this build and processor have bf16 kernels that use their own weight layout."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and has_bf16_products()
+
+
+def has_bf16_products() -> bool:
+    """Whether this build and processor multiply bf16 matrices without emulation (AVX-512, AMX)."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

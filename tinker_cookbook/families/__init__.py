@@ -24,6 +24,7 @@ from tinker_cookbook.families.llama3 import LLAMA3
 from tinker_cookbook.families.nano import NANO
 from tinker_cookbook.families.qwen3 import QWEN3
 from tinker_cookbook.families.qwen3_moe import QWEN3_MOE
+from tinker_cookbook.families.smollm2 import SMOLLM2
 
 __all__ = [
     "ATTENTION_LAYERS",
@@ -33,6 +34,7 @@ __all__ = [
     "NANO",
     "OWN_TEMPLATE",
     "PLAIN_TRANSCRIPT",
+    "SMOLLM2",
     "ChatFormat",
     "Exponent",
     "Family",
@@ -44,7 +46,7 @@ __all__ = [
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (NANO, QWEN3, QWEN3_MOE, LLAMA3, DEEPSEEK_V3, GPT_OSS, KIMI_K2)
+    for family in (NANO, QWEN3, QWEN3_MOE, LLAMA3, SMOLLM2, DEEPSEEK_V3, GPT_OSS, KIMI_K2)
 }
 
 
