@@ -72,6 +72,11 @@ def test_the_table_holds_every_model_that_was_promised() -> None:
             for instruct in ("", "-Instruct")
         ),
         "meta-llama/Llama-3.3-70B-Instruct",
+        *(
+            f"HuggingFaceTB/SmolLM2-{size}{instruct}"
+            for size in ("135M", "360M", "1.7B")
+            for instruct in ("", "-Instruct")
+        ),
         *(f"deepseek-ai/DeepSeek-V3.1{base}" for base in ("", "-Base")),
         "openai/gpt-oss-20b",
         "openai/gpt-oss-120b",
