@@ -22,7 +22,6 @@ from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.requests import SampleRequest
 from tinker_cookbook.engine.testing import (
-    make_trainer,
     plain_logprobs,
     row_of,
     sample_all,
@@ -30,6 +29,7 @@ from tinker_cookbook.engine.testing import (
     transformers_model,
 )
 from tinker_cookbook.engine.torch_sampler import TorchSampler
+from tinker_cookbook.engine.trainer import AdapterTrainer
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -111,8 +111,9 @@ def test_the_sampler_agrees_with_the_trainer(real_model: str) -> None:
             "input_ids"
         ]
     )
-    trainer = make_trainer(real_model, LoraSpec(rank=1))
-    sampler = TorchSampler(trainer.base, EngineConfig(device="cpu"))
+    base = BaseModel(real_model, EngineConfig(dtype="float32"))
+    trainer = AdapterTrainer(base, LoraSpec(rank=1))
+    sampler = TorchSampler(base, EngineConfig(device="cpu"))
     request = SampleRequest(prompt, num_samples=4, max_tokens=32, seed=1)
     (result,) = sample_all(sampler, [request], trainer.adapter)
     for sequence in result.sequences:
