@@ -344,19 +344,29 @@ class TorchSampler:
         numbers = np.array([sample.rng.random() for sample in samples], dtype=np.float32)
         uniform = self._to_device(numbers)
         if not deterministic:
-            self._draw(samples, logits, uniform)
+            self._draw(samples, logits, uniform, hidden, adapter)
             return
         for index, sample in enumerate(samples):
             # Cloned: each sample's logits then have the same alignment in memory, on which the last
             # bits of vectorized sums depend.
             only = slice(index, index + 1)
-            self._draw([sample], logits[only].clone(), uniform[only])
+            self._draw([sample], logits[only].clone(), uniform[only], hidden[only], adapter)
 
     def _draw(
-        self, samples: Sequence[ActiveSample], logits: torch.Tensor, uniform: torch.Tensor
+        self,
+        samples: Sequence[ActiveSample],
+        logits: torch.Tensor,
+        uniform: torch.Tensor,
+        hidden: torch.Tensor,
+        adapter: Adapter | PerTokenAdapters | None,
     ) -> None:
-        requests = [sample.job.request for sample in samples]
-        drawn = sample_tokens(logits, requests, uniform)
+        head, requests = self.base.head, [sample.job.request for sample in samples]
+
+        def exact_logits(tokens: torch.Tensor) -> torch.Tensor:
+            return head.exact_logits(hidden, tokens[:, None], adapter)[:, 0]
+
+        exact = exact_logits if head.num_exact else None
+        drawn = sample_tokens(logits, requests, uniform, exact)
         for sample, token, logprob in zip(samples, drawn.tokens.tolist(), drawn.logprobs.tolist()):
             sample.output.tokens.append(token)
             sample.output.logprobs.append(logprob)
