@@ -84,12 +84,10 @@ class HeadLogprobs:
         hidden: torch.Tensor,
         adapter: Adapter | PerTokenAdapters | None,
         targets: torch.Tensor | None = None,
-        num_exact: int = 0,
     ) -> torch.Tensor:
         """fp32 [T, V], for a few tokens at a time. One adapter for all tokens, or a stack.
 
-        Exact in fp32 for the targets and, if `num_exact` is above the head's own, that many of the
-        most likely tokens.
+        With a bf16 base, those of the targets and the most likely tokens are computed in fp32.
         """
         plan: AdapterPlan = (
             adapter
@@ -99,7 +97,7 @@ class HeadLogprobs:
         z = add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
         if not self.num_exact:
             return z
-        tokens = z.topk(min(max(self.num_exact, num_exact), z.shape[1]), dim=-1).indices
+        tokens = z.topk(min(self.num_exact, z.shape[1]), dim=-1).indices
         if targets is not None:
             tokens = torch.cat([tokens, _as_columns(targets)], dim=1)
         # a target among the most likely tokens is written twice, with the same value
@@ -136,10 +134,9 @@ class HeadLogprobs:
         adapter: Adapter | None,
         temperature: float,
         targets: torch.Tensor | None = None,
-        num_exact: int = 0,
     ) -> torch.Tensor:
         """fp32 logits / temperature [T, V]."""
-        z = self.logits(hidden, adapter, targets, num_exact)
+        z = self.logits(hidden, adapter, targets)
         return z if temperature == 1 else z.div_(temperature)
 
     @torch.no_grad()
@@ -164,11 +161,32 @@ class HeadLogprobs:
         """The k most likely tokens and their logprobs, [T, k]."""
         tokens, logprobs = [], []
         for span in self._chunks(hidden.shape[0]):
-            z = self._scaled_logits(hidden[span], adapter, temperature, num_exact=k)
-            best = z.topk(k, dim=-1)
-            tokens.append(best.indices)
-            logprobs.append(best.values - torch.logsumexp(z, dim=-1, keepdim=True))
+            h = hidden[span]
+            z = self._scaled_logits(h, adapter, temperature)
+            likely, values = self.most_likely(z, k, h, adapter, temperature)
+            tokens.append(likely)
+            logprobs.append(values - torch.logsumexp(z, dim=-1, keepdim=True))
         return torch.cat(tokens), torch.cat(logprobs)
+
+    def most_likely(
+        self,
+        scaled: torch.Tensor,
+        k: int,
+        hidden: torch.Tensor,
+        adapter: Adapter | PerTokenAdapters | None,
+        temperature: float | torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k most likely tokens and their logits / temperature, [T, k], in descending order.
+
+        scaled: all logits / temperature [T, V]. temperature: a number, or [T, 1].
+        """
+        best = scaled.topk(k, dim=-1)
+        if not self.num_exact:
+            return best.indices, best.values
+        # k may exceed num_exact, and the last ones may be others, which bf16 rounded up
+        exact = self.exact_logits(hidden, best.indices, adapter) / temperature
+        values, order = exact.sort(dim=-1, descending=True)
+        return best.indices.gather(1, order), values
 
     @torch.no_grad()
     def backward(

@@ -24,6 +24,7 @@ class SampledBatch:
     tokens: torch.Tensor  # int64 [n]
     scaled: torch.Tensor  # fp32 logits / temperature [n, V]
     log_sum: torch.Tensor  # fp32 [n], log of the sum of exp(scaled)
+    temperature: torch.Tensor  # fp32 [n], 1 where decoding is greedy
 
     @property
     def logprobs(self) -> torch.Tensor:
@@ -46,9 +47,9 @@ def sample_tokens(
     argmax, needs V random numbers per token instead of one.
     """
     n, vocab = logits.shape
-    scale = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
+    temperature = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
     if any(r.temperature not in (0, 1) for r in requests):
-        logits = logits / scale[:, None]
+        logits = logits / temperature[:, None]
     largest = logits.amax(dim=1, keepdim=True)
     # Unnormalized probabilities, at most 1 and at least one of them 1, so the sum cannot overflow.
     mass = (logits - largest).exp_()
@@ -75,8 +76,8 @@ def sample_tokens(
     if bool(use_argmax.any()):
         tokens = torch.where(use_argmax, mass.argmax(dim=1), tokens)
     if exact_logits is not None:
-        _replace_drawn(logits, log_sum, tokens, exact_logits(tokens) / scale)
-    return SampledBatch(tokens, logits, log_sum)
+        _replace_drawn(logits, log_sum, tokens, exact_logits(tokens) / temperature)
+    return SampledBatch(tokens, logits, log_sum, temperature)
 
 
 def _replace_drawn(

@@ -374,12 +374,13 @@ class TorchSampler:
             if sample.job.on_token is not None:
                 sample.job.on_token(sample.index, token, logprob)
         for k in {request.sample_top_k for request in requests} - {0}:
-            best = drawn.scaled.topk(k, dim=-1)
-            logprobs = best.values - drawn.log_sum[:, None]
+            temperature = drawn.temperature[:, None]
+            best, values = head.most_likely(drawn.scaled, k, hidden, adapter, temperature)
+            logprobs = values - drawn.log_sum[:, None]
             for index, sample in enumerate(samples):
                 if sample.job.request.sample_top_k == k:
                     only = slice(index, index + 1)
-                    sample.output.top_k.append(to_top_k(best.indices[only], logprobs[only]))
+                    sample.output.top_k.append(to_top_k(best[only], logprobs[only]))
 
     def _retire(self) -> None:
         """Take finished and cancelled samples out of the batch, and answer complete requests.
