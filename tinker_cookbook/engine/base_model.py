@@ -65,7 +65,7 @@ class BaseModel:
         elementwise.install(model)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
-        self.head = HeadLogprobs(head, config.head_chunk, prepack)
+        self.head = HeadLogprobs(head, config.head_chunk, prepack, config.exact_logits)
         # bytes of that copy: made later, but not free now
         prepacked = head.numel() + sum(rows * columns for rows, columns in linear.values())
         prepacked *= head.itemsize if prepack and can_prepack(head) else 0

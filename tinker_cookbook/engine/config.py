@@ -37,6 +37,12 @@ class EngineConfig:
     head_chunk: int = chz.field(
         default=256, doc="number of tokens whose vocabulary logits are in memory at once"
     )
+    exact_logits: int | None = chz.field(
+        default=None,
+        doc="number of most likely tokens per position whose logits are recomputed in float32,"
+        " beside the target's; None: 32 if the base model is bfloat16; 0: off. A float32 base model"
+        " needs none",
+    )
     kv_tokens: int | None = chz.field(
         default=None,
         doc="KV cache size in tokens, for sampling; None: 65536 on a CPU, 524288 on a GPU, fewer if"
@@ -93,6 +99,7 @@ class EngineConfig:
 _WHOLE_NUMBERS = {  # key -> minimum, whether None is allowed
     "tokens_per_pass": (1, True),
     "head_chunk": (1, False),
+    "exact_logits": (0, True),
     "kv_tokens": (1, True),
     "prefix_tokens": (0, True),
     "max_rows": (1, False),

@@ -14,6 +14,10 @@ needs; if the head has an adapter, the chunks are computed a second time.
 At a temperature, z / temperature replaces z everywhere: logprobs are those of the distribution that
 a sampler draws from, and derivatives with respect to z get the factor 1 / temperature.
 
+Above 16, bf16 logits are 0.125 or more apart. With a bf16 base, the logits of the targets and of
+the most likely tokens (as ranked in bf16) are therefore computed again in fp32, from the same
+weights; the rest of the log-sum-exp stays in bf16. Values, gradients and draws all use the result.
+
 Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank, N loss tokens. Targets
 and logprobs are [T] or [T, K]. If several loss tokens read the same hidden state (sequences with a
 shared prefix), `index` [N], ascending, gives the one that each of them reads, and loss inputs are
@@ -39,6 +43,9 @@ from tinker_cookbook.engine.lora import (
 )
 from tinker_cookbook.engine.losses import LOSSES, Loss
 
+EXACT_LOGITS = 32  # most likely tokens per position that get an fp32 logit with a bf16 base
+GATHERED_BYTES = 64 * 2**20  # of the fp32 rows of W that are gathered at once
+
 
 @dataclass(frozen=True)
 class HeadGradients:
@@ -52,29 +59,84 @@ class HeadGradients:
 
 
 class HeadLogprobs:
-    """Logprobs of chosen tokens from hidden states, and the gradient of a loss on them."""
+    """Logprobs of chosen tokens from hidden states, and the gradient of a loss on them.
 
-    def __init__(self, weight: torch.Tensor, chunk: int, prepack: bool = False) -> None:
+    num_exact: how many of the most likely tokens get an fp32 logit. None: EXACT_LOGITS; 0: none,
+    the targets neither. An fp32 weight needs none.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        chunk: int,
+        prepack: bool = False,
+        num_exact: int | None = None,
+    ) -> None:
         self.weight = weight  # [V, H], frozen
         self.product = FrozenLinear(weight, prepack=prepack)
         self.chunk = chunk
+        self.num_exact = EXACT_LOGITS if num_exact is None else num_exact
+        if weight.dtype == torch.float32:
+            self.num_exact = 0
 
     def logits(
-        self, hidden: torch.Tensor, adapter: Adapter | PerTokenAdapters | None
+        self,
+        hidden: torch.Tensor,
+        adapter: Adapter | PerTokenAdapters | None,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """fp32 [T, V], for a few tokens at a time. One adapter for all tokens, or a stack."""
+        """fp32 [T, V], for a few tokens at a time. One adapter for all tokens, or a stack.
+
+        With a bf16 base, those of the targets and the most likely tokens are computed in fp32.
+        """
         plan: AdapterPlan = (
             adapter
             if isinstance(adapter, PerTokenAdapters)
             else [AdapterSpan(adapter, 0, hidden.shape[0])]
         )
-        return add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
+        z = add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
+        if not self.num_exact:
+            return z
+        tokens = z.topk(min(self.num_exact, z.shape[1]), dim=-1).indices
+        if targets is not None:
+            tokens = torch.cat([tokens, _as_columns(targets)], dim=1)
+        # a target among the most likely tokens is written twice, with the same value
+        return z.scatter_(1, tokens, self.exact_logits(hidden, tokens, adapter))
+
+    def exact_logits(
+        self,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        adapter: Adapter | PerTokenAdapters | None,
+    ) -> torch.Tensor:
+        """Logits of the tokens [T, n], from the same weights with fp32 products and sums."""
+        h = hidden.float()
+        z = _row_products(self.weight, tokens, h)
+        if isinstance(adapter, PerTokenAdapters):
+            stacked = adapter.stack.pair(UNEMBED)
+            if stacked is None:
+                return z
+            # `stacked.scales` are rounded to bf16
+            scales = torch.tensor([a.spec.scale for a in adapter.stack.adapters], device=h.device)
+            own = adapter.owners[:, None] == stacked.owners[None, :]  # [T, R]
+            low = F.linear(h, stacked.down.float()) * (own * scales[stacked.owners])
+            return z.add_(_row_products(stacked.up, tokens, low))
+        pair = adapter.pair(UNEMBED) if adapter is not None else None
+        if pair is None or adapter is None:
+            return z
+        a, b = pair
+        low = F.linear(h, a.float()) * adapter.spec.scale
+        return z.add_(_row_products(b, tokens, low))
 
     def _scaled_logits(
-        self, hidden: torch.Tensor, adapter: Adapter | None, temperature: float
+        self,
+        hidden: torch.Tensor,
+        adapter: Adapter | None,
+        temperature: float,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """fp32 logits / temperature [T, V]."""
-        z = self.logits(hidden, adapter)
+        z = self.logits(hidden, adapter, targets)
         return z if temperature == 1 else z.div_(temperature)
 
     @torch.no_grad()
@@ -88,9 +150,8 @@ class HeadLogprobs:
         """log p(target), fp32, shaped like the targets."""
         out = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         for span in self._chunks(hidden.shape[0]):
-            out[span] = _target_logprobs(
-                self._scaled_logits(hidden[span], adapter, temperature), targets[span]
-            )[0]
+            z = self._scaled_logits(hidden[span], adapter, temperature, targets[span])
+            out[span] = _target_logprobs(z, targets[span])[0]
         return out
 
     @torch.no_grad()
@@ -100,11 +161,32 @@ class HeadLogprobs:
         """The k most likely tokens and their logprobs, [T, k]."""
         tokens, logprobs = [], []
         for span in self._chunks(hidden.shape[0]):
-            z = self._scaled_logits(hidden[span], adapter, temperature)
-            best = z.topk(k, dim=-1)
-            tokens.append(best.indices)
-            logprobs.append(best.values - torch.logsumexp(z, dim=-1, keepdim=True))
+            h = hidden[span]
+            z = self._scaled_logits(h, adapter, temperature)
+            likely, values = self.most_likely(z, k, h, adapter, temperature)
+            tokens.append(likely)
+            logprobs.append(values - torch.logsumexp(z, dim=-1, keepdim=True))
         return torch.cat(tokens), torch.cat(logprobs)
+
+    def most_likely(
+        self,
+        scaled: torch.Tensor,
+        k: int,
+        hidden: torch.Tensor,
+        adapter: Adapter | PerTokenAdapters | None,
+        temperature: float | torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k most likely tokens and their logits / temperature, [T, k], in descending order.
+
+        scaled: all logits / temperature [T, V]. temperature: a number, or [T, 1].
+        """
+        best = scaled.topk(k, dim=-1)
+        if not self.num_exact:
+            return best.indices, best.values
+        # k may exceed num_exact, and the last ones may be others, which bf16 rounded up
+        exact = self.exact_logits(hidden, best.indices, adapter) / temperature
+        values, order = exact.sort(dim=-1, descending=True)
+        return best.indices.gather(1, order), values
 
     @torch.no_grad()
     def backward(
@@ -134,7 +216,7 @@ class HeadLogprobs:
         # fp32, because every chunk adds to it
         d_pair = [torch.zeros_like(p, dtype=torch.float32) for p in pair] if pair else []
         for span, readers in self._chunks_with_readers(index, hidden.shape[0]):
-            z = self._scaled_logits(hidden[span], adapter, loss.temperature)
+            z = self._scaled_logits(hidden[span], adapter, loss.temperature, targets[span])
             lp, lse = _target_logprobs(z, targets[span])
             local = index[readers] - span.start
             logprobs[readers] = lp[local]
@@ -209,7 +291,7 @@ class HeadLogprobs:
         logprobs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         out = torch.empty_like(hidden)
         for span in self._chunks(hidden.shape[0]):
-            z = self._scaled_logits(hidden[span], adapter, temperature)
+            z = self._scaled_logits(hidden[span], adapter, temperature, targets[span])
             logprobs[span], lse = _target_logprobs(z, targets[span])
             dz = _logits_grad(z, lse, targets[span], torch.full_like(lse, 1 / temperature))
             out[span] = dz.to(hidden.dtype) @ self.weight
@@ -236,6 +318,20 @@ def _target_logprobs(
     lse = torch.logsumexp(logits, dim=-1)
     picked = logits.gather(1, _as_columns(targets)) - lse[:, None]
     return picked.view(targets.shape), lse
+
+
+def _row_products(weight: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x_t . weight[rows[t, j]] for rows [T, n] and fp32 x [T, in]: fp32 [T, n].
+
+    Elementwise products and a sum over each row, not a batched GEMM: on a CPU it is faster, and its
+    bits do not depend on the other tokens.
+    """
+    out = torch.empty(rows.shape, dtype=torch.float32, device=x.device)
+    step = max(GATHERED_BYTES // (4 * rows.shape[1] * x.shape[1]), 1)
+    for part in (slice(i, i + step) for i in range(0, len(rows), step)):
+        gathered = F.embedding(rows[part], weight).float()
+        out[part] = gathered.mul_(x[part, None]).sum(dim=-1)
+    return out
 
 
 def _logits_grad(

@@ -7,7 +7,7 @@ temperature 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ class SampledBatch:
     tokens: torch.Tensor  # int64 [n]
     scaled: torch.Tensor  # fp32 logits / temperature [n, V]
     log_sum: torch.Tensor  # fp32 [n], log of the sum of exp(scaled)
+    temperature: torch.Tensor  # fp32 [n], 1 where decoding is greedy
 
     @property
     def logprobs(self) -> torch.Tensor:
@@ -32,17 +33,23 @@ class SampledBatch:
 
 
 def sample_tokens(
-    logits: torch.Tensor, requests: Sequence[SampleRequest], uniform: torch.Tensor
+    logits: torch.Tensor,
+    requests: Sequence[SampleRequest],
+    uniform: torch.Tensor,
+    exact_logits: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> SampledBatch:
     """Draw one token per sequence: logits fp32 [n, V], uniform random numbers [n] in [0, 1).
+
+    exact_logits: maps the drawn tokens [n] to their fp32 logits [n], which then replace those in
+    `logits`, as the trainer does for its targets.
 
     Inverts the cumulative distribution at `uniform`. The usual alternative, Gumbel noise and an
     argmax, needs V random numbers per token instead of one.
     """
     n, vocab = logits.shape
+    temperature = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
     if any(r.temperature not in (0, 1) for r in requests):
-        scale = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
-        logits = logits / scale[:, None]
+        logits = logits / temperature[:, None]
     largest = logits.amax(dim=1, keepdim=True)
     # Unnormalized probabilities, at most 1 and at least one of them 1, so the sum cannot overflow.
     mass = (logits - largest).exp_()
@@ -68,7 +75,21 @@ def sample_tokens(
     use_argmax = greedy | ~possible
     if bool(use_argmax.any()):
         tokens = torch.where(use_argmax, mass.argmax(dim=1), tokens)
-    return SampledBatch(tokens, logits, log_sum)
+    if exact_logits is not None:
+        _replace_drawn(logits, log_sum, tokens, exact_logits(tokens) / temperature)
+    return SampledBatch(tokens, logits, log_sum, temperature)
+
+
+def _replace_drawn(
+    scaled: torch.Tensor, log_sum: torch.Tensor, tokens: torch.Tensor, exact: torch.Tensor
+) -> None:
+    """Exchange one scaled logit per sequence, and its term in the sum, in place."""
+    index = tokens[:, None]
+    before = scaled.gather(1, index)[:, 0]
+    share = (before - log_sum).exp()
+    # log(sum - exp(before) + exp(exact)), without the cancellation
+    log_sum += (share * (exact - before).expm1()).log1p()
+    scaled.scatter_(1, index, exact[:, None])
 
 
 def _truncate(mass: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:

@@ -344,19 +344,29 @@ class TorchSampler:
         numbers = np.array([sample.rng.random() for sample in samples], dtype=np.float32)
         uniform = self._to_device(numbers)
         if not deterministic:
-            self._draw(samples, logits, uniform)
+            self._draw(samples, logits, uniform, hidden, adapter)
             return
         for index, sample in enumerate(samples):
             # Cloned: each sample's logits then have the same alignment in memory, on which the last
             # bits of vectorized sums depend.
             only = slice(index, index + 1)
-            self._draw([sample], logits[only].clone(), uniform[only])
+            self._draw([sample], logits[only].clone(), uniform[only], hidden[only], adapter)
 
     def _draw(
-        self, samples: Sequence[ActiveSample], logits: torch.Tensor, uniform: torch.Tensor
+        self,
+        samples: Sequence[ActiveSample],
+        logits: torch.Tensor,
+        uniform: torch.Tensor,
+        hidden: torch.Tensor,
+        adapter: Adapter | PerTokenAdapters | None,
     ) -> None:
-        requests = [sample.job.request for sample in samples]
-        drawn = sample_tokens(logits, requests, uniform)
+        head, requests = self.base.head, [sample.job.request for sample in samples]
+
+        def exact_logits(tokens: torch.Tensor) -> torch.Tensor:
+            return head.exact_logits(hidden, tokens[:, None], adapter)[:, 0]
+
+        exact = exact_logits if head.num_exact else None
+        drawn = sample_tokens(logits, requests, uniform, exact)
         for sample, token, logprob in zip(samples, drawn.tokens.tolist(), drawn.logprobs.tolist()):
             sample.output.tokens.append(token)
             sample.output.logprobs.append(logprob)
@@ -364,12 +374,13 @@ class TorchSampler:
             if sample.job.on_token is not None:
                 sample.job.on_token(sample.index, token, logprob)
         for k in {request.sample_top_k for request in requests} - {0}:
-            best = drawn.scaled.topk(k, dim=-1)
-            logprobs = best.values - drawn.log_sum[:, None]
+            temperature = drawn.temperature[:, None]
+            best, values = head.most_likely(drawn.scaled, k, hidden, adapter, temperature)
+            logprobs = values - drawn.log_sum[:, None]
             for index, sample in enumerate(samples):
                 if sample.job.request.sample_top_k == k:
                     only = slice(index, index + 1)
-                    sample.output.top_k.append(to_top_k(best.indices[only], logprobs[only]))
+                    sample.output.top_k.append(to_top_k(best[only], logprobs[only]))
 
     def _retire(self) -> None:
         """Take finished and cancelled samples out of the batch, and answer complete requests.
