@@ -57,7 +57,9 @@ __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig"
 
 HEADLINES = {
     "env/all/reward/total": "reward",
+    "env/all/by_group/frac_mixed": "mixed groups",
     "env/all/ac_tokens_per_turn": "reply tokens",
+    "optim/entropy": "entropy",
     "test/env/all/reward/total": "test reward",
     "test/env/all/correct": "test correct",
     "test_greedy/env/all/correct": "test greedy",

@@ -22,6 +22,7 @@ from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.config import Config
 from tinker_cookbook.rl.data_processing import is_constant
 from tinker_cookbook.rl.defaults import Groups
+from tinker_cookbook.rl.diagnostics import RunDiagnostics
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
 from tinker_cookbook.rl.metrics import SampleTrainGap, compute_post_kl
 from tinker_cookbook.rl.rollouts import do_group_rollout
@@ -41,7 +42,7 @@ from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.lr_scheduling import compute_schedule_lr_multiplier
 from tinker_cookbook.utils.misc_utils import counted, split_list
-from tinker_cookbook.utils.ml_log import Metrics, MetricValue
+from tinker_cookbook.utils.ml_log import Metrics, MetricValue, read_metrics
 
 if TYPE_CHECKING:
     from tinker.lib.public_interfaces.api_future import APIFuture
@@ -102,6 +103,10 @@ class PolicyTrainer:
         self._context_window = models.context_length(config.model_name)
         self._transcript_task: asyncio.Task[None] | None = None
         self._steps_without_advantage = 0
+        # With a signal of the user's, the reward need not be the objective: nothing is diagnosed.
+        self._diagnostics = (
+            None if config.signals else RunDiagnostics(read_metrics(journal.log_path))
+        )
         # If False, sampled and trainer logprobs are of different distributions even with identical
         # weights, so their difference says nothing about numerics.
         self._same_temperature = config.temperature == trainer_temperature(config)
@@ -357,6 +362,8 @@ class PolicyTrainer:
                     )
                 )
         self._log_if_no_advantage(stats, step)
+        for line in self._diagnostics.lines(row) if self._diagnostics else ():
+            self._journal.log_line(f"step {step}: {line}")
         if errors := stats.errors:
             num_lost = sum(not group.trajectories_G for group in stats.groups_P)
             self._journal.log_line(

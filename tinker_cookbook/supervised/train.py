@@ -30,6 +30,7 @@ from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
+from tinker_cookbook.supervised.renderer_check import make_renderer_check
 from tinker_cookbook.supervised.sample_replies import SampleRepliesEvaluator
 from tinker_cookbook.supervised.types import (
     DataReport,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from tinker.lib.public_interfaces.api_future import APIFuture
 
     from tinker_cookbook.checkpoint_utils import PendingSave
+    from tinker_cookbook.service.api import TrainingClient
 
 __all__ = ["Config", "main", "run_evals"]
 
@@ -155,6 +157,9 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
             evals = await evaluations.run(client, step)
             epoch, batch = schedule.batch(step)
             learning_rate = schedule.learning_rate(step)
+            forward_backward = client.forward_backward(batch, "cross_entropy")
+            if step == 0:
+                await _check_first_loss(resolved, client, batch, forward_backward, journal)
             in_flight.append(
                 _Submitted(
                     step,
@@ -162,7 +167,7 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
                     batch,
                     learning_rate,
                     evals,
-                    client.forward_backward(batch, "cross_entropy"),
+                    forward_backward,
                     client.optim_step(adam_params(config, learning_rate)),
                     journal.submit_save(client, step + 1, epoch=epoch),
                 )
@@ -178,6 +183,26 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
         save = journal.submit_save(client, total_steps, final=True, epoch=config.num_epochs)
         await journal.finish(save)
         _log_reports(open_reports, journal)
+
+
+async def _check_first_loss(
+    resolved: Resolved[Config, Batches],
+    client: TrainingClient,
+    batch: Sequence[tinker.Datum],
+    forward_backward: APIFuture[tinker.ForwardBackwardOutput],
+    journal: Journal,
+) -> None:
+    """Log a line if the loss of the first batch suggests a wrong renderer.
+
+    Awaits the loss only if the renderer is not known to fit the model; otherwise the loop keeps
+    submitting ahead.
+    """
+    config = resolved.config
+    check = make_renderer_check(
+        config.dataset_builder, resolved.model_name, resolved.renderer_name, config.seed
+    )
+    if check and (line := await check.line(client, batch, await forward_backward)):
+        journal.log_line(line)
 
 
 async def _finish_step(done: _Submitted, journal: Journal, config: Config) -> None:

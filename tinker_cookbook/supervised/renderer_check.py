@@ -1,0 +1,108 @@
+"""Notice a wrong renderer by the loss of the first step, compared with the recommended renderer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import chz
+import numpy as np
+import tinker
+
+from tinker_cookbook import models
+from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.sequences import as_numpy
+from tinker_cookbook.supervised.datasets import epoch_seed
+from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDatasetBuilder
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import TrainingClient
+
+HIGH_NLL = 2.5  # nats per trained token; a chat model is well below on most conversations
+MARGIN = 0.5  # nats per trained token by which the recommended renderer must be better
+NUM_COMPARED = 8  # examples
+
+
+@dataclass(frozen=True)
+class RendererCheck:
+    """The check of a run whose renderer is not among those that fit its chat model.
+
+    recommended: the renderer that follows the model's own chat template. seed: that of the config.
+    """
+
+    data: ChatDatasetBuilder
+    model_name: str
+    renderer_name: str
+    recommended: str
+    seed: int
+
+    async def line(
+        self,
+        client: TrainingClient,
+        batch: Sequence[tinker.Datum],
+        output: tinker.ForwardBackwardOutput,
+    ) -> str | None:
+        """The line to print if the renderer looks wrong, else None.
+
+        batch, output: the first batch and the result of its forward_backward. To be called before
+        the first optim_step is submitted, so that the same weights compute both losses. Only a high
+        loss costs a forward of NUM_COMPARED examples, and the time to render the data again.
+        """
+        nll = _mean_nll(batch, output)
+        if not nll > HIGH_NLL:
+            return None
+        comparison = ""
+        try:
+            examples = self._examples_as_recommended()
+        except (
+            TinkerCookbookError
+        ):  # no format that this renderer can write; the loss is still high
+            pass
+        else:
+            fitting_nll = _mean_nll(examples, await client.forward(examples, "cross_entropy"))
+            nll = _mean_nll(batch[:NUM_COMPARED], output)
+            if not nll - fitting_nll > MARGIN:
+                return None  # the data is as hard for the model in its own format
+            comparison = f", {fitting_nll:.2f} with renderer_name={self.recommended}"
+        return (
+            f"the first training loss is high for a chat model: {nll:.2f} nats per token with"
+            f" renderer_name={self.renderer_name}{comparison}; unless the model is to learn this"
+            f" format, set renderer_name={self.recommended}, and look at both with `python -m"
+            f" tinker_cookbook.renderers.show model_name={self.model_name} renderer_name=...`"
+        )
+
+    def _examples_as_recommended(self) -> list[tinker.Datum]:
+        """The first examples of batch 0 with the recommended renderer: the same conversations,
+        unless one of the renderers splits or skips some."""
+        common = chz.replace(self.data.config, renderer_name=self.recommended)
+        train, _ = chz.replace(self.data, common_config=common)()
+        train.set_epoch(epoch_seed(self.seed, 0))
+        return train.get_batch(0)[:NUM_COMPARED]
+
+
+def make_renderer_check(
+    data: SupervisedDatasetBuilder, model_name: str, renderer_name: str, seed: int
+) -> RendererCheck | None:
+    """The check for a run; None if its renderer fits, the model is a base model or unknown, or the
+    data is not rendered from conversations by `common_config`."""
+    try:
+        info = models.lookup(model_name)
+    except ConfigurationError:
+        return None
+    if not (info.is_chat and info.renderers) or renderer_name in (*info.renderers, "template"):
+        return None
+    if not isinstance(data, ChatDatasetBuilder) or data.common_config is None:
+        return None
+    return RendererCheck(data, model_name, renderer_name, info.renderers[0], seed)
+
+
+def _mean_nll(data: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutput) -> float:
+    """Mean NLL in nats of the trained tokens, each with weight 1; `output` may have more datums."""
+    logprobs = [
+        as_numpy(outputs["logprobs"])[as_numpy(datum.loss_fn_inputs["weights"]) != 0]
+        for datum, outputs in zip(data, output.loss_fn_outputs)
+    ]
+    trained = np.concatenate(logprobs)
+    return -float(trained.mean()) if len(trained) else math.nan
