@@ -14,9 +14,9 @@ needs; if the head has an adapter, the chunks are computed a second time.
 At a temperature, z / temperature replaces z everywhere: logprobs are those of the distribution that
 a sampler draws from, and derivatives with respect to z get the factor 1 / temperature.
 
-Above 16, bf16 logits are 0.125 or more apart. With a bf16 base, the logits of the targets and of
-the most likely tokens (as ranked in bf16) are therefore computed again in fp32, from the same
-weights; the rest of the log-sum-exp stays in bf16. Values, gradients and draws all use the result.
+Above 16, bf16 logits are 0.125 or more apart: with a bf16 base, the logits of the targets and of
+the most likely tokens (as ranked in bf16) are computed again in fp32, from the same weights. The
+rest of the log-sum-exp stays in bf16; values, gradients and draws all use the result.
 
 Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank, N loss tokens. Targets
 and logprobs are [T] or [T, K]. If several loss tokens read the same hidden state (sequences with a

@@ -110,7 +110,8 @@ def sample_on(
 ) -> SampledBatch:
     """Sample on the device and move the result to the CPU."""
     drawn = sample_tokens(logits.to(device), requests, uniform.to(device))
-    return SampledBatch(drawn.tokens.cpu(), drawn.scaled.cpu(), drawn.log_sum.cpu())
+    fields = (drawn.tokens, drawn.scaled, drawn.log_sum, drawn.temperature)
+    return SampledBatch(*(tensor.cpu() for tensor in fields))
 
 
 def test_draw_follows_the_distribution(device: str) -> None:
