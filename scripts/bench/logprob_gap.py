@@ -61,8 +61,8 @@ MEASURES = (
 
 
 class Scores(NamedTuple):
-    """sampled, trained: logprobs [N] of all sampled tokens. rows: the sequences; starts: the index of
-    the first sampled token among each one's targets. seconds: of sampling."""
+    """sampled, trained: logprobs [N] of all sampled tokens. rows: the sequences. starts: the index
+    of the first sampled token among the targets of each. seconds: of sampling."""
 
     sampled: np.ndarray
     trained: np.ndarray
