@@ -6,8 +6,8 @@ r"""Reinforcement learning on problems whose answers can be checked.
     ./scripts/run recipes.math_rl.train env=OwnProblems data.path=problems.jsonl
     ./scripts/run recipes.math_rl.train config=configs/math_rl/qwen3-8b-gsm8k-1xh100.yaml
 
-`env` (or `data`, the same): arithmetic, gsm8k, math (trained without MATH-500, tested on it),
-polaris, deepmath, or a file of your own.
+`env` (or `data`, the same): arithmetic, word_problems (generated), gsm8k, math (trained without
+MATH-500, tested on it), polaris, deepmath, or a file of your own.
 
 Without keys, nano learns to add: the first 24 steps are those of rl_basic, and it goes on to 100.
 Seed 0 (29 November 2026, 2 CPU cores, one thread: 5 min 40 s of CPU time): held-out sums right,
@@ -35,6 +35,7 @@ from recipes.math_rl.hendrycks_math import Math
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.math_rl.own_problems import OwnProblems
 from recipes.math_rl.polaris import Polaris
+from recipes.math_rl.word_problems import WordProblems
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.rl import problem_config, train
 from tinker_cookbook.rl.defaults import LEARNING_RATE, NANO, Groups
@@ -50,6 +51,7 @@ DEFAULTS = Defaults(
 )
 ENVS: dict[str, type[MathDatasetBuilder]] = {
     "arithmetic": Arithmetic,
+    "word_problems": WordProblems,
     "gsm8k": Gsm8k,
     "math": Math,
     "polaris": Polaris,

@@ -1,0 +1,159 @@
+"""Generated word problems: answers by hand, the split, and how replies are read."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+
+import pytest
+
+from recipes.math_rl.word_problem_templates import ONE_STEP, TEMPLATES, TWO_STEPS
+from recipes.math_rl.word_problems import (
+    INSTRUCTION,
+    WordProblemDataset,
+    WordProblems,
+    draw_problem,
+    is_held_out,
+    last_number,
+)
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.nano.tasks import Split
+
+# For each template, in order: the numbers in its text and the answer, solved by hand.
+ONE_STEP_BY_HAND = [
+    (12, 3, 15),  # has 12, finds 3
+    (12, 3, 15),  # 12 in a box, 3 on a shelf
+    (12, 3, 15),  # miles on two days
+    (12, 3, 9),  # gives 3 away
+    (12, 3, 9),  # 3 fewer
+    (12, 3, 9),  # 3 get off
+    (4, 5, 20),  # 4 bags of 5
+    (4, 5, 20),  # 5 tickets at 4 dollars
+    (4, 5, 20),  # 4 pages on each of 5 days
+    (12, 3, 4),  # 12 among 3 friends
+    (12, 3, 4),  # boxes of 3
+    (12, 3, 4),  # 3 pieces of 12 meters
+]
+TWO_STEPS_BY_HAND = [
+    (10, 6, 4, 12),  # 10 and 6 more, gives 4
+    (10, 6, 4, 8),  # 10, loses 6, finds 4
+    (10, 6, 4, 12),  # lends 10 and 6, 4 come back
+    (5, 3, 4, 11),  # 5 boxes of 3, gives 4
+    (5, 3, 4, 19),  # 5 bags of 3, has 4
+    (5, 3, 20, 5),  # 5 tickets at 3 dollars, pays with 20
+    (10, 6, 4, 4),  # 10 and 6 among 4 children
+    (14, 6, 4, 2),  # 14, eats 6, 4 baskets
+    (12, 3, 4, 8),  # 12 among 3, one had 4
+    (2, 3, 4, 20),  # 2 and 3 hours at 4 dollars
+    (10, 6, 4, 16),  # 10 without 6, 4 pencils each
+    (6, 4, 3, 8),  # 6 tables of 4 chairs over 3 rooms
+]
+
+
+@pytest.mark.parametrize(
+    ("templates", "by_hand"), [(ONE_STEP, ONE_STEP_BY_HAND), (TWO_STEPS, TWO_STEPS_BY_HAND)]
+)
+def test_the_operations_of_each_template_give_the_answer_by_hand(
+    templates: tuple[object, ...], by_hand: list[tuple[int, ...]]
+) -> None:
+    assert len(templates) == len(by_hand)
+    for template, (*numbers, answer) in zip(templates, by_hand):
+        assert template.values(numbers)[-1] == answer, template  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("largest", [12, 20, 100])
+def test_problems_hold_to_the_range_and_are_complete(steps: int, largest: int) -> None:
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(400):
+        problem = draw_problem(rng, "train", steps, largest)
+        numbers = [int(word) for word in re.findall(r"\d+", problem.question)]
+        assert len(numbers) == steps + 1
+        assert all(2 <= number <= largest for number in [*numbers, problem.answer])
+        assert not re.search(r"[{}]", problem.question)
+        assert problem.question.endswith(INSTRUCTION) and len(problem.question.split()) < 60
+        seen.add(problem.tag)
+    assert seen == {template.tag for template in TEMPLATES[steps]}
+
+
+def test_a_tenth_is_held_out_and_never_trained() -> None:
+    splits: tuple[Split, Split] = ("train", "held_out")
+    for steps, templates in TEMPLATES.items():
+        rng = random.Random(1)
+        drawn = {
+            split: {
+                # names and things do not make a problem another one
+                (re.sub(r"[A-Za-z.,?]+", "", problem.question), problem.tag)
+                for problem in (draw_problem(rng, split, steps, 12) for _ in range(300))
+            }
+            for split in splits
+        }
+        assert drawn["train"] and drawn["held_out"]
+        shares = [
+            is_held_out(template, [a, b])
+            for template in templates
+            for a in range(40)
+            for b in range(40)
+        ]
+        assert 0.08 < sum(shares) / len(shares) < 0.12
+
+
+def test_a_held_out_problem_is_held_out_under_any_name() -> None:
+    problems = [draw_problem(random.Random(seed), "held_out", 1, 12) for seed in range(50)]
+    for problem in problems:
+        (template,) = [t for t in ONE_STEP if _fits(t.text, problem.question)]
+        numbers = [int(word) for word in re.findall(r"\d+", problem.question)]
+        assert is_held_out(template, numbers)
+
+
+def _fits(text: str, question: str) -> bool:
+    pattern = re.escape(text).replace(r"\{", "{").replace(r"\}", "}")
+    pattern = re.sub(r"\{[abc]\}", r"\\d+", pattern)
+    pattern = re.sub(r"\{\w+\}", r"\\w+", pattern)
+    return re.fullmatch(f"{pattern} {re.escape(INSTRUCTION)}", question) is not None
+
+
+def test_batches_depend_on_seed_and_index_alone() -> None:
+    def questions(seed: int, index: int) -> list[str]:
+        config = WordProblems(
+            model_name_for_tokenizer="nano",
+            renderer_name="qwen3_instruct",
+            group_size=2,
+            groups_per_batch=5,
+            seed=seed,
+        )
+        train, test = asyncio.run(config())
+        assert isinstance(test, WordProblemDataset) and test.batch_sizes == [200]
+        envs = [asyncio.run(builder.make_envs()) for builder in train.get_batch(index)]
+        assert all(len(group) == 2 for group in envs)
+        return [group[0].get_question() for group in envs]  # type: ignore[attr-defined]
+
+    assert questions(0, 1) == questions(0, 1)
+    assert len({str(questions(seed, index)) for seed in (0, 1) for index in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("15", 15),
+        ("She has 12 + 3 = 15 apples.", 15),
+        ("1,200", 1200),
+        ("$12.00", 12),
+        ("12.5", 12.5),
+        ("It is -3.", -3),
+        ("10-4=6", 6),
+        ("3, 4, 5", 5),
+        ("The answer is 15.", 15),
+        ("None", None),
+    ],
+)
+def test_the_last_number_of_a_reply(reply: str, number: float | None) -> None:
+    assert last_number(reply) == number
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps", 3), ("largest", 5)])
+def test_refuses_what_it_cannot_draw(key: str, value: int) -> None:
+    with pytest.raises(ConfigurationError, match=rf"data\.{key}={value}: expected"):
+        WordProblems(**{key: value})
