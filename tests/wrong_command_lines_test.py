@@ -96,11 +96,11 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sl_basic config=", "config= is empty; give a YAML file of keys"),
         # classes
         ("sl_basic data=JsonChats", "data='JsonChats': expected ChatDatasetBuilder or "),
-        ("math_rl env=gsm9k", "env='gsm9k': expected arithmetic or gsm8k or "),
+        ("math_rl env=gsm9k", "env='gsm9k': expected arithmetic or word_problems or "),
         (
             "math_rl env=own:Mine",
-            "env='own:Mine': expected arithmetic or gsm8k or math or polaris or deepmath or own, or"
-            " module:name of another RLDatasetBuilder",
+            "env='own:Mine': expected arithmetic or word_problems or gsm8k or math or polaris or"
+            " deepmath or own, or module:name of another RLDatasetBuilder",
         ),
         ("sl_basic data=own:Other", "data='own:Other': module 'own' has no 'Other'"),
         ("sl_basic data=broken:X", "{directory}/broken.py:2: SyntaxError: invalid syntax"),
