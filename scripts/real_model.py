@@ -66,8 +66,8 @@ def main() -> None:
         sys.exit("usage: ./scripts/real_model [DIRECTORY]")
     target = Path(*sys.argv[1:] or [DEFAULT]).expanduser().resolve()
     if not (target / "config.json").is_file():
-        if target.exists() and any(target.iterdir()):
-            sys.exit(f"error: {target} is not empty and holds no model: name another directory")
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            sys.exit(f"error: {target} exists and holds no model: name another directory")
         target.parent.mkdir(parents=True, exist_ok=True)
         # renamed at the end, so that the directory is never half a model
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

@@ -82,7 +82,7 @@ class EachWithASeed:
 
 
 def sums_of_the_library(seed: int) -> Iterator[list[tuple[str, str]]]:
-    """The problems of each step, as `arithmetic.SumDataset` draws them."""
+    """The problems of each step, as `recipes.math_rl.arithmetic` draws them."""
     for step in range(STEPS):
         rng = random.Random(f"sums train {seed} {step}")
         sums = [arithmetic.draw_numbers(rng, "train", 99) for _ in range(GROUPS)]

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chz
 
 from recipes.math_rl.math_datasets import MathDatasetBuilder
+from recipes.math_rl.problems import GeneratedDataset
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
-from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset
+from tinker_cookbook.rl.types import RLDataset
 
 TEST_SIZE = 500
 LARGEST = 100
@@ -69,32 +69,15 @@ def draw_numbers(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
             return numbers
 
 
-@dataclass(frozen=True)
-class SumDataset(RLDataset):
-    """Sums drawn for each batch from (seed, index), so that a resumed run gets the same batches."""
-
-    make_env: functools.partial[SumEnv]
-    split: tasks.Split
-    seed: int
-    largest: int
-    group_size: int
-    batch_sizes: Sequence[int]  # number of groups in each batch
-
-    def __len__(self) -> int:
-        return len(self.batch_sizes)
-
-    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        rng = random.Random(f"sums {self.split} {self.seed} {index}")
-        return [
-            ProblemGroupBuilder(
-                functools.partial(self.make_env, draw_numbers(rng, self.split, self.largest)),
-                self.group_size,
-                "arithmetic",
-            )
-            for _ in range(self.batch_sizes[index])
-        ]
+def draw_group(
+    rng: random.Random,
+    make_env: Callable[[Sum], SumEnv],
+    split: tasks.Split,
+    largest: int,
+    group_size: int,
+) -> ProblemGroupBuilder:
+    numbers = draw_numbers(rng, split, largest)
+    return ProblemGroupBuilder(functools.partial(make_env, numbers), group_size, "arithmetic")
 
 
 @chz.chz
@@ -114,16 +97,21 @@ class Arithmetic(MathDatasetBuilder):
         nano = self.model_name_for_tokenizer == "nano"
         one_shot = not nano if self.one_shot is None else self.one_shot
         groups = self.needed("groups_per_batch", self.groups_per_batch)
-        train = SumDataset(
-            functools.partial(
-                SumEnv,
-                renderer=self.renderer,
-                convo_prefix=ONE_SHOT if one_shot else [],
-                format_coef=self.format_coef,
-            ),
+        make_env = functools.partial(
+            SumEnv,
+            renderer=self.renderer,
+            convo_prefix=ONE_SHOT if one_shot else [],
+            format_coef=self.format_coef,
+        )
+
+        def sums(split: tasks.Split, seed: int, group_size: int, sizes: list[int]) -> RLDataset:
+            keys = {"split": split, "largest": 99 if nano else LARGEST, "group_size": group_size}
+            draw = functools.partial(draw_group, make_env=make_env, **keys)
+            return GeneratedDataset(f"sums {split} {seed}", draw, sizes)
+
+        train = sums(
             "train",
             self.needed("seed", self.seed),
-            99 if nano else LARGEST,
             self.needed("group_size", self.group_size),
             [groups] * (self.num_batches * self.num_epochs),
         )
@@ -131,5 +119,4 @@ class Arithmetic(MathDatasetBuilder):
         if size == 0:
             return train, None
         # the same test set for all runs, whatever their seed
-        test = SumDataset(train.make_env, "held_out", 0, train.largest, 1, [size])
-        return train, test
+        return train, sums("held_out", 0, 1, [size])

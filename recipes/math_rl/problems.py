@@ -6,8 +6,10 @@ import datetime
 import functools
 import logging
 import math
+import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -147,6 +149,27 @@ def sample_problems(problems: Sequence[Problem], count: int | None) -> list[Prob
         return list(problems)
     chosen = np.random.default_rng(0).permutation(len(problems))[:count]
     return [problems[i] for i in sorted(chosen.tolist())]
+
+
+@dataclass(frozen=True)
+class GeneratedDataset(RLDataset):
+    """Groups drawn for each batch from (name, index), so that a resumed run gets the same batches.
+
+    name: data set, split and seed. batch_sizes: number of groups in each batch.
+    """
+
+    name: str
+    draw_group: Callable[[random.Random], EnvGroupBuilder]
+    batch_sizes: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.batch_sizes)
+
+    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        rng = random.Random(f"{self.name} {index}")
+        return [self.draw_group(rng) for _ in range(self.batch_sizes[index])]
 
 
 class ProblemDataset(RLDataset):

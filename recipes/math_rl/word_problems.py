@@ -11,19 +11,20 @@ import functools
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import chz
 
 from recipes.math_rl.math_datasets import MathDatasetBuilder
+from recipes.math_rl.problems import GeneratedDataset
 from recipes.math_rl.word_problem_templates import TEMPLATES, Template
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano.tasks import Split
 from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
-from tinker_cookbook.rl.types import EnvGroupBuilder, RLDataset
+from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE
 
 TEST_SIZE = 200
@@ -40,7 +41,6 @@ ONE_SHOT = [
 ]
 NAMES = ("Anna", "Ben", "Clara", "David", "Elena", "Felix", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("apples", "books", "buttons", "coins", "marbles", "pencils", "shells", "stickers")
-
 
 # A comma groups digits only before exactly three of them: 1,200 is one number, 1,2,3 are three. A
 # dot between a word and digits ends a sentence (apples.15); otherwise it is decimal (.5).
@@ -130,38 +130,17 @@ class WordProblemGroup(ProblemGroupBuilder):
         return [*super().logging_tags(), self.operations]
 
 
-@dataclass(frozen=True)
-class WordProblemDataset(RLDataset):
-    """Problems drawn for each batch from (seed, index), so that a resumed run gets the same."""
-
-    make_env: functools.partial[WordProblemEnv]
-    split: Split
-    seed: int
-    steps: int
-    largest: int
-    group_size: int
-    batch_sizes: Sequence[int]  # number of groups in each batch
-
-    def __len__(self) -> int:
-        return len(self.batch_sizes)
-
-    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        rng = random.Random(f"word problems {self.split} {self.seed} {index}")
-        problems = [
-            draw_problem(rng, self.split, self.steps, self.largest)
-            for _ in range(self.batch_sizes[index])
-        ]
-        return [
-            WordProblemGroup(
-                functools.partial(self.make_env, problem),
-                self.group_size,
-                "word_problems",
-                problem.tag,
-            )
-            for problem in problems
-        ]
+def draw_group(
+    rng: random.Random,
+    make_env: Callable[[WordProblem], WordProblemEnv],
+    split: Split,
+    steps: int,
+    largest: int,
+    group_size: int,
+) -> WordProblemGroup:
+    problem = draw_problem(rng, split, steps, largest)
+    env = functools.partial(make_env, problem)
+    return WordProblemGroup(env, group_size, "word_problems", problem.tag)
 
 
 @chz.chz
@@ -191,26 +170,27 @@ class WordProblems(MathDatasetBuilder):
         return 64
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
-        train = WordProblemDataset(
-            functools.partial(
-                WordProblemEnv,
-                renderer=self.renderer,
-                convo_prefix=ONE_SHOT if self.one_shot else [],
-                format_coef=self.format_coef,
-            ),
+        groups = self.needed("groups_per_batch", self.groups_per_batch)
+        make_env = functools.partial(
+            WordProblemEnv,
+            renderer=self.renderer,
+            convo_prefix=ONE_SHOT if self.one_shot else [],
+            format_coef=self.format_coef,
+        )
+
+        def problems(split: Split, seed: int, group_size: int, sizes: list[int]) -> RLDataset:
+            keys = {"split": split, "steps": self.steps, "largest": self.largest}
+            draw = functools.partial(draw_group, make_env=make_env, group_size=group_size, **keys)
+            return GeneratedDataset(f"word problems {split} {seed}", draw, sizes)
+
+        train = problems(
             "train",
             self.needed("seed", self.seed),
-            self.steps,
-            self.largest,
             self.needed("group_size", self.group_size),
-            [self.needed("groups_per_batch", self.groups_per_batch)]
-            * (self.num_batches * self.num_epochs),
+            [groups] * (self.num_batches * self.num_epochs),
         )
         size = TEST_SIZE if self.test_size is None else self.test_size
         if size == 0:
             return train, None
         # the same test set for all runs, whatever their seed
-        test = WordProblemDataset(
-            train.make_env, "held_out", 0, self.steps, self.largest, 1, [size]
-        )
-        return train, test
+        return train, problems("held_out", 0, 1, [size])

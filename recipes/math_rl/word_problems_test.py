@@ -8,10 +8,10 @@ import re
 
 import pytest
 
-from recipes.math_rl.word_problem_templates import ONE_STEP, TEMPLATES, TWO_STEPS
+from recipes.math_rl.problems import GeneratedDataset
+from recipes.math_rl.word_problem_templates import ONE_STEP, TEMPLATES, TWO_STEPS, Template
 from recipes.math_rl.word_problems import (
     INSTRUCTION,
-    WordProblemDataset,
     WordProblems,
     _draw_numbers,
     draw_problem,
@@ -56,11 +56,11 @@ TWO_STEPS_BY_HAND = [
     ("templates", "by_hand"), [(ONE_STEP, ONE_STEP_BY_HAND), (TWO_STEPS, TWO_STEPS_BY_HAND)]
 )
 def test_the_operations_of_each_template_give_the_answer_by_hand(
-    templates: tuple[object, ...], by_hand: list[tuple[int, ...]]
+    templates: tuple[Template, ...], by_hand: list[tuple[int, ...]]
 ) -> None:
     assert len(templates) == len(by_hand)
     for template, (*numbers, answer) in zip(templates, by_hand):
-        assert template.values(numbers)[-1] == answer, template  # type: ignore[attr-defined]
+        assert template.values(numbers)[-1] == answer, template
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -126,7 +126,7 @@ def test_batches_depend_on_seed_and_index_alone() -> None:
             seed=seed,
         )
         train, test = asyncio.run(config())
-        assert isinstance(test, WordProblemDataset) and test.batch_sizes == [200]
+        assert isinstance(test, GeneratedDataset) and test.batch_sizes == [200]
         envs = [asyncio.run(builder.make_envs()) for builder in train.get_batch(index)]
         assert all(len(group) == 2 for group in envs)
         return [group[0].get_question() for group in envs]  # type: ignore[attr-defined]

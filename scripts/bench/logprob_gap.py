@@ -17,7 +17,6 @@ from typing import NamedTuple
 import basis
 import chz
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -140,5 +139,4 @@ def _logprobs(trainer: AdapterTrainer, rows: list[TrainSequence], starts: list[i
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     cli(main, Config)

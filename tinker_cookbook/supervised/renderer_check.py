@@ -56,10 +56,8 @@ class RendererCheck:
         comparison = ""
         try:
             examples = self._examples_as_recommended()
-        except (
-            TinkerCookbookError
-        ):  # no format that this renderer can write; the loss is still high
-            pass
+        except TinkerCookbookError:
+            pass  # this renderer cannot write the data; the loss is still high
         else:
             fitting_nll = _mean_nll(examples, await client.forward(examples, "cross_entropy"))
             nll = _mean_nll(batch[:NUM_COMPARED], output)
