@@ -15,7 +15,7 @@ from typing import NamedTuple
 import chz
 
 from recipes.math_rl.math_datasets import MathDatasetBuilder
-from recipes.math_rl.problems import GeneratedDataset
+from recipes.math_rl.problems import generate_datasets
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
@@ -71,6 +71,7 @@ def draw_numbers(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
 
 def draw_group(
     rng: random.Random,
+    *,
     make_env: Callable[[Sum], SumEnv],
     split: tasks.Split,
     largest: int,
@@ -103,20 +104,11 @@ class Arithmetic(MathDatasetBuilder):
             convo_prefix=ONE_SHOT if one_shot else [],
             format_coef=self.format_coef,
         )
-
-        def sums(split: tasks.Split, seed: int, group_size: int, sizes: list[int]) -> RLDataset:
-            keys = {"split": split, "largest": 99 if nano else LARGEST, "group_size": group_size}
-            draw = functools.partial(draw_group, make_env=make_env, **keys)
-            return GeneratedDataset(f"sums {split} {seed}", draw, sizes)
-
-        train = sums(
-            "train",
-            self.needed("seed", self.seed),
-            self.needed("group_size", self.group_size),
-            [groups] * (self.num_batches * self.num_epochs),
+        return generate_datasets(
+            "sums",
+            functools.partial(draw_group, make_env=make_env, largest=99 if nano else LARGEST),
+            seed=self.needed("seed", self.seed),
+            group_size=self.needed("group_size", self.group_size),
+            batch_sizes=[groups] * (self.num_batches * self.num_epochs),
+            test_size=TEST_SIZE if self.test_size is None else self.test_size,
         )
-        size = TEST_SIZE if self.test_size is None else self.test_size
-        if size == 0:
-            return train, None
-        # the same test set for all runs, whatever their seed
-        return train, sums("held_out", 0, 1, [size])

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
+from tinker_cookbook.nano.tasks import Split
 from tinker_cookbook.rl.problem_env import ProblemGroupBuilder
 from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset
 from tinker_cookbook.utils.data_files import Rows, open_rows
@@ -170,6 +171,32 @@ class GeneratedDataset(RLDataset):
             raise IndexError(f"batch {index} of {len(self)}")
         rng = random.Random(f"{self.name} {index}")
         return [self.draw_group(rng) for _ in range(self.batch_sizes[index])]
+
+
+class DrawGroup(Protocol):
+    """Draws one problem of a split and returns the group that attempts it."""
+
+    def __call__(self, rng: random.Random, *, split: Split, group_size: int) -> EnvGroupBuilder: ...
+
+
+def generate_datasets(
+    name: str,
+    draw: DrawGroup,
+    *,
+    seed: int,
+    group_size: int,
+    batch_sizes: list[int],
+    test_size: int,
+) -> tuple[RLDataset, RLDataset | None]:
+    """Training batches, and a test set of held-out problems, one rollout each (size 0: none)."""
+
+    def dataset(split: Split, seed: int, group_size: int, sizes: list[int]) -> GeneratedDataset:
+        draw_group = functools.partial(draw, split=split, group_size=group_size)
+        return GeneratedDataset(f"{name} {split} {seed}", draw_group, sizes)
+
+    train = dataset("train", seed, group_size, batch_sizes)
+    # the same test set for all runs, whatever their seed
+    return train, dataset("held_out", 0, 1, [test_size]) if test_size else None
 
 
 class ProblemDataset(RLDataset):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import chz
 
 from recipes.math_rl.math_datasets import MathDatasetBuilder
-from recipes.math_rl.problems import GeneratedDataset
+from recipes.math_rl.problems import generate_datasets
 from recipes.math_rl.word_problem_templates import TEMPLATES, Template
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano.tasks import Split
@@ -132,6 +132,7 @@ class WordProblemGroup(ProblemGroupBuilder):
 
 def draw_group(
     rng: random.Random,
+    *,
     make_env: Callable[[WordProblem], WordProblemEnv],
     split: Split,
     steps: int,
@@ -177,20 +178,13 @@ class WordProblems(MathDatasetBuilder):
             convo_prefix=ONE_SHOT if self.one_shot else [],
             format_coef=self.format_coef,
         )
-
-        def problems(split: Split, seed: int, group_size: int, sizes: list[int]) -> RLDataset:
-            keys = {"split": split, "steps": self.steps, "largest": self.largest}
-            draw = functools.partial(draw_group, make_env=make_env, group_size=group_size, **keys)
-            return GeneratedDataset(f"word problems {split} {seed}", draw, sizes)
-
-        train = problems(
-            "train",
-            self.needed("seed", self.seed),
-            self.needed("group_size", self.group_size),
-            [groups] * (self.num_batches * self.num_epochs),
+        return generate_datasets(
+            "word problems",
+            functools.partial(
+                draw_group, make_env=make_env, steps=self.steps, largest=self.largest
+            ),
+            seed=self.needed("seed", self.seed),
+            group_size=self.needed("group_size", self.group_size),
+            batch_sizes=[groups] * (self.num_batches * self.num_epochs),
+            test_size=TEST_SIZE if self.test_size is None else self.test_size,
         )
-        size = TEST_SIZE if self.test_size is None else self.test_size
-        if size == 0:
-            return train, None
-        # the same test set for all runs, whatever their seed
-        return train, problems("held_out", 0, 1, [size])
