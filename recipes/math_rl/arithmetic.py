@@ -69,16 +69,20 @@ def draw_numbers(rng: random.Random, split: tasks.Split, largest: int) -> Sum:
             return numbers
 
 
-def draw_group(
+def draw_groups(
     rng: random.Random,
+    count: int,
     *,
     make_env: Callable[[Sum], SumEnv],
     split: tasks.Split,
     largest: int,
     group_size: int,
-) -> ProblemGroupBuilder:
-    numbers = draw_numbers(rng, split, largest)
-    return ProblemGroupBuilder(functools.partial(make_env, numbers), group_size, "arithmetic")
+) -> list[ProblemGroupBuilder]:
+    drawn = [draw_numbers(rng, split, largest) for _ in range(count)]
+    return [
+        ProblemGroupBuilder(functools.partial(make_env, numbers), group_size, "arithmetic")
+        for numbers in drawn
+    ]
 
 
 @chz.chz
@@ -106,7 +110,7 @@ class Arithmetic(MathDatasetBuilder):
         )
         return generate_datasets(
             "sums",
-            functools.partial(draw_group, make_env=make_env, largest=99 if nano else LARGEST),
+            functools.partial(draw_groups, make_env=make_env, largest=99 if nano else LARGEST),
             seed=self.needed("seed", self.seed),
             group_size=self.needed("group_size", self.group_size),
             batch_sizes=[groups] * (self.num_batches * self.num_epochs),

@@ -160,7 +160,7 @@ class GeneratedDataset(RLDataset):
     """
 
     name: str
-    draw_group: Callable[[random.Random], EnvGroupBuilder]
+    draw_groups: Callable[[random.Random, int], Sequence[EnvGroupBuilder]]
     batch_sizes: Sequence[int]
 
     def __len__(self) -> int:
@@ -170,18 +170,20 @@ class GeneratedDataset(RLDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         rng = random.Random(f"{self.name} {index}")
-        return [self.draw_group(rng) for _ in range(self.batch_sizes[index])]
+        return self.draw_groups(rng, self.batch_sizes[index])
 
 
-class DrawGroup(Protocol):
-    """Draws one problem of a split and returns the group that attempts it."""
+class DrawGroups(Protocol):
+    """Draws problems of a split and returns the groups that attempt them."""
 
-    def __call__(self, rng: random.Random, *, split: Split, group_size: int) -> EnvGroupBuilder: ...
+    def __call__(
+        self, rng: random.Random, count: int, *, split: Split, group_size: int
+    ) -> Sequence[EnvGroupBuilder]: ...
 
 
 def generate_datasets(
     name: str,
-    draw: DrawGroup,
+    draw: DrawGroups,
     *,
     seed: int,
     group_size: int,
@@ -191,8 +193,8 @@ def generate_datasets(
     """Training batches, and a test set of held-out problems, one rollout each (size 0: none)."""
 
     def dataset(split: Split, seed: int, group_size: int, sizes: list[int]) -> GeneratedDataset:
-        draw_group = functools.partial(draw, split=split, group_size=group_size)
-        return GeneratedDataset(f"{name} {split} {seed}", draw_group, sizes)
+        draw_groups = functools.partial(draw, split=split, group_size=group_size)
+        return GeneratedDataset(f"{name} {split} {seed}", draw_groups, sizes)
 
     train = dataset("train", seed, group_size, batch_sizes)
     # the same test set for all runs, whatever their seed

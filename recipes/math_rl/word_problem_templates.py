@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,20 @@ OPERATIONS: Mapping[Operation, Callable[[int, int], float]] = {
     "multiply": lambda x, y: x * y,
     "divide": lambda x, y: x / y,
 }
+
+SMALLEST = 2  # of the numbers and results in a problem, so that every noun is in the plural
+
+
+@functools.lru_cache(maxsize=16)
+def operands(operation: Operation, largest: int) -> Sequence[tuple[int, int]]:
+    """The pairs of numbers which, with their result, are whole and from SMALLEST to `largest`."""
+    numbers = range(SMALLEST, largest + 1)
+    apply = OPERATIONS[operation]
+    return [(x, y) for x in numbers for y in numbers if is_allowed(apply(x, y), largest)]
+
+
+def is_allowed(value: float, largest: int) -> bool:
+    return value == int(value) and SMALLEST <= value <= largest
 
 
 @dataclass(frozen=True)
@@ -103,14 +118,14 @@ TWO_STEPS = (
         "subtract",
     ),
     Template(
-        "{name} has {a} {things}, loses {b} of them and then finds {c} others. How many "
+        "{name} has {a} {things} and loses {b} of them. Later {name} finds {c} more. How many "
         "{things} does {name} have now?",
         "subtract",
         "add",
     ),
     Template(
-        "A library lends {a} books in the morning and {b} in the afternoon. {c} of them come "
-        "back the same day. How many are still lent?",
+        "A library lends out {a} books in the morning and {b} in the afternoon. {c} of them are "
+        "returned the same day. How many of the books are still out?",
         "add",
         "subtract",
     ),
@@ -121,8 +136,8 @@ TWO_STEPS = (
         "subtract",
     ),
     Template(
-        "{name} buys {a} bags of {b} {things} and already has {c} {things}. How many {things}"
-        " does {name} have altogether?",
+        "{name} buys {a} bags of {b} {things} and already had {c} {things}. How many {things} "
+        "does {name} have now?",
         "multiply",
         "add",
     ),

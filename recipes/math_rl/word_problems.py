@@ -1,8 +1,8 @@
 """Word problems of one or two steps: generated, so that difficulty is a key and no hub is needed.
 
-A problem is a template with names, things and numbers. All numbers in it, those in between and the
-answer are from 2 to `largest`. A tenth of the problems, by a hash of template and numbers, is held
-out for the test.
+A problem is a template with names, things and numbers; every template is equally likely. All
+numbers in it, those in between and the answer are from 2 to `largest`. A fifth of the problems, by a
+hash of template and numbers, is held out for the test.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ import chz
 
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.math_rl.problems import generate_datasets
-from recipes.math_rl.word_problem_templates import TEMPLATES, Template
+from recipes.math_rl.word_problem_templates import (
+    SMALLEST,
+    TEMPLATES,
+    Template,
+    is_allowed,
+    operands,
+)
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano.tasks import Split
 from tinker_cookbook.renderers import Message, Renderer
@@ -28,9 +34,8 @@ from tinker_cookbook.rl.types import RLDataset
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE
 
 TEST_SIZE = 200
-SMALLEST = 2  # so that every noun is in the plural
-SMALLEST_RANGE = 12  # of `largest`: below, some templates have hardly any problem
-DRAWS_PER_TEMPLATE = 2000
+LARGEST = (20, 500)  # what `largest` may be: below, some templates have hardly any problem
+DISTINCT_DRAWS = 20
 INSTRUCTION = "Answer with a number."
 ONE_SHOT = [
     Message(
@@ -65,12 +70,15 @@ def last_number(reply: str) -> float | None:
 def is_held_out(template: Template, numbers: Sequence[int]) -> bool:
     """Whether a problem belongs to the test; names and things do not matter."""
     key = f"{template.text} {list(numbers)}".encode()
-    return hashlib.sha256(key).digest()[0] < 26  # a tenth of 256
+    return hashlib.sha256(key).digest()[0] < 51  # a fifth of 256
 
 
 def draw_problem(rng: random.Random, split: Split, steps: int, largest: int) -> WordProblem:
     """Draw a problem of `split` whose numbers and results are from SMALLEST to `largest`."""
-    template, numbers = _draw_numbers(rng, split, steps, largest)
+    template = rng.choice(TEMPLATES[steps])
+    numbers = draw_numbers(rng, template, largest)
+    while (split == "held_out") != is_held_out(template, numbers):
+        numbers = draw_numbers(rng, template, largest)
     answer = int(template.values(numbers)[-1])
     name, other = rng.sample(NAMES, 2)
     words = {"name": name, "other": other, "things": rng.choice(THINGS)}
@@ -78,19 +86,23 @@ def draw_problem(rng: random.Random, split: Split, steps: int, largest: int) -> 
     return WordProblem(f"{text} {INSTRUCTION}", answer, template.tag)
 
 
-def _draw_numbers(
-    rng: random.Random, split: Split, steps: int, largest: int
-) -> tuple[Template, list[int]]:
-    """By rejection sampling, because the operations restrict the numbers together."""
+def draw_numbers(rng: random.Random, template: Template, largest: int) -> list[int]:
+    """Numbers for a template, whatever their split: operands of the first step, then of the second.
+
+    Not by rejection from all numbers, since few of them can be divided: the rare templates would
+    take thousands of draws.
+    """
     while True:
-        template = rng.choice(TEMPLATES[steps])
-        # a limit, because a template may have no problem of this split in a small range
-        for _ in range(DRAWS_PER_TEMPLATE):
-            numbers = [rng.randint(SMALLEST, largest) for _ in range(steps + 1)]
-            if (split == "held_out") != is_held_out(template, numbers):
-                continue
-            if all(v == int(v) and SMALLEST <= v <= largest for v in template.values(numbers)):
-                return template, numbers
+        numbers = list(rng.choice(operands(template.first, largest)))
+        if template.second is None:
+            return numbers
+        candidates = [
+            number
+            for number in range(SMALLEST, largest + 1)
+            if is_allowed(template.values([*numbers, number])[-1], largest)
+        ]
+        if candidates:
+            return [*numbers, rng.choice(candidates)]
 
 
 class WordProblemEnv(ProblemEnv):
@@ -130,18 +142,30 @@ class WordProblemGroup(ProblemGroupBuilder):
         return [*super().logging_tags(), self.operations]
 
 
-def draw_group(
+def draw_groups(
     rng: random.Random,
+    count: int,
     *,
     make_env: Callable[[WordProblem], WordProblemEnv],
     split: Split,
     steps: int,
     largest: int,
     group_size: int,
-) -> WordProblemGroup:
-    problem = draw_problem(rng, split, steps, largest)
-    env = functools.partial(make_env, problem)
-    return WordProblemGroup(env, group_size, "word_problems", problem.tag)
+) -> list[WordProblemGroup]:
+    """Draw `count` problems, none twice unless there are hardly any others."""
+    drawn: list[WordProblem] = []
+    for _ in range(count):
+        for _ in range(DISTINCT_DRAWS):
+            problem = draw_problem(rng, split, steps, largest)
+            if problem not in drawn:
+                break
+        drawn.append(problem)
+    return [
+        WordProblemGroup(
+            functools.partial(make_env, problem), group_size, "word_problems", problem.tag
+        )
+        for problem in drawn
+    ]
 
 
 @chz.chz
@@ -150,7 +174,8 @@ class WordProblems(MathDatasetBuilder):
 
     steps: int = chz.field(default=1, doc="operations that a problem takes: 1 or 2")
     largest: int = chz.field(
-        default=20, doc=f"largest number in a problem and its answer, at least {SMALLEST_RANGE}"
+        default=20,
+        doc=f"largest number in a problem and its answer, {LARGEST[0]} to {LARGEST[1]}",
     )
     num_batches: int = chz.field(default=100, doc="batches per epoch", metadata=COUNT)
     test_size: int | None = chz.field(
@@ -162,9 +187,9 @@ class WordProblems(MathDatasetBuilder):
     def _check(self) -> None:
         if self.steps not in TEMPLATES:
             raise ConfigurationError(f"data.steps={self.steps}: expected 1 or 2")
-        if self.largest < SMALLEST_RANGE:
+        if not LARGEST[0] <= self.largest <= LARGEST[1]:
             raise ConfigurationError(
-                f"data.largest={self.largest}: expected at least {SMALLEST_RANGE}"
+                f"data.largest={self.largest}: expected {LARGEST[0]} to {LARGEST[1]}"
             )
 
     def default_max_tokens(self) -> int:
@@ -181,7 +206,7 @@ class WordProblems(MathDatasetBuilder):
         return generate_datasets(
             "word problems",
             functools.partial(
-                draw_group, make_env=make_env, steps=self.steps, largest=self.largest
+                draw_groups, make_env=make_env, steps=self.steps, largest=self.largest
             ),
             seed=self.needed("seed", self.seed),
             group_size=self.needed("group_size", self.group_size),

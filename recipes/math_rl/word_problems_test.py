@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import random
 import re
 
@@ -12,8 +13,11 @@ from recipes.math_rl.problems import GeneratedDataset
 from recipes.math_rl.word_problem_templates import ONE_STEP, TEMPLATES, TWO_STEPS, Template
 from recipes.math_rl.word_problems import (
     INSTRUCTION,
+    WordProblem,
+    WordProblemEnv,
     WordProblems,
-    _draw_numbers,
+    draw_groups,
+    draw_numbers,
     draw_problem,
     is_held_out,
     last_number,
@@ -64,7 +68,7 @@ def test_the_operations_of_each_template_give_the_answer_by_hand(
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("largest", [12, 20, 100])
+@pytest.mark.parametrize("largest", [20, 100])
 def test_problems_hold_to_the_range_and_are_complete(steps: int, largest: int) -> None:
     rng = random.Random(0)
     seen = set()
@@ -79,30 +83,58 @@ def test_problems_hold_to_the_range_and_are_complete(steps: int, largest: int) -
     assert seen == {template.tag for template in TEMPLATES[steps]}
 
 
-def test_a_tenth_is_held_out_and_never_trained() -> None:
-    splits: tuple[Split, Split] = ("train", "held_out")
-    for steps, templates in TEMPLATES.items():
-        rng = random.Random(1)
-        train, held_out = (
-            {
-                (template.text, *numbers)
-                for _ in range(1000)
-                for template, numbers in [_draw_numbers(rng, split, steps, 12)]
-            }
-            for split in splits
-        )
-        assert len(train) > len(held_out) > 20 and not train & held_out
+def test_a_fifth_is_held_out_and_every_template_has_both_splits() -> None:
+    for templates in TEMPLATES.values():
+        for template in templates:
+            rng = random.Random(1)
+            drawn = {tuple(draw_numbers(rng, template, 20)) for _ in range(4000)}
+            held_out = sum(is_held_out(template, numbers) for numbers in drawn)
+            assert 0 < held_out < len(drawn), template
         shares = [
             is_held_out(template, [a, b])
             for template in templates
             for a in range(40)
             for b in range(40)
         ]
-        assert 0.08 < sum(shares) / len(shares) < 0.12
+        assert 0.18 < sum(shares) / len(shares) < 0.22
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_every_template_is_equally_likely_in_both_splits(steps: int, split: Split) -> None:
+    rng = random.Random(0)
+    tags = collections.Counter(draw_problem(rng, split, steps, 20).tag for _ in range(3000))
+    templates = collections.Counter(template.tag for template in TEMPLATES[steps])
+    for tag, count in templates.items():  # binomial, four standard deviations at most
+        expected = 3000 * count / 12
+        assert abs(tags[tag] - expected) < 4 * expected**0.5, tag
+
+
+def test_no_question_repeats_within_a_batch() -> None:
+    for steps in TEMPLATES:
+        problems: list[WordProblem] = []
+
+        def note(problem: WordProblem) -> WordProblemEnv:
+            problems.append(problem)
+            raise NotImplementedError
+
+        groups = draw_groups(
+            random.Random(0),
+            200,
+            make_env=note,
+            split="held_out",
+            steps=steps,
+            largest=20,
+            group_size=1,
+        )
+        for group in groups:
+            with pytest.raises(NotImplementedError):
+                asyncio.run(group.make_envs())
+        assert len({problem.question for problem in problems}) == len(problems) == 200
 
 
 def test_a_held_out_problem_is_held_out_under_any_name() -> None:
-    problems = [draw_problem(random.Random(seed), "held_out", 1, 12) for seed in range(50)]
+    problems = [draw_problem(random.Random(seed), "held_out", 1, 20) for seed in range(50)]
     for problem in problems:
         (template,) = [t for t in ONE_STEP if _fits(t.text, problem.question)]
         numbers = [int(word) for word in re.findall(r"\d+", problem.question)]
@@ -164,7 +196,7 @@ def test_the_last_number_of_a_reply(reply: str, number: float | None) -> None:
     assert last_number(reply) == number
 
 
-@pytest.mark.parametrize(("key", "value"), [("steps", 3), ("largest", 5)])
+@pytest.mark.parametrize(("key", "value"), [("steps", 3), ("largest", 19), ("largest", 501)])
 def test_refuses_what_it_cannot_draw(key: str, value: int) -> None:
     with pytest.raises(ConfigurationError, match=rf"data\.{key}={value}: expected"):
         WordProblems(**{key: value})
