@@ -1,8 +1,8 @@
 """Word problems of one or two steps: generated, so that difficulty is a key and no hub is needed.
 
 A problem is a template with names, things and numbers; every template is equally likely. All
-numbers in it, those in between and the answer are from 2 to `largest`. A fifth of the problems, by a
-hash of template and numbers, is held out for the test.
+numbers in it, those in between and the answer are from 2 to `largest`. A fifth of the problems, by
+a hash of template and numbers, is held out for the test.
 """
 
 from __future__ import annotations
@@ -36,13 +36,11 @@ from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE
 TEST_SIZE = 200
 LARGEST = (20, 500)  # what `largest` may be: below, some templates have hardly any problem
 DISTINCT_DRAWS = 20
-INSTRUCTION = "Answer with a number."
 ONE_SHOT = [
     Message(
-        role="user",
-        content=f"Kim has 4 shells and finds 5 more. How many shells does Kim have? {INSTRUCTION}",
+        role="user", content="Kim has 4 shells and finds 5 more. How many shells does Kim have?"
     ),
-    Message(role="assistant", content="9"),
+    Message(role="assistant", content="4 + 5 = 9"),
 ]
 NAMES = ("Anna", "Ben", "Clara", "David", "Elena", "Felix", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("apples", "books", "buttons", "coins", "marbles", "pencils", "shells", "stickers")
@@ -83,7 +81,7 @@ def draw_problem(rng: random.Random, split: Split, steps: int, largest: int) -> 
     name, other = rng.sample(NAMES, 2)
     words = {"name": name, "other": other, "things": rng.choice(THINGS)}
     text = template.text.format(**words, **dict(zip("abc", numbers)))
-    return WordProblem(f"{text} {INSTRUCTION}", answer, template.tag)
+    return WordProblem(text, answer, template.tag)
 
 
 def draw_numbers(rng: random.Random, template: Template, largest: int) -> list[int]:
@@ -181,7 +179,6 @@ class WordProblems(MathDatasetBuilder):
     test_size: int | None = chz.field(
         default=TEST_SIZE, doc="problems in the test set (0: no test)", metadata=NON_NEGATIVE
     )
-    one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
 
     @chz.validate
     def _check(self) -> None:
