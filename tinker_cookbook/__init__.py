@@ -18,9 +18,12 @@ from tinker_cookbook.exceptions import (
     WeightsError,
     WeightsMergeError,
 )
+from tinker_cookbook.utils.cpu_memory import bound_kernel_cache
 from tinker_cookbook.utils.cpu_threads import wait_asleep
 
-wait_asleep()  # before anything imports torch
+# before anything imports torch
+wait_asleep()
+bound_kernel_cache()
 
 __all__ = [
     "AllTrajectoriesFailedError",

@@ -83,7 +83,7 @@ class BaseModel:
         for layer in self.decoder.layers:
             layer.forward = partial(self._run_layer, layer.forward)
         self.checkpointing = config.checkpointing
-        self.memory = memory.measure(self, prepacked)
+        self.memory = memory.measure(self, prepacked + self.head.chunk_bytes)
         limit = self.memory.free * memory.ADAPTER_SHARE
         if config.adapter_gib is not None:
             limit = config.adapter_gib * memory.GIB

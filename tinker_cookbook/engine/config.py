@@ -27,7 +27,8 @@ class EngineConfig:
         default=None,
         doc="maximum tokens per forward pass (training micro-batch or prefill); more need more"
         " memory; sequences with a common prefix may make a pass up to twice as large; None:"
-        " 2048 on a CPU, 16384 on a GPU, fewer if memory is short",
+        " 2048 on a CPU (1024 if those would take more than 2 GiB), 16384 on a GPU, fewer if"
+        " memory is short",
     )
     checkpointing: Literal["auto", "always", "never"] = chz.field(
         default="auto",

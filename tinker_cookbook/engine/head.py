@@ -79,6 +79,15 @@ class HeadLogprobs:
         if weight.dtype == torch.float32:
             self.num_exact = 0
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes in use while the logprobs of a chunk and their derivatives are computed: the logits
+        in the weight's dtype and in fp32, their derivatives in the weight's dtype, gathered rows.
+        """
+        size = self.chunk * self.weight.shape[0]
+        gathered = GATHERED_BYTES + GATHERED_BYTES // 2 if self.num_exact else 0
+        return size * (4 + 2 * self.weight.itemsize) + gathered
+
     def logits(
         self,
         hidden: torch.Tensor,

@@ -13,6 +13,7 @@ import torch
 
 from tinker_cookbook.engine import EngineConfig, base_model, memory, passes
 from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.head import GATHERED_BYTES
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.memory import GIB, MemoryEstimate
 from tinker_cookbook.engine.testing import MOE, PLAIN, make_rows, make_trainer
@@ -109,7 +110,7 @@ def test_a_pass_that_cannot_fit_is_refused(
 def test_free_memory_is_measured_again_after_a_busy_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    busy = MemoryEstimate(1000, 100, 10, free=1000, prepacked=5000)
+    busy = MemoryEstimate(1000, 100, 10, free=1000, reserved=5000)
     for now in (0, 5000 + 2 * 13_000 - 10):
         monkeypatch.setattr(memory, "free_bytes", lambda device, now=now: now)
         with pytest.raises(OutOfMemoryError, match="a pass of 100 tokens"):
@@ -126,7 +127,7 @@ def test_free_memory_is_measured_again_after_a_busy_load(
 def test_the_second_copy_of_the_weights_is_not_free(
     tiny_llama: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = 50_000_000
+    free = 500_000_000
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     monkeypatch.setattr(base_model, "can_prepack", lambda weight: weight.dtype == torch.bfloat16)
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
@@ -134,12 +135,17 @@ def test_the_second_copy_of_the_weights_is_not_free(
     count = base.head.weight.numel() + sum(
         parameter.numel() for name, parameter in base.decoder.named_parameters() if "proj" in name
     )
-    expected = 2 * count if dtype == "bfloat16" else 0
-    assert base.memory.prepacked == expected
+    logits = 256 * base.vocab_size * (8 if dtype == "bfloat16" else 12)
+    if dtype == "bfloat16":  # the rows of W that exact_logits gathers, and their fp32 copies
+        logits += 3 * GATHERED_BYTES // 2
+    expected = logits + (2 * count if dtype == "bfloat16" else 0)
+    assert base.memory.reserved == expected
     assert base.memory.free == free - expected
-    free = 100_000  # too little for a second copy
+    # too little for a second copy
+    free = 3 * sum(tensor.nbytes for tensor in base.decoder.parameters())
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
-    assert base.memory is not None and base.memory.free == free
+    assert base.memory is not None and base.memory.reserved == logits
+    assert base.memory.free == max(free - logits, 0)
 
 
 def test_tokens_per_pass_follow_the_memory(
@@ -148,6 +154,10 @@ def test_tokens_per_pass_follow_the_memory(
     assert MemoryEstimate(1000, 100, 10, 10**9).tokens_per_pass(CPU) == 2048
     assert MemoryEstimate(1000, 100, 10, 10**9).tokens_per_pass(torch.device("cuda")) == 16384
     assert MemoryEstimate(1000, 100, 10, 10**6).tokens_per_pass(CPU) == 1024
+    # much to save per token: half as many tokens on a CPU, however much memory is free
+    large = MemoryEstimate(10**6, 10**5, 10, 10**12)
+    assert large.tokens_per_pass(CPU) == 1024
+    assert large.tokens_per_pass(torch.device("cuda")) == 16384
     assert MemoryEstimate(1000, 100, 10, 0).tokens_per_pass(CPU) == 1
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3_000_000)
     found = BaseModel(tiny_qwen3, EngineConfig(device="cpu"))
