@@ -132,7 +132,7 @@ class ScriptedEngine(Script):
         self._held: list[Callable[[], None]] | None = None
         self._lock = threading.RLock()
         self.answers: dict[type[Request[object]], Callable] = {
-            CreateRun: lambda request: RunFacts(FACTS, request.spec or LoraSpec(), None),
+            CreateRun: lambda request: RunFacts(FACTS, request.spec or LoraSpec(), []),
             DropRun: lambda request: None,
             Forward: self.train,
             ForwardBackward: self.train,

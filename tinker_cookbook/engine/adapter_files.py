@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tinker_cookbook.engine import checkpoints, peft_adapters
 from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.checkpoints import ComputedWith
 from tinker_cookbook.engine.lora import Adapter, LoraSpec
 from tinker_cookbook.engine.requests import CheckpointWeights
 from tinker_cookbook.engine.trainer import AdapterTrainer
@@ -20,8 +21,8 @@ class AdapterFiles(Protocol):
     def spec(self) -> LoraSpec: ...
 
     @property
-    def num_threads(self) -> int | None:
-        """CPU threads that computed the saved training state; None if not recorded."""
+    def computed_with(self) -> ComputedWith:
+        """With what the saved training state was computed."""
         ...
 
     def read(self, adapter: Adapter, base: BaseModel) -> None:
@@ -47,8 +48,8 @@ class _EngineFiles:
         return checkpoints.read_spec(self.directory)
 
     @property
-    def num_threads(self) -> int | None:
-        return checkpoints.read_num_threads(self.directory)
+    def computed_with(self) -> ComputedWith:
+        return checkpoints.read_computed_with(self.directory)
 
     def read(self, adapter: Adapter, base: BaseModel) -> None:
         checkpoints.read_adapter(adapter, self.directory)
@@ -60,7 +61,10 @@ class _EngineFiles:
 @dataclass(frozen=True)
 class _PeftFiles:
     directory: Path
-    num_threads: int | None = None
+
+    @property
+    def computed_with(self) -> ComputedWith:
+        return ComputedWith()  # PEFT saves no training state
 
     @property
     def spec(self) -> LoraSpec:

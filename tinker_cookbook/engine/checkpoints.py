@@ -3,7 +3,7 @@
     adapter_config.json          PEFT's LoraConfig
     adapter_model.safetensors    base_model.model.<path>.lora_{A,B}.weight, fp32
     optimizer.safetensors        <path>.lora_{A,B}.{exp_avg,exp_avg_sq}, step (training state only);
-                                 metadata: the number of CPU threads of the run
+                                 metadata: with what it was computed (ComputedWith)
 
 This module writes files into an existing directory and reads them. Atomicity and checksums are the
 store's responsibility (`service/store.py`): a checkpoint gets its name, in one rename, only after
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -29,7 +30,15 @@ ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "base_model.model."
-THREADS_KEY = "num_threads"
+COMPUTED_KEY = "computed_with"
+THREADS_KEY = "num_threads"  # the only key of older checkpoints
+
+
+class ComputedWith(NamedTuple):
+    """What the last bits of a run depend on; None: not recorded, or on a GPU (num_threads)."""
+
+    num_threads: int | None = None  # CPU threads
+    dtype: str | None = None  # of the base model, e.g. "float32"
 
 
 def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
@@ -71,11 +80,17 @@ def write_state(trainer: AdapterTrainer, base_model: str, directory: Path) -> No
         for moment in MOMENTS:
             tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
         tensors["step"] = state["step"].cpu().clone()
-    # A run that resumes must use as many threads: sums over another number of threads differ in the
-    # last bits.
     on_cpu = trainer.base.device.type == "cpu"
-    threads = {THREADS_KEY: str(torch.get_num_threads())} if on_cpu else None
-    _save_tensors(tensors, directory / OPTIMIZER_FILE, threads)
+    computed = ComputedWith(
+        torch.get_num_threads() if on_cpu else None, dtype_name(trainer.base.dtype)
+    )
+    metadata = {COMPUTED_KEY: json.dumps(computed._asdict(), sort_keys=True)}
+    _save_tensors(tensors, directory / OPTIMIZER_FILE, metadata)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in `EngineConfig`, e.g. "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def read_spec(directory: Path) -> LoraSpec:
@@ -151,13 +166,15 @@ def read_optimizer(trainer: AdapterTrainer, directory: Path) -> None:
             state[master]["step"] = step.to(master.device, copy=True)
 
 
-def read_num_threads(directory: Path) -> int | None:
-    """CPU threads that a training state was computed with; None: on a GPU, or not recorded."""
+def read_computed_with(directory: Path) -> ComputedWith:
+    """Read with what a training state was computed."""
     file = directory / OPTIMIZER_FILE
     try:
         with safe_open(file, "pt") as tensors:
-            number = (tensors.metadata() or {}).get(THREADS_KEY)
-        return None if number is None else int(number)
+            metadata = tensors.metadata() or {}
+        if COMPUTED_KEY in metadata:
+            return ComputedWith(**json.loads(metadata[COMPUTED_KEY]))
+        return ComputedWith(int(metadata[THREADS_KEY]) if THREADS_KEY in metadata else None)
     except Exception as error:  # as in load_tensors
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 

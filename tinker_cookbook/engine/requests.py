@@ -101,11 +101,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts about a new run. threads: number of CPU threads and the reason; None on a GPU."""
+    """Facts about a new run. computation: lines on CPU threads, precision and size of passes."""
 
     model: ModelFacts
     spec: LoraSpec
-    threads: str | None
+    computation: list[str]
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,11 @@ class Worker:
             self._load(trainer, request.weights, request.optimizer)
         self.runs[request.run] = trainer
         threads = self.thread_count.threads
-        return RunFacts(base.facts, spec, None if threads is None else threads.line())
+        dtype = checkpoints.dtype_name(base.dtype)
+        lines = [f"base model in {dtype}, passes of up to {base.tokens_per_pass:,} tokens"]
+        if threads is not None:
+            lines.insert(0, threads.line())
+        return RunFacts(base.facts, spec, lines)
 
     def _load(self, trainer: AdapterTrainer, weights: CheckpointWeights, optimizer: bool) -> None:
         """Load a checkpoint's weights; optimizer: its training state as well, to resume exactly."""
@@ -202,9 +206,17 @@ class Worker:
             trainer.reset()
             return
         files.read_optimizer(trainer)
+        computed = files.computed_with
         # Sums split among another number of threads differ in the last bits.
-        if files.num_threads is not None and trainer.base.device.type == "cpu":
-            self.thread_count.keep(files.num_threads)
+        if computed.num_threads is not None and trainer.base.device.type == "cpu":
+            self.thread_count.keep(computed.num_threads)
+        now = checkpoints.dtype_name(trainer.base.dtype)
+        if computed.dtype not in (None, now):
+            logger.warning(
+                "the base model was in %s when this run was saved and is in %s now, which changes"
+                " its numbers: set engine.dtype=%s to go on as before",
+                *(computed.dtype, now, computed.dtype),
+            )
 
     def _drop(self, request: DropRun) -> None:
         self.runs.pop(request.run, None)

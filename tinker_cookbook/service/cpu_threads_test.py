@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def test_a_run_that_goes_on_keeps_its_number(
     client.forward_backward([datum], "cross_entropy").result()
     client.optim_step(tinker.AdamParams(learning_rate=1e-3)).result()
     state = client.save_state("here").result().path
-    assert client.about_engine()[0].startswith("2 CPU threads (engine.num_threads)")
+    threads, precision = client.about_engine()[:2]
+    assert threads.startswith("2 CPU threads (engine.num_threads)")
+    assert precision == "base model in float32, passes of up to 2,048 tokens"
 
     for name in HOW_MANY:
         monkeypatch.delenv(name, raising=False)
@@ -68,6 +71,28 @@ def test_a_run_that_goes_on_keeps_its_number(
     changed.create_training_client_from_state_with_optimizer(state).get_info()
     assert number_of(changed) == 1
     for each in (first, fresh, resumed, loaded, weights, changed):
+        each.engine.close()
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so(
+    tiny_qwen3: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def service(dtype: Literal["float32", "bfloat16"]) -> LocalServiceClient:
+        return LocalServiceClient(
+            Engine(EngineConfig(device="cpu", dtype=dtype, num_threads=1)), Store(tmp_path)
+        )
+
+    first, same, other = service("float32"), service("float32"), service("bfloat16")
+    client = first.create_lora_training_client(tiny_qwen3, rank=4, seed=0)
+    state = client.save_state("here").result().path
+    same.create_training_client_from_state_with_optimizer(state).get_info()
+    other.create_training_client_from_state(state).get_info()  # a new run, from its weights alone
+    assert not caplog.messages
+    other.create_training_client_from_state_with_optimizer(state).get_info()
+    (warning,) = caplog.messages
+    assert warning.startswith("the base model was in float32 when this run was saved and is in bf")
+    assert "set engine.dtype=float32" in warning
+    for each in (first, same, other):
         each.engine.close()
 
 

@@ -336,9 +336,9 @@ class LocalTrainingClient(Ready[RunFacts]):
         return get_tokenizer(self._run.base_model)
 
     def about_engine(self) -> list[str]:
-        """Lines for the log of a starting run: CPU threads, and a warning for tied embeddings."""
+        """Lines for the log of a starting run: CPU threads, precision, tied embeddings."""
         facts, model = self._run.created.result(), self._run.base_model
-        lines = [] if facts.threads is None else [facts.threads]
+        lines = list(facts.computation)
         if facts.model.tied and facts.spec.train_unembed and model != "nano":
             lines.append(TIED.format(model=model))
         return lines
