@@ -1,0 +1,65 @@
+"""scripts/curves.py: which points it draws, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "curves.py"
+ROWS = """\
+{"step": 0, "loss": 2.5, "test/nll": 3.0}
+{"step": 1, "loss": 1.25}
+{"step": 2, "test/nll": 2.0, "note": "text"}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "first"
+    directory.mkdir()
+    (directory / "metrics.jsonl").write_text(ROWS)
+    return directory
+
+
+def curves(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True
+    )
+
+
+def test_points_are_the_rows_that_have_the_metric(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from curves import points_of
+
+    assert points_of(run, "loss") == [(0, 2.5), (1, 1.25)]
+    assert points_of(run, "test/nll") == [(0, 3.0), (2, 2.0)]
+    assert points_of(run, "note") == []
+
+
+def test_draws_a_panel_per_metric(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "curves.svg"
+    done = curves(run, "--metrics", "loss,test/nll", "--out", out)
+    assert done.returncode == 0, done.stderr
+    texts = {element.text for element in ElementTree.parse(out).iter()}
+    assert {"loss", "test/nll", "first"} <= texts
+
+
+@pytest.mark.parametrize(
+    ("where", "metric", "error"),
+    [
+        ("first", "nll", "error: --metrics nll is in none of the runs: there is test/nll\n"),
+        ("first", "reward", "error: --metrics reward is in none of the runs\n"),
+        ("other", "loss", "has no metrics.jsonl: expected the directory of a run\n"),
+    ],
+)
+def test_refuses_what_it_does_not_find(run: Path, where: str, metric: str, error: str) -> None:
+    done = curves(run.parent / where, "--metrics", metric, "--out", run / "x.svg")
+    assert done.returncode == 1 and done.stderr.endswith(error)
+    assert not (run / "x.svg").exists()
