@@ -18,10 +18,12 @@ from recipes.math_rl.gsm8k import CONFIGURATION
 from recipes.math_rl.last_number import last_number
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.renderers import Message, get_text_content
+from tinker_cookbook.renderers.chats import RowReader
 from tinker_cookbook.supervised.data import HubChats, Splits
 from tinker_cookbook.supervised.exact_match import ExactMatchEvaluator
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE
+from tinker_cookbook.utils.data_files import Rows
 
 
 @chz.chz
@@ -69,8 +71,10 @@ class FinalAnswers:
     data: Gsm8kChats = chz.field(doc="data whose test set is evaluated")
 
     def __call__(self) -> ExactMatchEvaluator:
+        _, test_rows, read = self.data.open_splits()
+        problems = [] if test_rows is None else _gradable_problems(test_rows, read)
         return ExactMatchEvaluator(
-            _gradable_problems(self.data.open_splits()),
+            problems,
             self.data.renderer,
             "test",
             self.data.max_tokens,
@@ -88,11 +92,11 @@ def final_answer(solution: str) -> float:
     return float(extract_gsm8k_final_answer(solution))
 
 
-def _gradable_problems(splits: Splits) -> list[list[Message]]:
+def _gradable_problems(rows: Rows, read: RowReader) -> list[list[Message]]:
     """The conversations of the test set. Raises DataFormatError for one without a final answer."""
     conversations: list[list[Message]] = []
-    for index, row in enumerate(splits.test or []):
-        chat = splits.read(row, splits.test.where(index))
+    for index, row in enumerate(rows):
+        chat = read(row, rows.where(index))
         try:
             final_answer(get_text_content(chat.messages[-1]))
         except ValueError as error:

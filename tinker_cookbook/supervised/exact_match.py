@@ -1,7 +1,7 @@
 """Exact-match evaluation: sample greedy completions and compare them with the expected replies.
 
-`is_right` says when a reply matches: by default if the texts are equal, but it can compare the final
-answers alone.
+`is_right` decides whether a reply matches: by default if the texts are equal. It may also compare
+the final answers alone.
 """
 
 from __future__ import annotations
