@@ -71,7 +71,7 @@ MORE = {
     "recipes.chat_sl.train": [
         "dataset=c.jsonl batch_size=2",
         "data=Gsm8kChats data.path=q.jsonl data.test_size=2 data.max_tokens=9 batch_size=2",
-        "data=Oasst data.path=t.jsonl data.test_size=1 batch_size=2",
+        "data=Oasst data.path=t.jsonl data.test_size=1 data.lang=None batch_size=2",
     ],
     "recipes.rl_basic": [
         "kl_penalty_coef=0.1 kl_reference_config.base_model=nano rollout_strategy=RetryOnFailure"

@@ -86,8 +86,8 @@ class Oasst(ChatDatasetBuilder):
         doc="table of messages or file of trees: name on the hub, directory or file",
     )
     split: str = chz.field(default="train", doc="split of the data set")
-    lang: str = chz.field(
-        default="en", doc="language of the prompts, e.g. de or pt-BR (empty: all languages)"
+    lang: str | None = chz.field(
+        default="en", doc="language of the prompts, e.g. de or pt-BR (None: all languages)"
     )
     test_size: int = chz.field(
         default=0,
@@ -115,16 +115,16 @@ class Oasst(ChatDatasetBuilder):
         return take_conversations(trees, self.lang, self.path)
 
 
-def take_conversations(trees: Trees, lang: str, path: str) -> Conversations:
-    """Take the best-ranked conversation of each tree whose prompt is in `lang` ("": any).
+def take_conversations(trees: Trees, lang: str | None, path: str) -> Conversations:
+    """Take the best-ranked conversation of each tree whose prompt is in `lang` (None: any).
 
     Raises ConfigurationError if no tree has that language, DataFormatError if none has a reply.
     """
     languages = Counter(tree.prompt.lang for tree in trees.trees)
-    if lang and lang not in languages:
+    if lang is not None and lang not in languages:
         found = ", ".join(f"{name} ({count:,})" for name, count in languages.most_common(5))
         raise ConfigurationError(f"data.lang={lang}: {path} has no such tree; found {found}")
-    taken = [tree for tree in trees.trees if lang in ("", tree.prompt.lang)]
+    taken = [tree for tree in trees.trees if lang is None or lang == tree.prompt.lang]
     chats = [chat for chat in map(best_conversation, taken) if chat is not None]
     if not chats:
         raise DataFormatError(

@@ -114,7 +114,7 @@ def test_the_best_ranked_reply_at_each_turn(small: Path) -> None:
     assert [chat.messages for chat in found.chats] == expected
     assert found.notes == NOTES
     assert [chat.messages for chat in read(small, lang="de").chats] == [talk("hallo", "tag")]
-    everything = read(small, lang="")
+    everything = read(small, lang=None)
     assert [chat.messages for chat in everything.chats] == [*expected, talk("hallo", "tag")]
     assert "languages" not in "".join(everything.notes)
     with pytest.raises(ConfigurationError, match=r"data\.lang=fr: .* tree; found en \(5\), de \(1"):

@@ -75,9 +75,7 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
                 mark = ("right" if right else "wrong") + (", truncated" if truncated else "")
                 question = _shorten(get_text_content(messages[-2]))
                 printed.append(f"  {question!r} -> {_shorten(reply)!r} ({mark})")
-        cut = (
-            f", {num_truncated} are truncated at {self.max_tokens} tokens" if num_truncated else ""
-        )
+        cut = f", {num_truncated} truncated at {self.max_tokens} tokens" if num_truncated else ""
         self._lines = [
             f"{self.name}: {num_correct} of {len(futures)} replies are right{cut}, e.g.",
             *printed,

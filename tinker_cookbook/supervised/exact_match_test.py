@@ -78,7 +78,7 @@ async def test_a_truncated_reply_may_be_right(renderer: Renderer) -> None:
 
     metrics, lines = await evaluate(renderer, replies, ends_alike)
     assert metrics == {"test/exact_match": 0.75, "test/truncated": 0.5}
-    assert lines[0] == "test: 3 of 4 replies are right, 2 are truncated at 7 tokens, e.g."
+    assert lines[0] == "test: 3 of 4 replies are right, 2 truncated at 7 tokens, e.g."
     assert lines[1:3] == [
         "  '0 + 2?' -> 'It is 2' (right, truncated)",
         "  '1 + 2?' -> 'It is' (wrong, truncated)",
