@@ -44,6 +44,8 @@ def test_it_parses(file: Path) -> None:
     assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
     data = getattr(config, "dataset_builder", None)
     assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder)
+    named = getattr(config, "dataset", None)
+    assert named is None or (named in chat_sl.DATASETS and data is None)
     if isinstance(defaults.nano.sizes, Batches):
         assert config.max_length <= info.context_length
     else:

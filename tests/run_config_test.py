@@ -68,7 +68,11 @@ MORE = {
         " data.sources.0.weight=0.5 data.sources.1.path=d.jsonl batch_size=2"
         " evaluator_builders.0=run_config_code:evaluator",
     ],
-    "recipes.chat_sl.train": ["dataset=c.jsonl batch_size=2"],
+    "recipes.chat_sl.train": [
+        "dataset=c.jsonl batch_size=2",
+        "data=Gsm8kChats data.path=q.jsonl data.test_size=2 data.max_tokens=9 batch_size=2",
+        "data=Oasst data.path=t.jsonl data.test_size=1 data.lang=None batch_size=2",
+    ],
     "recipes.rl_basic": [
         "kl_penalty_coef=0.1 kl_reference_config.base_model=nano rollout_strategy=RetryOnFailure"
         " loss_fn=ppo loss_fn_config.clip_low_threshold=0.7 limits.max_turns=3 max_lag=2",
@@ -97,6 +101,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(c)}\n" for c in CHATS))
     rows = [json.dumps({"problem": f"{i}+1?", "answer": str(i + 1)}) for i in range(9)]
     (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    rows = [json.dumps({"question": f"{i}+1?", "answer": f"#### {i + 1}"}) for i in range(9)]
+    (tmp_path / "q.jsonl").write_text("\n".join(rows))
+    reply = {"text": "Yo", "role": "assistant", "lang": "en"}
+    tree = {"prompt": {"text": "Hi", "role": "prompter", "lang": "en", "replies": [reply]}}
+    (tmp_path / "t.jsonl").write_text(f"{json.dumps(tree)}\n" * 4)
     (tmp_path / "run_config_code.py").write_text(CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
 

@@ -5,7 +5,14 @@
     ./scripts/run recipes.chat_sl.train model_name=Qwen/Qwen3-8B dataset=tulu3
     ./scripts/run recipes.chat_sl.train dataset=my.jsonl
     ./scripts/run recipes.chat_sl.train data=HubChats data.path=org/name data.message_field=chat
+    ./scripts/run recipes.chat_sl.train dataset=gsm8k                                from the hub
+    ./scripts/run recipes.chat_sl.train data=Gsm8kChats data.path=DIRECTORY          a local copy
+    ./scripts/run recipes.chat_sl.train data=Oasst data.path=trees.jsonl data.test_size=20
     ./scripts/run recipes.chat_sl.train config=configs/chat_sl/qwen3-8b-1xh100.yaml
+    ./scripts/run recipes.chat_sl.train config=configs/chat_sl/smollm2-135m-gsm8k.yaml
+
+`dataset=gsm8k` is evaluated on 200 problems of the test split: the loss, and the final answers of
+greedy replies. `dataset=oasst` takes one conversation from each tree of OpenAssistant.
 
 Without keys, nano on the bundled conversations of sl_basic, with its curve; seed 0 (29 November
 2026, 2 CPU cores, one thread: 22 s of CPU time): loss 8.2 -> 0.19 (step 20) -> 0.005 (40) -> 0.002
@@ -18,6 +25,8 @@ from pathlib import Path
 
 import chz
 
+from recipes.chat_sl.gsm8k import Gsm8kChats
+from recipes.chat_sl.oasst import Oasst
 from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
@@ -39,15 +48,21 @@ DEFAULTS = Defaults(
     others=ModelDefaults(Batches(batch_size=256, max_length=16_384)),
     within_context=("max_length",),
 )
-DATASETS = {"no_robots": NoRobots, "tulu3": Tulu3, "number_words": NumberWords}
+DATASETS = {
+    "no_robots": NoRobots,
+    "tulu3": Tulu3,
+    "gsm8k": Gsm8kChats,
+    "oasst": Oasst,
+    "number_words": NumberWords,
+}
 
 
 @chz.chz
 class CLI(ChatConfig):
     dataset: str | None = chz.field(
         default=None,
-        doc="no_robots, tulu3, number_words, or anything that dataset_path accepts (None:"
-        " number_words for nano, else no_robots)",
+        doc="no_robots, tulu3, gsm8k, oasst, number_words, or anything that dataset_path accepts"
+        " (None: number_words for nano, else no_robots)",
     )
     eval_every: int = chz.field(
         default=20, doc="steps between evaluations (0: only before and after training)"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import chz
 
+from recipes.math_rl.last_number import last_number
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.math_rl.problems import generate_datasets
 from recipes.math_rl.word_problem_templates import (
@@ -45,24 +45,11 @@ ONE_SHOT = [
 NAMES = ("Anna", "Ben", "Clara", "David", "Elena", "Felix", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("apples", "books", "buttons", "coins", "marbles", "pencils", "shells", "stickers")
 
-# A comma groups digits only before exactly three of them: 1,200 is one number, 1,2,3 are three. A
-# dot between a word and digits ends a sentence (apples.15); otherwise it is decimal (.5).
-_NUMBER = re.compile(
-    r"(?:(?<!\w)[-\u2212])?"
-    r"(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
-)
-
 
 class WordProblem(NamedTuple):
     question: str
     answer: int
     tag: str  # operations, e.g. "multiply_subtract"
-
-
-def last_number(reply: str) -> float | None:
-    """The last number of a reply; None if it has none. 1,200 and $12.00 are 1200 and 12."""
-    numbers = _NUMBER.findall(reply)
-    return float(numbers[-1].replace(",", "").replace("\u2212", "-")) if numbers else None
 
 
 def is_held_out(template: Template, numbers: Sequence[int]) -> bool:

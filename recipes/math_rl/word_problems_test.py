@@ -1,4 +1,4 @@
-"""Generated word problems: answers by hand, the split, and how replies are read."""
+"""Generated word problems: answers by hand, and the split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from recipes.math_rl.word_problems import (
     draw_numbers,
     draw_problem,
     is_held_out,
-    last_number,
 )
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano.tasks import Split
@@ -165,35 +164,6 @@ def test_batches_depend_on_seed_and_index_alone() -> None:
 
     assert questions(0, 1) == questions(0, 1)
     assert len({str(questions(seed, index)) for seed in (0, 1) for index in (0, 1)}) == 4
-
-
-@pytest.mark.parametrize(
-    ("reply", "number"),
-    [
-        ("15", 15),
-        ("She has 12 + 3 = 15 apples.", 15),
-        ("1,200", 1200),
-        ("$12.00", 12),
-        ("12.5", 12.5),
-        ("It is -3.", -3),
-        ("10-4=6", 6),
-        ("3, 4, 5", 5),
-        ("3,4,5", 5),
-        ("1,2000", 2000),
-        ("3,456,15", 15),
-        ("So it is,15", 15),
-        ("It is...15", 15),
-        ("15 apples.16", 16),
-        ("$12.", 12),
-        ("12.0.", 12),
-        ("It is .5", 0.5),
-        ("\u221215", -15),
-        ("The answer is 15.", 15),
-        ("None", None),
-    ],
-)
-def test_the_last_number_of_a_reply(reply: str, number: float | None) -> None:
-    assert last_number(reply) == number
 
 
 @pytest.mark.parametrize(("key", "value"), [("steps", 3), ("largest", 19), ("largest", 501)])

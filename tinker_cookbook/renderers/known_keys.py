@@ -279,6 +279,9 @@ _NEUTRAL_WORDS = frozenset(
         " example examples range ranges span spans index indexes indices idx position positions"
     )
 )
+_TEXT_KEYS_OF_ROWS = frozenset(
+    _split_words("system instruction input output prompt completion question answer")
+)
 _CAMEL_CASE_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -375,6 +378,6 @@ def _is_plausible_typo(name: str, value: Plain, level: Level) -> bool:
         return isinstance(value, bool | int | float | str)
     if level != "row":
         return bool(value)
-    if name in ("system", "instruction", "input", "output", "prompt", "completion"):
+    if name in _TEXT_KEYS_OF_ROWS:
         return isinstance(value, str) and bool(value)
     return _is_structure(value, "")

@@ -6,6 +6,7 @@
 | `conversations` of from/value (ShareGPT) | messages; a `function_call` becomes tool calls |
 | `instruction`, `input`, `output`, `history` (Alpaca) | user and assistant messages |
 | `prompt`, `completion`: strings or lists of messages | both, concatenated |
+| `question`, `answer`: strings | user and assistant messages |
 
 `messages` may also hold from/value, and `conversations` role/content; `message_field=` names a list
 under another key. A row with `messages` is read from these alone, because data sets repeat the
@@ -21,13 +22,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.renderers.known_keys import REPLY_KEYS
 from tinker_cookbook.utils.json_types import JsonObject, Plain
 from tinker_cookbook.utils.misc_utils import counted
 
 MESSAGES_KEY = "messages"
 EXPECTED_ROW = '{"messages": [{"role": "user", "content": "..."}, ...]}'
 OTHER_FORMATS = (
-    "'conversations' of from/value, 'instruction' and 'output', or 'prompt' and 'completion'"
+    "'conversations' of from/value, 'instruction' and 'output', 'prompt' and 'completion', or"
+    " 'question' and 'answer'"
 )
 ROLE_ALIASES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -77,9 +80,8 @@ def detect_row_format(
         raise DataFormatError(
             f"no {message_field!r}; found {found}: set message_field= to the key of the messages"
         )
-    matches = [
-        each for each in (_ALPACA, _COMPLETION) if each.keys[0] in row and each.keys[1] in row
-    ]
+    pairs = (_ALPACA, _COMPLETION, _QUESTION)
+    matches = [each for each in pairs if each.keys[0] in row and each.keys[1] in row]
     if "conversations" in row:
         matches.insert(0, _list_format(row, "conversations", known))
     if len(matches) == 1:
@@ -274,6 +276,33 @@ def _read_completion(row: Mapping[str, Plain]) -> Messages:
     return messages
 
 
+def _read_question(row: Mapping[str, Plain]) -> Messages:
+    texts: list[str] = []
+    for key in ("question", "answer"):
+        if not isinstance(text := row.get(key), str) or not text.strip():
+            raise DataFormatError(f"{key!r} must be a non-empty string, found {excerpt(text)}")
+        texts.append(text)
+    question, answer = texts
+    for key in _PARTS_OF_A_QUESTION:
+        if _differs(row.get(key), question):
+            raise DataFormatError(
+                f"{key!r} together with 'question' and 'answer' is not supported; write it into"
+                " 'question'"
+            )
+    for key in sorted(REPLY_KEYS - {"answer"}):
+        if _differs(row.get(key), answer):
+            raise DataFormatError(
+                f"{key!r} together with 'question' and 'answer': either may be the reply; remove"
+                " one of the two"
+            )
+    return _question_and_answer(question, answer)
+
+
+def _differs(value: Plain, text: str) -> bool:
+    """Whether a value is neither empty nor equal to the text, white space aside."""
+    return value not in (None, [], {}) and str(value).strip() not in ("", text.strip())
+
+
 def _question_and_answer(question: str, answer: str) -> Messages:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
@@ -297,6 +326,17 @@ _COMPLETION = RowFormat(
     ("prompt", "completion"),
     "prompt/completion, read as user and assistant messages",
     _read_completion,
+)
+_QUESTION = RowFormat(
+    "question/answer",
+    ("question", "answer"),
+    "question/answer, read as user and assistant messages",
+    _read_question,
+)
+# Keys that belong to the question, so that dropping them would train an answer to another one.
+_PARTS_OF_A_QUESTION = (
+    *("context", "passage", "choices", "options", "history"),
+    *("prompt", "query", "instruction", "input"),
 )
 
 

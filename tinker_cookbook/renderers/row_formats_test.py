@@ -26,6 +26,7 @@ HI = said("user", "Hi", "assistant", "Yo.")
 SHAREGPT = {"conversations": turns("human", "Hi", "gpt", "Yo.")}
 ALPACA = {"instruction": "Hi", "input": "", "output": "Yo."}
 COMPLETION = {"prompt": "Hi", "completion": "Yo."}
+QUESTION = {"question": "Hi", "answer": "Yo."}
 CALL = json.dumps({"name": "f", "arguments": {"x": 1}})
 
 
@@ -41,7 +42,7 @@ def messages(row: dict[str, Any], **options: Any) -> list[Message]:
         {"messages": said("human", "Hi", "gpt", "Yo.")},
         {"messages": said("User", "Hi", "Assistant", "Yo.")},
         {"messages": SHAREGPT["conversations"]},
-        {"messages": HI, "prompt": "Hi", "completion": "Yo.", **ALPACA, **SHAREGPT},
+        {"messages": HI, "prompt": "Hi", "completion": "Yo.", **ALPACA, **SHAREGPT, **QUESTION},
         SHAREGPT,
         {"conversations": HI},
         {"conversations": json.dumps(SHAREGPT["conversations"])},
@@ -55,6 +56,10 @@ def messages(row: dict[str, Any], **options: Any) -> list[Message]:
         {"prompt": '[{"role":"user","content":"Hi"}]', "completion": "Yo."},
         {"prompt": json.dumps(HI[:1]), "completion": json.dumps(HI[1:])},
         {"prompt": '[{"role":"user","content":"Hi","trainable":null}]', "completion": "Yo."},
+        QUESTION,
+        {**QUESTION, "input": "", "options": [], "context": None, "prompt": "Hi ", "query": "Hi"},
+        {**QUESTION, "response": "Yo.", "output": None, "answers": ["Yo.", "Yo"]},
+        {"question": "Hi", "answer": None, **COMPLETION},
         {"messages": json.dumps([{**HI[0], "trainable": None}, HI[1]])},
         {"messages": HI, "system": "  "},
     ],
@@ -65,7 +70,7 @@ def test_forms_of_one_conversation(row: dict[str, Any]) -> None:
 
 def test_the_parts_of_each_form() -> None:
     system, tools = {"role": "system", "content": "S"}, [{"name": "f"}]
-    for form in (SHAREGPT, ALPACA, COMPLETION):
+    for form in (SHAREGPT, ALPACA, COMPLETION, QUESTION):
         chat = parse_row({**form, "system": "S", "tools": json.dumps(tools)}, "row")
         assert chat.messages == [system, *HI] and chat.tools == tools
     assert messages({"instruction": "Add", "input": "1\n2", "output": "3"}) == said(
@@ -77,6 +82,8 @@ def test_the_parts_of_each_form() -> None:
             *HI,
         ]
     assert messages({"prompt": " Hi\n", "completion": " Yo."})[1]["content"] == " Yo."
+    verbatim = said("user", " Hi\n", "assistant", '["Yo."]')
+    assert messages({"question": " Hi\n", "answer": '["Yo."]'}) == verbatim
     assert messages({"prompt": "[1, 2]", "completion": "Yo."})[0]["content"] == "[1, 2]"
     assert messages({"talk": turns("human", "Hi", "gpt", "Yo.")}, message_field="talk") == HI
 
@@ -96,8 +103,8 @@ def test_calls_and_results_of_sharegpt() -> None:
     [
         ({"from": "x"}, "no 'messages'; found 'from'; expected {"),
         (
-            {"question": "Hi", "answer": "Yo."},
-            "no 'messages'; found 'question', 'answer'; expected",
+            {"question": "Hi", "solution": "Yo."},
+            "no 'messages'; found 'question', 'solution'; expected",
         ),
         ({"chat": HI, "id": 1}, "found 'chat', 'id' (message_field=chat reads that list)"),
         (
@@ -109,6 +116,19 @@ def test_calls_and_results_of_sharegpt() -> None:
             "both instruction/input/output and prompt/completion; found 'ins",
         ),
         ({**SHAREGPT, **ALPACA}, "set message_field=conversations"),
+        ({**SHAREGPT, **QUESTION}, "set message_field=conversations"),
+        ({**COMPLETION, **QUESTION}, "both prompt/completion and question/answer; found 'prompt'"),
+        ({**ALPACA, **QUESTION}, "both instruction/input/output and question/answer; found"),
+        ({**QUESTION, "answer": 72}, "'answer' must be a non-empty string, found 72"),
+        ({**QUESTION, "answer": ["a", "b"]}, "'answer' must be a non-empty string, found ["),
+        ({**QUESTION, "answer": {"text": "a"}}, "'answer' must be a non-empty string, found {"),
+        ({**QUESTION, "question": " "}, "'question' must be a non-empty string, found"),
+        ({**QUESTION, "options": ["a", "b"]}, "'options' together with 'question' and 'answer' is"),
+        ({**QUESTION, "context": "A text."}, "is not supported; write it into 'question'"),
+        ({**QUESTION, "prompt": HI[:1]}, "'prompt' together with 'question' and 'answer' is not"),
+        ({**QUESTION, "response": "No."}, "'response' together with 'question' and 'answer': eith"),
+        ({**QUESTION, "reasoning": "Hm."}, "'reasoning' is not supported; put it into the assis"),
+        ({**QUESTION, "answers": "Yo."}, "unknown key 'answers'; did you mean 'answer'?"),
         ({"conversations": turns("human", 3)}, "message 0: 'value' must be a string, found {"),
         ({"conversations": [*SHAREGPT["conversations"], {}]}, "message 2: 'from' must be a string"),
         (
@@ -166,7 +186,7 @@ def test_what_is_refused(row: dict[str, Any], problem: str) -> None:
 def test_one_data_set_has_one_form() -> None:
     read = RowReader()
     assert [read(SHAREGPT, "row 0").messages, read(SHAREGPT, "row 1").messages] == [HI, HI]
-    for other in (ALPACA, {"messages": HI}, {"conversations": HI}):
+    for other in (ALPACA, QUESTION, {"messages": HI}, {"conversations": HI}):
         with pytest.raises(
             DataFormatError, match=r"row 2: .* but the data set begins with conversat"
         ):
@@ -246,6 +266,10 @@ def test_what_is_converted_is_said() -> None:
     assert account(ALPACA, {**ALPACA, "text": "x"}) == [
         "2 rows of instruction/input/output, read as user and assistant messages",
         "dropped keys: text (1 row)",
+    ]
+    assert account(QUESTION, {**QUESTION, "solution": "x"}) == [
+        "2 rows of question/answer, read as user and assistant messages",
+        "dropped keys: solution (1 row)",
     ]
     assert account(SHAREGPT) == ["1 row of conversations of from/value, read as messages"]
     assert account({"messages": said("human", "Hi", "gpt", "Yo.")}) == [

@@ -31,7 +31,7 @@ from tinker_cookbook.training.resolve import (
     set_unset_fields,
 )
 from tinker_cookbook.utils.json_types import Json
-from tinker_cookbook.utils.plain_data import CLASS, plain
+from tinker_cookbook.utils.plain_data import CLASS, plain, without_identities
 from tinker_cookbook.utils.run_config import rebuild
 
 # `data=X data.path=Y` on the command line
@@ -96,7 +96,8 @@ class ChatConfig(train.Config):
         if restored == data:
             return config
         evaluators = plain(builder.default_evaluator_builders(), identities=False)
-        derived = ("evaluator_builders",) if config.get("evaluator_builders") == evaluators else ()
+        stored = without_identities(config.get("evaluator_builders"))
+        derived = ("evaluator_builders",) if stored == evaluators else ()
         explicit = {k: v for k, v in config.items() if k not in derived}
         return {**explicit, "dataset_builder": restored}
 

@@ -16,8 +16,8 @@ training starts; hub data is rendered lazily, when a batch needs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import chz
 import numpy as np
@@ -75,6 +75,49 @@ Conversations = list[dict[str, Any]]
 Datasets = tuple[SupervisedDataset, SupervisedDataset | None]
 
 
+def render_and_hold_out(
+    builder: ChatDatasetBuilder,
+    chats: Sequence[Chat],
+    name: str,
+    test_size: int,
+    shuffle_seed: int,
+) -> tuple[RenderedChats, RenderedChats | None]:
+    """Render conversations with the settings of `builder`, `test_size` random ones of them as the
+    test set. Raises ConfigurationError if that leaves none for training."""
+    if not 0 <= test_size < len(chats):
+        raise ConfigurationError(
+            f"test_size={test_size}: {name} has {len(chats)} conversations; "
+            f"expected 0 to {len(chats) - 1}"
+        )
+    order = np.random.default_rng(shuffle_seed).permutation(len(chats)).tolist()
+    held_out = set(order[:test_size])
+    # Both parts stay in file order: `shuffle_seed` and the epoch alone decide about shuffling.
+    train = [chat for i, chat in enumerate(chats) if i not in held_out]
+    test = [chat for i, chat in enumerate(chats) if i in held_out]
+    return (
+        render_chats(builder, train, name, shuffle_seed),
+        render_chats(builder, test, f"{name} (test)", None) if test else None,
+    )
+
+
+def render_chats(
+    builder: ChatDatasetBuilder, chats: Sequence[Chat], name: str, shuffle_seed: int | None
+) -> RenderedChats:
+    """Render conversations with the settings of `builder`. shuffle_seed None: a test set, in one
+    unshuffled batch, so that no example is dropped."""
+    config = builder.config
+    is_test = shuffle_seed is None
+    return RenderedChats(
+        chats,
+        builder.renderer,
+        batch_size=max(1, len(chats)) if is_test else config.batch_size,
+        max_length=config.max_length,
+        train_on_what=config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+        shuffle_seed=shuffle_seed,
+        name=name,
+    )
+
+
 @chz.chz
 class _EagerChats(ChatDatasetBuilder):
     """Base of the builders that render all conversations before training starts."""
@@ -84,35 +127,11 @@ class _EagerChats(ChatDatasetBuilder):
     )
 
     def _render_all(self, chats: list[Chat], name: str, test: bool) -> RenderedChats:
-        """Render `chats`. A test set becomes one unshuffled batch, so no example is dropped."""
-        config = self.config
-        return RenderedChats(
-            chats,
-            self.renderer,
-            batch_size=max(1, len(chats)) if test else config.batch_size,
-            max_length=config.max_length,
-            train_on_what=config.train_on_what or TrainOnWhat.ALL_ASSISTANT_MESSAGES,
-            shuffle_seed=None if test else self.shuffle_seed,
-            name=name,
-        )
+        return render_chats(self, chats, name, None if test else self.shuffle_seed)
 
     def _load_file(self, path: str, key: str, test_size: int) -> Datasets:
         """Read a JSONL file and hold out `test_size` random conversations for the test set."""
-        chats = read_chats(path, key)
-        if not 0 <= test_size < len(chats):
-            raise ConfigurationError(
-                f"test_size={test_size}: {path} has {len(chats)} conversations; "
-                f"expected 0 to {len(chats) - 1}"
-            )
-        order = np.random.default_rng(self.shuffle_seed).permutation(len(chats)).tolist()
-        held_out = set(order[:test_size])
-        # Both parts stay in file order: `shuffle_seed` and the epoch alone decide about shuffling.
-        train = [chat for i, chat in enumerate(chats) if i not in held_out]
-        test = [chat for i, chat in enumerate(chats) if i in held_out]
-        return (
-            self._render_all(train, path, test=False),
-            self._render_all(test, f"{path} (test)", test=True) if test else None,
-        )
+        return render_and_hold_out(self, read_chats(path, key), path, test_size, self.shuffle_seed)
 
 
 @chz.chz
@@ -189,6 +208,14 @@ def _parse_rows(rows: Conversations, label: str) -> list[Chat]:
     return list(map(RowReader(), rows, locations))
 
 
+class Splits(NamedTuple):
+    """Shuffled training rows, evaluation rows in order (None: no test set), and their parser."""
+
+    train: Rows
+    test: Rows | None
+    read: RowReader
+
+
 @chz.chz
 class HubChats(ChatDatasetBuilder):
     """A hub or local data set of conversations, rendered lazily."""
@@ -218,6 +245,16 @@ class HubChats(ChatDatasetBuilder):
         return path_identity(self.path)
 
     def __call__(self) -> Datasets:
+        train_rows, test_rows, read = self.open_splits()
+        return (
+            self._build(train_rows, read, self.config.batch_size, self.shuffle_seed, self.path),
+            self._build(test_rows, read, len(test_rows), None, f"{self.path} (test)")
+            if test_rows is not None
+            else None,
+        )
+
+    def open_splits(self) -> Splits:
+        """Open the rows to train and to evaluate on."""
         train_rows = data_files.open_rows(self.path, self.name, self.split)
         read = make_row_reader(train_rows, self.message_field, self.path)
         train_rows, test_rows = train_rows.shuffle(seed=self.shuffle_seed), None
@@ -232,12 +269,7 @@ class HubChats(ChatDatasetBuilder):
                 )
             test_rows = train_rows.select(range(self.test_size))
             train_rows = train_rows.select(range(self.test_size, len(train_rows)))
-        return (
-            self._build(train_rows, read, self.config.batch_size, self.shuffle_seed, self.path),
-            self._build(test_rows, read, len(test_rows), None, f"{self.path} (test)")
-            if test_rows is not None
-            else None,
-        )
+        return Splits(train_rows, test_rows, read)
 
     def default_train_on_what(self) -> TrainOnWhat:
         """The mode to use when the key train_on_what is None."""

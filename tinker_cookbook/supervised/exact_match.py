@@ -1,8 +1,12 @@
-"""Exact-match evaluation: sample greedy completions and compare them with the expected replies."""
+"""Exact-match evaluation: sample greedy completions and compare them with the expected replies.
+
+`is_right` decides whether a reply matches: by default if the texts are equal. It may also compare
+the final answers alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import chz
@@ -18,13 +22,22 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
 
 NUM_PRINTED = 4  # completions printed per evaluation
+MAX_PRINTED_CHARS = 200  # of a printed prompt or completion; the middle of a longer one is left out
+
+IsRight = Callable[[str, str], bool]  # (reply, expected reply)
+
+
+def is_same_text(reply: str, expected: str) -> bool:
+    """Whether the texts are equal without leading and trailing white space."""
+    return reply.strip() == expected.strip()
 
 
 class ExactMatchEvaluator(SamplingClientEvaluator):
-    """`{"<name>/exact_match": fraction}` of greedy completions that equal the expected reply.
+    """Fractions of greedy completions: right (`<name>/exact_match`) and truncated at `max_tokens`
+    tokens (`<name>/truncated`).
 
     The last message of each conversation is the expected reply; the messages before it are the
-    prompt. Text is compared without leading and trailing white space.
+    prompt. A truncated completion is compared like any other.
     """
 
     def __init__(
@@ -33,9 +46,10 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
         renderer: Renderer,
         name: str,
         max_tokens: int,
+        is_right: IsRight = is_same_text,
     ) -> None:
         self.conversations, self.renderer = list(conversations), renderer
-        self.name, self.max_tokens = name, max_tokens
+        self.name, self.max_tokens, self.is_right = name, max_tokens, is_right
         self._lines: list[str] = []
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
@@ -46,23 +60,39 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
             client.sample(self.renderer.build_generation_prompt(messages[:-1]), 1, params)
             for messages in self.conversations
         ]
-        num_correct, printed = 0, []
+        num_correct = num_truncated = 0
+        printed: list[str] = []
         stride = max(1, len(futures) // NUM_PRINTED)
         for index, (messages, future) in enumerate(zip(self.conversations, futures)):
-            message, _ = self.renderer.parse_response((await future).sequences[0].tokens)
-            reply, expected = get_text_content(message).strip(), get_text_content(messages[-1])
-            num_correct += reply == expected.strip()
+            sequence = (await future).sequences[0]
+            message, _ = self.renderer.parse_response(sequence.tokens)
+            reply = get_text_content(message).strip()
+            right = self.is_right(reply, get_text_content(messages[-1]))
+            truncated = sequence.stop_reason == "length"
+            num_correct += right
+            num_truncated += truncated
             if index % stride == 0 and len(printed) < NUM_PRINTED:
-                mark = "right" if reply == expected.strip() else "wrong"
-                printed.append(f"  {get_text_content(messages[-2])!r} -> {reply!r} ({mark})")
+                mark = ("right" if right else "wrong") + (", truncated" if truncated else "")
+                question = _shorten(get_text_content(messages[-2]))
+                printed.append(f"  {question!r} -> {_shorten(reply)!r} ({mark})")
+        cut = f", {num_truncated} truncated at {self.max_tokens} tokens" if num_truncated else ""
         self._lines = [
-            f"{self.name}: {num_correct} of {len(futures)} replies are right, e.g.",
+            f"{self.name}: {num_correct} of {len(futures)} replies are right{cut}, e.g.",
             *printed,
         ]
-        return {f"{self.name}/exact_match": num_correct / len(futures)}
+        return {
+            f"{self.name}/exact_match": num_correct / len(futures),
+            f"{self.name}/truncated": num_truncated / len(futures),
+        }
 
     def lines(self) -> list[str]:
         return self._lines
+
+
+def _shorten(text: str) -> str:
+    """Keep both ends of a long text: a final answer is at the end."""
+    half = MAX_PRINTED_CHARS // 2
+    return text if len(text) <= MAX_PRINTED_CHARS else f"{text[:half]} ... {text[-half:]}"
 
 
 @chz.chz

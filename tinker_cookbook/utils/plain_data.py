@@ -116,6 +116,13 @@ def comparable(value: Mapping[str, Json] | Json) -> Json:
     return [comparable(v) for v in value] if isinstance(value, list) else value
 
 
+def without_identities(value: Json) -> Json:
+    """Plain data as `plain(..., identities=False)` gives it."""
+    if isinstance(value, Mapping):
+        return {key: without_identities(v) for key, v in value.items() if key != IDENTITY}
+    return [without_identities(v) for v in value] if isinstance(value, list) else value
+
+
 def lasting_name(reference: Any) -> Any:
     """The name alone for a class of this package; any other reference unchanged."""
     if str(reference).startswith(f"{PACKAGE}."):

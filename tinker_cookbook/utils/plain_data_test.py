@@ -11,7 +11,7 @@ from typing import Any
 import chz
 import numpy as np
 
-from tinker_cookbook.utils.plain_data import comparable, plain
+from tinker_cookbook.utils.plain_data import comparable, plain, without_identities
 
 
 class Color(enum.StrEnum):
@@ -126,6 +126,8 @@ def test_identity_stands_for_the_field_of_the_same_name(tmp_path: Path) -> None:
     assert a != moved and comparable({"data": a}) == comparable({"data": moved})
     assert comparable(a) == [{"class": "File", "batch_size": 8, "identity": {"path": {"bytes": 3}}}]
     assert comparable(a) != comparable(b)
+    files = {"all": [File(path=str(tmp_path / "a"))]}
+    assert without_identities(plain(files)) == plain(files, identities=False)
     (tmp_path / "a").write_text("grown")
     assert plain([File(path=str(tmp_path / "a"))]) != a
 

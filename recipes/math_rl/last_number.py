@@ -1,0 +1,18 @@
+"""The last number of a reply, for problems whose answer is a number."""
+
+from __future__ import annotations
+
+import re
+
+# A comma groups digits only before exactly three of them: 1,200 is one number, 1,2,3 are three. A
+# dot between a word and digits ends a sentence (apples.15); otherwise it is decimal (.5).
+_NUMBER = re.compile(
+    r"(?:(?<!\w)[-\u2212])?"
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+)
+
+
+def last_number(reply: str) -> float | None:
+    """The last number of a reply; None if it has none. 1,200 and $12.00 are 1200 and 12."""
+    numbers = _NUMBER.findall(reply)
+    return float(numbers[-1].replace(",", "").replace("\u2212", "-")) if numbers else None
