@@ -16,6 +16,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from tinker_cookbook.utils.cpu_memory import return_freed_memory
+
+MUCH = 2**28  # bytes of freed keys and values that are returned to the system at once
+
 
 class Sink(Protocol):
     """Receives keys [tokens, Hkv, D] and values [tokens, Hkv, Dv], layer by layer."""
@@ -83,7 +87,7 @@ class KVCache:
         """Resize to `slots` x `capacity` tokens, keeping the content of the first `live` slots."""
         if (slots, capacity) == (self.slots, self.capacity):
             return
-        common = min(capacity, self.capacity)
+        common, freed = min(capacity, self.capacity), self._bytes_on_cpu
         self.slots, self.capacity = slots, capacity
         for store in (self._keys, self._values):
             # One tensor at a time, so only a single layer's keys or values exist twice.
@@ -93,10 +97,18 @@ class KVCache:
                 new = old.new_zeros(slots, capacity, *old.shape[2:])
                 new[:live, :common] = old[:live, :common]
                 store[layer] = new
+        _return_if_much(freed)
 
     def clear(self) -> None:
         """Free all slots."""
+        freed = self._bytes_on_cpu
         self.__init__(self.num_layers)
+        _return_if_much(freed)
+
+    @property
+    def _bytes_on_cpu(self) -> int:
+        tensors = [*self._keys, *self._values]
+        return sum(t.nbytes for t in tensors if t is not None and t.device.type == "cpu")
 
     def layer_tensors(
         self, index: int, keys: torch.Tensor, values: torch.Tensor
@@ -140,6 +152,13 @@ class KVCache:
             for layer in range(self.num_layers):
                 sink.put(layer, *piece.layer(layer))
             start += piece.length
+
+
+def _return_if_much(freed: int) -> None:
+    """Return freed memory to the system. malloc would keep it in holes that are too small for the
+    larger tensors which follow, as much again as the cache itself."""
+    if freed >= MUCH:
+        return_freed_memory()
 
 
 @dataclass(frozen=True)
