@@ -20,11 +20,14 @@ box that it is asked for, but its sums have two numbers and no story:
     How much does she save? ... Put the answer in \boxed{}.  ->  \boxed{61}
 
 Word problems are too hard for nano, too. `env=word_problems max_steps=2 groups_per_batch=8
-group_size=4 data.test_size=32` takes 9 s of CPU time, held out 0 of 32 right before and after:
+group_size=4 data.test_size=32` takes 7 s of CPU time, held out 1 of 32 right before and 2 after:
 
-    step 0/2  reward -0.003125  mixed groups 0.125  reply tokens 10.06  ...  test correct 0
-    step 1/2  reward -0.0125  mixed groups 0.375  reply tokens 13.69  ...
-    step 2/2  test reward -0.01562  test correct 0
+    step 0/2  reward 0.2469  mixed groups 0.125  reply tokens 5.188  ...  test correct 0.03125
+    step 1/2  reward -0.003125  mixed groups 0.125  reply tokens 4.812  ...
+    step 2/2  test reward 0.0625  test correct 0.0625
+
+SmolLM2-135M learns them on a laptop, from 0.10 to 0.82 of the held-out ones in 60 steps:
+configs/math_rl/smollm2-135m-word-problems.yaml, docs/real_model.md.
 
 AIME is for evaluation: recipes.math_rl.aime.
 """
