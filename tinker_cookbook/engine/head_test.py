@@ -110,7 +110,7 @@ def _pair64(adapter: Adapter | None) -> list[torch.Tensor]:
 
 @dataclass(frozen=True)
 class Bf16Case:
-    """bf16 hidden states and weights with logits as large as those of SmolLM2: up to 30 or 40."""
+    """bf16 weights with logits as large as those of SmolLM2: up to 30 or 40."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
@@ -118,7 +118,10 @@ class Bf16Case:
     weights: torch.Tensor  # of the loss
 
     @classmethod
-    def new(cls, vocab: int, targets_per_token: int) -> Bf16Case:
+    def new(
+        cls, vocab: int, targets_per_token: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Bf16Case:
+        """dtype: of the hidden states."""
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(vocab, HIDDEN, generator=generator) * 11 / HIDDEN**0.5
         hidden = torch.randn(TOKENS, HIDDEN, generator=generator)
@@ -126,7 +129,7 @@ class Bf16Case:
         targets = torch.randint(0, vocab, shape, generator=generator)
         weights = torch.rand(shape, generator=generator) + 0.5
         weights[::5] = 0  # masked tokens
-        return cls(hidden.bfloat16(), weight.bfloat16(), targets, weights)
+        return cls(hidden.to(dtype), weight.bfloat16(), targets, weights)
 
     def logits(self, adapter: Adapter | None, hidden: torch.Tensor) -> torch.Tensor:
         """float64, of the same bf16 numbers."""
@@ -166,15 +169,21 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
     return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # of the hidden states
 @pytest.mark.parametrize("two_steps", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("targets_per_token", [0, 3])
 @pytest.mark.parametrize("with_adapter", [True, False])
 @pytest.mark.parametrize("vocab", [20, 500])  # fewer than 32, and more
 def test_bf16_head_against_float64(
-    vocab: int, with_adapter: bool, targets_per_token: int, temperature: float, two_steps: bool
+    vocab: int,
+    with_adapter: bool,
+    targets_per_token: int,
+    temperature: float,
+    two_steps: bool,
+    dtype: torch.dtype,
 ) -> None:
-    case = Bf16Case.new(vocab, targets_per_token)
+    case = Bf16Case.new(vocab, targets_per_token, dtype)
     adapter = make_adapter(vocab) if with_adapter else None
     expected = case.reference(adapter, temperature)
     exact = case.backward(adapter, temperature, None, two_steps)
@@ -182,18 +191,25 @@ def test_bf16_head_against_float64(
     assert case.logits(adapter, case.hidden.double()).amax() > 25
     gap, plain_gap = ((out.logprobs - expected.logprobs).abs().max() for out in (exact, plain))
     assert gap < 2e-3 and gap < plain_gap / 20
+    assert exact.hidden.dtype == dtype
     # bf16 products of the gradient remain
     error, plain_error = (relative_error(out.hidden, expected.hidden) for out in (exact, plain))
     assert error < 5e-3 and error < plain_error / 1.5, (error, plain_error)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # of the hidden states
 @pytest.mark.parametrize("two_steps", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("targets_per_token", [0, 3])
 @pytest.mark.parametrize("rank", [3, 16])
 @pytest.mark.parametrize("vocab", [20, 500])  # fewer than 32, and more
 def test_bf16_adapter_gradients_against_float64(
-    vocab: int, rank: int, targets_per_token: int, temperature: float, two_steps: bool
+    vocab: int,
+    rank: int,
+    targets_per_token: int,
+    temperature: float,
+    two_steps: bool,
+    dtype: torch.dtype,
 ) -> None:
     """dL/dA = scale (dL/dz B)^T h and dL/dB = scale dL/dz^T (h A^T).
 
@@ -202,7 +218,7 @@ def test_bf16_adapter_gradients_against_float64(
     Independent errors add up to sqrt(4) * 1.7e-3 = 3.3e-3. The rest is for the bf16 logits of
     tokens that are neither targets nor likely.
     """
-    case = Bf16Case.new(vocab, targets_per_token)
+    case = Bf16Case.new(vocab, targets_per_token, dtype)
     adapter = make_adapter(vocab, rank=rank)
     expected = case.reference(adapter, temperature)
     exact = case.backward(adapter, temperature, None, two_steps)
@@ -262,7 +278,7 @@ def test_fp32_head_has_nothing_to_recompute() -> None:
 
 def test_sampler_and_trainer_agree_better(tiny_qwen3: str) -> None:
     """Logprobs of drawn tokens, with both heads on the same bf16 backbone and large logits."""
-    config = EngineConfig(device="cpu", dtype="bfloat16")
+    config = EngineConfig(device="cpu", dtype="bfloat16", float32_residual=False)
     trainer = AdapterTrainer(BaseModel(tiny_qwen3, config), LoraSpec(rank=4, train_attn=False))
     base, rng = trainer.base, np.random.default_rng(0)
     assert base.head.num_exact == 32
