@@ -188,13 +188,11 @@ def test_the_memory_estimate_counts_the_wider_stream(tiny_llama: str) -> None:
 @pytest.mark.parametrize(("dtype", "key"), [("float32", True), ("bfloat16", False)])
 def test_off_replaces_nothing(dtype: str, key: bool, tiny_llama: str) -> None:
     base = BaseModel(tiny_llama, EngineConfig(device="cpu", dtype=dtype, float32_residual=key))
-    decoder, norms = (
-        base.decoder,
-        [getattr(base.decoder.layers[0], name) for name in residual.NORMS],
-    )
     assert base.residual_dtype == base.dtype
-    assert not any("forward" in vars(m) for m in (decoder.embed_tokens, decoder.rotary_emb))
-    assert all(norm.forward.func is elementwise._norm for norm in norms)
+    for module in (base.decoder.embed_tokens, base.decoder.rotary_emb):
+        assert "forward" not in vars(module)
+    for name in residual.NORMS:
+        assert getattr(base.decoder.layers[0], name).forward.func is elementwise._norm
 
 
 def test_a_decoder_of_another_build(
