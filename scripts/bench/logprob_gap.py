@@ -54,11 +54,11 @@ class Measure(NamedTuple):
 MEASURES = (
     Measure("bf16", EngineConfig(dtype="bfloat16", exact_logits=0, float32_residual=False)),
     Measure(
-        "... and fp32 logits of target and 32 tokens",
+        "bf16, exact_logits",
         EngineConfig(dtype="bfloat16", exact_logits=32, float32_residual=False),
     ),
     Measure(
-        "... and fp32 residual stream",
+        "bf16, exact_logits, float32_residual",
         EngineConfig(dtype="bfloat16", exact_logits=32, float32_residual=True),
     ),
     Measure("fp32", EngineConfig(dtype="float32")),
