@@ -48,14 +48,20 @@ class Config:
 
 class Measure(NamedTuple):
     name: str
-    dtype: str
-    exact_logits: int
+    engine: EngineConfig
 
 
 MEASURES = (
-    Measure("bf16", "bfloat16", 0),
-    Measure("bf16, fp32 logits of target and 32 tokens", "bfloat16", 32),
-    Measure("fp32", "float32", 0),
+    Measure("bf16", EngineConfig(dtype="bfloat16", exact_logits=0, float32_residual=False)),
+    Measure(
+        "bf16, exact_logits",
+        EngineConfig(dtype="bfloat16", exact_logits=32, float32_residual=False),
+    ),
+    Measure(
+        "bf16, exact_logits, float32_residual",
+        EngineConfig(dtype="bfloat16", exact_logits=32, float32_residual=True),
+    ),
+    Measure("fp32", EngineConfig(dtype="float32")),
 )
 
 
@@ -90,8 +96,7 @@ def main(config: Config) -> None:
 
 
 def _trainer(path: str, measure: Measure) -> AdapterTrainer:
-    config = EngineConfig(dtype=measure.dtype, exact_logits=measure.exact_logits)
-    return AdapterTrainer(BaseModel(path, config), LoraSpec(rank=1))
+    return AdapterTrainer(BaseModel(path, measure.engine), LoraSpec(rank=1))
 
 
 def _prompts(path: str, model: str) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ load, with the name of the feature.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
-from tinker_cookbook.engine import attention, elementwise, experts, lora, memory
+from tinker_cookbook.engine import attention, elementwise, experts, lora, memory, residual
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.frozen_linear import can_prepack, has_bf16_products
 from tinker_cookbook.engine.head import HeadLogprobs
@@ -34,6 +35,9 @@ SMALL_MODEL = 50_000_000  # parameters; a smaller model runs in fp32, which cost
 # Free memory, in copies of the weights, from which a CPU that emulates bf16 gets an fp32 model. The
 # rest is for adapters, keys and values, and passes.
 FLOAT32_ROOM = 4
+
+
+logger = logging.getLogger(__name__)
 
 
 class QuantizationConfig(TypedDict):
@@ -63,6 +67,7 @@ class BaseModel:
         linear = lora.install(model, self.routing, prepack)
         self.shapes = linear | experts.install(model, self.routing)
         elementwise.install(model)
+        self.residual_dtype = self._install_residual(model.model, config.float32_residual)
         head: torch.Tensor = model.get_output_embeddings().weight
         self.shapes[lora.UNEMBED] = (head.shape[0], head.shape[1])
         self.head = HeadLogprobs(head, config.head_chunk, prepack, config.exact_logits)
@@ -90,6 +95,21 @@ class BaseModel:
         self.offloader = AdapterOffloader(self.device, int(limit))
         self.limits = self.memory.sampling_limits(config, self.device)
         self.tokens_per_pass = self.limits.tokens_per_pass
+
+    def _install_residual(self, decoder: torch.nn.Module, wanted: bool | None) -> torch.dtype:
+        """Make the residual stream fp32 if wanted and possible; returns its dtype."""
+        if self.dtype == torch.float32 or wanted is False:
+            return self.dtype
+        obstacle = residual.install(decoder, self.dtype)
+        if obstacle is None:
+            return torch.float32
+        if wanted:
+            raise ConfigurationError(
+                f"engine.float32_residual=True: not possible with model {self.path!r}, because"
+                f" {obstacle}; leave the key out"
+            )
+        logger.warning("the residual stream of %s stays in bfloat16: %s", self.path, obstacle)
+        return self.dtype
 
     def hidden(
         self,

@@ -44,6 +44,12 @@ class EngineConfig:
         " beside the target's; None: 32 if the base model is bfloat16; 0: off. A float32 base model"
         " needs none",
     )
+    float32_residual: bool | None = chz.field(
+        default=None,
+        doc="keep the residual stream of a bfloat16 base model, between its layers, in float32, so"
+        " that sampling and training logprobs differ less; takes a little more memory in training;"
+        " None: on. A float32 base model needs none",
+    )
     kv_tokens: int | None = chz.field(
         default=None,
         doc="KV cache size in tokens, for sampling; None: 65536 on a CPU, 524288 on a GPU, fewer if"
@@ -89,6 +95,8 @@ class EngineConfig:
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
                 _raise_invalid(key, getattr(self, key), f"one of {', '.join(map(repr, allowed))}")
+        if not (self.float32_residual is None or isinstance(self.float32_residual, bool)):
+            _raise_invalid("float32_residual", self.float32_residual, "True, False or None")
         if not isinstance(self.deterministic, bool):
             _raise_invalid("deterministic", self.deterministic, "True or False")
         gib = self.adapter_gib

@@ -24,6 +24,8 @@ from tinker_cookbook.exceptions import ConfigurationError
         ("head_chunk", "8", "a whole number of at least 1"),
         ("exact_logits", -1, "a whole number of at least 0 or None"),
         ("exact_logits", 1.5, "a whole number of at least 0 or None"),
+        ("float32_residual", 1, "True, False or None"),
+        ("float32_residual", "on", "True, False or None"),
         ("dtype", "fp8", "one of 'auto', 'float32', 'bfloat16'"),
         ("checkpointing", "nope", "one of 'auto', 'always', 'never'"),
         ("adapter_gib", float("inf"), "a finite number above 0 or None"),
@@ -49,7 +51,8 @@ def test_what_cannot_work_is_refused(key: str, value: object, expected: str) -> 
 def test_what_works_is_accepted() -> None:
     EngineConfig(tokens_per_pass=1, kv_tokens=1, prefix_tokens=0, adapter_gib=1, deterministic=True)
     EngineConfig(device="cpu", dtype="bfloat16", checkpointing="never", head_chunk=1, max_rows=1)
-    EngineConfig(exact_logits=0)
+    EngineConfig(exact_logits=0, float32_residual=False)
+    EngineConfig(float32_residual=True)
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ a sampler draws from, and derivatives with respect to z get the factor 1 / tempe
 
 Above 16, bf16 logits are 0.125 or more apart: with a bf16 base, the logits of the targets and of
 the most likely tokens (as ranked in bf16) are computed again in fp32, from the same weights. The
-rest of the log-sum-exp stays in bf16; values, gradients and draws all use the result.
+rest of the log-sum-exp stays in bf16; values, gradients and draws all use the result. Hidden states
+may be fp32 (`residual.py`): the recomputed logits use them as they are, all other products a bf16
+copy.
 
 Shapes: T tokens, K targets per token, H hidden size, V vocabulary, r rank, N loss tokens. Targets
 and logprobs are [T] or [T, K]. If several loss tokens read the same hidden state (sequences with a
@@ -103,7 +105,8 @@ class HeadLogprobs:
             if isinstance(adapter, PerTokenAdapters)
             else [AdapterSpan(adapter, 0, hidden.shape[0])]
         )
-        z = add_lora(self.product(hidden), hidden, UNEMBED, plan).float()
+        rounded = hidden.to(self.weight.dtype)
+        z = add_lora(self.product(rounded), rounded, UNEMBED, plan).float()
         if not self.num_exact:
             return z
         tokens = z.topk(min(self.num_exact, z.shape[1]), dim=-1).indices
@@ -243,9 +246,9 @@ class HeadLogprobs:
             tokens = live + span.start
             if len(live) < len(g):
                 z, lse, g = z[live], lse[live], g[live]
-            h = hidden[tokens]
+            h = hidden[tokens].to(self.weight.dtype)
             # overwrites z, so nothing may read the logits from here on
-            dz = _logits_grad(z, lse, targets[tokens], g / loss.temperature).to(hidden.dtype)
+            dz = _logits_grad(z, lse, targets[tokens], g / loss.temperature).to(h.dtype)
             d_h = dz @ self.weight
             if pair and adapter is not None:
                 a, b = pair
@@ -254,7 +257,7 @@ class HeadLogprobs:
                 d_h += d_low @ a
                 d_pair[0] += d_low.t() @ h
                 d_pair[1] += dz.t() @ (F.linear(h, a) * scale)
-            d_hidden[tokens] = d_h
+            d_hidden[tokens] = d_h.to(d_hidden.dtype)
         names = (f"{UNEMBED}.lora_A", f"{UNEMBED}.lora_B")
         return HeadGradients(total, logprobs, d_hidden, dict(zip(names, d_pair)), grad_sum)
 
@@ -303,7 +306,7 @@ class HeadLogprobs:
             z = self._scaled_logits(hidden[span], adapter, temperature, targets[span])
             logprobs[span], lse = _target_logprobs(z, targets[span])
             dz = _logits_grad(z, lse, targets[span], torch.full_like(lse, 1 / temperature))
-            out[span] = dz.to(hidden.dtype) @ self.weight
+            out[span] = dz.to(self.weight.dtype) @ self.weight
         return logprobs, out
 
     def _chunks_with_readers(self, index: torch.Tensor, length: int) -> list[tuple[slice, slice]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -92,9 +94,23 @@ def make_adapter(vocab: int, rank: int = 3, alpha: float = 32.0) -> Adapter:
     return adapter
 
 
+class Reference(NamedTuple):
+    """Logprobs and gradients in float64."""
+
+    logprobs: torch.Tensor
+    hidden: torch.Tensor  # dL/dh [T, H]
+    pair: list[torch.Tensor]  # dL/dA [r, H] and dL/dB [V, r], if there is an adapter
+
+
+def _pair64(adapter: Adapter | None) -> list[torch.Tensor]:
+    """A and B as the products use them: rounded to bf16."""
+    pair = adapter.pair(UNEMBED) if adapter is not None else None
+    return [each.detach().double() for each in pair or ()]
+
+
 @dataclass(frozen=True)
 class Bf16Case:
-    """bf16 hidden states and weights with logits as large as those of SmolLM2: up to 30 or 40."""
+    """bf16 weights with logits as large as those of SmolLM2: up to 30 or 40."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
@@ -102,34 +118,42 @@ class Bf16Case:
     weights: torch.Tensor  # of the loss
 
     @classmethod
-    def new(cls, vocab: int, targets_per_token: int) -> Bf16Case:
+    def new(
+        cls, vocab: int, targets_per_token: int, dtype: torch.dtype = torch.bfloat16
+    ) -> Bf16Case:
+        """dtype: of the hidden states."""
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(vocab, HIDDEN, generator=generator) * 11 / HIDDEN**0.5
         hidden = torch.randn(TOKENS, HIDDEN, generator=generator)
         shape = (TOKENS, targets_per_token) if targets_per_token else (TOKENS,)
         targets = torch.randint(0, vocab, shape, generator=generator)
         weights = torch.rand(shape, generator=generator) + 0.5
-        return cls(hidden.bfloat16(), weight.bfloat16(), targets, weights)
+        weights[::5] = 0  # masked tokens
+        return cls(hidden.to(dtype), weight.bfloat16(), targets, weights)
 
     def logits(self, adapter: Adapter | None, hidden: torch.Tensor) -> torch.Tensor:
         """float64, of the same bf16 numbers."""
+        return self._logits(hidden, adapter, _pair64(adapter))
+
+    def _logits(
+        self, hidden: torch.Tensor, adapter: Adapter | None, pair: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         z = hidden @ self.weight.double().T
         if adapter is not None:
-            a, b = (adapter.copies[f"{UNEMBED}.lora_{x}"].double() for x in "AB")
+            a, b = pair
             z = z + adapter.spec.scale * (hidden @ a.T) @ b.T
         return z
 
-    def reference(
-        self, adapter: Adapter | None, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs and dL/dh of the cross entropy in float64."""
+    def reference(self, adapter: Adapter | None, temperature: float) -> Reference:
+        """Of the cross entropy, by autograd."""
         h = self.hidden.double().requires_grad_()
+        pair = [each.requires_grad_() for each in _pair64(adapter)]
         columns = self.targets.view(TOKENS, -1)
-        logprobs = (self.logits(adapter, h) / temperature).log_softmax(-1).gather(1, columns)
-        logprobs = logprobs.view(self.targets.shape)
+        logits = self._logits(h, adapter, pair) / temperature
+        logprobs = logits.log_softmax(-1).gather(1, columns).view(self.targets.shape)
         (-(self.weights.double() * logprobs).sum()).backward()
-        assert h.grad is not None
-        return logprobs.detach(), h.grad
+        grads = [each.grad for each in (h, *pair) if each.grad is not None]
+        return Reference(logprobs.detach(), grads[0], grads[1:])
 
     def backward(
         self, adapter: Adapter | None, temperature: float, num_exact: int | None, two_steps: bool
@@ -145,25 +169,69 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
     return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # of the hidden states
 @pytest.mark.parametrize("two_steps", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("targets_per_token", [0, 3])
 @pytest.mark.parametrize("with_adapter", [True, False])
 @pytest.mark.parametrize("vocab", [20, 500])  # fewer than 32, and more
 def test_bf16_head_against_float64(
-    vocab: int, with_adapter: bool, targets_per_token: int, temperature: float, two_steps: bool
+    vocab: int,
+    with_adapter: bool,
+    targets_per_token: int,
+    temperature: float,
+    two_steps: bool,
+    dtype: torch.dtype,
 ) -> None:
-    case = Bf16Case.new(vocab, targets_per_token)
+    case = Bf16Case.new(vocab, targets_per_token, dtype)
     adapter = make_adapter(vocab) if with_adapter else None
-    logprobs, gradient = case.reference(adapter, temperature)
+    expected = case.reference(adapter, temperature)
     exact = case.backward(adapter, temperature, None, two_steps)
     plain = case.backward(adapter, temperature, 0, two_steps)
     assert case.logits(adapter, case.hidden.double()).amax() > 25
-    gap, plain_gap = ((out.logprobs - logprobs).abs().max() for out in (exact, plain))
+    gap, plain_gap = ((out.logprobs - expected.logprobs).abs().max() for out in (exact, plain))
     assert gap < 2e-3 and gap < plain_gap / 20
+    assert exact.hidden.dtype == dtype
     # bf16 products of the gradient remain
-    error, plain_error = (relative_error(out.hidden, gradient) for out in (exact, plain))
+    error, plain_error = (relative_error(out.hidden, expected.hidden) for out in (exact, plain))
     assert error < 5e-3 and error < plain_error / 1.5, (error, plain_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # of the hidden states
+@pytest.mark.parametrize("two_steps", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("targets_per_token", [0, 3])
+@pytest.mark.parametrize("rank", [3, 16])
+@pytest.mark.parametrize("vocab", [20, 500])  # fewer than 32, and more
+def test_bf16_adapter_gradients_against_float64(
+    vocab: int,
+    rank: int,
+    targets_per_token: int,
+    temperature: float,
+    two_steps: bool,
+    dtype: torch.dtype,
+) -> None:
+    """dL/dA = scale (dL/dz B)^T h and dL/dB = scale dL/dz^T (h A^T).
+
+    Rounding normal numbers to bf16 has a relative error of 1.7e-3 (root mean square). Either
+    gradient is rounded four times: dL/dz, the inner product, its multiple, and the outer product.
+    Independent errors add up to sqrt(4) * 1.7e-3 = 3.3e-3. The rest is for the bf16 logits of
+    tokens that are neither targets nor likely.
+    """
+    case = Bf16Case.new(vocab, targets_per_token, dtype)
+    adapter = make_adapter(vocab, rank=rank)
+    expected = case.reference(adapter, temperature)
+    exact = case.backward(adapter, temperature, None, two_steps)
+    plain = case.backward(adapter, temperature, 0, two_steps)
+    assert exact.loss.item() == pytest.approx(
+        -(case.weights * expected.logprobs).sum().item(), abs=0.05
+    )
+    assert len(expected.pair) == 2
+    for letter, gradient in zip("AB", expected.pair):
+        name = f"{UNEMBED}.lora_{letter}"
+        assert exact.adapter[name].dtype == torch.float32
+        error, plain_error = (relative_error(out.adapter[name], gradient) for out in (exact, plain))
+        assert error < 5e-3 and error < plain_error / 2, (letter, error, plain_error)
 
 
 def test_bf16_probabilities_against_float64() -> None:
@@ -210,7 +278,7 @@ def test_fp32_head_has_nothing_to_recompute() -> None:
 
 def test_sampler_and_trainer_agree_better(tiny_qwen3: str) -> None:
     """Logprobs of drawn tokens, with both heads on the same bf16 backbone and large logits."""
-    config = EngineConfig(device="cpu", dtype="bfloat16")
+    config = EngineConfig(device="cpu", dtype="bfloat16", float32_residual=False)
     trainer = AdapterTrainer(BaseModel(tiny_qwen3, config), LoraSpec(rank=4, train_attn=False))
     base, rng = trainer.base, np.random.default_rng(0)
     assert base.head.num_exact == 32

@@ -162,7 +162,7 @@ class MeasuredModel(Protocol):
     """What measuring the memory needs of a loaded model."""
 
     device: torch.device
-    dtype: torch.dtype
+    residual_dtype: torch.dtype  # of the layers' inputs
     num_layers: int
     hidden_size: int
     sliding_window: int  # tokens; 0: none
@@ -203,7 +203,7 @@ def measure(base: MeasuredModel, reserved: int = 0) -> MemoryEstimate:
     # ASSUMED_RANK on all experts of a large model might not fit beside it.
     rank_1, rank_2 = (_count_saved_bytes(base, rank, tokens, kv_counter) for rank in (1, 2))
     saved = (rank_1 + (ASSUMED_RANK - 1) * (rank_2 - rank_1)) / tokens
-    inputs = base.num_layers * base.hidden_size * base.dtype.itemsize
+    inputs = base.num_layers * base.hidden_size * base.residual_dtype.itemsize
     return MemoryEstimate(
         saved,
         inputs + saved / base.num_layers,
