@@ -24,7 +24,7 @@ def row(question: str, answer: str) -> dict[str, Any]:
 
 
 SUMS = [row(f"What is {number} + {number}?", f"{2 * number}") for number in range(1, 21)]
-HIGH = "the first training loss is high"
+FOUND = "the first training loss is"
 
 
 def data(renderer_name: str, rows: Sequence[dict[str, Any]] = SUMS) -> InMemoryChats:
@@ -57,22 +57,22 @@ async def test_a_wrong_renderer_is_noticed_once(
     and the check changes no number."""
     wrong = data("role_colon")
     first = await run(tmp_path / "wrong", wrong, max_steps=2)
-    lines = [line for line in capsys.readouterr().out.splitlines() if HIGH in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if FOUND in line]
     fitting = await run(tmp_path / "fits", data("qwen3_instruct"), max_steps=2)
-    assert HIGH not in capsys.readouterr().out
+    assert FOUND not in capsys.readouterr().out
     assert len(lines) == 1
     assert "with renderer_name=role_colon, " in lines[0]
     assert lines[0].count("renderer_name=qwen3_instruct") == 2
     found = [float(number) for number in re.findall(r"\d+\.\d\d", lines[0])]
     assert found == pytest.approx([first, fitting], abs=0.3)  # of 8 examples, not of 10
-    assert found[0] > renderer_check.HIGH_NLL > found[1] + renderer_check.MARGIN
+    assert found[0] > found[1] + renderer_check.MARGIN
     await run(tmp_path / "wrong", wrong, max_steps=3, num_epochs=2)
-    assert HIGH not in capsys.readouterr().out
+    assert FOUND not in capsys.readouterr().out
 
 
 async def test_the_check_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await run(tmp_path / "checked", data("role_colon"))
-    monkeypatch.setattr(renderer_check, "HIGH_NLL", 100.0)
+    monkeypatch.setattr(train, "make_renderer_check", lambda *_: None)
     await run(tmp_path / "unchecked", data("role_colon"))
     losses = [
         [each["train_mean_nll"] for each in read_metrics(tmp_path / name)]
@@ -86,8 +86,8 @@ async def test_data_that_is_hard_in_both_formats_is_no_sign(
 ) -> None:
     """Words that nano has never seen: its own format helps with the first of many tokens only."""
     rows = [row("?", "zqx wvk " * 6) for _ in range(10)]
-    assert await run(tmp_path / "hard", data("role_colon", rows)) > renderer_check.HIGH_NLL
-    assert HIGH not in capsys.readouterr().out
+    assert await run(tmp_path / "hard", data("role_colon", rows)) > 2.5
+    assert FOUND not in capsys.readouterr().out
 
 
 async def test_data_that_the_recommended_renderer_cannot_render(
@@ -98,8 +98,7 @@ async def test_data_that_the_recommended_renderer_cannot_render(
 
     monkeypatch.setattr(RendererCheck, "_examples_as_recommended", fail)
     await run(tmp_path / "one", data("role_colon"))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if HIGH in line]
-    assert "nats per token with renderer_name=role_colon; unless" in line
+    assert FOUND not in capsys.readouterr().out
 
 
 def test_when_there_is_nothing_to_check() -> None:
