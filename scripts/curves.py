@@ -23,7 +23,7 @@ def points_of(run: Path, metric: str) -> Points:
     return [
         (int(row["step"]), float(row[metric]))
         for row in read_metrics(run)
-        if isinstance(row.get(metric), int | float)
+        if "step" in row and isinstance(row.get(metric), int | float)
     ]
 
 
@@ -45,7 +45,8 @@ def draw(curves: Mapping[str, Mapping[str, Points]], path: Path) -> None:
         panel.set_xlabel("step")
         panel.set_title(metric)
         panel.grid(alpha=0.3)
-    panels[0][0].legend()
+    shown = {label: line for p in panels[0] for line, label in zip(*p.get_legend_handles_labels())}
+    panels[0][0].legend(list(shown.values()), list(shown))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -60,9 +61,14 @@ def main() -> None:
     for run in words.runs:
         if not (run / "metrics.jsonl").is_file():
             sys.exit(f"error: {run} has no metrics.jsonl: expected the directory of a run")
+    if not words.out.resolve().parent.is_dir():
+        sys.exit(f"error: --out {words.out}: there is no directory {words.out.resolve().parent}")
+    names = [run.resolve().name for run in words.runs]
+    if len(set(names)) < len(names):  # tell them apart by the paths as given
+        names = [str(run) for run in words.runs]
     curves: dict[str, dict[str, Points]] = {}
-    for metric in words.metrics.split(","):
-        found = {run.name: points_of(run, metric) for run in words.runs}
+    for metric in filter(None, words.metrics.split(",")):
+        found = {name: points_of(run, metric) for name, run in zip(names, words.runs)}
         curves[metric] = {name: points for name, points in found.items() if points}
         if not curves[metric]:
             known = {key for run in words.runs for row in read_metrics(run) for key in row}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -51,6 +52,16 @@ def test_draws_a_panel_per_metric(run: Path, tmp_path: Path) -> None:
     assert {"loss", "test/nll", "first"} <= texts
 
 
+def test_runs_of_the_same_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    shutil.copytree(run, tmp_path / "other" / "first")
+    out = tmp_path / "curves.svg"
+    done = curves(run, tmp_path / "other" / "first", "--metrics", "loss", "--out", out)
+    assert done.returncode == 0, done.stderr
+    texts = {element.text for element in ElementTree.parse(out).iter()}
+    assert {str(run), str(tmp_path / "other" / "first")} <= texts
+
+
 @pytest.mark.parametrize(
     ("where", "metric", "error"),
     [
@@ -63,3 +74,8 @@ def test_refuses_what_it_does_not_find(run: Path, where: str, metric: str, error
     done = curves(run.parent / where, "--metrics", metric, "--out", run / "x.svg")
     assert done.returncode == 1 and done.stderr.endswith(error)
     assert not (run / "x.svg").exists()
+
+
+def test_refuses_a_missing_directory_for_the_picture(run: Path) -> None:
+    done = curves(run, "--metrics", "loss,", "--out", run / "missing" / "x.svg")
+    assert done.returncode == 1 and "there is no directory" in done.stderr

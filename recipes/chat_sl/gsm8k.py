@@ -16,7 +16,7 @@ import chz
 from recipes.math_rl.answer_text import extract_gsm8k_final_answer
 from recipes.math_rl.gsm8k import CONFIGURATION
 from recipes.math_rl.last_number import last_number
-from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import Message, get_text_content
 from tinker_cookbook.renderers.chats import RowReader
 from tinker_cookbook.supervised.data import HubChats, Splits
@@ -72,7 +72,9 @@ class FinalAnswers:
 
     def __call__(self) -> ExactMatchEvaluator:
         _, test_rows, read = self.data.open_splits()
-        problems = [] if test_rows is None else _gradable_problems(test_rows, read)
+        if test_rows is None:
+            raise ConfigurationError("data.test_size=0: there is no problem to evaluate on")
+        problems = _gradable_problems(test_rows, read)
         return ExactMatchEvaluator(
             problems,
             self.data.renderer,
@@ -100,6 +102,8 @@ def _gradable_problems(rows: Rows, read: RowReader) -> list[list[Message]]:
         try:
             final_answer(get_text_content(chat.messages[-1]))
         except ValueError as error:
-            raise DataFormatError(f"{chat.location}: {error}") from error
+            raise DataFormatError(
+                f"{chat.location}: 'answer' has no final answer, a number after '####' ({error})"
+            ) from error
         conversations.append(chat.messages)
     return conversations

@@ -123,7 +123,9 @@ def take_conversations(trees: Trees, lang: str | None, path: str) -> Conversatio
     languages = Counter(tree.prompt.lang for tree in trees.trees)
     if lang is not None and lang not in languages:
         found = ", ".join(f"{name} ({count:,})" for name, count in languages.most_common(5))
-        raise ConfigurationError(f"data.lang={lang}: {path} has no such tree; found {found}")
+        raise ConfigurationError(
+            f"data.lang={lang}: {path} has no such tree: set one of {found}, or None for all"
+        )
     taken = [tree for tree in trees.trees if lang is None or lang == tree.prompt.lang]
     chats = [chat for chat in map(best_conversation, taken) if chat is not None]
     if not chats:

@@ -22,7 +22,7 @@ class AdapterFiles(Protocol):
 
     @property
     def computed_with(self) -> ComputedWith:
-        """With what the saved training state was computed."""
+        """Settings of the run that saved the training state."""
         ...
 
     def read(self, adapter: Adapter, base: BaseModel) -> None:

@@ -3,7 +3,7 @@
     adapter_config.json          PEFT's LoraConfig
     adapter_model.safetensors    base_model.model.<path>.lora_{A,B}.weight, fp32
     optimizer.safetensors        <path>.lora_{A,B}.{exp_avg,exp_avg_sq}, step (training state only);
-                                 metadata: with what it was computed (ComputedWith)
+                                 metadata: settings of the run (ComputedWith)
 
 This module writes files into an existing directory and reads them. Atomicity and checksums are the
 store's responsibility (`service/store.py`): a checkpoint gets its name, in one rename, only after
@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tinker_cookbook.engine.base_model import BaseModel
 from tinker_cookbook.engine.lora import UNEMBED, Adapter, LoraSpec
 from tinker_cookbook.engine.trainer import MOMENTS, AdapterTrainer
 from tinker_cookbook.exceptions import CheckpointError
@@ -35,10 +36,12 @@ THREADS_KEY = "num_threads"  # the only key of older checkpoints
 
 
 class ComputedWith(NamedTuple):
-    """What the last bits of a run depend on; None: not recorded, or on a GPU (num_threads)."""
+    """Settings on which a run's numbers depend; None: not recorded, or on a GPU (num_threads)."""
 
     num_threads: int | None = None  # CPU threads
     dtype: str | None = None  # of the base model, e.g. "float32"
+    float32_residual: bool | None = None
+    exact_logits: int | None = None
 
 
 def write_adapter(adapter: Adapter, base_model: str, directory: Path) -> None:
@@ -80,17 +83,18 @@ def write_state(trainer: AdapterTrainer, base_model: str, directory: Path) -> No
         for moment in MOMENTS:
             tensors[f"{name}.{moment}"] = state[moment].cpu().contiguous()
         tensors["step"] = state["step"].cpu().clone()
-    on_cpu = trainer.base.device.type == "cpu"
-    computed = ComputedWith(
-        torch.get_num_threads() if on_cpu else None, dtype_name(trainer.base.dtype)
-    )
-    metadata = {COMPUTED_KEY: json.dumps(computed._asdict(), sort_keys=True)}
+    metadata = {COMPUTED_KEY: json.dumps(computed_with(trainer.base)._asdict(), sort_keys=True)}
     _save_tensors(tensors, directory / OPTIMIZER_FILE, metadata)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in `EngineConfig`, e.g. "float32"."""
-    return str(dtype).removeprefix("torch.")
+def computed_with(base: BaseModel) -> ComputedWith:
+    """The settings of this process."""
+    return ComputedWith(
+        torch.get_num_threads() if base.device.type == "cpu" else None,
+        str(base.dtype).removeprefix("torch."),
+        base.residual_dtype == torch.float32,
+        base.head.num_exact,
+    )
 
 
 def read_spec(directory: Path) -> LoraSpec:
@@ -167,13 +171,14 @@ def read_optimizer(trainer: AdapterTrainer, directory: Path) -> None:
 
 
 def read_computed_with(directory: Path) -> ComputedWith:
-    """Read with what a training state was computed."""
+    """Read the settings of the run that saved a training state."""
     file = directory / OPTIMIZER_FILE
     try:
         with safe_open(file, "pt") as tensors:
             metadata = tensors.metadata() or {}
         if COMPUTED_KEY in metadata:
-            return ComputedWith(**json.loads(metadata[COMPUTED_KEY]))
+            saved = json.loads(metadata[COMPUTED_KEY])
+            return ComputedWith(**{k: v for k, v in saved.items() if k in ComputedWith._fields})
         return ComputedWith(int(metadata[THREADS_KEY]) if THREADS_KEY in metadata else None)
     except Exception as error:  # as in load_tensors
         raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -15,27 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from tinker_cookbook.engine.autograd import Context, Gradients
+from tinker_cookbook.engine.module_parts import has_parts
 from tinker_cookbook.families import FAMILIES
 
 NORMS = {family.norm for family in FAMILIES.values()}  # class names of transformers
 MLPS = {family.mlp for family in FAMILIES.values()}
 
 
-@runtime_checkable
 class Norm(Protocol):
     """An RMSNorm module of transformers."""
 
     weight: torch.Tensor
     variance_epsilon: float
+    forward: Callable[..., torch.Tensor]
 
 
-@runtime_checkable
 class GatedMLP(Protocol):
     """A gated MLP module of transformers."""
 
@@ -43,6 +43,7 @@ class GatedMLP(Protocol):
     up_proj: Callable[[torch.Tensor], torch.Tensor]
     down_proj: Callable[[torch.Tensor], torch.Tensor]
     act_fn: Callable[[torch.Tensor], torch.Tensor]
+    forward: Callable[..., torch.Tensor]
 
 
 class RMSNorm(torch.autograd.Function):
@@ -83,9 +84,9 @@ def install(model: torch.nn.Module) -> None:
     """Make the model's norms and gated MLPs use these functions."""
     for module in model.modules():
         kind = type(module).__name__
-        if kind in NORMS and isinstance(module, Norm):
+        if kind in NORMS and has_parts(module, Norm):
             module.forward = partial(_norm, module)
-        elif kind in MLPS and isinstance(module, GatedMLP) and _is_silu(module.act_fn):
+        elif kind in MLPS and has_parts(module, GatedMLP) and _is_silu(module.act_fn):
             module.forward = partial(_mlp, module)
 
 

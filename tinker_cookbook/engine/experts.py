@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,10 @@ from tinker_cookbook.engine.lora import (
     PerTokenAdapters,
     add_lora,
 )
+from tinker_cookbook.engine.module_parts import has_parts
 from tinker_cookbook.exceptions import ConfigurationError
 
 
-@runtime_checkable
 class StackedExperts(Protocol):
     """An expert layer of transformers."""
 
@@ -44,26 +44,29 @@ class StackedExperts(Protocol):
     has_bias: bool
 
 
-@runtime_checkable
 class HasActivation(Protocol):
     act_fn: Callable[[Tensor], Tensor]
 
 
-@runtime_checkable
 class ClampedSwish(Protocol):
     limit: float | None
     alpha: float
 
 
+GateProduct = Callable[[Tensor, Tensor], Tensor]  # gate and up, both [T, I]
+
+
 class LoraExperts(torch.nn.Module):
     """The frozen experts of one layer plus the adapters of the tokens that pass through them."""
 
-    def __init__(self, base: StackedExperts, path: str, routing: AdapterRouting) -> None:
+    def __init__(
+        self, base: StackedExperts, gate_product: GateProduct, path: str, routing: AdapterRouting
+    ) -> None:
         super().__init__()
         self.base = base
         self.path = path
         self.routing = routing
-        self.gate_product = _gate_product(base, path)
+        self.gate_product = gate_product
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -128,13 +131,14 @@ class LoraExperts(torch.nn.Module):
         return F.linear(x, weight.t() if self.base.is_transposed else weight, bias)
 
 
-def _gate_product(base: StackedExperts, path: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function of the family that combines gate and up, both [T, I]."""
-    if isinstance(base, ClampedSwish) and base.limit is not None:
-        return partial(_clamped_swish, base.limit, base.alpha)
-    if isinstance(base, HasActivation):
-        return partial(_activate_gate, base.act_fn)
-    raise ConfigurationError(_unsupported_error(base, path))
+def _gate_product(module: torch.nn.Module, path: str) -> GateProduct:
+    """The function of the family that combines gate and up."""
+    swish: torch.nn.Module = module
+    if has_parts(swish, ClampedSwish) and swish.limit is not None:
+        return partial(_clamped_swish, swish.limit, swish.alpha)
+    if has_parts(module, HasActivation):
+        return partial(_activate_gate, module.act_fn)
+    raise ConfigurationError(_unsupported_error(type(module).__name__, path))
 
 
 def _activate_gate(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
@@ -147,8 +151,8 @@ def _clamped_swish(limit: float, slope: float, gate: Tensor, up: Tensor) -> Tens
     return gate * torch.sigmoid(gate * slope) * (up + 1)
 
 
-def _unsupported_error(module: StackedExperts | torch.nn.Module, path: str) -> str:
-    return f"{type(module).__name__} at {path!r} holds experts that the engine does not support"
+def _unsupported_error(name: str, path: str) -> str:
+    return f"{name} at {path!r} holds experts that the engine does not support"
 
 
 def install(model: torch.nn.Module, routing: AdapterRouting) -> dict[str, tuple[int, int]]:
@@ -156,10 +160,11 @@ def install(model: torch.nn.Module, routing: AdapterRouting) -> dict[str, tuple[
     shapes = {}
     for path, module in list(model.named_modules()):
         if isinstance(getattr(module, "gate_up_proj", None), torch.nn.Parameter):
-            if not isinstance(module, StackedExperts):
-                raise ConfigurationError(_unsupported_error(module, path))
+            gate_product = _gate_product(module, path)
+            if not has_parts(module, StackedExperts):
+                raise ConfigurationError(_unsupported_error(type(module).__name__, path))
             parent, name = path.rsplit(".", 1)
-            experts = LoraExperts(module, path, routing)
+            experts = LoraExperts(module, gate_product, path, routing)
             setattr(model.get_submodule(parent), name, experts)
             shapes.update(experts.shapes)
     return shapes

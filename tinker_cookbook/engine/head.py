@@ -83,12 +83,11 @@ class HeadLogprobs:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes in use while the logprobs of a chunk and their derivatives are computed: the logits
-        in the weight's dtype and in fp32, their derivatives in the weight's dtype, gathered rows.
+        """Bytes in use while the logprobs of a chunk and their derivatives are computed: the fp32
+        logits, one fp32 or two bf16 copies of them, and gathered rows.
         """
-        size = self.chunk * self.weight.shape[0]
         gathered = GATHERED_BYTES + GATHERED_BYTES // 2 if self.num_exact else 0
-        return size * (4 + 2 * self.weight.itemsize) + gathered
+        return 8 * self.chunk * self.weight.shape[0] + gathered
 
     def logits(
         self,

@@ -97,6 +97,7 @@ class KVCache:
                 new = old.new_zeros(slots, capacity, *old.shape[2:])
                 new[:live, :common] = old[:live, :common]
                 store[layer] = new
+                del old, new  # or the last one would be freed too late
         _return_if_much(freed)
 
     def clear(self) -> None:

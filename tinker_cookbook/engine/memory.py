@@ -30,9 +30,9 @@ from tinker_cookbook.utils.cpu_memory import return_freed_memory
 
 DEFAULT_KV_TOKENS = {"cpu": 65536, "cuda": 524288}  # few workloads need more
 DEFAULT_TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}  # larger passes are not faster
-# On a CPU: of a pass of the default size; above, the default is halved. SmolLM2-135M in fp32 saves
+# On a CPU, a default pass that takes more than this is halved. SmolLM2-135M in fp32 saves
 # 1.1 MiB a token and trains as fast in passes of 1,024 tokens, with a gigabyte less.
-USUAL_PASS_BYTES = 2 * 2**30
+LARGE_PASS_BYTES = 2 * 2**30
 PROBE_TOKENS = 64  # of the measuring forward, unless a sliding window needs more
 MAX_PROBED_WINDOW = 512  # the widest sliding window that the probe is made longer for
 ASSUMED_RANK = 32  # LoRA rank that the estimate is for, the SDK's default
@@ -64,13 +64,6 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     # psutil knows what each operating system can provide without swapping
     return max(min([psutil.virtual_memory().available, *_free_by_cgroup()]), 0)
-
-
-def _return_freed_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        return_freed_memory()
 
 
 def _free_by_cgroup() -> list[int]:
@@ -132,7 +125,7 @@ class MemoryEstimate:
         """
         default = DEFAULT_TOKENS_PER_PASS.get(device.type, 2048)
         usual = default * self.saved * BACKWARD_FACTOR
-        if device.type == "cpu" and usual > USUAL_PASS_BYTES:
+        if device.type == "cpu" and usual > LARGE_PASS_BYTES:
             default //= 2
         fitting = int(self.free * PASS_SHARE / (self.checkpointed * BACKWARD_FACTOR))
         if fitting >= FAMILY_BUDGET_FACTOR * default:
@@ -146,14 +139,17 @@ class MemoryEstimate:
         """
         need, share = tokens * self.checkpointed * BACKWARD_FACTOR, self.free * PASS_SHARE
         if need > share:  # measure again: other processes may have been busy at load
-            _return_freed_memory(device)
+            share = max(share, (free_bytes(device) - self.reserved) * PASS_SHARE)
+        if need > share and device.type == "cpu":  # what a GPU's allocator keeps counts as free
+            return_freed_memory()
             share = max(share, (free_bytes(device) - self.reserved) * PASS_SHARE)
         if need > share:
             raise OutOfMemoryError(
                 f"a pass of {tokens} tokens needs about {need / GIB:.1f} GiB even with activation"
                 f" checkpointing, but passes may use {share / GIB:.1f} GiB (half of the free"
                 " memory): shorten the sequences (max_length in a recipe; the engine never"
-                " truncates) or lower engine.tokens_per_pass"
+                " truncates) or lower engine.tokens_per_pass; with a bfloat16 model,"
+                " engine.float32_residual=False saves up to half of it"
             )
         return tokens * self.saved * BACKWARD_FACTOR > share
 

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from tinker_cookbook.engine.module_parts import has_parts
 
 # the children of a decoder layer of every supported family; the norms stand in front of the blocks
 NORMS = ("input_layernorm", "post_attention_layernorm")
 BLOCKS = ("self_attn", "mlp")
 
 
-@runtime_checkable
 class Decoder(Protocol):
     """The decoder of a transformers model, from the embeddings to the final norm."""
 
@@ -38,7 +39,7 @@ def install(decoder: torch.nn.Module, dtype: torch.dtype) -> str | None:
 
     If the decoder is not built for that, changes nothing and returns the reason.
     """
-    if not isinstance(decoder, Decoder):
+    if not has_parts(decoder, Decoder):
         return f"{type(decoder).__name__} is not built like the known decoders"
     for layer in decoder.layers:
         names = {name for name, _ in layer.named_children()}

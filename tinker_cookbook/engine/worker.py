@@ -15,6 +15,7 @@ import torch
 
 from tinker_cookbook.engine import adapter_files, checkpoints, passes
 from tinker_cookbook.engine.base_model import BaseModel
+from tinker_cookbook.engine.checkpoints import ComputedWith
 from tinker_cookbook.engine.config import EngineConfig
 from tinker_cookbook.engine.passes import Work
 from tinker_cookbook.engine.requests import (
@@ -192,8 +193,7 @@ class Worker:
             self._load(trainer, request.weights, request.optimizer)
         self.runs[request.run] = trainer
         threads = self.thread_count.threads
-        dtype = checkpoints.dtype_name(base.dtype)
-        lines = [f"base model in {dtype}, passes of up to {base.tokens_per_pass:,} tokens"]
+        lines = [f"{_precision(base)}, passes of up to {base.tokens_per_pass:,} tokens"]
         if threads is not None:
             lines.insert(0, threads.line())
         return RunFacts(base.facts, spec, lines)
@@ -210,13 +210,7 @@ class Worker:
         # Sums split among another number of threads differ in the last bits.
         if computed.num_threads is not None and trainer.base.device.type == "cpu":
             self.thread_count.keep(computed.num_threads)
-        now = checkpoints.dtype_name(trainer.base.dtype)
-        if computed.dtype not in (None, now):
-            logger.warning(
-                "the base model was in %s when this run was saved and is in %s now, which changes"
-                " its numbers: set engine.dtype=%s to go on as before",
-                *(computed.dtype, now, computed.dtype),
-            )
+        _warn_of_changes(computed, checkpoints.computed_with(trainer.base))
 
     def _drop(self, request: DropRun) -> None:
         self.runs.pop(request.run, None)
@@ -227,3 +221,25 @@ class Worker:
             checkpoints.write_state(trainer, request.base_model, directory)
         else:
             checkpoints.write_adapter(trainer.adapter, request.base_model, directory)
+
+
+def _precision(base: BaseModel) -> str:
+    settings = checkpoints.computed_with(base)
+    exceptions = ["residual stream"] * (settings.float32_residual or False)
+    if settings.exact_logits:
+        exceptions.append(f"logits of {settings.exact_logits} tokens")
+    wider = f" (float32: {', '.join(exceptions)})" if base.dtype != torch.float32 else ""
+    return f"base model in {settings.dtype}{wider if exceptions else ''}"
+
+
+def _warn_of_changes(saved: ComputedWith, now: ComputedWith) -> None:
+    """Log the settings that make a resumed run's numbers differ from those before."""
+    for key in ("dtype", "float32_residual", "exact_logits"):
+        before, after = getattr(saved, key), getattr(now, key)
+        if before not in (None, after):
+            logger.warning(
+                "this run was saved with engine.%s=%s and resumes with %s, which changes its"
+                " numbers: set engine.%s=%s to resume as before",
+                *(key, before, after, key, before),
+            )
+            return  # the others follow from the dtype

@@ -335,8 +335,9 @@ _QUESTION = RowFormat(
 )
 # Keys that belong to the question, so that dropping them would train an answer to another one.
 _PARTS_OF_A_QUESTION = (
-    *("context", "passage", "choices", "options", "history"),
-    *("prompt", "query", "instruction", "input"),
+    *("context", "contexts", "passage", "passages", "story", "article", "paragraph", "background"),
+    *("document", "documents", "text", "evidence", "facts", "schema", "table", "code", "image"),
+    *("choices", "options", "history", "prompt", "query", "instruction", "input"),
 )
 
 

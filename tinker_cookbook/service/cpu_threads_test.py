@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import tinker
 import torch
+from safetensors.torch import save_file
 
 from tinker_cookbook.engine import EngineConfig
+from tinker_cookbook.engine.checkpoints import ComputedWith, read_computed_with
 from tinker_cookbook.engine.scheduler import Engine
 from tinker_cookbook.engine.testing import call
 from tinker_cookbook.service.local import LocalServiceClient
@@ -90,10 +92,44 @@ def test_a_run_that_goes_on_in_another_precision_says_so(
     assert not caplog.messages
     other.create_training_client_from_state_with_optimizer(state).get_info()
     (warning,) = caplog.messages
-    assert warning.startswith("the base model was in float32 when this run was saved and is in bf")
+    assert warning.startswith("this run was saved with engine.dtype=float32 and resumes with bf")
     assert "set engine.dtype=float32" in warning
     for each in (first, same, other):
         each.engine.close()
+
+
+def test_a_run_that_goes_on_with_another_residual_stream_says_so(
+    tiny_qwen3: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def service(**keys: Any) -> LocalServiceClient:
+        engine = Engine(EngineConfig(device="cpu", dtype="bfloat16", num_threads=1, **keys))
+        return LocalServiceClient(engine, Store(tmp_path))
+
+    first, stream, logits = service(), service(float32_residual=False), service(exact_logits=0)
+    client = first.create_lora_training_client(tiny_qwen3, rank=4, seed=0)
+    assert client.about_engine()[1].startswith(
+        "base model in bfloat16 (float32: residual stream, logits of 32 tokens), passes of up to"
+    )
+    state = client.save_state("here").result().path
+    for each, key in ((stream, "float32_residual=True"), (logits, "exact_logits=32")):
+        each.create_training_client_from_state_with_optimizer(state).get_info()
+        assert f"set engine.{key} to resume as before" in caplog.messages[-1]
+    assert len(caplog.messages) == 2
+    for each in (first, stream, logits):
+        each.engine.close()
+
+
+def test_settings_of_checkpoints_from_other_versions(tmp_path: Path) -> None:
+    def read(metadata: dict[str, str]) -> ComputedWith:
+        file = tmp_path / "optimizer.safetensors"
+        save_file({"step": torch.ones(1)}, file, metadata=metadata)
+        return read_computed_with(tmp_path)
+
+    assert read({"format": "pt"}) == ComputedWith()
+    assert read({"num_threads": "3"}) == ComputedWith(num_threads=3)
+    assert read({"computed_with": '{"dtype": "float32", "later": 1}'}) == ComputedWith(
+        dtype="float32"
+    )
 
 
 def test_a_run_on_tied_embeddings_is_told_about_merging(
