@@ -117,7 +117,9 @@ def test_the_best_ranked_reply_at_each_turn(small: Path) -> None:
     everything = read(small, lang=None)
     assert [chat.messages for chat in everything.chats] == [*expected, talk("hallo", "tag")]
     assert "languages" not in "".join(everything.notes)
-    with pytest.raises(ConfigurationError, match=r"data\.lang=fr: .* tree: set one of en \(5\), de \(1"):
+    with pytest.raises(
+        ConfigurationError, match=r"data\.lang=fr: .* tree: set one of en \(5\), de \(1"
+    ):
         read(small, lang="fr")
 
 
