@@ -225,11 +225,11 @@ class Worker:
 
 def _precision(base: BaseModel) -> str:
     settings = checkpoints.computed_with(base)
-    exceptions = ["residual stream"] * (settings.float32_residual or False)
-    if settings.exact_logits:
-        exceptions.append(f"logits of {settings.exact_logits} tokens")
-    wider = f" (float32: {', '.join(exceptions)})" if base.dtype != torch.float32 else ""
-    return f"base model in {settings.dtype}{wider if exceptions else ''}"
+    wider: list[str] = []
+    if base.dtype != torch.float32:
+        wider += ["residual stream"] if settings.float32_residual else []
+        wider += [f"logits of {settings.exact_logits} tokens"] if settings.exact_logits else []
+    return f"base model in {settings.dtype}" + (f" (float32: {', '.join(wider)})" if wider else "")
 
 
 def _warn_of_changes(saved: ComputedWith, now: ComputedWith) -> None:
