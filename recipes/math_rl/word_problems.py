@@ -36,12 +36,21 @@ from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE
 TEST_SIZE = 200
 LARGEST = (20, 500)  # what `largest` may be: below, some templates have hardly any problem
 DISTINCT_DRAWS = 20
-ONE_SHOT = [
-    Message(
-        role="user", content="Kim has 4 shells and finds 5 more. How many shells does Kim have?"
-    ),
-    Message(role="assistant", content="4 + 5 = 9"),
-]
+ONE_SHOT = {  # by the operations that a problem takes
+    1: [
+        Message(
+            role="user", content="Kim has 4 shells and finds 5 more. How many shells does Kim have?"
+        ),
+        Message(role="assistant", content="4 + 5 = 9"),
+    ],
+    2: [
+        Message(
+            role="user",
+            content="Kim has 4 shells, finds 5 more and breaks 3. How many shells does Kim have?",
+        ),
+        Message(role="assistant", content="4 + 5 = 9, 9 - 3 = 6"),
+    ],
+}
 NAMES = ("Anna", "Ben", "Clara", "David", "Elena", "Felix", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("apples", "books", "buttons", "coins", "marbles", "pencils", "shells", "stickers")
 
@@ -184,7 +193,7 @@ class WordProblems(MathDatasetBuilder):
         make_env = functools.partial(
             WordProblemEnv,
             renderer=self.renderer,
-            convo_prefix=ONE_SHOT if self.one_shot else [],
+            convo_prefix=ONE_SHOT[self.steps] if self.one_shot else [],
             format_coef=self.format_coef,
         )
         return generate_datasets(

@@ -12,6 +12,7 @@ import pytest
 from recipes.math_rl.problems import GeneratedDataset
 from recipes.math_rl.word_problem_templates import ONE_STEP, TEMPLATES, TWO_STEPS, Template
 from recipes.math_rl.word_problems import (
+    ONE_SHOT,
     WordProblem,
     WordProblemEnv,
     WordProblems,
@@ -130,6 +131,28 @@ def test_no_question_repeats_within_a_batch(steps: int) -> None:
     for group in groups:
         asyncio.run(group.make_envs())
     assert len({problem.question for problem in problems}) == len(problems) == 200
+
+
+@pytest.mark.parametrize("steps", sorted(TEMPLATES))
+def test_the_solved_example_has_as_many_steps_as_the_problems(steps: int) -> None:
+    """Models copy its form: after an example of one step, SmolLM2 stops behind the first step."""
+    config = WordProblems(
+        model_name_for_tokenizer="nano",
+        renderer_name="qwen3_instruct",
+        group_size=1,
+        groups_per_batch=1,
+        seed=0,
+        steps=steps,
+    )
+    train, _ = asyncio.run(config())
+    (env,) = asyncio.run(train.get_batch(0)[0].make_envs())
+    assert isinstance(env, WordProblemEnv) and env.convo_prefix == ONE_SHOT[steps]
+    _, solution = ONE_SHOT[steps]
+    calculations = str(solution["content"]).split(", ")
+    assert len(calculations) == steps
+    for calculation in calculations:
+        expression, result = calculation.split(" = ")
+        assert eval(expression) == int(result)
 
 
 def test_a_held_out_problem_is_held_out_under_any_name() -> None:
