@@ -91,7 +91,7 @@ class Arithmetic(MathDatasetBuilder):
 
     num_batches: int = chz.field(default=100, doc="batches per epoch")
     test_size: int | None = chz.field(default=TEST_SIZE, doc="sums in the test set (0: no test)")
-    one_shot: bool | None = chz.field(  # type: ignore[assignment]
+    one_shot: bool | None = chz.field(
         default=None, doc="show one solved sum before each question (None: yes, except for nano)"
     )
 

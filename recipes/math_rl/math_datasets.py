@@ -66,7 +66,6 @@ class MathDatasetBuilder(RLDatasetBuilder):
         f" problems is held out, at most {DEFAULT_TEST_SIZE})",
         metadata=NON_NEGATIVE,
     )
-    one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
     format_coef: float = chz.field(
         default=0.1, doc="penalty on the reward of a reply in the wrong format"
     )
@@ -114,6 +113,7 @@ class BoxedAnswers(MathDatasetBuilder):
     test_path: str | None = chz.field(
         default=None, doc="evaluation file or data set (None: the test split of path)"
     )
+    one_shot: bool = chz.field(default=True, doc="show one solved problem before each question")
 
     def identity(self) -> Mapping[str, Plain]:
         """Count, size and digest of local files; nothing for names on the hub."""

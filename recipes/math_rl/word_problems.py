@@ -36,21 +36,35 @@ from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE
 TEST_SIZE = 200
 LARGEST = (20, 500)  # what `largest` may be: below, some templates have hardly any problem
 DISTINCT_DRAWS = 20
-ONE_SHOT = {  # by the operations that a problem takes
-    1: [
-        Message(
-            role="user", content="Kim has 4 shells and finds 5 more. How many shells does Kim have?"
+SOLVED = {  # examples by the number of operations of the problems; models copy their form
+    1: (
+        ("Kim has 4 shells and finds 5 more. How many shells does Kim have?", "4 + 5 = 9"),
+        ("Kim has 8 shells and breaks 3. How many shells are left?", "8 - 3 = 5"),
+        ("Kim buys 3 boxes of 4 shells. How many shells does Kim buy?", "3 * 4 = 12"),
+        ("Kim divides 12 shells among 3 friends. How many does each get?", "12 / 3 = 4"),
+    ),
+    2: (
+        (
+            "Kim has 4 shells, finds 5 more and breaks 3. How many shells does Kim have?",
+            "4 + 5 = 9, 9 - 3 = 6",
         ),
-        Message(role="assistant", content="4 + 5 = 9"),
-    ],
-    2: [
-        Message(
-            role="user",
-            content="Kim has 4 shells, finds 5 more and breaks 3. How many shells does Kim have?",
+        (
+            "Kim buys 3 boxes of 4 shells and loses 2. How many shells does Kim have left?",
+            "3 * 4 = 12, 12 - 2 = 10",
         ),
-        Message(role="assistant", content="4 + 5 = 9, 9 - 3 = 6"),
-    ],
+        (
+            "Kim divides 12 shells among 3 friends. Lee is one of them and had 2 before. How many"
+            " shells does Lee have now?",
+            "12 / 3 = 4, 4 + 2 = 6",
+        ),
+        (
+            "Kim has 10 shells, gives 4 away and packs the others in bags of 2. How many bags does"
+            " Kim fill?",
+            "10 - 4 = 6, 6 / 2 = 3",
+        ),
+    ),
 }
+NUM_EXAMPLES = {1: 1, 2: 4}  # default, by the number of operations
 NAMES = ("Anna", "Ben", "Clara", "David", "Elena", "Felix", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("apples", "books", "buttons", "coins", "marbles", "pencils", "shells", "stickers")
 
@@ -175,6 +189,11 @@ class WordProblems(MathDatasetBuilder):
     test_size: int | None = chz.field(
         default=TEST_SIZE, doc="problems in the test set (0: no test)", metadata=NON_NEGATIVE
     )
+    num_examples: int | None = chz.field(
+        default=None,
+        doc="solved problems shown before each question, 0 to 4 (None: 1 if the problems take one"
+        " operation, 4 if they take two)",
+    )
 
     @chz.validate
     def _check(self) -> None:
@@ -184,16 +203,33 @@ class WordProblems(MathDatasetBuilder):
             raise ConfigurationError(
                 f"data.largest={self.largest}: expected {LARGEST[0]} to {LARGEST[1]}"
             )
+        limit = len(SOLVED[self.steps])
+        if self.num_examples is not None and not 0 <= self.num_examples <= limit:
+            raise ConfigurationError(
+                f"data.num_examples={self.num_examples}: expected 0 to {limit}"
+            )
 
     def default_max_tokens(self) -> int:
         return 64
+
+    def examples(self) -> list[Message]:
+        """The solved problems that come before each question."""
+        count = NUM_EXAMPLES[self.steps] if self.num_examples is None else self.num_examples
+        return [
+            message
+            for question, solution in SOLVED[self.steps][:count]
+            for message in (
+                Message(role="user", content=question),
+                Message(role="assistant", content=solution),
+            )
+        ]
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         groups = self.needed("groups_per_batch", self.groups_per_batch)
         make_env = functools.partial(
             WordProblemEnv,
             renderer=self.renderer,
-            convo_prefix=ONE_SHOT[self.steps] if self.one_shot else [],
+            convo_prefix=self.examples(),
             format_coef=self.format_coef,
         )
         return generate_datasets(

@@ -12,7 +12,8 @@ import pytest
 from recipes.math_rl.problems import GeneratedDataset
 from recipes.math_rl.word_problem_templates import ONE_STEP, TEMPLATES, TWO_STEPS, Template
 from recipes.math_rl.word_problems import (
-    ONE_SHOT,
+    NUM_EXAMPLES,
+    SOLVED,
     WordProblem,
     WordProblemEnv,
     WordProblems,
@@ -134,8 +135,21 @@ def test_no_question_repeats_within_a_batch(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", sorted(TEMPLATES))
-def test_the_solved_example_has_as_many_steps_as_the_problems(steps: int) -> None:
-    """Models copy its form: after an example of one step, SmolLM2 stops behind the first step."""
+def test_solved_examples_are_right_and_have_as_many_steps_as_the_problems(steps: int) -> None:
+    """Models copy their form: after an example of one step, SmolLM2 stops behind the first step."""
+    for question, solution in SOLVED[steps]:
+        calculations = solution.split(", ")
+        assert len(calculations) == steps
+        for calculation in calculations:
+            expression, result = calculation.split(" = ")
+            assert eval(expression) == int(result)
+        given = [int(number) for number in re.findall(r"\d+", question)]
+        assert len(given) == steps + 1
+        assert all(str(number) in solution for number in given)
+
+
+@pytest.mark.parametrize(("steps", "num_examples"), [(1, None), (2, None), (1, 0), (2, 3)])
+def test_solved_examples_come_before_each_question(steps: int, num_examples: int | None) -> None:
     config = WordProblems(
         model_name_for_tokenizer="nano",
         renderer_name="qwen3_instruct",
@@ -143,16 +157,15 @@ def test_the_solved_example_has_as_many_steps_as_the_problems(steps: int) -> Non
         groups_per_batch=1,
         seed=0,
         steps=steps,
+        num_examples=num_examples,
     )
     train, _ = asyncio.run(config())
     (env,) = asyncio.run(train.get_batch(0)[0].make_envs())
-    assert isinstance(env, WordProblemEnv) and env.convo_prefix == ONE_SHOT[steps]
-    _, solution = ONE_SHOT[steps]
-    calculations = str(solution["content"]).split(", ")
-    assert len(calculations) == steps
-    for calculation in calculations:
-        expression, result = calculation.split(" = ")
-        assert eval(expression) == int(result)
+    assert isinstance(env, WordProblemEnv)
+    expected = NUM_EXAMPLES[steps] if num_examples is None else num_examples
+    pairs = zip(env.convo_prefix[::2], env.convo_prefix[1::2], strict=True)
+    shown = [(question["content"], solution["content"]) for question, solution in pairs]
+    assert shown == list(SOLVED[steps][:expected])
 
 
 def test_a_held_out_problem_is_held_out_under_any_name() -> None:
@@ -189,7 +202,9 @@ def test_batches_depend_on_seed_and_index_alone() -> None:
     assert len({str(questions(seed, index)) for seed in (0, 1) for index in (0, 1)}) == 4
 
 
-@pytest.mark.parametrize(("key", "value"), [("steps", 3), ("largest", 19), ("largest", 501)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("steps", 3), ("largest", 19), ("largest", 501), ("num_examples", 5)]
+)
 def test_refuses_what_it_cannot_draw(key: str, value: int) -> None:
     with pytest.raises(ConfigurationError, match=rf"data\.{key}={value}: expected"):
         WordProblems(**{key: value})
