@@ -33,7 +33,7 @@ from tinker_cookbook.renderers.chats import (
     read_chats,
 )
 from tinker_cookbook.supervised.datasets import (
-    LazyChats,
+    LazyRows,
     RenderedChats,
     SupervisedDatasetFromHFDataset,
     conversation_to_datum,
@@ -277,9 +277,9 @@ class HubChats(ChatDatasetBuilder):
 
     def _build(
         self, rows: Rows, read: RowReader, batch_size: int, shuffle_seed: int | None, name: str
-    ) -> LazyChats:
+    ) -> LazyRows:
         config = self.config
-        return LazyChats(
+        return LazyRows(
             rows,
             render_rows(
                 self.renderer,
