@@ -297,7 +297,7 @@ def _read_question(row: Mapping[str, Plain]) -> Messages:
             raise DataFormatError(f"{key!r} must be a non-empty string, found {excerpt(text)}")
         texts.append(text)
     question, answer = texts
-    for key in PARTS_OF_A_QUESTION:
+    for key in _PARTS_OF_A_QUESTION:
         if differs(row.get(key), question):
             raise DataFormatError(
                 f"{key!r} together with 'question' and 'answer' is not supported; write it into"
@@ -348,7 +348,7 @@ _QUESTION = RowFormat(
     _read_question,
 )
 # Keys that belong to the question, so that dropping them would train an answer to another one.
-PARTS_OF_A_QUESTION = (
+_PARTS_OF_A_QUESTION = (
     *("context", "contexts", "passage", "passages", "story", "article", "paragraph", "background"),
     *("document", "documents", "text", "evidence", "facts", "schema", "table", "code", "image"),
     *("choices", "options", "history", "prompt", "query", "instruction", "input"),

@@ -153,20 +153,29 @@ def render_rows(
 
     read: parses a row, given its location for messages (None: the first row determines the format).
 
-    Rows are rendered during training, so a row that cannot be rendered must not end a run of many
-    hours. It is skipped, like a row without trained tokens, and the report names it.
+    A row that cannot be rendered is skipped; see `skip_bad_rows`.
     """
 
     read = read or RowReader()
+    return skip_bad_rows(
+        lambda row: render_chat(read(row, "row"), renderer, max_length, train_on_what)
+    )
 
-    def render(row: R) -> Rendered:
+
+def skip_bad_rows(render: RenderRow[T]) -> RenderRow[T]:
+    """Return `render` for data with bad rows: the error of a row is the reason to skip the row.
+
+    Rows are rendered during training, where a bad row must not end a run of many hours. Like a row
+    without trained tokens it is skipped, and the report names it.
+    """
+
+    def render_or_skip(row: T) -> Rendered:
         try:
-            chat = read(row, "row")
-            return render_chat(chat, renderer, max_length, train_on_what)
+            return render(row)
         except (DataFormatError, RendererError) as error:
             return Rendered([], skipped=[str(error).removeprefix("row: ")])
 
-    return render
+    return render_or_skip
 
 
 def render_with_function(
