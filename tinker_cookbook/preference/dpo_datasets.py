@@ -44,8 +44,8 @@ class CompletionDatasetBuilder(ChatDatasetBuilder):
 class DPODatasetBuilderFromComparisons(CompletionDatasetBuilder):
     """Pairs of a preferred and a rejected completion; `batch_size` counts pairs.
 
-    A batch holds 2 * batch_size datums, the rejected completion of each pair behind the chosen one.
-    Fewer only if the data is rendered lazily and rows of the batch were skipped.
+    A batch holds 2 * batch_size datums; each rejected completion follows its chosen one. Batches of
+    lazily rendered data are smaller if some of their rows are skipped.
     """
 
     comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
@@ -84,17 +84,17 @@ def render_pair(labeled: LabeledComparison, renderer: Renderer, max_length: int 
     prompt = labeled.comparison.prompt_conversation
     prompt_tokens = renderer.build_generation_prompt(prompt).to_ints()
     examples: list[Example] = []
-    problems: list[str] = []
+    problem: str | None = None
     for name, completion in (("chosen", labeled.chosen), ("rejected", labeled.rejected)):
         example = render_completion(prompt, completion, renderer, max_length)
         examples.append(example)
-        if problem := example.problem or find_prompt_problem(example, prompt_tokens):
-            problems.append(f"{name}: {problem}")
+        reason = example.problem or find_prompt_problem(example, prompt_tokens)
+        problem = problem or (reason and f"{name}: {reason}")
     return Rendered(
-        [] if problems else [to_datum(example.truncated) for example in examples],
+        [] if problem else [to_datum(example.truncated) for example in examples],
         truncated=any(example.is_truncated for example in examples),
         num_lost=sum(count_lost_tokens(example) for example in examples),
-        skipped=[", ".join(problems)] if problems else [],
+        skipped=[problem] if problem else [],
     )
 
 

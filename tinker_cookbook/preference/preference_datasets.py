@@ -23,6 +23,7 @@ import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.comparison_rows import (
+    ComparisonReader,
     ParsedComparison,
     Row,
     make_comparison_reader,
@@ -58,17 +59,17 @@ _LOCAL_COPY = "set path= to a local copy of it"
 
 @dataclass(frozen=True)
 class ComparisonSplit:
-    """One split of a data set of comparisons. is_small: render it before training starts."""
+    """One split of a data set of comparisons.
+
+    is_small: render it before training starts. source_formats: the known format of the rows, for
+    the report; [] if the builder reads a format of its own.
+    """
 
     rows: IndexedRows[Row]
     read: ReadComparison
     name: str
     is_small: bool
-
-    @property
-    def source_formats(self) -> list[str]:
-        """The known format of the rows, as a list; [] if the builder reads its own."""
-        return getattr(self.read, "source_formats", [])
+    source_formats: list[str]
 
     def render_with(self, render: RenderComparison) -> RenderRow[Row]:
         """A function that renders a row; a row that cannot be used is skipped, with the reason."""
@@ -174,7 +175,9 @@ class ComparisonDatasetBuilder(CheckedConfig):
         )
 
     def _open_split(self, rows: IndexedRows[Row], name: str) -> ComparisonSplit:
-        return ComparisonSplit(rows, self.make_reader(rows, name), name, self.is_small())
+        read = self.make_reader(rows, name)
+        formats = read.source_formats if isinstance(read, ComparisonReader) else []
+        return ComparisonSplit(rows, read, name, self.is_small(), formats)
 
 
 @chz.chz

@@ -42,7 +42,7 @@ class RowSummary:
                 f"{counted(number, 'row')} with replies in '{key}', which are trained like the "
                 "completion unless train_on_what=last_assistant_message"
             )
-        lines += [f"{counted(n, name)} dropped" for name, n in self._counts_of("excluded")]
+        lines += self.exclusions()
         if nulls := [f"{name} ({counted(n, 'row')})" for name, n in self._counts_of("null")]:
             lines.append(f"nulls dropped from {', '.join(nulls)}")
         keys = [
@@ -53,6 +53,10 @@ class RowSummary:
         if len(keys) > MAX_KEYS:
             keys[MAX_KEYS:] = [f"{len(keys) - MAX_KEYS:,} more"]
         return lines + ([f"dropped keys: {', '.join(keys)}"] if keys else [])
+
+    def exclusions(self) -> list[str]:
+        """One line per kind of row that is left out on purpose: "12 ties dropped"."""
+        return [f"{counted(n, kind)} dropped" for kind, n in self._counts_of("excluded")]
 
     def _counts_of(self, kind: str) -> list[tuple[str, int]]:
         return [(item, n) for (item_kind, item), n in self.counts.items() if item_kind == kind]

@@ -283,8 +283,13 @@ def empty_batches_message(report: DataReport | None, index: int) -> str:
         return f"batch {index} and the batches after it have no example with trained tokens"
     return (
         f"{report.name}: batch {index} and the batches after it have no example with trained"
-        " tokens: " + "; ".join(report.skipped)
+        " tokens: " + _reasons(report)
     )
+
+
+def _reasons(report: DataReport) -> str:
+    """Why rows have no datums, as far as the report lists it."""
+    return "; ".join([*report.skipped, *report.rows.exclusions()])
 
 
 class _StoredDatum(NamedTuple):
@@ -340,10 +345,9 @@ class RenderedRows(_ShuffledDataset, Generic[T]):
                 [stored] * bool(stored) if keep_together else [[each] for each in stored]
             )
         if not self._groups:
-            reasons = [*self.report.skipped, *self.report.rows.lines()]
             raise DataValidationError(
                 f"{name}: none of the {len(rows):,} {unit}s has a token to train on: "
-                + "; ".join(reasons)
+                + _reasons(self.report)
             )
         super().__init__(len(self._groups), batch_size, shuffle_seed)
         self.report.notes += _batch_size_notes(self, f"{unit}s" if keep_together else "examples")
