@@ -1,0 +1,287 @@
+"""Configurable data sets of comparisons, and how they become data sets to train on.
+
+| builder | source of the comparisons |
+|---|---|
+| `ComparisonBuilderFromJsonl` | a JSONL file, one comparison per line |
+| `HubComparisons` | a data set on the hub, or a local file or directory |
+
+Rows are in one of the formats of `comparison_rows.py`. To read a format of your own, derive from
+`ComparisonDatasetBuilder`. A row that cannot be used is skipped; the report counts such rows, and
+names the first ones by file and line. JSONL files are rendered before training starts, so that the
+report is complete by then; other data is rendered when a batch needs it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import chz
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.preference.comparison_rows import (
+    ComparisonReader,
+    ParsedComparison,
+    Row,
+    make_comparison_reader,
+    parse_comparison,
+)
+from tinker_cookbook.preference.types import LabeledComparison
+from tinker_cookbook.renderers.chats import is_jsonl
+from tinker_cookbook.supervised.data import hold_out_rows
+from tinker_cookbook.supervised.datasets import (
+    IndexedRows,
+    LazyRows,
+    Rendered,
+    RenderedRows,
+    RenderRow,
+    skip_bad_rows,
+)
+from tinker_cookbook.supervised.types import SupervisedDataset
+from tinker_cookbook.training.fields import NON_NEGATIVE, SEED, CheckedConfig
+from tinker_cookbook.utils import data_files
+from tinker_cookbook.utils.data_identity import file_identity, path_identity
+from tinker_cookbook.utils.files import existing_file
+from tinker_cookbook.utils.json_types import Plain
+
+T = TypeVar("T")
+
+# Parses a row, given its location for messages; None: the builder leaves the row out.
+ReadComparison = Callable[[Row, str], ParsedComparison | None]
+RenderComparison = Callable[[LabeledComparison], Rendered]
+ComparisonRows = tuple[IndexedRows[Row], IndexedRows[Row] | None]
+
+_LOCAL_COPY = "set path= to a local copy of it"
+
+
+@dataclass(frozen=True)
+class ComparisonSplit:
+    """One split of a data set of comparisons.
+
+    is_small: render it before training starts. source_formats: the known format of the rows, for
+    the report; [] if the builder reads a format of its own.
+    """
+
+    rows: IndexedRows[Row]
+    read: ReadComparison
+    name: str
+    is_small: bool
+    source_formats: list[str]
+
+    def render_with(self, render: RenderComparison) -> RenderRow[Row]:
+        """A function that renders a row; a row that cannot be used is skipped, with the reason."""
+
+        def render_row(row: Row) -> Rendered:
+            parsed = self.read(row, "row")
+            if parsed is None:
+                return excluded("row")
+            rendered = render(parsed.labeled)
+            return replace(rendered, notes=Counter(parsed.notes) + Counter(rendered.notes))
+
+        return skip_bad_rows(render_row)
+
+
+def excluded(what: str) -> Rendered:
+    """The result for a row that is left out on purpose: "tie" or "row"."""
+    return Rendered([], notes={("excluded", what): 1})
+
+
+def make_dataset(
+    rows: IndexedRows[T],
+    render: RenderRow[T],
+    *,
+    is_small: bool,
+    batch_size: int | None,
+    shuffle_seed: int,
+    max_length: int | None,
+    name: str,
+    unit: str,
+    source_formats: Sequence[str] = (),
+) -> SupervisedDataset:
+    """A data set whose batches hold all datums of a row or none, and whose size counts rows.
+
+    is_small: render all rows now, and leave those without a datum out of the batches. batch_size
+    None: a test set, in one unshuffled batch, so that no row is dropped.
+    """
+    size, seed = (max(1, len(rows)), None) if batch_size is None else (batch_size, shuffle_seed)
+    if is_small:
+        return RenderedRows(
+            rows,
+            render,
+            batch_size=size,
+            max_length=max_length,
+            shuffle_seed=seed,
+            name=name,
+            unit=unit,
+            keep_together=True,
+        )
+    return LazyRows(
+        rows,
+        render,
+        batch_size=size,
+        shuffle_seed=seed,
+        name=name,
+        max_length=max_length,
+        forms=source_formats,
+        unit=unit,
+    )
+
+
+@chz.chz
+class ComparisonDatasetBuilder(CheckedConfig):
+    """Base of the configs of comparison data sets; derived classes define both methods."""
+
+    # Not abstract methods, so that a command line without a class ends in one clear line.
+    def get_train_and_test_datasets(self) -> ComparisonRows:
+        """The rows to train and to evaluate on (None: no test set), e.g. `datasets.Dataset`."""
+        raise self._is_abstract()
+
+    def example_to_labeled_comparison(self, example: Row) -> LabeledComparison | None:
+        """The comparison of a row; None leaves the row out. Raises DataFormatError to skip it."""
+        raise self._is_abstract()
+
+    def _is_abstract(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"{type(self).__name__} is an abstract base class; choose a data set, e.g."
+            " ComparisonBuilderFromJsonl"
+        )
+
+    def data_name(self) -> str:
+        """The name of the data in reports."""
+        return type(self).__name__
+
+    def is_small(self) -> bool:
+        """Whether to render all rows before training starts, so that the report is complete."""
+        return False
+
+    def make_reader(self, rows: IndexedRows[Row], name: str) -> ReadComparison:
+        """Return the function that parses `rows`. Raises DataFormatError if it knows none."""
+
+        def read(row: Row, location: str) -> ParsedComparison | None:
+            labeled = self.example_to_labeled_comparison(row)
+            return None if labeled is None else ParsedComparison(labeled, {})
+
+        return read
+
+    def open_splits(self) -> tuple[ComparisonSplit, ComparisonSplit | None]:
+        """Open the training and the test split (None: no test set)."""
+        train, test = self.get_train_and_test_datasets()
+        return (
+            self._open_split(train, self.data_name()),
+            None if test is None else self._open_split(test, f"{self.data_name()} (test)"),
+        )
+
+    def _open_split(self, rows: IndexedRows[Row], name: str) -> ComparisonSplit:
+        read = self.make_reader(rows, name)
+        formats = read.source_formats if isinstance(read, ComparisonReader) else []
+        return ComparisonSplit(rows, read, name, self.is_small(), formats)
+
+
+@chz.chz
+class KnownFormats(ComparisonDatasetBuilder):
+    """Base of the builders whose rows are in one of the formats of `comparison_rows.py`."""
+
+    def example_to_labeled_comparison(self, example: Row) -> LabeledComparison | None:
+        return parse_comparison(example)
+
+    def make_reader(self, rows: IndexedRows[Row], name: str) -> ReadComparison:
+        method = type(self).example_to_labeled_comparison
+        if method is not KnownFormats.example_to_labeled_comparison:
+            return super().make_reader(rows, name)  # a derived class reads a format of its own
+        return make_comparison_reader(rows, name)
+
+
+@chz.chz
+class ComparisonBuilderFromJsonl(KnownFormats):
+    """A JSONL file of comparisons, one per line."""
+
+    train_path: str = chz.field(doc="JSONL file, one comparison per line")
+    test_path: str | None = chz.field(
+        default=None, doc="evaluation JSONL file (None: no evaluation)"
+    )
+
+    def identity(self) -> Mapping[str, Plain]:
+        """The contents of the files; their paths do not matter."""
+        files = {"train_path": self.train_path, "test_path": self.test_path}
+        return {key: file_identity(path) for key, path in files.items() if path is not None}
+
+    def data_name(self) -> str:
+        return self.train_path
+
+    def is_small(self) -> bool:
+        return True
+
+    def get_train_and_test_datasets(self) -> ComparisonRows:
+        paths = (("train_path", self.train_path), ("test_path", self.test_path))
+        train, test = (None if path is None else _open_file(path, key) for key, path in paths)
+        assert train is not None
+        return train, test
+
+
+def _open_file(path: str, key: str) -> data_files.Rows:
+    existing_file(path, key)
+    return data_files.open_rows(path)
+
+
+@chz.chz
+class HubRows(CheckedConfig):
+    """The keys of a hub or local data set, and its split into rows to train and to evaluate on."""
+
+    path: str = chz.field(doc="data set: name on the hub, directory or file")
+    name: str | None = chz.field(default=None, doc="configuration (subset) of the data set")
+    split: str = chz.field(default="train", doc="training split")
+    test_split: str | None = chz.field(
+        default=None,
+        doc="evaluation split (None, and for a local file, which has no splits: hold out test_size"
+        " rows of the training split)",
+    )
+    test_size: int | None = chz.field(
+        default=None,
+        doc="rows to evaluate on: held out from the shuffled training split or, with test_split,"
+        " the first of the shuffled test_split (0: all of test_split; without test_split, none;"
+        " None: the data set's default, at most a tenth of a local file)",
+        metadata=NON_NEGATIVE,
+    )
+    shuffle_seed: int = chz.field(default=0, doc="seed of the train/test split", metadata=SEED)
+
+    def identity(self) -> Mapping[str, Plain]:
+        """Count, size and digest of a local data set's files; nothing for a name on the hub."""
+        return path_identity(self.path)
+
+    def default_test_size(self) -> int:
+        """The number of rows to evaluate on if test_size is None; 0 as in `test_size`."""
+        return 0
+
+    def open_rows(self) -> tuple[data_files.Rows, data_files.Rows | None]:
+        """Open the rows to train and to evaluate on (None: no test set)."""
+        train, test = self._open(self.split), None
+        is_file = Path(self.path).expanduser().is_file()
+        if self.test_split is not None and not is_file:
+            test = self._open(self.test_split)
+        test_size = self.test_size
+        if test_size is None:
+            test_size = self.default_test_size()
+            test_size = min(test_size, len(train) // 10) if is_file else test_size
+        if test is not None and test_size:
+            test = test.shuffle(seed=self.shuffle_seed)
+        return hold_out_rows(train.shuffle(seed=self.shuffle_seed), test, test_size, self.path)
+
+    def _open(self, split: str) -> data_files.Rows:
+        return data_files.open_rows(self.path, self.name, split, _LOCAL_COPY)
+
+
+@chz.chz
+class HubComparisons(HubRows, KnownFormats):
+    """A hub or local data set of comparisons."""
+
+    def data_name(self) -> str:
+        return self.path
+
+    def is_small(self) -> bool:
+        return is_jsonl(self.path)
+
+    def get_train_and_test_datasets(self) -> ComparisonRows:
+        return self.open_rows()
