@@ -21,6 +21,7 @@ from tinker_cookbook.sequences import to_datum
 from tinker_cookbook.supervised.data import Datasets
 from tinker_cookbook.supervised.datasets import Rendered
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import SEED
 
 
@@ -49,6 +50,12 @@ class DPODatasetBuilderFromComparisons(CompletionDatasetBuilder):
     """
 
     comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
+
+    def default_num_epochs(self) -> int:
+        return self.comparison_builder.default_num_epochs()
+
+    def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
+        return self.comparison_builder.default_evaluator_builders(self.config)
 
     def __call__(self) -> Datasets:
         train, test = self.comparison_builder.open_splits()

@@ -94,7 +94,7 @@ class PairObjective(Objective):
         return pair_losses(pairs, self._settings)
 
     def metrics(self, batch: Sequence[tinker.Datum], outputs: Outputs) -> dict[str, float]:
-        return self.pair_metrics(batch, logprobs_of(outputs))
+        return {"num_pairs": len(batch) // 2, **self.pair_metrics(batch, logprobs_of(outputs))}
 
     def pair_metrics(
         self, data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]
@@ -112,7 +112,6 @@ class PairObjective(Objective):
             "rejected_reward": float(rejected.mean()),
             "chosen_logprob": float(sums[::2].mean()),
             "rejected_logprob": float(sums[1::2].mean()),
-            "num_pairs": len(chosen),
         }
 
     def evaluators(self, test: SupervisedDataset) -> list[Evaluator]:

@@ -40,7 +40,11 @@ from tinker_cookbook.supervised.datasets import (
     RenderRow,
     skip_bad_rows,
 )
-from tinker_cookbook.supervised.types import SupervisedDataset
+from tinker_cookbook.supervised.types import (
+    ChatDatasetBuilderCommonConfig,
+    SupervisedDataset,
+)
+from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import NON_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
@@ -165,6 +169,16 @@ class ComparisonDatasetBuilder(CheckedConfig):
             return None if labeled is None else ParsedComparison(labeled, {})
 
         return read
+
+    def default_num_epochs(self) -> int:
+        """Passes over this data if a recipe's num_epochs is None."""
+        return 1
+
+    def default_evaluator_builders(
+        self, config: ChatDatasetBuilderCommonConfig
+    ) -> list[EvaluatorBuilder]:
+        """Evaluators of what this data teaches; used if a recipe is given none."""
+        return []
 
     def open_splits(self) -> tuple[ComparisonSplit, ComparisonSplit | None]:
         """Open the training and the test split (None: no test set)."""

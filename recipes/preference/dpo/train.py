@@ -1,0 +1,87 @@
+"""Preference optimization on pairs of replies: DPO, IPO, SimPO, ORPO and other losses.
+
+./scripts/run recipes.preference.dpo.train                                  nano, polite replies
+./scripts/run recipes.preference.dpo.train loss=ipo
+./scripts/run recipes.preference.dpo.train model_name=Qwen/Qwen3-8B dataset=hhh
+./scripts/run recipes.preference.dpo.train dataset=pairs.jsonl load_checkpoint_path=runs/sft
+./scripts/run recipes.preference.dpo.train config=configs/preference_dpo/qwen3-8b-1xh100.yaml
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import chz
+
+from recipes.preference.datasets import (
+    HelpSteer3ComparisonBuilder,
+    HHHComparisonBuilder,
+    NanoPairs,
+    UltraFeedbackComparisonBuilder,
+)
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.preference import train_dpo
+from tinker_cookbook.preference.defaults import DPO_DEFAULTS
+from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
+from tinker_cookbook.preference.preference_datasets import HubComparisons
+from tinker_cookbook.renderers.chats import check_file_exists
+from tinker_cookbook.supervised.chat_config import ALIASES, FIRST_KEYS, resolve_chat_config
+from tinker_cookbook.supervised.types import ChatDatasetBuilder
+from tinker_cookbook.utils.json_types import Json
+
+DATASETS = {
+    "hhh": HHHComparisonBuilder,
+    "helpsteer3": HelpSteer3ComparisonBuilder,
+    "ultrafeedback": UltraFeedbackComparisonBuilder,
+    "nano_pairs": NanoPairs,
+}
+
+
+@chz.chz
+class CLIConfig(train_dpo.Config):
+    dataset: str | None = chz.field(
+        default=None,
+        doc="comparisons: hhh, helpsteer3, ultrafeedback, nano_pairs, a file, a directory or a hub"
+        " data set (None: nano_pairs for nano, else hhh)",
+    )
+
+    @staticmethod
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
+        config = train_dpo.Config.drop_resolved_keys(config)
+        named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
+        return {key: value for key, value in config.items() if key not in named}
+
+
+def data_of(config: CLIConfig) -> ChatDatasetBuilder:
+    name = config.dataset or ("nano_pairs" if config.model_name == "nano" else "hhh")
+    if name in DATASETS:
+        return DPODatasetBuilderFromComparisons(comparison_builder=DATASETS[name]())
+    if not Path(name).suffix and "/" not in name and not Path(name).exists():
+        raise ConfigurationError(
+            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a file, a directory, org/name"
+            " of a hub data set, or data="
+        )
+    return comparisons_at(name, "dataset")
+
+
+def comparisons_at(path: str, key: str) -> ChatDatasetBuilder:
+    check_file_exists(path, key)
+    return DPODatasetBuilderFromComparisons(comparison_builder=HubComparisons(path=path))
+
+
+async def main(config: CLIConfig) -> None:
+    if config.dataset and (config.dataset_builder or config.dataset_path):
+        raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
+    resolved = resolve_chat_config(config, DPO_DEFAULTS, data_of(config), comparisons_at)
+    await train_dpo.run(resolved, recipe="dpo")
+
+
+def cli_main(config: CLIConfig) -> None:
+    """`main` for programs that are not asynchronous."""
+    asyncio.run(main(config))
+
+
+if __name__ == "__main__":
+    cli(main, CLIConfig, ALIASES, ["dataset" if k == "dataset_path" else k for k in FIRST_KEYS])
