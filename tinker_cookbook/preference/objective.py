@@ -1,7 +1,8 @@
-"""Preference optimization as the objective of the supervised loop: DPO and its relatives."""
+"""Objectives of the supervised loop for preference optimization."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,17 +12,18 @@ import tinker
 import torch
 
 from tinker_cookbook.preference.losses import (
+    KTOSettings,
     PairLogprobs,
     PairLosses,
     PairLossSettings,
+    kto_kl,
+    kto_losses,
     pair_losses,
 )
-from tinker_cookbook.preference.reference import (
-    DATUMS_PER_REQUEST,
-    ReferenceLogprobs,
-    weighted_sum,
-)
-from tinker_cookbook.sequences import as_numpy
+from tinker_cookbook.preference.reference import ReferenceLogprobs, forward_logprobs, weighted_sum
+from tinker_cookbook.preference.unpaired_datasets import label_of, remove_label
+from tinker_cookbook.sequences import Sequence as TokenSequence
+from tinker_cookbook.sequences import as_numpy, from_datum, to_datum
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.nll_evaluator import all_datums
 from tinker_cookbook.supervised.objective import Objective, Outputs, logprobs_of
@@ -33,8 +35,24 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import TrainingClient
     from tinker_cookbook.supervised.types import SupervisedDataset
 
+Futures = Sequence["APIFuture[tinker.ForwardBackwardOutput]"]
+Loss = tuple[torch.Tensor, dict[str, float]]
 
-class PairObjective(Objective):
+
+class PreferenceObjective(Objective):
+    """Base: a custom loss of whole replies' log p, and its evaluation on held-out data."""
+
+    @abstractmethod
+    async def evaluate(
+        self, client: TrainingClient, data: list[tinker.Datum], logprobs: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        """The metrics of held-out data, from its logprobs under the client's weights."""
+
+    def evaluators(self, test: SupervisedDataset) -> list[Evaluator]:
+        return [_HeldOutEvaluator(self, all_datums(test))]
+
+
+class PairObjective(PreferenceObjective):
     """The mean of a pair loss over a batch of datums [chosen, rejected, chosen, rejected, ...].
 
     tokens_per_pass: a batch goes to the engine in calls of whole pairs that fit into one pass each,
@@ -51,31 +69,18 @@ class PairObjective(Objective):
         self._settings, self._reference = settings, reference
         self._tokens_per_pass = tokens_per_pass
 
-    async def prepare(self, batch: Sequence[tinker.Datum]) -> None:
+    async def submit(self, client: TrainingClient, batch: list[tinker.Datum]) -> Futures:
         if self._reference is not None:
             await self._reference.compute(batch)
-
-    def submit(
-        self, client: TrainingClient, batch: list[tinker.Datum]
-    ) -> Sequence[APIFuture[tinker.ForwardBackwardOutput]]:
         loss = partial(self._mean_loss, num_pairs=len(batch) // 2)
-        return [
-            client.forward_backward_custom(part, loss)
-            for part in whole_pairs(batch, self._tokens_per_pass)
-        ]
+        parts = split_into_passes(batch, self._tokens_per_pass, unit=2)
+        return [client.forward_backward_custom(part, loss) for part in parts]
 
     def _mean_loss(
         self, data: list[tinker.Datum], logprobs: list[torch.Tensor], *, num_pairs: int
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The part of the batch's mean loss that comes from these pairs. In float64, as sums over
-        long replies differ by little."""
-        sums = torch.stack(
-            [
-                torch.dot(_weights(datum).to(values.device), values.double())
-                for datum, values in zip(data, logprobs, strict=True)
-            ]
-        )
-        return self._losses(data, sums).loss.sum() / num_pairs, {}
+    ) -> Loss:
+        """The part of the batch's mean loss that comes from these pairs."""
+        return self._losses(data, reply_logprobs(data, logprobs)).loss.sum() / num_pairs, {}
 
     def _losses(self, data: Sequence[tinker.Datum], sums: torch.Tensor) -> PairLosses:
         """Losses and rewards from the policy's log p of each reply [D], float64."""
@@ -94,9 +99,16 @@ class PairObjective(Objective):
         return pair_losses(pairs, self._settings)
 
     def metrics(self, batch: Sequence[tinker.Datum], outputs: Outputs) -> dict[str, float]:
-        return {"num_pairs": len(batch) // 2, **self.pair_metrics(batch, logprobs_of(outputs))}
+        return {"num_pairs": len(batch) // 2, **self._metrics(batch, logprobs_of(outputs))}
 
-    def pair_metrics(
+    async def evaluate(
+        self, client: TrainingClient, data: list[tinker.Datum], logprobs: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        if self._reference is not None:
+            await self._reference.compute(data)
+        return self._metrics(data, logprobs)
+
+    def _metrics(
         self, data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]
     ) -> dict[str, float]:
         """accuracy: share of pairs whose chosen reply has the higher reward. chosen_logprob,
@@ -114,50 +126,148 @@ class PairObjective(Objective):
             "rejected_logprob": float(sums[1::2].mean()),
         }
 
-    def evaluators(self, test: SupervisedDataset) -> list[Evaluator]:
-        return [_PairEvaluator(self, all_datums(test))]
-
     def reference_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
         return batch[::2]
 
 
-class _PairEvaluator(TrainingClientEvaluator):
-    """The metrics of held-out pairs as `test/...`; test/nll: over the tokens of all replies."""
+class KTOObjective(PreferenceObjective):
+    """The mean of KTO's loss over a batch of replies that are labelled good or bad.
 
-    def __init__(self, objective: PairObjective, data: list[tinker.Datum]) -> None:
+    Its estimate of the KL divergence comes from each prompt with the reply to the next one, whose
+    logprobs need a forward of their own before each step.
+    """
+
+    def __init__(
+        self,
+        settings: KTOSettings,
+        reference: ReferenceLogprobs,
+        tokens_per_pass: int | None = None,
+    ) -> None:
+        self._settings, self._reference = settings, reference
+        self._tokens_per_pass = tokens_per_pass
+
+    async def submit(self, client: TrainingClient, batch: list[tinker.Datum]) -> Futures:
+        kl = await self._estimate_kl(client, batch)
+        loss = partial(self._mean_loss, num_replies=len(batch), kl=kl)
+        parts = split_into_passes(batch, self._tokens_per_pass)
+        return [client.forward_backward_custom(part, loss) for part in parts]
+
+    async def _estimate_kl(self, client: TrainingClient, batch: list[tinker.Datum]) -> float:
+        mismatched = mismatched_replies(batch)
+        await self._reference.compute([*map(remove_label, batch), *mismatched])
+        logprobs = await forward_logprobs(client, mismatched)
+        sums = [weighted_sum(*pair) for pair in zip(mismatched, logprobs, strict=True)]
+        reference = torch.from_numpy(self._reference.values(mismatched))
+        return kto_kl(torch.tensor(sums, dtype=torch.float64), reference)
+
+    def _mean_loss(
+        self,
+        data: list[tinker.Datum],
+        logprobs: list[torch.Tensor],
+        *,
+        num_replies: int,
+        kl: float,
+    ) -> Loss:
+        """The part of the batch's mean loss that comes from these replies."""
+        losses, _ = self._losses(data, reply_logprobs(data, logprobs), kl)
+        return losses.sum() / num_replies, {"kl": kl}
+
+    def _losses(
+        self, data: Sequence[tinker.Datum], sums: torch.Tensor, kl: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        reference = torch.from_numpy(self._reference.values(list(map(remove_label, data))))
+        good = torch.tensor([label_of(datum) for datum in data], device=sums.device)
+        return kto_losses(sums, reference.to(sums), good, kl, self._settings)
+
+    def metrics(self, batch: Sequence[tinker.Datum], outputs: Outputs) -> dict[str, float]:
+        return self._metrics(batch, logprobs_of(outputs), outputs[0].metrics["kl"])
+
+    async def evaluate(
+        self, client: TrainingClient, data: list[tinker.Datum], logprobs: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        return self._metrics(data, logprobs, await self._estimate_kl(client, data))
+
+    def _metrics(
+        self, data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray], kl: float
+    ) -> dict[str, float]:
+        """kl in nats per reply; rewards and log p as means over the good and the bad replies."""
+        sums = np.array([weighted_sum(*pair) for pair in zip(data, logprobs, strict=True)])
+        losses, rewards = (t.numpy() for t in self._losses(data, torch.from_numpy(sums), kl))
+        good = np.array([label_of(datum) for datum in data])
+        metrics = {"kto_loss": float(losses.mean()), "kl": kl, "frac_good": float(good.mean())}
+        for name, mask in (("good", good), ("bad", ~good)):
+            if mask.any():
+                metrics[f"{name}_reward"] = float(rewards[mask].mean())
+                metrics[f"{name}_logprob"] = float(sums[mask].mean())
+        return metrics
+
+    def reference_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
+        return [datum for datum in batch if label_of(datum)]
+
+
+class _HeldOutEvaluator(TrainingClientEvaluator):
+    """The metrics of held-out data as `test/...`; test/nll: over the tokens of all replies."""
+
+    def __init__(self, objective: PreferenceObjective, data: list[tinker.Datum]) -> None:
         self._objective, self._data = objective, data
 
     async def __call__(self, client: TrainingClient, /) -> dict[str, float]:
-        await self._objective.prepare(self._data)
-        futures = [
-            client.forward(self._data[start : start + DATUMS_PER_REQUEST], "cross_entropy")
-            for start in range(0, len(self._data), DATUMS_PER_REQUEST)
-        ]
-        logprobs = logprobs_of([await future for future in futures])
-        metrics = self._objective.pair_metrics(self._data, logprobs)
+        logprobs = await forward_logprobs(client, list(map(remove_label, self._data)))
+        metrics = await self._objective.evaluate(client, self._data, logprobs)
         weights = [datum.loss_fn_inputs["weights"] for datum in self._data]
         metrics["nll"] = compute_mean_nll(logprobs, weights)
         return {f"test/{name}": value for name, value in metrics.items()}
 
 
-def whole_pairs(
-    batch: list[tinker.Datum], tokens_per_pass: int | None
+def split_into_passes(
+    batch: list[tinker.Datum], tokens_per_pass: int | None, unit: int = 1
 ) -> Iterator[list[tinker.Datum]]:
-    """Split interleaved pairs into parts of at most `tokens_per_pass` tokens (None: one part).
+    """Split a batch into parts of at most `tokens_per_pass` tokens (None: one part).
 
-    A pair that is longer makes a part of its own.
+    unit: datums that stay together, e.g. 2 for pairs; a longer unit makes a part of its own.
     """
     part: list[tinker.Datum] = []
     tokens = 0
-    for chosen, rejected in zip(batch[::2], batch[1::2], strict=True):
-        length = chosen.model_input.length + rejected.model_input.length
+    for start in range(0, len(batch), unit):
+        together = batch[start : start + unit]
+        length = sum(datum.model_input.length for datum in together)
         if part and tokens_per_pass is not None and tokens + length > tokens_per_pass:
             yield part
             part, tokens = [], 0
-        part += [chosen, rejected]
+        part += together
         tokens += length
     if part:
         yield part
+
+
+def mismatched_replies(batch: Sequence[tinker.Datum]) -> list[tinker.Datum]:
+    """Each prompt of a batch with the reply to the next one, truncated to the longest datum."""
+    sequences = [from_datum(datum) for datum in map(remove_label, batch)]
+    longest = max(map(len, sequences))
+    mismatched = []
+    for sequence, other in zip(sequences, [*sequences[1:], sequences[0]]):
+        prompt, reply = _reply_start(sequence), _reply_start(other)
+        tokens = np.concatenate([sequence.tokens[:prompt], other.tokens[reply:]])
+        weights = np.concatenate([sequence.weights[:prompt], other.weights[reply:]])
+        mismatched.append(to_datum(TokenSequence(tokens, weights).truncate(longest)))
+    return mismatched
+
+
+def _reply_start(sequence: TokenSequence) -> int:
+    return int(np.flatnonzero(sequence.loss_mask)[0])
+
+
+def reply_logprobs(data: Sequence[tinker.Datum], logprobs: list[torch.Tensor]) -> torch.Tensor:
+    """log p of each reply [D]: sums of weight * logprob, with gradients.
+
+    In float64: the sums over long replies differ by little.
+    """
+    return torch.stack(
+        [
+            torch.dot(_weights(datum).to(values.device), values.double())
+            for datum, values in zip(data, logprobs, strict=True)
+        ]
+    )
 
 
 def _weights(datum: tinker.Datum) -> torch.Tensor:

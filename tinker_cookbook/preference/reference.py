@@ -11,6 +11,7 @@ import numpy as np
 import tinker
 
 from tinker_cookbook.sequences import as_numpy, from_datum
+from tinker_cookbook.supervised.objective import logprobs_of
 from tinker_cookbook.utils import jsonl
 
 if TYPE_CHECKING:
@@ -54,15 +55,8 @@ class ReferenceLogprobs:
             return
         client = await self._reference_client()
         digests, datums = list(missing), list(missing.values())
-        futures = [
-            client.forward(datums[start : start + DATUMS_PER_REQUEST], "cross_entropy")
-            for start in range(0, len(datums), DATUMS_PER_REQUEST)
-        ]
-        outputs = [output for future in futures for output in (await future).loss_fn_outputs]
-        values = [
-            weighted_sum(datum, as_numpy(output["logprobs"]))
-            for datum, output in zip(datums, outputs, strict=True)
-        ]
+        logprobs = await forward_logprobs(client, datums)
+        values = [weighted_sum(*pair) for pair in zip(datums, logprobs, strict=True)]
         new = dict(zip(digests, values))
         jsonl.append_line(self._file, new)
         self._values |= new
@@ -93,6 +87,15 @@ class ReferenceLogprobs:
                     user_metadata=metadata,
                 )
         return self._client
+
+
+async def forward_logprobs(client: TrainingClient, data: list[tinker.Datum]) -> list[np.ndarray]:
+    """Logprobs of the targets under the client's weights, without a gradient; float64 arrays."""
+    futures = [
+        client.forward(data[start : start + DATUMS_PER_REQUEST], "cross_entropy")
+        for start in range(0, len(data), DATUMS_PER_REQUEST)
+    ]
+    return logprobs_of([await future for future in futures])
 
 
 def weighted_sum(datum: tinker.Datum, logprobs: np.ndarray) -> float:

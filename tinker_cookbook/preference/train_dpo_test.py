@@ -18,7 +18,7 @@ from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
 from tinker_cookbook.preference.losses import PairLossSettings
-from tinker_cookbook.preference.objective import PairObjective, whole_pairs
+from tinker_cookbook.preference.objective import PairObjective, split_into_passes
 from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
 from tinker_cookbook.preference.reference import FILE_NAME, ReferenceLogprobs
 from tinker_cookbook.sequences import Sequence, to_datum
@@ -140,11 +140,13 @@ def datum(length: int, trained: int) -> tinker.Datum:
     return to_datum(Sequence(range(length + 1), [0] * (length + 1 - trained) + [1] * trained))
 
 
-def test_whole_pairs() -> None:
+def test_parts_hold_whole_pairs() -> None:
     batch = [datum(length, 1) for length in (3, 4, 2, 2, 9, 9, 1, 1)]
-    lengths = [[d.model_input.length for d in part] for part in whole_pairs(batch, 11)]
+    lengths = [
+        [d.model_input.length for d in part] for part in split_into_passes(batch, 11, unit=2)
+    ]
     assert lengths == [[3, 4, 2, 2], [9, 9], [1, 1]]
-    assert list(whole_pairs(batch, None)) == [batch]
+    assert list(split_into_passes(batch, None, unit=2)) == [batch]
 
 
 def test_parts_of_a_batch_add_up_to_its_mean() -> None:

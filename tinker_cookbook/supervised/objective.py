@@ -30,17 +30,15 @@ Outputs = Sequence[tinker.ForwardBackwardOutput]
 class Objective(ABC):
     """The loss of a run, its metrics, and how it is evaluated on held-out data."""
 
-    async def prepare(self, batch: Sequence[tinker.Datum]) -> None:  # noqa: B027 (optional)
-        """Get whatever the loss of this batch needs besides the model in training.
-
-        Awaited before `submit`; a request to stop the run cancels it.
-        """
-
     @abstractmethod
-    def submit(
+    async def submit(
         self, client: TrainingClient, batch: list[tinker.Datum]
     ) -> Sequence[APIFuture[tinker.ForwardBackwardOutput]]:
-        """Submit the calls whose gradients add up to that of the batch, in the batch's order."""
+        """Submit the calls whose gradients add up to that of the batch, in the batch's order.
+
+        May first await whatever the loss needs, e.g. logprobs of another model: a request to stop
+        the run cancels that. Awaits nothing after the first call.
+        """
 
     @abstractmethod
     def metrics(self, batch: Sequence[tinker.Datum], outputs: Outputs) -> dict[str, float]:
@@ -61,7 +59,7 @@ class CrossEntropy(Objective):
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def submit(
+    async def submit(
         self, client: TrainingClient, batch: list[tinker.Datum]
     ) -> Sequence[APIFuture[tinker.ForwardBackwardOutput]]:
         return [client.forward_backward(batch, "cross_entropy")]

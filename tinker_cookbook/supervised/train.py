@@ -168,8 +168,7 @@ async def run(
             epoch, batch = schedule.batch(step)
             learning_rate = schedule.learning_rate(step)
             with journal.interruptible():
-                await objective.prepare(batch)
-            losses = objective.submit(client, batch)
+                losses = await objective.submit(client, batch)
             if step == 0:
                 await _check_first_loss(resolved, client, batch, losses, journal)
             in_flight.append(
