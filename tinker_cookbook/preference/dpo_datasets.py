@@ -63,7 +63,7 @@ class DPODatasetBuilderFromComparisons(CompletionDatasetBuilder):
         return make_dataset(
             split.rows,
             split.render_with(render),
-            is_small=split.is_small,
+            render_up_front=split.render_up_front,
             batch_size=batch_size,
             shuffle_seed=self.shuffle_seed,
             max_length=max_length,

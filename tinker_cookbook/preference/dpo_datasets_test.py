@@ -17,9 +17,9 @@ from tinker_cookbook.preference.dpo_datasets import (
 )
 from tinker_cookbook.preference.preference_datasets import (
     ComparisonBuilderFromJsonl,
+    ComparisonDatasetBuilder,
     ComparisonRows,
     HubComparisons,
-    KnownFormats,
 )
 from tinker_cookbook.preference.types import Comparison, LabeledComparison
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
@@ -48,7 +48,7 @@ def pairs(count: int) -> list[Pair]:
 
 
 @chz.chz
-class InMemory(KnownFormats):
+class InMemory(ComparisonDatasetBuilder):
     """Rows in memory, rendered when a batch needs them unless `small`."""
 
     rows: list[Pair]
@@ -57,7 +57,7 @@ class InMemory(KnownFormats):
     def data_name(self) -> str:
         return "pairs"
 
-    def is_small(self) -> bool:
+    def renders_up_front(self) -> bool:
         return self.small
 
     def get_train_and_test_datasets(self) -> ComparisonRows:

@@ -170,7 +170,7 @@ class KTODatasetBuilder(HubRows, CompletionDatasetBuilder):
         return make_dataset(
             rows,
             skip_bad_rows(lambda row: render_labeled(parse_unpaired(row), renderer, max_length)),
-            is_small=is_jsonl(self.path),
+            render_up_front=is_jsonl(self.path),
             batch_size=batch_size,
             shuffle_seed=self.shuffle_seed,
             max_length=max_length,
@@ -233,7 +233,7 @@ class KTODatasetBuilderFromComparisons(CompletionDatasetBuilder):
         return make_dataset(
             _Sides(split.rows),
             render,
-            is_small=split.is_small,
+            render_up_front=split.render_up_front,
             batch_size=batch_size,
             shuffle_seed=self.shuffle_seed,
             max_length=self.config.max_length,
