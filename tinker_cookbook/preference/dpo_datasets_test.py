@@ -140,6 +140,19 @@ def test_truncation_on_the_right() -> None:
     ]
 
 
+def test_a_pair_without_a_difference_is_skipped() -> None:
+    prompt = [Message(role="user", content="q")]
+    renderer = renderer_of("qwen3_instruct")
+    limit = len(renderer.build_generation_prompt(prompt).to_ints()) + 2
+    replies = [[Message(role="assistant", content=f"a b c {end}")] for end in "xy"]
+    labeled = LabeledComparison(Comparison(prompt, *replies), "A")
+    assert len(render_pair(labeled, renderer, None).datums) == 2
+    rendered = render_pair(labeled, renderer, limit)
+    assert rendered.datums == [] and rendered.skipped == [
+        f"chosen and rejected have the same tokens up to max_length={limit}"
+    ]
+
+
 def test_a_pair_that_a_renderer_does_not_continue_from_the_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

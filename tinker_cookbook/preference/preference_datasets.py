@@ -29,8 +29,9 @@ from tinker_cookbook.preference.comparison_rows import (
     parse_comparison,
 )
 from tinker_cookbook.preference.types import LabeledComparison
+from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import is_jsonl
-from tinker_cookbook.supervised.data import hold_out_rows
+from tinker_cookbook.supervised.data import Datasets, hold_out_rows
 from tinker_cookbook.supervised.datasets import (
     IndexedRows,
     LazyRows,
@@ -39,7 +40,7 @@ from tinker_cookbook.supervised.datasets import (
     RenderRow,
     skip_bad_rows,
 )
-from tinker_cookbook.supervised.types import SupervisedDataset
+from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.training.fields import NON_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
@@ -271,3 +272,37 @@ class HubComparisons(HubRows, ComparisonDatasetBuilder):
 
     def get_train_and_test_datasets(self) -> ComparisonRows:
         return self.open_rows()
+
+
+@chz.chz
+class CompletionDatasetBuilder(ChatDatasetBuilder):
+    """Base of the data sets of prompts with completions: only the last message is trained."""
+
+    shuffle_seed: int = chz.field(default=0, doc="seed of each epoch's shuffle", metadata=SEED)
+
+    @chz.validate
+    def _check_train_on_what(self) -> None:
+        mode = self.common_config and self.common_config.train_on_what
+        if mode not in (None, TrainOnWhat.LAST_ASSISTANT_MESSAGE):
+            raise ConfigurationError(
+                f"train_on_what={mode}: preference data trains the last message of each completion;"
+                f" remove the key, or set it to {TrainOnWhat.LAST_ASSISTANT_MESSAGE}"
+            )
+
+
+@chz.chz
+class DatasetBuilderFromComparisons(CompletionDatasetBuilder):
+    """Base of the data sets made of comparisons; derived classes define `build_split`."""
+
+    comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
+
+    def __call__(self) -> Datasets:
+        train, test = self.comparison_builder.open_splits()
+        return (
+            self.build_split(train, self.config.batch_size),
+            None if test is None else self.build_split(test, None),
+        )
+
+    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
+        """The data set of one split, see `make_dataset`; batch_size None: a test set."""
+        raise ConfigurationError(f"{type(self).__name__} is an abstract base class")

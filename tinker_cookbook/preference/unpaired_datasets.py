@@ -33,14 +33,14 @@ from tinker_cookbook.preference.comparison_rows import (
     unknown_format_error,
 )
 from tinker_cookbook.preference.dpo_datasets import (
-    CompletionDatasetBuilder,
     count_lost_tokens,
     find_prompt_problem,
     render_completion,
 )
 from tinker_cookbook.preference.preference_datasets import (
-    ComparisonDatasetBuilder,
     ComparisonSplit,
+    CompletionDatasetBuilder,
+    DatasetBuilderFromComparisons,
     HubRows,
     excluded,
     make_dataset,
@@ -203,22 +203,13 @@ class _Sides:
 
 
 @chz.chz
-class KTODatasetBuilderFromComparisons(CompletionDatasetBuilder):
+class KTODatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
     """The completions of comparisons, shuffled one by one: chosen ones are good, rejected ones bad.
 
     `batch_size` counts completions.
     """
 
-    comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
-
-    def __call__(self) -> Datasets:
-        train, test = self.comparison_builder.open_splits()
-        return (
-            self._build(train, self.config.batch_size),
-            None if test is None else self._build(test, None),
-        )
-
-    def _build(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
+    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
         render_side = partial(
             _render_side, renderer=self.renderer, max_length=self.config.max_length
         )
