@@ -62,9 +62,10 @@ def render_pair(labeled: LabeledComparison, renderer: Renderer, max_length: int 
         examples.append(example)
         reason = example.problem or find_prompt_problem(example, prompt_tokens)
         problem = problem or (reason and f"{name}: {reason}")
-    if not problem and np.array_equal(*(example.truncated.tokens for example in examples)):
+    chosen, rejected = examples
+    if not problem and np.array_equal(chosen.truncated.tokens, rejected.truncated.tokens):
         problem = "chosen and rejected have the same tokens" + (
-            f" up to max_length={max_length}" if examples[0].is_truncated else ""
+            f" up to max_length={max_length}" if chosen.is_truncated else ""
         )
     return Rendered(
         [] if problem else [to_datum(example.truncated) for example in examples],
