@@ -153,7 +153,7 @@ def test_ultrafeedback_holds_out_1024_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preference", ["polite", "short", "correct"])
 def test_nano_pairs_follow_their_rule_on_sums_of_their_split(preference: str) -> None:
-    builder = NanoPairs(preference=preference)  # type: ignore
+    builder = NanoPairs(preference=preference, num_train=512, num_test=128)  # type: ignore
     train, test = (comparisons(builder, split) for split in (0, 1))
     assert (len(train), len(test)) == (512, 128)
     for labeled in [*train, *test]:

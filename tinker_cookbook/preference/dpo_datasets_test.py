@@ -24,8 +24,10 @@ from tinker_cookbook.preference.preference_datasets import (
 from tinker_cookbook.preference.types import Comparison, LabeledComparison
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
 from tinker_cookbook.sequences import from_datum
+from tinker_cookbook.service.api import SamplingClient
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.evaluators import EvaluatorBuilder, SamplingClientEvaluator
 
 RENDERERS = ["role_colon", "qwen3_instruct"]
 TOKENIZER = get_tokenizer("nano")
@@ -316,6 +318,32 @@ def test_malformed_rows_of_a_file_are_named_by_line(tmp_path: Path) -> None:
         assert dataset.report is not None
         assert dataset.report.skipped == [f"{path}:6: 'chosen' and 'rejected' are equal"]
         assert len(dataset.get_batch(0)) == 4
+
+
+def test_the_comparisons_choose_epochs_and_evaluators() -> None:
+    class Measured(SamplingClientEvaluator):
+        async def __call__(self, sampling_client: SamplingClient) -> dict[str, float]:
+            return {}
+
+    @chz.chz
+    class WithDefaults(InMemory):
+        def default_num_epochs(self) -> int:
+            return 3
+
+        def default_evaluator_builders(
+            self, config: ChatDatasetBuilderCommonConfig
+        ) -> list[EvaluatorBuilder]:
+            return [Measured] if config.renderer_name == "role_colon" else []
+
+    for comparisons, epochs, evaluators in (
+        (InMemory(rows=pairs(1)), 1, []),
+        (WithDefaults(rows=pairs(1)), 3, [Measured]),
+    ):
+        builder = DPODatasetBuilderFromComparisons(
+            common_config=common(renderer_name="role_colon"), comparison_builder=comparisons
+        )
+        assert builder.default_num_epochs() == epochs
+        assert builder.default_evaluator_builders() == evaluators
 
 
 def test_other_modes_of_training_are_refused() -> None:

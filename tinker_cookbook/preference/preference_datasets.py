@@ -40,7 +40,12 @@ from tinker_cookbook.supervised.datasets import (
     RenderRow,
     skip_bad_rows,
 )
-from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
+from tinker_cookbook.supervised.types import (
+    ChatDatasetBuilder,
+    ChatDatasetBuilderCommonConfig,
+    SupervisedDataset,
+)
+from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import NON_NEGATIVE, SEED, CheckedConfig
 from tinker_cookbook.utils import data_files
 from tinker_cookbook.utils.data_identity import file_identity, path_identity
@@ -157,6 +162,16 @@ class ComparisonDatasetBuilder(CheckedConfig):
     def renders_up_front(self) -> bool:
         """Whether all rows are rendered before training starts, so that the report is complete."""
         return False
+
+    def default_num_epochs(self) -> int:
+        """Passes over this data if a recipe's num_epochs is None."""
+        return 1
+
+    def default_evaluator_builders(
+        self, config: ChatDatasetBuilderCommonConfig
+    ) -> list[EvaluatorBuilder]:
+        """Evaluators of what this data teaches; used if a recipe is given none."""
+        return []
 
     def open_splits(self) -> tuple[ComparisonSplit, ComparisonSplit | None]:
         """Open the training and the test split (None: no test set).
@@ -295,6 +310,12 @@ class DatasetBuilderFromComparisons(CompletionDatasetBuilder):
     """Base of the data sets made of comparisons; derived classes define `build_split`."""
 
     comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
+
+    def default_num_epochs(self) -> int:
+        return self.comparison_builder.default_num_epochs()
+
+    def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
+        return self.comparison_builder.default_evaluator_builders(self.config)
 
     def __call__(self) -> Datasets:
         train, test = self.comparison_builder.open_splits()
