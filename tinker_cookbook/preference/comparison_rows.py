@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.preference.types import Comparison, Label, LabeledComparison
-from tinker_cookbook.renderers import Message, get_text_content
+from tinker_cookbook.renderers import Message
 from tinker_cookbook.renderers.chats import FORMAT_PROBE_ROWS
 from tinker_cookbook.renderers.known_keys import MESSAGE_KEYS
 from tinker_cookbook.renderers.row_formats import (
@@ -41,6 +41,7 @@ from tinker_cookbook.renderers.row_messages import (
     count_dropped_keys,
     errors_at,
     is_empty,
+    join_parts,
     merge_text_parts,
     normalise_role,
     parse_message,
@@ -219,16 +220,16 @@ def finish_messages(messages: list[Message], notes: Notes) -> list[Message]:
 
 def _parse_comparison(row: Row, row_format: ComparisonFormat) -> ParsedComparison:
     notes: Notes = Counter({("form", _describe(row_format)): 1})
-    comparison, label = (labeled := row_format.read(row, notes)).comparison, labeled.label
-    a, b = comparison.completion_A, comparison.completion_B
+    labeled = row_format.read(row, notes)
+    a, b = labeled.comparison.completion_A, labeled.comparison.completion_B
     for completion, key in zip((a, b), row_format.sides):
         check_completion(completion, key)
-    prompt = comparison.prompt_conversation
+    prompt = labeled.comparison.prompt_conversation
     prompt = check_prompt_and_keys(row, row_format.keys, prompt, a, notes)
+    prompt, a, b = (finish_messages(messages, notes) for messages in (prompt, a, b))
     if _without_dropped_keys(a) == _without_dropped_keys(b):
         raise DataFormatError(f"{' and '.join(map(repr, row_format.sides))} are equal")
-    sides = [finish_messages(messages, notes) for messages in (prompt, a, b)]
-    return ParsedComparison(LabeledComparison(Comparison(*sides), label), +notes)
+    return ParsedComparison(LabeledComparison(Comparison(prompt, a, b), labeled.label), +notes)
 
 
 def _describe(row_format: ComparisonFormat) -> str:
@@ -236,12 +237,11 @@ def _describe(row_format: ComparisonFormat) -> str:
 
 
 def _text(message: Message) -> str:
-    """The text of a message with its reasoning, stripped."""
+    """The reasoning and the text of a message, stripped."""
     content = message.get("content")
-    if isinstance(content, str) or content is None:
-        return (content or "").strip()
-    thinking = "".join(part.get("thinking", "") for part in content if isinstance(part, dict))
-    return (thinking + get_text_content(message)).strip()
+    if isinstance(content, str):
+        return content.strip()
+    return join_parts(content, "thinking") + join_parts(content, "text")
 
 
 def _without_dropped_keys(messages: list[Message]) -> list[dict[str, Plain]]:

@@ -7,10 +7,9 @@ from functools import partial
 import chz
 import numpy as np
 
-from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.preference_datasets import (
-    ComparisonDatasetBuilder,
     ComparisonSplit,
+    DatasetBuilderFromComparisons,
     excluded,
     make_dataset,
 )
@@ -18,59 +17,25 @@ from tinker_cookbook.preference.types import LabeledComparison
 from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat
 from tinker_cookbook.renderers.examples import Example, conversation_examples
 from tinker_cookbook.sequences import to_datum
-from tinker_cookbook.supervised.data import Datasets
 from tinker_cookbook.supervised.datasets import Rendered
-from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
-from tinker_cookbook.training.evaluators import EvaluatorBuilder
-from tinker_cookbook.training.fields import SEED
+from tinker_cookbook.supervised.types import SupervisedDataset
 
 
 @chz.chz
-class CompletionDatasetBuilder(ChatDatasetBuilder):
-    """Base of the data sets of prompts with completions: only the last message is trained."""
-
-    shuffle_seed: int = chz.field(default=0, doc="seed of each epoch's shuffle", metadata=SEED)
-
-    @chz.validate
-    def _check_train_on_what(self) -> None:
-        mode = self.common_config and self.common_config.train_on_what
-        if mode not in (None, TrainOnWhat.LAST_ASSISTANT_MESSAGE):
-            raise ConfigurationError(
-                f"train_on_what={mode}: preference data trains the last message of each completion;"
-                f" remove the key, or set it to {TrainOnWhat.LAST_ASSISTANT_MESSAGE}"
-            )
-
-
-@chz.chz
-class DPODatasetBuilderFromComparisons(CompletionDatasetBuilder):
+class DPODatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
     """Pairs of a preferred and a rejected completion; `batch_size` counts pairs.
 
     A batch holds 2 * batch_size datums; each rejected completion follows its chosen one. Batches of
     lazily rendered data are smaller if some of their rows are skipped.
     """
 
-    comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
-
-    def default_num_epochs(self) -> int:
-        return self.comparison_builder.default_num_epochs()
-
-    def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
-        return self.comparison_builder.default_evaluator_builders(self.config)
-
-    def __call__(self) -> Datasets:
-        train, test = self.comparison_builder.open_splits()
-        return (
-            self._build(train, self.config.batch_size),
-            None if test is None else self._build(test, None),
-        )
-
-    def _build(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
+    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
         max_length = self.config.max_length
         render = partial(render_pair, renderer=self.renderer, max_length=max_length)
         return make_dataset(
             split.rows,
             split.render_with(render),
-            is_small=split.is_small,
+            render_up_front=split.render_up_front,
             batch_size=batch_size,
             shuffle_seed=self.shuffle_seed,
             max_length=max_length,
@@ -83,8 +48,8 @@ class DPODatasetBuilderFromComparisons(CompletionDatasetBuilder):
 def render_pair(labeled: LabeledComparison, renderer: Renderer, max_length: int | None) -> Rendered:
     """Render a comparison to the datums of the chosen and of the rejected completion.
 
-    Each is truncated on the right to `max_length` tokens. No datums if the comparison is a tie, or
-    if either completion has no trained token left.
+    Each is truncated on the right to `max_length` tokens. No datums if the comparison is a tie, if
+    either completion has no trained token left, or if both have the same tokens left.
     """
     if labeled.chosen is None or labeled.rejected is None:
         return excluded("tie")
@@ -97,6 +62,11 @@ def render_pair(labeled: LabeledComparison, renderer: Renderer, max_length: int 
         examples.append(example)
         reason = example.problem or find_prompt_problem(example, prompt_tokens)
         problem = problem or (reason and f"{name}: {reason}")
+    chosen, rejected = examples
+    if not problem and np.array_equal(chosen.truncated.tokens, rejected.truncated.tokens):
+        problem = "chosen and rejected have the same tokens" + (
+            f" up to max_length={max_length}" if chosen.is_truncated else ""
+        )
     return Rendered(
         [] if problem else [to_datum(example.truncated) for example in examples],
         truncated=any(example.is_truncated for example in examples),

@@ -17,15 +17,17 @@ from tinker_cookbook.preference.dpo_datasets import (
 )
 from tinker_cookbook.preference.preference_datasets import (
     ComparisonBuilderFromJsonl,
+    ComparisonDatasetBuilder,
     ComparisonRows,
     HubComparisons,
-    KnownFormats,
 )
 from tinker_cookbook.preference.types import Comparison, LabeledComparison
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
 from tinker_cookbook.sequences import from_datum
+from tinker_cookbook.service.api import SamplingClient
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.evaluators import EvaluatorBuilder, SamplingClientEvaluator
 
 RENDERERS = ["role_colon", "qwen3_instruct"]
 TOKENIZER = get_tokenizer("nano")
@@ -48,7 +50,7 @@ def pairs(count: int) -> list[Pair]:
 
 
 @chz.chz
-class InMemory(KnownFormats):
+class InMemory(ComparisonDatasetBuilder):
     """Rows in memory, rendered when a batch needs them unless `small`."""
 
     rows: list[Pair]
@@ -57,7 +59,7 @@ class InMemory(KnownFormats):
     def data_name(self) -> str:
         return "pairs"
 
-    def is_small(self) -> bool:
+    def renders_up_front(self) -> bool:
         return self.small
 
     def get_train_and_test_datasets(self) -> ComparisonRows:
@@ -137,6 +139,19 @@ def test_truncation_on_the_right() -> None:
     gone = render_pair(labeled, renderer, start)
     assert gone.datums == [] and gone.skipped == [
         f"chosen: the trained part begins after max_length={start} of {len(full[0])} tokens"
+    ]
+
+
+def test_a_pair_without_a_difference_is_skipped() -> None:
+    prompt = [Message(role="user", content="q")]
+    renderer = renderer_of("qwen3_instruct")
+    limit = len(renderer.build_generation_prompt(prompt).to_ints()) + 2
+    replies = [[Message(role="assistant", content=f"a b c {end}")] for end in "xy"]
+    labeled = LabeledComparison(Comparison(prompt, *replies), "A")
+    assert len(render_pair(labeled, renderer, None).datums) == 2
+    rendered = render_pair(labeled, renderer, limit)
+    assert rendered.datums == [] and rendered.skipped == [
+        f"chosen and rejected have the same tokens up to max_length={limit}"
     ]
 
 
@@ -303,6 +318,32 @@ def test_malformed_rows_of_a_file_are_named_by_line(tmp_path: Path) -> None:
         assert dataset.report is not None
         assert dataset.report.skipped == [f"{path}:6: 'chosen' and 'rejected' are equal"]
         assert len(dataset.get_batch(0)) == 4
+
+
+def test_the_comparisons_choose_epochs_and_evaluators() -> None:
+    class Measured(SamplingClientEvaluator):
+        async def __call__(self, sampling_client: SamplingClient) -> dict[str, float]:
+            return {}
+
+    @chz.chz
+    class WithDefaults(InMemory):
+        def default_num_epochs(self) -> int:
+            return 3
+
+        def default_evaluator_builders(
+            self, config: ChatDatasetBuilderCommonConfig
+        ) -> list[EvaluatorBuilder]:
+            return [Measured] if config.renderer_name == "role_colon" else []
+
+    for comparisons, epochs, evaluators in (
+        (InMemory(rows=pairs(1)), 1, []),
+        (WithDefaults(rows=pairs(1)), 3, [Measured]),
+    ):
+        builder = DPODatasetBuilderFromComparisons(
+            common_config=common(renderer_name="role_colon"), comparison_builder=comparisons
+        )
+        assert builder.default_num_epochs() == epochs
+        assert builder.default_evaluator_builders() == evaluators
 
 
 def test_other_modes_of_training_are_refused() -> None:

@@ -5,10 +5,10 @@
 | `ComparisonBuilderFromJsonl` | a JSONL file, one comparison per line |
 | `HubComparisons` | a data set on the hub, or a local file or directory |
 
-Rows are in one of the formats of `comparison_rows.py`. To read a format of your own, derive from
-`ComparisonDatasetBuilder`. A row that cannot be used is skipped; the report counts such rows, and
-names the first ones by file and line. JSONL files are rendered before training starts, so that the
-report is complete by then; other data is rendered when a batch needs it.
+Rows are in one of the formats of `comparison_rows.py`, or in a format that a class derived from
+`ComparisonDatasetBuilder` reads. A row that cannot be used is skipped; the report counts such rows
+and names the first ones by file and line. JSONL files are rendered before training starts, so that
+the report is complete by then; other data is rendered when a batch needs it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.comparison_rows import (
-    ComparisonReader,
     ParsedComparison,
     Row,
     make_comparison_reader,
     parse_comparison,
 )
 from tinker_cookbook.preference.types import LabeledComparison
+from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import is_jsonl
-from tinker_cookbook.supervised.data import hold_out_rows
+from tinker_cookbook.supervised.data import Datasets, hold_out_rows
 from tinker_cookbook.supervised.datasets import (
     IndexedRows,
     LazyRows,
@@ -41,6 +41,7 @@ from tinker_cookbook.supervised.datasets import (
     skip_bad_rows,
 )
 from tinker_cookbook.supervised.types import (
+    ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
     SupervisedDataset,
 )
@@ -65,14 +66,14 @@ _LOCAL_COPY = "set path= to a local copy of it"
 class ComparisonSplit:
     """One split of a data set of comparisons.
 
-    is_small: render it before training starts. source_formats: the known format of the rows, for
-    the report; [] if the builder reads a format of its own.
+    render_up_front: render all rows before training starts. source_formats: the known format of the
+    rows, for the report; [] if the builder reads a format of its own.
     """
 
     rows: IndexedRows[Row]
     read: ReadComparison
     name: str
-    is_small: bool
+    render_up_front: bool
     source_formats: list[str]
 
     def render_with(self, render: RenderComparison) -> RenderRow[Row]:
@@ -97,7 +98,7 @@ def make_dataset(
     rows: IndexedRows[T],
     render: RenderRow[T],
     *,
-    is_small: bool,
+    render_up_front: bool,
     batch_size: int | None,
     shuffle_seed: int,
     max_length: int | None,
@@ -107,11 +108,11 @@ def make_dataset(
 ) -> SupervisedDataset:
     """A data set whose batches hold all datums of a row or none, and whose size counts rows.
 
-    is_small: render all rows now, and leave those without a datum out of the batches. batch_size
-    None: a test set, in one unshuffled batch, so that no row is dropped.
+    render_up_front: render all rows now, and leave those without a datum out of the batches.
+    batch_size None: a test set, in one unshuffled batch, so that no row is dropped.
     """
     size, seed = (max(1, len(rows)), None) if batch_size is None else (batch_size, shuffle_seed)
-    if is_small:
+    if render_up_front:
         return RenderedRows(
             rows,
             render,
@@ -136,39 +137,31 @@ def make_dataset(
 
 @chz.chz
 class ComparisonDatasetBuilder(CheckedConfig):
-    """Base of the configs of comparison data sets; derived classes define both methods."""
+    """Base of the configs of comparison data sets.
 
-    # Not abstract methods, so that a command line without a class ends in one clear line.
+    Derived classes define `get_train_and_test_datasets` and, if the rows are in a format of their
+    own, `example_to_labeled_comparison`.
+    """
+
+    # Not an abstract method, so that a command line without a class ends in one clear line.
     def get_train_and_test_datasets(self) -> ComparisonRows:
         """The rows to train and to evaluate on (None: no test set), e.g. `datasets.Dataset`."""
-        raise self._is_abstract()
-
-    def example_to_labeled_comparison(self, example: Row) -> LabeledComparison | None:
-        """The comparison of a row; None leaves the row out. Raises DataFormatError to skip it."""
-        raise self._is_abstract()
-
-    def _is_abstract(self) -> ConfigurationError:
-        return ConfigurationError(
+        raise ConfigurationError(
             f"{type(self).__name__} is an abstract base class; choose a data set, e.g."
             " ComparisonBuilderFromJsonl"
         )
+
+    def example_to_labeled_comparison(self, example: Row) -> LabeledComparison | None:
+        """The comparison of a row; None leaves the row out. Raises DataFormatError to skip it."""
+        return parse_comparison(example)
 
     def data_name(self) -> str:
         """The name of the data in reports."""
         return type(self).__name__
 
-    def is_small(self) -> bool:
-        """Whether to render all rows before training starts, so that the report is complete."""
+    def renders_up_front(self) -> bool:
+        """Whether all rows are rendered before training starts, so that the report is complete."""
         return False
-
-    def make_reader(self, rows: IndexedRows[Row], name: str) -> ReadComparison:
-        """Return the function that parses `rows`. Raises DataFormatError if it knows none."""
-
-        def read(row: Row, location: str) -> ParsedComparison | None:
-            labeled = self.example_to_labeled_comparison(row)
-            return None if labeled is None else ParsedComparison(labeled, {})
-
-        return read
 
     def default_num_epochs(self) -> int:
         """Passes over this data if a recipe's num_epochs is None."""
@@ -181,7 +174,10 @@ class ComparisonDatasetBuilder(CheckedConfig):
         return []
 
     def open_splits(self) -> tuple[ComparisonSplit, ComparisonSplit | None]:
-        """Open the training and the test split (None: no test set)."""
+        """Open the training and the test split (None: no test set).
+
+        Raises DataFormatError if the rows are in none of the known formats.
+        """
         train, test = self.get_train_and_test_datasets()
         return (
             self._open_split(train, self.data_name()),
@@ -189,27 +185,19 @@ class ComparisonDatasetBuilder(CheckedConfig):
         )
 
     def _open_split(self, rows: IndexedRows[Row], name: str) -> ComparisonSplit:
-        read = self.make_reader(rows, name)
-        formats = read.source_formats if isinstance(read, ComparisonReader) else []
-        return ComparisonSplit(rows, read, name, self.is_small(), formats)
-
-
-@chz.chz
-class KnownFormats(ComparisonDatasetBuilder):
-    """Base of the builders whose rows are in one of the formats of `comparison_rows.py`."""
-
-    def example_to_labeled_comparison(self, example: Row) -> LabeledComparison | None:
-        return parse_comparison(example)
-
-    def make_reader(self, rows: IndexedRows[Row], name: str) -> ReadComparison:
         method = type(self).example_to_labeled_comparison
-        if method is not KnownFormats.example_to_labeled_comparison:
-            return super().make_reader(rows, name)  # a derived class reads a format of its own
-        return make_comparison_reader(rows, name)
+        if method is not ComparisonDatasetBuilder.example_to_labeled_comparison:
+            return ComparisonSplit(rows, self._read_own_format, name, self.renders_up_front(), [])
+        reader = make_comparison_reader(rows, name)
+        return ComparisonSplit(rows, reader, name, self.renders_up_front(), reader.source_formats)
+
+    def _read_own_format(self, row: Row, location: str) -> ParsedComparison | None:
+        labeled = self.example_to_labeled_comparison(row)
+        return None if labeled is None else ParsedComparison(labeled, {})
 
 
 @chz.chz
-class ComparisonBuilderFromJsonl(KnownFormats):
+class ComparisonBuilderFromJsonl(ComparisonDatasetBuilder):
     """A JSONL file of comparisons, one per line."""
 
     train_path: str = chz.field(doc="JSONL file, one comparison per line")
@@ -225,7 +213,7 @@ class ComparisonBuilderFromJsonl(KnownFormats):
     def data_name(self) -> str:
         return self.train_path
 
-    def is_small(self) -> bool:
+    def renders_up_front(self) -> bool:
         return True
 
     def get_train_and_test_datasets(self) -> ComparisonRows:
@@ -288,14 +276,54 @@ class HubRows(CheckedConfig):
 
 
 @chz.chz
-class HubComparisons(HubRows, KnownFormats):
+class HubComparisons(HubRows, ComparisonDatasetBuilder):
     """A hub or local data set of comparisons."""
 
     def data_name(self) -> str:
         return self.path
 
-    def is_small(self) -> bool:
+    def renders_up_front(self) -> bool:
         return is_jsonl(self.path)
 
     def get_train_and_test_datasets(self) -> ComparisonRows:
         return self.open_rows()
+
+
+@chz.chz
+class CompletionDatasetBuilder(ChatDatasetBuilder):
+    """Base of the data sets of prompts with completions: only the last message is trained."""
+
+    shuffle_seed: int = chz.field(default=0, doc="seed of each epoch's shuffle", metadata=SEED)
+
+    @chz.validate
+    def _check_train_on_what(self) -> None:
+        mode = self.common_config and self.common_config.train_on_what
+        if mode not in (None, TrainOnWhat.LAST_ASSISTANT_MESSAGE):
+            raise ConfigurationError(
+                f"train_on_what={mode}: preference data trains the last message of each completion;"
+                f" remove the key, or set it to {TrainOnWhat.LAST_ASSISTANT_MESSAGE}"
+            )
+
+
+@chz.chz
+class DatasetBuilderFromComparisons(CompletionDatasetBuilder):
+    """Base of the data sets made of comparisons; derived classes define `build_split`."""
+
+    comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
+
+    def default_num_epochs(self) -> int:
+        return self.comparison_builder.default_num_epochs()
+
+    def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
+        return self.comparison_builder.default_evaluator_builders(self.config)
+
+    def __call__(self) -> Datasets:
+        train, test = self.comparison_builder.open_splits()
+        return (
+            self.build_split(train, self.config.batch_size),
+            None if test is None else self.build_split(test, None),
+        )
+
+    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
+        """The data set of one split, see `make_dataset`; batch_size None: a test set."""
+        raise ConfigurationError(f"{type(self).__name__} is an abstract base class")

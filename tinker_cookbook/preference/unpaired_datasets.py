@@ -33,14 +33,14 @@ from tinker_cookbook.preference.comparison_rows import (
     unknown_format_error,
 )
 from tinker_cookbook.preference.dpo_datasets import (
-    CompletionDatasetBuilder,
     count_lost_tokens,
     find_prompt_problem,
     render_completion,
 )
 from tinker_cookbook.preference.preference_datasets import (
-    ComparisonDatasetBuilder,
     ComparisonSplit,
+    CompletionDatasetBuilder,
+    DatasetBuilderFromComparisons,
     HubRows,
     excluded,
     make_dataset,
@@ -170,7 +170,7 @@ class KTODatasetBuilder(HubRows, CompletionDatasetBuilder):
         return make_dataset(
             rows,
             skip_bad_rows(lambda row: render_labeled(parse_unpaired(row), renderer, max_length)),
-            is_small=is_jsonl(self.path),
+            render_up_front=is_jsonl(self.path),
             batch_size=batch_size,
             shuffle_seed=self.shuffle_seed,
             max_length=max_length,
@@ -203,22 +203,13 @@ class _Sides:
 
 
 @chz.chz
-class KTODatasetBuilderFromComparisons(CompletionDatasetBuilder):
+class KTODatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
     """The completions of comparisons, shuffled one by one: chosen ones are good, rejected ones bad.
 
     `batch_size` counts completions.
     """
 
-    comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
-
-    def __call__(self) -> Datasets:
-        train, test = self.comparison_builder.open_splits()
-        return (
-            self._build(train, self.config.batch_size),
-            None if test is None else self._build(test, None),
-        )
-
-    def _build(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
+    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
         render_side = partial(
             _render_side, renderer=self.renderer, max_length=self.config.max_length
         )
@@ -233,7 +224,7 @@ class KTODatasetBuilderFromComparisons(CompletionDatasetBuilder):
         return make_dataset(
             _Sides(split.rows),
             render,
-            is_small=split.is_small,
+            render_up_front=split.render_up_front,
             batch_size=batch_size,
             shuffle_seed=self.shuffle_seed,
             max_length=self.config.max_length,

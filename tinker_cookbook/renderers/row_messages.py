@@ -136,7 +136,7 @@ def _text_variants(message: Message) -> list[str]:
     content: Any = message.get("content")
     # a string without think blocks has no parts, and stays a string
     parts = (isinstance(content, str) and parse_content_blocks(content)) or content
-    return [_join_parts(content, "text"), _join_parts(parts, "text")]
+    return [join_parts(content, "text"), join_parts(parts, "text")]
 
 
 def _reasoning_texts(message: Message) -> list[str]:
@@ -144,10 +144,10 @@ def _reasoning_texts(message: Message) -> list[str]:
     content: Any = message.get("content")
     parts = (isinstance(content, str) and parse_content_blocks(content)) or content
     from_keys = [str(value).strip() for key, value in message.items() if key in REASONING_KEYS]
-    return [*from_keys, "" if isinstance(parts, str) else _join_parts(parts, "thinking")]
+    return [*from_keys, "" if isinstance(parts, str) else join_parts(parts, "thinking")]
 
 
-def _join_parts(content: Any, kind: str) -> str:
+def join_parts(content: Any, kind: str) -> str:
     """Join the parts of type `kind`, or take a string as it is; either is stripped."""
     if isinstance(content, str):
         return content.strip()

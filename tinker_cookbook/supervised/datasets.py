@@ -341,9 +341,10 @@ class RenderedRows(_ShuffledDataset, Generic[T]):
             rendered = render(rows[index])
             add_to_report(self.report, rendered, locate(index) if locate else where(rows, index))
             stored = [_StoredDatum.of(datum) for datum in rendered.datums]
-            self._groups += (
-                [stored] * bool(stored) if keep_together else [[each] for each in stored]
-            )
+            if not keep_together:
+                self._groups += [[each] for each in stored]
+            elif stored:
+                self._groups.append(stored)
         if not self._groups:
             raise DataValidationError(
                 f"{name}: none of the {len(rows):,} {unit}s has a token to train on: "
