@@ -12,7 +12,6 @@ import pytest
 import tinker
 import torch
 
-from tinker_cookbook.engine import passes
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -123,15 +122,14 @@ async def test_losses_without_a_reference_need_one_forward_for_any_batch(
 ) -> None:
     """The batch of 8 sequences is larger than a pass, but is sent in calls that are not."""
     calls: list[int] = []
-    monkeypatch.setattr(passes, "forward", lambda works: calls.append(len(works)))
+    monkeypatch.setattr(
+        "tinker_cookbook.engine.passes.forward", lambda works: calls.append(len(works))
+    )
     engine = EngineConfig(tokens_per_pass=128)
     keys = {"loss": "simpo", "eval_every": 0, "max_steps": 1, "engine": engine}
-    train, _ = data.comparison_builder.get_train_and_test_datasets()
-    assert len(train) == 8
-    # no test set: evaluations are forwards
-    comparisons = ComparisonBuilderFromJsonl(train_path=data.comparison_builder.train_path)  # type: ignore[attr-defined]
-    alone = DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
-    (row,) = await run(alone, tmp_path / "run", **keys)
+    comparisons = ComparisonBuilderFromJsonl(train_path=str(tmp_path / "train.jsonl"))
+    without_test = DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
+    (row,) = await run(without_test, tmp_path / "run", **keys)  # evaluations would be forwards
     assert row["num_tokens"] > 128 and calls == []
     assert not (tmp_path / "run" / FILE_NAME).exists()
 
