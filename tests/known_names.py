@@ -85,6 +85,9 @@ NAMES = {
     " concat_lists not_none",
     "tinker_cookbook.utils.code_state": "",
     "tinker_cookbook.utils.format_colorized": "format_colorized",
+    "tinker_cookbook.preference.train_dpo": "Config main compute_dpo_loss",
+    "tinker_cookbook.preference.train_dpo_cli": "",
+    "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
     "tinker_cookbook.recipes.sl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.rl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.chat_sl.chat_datasets": "Tulu3Builder NoRobotsBuilder",
@@ -105,11 +108,6 @@ NOT_YET = {
         "tinker_cookbook.preference.comparison_policy_evaluator": "ComparisonEvaluator",
         "tinker_cookbook.rl.preference_envs": "PairwisePreferenceGroupBuilder"
         " PairwisePreferenceRLDatasetBuilder TournamentPattern",
-    },
-    "tinker_cookbook.preference.train_dpo": {
-        "tinker_cookbook.preference.train_dpo": "Config main compute_dpo_loss",
-        "tinker_cookbook.preference.train_dpo_cli": "",
-        "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
     },
     "tinker_cookbook.distillation": {
         "tinker_cookbook.distillation.train_on_policy": "Config main",

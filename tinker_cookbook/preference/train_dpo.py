@@ -29,7 +29,6 @@ from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_conf
 from tinker_cookbook.supervised.defaults import Batches
 from tinker_cookbook.training.fields import COUNT, FRACTION, NON_NEGATIVE, POSITIVE
 from tinker_cookbook.training.resolve import Resolved
-from tinker_cookbook.utils.lr_scheduling import LRSchedule
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import ServiceClient
@@ -68,10 +67,6 @@ class Config(ChatConfig):
     )
     batch_size: int | None = chz.field(
         default=None, doc="pairs per step (None: the default for the model)", metadata=COUNT
-    )
-    lr_schedule: LRSchedule = chz.field(
-        default="linear",
-        doc="learning-rate schedule, without warm-up; linear and cosine decay to 0 over the run",
     )
 
     @chz.validate

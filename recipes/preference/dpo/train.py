@@ -4,7 +4,7 @@
 ./scripts/run recipes.preference.dpo.train loss=ipo
 ./scripts/run recipes.preference.dpo.train model_name=Qwen/Qwen3-8B dataset=hhh
 ./scripts/run recipes.preference.dpo.train dataset=pairs.jsonl load_checkpoint_path=runs/sft
-./scripts/run recipes.preference.dpo.train config=configs/preference_dpo/qwen3-8b-1xh100.yaml
+./scripts/run recipes.preference.dpo.train config=configs/dpo/qwen3-8b-1xh100.yaml
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DATASETS = {
 
 
 @chz.chz
-class CLIConfig(train_dpo.Config):
+class CLI(train_dpo.Config):
     dataset: str | None = chz.field(
         default=None,
         doc="comparisons: hhh, helpsteer3, ultrafeedback, nano_pairs, a file, a directory or a hub"
@@ -54,7 +54,10 @@ class CLIConfig(train_dpo.Config):
         return {key: value for key, value in config.items() if key not in named}
 
 
-def data_of(config: CLIConfig) -> ChatDatasetBuilder:
+CLIConfig = CLI  # the Tinker cookbook's name
+
+
+def data_of(config: CLI) -> ChatDatasetBuilder:
     name = config.dataset or ("nano_pairs" if config.model_name == "nano" else "hhh")
     if name in DATASETS:
         return DPODatasetBuilderFromComparisons(comparison_builder=DATASETS[name]())
@@ -71,17 +74,17 @@ def comparisons_at(path: str, key: str) -> ChatDatasetBuilder:
     return DPODatasetBuilderFromComparisons(comparison_builder=HubComparisons(path=path))
 
 
-async def main(config: CLIConfig) -> None:
+async def main(config: CLI) -> None:
     if config.dataset and (config.dataset_builder or config.dataset_path):
         raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
     resolved = resolve_chat_config(config, DPO_DEFAULTS, data_of(config), comparisons_at)
     await train_dpo.run(resolved, recipe="dpo")
 
 
-def cli_main(config: CLIConfig) -> None:
+def cli_main(config: CLI) -> None:
     """`main` for programs that are not asynchronous."""
     asyncio.run(main(config))
 
 
 if __name__ == "__main__":
-    cli(main, CLIConfig, ALIASES, ["dataset" if k == "dataset_path" else k for k in FIRST_KEYS])
+    cli(main, CLI, ALIASES, ["dataset" if k == "dataset_path" else k for k in FIRST_KEYS])
