@@ -32,6 +32,7 @@ from torch.nn.functional import logsigmoid
 from tinker_cookbook.exceptions import ConfigurationError
 
 PairLoss = Literal["sigmoid", "ipo", "hinge", "robust", "cdpo", "simpo", "orpo"]
+PreferenceLoss = Literal[PairLoss, "kto"]
 WITHOUT_REFERENCE = ("simpo", "orpo")
 WITH_SMOOTHING = ("robust", "cdpo")
 

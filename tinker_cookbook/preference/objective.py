@@ -11,6 +11,7 @@ import numpy as np
 import tinker
 import torch
 
+from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.preference.losses import (
     KTOSettings,
     PairLogprobs,
@@ -21,7 +22,7 @@ from tinker_cookbook.preference.losses import (
     pair_losses,
 )
 from tinker_cookbook.preference.reference import ReferenceLogprobs, forward_logprobs, weighted_sum
-from tinker_cookbook.preference.unpaired_datasets import label_of, remove_label
+from tinker_cookbook.preference.unpaired_datasets import LABEL, label_of, remove_label
 from tinker_cookbook.sequences import Sequence as TokenSequence
 from tinker_cookbook.sequences import as_numpy, from_datum, to_datum
 from tinker_cookbook.supervised.common import compute_mean_nll
@@ -70,6 +71,7 @@ class PairObjective(PreferenceObjective):
         self._tokens_per_pass = tokens_per_pass
 
     async def submit(self, client: TrainingClient, batch: list[tinker.Datum]) -> Futures:
+        check_pairs(batch)
         if self._reference is not None:
             await self._reference.compute(batch)
         loss = partial(self._mean_loss, num_pairs=len(batch) // 2)
@@ -148,9 +150,14 @@ class KTOObjective(PreferenceObjective):
 
     async def submit(self, client: TrainingClient, batch: list[tinker.Datum]) -> Futures:
         kl = await self._estimate_kl(client, batch)
-        loss = partial(self._mean_loss, num_replies=len(batch), kl=kl)
-        parts = split_into_passes(batch, self._tokens_per_pass)
-        return [client.forward_backward_custom(part, loss) for part in parts]
+        # The labels stay here: a server would refuse them as an input that it does not know.
+        return [
+            client.forward_backward_custom(
+                list(map(remove_label, part)),
+                partial(self._mean_loss, part, num_replies=len(batch), kl=kl),
+            )
+            for part in split_into_passes(batch, self._tokens_per_pass)
+        ]
 
     async def _estimate_kl(self, client: TrainingClient, batch: list[tinker.Datum]) -> float:
         mismatched = mismatched_replies(batch)
@@ -162,6 +169,7 @@ class KTOObjective(PreferenceObjective):
 
     def _mean_loss(
         self,
+        labeled: list[tinker.Datum],
         data: list[tinker.Datum],
         logprobs: list[torch.Tensor],
         *,
@@ -169,7 +177,7 @@ class KTOObjective(PreferenceObjective):
         kl: float,
     ) -> Loss:
         """The part of the batch's mean loss that comes from these replies."""
-        losses, _ = self._losses(data, reply_logprobs(data, logprobs), kl)
+        losses, _ = self._losses(labeled, reply_logprobs(data, logprobs), kl)
         return losses.sum() / num_replies, {"kl": kl}
 
     def _losses(
@@ -238,6 +246,15 @@ def split_into_passes(
         tokens += length
     if part:
         yield part
+
+
+def check_pairs(batch: Sequence[tinker.Datum]) -> None:
+    """Raise DataValidationError if the datums cannot be pairs."""
+    if len(batch) % 2 or any(LABEL in datum.loss_fn_inputs for datum in batch):
+        raise DataValidationError(
+            f"a batch of {len(batch)} examples, not of pairs [chosen, rejected, ...]: use data of"
+            " comparisons, or loss=kto for replies labelled good or bad"
+        )
 
 
 def mismatched_replies(batch: Sequence[tinker.Datum]) -> list[tinker.Datum]:

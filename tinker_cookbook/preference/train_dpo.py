@@ -1,13 +1,15 @@
-"""Preference optimization on pairs of replies: DPO and the losses of `losses.py`.
+"""Preference optimization: DPO and the other losses of `losses.py`.
 
 The supervised loop with another objective. Data: `DPODatasetBuilderFromComparisons`, batches of
-[chosen, rejected, chosen, rejected, ...]. The reference model is the weights at step 0, from
-`load_checkpoint_path` or the base model, in a resumed run as well.
+[chosen, rejected, chosen, rejected, ...]; for loss=kto, the data sets of `unpaired_datasets`. The
+reference model is the weights at step 0, from `load_checkpoint_path` or the base model, in a
+resumed run as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import chz
@@ -17,12 +19,14 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.preference.losses import (
     WITH_SMOOTHING,
+    KTOSettings,
     PairLogprobs,
     PairLoss,
     PairLossSettings,
+    PreferenceLoss,
     pair_losses,
 )
-from tinker_cookbook.preference.objective import PairObjective
+from tinker_cookbook.preference.objective import KTOObjective, PairObjective
 from tinker_cookbook.preference.reference import ReferenceLogprobs
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
@@ -44,10 +48,10 @@ SIMPO_GAMMA = 1.0
 class Config(ChatConfig):
     """`ChatConfig` plus the keys of the loss. Batch sizes count pairs."""
 
-    loss: PairLoss = chz.field(
+    loss: PreferenceLoss = chz.field(
         default="sigmoid",
-        doc="loss on pairs: sigmoid (DPO), ipo, hinge, robust, cdpo, simpo or orpo, see"
-        " preference/losses.py",
+        doc="loss: sigmoid (DPO), ipo, hinge, robust, cdpo, simpo or orpo on pairs, kto on single"
+        " replies labelled good or bad",
     )
     dpo_beta: float | None = chz.field(
         default=None,
@@ -65,8 +69,16 @@ class Config(ChatConfig):
         doc=f"target margin of the rewards, for loss=simpo only (None: {SIMPO_GAMMA:g})",
         metadata=NON_NEGATIVE,
     )
+    desirable_weight: float = chz.field(
+        default=1.0, doc="weight of good replies, for loss=kto only", metadata=POSITIVE
+    )
+    undesirable_weight: float = chz.field(
+        default=1.0, doc="weight of bad replies, for loss=kto only", metadata=POSITIVE
+    )
     batch_size: int | None = chz.field(
-        default=None, doc="pairs per step (None: the default for the model)", metadata=COUNT
+        default=None,
+        doc="pairs per step, replies for loss=kto (None: the default for the model)",
+        metadata=COUNT,
     )
 
     @chz.validate
@@ -80,15 +92,21 @@ class Config(ChatConfig):
             raise ConfigurationError(
                 f"simpo_gamma={self.simpo_gamma} has no effect with loss={self.loss}: drop it"
             )
-        self.loss_settings()
+        for key in ("desirable_weight", "undesirable_weight"):
+            if getattr(self, key) != 1 and self.loss != "kto":
+                raise ConfigurationError(
+                    f"{key}={getattr(self, key)} has no effect with loss={self.loss}: drop it"
+                )
+        if self.loss != "kto":
+            self.pair_loss_settings(self.loss)
 
-    def loss_settings(self) -> PairLossSettings:
-        """The loss with its constants; raises ConfigurationError for invalid ones."""
-        simpo = self.loss == "simpo"
+    def pair_loss_settings(self, loss: PairLoss) -> PairLossSettings:
+        """The loss on pairs with its constants; raises ConfigurationError for invalid ones."""
+        simpo = loss == "simpo"
         default_beta = SIMPO_BETA if simpo else DEFAULT_BETA
         default_gamma = SIMPO_GAMMA if simpo else 0.0
         return PairLossSettings(
-            self.loss,
+            loss,
             default_beta if self.dpo_beta is None else self.dpo_beta,
             self.label_smoothing,
             default_gamma if self.simpo_gamma is None else self.simpo_gamma,
@@ -105,17 +123,20 @@ def main(config: Config) -> None:
 
 async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
     """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`."""
-    config = resolved.config
-    settings = config.loss_settings()
+    await train.run(resolved, recipe, partial(make_objective, resolved.config))
 
-    def make_objective(service: ServiceClient, journal: Journal) -> Objective:
-        reference = None
-        if settings.needs_reference:
-            reference = ReferenceLogprobs(service, config, journal.log_path)
-        capabilities = service.get_server_capabilities()
-        return PairObjective(settings, reference, getattr(capabilities, "tokens_per_pass", None))
 
-    await train.run(resolved, recipe, make_objective)
+def make_objective(config: Config, service: ServiceClient, journal: Journal) -> Objective:
+    """The objective of a run, with a reference model if its loss needs one."""
+    capabilities = service.get_server_capabilities()
+    tokens_per_pass: int | None = getattr(capabilities, "tokens_per_pass", None)
+    reference = ReferenceLogprobs(service, config, journal.log_path)
+    if config.loss == "kto":
+        beta = DEFAULT_BETA if config.dpo_beta is None else config.dpo_beta
+        constants = KTOSettings(beta, config.desirable_weight, config.undesirable_weight)
+        return KTOObjective(constants, reference, tokens_per_pass)
+    settings = config.pair_loss_settings(config.loss)
+    return PairObjective(settings, reference if settings.needs_reference else None, tokens_per_pass)
 
 
 def compute_dpo_loss(

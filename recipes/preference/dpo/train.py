@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import chz
@@ -25,7 +26,12 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
+from tinker_cookbook.preference.losses import PreferenceLoss
 from tinker_cookbook.preference.preference_datasets import HubComparisons
+from tinker_cookbook.preference.unpaired_datasets import (
+    KTODatasetBuilder,
+    KTODatasetBuilderFromComparisons,
+)
 from tinker_cookbook.renderers.chats import check_file_exists
 from tinker_cookbook.supervised.chat_config import ALIASES, FIRST_KEYS, resolve_chat_config
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
@@ -44,7 +50,7 @@ class CLI(train_dpo.Config):
     dataset: str | None = chz.field(
         default=None,
         doc="comparisons: hhh, helpsteer3, ultrafeedback, nano_pairs, a file, a directory or a hub"
-        " data set (None: nano_pairs for nano, else hhh)",
+        " data set; labelled replies for loss=kto (None: nano_pairs for nano, else hhh)",
     )
 
     @staticmethod
@@ -60,24 +66,32 @@ CLIConfig = CLI  # the Tinker cookbook's name
 def data_of(config: CLI) -> ChatDatasetBuilder:
     name = config.dataset or ("nano_pairs" if config.model_name == "nano" else "hhh")
     if name in DATASETS:
-        return DPODatasetBuilderFromComparisons(comparison_builder=DATASETS[name]())
+        comparisons = DATASETS[name]()
+        if config.loss == "kto":
+            return KTODatasetBuilderFromComparisons(comparison_builder=comparisons)
+        return DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
     if not Path(name).suffix and "/" not in name and not Path(name).exists():
         raise ConfigurationError(
             f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a file, a directory, org/name"
             " of a hub data set, or data="
         )
-    return comparisons_at(name, "dataset")
+    return data_at(config.loss, name, "dataset")
 
 
-def comparisons_at(path: str, key: str) -> ChatDatasetBuilder:
+def data_at(loss: PreferenceLoss, path: str, key: str) -> ChatDatasetBuilder:
+    """The data at a path: comparisons, or for loss=kto rows of prompt, completion and label."""
     check_file_exists(path, key)
+    if loss == "kto":
+        return KTODatasetBuilder(path=path)
     return DPODatasetBuilderFromComparisons(comparison_builder=HubComparisons(path=path))
 
 
 async def main(config: CLI) -> None:
     if config.dataset and (config.dataset_builder or config.dataset_path):
         raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
-    resolved = resolve_chat_config(config, DPO_DEFAULTS, data_of(config), comparisons_at)
+    resolved = resolve_chat_config(
+        config, DPO_DEFAULTS, data_of(config), partial(data_at, config.loss)
+    )
     await train_dpo.run(resolved, recipe="dpo")
 
 
