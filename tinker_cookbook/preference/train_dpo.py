@@ -31,7 +31,7 @@ from tinker_cookbook.preference.reference import ReferenceLogprobs
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.defaults import Batches
-from tinker_cookbook.training.fields import COUNT, FRACTION, NON_NEGATIVE, POSITIVE
+from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, POSITIVE, in_range
 from tinker_cookbook.training.resolve import Resolved
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Config(ChatConfig):
     label_smoothing: float = chz.field(
         default=0.0,
         doc="assumed rate of flipped preferences, for loss=robust and loss=cdpo only",
-        metadata=FRACTION,
+        metadata=in_range(lambda value: 0 <= value < 0.5, "0 or more and below 0.5"),
     )
     simpo_gamma: float | None = chz.field(
         default=None,
