@@ -1,10 +1,27 @@
 """Preference optimization on pairs of replies: DPO, IPO, SimPO, ORPO and other losses.
 
-./scripts/run recipes.preference.dpo.train                                  nano, polite replies
-./scripts/run recipes.preference.dpo.train loss=ipo
-./scripts/run recipes.preference.dpo.train model_name=Qwen/Qwen3-8B dataset=hhh
-./scripts/run recipes.preference.dpo.train dataset=pairs.jsonl load_checkpoint_path=runs/sft
-./scripts/run recipes.preference.dpo.train config=configs/dpo/qwen3-8b-1xh100.yaml
+    ./scripts/run recipes.preference.dpo.train                                  nano, polite replies
+    ./scripts/run recipes.preference.dpo.train loss=ipo
+    ./scripts/run recipes.preference.dpo.train model_name=Qwen/Qwen3-8B dataset=hhh
+    ./scripts/run recipes.preference.dpo.train dataset=pairs.jsonl load_checkpoint_path=runs/sft
+    ./scripts/run recipes.preference.dpo.train config=configs/dpo/qwen3-8b-1xh100.yaml
+
+The reference model is the weights before training. Batch sizes count pairs. Formulas:
+docs/algorithms.md.
+
+Without keys, nano on 1,280 generated pairs in which a friendly sentence is preferred to a terse
+answer; 40 steps, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 43 s):
+
+| step | sampled replies that are polite | held-out margin |
+|---|---|---|
+| 0 | 0.11 | 0 |
+| 10 | 0.34, 0.34, 0.34 | 0.22, 0.22, 0.22 |
+| 20 | 0.71, 0.70, 0.66 | 0.62, 0.61, 0.64 |
+| 30 | 0.91, 0.94, 0.89 | 0.97, 0.97, 0.98 |
+| 40 | 0.94, 0.93, 0.95 | 1.14, 1.15, 1.15 |
+
+With learning_rate=1e-3 the margin grows to 4.0 while the polite replies fall to 0.02 again
+(over-optimization); the other losses: recipes/preference/README.md.
 """
 
 from __future__ import annotations
