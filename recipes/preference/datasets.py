@@ -40,7 +40,7 @@ class HHHComparisonBuilder(HubComparisons):
         default="test", doc="evaluation split (None, and for a local file: hold out test_size rows)"
     )
 
-    def default_test_size(self) -> int:
+    def default_test_size(self, num_rows: int) -> int:
         return TEST_ROWS
 
 
@@ -70,7 +70,7 @@ class UltraFeedbackComparisonBuilder(HubComparisons):
         doc="name on the hub, or path of a local copy",
     )
 
-    def default_test_size(self) -> int:
+    def default_test_size(self, num_rows: int) -> int:
         return TEST_ROWS
 
 

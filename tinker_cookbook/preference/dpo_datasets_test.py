@@ -380,7 +380,7 @@ def test_hh_rlhf(shared_data: Path) -> None:
     path = shared_data / "datasets" / "hh-rlhf" / "harmless-base-test.jsonl.gz"
     dataset, _ = DPODatasetBuilderFromComparisons(
         common_config=common(batch_size=64, max_length=400),
-        comparison_builder=HubComparisons(path=str(path)),
+        comparison_builder=HubComparisons(path=str(path), test_size=0),
     )()
     report = dataset.report
     assert report is not None and len(dataset) == 36

@@ -21,12 +21,12 @@ from tinker_cookbook.preference.losses import (
     kto_losses,
     pair_losses,
 )
-from tinker_cookbook.preference.reference import ReferenceLogprobs, forward_logprobs, weighted_sum
+from tinker_cookbook.preference.reference import ReferenceLogprobs, weighted_sum
 from tinker_cookbook.preference.unpaired_datasets import LABEL, label_of, remove_label
 from tinker_cookbook.sequences import Sequence as TokenSequence
 from tinker_cookbook.sequences import as_numpy, from_datum, to_datum
 from tinker_cookbook.supervised.common import compute_mean_nll
-from tinker_cookbook.supervised.nll_evaluator import all_datums
+from tinker_cookbook.supervised.nll_evaluator import forward_logprobs
 from tinker_cookbook.supervised.objective import Objective, Outputs, logprobs_of
 from tinker_cookbook.training.evaluators import Evaluator, TrainingClientEvaluator
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tinker.lib.public_interfaces.api_future import APIFuture
 
     from tinker_cookbook.service.api import TrainingClient
-    from tinker_cookbook.supervised.types import SupervisedDataset
 
 Futures = Sequence["APIFuture[tinker.ForwardBackwardOutput]"]
 Loss = tuple[torch.Tensor, dict[str, float]]
@@ -49,8 +48,8 @@ class PreferenceObjective(Objective):
     ) -> dict[str, float]:
         """The metrics of held-out data, from its logprobs under the client's weights."""
 
-    def evaluators(self, test: SupervisedDataset) -> list[Evaluator]:
-        return [_HeldOutEvaluator(self, all_datums(test))]
+    def evaluators(self, test: list[tinker.Datum]) -> list[Evaluator]:
+        return [_HeldOutEvaluator(self, test)]
 
 
 class PairObjective(PreferenceObjective):
@@ -106,6 +105,7 @@ class PairObjective(PreferenceObjective):
     async def evaluate(
         self, client: TrainingClient, data: list[tinker.Datum], logprobs: Sequence[np.ndarray]
     ) -> dict[str, float]:
+        check_pairs(data)
         if self._reference is not None:
             await self._reference.compute(data)
         return self._metrics(data, logprobs)
@@ -128,14 +128,14 @@ class PairObjective(PreferenceObjective):
             "rejected_logprob": float(sums[1::2].mean()),
         }
 
-    def reference_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
+    def target_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
         return batch[::2]
 
 
 class KTOObjective(PreferenceObjective):
     """The mean of KTO's loss over a batch of replies that are labelled good or bad.
 
-    Its estimate of the KL divergence comes from each prompt with the reply to the next one, whose
+    Its estimate of the KL divergence comes from each prompt with the reply to another one, whose
     logprobs need a forward of their own before each step.
     """
 
@@ -160,8 +160,11 @@ class KTOObjective(PreferenceObjective):
         ]
 
     async def _estimate_kl(self, client: TrainingClient, batch: list[tinker.Datum]) -> float:
+        check_labels(batch)
         mismatched = mismatched_replies(batch)
         await self._reference.compute([*map(remove_label, batch), *mismatched])
+        if not mismatched:
+            return 0.0
         logprobs = await forward_logprobs(client, mismatched)
         sums = [weighted_sum(*pair) for pair in zip(mismatched, logprobs, strict=True)]
         reference = torch.from_numpy(self._reference.values(mismatched))
@@ -209,7 +212,7 @@ class KTOObjective(PreferenceObjective):
                 metrics[f"{name}_logprob"] = float(sums[mask].mean())
         return metrics
 
-    def reference_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
+    def target_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
         return [datum for datum in batch if label_of(datum)]
 
 
@@ -220,7 +223,7 @@ class _HeldOutEvaluator(TrainingClientEvaluator):
         self._objective, self._data = objective, data
 
     async def __call__(self, client: TrainingClient, /) -> dict[str, float]:
-        logprobs = await forward_logprobs(client, list(map(remove_label, self._data)))
+        logprobs = await forward_logprobs(client, self._data)
         metrics = await self._objective.evaluate(client, self._data, logprobs)
         weights = [datum.loss_fn_inputs["weights"] for datum in self._data]
         metrics["nll"] = compute_mean_nll(logprobs, weights)
@@ -249,23 +252,52 @@ def split_into_passes(
 
 
 def check_pairs(batch: Sequence[tinker.Datum]) -> None:
-    """Raise DataValidationError if the datums cannot be pairs."""
-    if len(batch) % 2 or any(LABEL in datum.loss_fn_inputs for datum in batch):
+    """Raise DataValidationError unless the datums are pairs of replies to the same prompt."""
+    problem = None
+    if len(batch) % 2:
+        problem = f"a batch has {len(batch)} examples"
+    for chosen, rejected in zip(batch[::2], batch[1::2]):
+        prompts = []
+        for datum in (chosen, rejected):
+            sequence = from_datum(remove_label(datum))
+            prompts.append(sequence.tokens[: _reply_start(sequence)].tolist())
+            if not set(sequence.weights.tolist()) <= {0.0, 1.0}:
+                problem = "an example has weights other than 0 and 1"
+            if LABEL in datum.loss_fn_inputs:
+                problem = "an example has a label"
+        if prompts[0] != prompts[1]:
+            problem = "two examples that should be a pair have different prompts"
+    if problem:
         raise DataValidationError(
-            f"a batch of {len(batch)} examples, not of pairs [chosen, rejected, ...]: use data of"
-            " comparisons, or loss=kto for replies labelled good or bad"
+            f"the data is not of pairs of a chosen and a rejected reply: {problem}; use"
+            " data=DPODatasetBuilderFromComparisons, or loss=kto for replies labelled good or bad"
+        )
+
+
+def check_labels(batch: Sequence[tinker.Datum]) -> None:
+    """Raise DataValidationError unless all datums have a label."""
+    if any(LABEL not in datum.loss_fn_inputs for datum in batch):
+        raise DataValidationError(
+            "loss=kto needs replies labelled good or bad, found examples without a label: use"
+            " data=KTODatasetBuilder or data=KTODatasetBuilderFromComparisons, or another loss"
         )
 
 
 def mismatched_replies(batch: Sequence[tinker.Datum]) -> list[tinker.Datum]:
-    """Each prompt of a batch with the reply to the next one, truncated to the longest datum."""
-    sequences = [from_datum(datum) for datum in map(remove_label, batch)]
+    """Each prompt of a batch with the reply to the next other prompt, truncated to the longest
+    datum; [] if there is only one prompt."""
+    sequences = [from_datum(remove_label(datum)) for datum in batch]
+    starts = list(map(_reply_start, sequences))
+    prompts = [tuple(s.tokens[:start].tolist()) for s, start in zip(sequences, starts)]
     longest = max(map(len, sequences))
     mismatched = []
-    for sequence, other in zip(sequences, [*sequences[1:], sequences[0]]):
-        prompt, reply = _reply_start(sequence), _reply_start(other)
-        tokens = np.concatenate([sequence.tokens[:prompt], other.tokens[reply:]])
-        weights = np.concatenate([sequence.weights[:prompt], other.weights[reply:]])
+    for i, (sequence, start) in enumerate(zip(sequences, starts)):
+        others = [*range(i + 1, len(sequences)), *range(i)]
+        j = next((j for j in others if prompts[j] != prompts[i]), None)
+        if j is None:
+            return []
+        tokens = np.concatenate([sequence.tokens[:start], sequences[j].tokens[starts[j] :]])
+        weights = np.concatenate([sequence.weights[:start], sequences[j].weights[starts[j] :]])
         mismatched.append(to_datum(TokenSequence(tokens, weights).truncate(longest)))
     return mismatched
 
@@ -277,14 +309,14 @@ def _reply_start(sequence: TokenSequence) -> int:
 def reply_logprobs(data: Sequence[tinker.Datum], logprobs: list[torch.Tensor]) -> torch.Tensor:
     """log p of each reply [D]: sums of weight * logprob, with gradients.
 
-    In float64: the sums over long replies differ by little.
+    In float64: the sums over long replies differ by little. Untrained tokens may be NaN.
     """
-    return torch.stack(
-        [
-            torch.dot(_weights(datum).to(values.device), values.double())
-            for datum, values in zip(data, logprobs, strict=True)
-        ]
-    )
+    sums = []
+    for datum, values in zip(data, logprobs, strict=True):
+        weights = _weights(datum).to(values.device)
+        trained = weights != 0
+        sums.append(torch.dot(weights[trained], values[trained].double()))
+    return torch.stack(sums)
 
 
 def _weights(datum: tinker.Datum) -> torch.Tensor:

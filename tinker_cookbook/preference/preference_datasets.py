@@ -59,7 +59,8 @@ ReadComparison = Callable[[Row, str], ParsedComparison | None]
 RenderComparison = Callable[[LabeledComparison], Rendered]
 ComparisonRows = tuple[IndexedRows[Row], IndexedRows[Row] | None]
 
-_LOCAL_COPY = "set path= to a local copy of it"
+_LOCAL_COPY = "put the path of a local copy in place of its name"
+_TEST_SIZE = 1024  # rows held out of a data set without a test split, at most a tenth of it
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,12 @@ class HubRows(CheckedConfig):
         """Count, size and digest of a local data set's files; nothing for a name on the hub."""
         return path_identity(self.path)
 
-    def default_test_size(self) -> int:
-        """The number of rows to evaluate on if test_size is None; 0 as in `test_size`."""
-        return 0
+    def default_test_size(self, num_rows: int) -> int:
+        """The number of rows to evaluate on if test_size is None; 0 as in `test_size`.
+
+        num_rows: of the training split.
+        """
+        return 0 if self.test_split is not None else min(_TEST_SIZE, num_rows // 10)
 
     def open_rows(self) -> tuple[data_files.Rows, data_files.Rows | None]:
         """Open the rows to train and to evaluate on (None: no test set)."""
@@ -265,7 +269,7 @@ class HubRows(CheckedConfig):
             test = self._open(self.test_split)
         test_size = self.test_size
         if test_size is None:
-            test_size = self.default_test_size()
+            test_size = self.default_test_size(len(train))
             test_size = min(test_size, len(train) // 10) if is_file else test_size
         if test is not None and test_size:
             test = test.shuffle(seed=self.shuffle_seed)

@@ -105,9 +105,13 @@ def test_rows_are_held_out_of_the_shuffled_training_split(directory: str) -> Non
     assert test is not None
     assert prompts(test) == shuffled_prompts(pairs(30))[:5]
     assert sorted(prompts(train) + prompts(test)) == sorted(f"q{i}" for i in range(30))
-    other, _ = HubComparisons(path=directory, shuffle_seed=1).get_train_and_test_datasets()
+    other, _ = HubComparisons(
+        path=directory, shuffle_seed=1, test_size=0
+    ).get_train_and_test_datasets()
     assert sorted(prompts(other)) == sorted(f"q{i}" for i in range(30))
     assert prompts(other)[5:] != prompts(train)
+    _, by_default = HubComparisons(path=directory).get_train_and_test_datasets()
+    assert by_default is not None and prompts(by_default) == prompts(test)[:3]  # a tenth
 
 
 @pytest.mark.parametrize(("size", "expected"), [(None, 12), (0, 12), (4, 4), (50, 12)])
@@ -123,7 +127,7 @@ def test_a_test_split_is_limited(directory: str, size: int | None, expected: int
 class WithTestSplit(HubComparisons):
     test_split: str | None = chz.field(default="validation", doc="")
 
-    def default_test_size(self) -> int:
+    def default_test_size(self, num_rows: int) -> int:
         return 10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -10,15 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import tinker
 
+from tinker_cookbook.exceptions import TrainingError
 from tinker_cookbook.sequences import as_numpy, from_datum
-from tinker_cookbook.supervised.objective import logprobs_of
+from tinker_cookbook.supervised.nll_evaluator import forward_logprobs
 from tinker_cookbook.utils import jsonl
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import ServiceClient, TrainingClient
 
 FILE_NAME = "reference_logprobs.jsonl"
-DATUMS_PER_REQUEST = 128  # keeps an HTTP request to a few megabytes
 
 
 class ReferenceKeys(Protocol):
@@ -45,24 +46,30 @@ class ReferenceLogprobs:
         self._client: TrainingClient | None = None
         self._file = log_path / FILE_NAME
         self._values: dict[str, float] = {}
-        for line in jsonl.read_lines(self._file):
-            self._values |= line.value
+        # The first line names the model: a run directory may be used again with another one.
+        model = {"model": f"{config.model_name} {config.load_checkpoint_path}"}
+        lines = [line.value for line in jsonl.read_lines(self._file)]
+        if lines[:1] != [model]:
+            jsonl.write_lines(self._file, lines := [model])
+        for line in lines[1:]:
+            self._values |= line
 
     async def compute(self, data: Sequence[tinker.Datum]) -> None:
         """Score the datums that were not scored before."""
-        missing = {digest: datum for datum in data if (digest := _digest(datum)) not in self}
+        digests = map(_digest, data)
+        missing = {key: datum for key, datum in zip(digests, data) if key not in self._values}
         if not missing:
             return
         client = await self._reference_client()
-        digests, datums = list(missing), list(missing.values())
-        logprobs = await forward_logprobs(client, datums)
-        values = [weighted_sum(*pair) for pair in zip(datums, logprobs, strict=True)]
-        new = dict(zip(digests, values))
+        logprobs = await forward_logprobs(client, list(missing.values()))
+        new = {
+            key: weighted_sum(datum, values)
+            for (key, datum), values in zip(missing.items(), logprobs, strict=True)
+        }
+        if not all(map(math.isfinite, new.values())):
+            raise TrainingError("the reference model gives a reply a logprob that is not finite")
         jsonl.append_line(self._file, new)
         self._values |= new
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._values
 
     def values(self, data: Sequence[tinker.Datum]) -> np.ndarray:
         """The values of datums that `compute` has scored, float64 [D]."""
@@ -87,15 +94,6 @@ class ReferenceLogprobs:
                     user_metadata=metadata,
                 )
         return self._client
-
-
-async def forward_logprobs(client: TrainingClient, data: list[tinker.Datum]) -> list[np.ndarray]:
-    """Logprobs of the targets under the client's weights, without a gradient; float64 arrays."""
-    futures = [
-        client.forward(data[start : start + DATUMS_PER_REQUEST], "cross_entropy")
-        for start in range(0, len(data), DATUMS_PER_REQUEST)
-    ]
-    return logprobs_of([await future for future in futures])
 
 
 def weighted_sum(datum: tinker.Datum, logprobs: np.ndarray) -> float:

@@ -99,6 +99,11 @@ class Config(ChatConfig):
                 )
         if self.loss != "kto":
             self.pair_loss_settings(self.loss)
+        elif self.batch_size == 1:
+            raise ConfigurationError(
+                "batch_size=1: loss=kto compares a batch's prompts with one another's replies: set"
+                " it to 2 or more"
+            )
 
     def pair_loss_settings(self, loss: PairLoss) -> PairLossSettings:
         """The loss on pairs with its constants; raises ConfigurationError for invalid ones."""
@@ -116,7 +121,10 @@ class Config(ChatConfig):
 def main(config: Config) -> None:
     """Train; for programs that are not asynchronous. Raises ConfigurationError without data."""
     if config.dataset_builder is None:
-        raise ConfigurationError("train_dpo.main needs dataset_builder, found None")
+        raise ConfigurationError(
+            "train_dpo.main needs dataset_builder, found None (dataset_path is a key of"
+            " recipes.preference.dpo.train)"
+        )
     resolved = resolve_chat_config(config, DPO_DEFAULTS, config.dataset_builder)
     asyncio.run(run(resolved, recipe="dpo"))
 
@@ -130,13 +138,14 @@ def make_objective(config: Config, service: ServiceClient, journal: Journal) -> 
     """The objective of a run, with a reference model if its loss needs one."""
     capabilities = service.get_server_capabilities()
     tokens_per_pass: int | None = getattr(capabilities, "tokens_per_pass", None)
-    reference = ReferenceLogprobs(service, config, journal.log_path)
+    make_reference = partial(ReferenceLogprobs, service, config, journal.log_path)
     if config.loss == "kto":
         beta = DEFAULT_BETA if config.dpo_beta is None else config.dpo_beta
         constants = KTOSettings(beta, config.desirable_weight, config.undesirable_weight)
-        return KTOObjective(constants, reference, tokens_per_pass)
+        return KTOObjective(constants, make_reference(), tokens_per_pass)
     settings = config.pair_loss_settings(config.loss)
-    return PairObjective(settings, reference if settings.needs_reference else None, tokens_per_pass)
+    reference = make_reference() if settings.needs_reference else None
+    return PairObjective(settings, reference, tokens_per_pass)
 
 
 def compute_dpo_loss(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tinker.lib.public_interfaces.api_future import APIFuture
 
     from tinker_cookbook.service.api import ServiceClient, TrainingClient
-    from tinker_cookbook.supervised.types import SupervisedDataset
     from tinker_cookbook.tokenizer_utils import Tokenizer
     from tinker_cookbook.training.evaluators import Evaluator
     from tinker_cookbook.training.journal import Journal
@@ -37,7 +36,7 @@ class Objective(ABC):
         """Submit the calls whose gradients add up to that of the batch, in the batch's order.
 
         May first await whatever the loss needs, e.g. logprobs of another model: a request to stop
-        the run cancels that. Awaits nothing after the first call.
+        the run cancels that, unless a step is in flight. Awaits nothing after the first call.
         """
 
     @abstractmethod
@@ -45,10 +44,10 @@ class Objective(ABC):
         """Metrics of a step before its update, from the results of `submit`."""
 
     @abstractmethod
-    def evaluators(self, test: SupervisedDataset) -> list[Evaluator]:
+    def evaluators(self, test: list[tinker.Datum]) -> list[Evaluator]:
         """Evaluators of held-out data."""
 
-    def reference_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
+    def target_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
         """The examples of a batch that end with a reply the model is to learn."""
         return batch
 
@@ -76,8 +75,8 @@ class CrossEntropy(Objective):
             "train_mean_bpb": compute_bpb(logprobs, weights, targets, self._tokenizer),
         }
 
-    def evaluators(self, test: SupervisedDataset) -> list[Evaluator]:
-        return [NLLEvaluator.from_dataset(test, tokenizer=self._tokenizer)]
+    def evaluators(self, test: list[tinker.Datum]) -> list[Evaluator]:
+        return [NLLEvaluator(test, tokenizer=self._tokenizer)]
 
 
 def logprobs_of(outputs: Outputs) -> list[np.ndarray]:

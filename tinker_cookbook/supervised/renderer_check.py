@@ -15,7 +15,7 @@ from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.sequences import as_numpy
 from tinker_cookbook.supervised.datasets import epoch_seed
-from tinker_cookbook.supervised.objective import logprobs_of
+from tinker_cookbook.supervised.nll_evaluator import forward_logprobs
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDatasetBuilder
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class RendererCheck:
             examples = self._examples_as_recommended()
         except TinkerCookbookError:
             return None  # that renderer cannot write the data: there is nothing to compare with
-        output = await client.forward(examples, "cross_entropy")
-        fitting_nll = _mean_nll(examples, logprobs_of([output]))
+        fitting_nll = _mean_nll(examples, await forward_logprobs(client, examples))
         nll = _mean_nll(batch[:NUM_COMPARED], logprobs)
         if not nll - fitting_nll > MARGIN:
             return None

@@ -281,15 +281,16 @@ def _evaluations(
     num_samples = config.sample_replies
     if num_samples is None:
         num_samples = 0 if frequent else SAMPLE_REPLIES
-    if test is not None:
-        frequent = [*objective.evaluators(test), *frequent]
+    held_out = None if test is None else all_datums(test)
+    if held_out is not None:
+        frequent = [*objective.evaluators(held_out), *frequent]
     replies = []
     if num_samples:
         renderer = get_renderer(resolved.renderer_name, tokenizer, model_name=model)
 
         def examples() -> Sequence[tinker.Datum]:
-            batch = schedule.batch(0)[1] if test is None else all_datums(test)
-            return objective.reference_replies(batch)
+            data = schedule.batch(0)[1] if held_out is None else held_out
+            return objective.target_replies(data)
 
         replies.append(SampleRepliesEvaluator(examples, renderer, tokenizer, num_samples))
     due = [(config.eval_every, frequent), (config.infrequent_eval_every, infrequent), (0, replies)]

@@ -1,7 +1,7 @@
-"""Preference optimization on pairs of replies: DPO, IPO, SimPO, ORPO and other losses.
+"""Preference optimization on pairs of replies: DPO, IPO, SimPO, ORPO and other losses; KTO.
 
     ./scripts/run recipes.preference.dpo.train                                  nano, polite replies
-    ./scripts/run recipes.preference.dpo.train loss=ipo
+    ./scripts/run recipes.preference.dpo.train loss=kto
     ./scripts/run recipes.preference.dpo.train model_name=Qwen/Qwen3-8B dataset=hhh
     ./scripts/run recipes.preference.dpo.train dataset=pairs.jsonl load_checkpoint_path=runs/sft
     ./scripts/run recipes.preference.dpo.train config=configs/dpo/qwen3-8b-1xh100.yaml
@@ -105,7 +105,10 @@ def data_at(loss: PreferenceLoss, path: str, key: str) -> ChatDatasetBuilder:
 
 async def main(config: CLI) -> None:
     if config.dataset and (config.dataset_builder or config.dataset_path):
-        raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
+        other = "data=" if config.dataset_builder else f"dataset_path={config.dataset_path}"
+        raise ConfigurationError(
+            f"dataset={config.dataset} and {other} both name the data: drop either"
+        )
     resolved = resolve_chat_config(
         config, DPO_DEFAULTS, data_of(config), partial(data_at, config.loss)
     )
