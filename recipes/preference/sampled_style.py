@@ -40,7 +40,8 @@ class SampledStyleEvaluator(SamplingClientEvaluator):
     def __init__(
         self, renderer: Renderer, preference: Preference, num_prompts: int, seed: int
     ) -> None:
-        self._renderer, self._preference, self._seed = renderer, preference, seed
+        self._renderer, self._seed = renderer, seed
+        self._preference: Preference = preference
         rng = random.Random(seed)
         self._problems = [
             tasks.add_problem(rng, "held_out", phrasing=None) for _ in range(num_prompts)

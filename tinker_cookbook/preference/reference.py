@@ -48,11 +48,12 @@ class ReferenceLogprobs:
         self._values: dict[str, float] = {}
         # The first line names the model: a run directory may be used again with another one.
         model = {"model": f"{config.model_name} {config.load_checkpoint_path}"}
-        lines = [line.value for line in jsonl.read_lines(self._file)]
-        if lines[:1] != [model]:
-            jsonl.write_lines(self._file, lines := [model])
-        for line in lines[1:]:
-            self._values |= line
+        stored = [line.value for line in jsonl.read_lines(self._file)]
+        if stored[:1] == [model]:
+            for values in stored[1:]:
+                self._values |= values
+        else:
+            jsonl.write_lines(self._file, [model])
 
     async def compute(self, data: Sequence[tinker.Datum]) -> None:
         """Score the datums that were not scored before."""
