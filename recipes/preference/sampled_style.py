@@ -13,7 +13,7 @@ from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
-from tinker_cookbook.training.fields import COUNT, SEED
+from tinker_cookbook.training.fields import COUNT, SEED, CheckedConfig
 
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
@@ -87,7 +87,7 @@ class SampledStyleEvaluator(SamplingClientEvaluator):
 
 
 @chz.chz
-class SampledStyle:
+class SampledStyle(CheckedConfig):
     """Builder of a SampledStyleEvaluator."""
 
     model_name: str = chz.field(doc="model whose tokenizer is used")
