@@ -20,8 +20,11 @@ import numpy as np
 from recipes import rl_basic, sl_basic
 from recipes.chat_sl import train as chat_sl
 from recipes.math_rl import train as math_rl
+from recipes.preference.dpo import train as dpo
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.hyperparam_utils import NANO_LR
+from tinker_cookbook.preference import train_dpo
+from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.rl import train as rl
 from tinker_cookbook.rl.config import LossName
 from tinker_cookbook.rl.defaults import LEARNING_RATE, RL_DEFAULTS
@@ -64,6 +67,14 @@ KEYS = {
         "stream_minibatch_config",
         "max_logprob_gap",
     ),
+    "preference_keys": (
+        "loss",
+        "dpo_beta",
+        "label_smoothing",
+        "simpo_gamma",
+        "desirable_weight",
+        "undesirable_weight",
+    ),
     "optimizer_keys": (
         "learning_rate",
         "lr_schedule",
@@ -80,6 +91,7 @@ KEYS = {
 METHODS = {  # config of the loop, and of a recipe without keys, for their defaults
     "supervised": (supervised.Config, sl_basic.CLI()),
     "reinforcement learning": (rl.Config, rl_basic.CLI()),
+    "preference": (train_dpo.Config, dpo.CLI()),
 }
 REWARDS, TOKENS, MAX_TOKENS = (1.0, 0.0, 0.0, 0.0), (10, 20, 20, 20), 40
 STEPS = (0, 25, 50, 75, 99)  # of 100
@@ -198,7 +210,7 @@ def reductions() -> str:
 
 REDUCTIONS: dict[Reduction, str] = {
     "mean": "all data sets and recipes; default of `conversation_to_datum`",
-    "none": "default of `to_datum` and `datum_from_model_input_weights`; custom weights",
+    "none": "preference data; default of `to_datum` and `datum_from_model_input_weights`",
 }
 
 
@@ -226,6 +238,10 @@ def learning_rates() -> str:
         (
             ("supervised", code(NANO_LR), "the formula"),
             ("reinforcement learning", code(nano_rl), code(LEARNING_RATE)),
+            (
+                "preference",
+                *(code(each.learning_rate) for each in (DPO_DEFAULTS.nano, DPO_DEFAULTS.others)),
+            ),
         ),
     )
 
@@ -236,6 +252,7 @@ def batches() -> str:
         "nano, supervised": SL_DEFAULTS.nano,
         "supervised": SL_DEFAULTS.others,
         "`chat_sl`": chat_sl.DEFAULTS.others,
+        "preference (pairs)": DPO_DEFAULTS.others,
         "nano, reinforcement learning": RL_DEFAULTS.nano,
         "reinforcement learning": RL_DEFAULTS.others,
         "`math_rl`": math_rl.DEFAULTS.others,

@@ -18,10 +18,13 @@ from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, get_loss
 from tinker_cookbook.engine.requests import AdamConfig
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.preference import train_dpo
+from tinker_cookbook.preference.losses import PreferenceLoss
 from tinker_cookbook.rl import train as rl
 from tinker_cookbook.rl.signals import AdvantageKind, group_advantages
 from tinker_cookbook.rl.training_step import NUM_PROBED
 from tinker_cookbook.supervised import train as supervised
+from tinker_cookbook.supervised.chat_config import ChatConfig
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 # Keys that decide about data, rollouts, evaluations, checkpoints and display, not about what is
@@ -107,11 +110,23 @@ def test_every_advantage_has_a_row_and_a_formula(written: str) -> None:
     assert re.findall(r"^### (\w+)\n\n```math\n", section, re.M) == kinds
 
 
+def test_every_preference_loss_has_a_row(written: str) -> None:
+    section = written.split("\n## Preference losses")[1].split("\n## ")[0]
+    names = re.findall(r"^\| `(\w+)` \| \$", section, re.M)
+    assert names == list(get_args(PreferenceLoss))
+
+
 def test_every_key_of_the_loops_has_a_place(builder: ModuleType, written: str) -> None:
-    of_loops = {*chz.chz_fields(supervised.Config), *chz.chz_fields(rl.Config)}
+    of_preference = {*chz.chz_fields(train_dpo.Config)} - {*chz.chz_fields(ChatConfig)}
+    of_loops = {
+        *chz.chz_fields(supervised.Config),
+        *chz.chz_fields(rl.Config),
+        *of_preference,
+    }
     on_page = [row[0].strip("`") for table in builder.KEYS for row in rows_of(written, table)]
     assert len(on_page) == len(set(on_page))
     assert {*on_page, *NOT_ALGORITHMS} == of_loops
+    assert {row[0].strip("`") for row in rows_of(written, "preference_keys")} == of_preference
     assert not {*on_page} & NOT_ALGORITHMS
 
 

@@ -10,8 +10,10 @@ from recipes import rl_basic, rl_loop, sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
 from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
+from recipes.preference.dpo import train as dpo
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
+from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.supervised.chat_config import ALIASES
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
@@ -23,6 +25,7 @@ RECIPES = {
     "sl_basic": (sl_basic.CLI, SL_DEFAULTS),
     "sl_loop": (sl_loop.Config, SL_DEFAULTS),
     "chat_sl": (chat_sl.CLI, chat_sl.DEFAULTS),
+    "dpo": (dpo.CLI, DPO_DEFAULTS),
     "rl_basic": (rl_basic.CLI, RL_DEFAULTS),
     "rl_loop": (rl_loop.Config, RL_DEFAULTS),
     "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
@@ -45,9 +48,10 @@ def test_it_parses(file: Path) -> None:
     data = getattr(config, "dataset_builder", None)
     assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder)
     named = getattr(config, "dataset", None)
-    assert named is None or (named in chat_sl.DATASETS and data is None)
+    known = {"chat_sl": chat_sl.DATASETS, "dpo": dpo.DATASETS}.get(file.parent.name, {})
+    assert named is None or (named in known and data is None)
     if isinstance(defaults.nano.sizes, Batches):
         assert config.max_length <= info.context_length
     else:
         assert config.max_tokens < info.context_length
-    assert 1e-5 < resolve_defaults(config, defaults).learning_rate < 1e-2
+    assert 1e-5 <= resolve_defaults(config, defaults).learning_rate < 1e-2

@@ -15,6 +15,7 @@ RECIPES = [
     "recipes.rl_basic",
     "recipes.rl_loop",
     "recipes.chat_sl.train",
+    "recipes.preference.dpo.train",
     "recipes.math_rl.train",
     "recipes.math_rl.aime",
 ]

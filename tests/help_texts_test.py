@@ -8,6 +8,7 @@ from collections import defaultdict
 import chz
 
 import recipes
+from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.supervised import chat_config
@@ -15,10 +16,18 @@ from tinker_cookbook.supervised import train as sl_train
 from tinker_cookbook.training.config import LoopConfig
 from tinker_cookbook.utils.private_apis import field_doc
 
-LOOPS = [LoopConfig, sl_train.Config, chat_config.ChatConfig, rl_train.Config]
+LOOPS = [
+    LoopConfig,
+    sl_train.Config,
+    chat_config.ChatConfig,
+    rl_train.Config,
+    train_dpo.Config,
+]
 # class -> the keys that it uses in another sense, or with other defaults, than most
 EXCEPTIONS = {
     "tinker_cookbook.supervised.train.Config": {"dataset_builder", "num_epochs"},
+    "tinker_cookbook.preference.train_dpo.Config": {"batch_size"},  # it counts pairs
+    "recipes.preference.dpo.train.CLI": {"batch_size", "dataset"},
     "tinker_cookbook.rl.config.Config": {"dataset_builder"},
     "tinker_cookbook.rl.problem_config.ProblemConfig": {"dataset_builder"},
     "recipes.rl_basic.CLI": {"dataset_builder"},

@@ -56,6 +56,12 @@ NAMES = {
     "tinker_cookbook.rl.message_env": "MessageEnv EnvFromMessageEnv MessageStepResult",
     "tinker_cookbook.rl.interleaved": "",
     "tinker_cookbook.rl.play_w_env": "",
+    "tinker_cookbook.preference": "Comparison ComparisonDatasetBuilder LabeledComparison",
+    "tinker_cookbook.preference.types": "Comparison LabeledComparison PreferenceModel"
+    " PreferenceModelBuilder",
+    "tinker_cookbook.preference.preference_datasets": "ComparisonDatasetBuilder"
+    " ComparisonBuilderFromJsonl",
+    "tinker_cookbook.preference.dpo_datasets": "DPODatasetBuilderFromComparisons",
     "tinker_cookbook.checkpoint_utils": "CheckpointRecord get_last_checkpoint"
     " load_checkpoints_file save_checkpoint save_checkpoint_async CheckpointManager"
     " resolve_renderer_name_from_checkpoint_or_default"
@@ -79,9 +85,14 @@ NAMES = {
     " concat_lists not_none",
     "tinker_cookbook.utils.code_state": "",
     "tinker_cookbook.utils.format_colorized": "format_colorized",
+    "tinker_cookbook.preference.train_dpo": "Config main compute_dpo_loss",
+    "tinker_cookbook.preference.train_dpo_cli": "",
+    "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
     "tinker_cookbook.recipes.sl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.rl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.chat_sl.chat_datasets": "Tulu3Builder NoRobotsBuilder",
+    "tinker_cookbook.recipes.preference.datasets": "HHHComparisonBuilder"
+    " HelpSteer3ComparisonBuilder UltraFeedbackComparisonBuilder",
     "tinker_cookbook.recipes.math_rl.math_env": "MathEnv Gsm8kDatasetBuilder"
     " get_math_dataset_builder safe_grade",
     "tinker_cookbook.recipes.math_rl.math_grading": "grade_answer normalize_answer extract_boxed"
@@ -90,23 +101,13 @@ NAMES = {
 
 # Packages that are not there yet, with what must be in them once they are.
 NOT_YET = {
-    "tinker_cookbook.preference": {
-        "tinker_cookbook.preference": "Comparison LabeledComparison ComparisonDatasetBuilder",
-        "tinker_cookbook.preference.types": "Comparison LabeledComparison ComparisonRenderer"
-        " ComparisonRendererFromChatRenderer PreferenceModel PreferenceModelBuilder"
-        " PreferenceModelBuilderFromChatRenderer",
-        "tinker_cookbook.preference.preference_datasets": "ComparisonDatasetBuilder"
-        " ComparisonBuilderFromJsonl ChatDatasetBuilderFromComparisons",
-        "tinker_cookbook.preference.dpo_datasets": "DPODatasetBuilderFromComparisons",
+    "tinker_cookbook.preference.comparison_policy_evaluator": {
+        "tinker_cookbook.preference.types": "ComparisonRenderer"
+        " ComparisonRendererFromChatRenderer PreferenceModelBuilderFromChatRenderer",
+        "tinker_cookbook.preference.preference_datasets": "ChatDatasetBuilderFromComparisons",
         "tinker_cookbook.preference.comparison_policy_evaluator": "ComparisonEvaluator",
-        "tinker_cookbook.preference.train_dpo": "Config main compute_dpo_loss",
-        "tinker_cookbook.preference.train_dpo_cli": "",
         "tinker_cookbook.rl.preference_envs": "PairwisePreferenceGroupBuilder"
         " PairwisePreferenceRLDatasetBuilder TournamentPattern",
-    },
-    "tinker_cookbook.recipes.preference": {
-        "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
-        "tinker_cookbook.recipes.preference.datasets": "HHHComparisonBuilder",
     },
     "tinker_cookbook.distillation": {
         "tinker_cookbook.distillation.train_on_policy": "Config main",
@@ -210,6 +211,16 @@ SIGNATURES = {
     "supervised.types:ChatDatasetBuilder": "common_config",
     "supervised.nll_evaluator:SamplerNLLEvaluator": "data name=test tokenizer=None",
     "supervised.train:main": "config",
+    "preference.types:Comparison": "prompt_conversation completion_A completion_B",
+    "preference.types:Comparison.swap": "self",
+    "preference.types:LabeledComparison": "comparison label",
+    "preference.types:PreferenceModel.__call__": "self comparison",
+    "preference.preference_datasets:ComparisonDatasetBuilder.get_train_and_test_datasets": "self",
+    "preference.preference_datasets:ComparisonDatasetBuilder.example_to_labeled_comparison": (
+        "self example"
+    ),
+    "preference.preference_datasets:ComparisonBuilderFromJsonl": "train_path test_path=None",
+    "preference.dpo_datasets:DPODatasetBuilderFromComparisons": "common_config comparison_builder",
     "rl.types:Env.initial_observation": "self",
     "rl.types:Env.step": "self action * extra=None",
     "rl.types:StepResult": "reward episode_done next_observation next_stop_condition metrics logs",

@@ -66,7 +66,10 @@ def is_made_by_keywords(thing: object) -> bool:
     return isinstance(thing, type) and (chz.is_chz(thing) or issubclass(thing, pydantic.BaseModel))
 
 
-@pytest.mark.parametrize("package", ["tinker_cookbook.rl", "tinker_cookbook.supervised"])
+LAZY_PACKAGES = ["tinker_cookbook.preference", "tinker_cookbook.rl", "tinker_cookbook.supervised"]
+
+
+@pytest.mark.parametrize("package", LAZY_PACKAGES)
 def test_packages_give_the_names_of_their_modules(package: str) -> None:
     """Each is the very thing that its module has; no other name is made up."""
     found = importlib.import_module(package)
@@ -80,7 +83,7 @@ def test_packages_give_the_names_of_their_modules(package: str) -> None:
 
 def test_packages_load_nothing_before_a_name_is_asked_for() -> None:
     program = (
-        "import sys, tinker_cookbook.rl, tinker_cookbook.supervised;"
+        f"import sys, {', '.join(LAZY_PACKAGES)};"
         " print(sorted({'torch', 'transformers', 'datasets', 'tinker'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -189,10 +189,6 @@ def test_no_range_is_forgotten() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name.endswith(("_test", "conftest", "__main__")):
                 continue
-            # The same files as `recipes`: their classes would exist twice, and then `data=Oasst` is
-            # ambiguous in later tests.
-            if module.name.startswith("tinker_cookbook.recipes."):
-                continue
             for cls in vars(importlib.import_module(module.name)).values():
                 if isinstance(cls, type) and chz.is_chz(cls):
                     ranges = [range_of(cls, key) for key in chz.chz_fields(cls)]

@@ -73,6 +73,10 @@ MORE = {
         "data=Gsm8kChats data.path=q.jsonl data.test_size=2 data.max_tokens=9 batch_size=2",
         "data=Oasst data.path=t.jsonl data.test_size=1 data.lang=None batch_size=2",
     ],
+    "recipes.preference.dpo.train": [
+        "data=DPODatasetBuilderFromComparisons batch_size=2 loss=cdpo label_smoothing=0.1"
+        " data.comparison_builder=NanoPairs data.comparison_builder.num_train=9",
+    ],
     "recipes.rl_basic": [
         "kl_penalty_coef=0.1 kl_reference_config.base_model=nano rollout_strategy=RetryOnFailure"
         " loss_fn=ppo loss_fn_config.clip_low_threshold=0.7 limits.max_turns=3 max_lag=2",

@@ -12,38 +12,31 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinker_cookbook.exceptions import DataFormatError
-from tinker_cookbook.renderers.known_keys import (
-    MESSAGE_KEYS,
-    PART_KEYS,
-    REASONING_KEYS,
-    REPLY_KEYS,
-    ROW_KEYS,
-    SYSTEM_PROMPT_KEYS,
-    TEXT_KEYS,
-    TOOL_KEYS,
-    find_key_problem,
-)
-from tinker_cookbook.renderers.messages import (
-    LONE_SURROGATE,
-    Content,
-    Message,
-    get_text_content,
-    parse_content_blocks,
-)
+from tinker_cookbook.renderers.known_keys import TOOL_KEYS, find_key_problem
+from tinker_cookbook.renderers.messages import LONE_SURROGATE, Message, get_text_content
 from tinker_cookbook.renderers.row_formats import (
     EXPECTED_ROW,
     MESSAGES_KEY,
     RowFormat,
-    canonical_role,
     detect_row_format,
+    different_format_error,
     drop_nulls,
-    excerpt,
     identifies_format,
     parse_json_messages,
     to_row_dict,
+)
+from tinker_cookbook.renderers.row_messages import (
+    add_system_prompt,
+    check_row_keys,
+    count_dropped_keys,
+    errors_at,
+    merge_text_parts,
+    normalise_role,
+    parse_message,
+    quote_found,
 )
 from tinker_cookbook.renderers.row_summary import RowNotes
 from tinker_cookbook.renderers.tool_declarations import openai_tools
@@ -55,7 +48,7 @@ from tinker_cookbook.utils.records import DataFile
 if TYPE_CHECKING:
     from tinker_cookbook.renderers.base import Renderer
 
-_FORMAT_PROBE_ROWS = 100  # maximum number of rows read to detect a data set's format
+FORMAT_PROBE_ROWS = 100  # maximum number of rows read to detect a data set's format
 
 
 @dataclass(frozen=True)
@@ -153,7 +146,7 @@ class RowReader:
 
         Raises DataFormatError prefixed with `location`.
         """
-        try:
+        with errors_at(location):
             cleaned = to_row_dict(row)
             assert isinstance(row, Mapping)  # to_row_dict rejects anything else
             try:
@@ -168,17 +161,10 @@ class RowReader:
             if self.row_format is None:
                 self.row_format = detected if identifies_format(detected, cleaned) else None
             elif detected != self.row_format:
-                raise DataFormatError(
-                    f"found {detected.name}, but the data set begins with {self.row_format.name}; "
-                    "all rows of a data set must have the same format"
-                )
+                raise different_format_error(detected.name, self.row_format.name)
             return _parse_chat(
                 cleaned, detected, location, _fields_with_dropped_nulls(row, cleaned, detected)
             )
-        except DataFormatError as error:
-            raise DataFormatError(f"{location}: {error}") from error
-        except RecursionError:
-            raise DataFormatError(f"{location}: the row is nested too deeply") from None
 
 
 def make_row_reader(rows: Iterable[Plain], message_field: str, name: str) -> RowReader:
@@ -190,7 +176,7 @@ def make_row_reader(rows: Iterable[Plain], message_field: str, name: str) -> Row
     # An empty or bad row 0 does not identify the format, so later rows are tried. If none does, the
     # error is the one of row 0.
     problem = "no rows"
-    for number, row in enumerate(itertools.islice(rows, _FORMAT_PROBE_ROWS)):
+    for number, row in enumerate(itertools.islice(rows, FORMAT_PROBE_ROWS)):
         try:
             cleaned = to_row_dict(row)
             detected = detect_row_format(cleaned, message_field)
@@ -213,7 +199,7 @@ def _parse_chat(
     row: Mapping[str, Plain], row_format: RowFormat, location: str, nulls: Iterable[str] = ()
 ) -> Chat:
     messages = [  # 0-based indices, as in the renderers' errors
-        _parse_message(message, f"message {index}")
+        parse_message(message, f"message {index}")
         for index, message in enumerate(row_format.read_messages(row))
     ]
     notes: Counter[tuple[str, str]] = Counter(("null", field_name) for field_name in nulls)
@@ -226,117 +212,13 @@ def _parse_chat(
         # summary of the data reports such rows.
         replies = sum(message["role"] == "assistant" for message in messages[: len(prompt)])
         notes["replies", "prompt"] += replies > 0
-    messages = [_normalise_role(message, notes) for message in messages]
-    system = None if _is_empty(row.get("system")) else row["system"]
-    if system and _system_content(messages) != system:
-        messages = _prepend_system_message(system, messages)
-    elif system:
-        notes["row", "system"] += 1
-    _check_row_keys(row, row_format, messages, notes)
+    messages = [normalise_role(message, notes) for message in messages]
+    messages = add_system_prompt(row, messages, notes)
+    check_row_keys(row, row_format.keys, messages, notes)
     for message in messages:
-        _count_dropped_keys(message, notes)
-    messages = list(map(_merge_text_parts, messages))
+        count_dropped_keys(message, notes)
+    messages = list(map(merge_text_parts, messages))
     return Chat(messages, location, _parse_tools(row.get("tools")), +notes)  # `+` removes zeros
-
-
-def _normalise_role(message: Message, notes: Counter[tuple[str, str]]) -> Message:
-    role = message["role"]
-    known_role = canonical_role(role)
-    if known_role == role:
-        return message
-    notes["role", f"{role} read as {known_role}"] += 1
-    return {**message, "role": known_role}
-
-
-def _system_content(messages: list[Message]) -> Content | None:
-    first = messages[0]
-    return first.get("content") if first["role"] in ("system", "developer") else None
-
-
-def _prepend_system_message(system: Plain, messages: list[Message]) -> list[Message]:
-    if not isinstance(system, str):
-        raise DataFormatError(f"'system' must be a string, {_quote_found(system)}")
-    if _system_content(messages) is not None:
-        raise DataFormatError(
-            "'system' differs from the system message in the messages; remove one of the two"
-        )
-    first = Message(role="system", content=system)
-    if any("trainable" in message for message in messages):
-        first["trainable"] = False
-    return [first, *messages]
-
-
-def _check_row_keys(
-    row: Mapping[str, Plain],
-    row_format: RowFormat,
-    messages: list[Message],
-    notes: Counter[tuple[str, str]],
-) -> None:
-    """Reject unknown keys that would change what is trained on; count the others as dropped."""
-    known = (*row_format.keys, *ROW_KEYS)
-    for key, value in row.items():
-        if key in known or _is_empty(value):
-            continue
-        problem = find_key_problem("row", key, value, known)
-        if key in REPLY_KEYS and messages[-1]["role"] != "assistant":
-            problem = f"{key!r} is not supported; put the reply into the last message"
-        if problem and not (key in TEXT_KEYS and _is_text_in_messages(key, value, messages)):
-            raise DataFormatError(problem)
-        notes["row", key] += 1
-
-
-def _is_empty(value: Plain) -> bool:
-    return not value.strip() if isinstance(value, str) else value in (None, [], {})
-
-
-def _is_text_in_messages(key: str, value: Plain, messages: list[Message]) -> bool:
-    """Whether the messages hold the same text in the same place, so that dropping the key is safe:
-    as the system prompt, as a reply, or as reasoning, whichever the key names.
-
-    The texts must be equal. A text that merely occurs inside a message may mean something else.
-    """
-    if key in SYSTEM_PROMPT_KEYS:
-        first = messages[0]
-        groups = [_text_variants(first)] if first["role"] in ("system", "developer") else []
-    else:
-        replies = [message for message in messages if message["role"] == "assistant"]
-        groups = list(map(_text_variants if key in REPLY_KEYS else _reasoning_texts, replies))
-    text = value.strip() if isinstance(value, str) else ""
-    return bool(text) and text in [candidate for texts in groups for candidate in texts]
-
-
-def _text_variants(message: Message) -> list[str]:
-    """The text of a message, with its think blocks and without."""
-    content: Any = message.get("content")
-    # a string without think blocks has no parts, and stays a string
-    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
-    return [_join_parts(content, "text"), _join_parts(parts, "text")]
-
-
-def _reasoning_texts(message: Message) -> list[str]:
-    """The reasoning under each reasoning key of a message, and that of its thinking parts."""
-    content: Any = message.get("content")
-    parts = (isinstance(content, str) and parse_content_blocks(content)) or content
-    from_keys = [str(value).strip() for key, value in message.items() if key in REASONING_KEYS]
-    return [*from_keys, "" if isinstance(parts, str) else _join_parts(parts, "thinking")]
-
-
-def _join_parts(content: Any, kind: str) -> str:
-    """Join the parts of type `kind`, or take a string as it is; either is stripped."""
-    if isinstance(content, str):
-        return content.strip()
-    parts = [part for part in content or () if isinstance(part, Mapping)]
-    return "".join(
-        str(part[kind]) for part in parts if part.get("type") == kind and kind in part
-    ).strip()
-
-
-def _count_dropped_keys(message: Message, notes: Counter[tuple[str, str]]) -> None:
-    notes.update(("message", key) for key in message if key not in MESSAGE_KEYS)
-    content = message.get("content")
-    for part in content if isinstance(content, list) else []:
-        if isinstance(part, Mapping):
-            notes.update(("part", key) for key in part if key not in PART_KEYS)
 
 
 def _parse_tools(value: Plain) -> list[JsonObject]:
@@ -346,9 +228,9 @@ def _parse_tools(value: Plain) -> list[JsonObject]:
         try:
             tools = json.loads(tools) or []
         except json.JSONDecodeError:
-            raise DataFormatError(f"'tools' is not valid JSON, {_quote_found(value)}") from None
+            raise DataFormatError(f"'tools' is not valid JSON, {quote_found(value)}") from None
     if not isinstance(tools, list):
-        raise DataFormatError(f"'tools' must be a list of tools, {_quote_found(value)}")
+        raise DataFormatError(f"'tools' must be a list of tools, {quote_found(value)}")
     if LONE_SURROGATE.search(json.dumps(tools, ensure_ascii=False, default=str)):
         raise DataFormatError(
             "'tools' contains an unpaired surrogate, which cannot be encoded; remove it"
@@ -363,7 +245,7 @@ def _parse_tools(value: Plain) -> list[JsonObject]:
         ):
             raise DataFormatError(
                 f"tool {index} must be an object with name, description and parameters, "
-                f"{_quote_found(tool)}"
+                f"{quote_found(tool)}"
             )
         _check_tool_keys(tool, function, f"tool {index}")
         checked.append(tool)
@@ -402,51 +284,3 @@ def _fields_with_dropped_nulls(
             if arguments != drop_nulls(arguments):
                 found["arguments"] = None
     return list(found)
-
-
-def _parse_message(message: Plain, place: str) -> Message:
-    if not isinstance(message, Mapping):
-        raise DataFormatError(
-            f"{place} must be an object with role and content, {_quote_found(message)}"
-        )
-    parsed = dict(message)
-    if not isinstance(parsed.get("role"), str):
-        raise DataFormatError(f"{place}: 'role' must be a string, {_quote_found(message)}")
-    # In OpenAI's API, a message with tool calls may have no content.
-    if not isinstance(parsed.get("content"), str | list) and not parsed.get("tool_calls"):
-        raise DataFormatError(
-            f"{place}: 'content' must be a string or a list, {_quote_found(message)}"
-        )
-    return parsed  # type: ignore[return-value]
-
-
-def _merge_text_parts(message: Message) -> Message:
-    """Join the content of an assistant message into one string if it is all text parts.
-
-    A `<think>` block in the joined string is then parsed as reasoning.
-    """
-    content: Any = message.get("content")
-    if message["role"] != "assistant" or not isinstance(content, list):
-        return message
-    if not all(map(_is_plain_text_part, content)):
-        return message
-    return {**message, "content": "".join(part["text"] for part in content)}
-
-
-def _is_plain_text_part(part: Plain) -> bool:
-    """Whether a part is text alone, so that merging it with its neighbours loses nothing."""
-    return (
-        isinstance(part, Mapping)
-        and part.get("type") == "text"
-        and isinstance(part.get("text"), str)
-        and not any(part.get(key) for key in PART_KEYS if key not in ("type", "text"))
-        and not any(
-            find_key_problem("part", key, value, PART_KEYS)
-            for key, value in part.items()
-            if key not in PART_KEYS
-        )
-    )
-
-
-def _quote_found(value: Plain) -> str:
-    return f"found {excerpt(value)}"

@@ -57,12 +57,20 @@ class RowFormat:
     read_messages: Callable[[Mapping[str, Plain]], Messages] = field(compare=False)
 
 
-def to_row_dict(row: Plain) -> JsonObject:
+def to_row_dict(row: Plain, expected: str = EXPECTED_ROW) -> JsonObject:
     """A copy of a row without nulls. Raises DataFormatError if it is not a mapping."""
     cleaned = drop_nulls(row)
     if not isinstance(cleaned, dict):
-        raise DataFormatError(f"found {excerpt(cleaned)}; expected {EXPECTED_ROW}")
+        raise DataFormatError(f"found {excerpt(cleaned)}; expected {expected}")
     return cleaned
+
+
+def different_format_error(found: str, first: str) -> DataFormatError:
+    """The error of a row whose format is not that of the data set's first row."""
+    return DataFormatError(
+        f"found {found}, but the data set begins with {first}; all rows of a data set must have the"
+        " same format"
+    )
 
 
 def detect_row_format(
@@ -113,6 +121,12 @@ def _list_format(row: Mapping[str, Plain], key: str, known: RowFormat | None) ->
         read, name = partial(_read_messages, key), f"{key} of role/content"
     converted = read.func is _read_sharegpt or key == "conversations"
     return RowFormat(name, (key,), f"{name}, read as messages" if converted else "", read)
+
+
+def read_message_list(key: str, value: Plain) -> Messages:
+    """The messages of a list of role/content or of from/value; `key` names it in errors."""
+    row = {key: value}
+    return _list_format(row, key, None).read_messages(row)
 
 
 def identifies_format(row_format: RowFormat, row: Mapping[str, Plain]) -> bool:
@@ -284,13 +298,13 @@ def _read_question(row: Mapping[str, Plain]) -> Messages:
         texts.append(text)
     question, answer = texts
     for key in _PARTS_OF_A_QUESTION:
-        if _differs(row.get(key), question):
+        if differs(row.get(key), question):
             raise DataFormatError(
                 f"{key!r} together with 'question' and 'answer' is not supported; write it into"
                 " 'question'"
             )
     for key in sorted(REPLY_KEYS - {"answer"}):
-        if _differs(row.get(key), answer):
+        if differs(row.get(key), answer):
             raise DataFormatError(
                 f"{key!r} together with 'question' and 'answer': either may be the reply; remove"
                 " one of the two"
@@ -298,7 +312,7 @@ def _read_question(row: Mapping[str, Plain]) -> Messages:
     return _question_and_answer(question, answer)
 
 
-def _differs(value: Plain, text: str) -> bool:
+def differs(value: Plain, text: str) -> bool:
     """Whether a value is neither empty nor equal to the text, white space aside."""
     return value not in (None, [], {}) and str(value).strip() not in ("", text.strip())
 

@@ -10,7 +10,8 @@ from tinker_cookbook.utils.misc_utils import counted
 
 RowNotes = Mapping[tuple[str, str], int]
 """Counts for one row, by kind and item: ("row" | "message" | "part", dropped key), ("form", source
-format), ("role", "human read as user"), ("replies", "prompt"), ("null", "tools" | "arguments")."""
+format), ("role", "human read as user"), ("replies", "prompt"), ("null", "tools" | "arguments"),
+("excluded", "tie" | "row") for a row that is not trained on."""
 
 MAX_KEYS = 50  # dropped keys that the summary names at most
 
@@ -41,6 +42,7 @@ class RowSummary:
                 f"{counted(number, 'row')} with replies in '{key}', which are trained like the "
                 "completion unless train_on_what=last_assistant_message"
             )
+        lines += self.exclusions()
         if nulls := [f"{name} ({counted(n, 'row')})" for name, n in self._counts_of("null")]:
             lines.append(f"nulls dropped from {', '.join(nulls)}")
         keys = [
@@ -51,6 +53,10 @@ class RowSummary:
         if len(keys) > MAX_KEYS:
             keys[MAX_KEYS:] = [f"{len(keys) - MAX_KEYS:,} more"]
         return lines + ([f"dropped keys: {', '.join(keys)}"] if keys else [])
+
+    def exclusions(self) -> list[str]:
+        """One line per kind of row that is left out on purpose: "12 ties dropped"."""
+        return [f"{counted(n, kind)} dropped" for kind, n in self._counts_of("excluded")]
 
     def _counts_of(self, kind: str) -> list[tuple[str, int]]:
         return [(item, n) for (item_kind, item), n in self.counts.items() if item_kind == kind]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import chz
@@ -116,9 +116,14 @@ def _derived_common_config(config: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def resolve_chat_config(
-    config: C, defaults: Defaults[Batches], default_data: SupervisedDatasetBuilder
+    config: C,
+    defaults: Defaults[Batches],
+    default_data: SupervisedDatasetBuilder,
+    data_at: Callable[[str, str], SupervisedDatasetBuilder] = builder_for_path,
 ) -> Resolved[C, Batches]:
     """Resolve a chat config: choose the data, then resolve every key that is None.
+
+    data_at: (dataset_path, "dataset_path") -> the data there.
 
     Data without its own `common_config` takes model, renderer, lengths and batch size from the
     recipe's keys. Raises ConfigurationError for keys that contradict each other and for keys that
@@ -131,7 +136,7 @@ def resolve_chat_config(
     original = config
     data = config.dataset_builder or default_data
     if config.dataset_path is not None:
-        data = builder_for_path(config.dataset_path, "dataset_path")
+        data = data_at(config.dataset_path, "dataset_path")
     run = resolve_defaults(chz.replace(config, dataset_builder=data), defaults)
     filled, sizes = dict(run.filled), run.sizes
     config = chz.replace(run.config, dataset_path=None)  # now stored in dataset_builder

@@ -33,7 +33,7 @@ from tinker_cookbook.renderers.chats import (
     read_chats,
 )
 from tinker_cookbook.supervised.datasets import (
-    LazyChats,
+    LazyRows,
     RenderedChats,
     SupervisedDatasetFromHFDataset,
     conversation_to_datum,
@@ -216,6 +216,20 @@ class Splits(NamedTuple):
     read: RowReader
 
 
+def hold_out_rows(
+    train: Rows, test: Rows | None, test_size: int, name: str
+) -> tuple[Rows, Rows | None]:
+    """Limit the test rows to `test_size` (0: all); without any, hold out the first `test_size` of
+    the training rows. Raises ConfigurationError if that leaves none for training."""
+    if not test_size:
+        return train, test
+    if test is not None:
+        return train, test.select(range(min(test_size, len(test))))
+    if test_size >= len(train):
+        raise ConfigurationError(f"test_size={test_size}: {name} has only {len(train)} rows")
+    return train.select(range(test_size, len(train))), train.select(range(test_size))
+
+
 @chz.chz
 class HubChats(ChatDatasetBuilder):
     """A hub or local data set of conversations, rendered lazily."""
@@ -257,18 +271,11 @@ class HubChats(ChatDatasetBuilder):
         """Open the rows to train and to evaluate on."""
         train_rows = data_files.open_rows(self.path, self.name, self.split)
         read = make_row_reader(train_rows, self.message_field, self.path)
-        train_rows, test_rows = train_rows.shuffle(seed=self.shuffle_seed), None
+        test_rows = None
         if self.test_split is not None:
             test_rows = data_files.open_rows(self.path, self.name, self.test_split)
-            if self.test_size:
-                test_rows = test_rows.select(range(min(self.test_size, len(test_rows))))
-        elif self.test_size:
-            if self.test_size >= len(train_rows):
-                raise ConfigurationError(
-                    f"test_size={self.test_size}: {self.path} has only {len(train_rows)} rows"
-                )
-            test_rows = train_rows.select(range(self.test_size))
-            train_rows = train_rows.select(range(self.test_size, len(train_rows)))
+        train_rows = train_rows.shuffle(seed=self.shuffle_seed)
+        train_rows, test_rows = hold_out_rows(train_rows, test_rows, self.test_size, self.path)
         return Splits(train_rows, test_rows, read)
 
     def default_train_on_what(self) -> TrainOnWhat:
@@ -277,9 +284,9 @@ class HubChats(ChatDatasetBuilder):
 
     def _build(
         self, rows: Rows, read: RowReader, batch_size: int, shuffle_seed: int | None, name: str
-    ) -> LazyChats:
+    ) -> LazyRows:
         config = self.config
-        return LazyChats(
+        return LazyRows(
             rows,
             render_rows(
                 self.renderer,

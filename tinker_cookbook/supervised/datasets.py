@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Plain]
 R = TypeVar("R", bound=Plain)
+T = TypeVar("T")
 D = TypeVar("D", covariant=True)
 
 # Consecutive batches without any trainable example that are skipped before giving up.
@@ -60,7 +61,7 @@ class IndexedRows(Protocol[D]):
 
 
 # Reports a bad row in `Rendered.skipped` instead of raising.
-RenderRow = Callable[[R], Rendered]
+RenderRow = Callable[[T], Rendered]
 
 
 def render_conversation(
@@ -152,20 +153,29 @@ def render_rows(
 
     read: parses a row, given its location for messages (None: the first row determines the format).
 
-    Rows are rendered during training, so a row that cannot be rendered must not end a run of many
-    hours. It is skipped, like a row without trained tokens, and the report names it.
+    A row that cannot be rendered is skipped; see `skip_bad_rows`.
     """
 
     read = read or RowReader()
+    return skip_bad_rows(
+        lambda row: render_chat(read(row, "row"), renderer, max_length, train_on_what)
+    )
 
-    def render(row: R) -> Rendered:
+
+def skip_bad_rows(render: RenderRow[T]) -> RenderRow[T]:
+    """Return `render` for data with bad rows: the error of a row is the reason to skip the row.
+
+    Rows are rendered during training, where a bad row must not end a run of many hours. Like a row
+    without trained tokens it is skipped, and the report names it.
+    """
+
+    def render_or_skip(row: T) -> Rendered:
         try:
-            chat = read(row, "row")
-            return render_chat(chat, renderer, max_length, train_on_what)
+            return render(row)
         except (DataFormatError, RendererError) as error:
             return Rendered([], skipped=[str(error).removeprefix("row: ")])
 
-    return render
+    return render_or_skip
 
 
 def render_with_function(
@@ -273,16 +283,82 @@ def empty_batches_message(report: DataReport | None, index: int) -> str:
         return f"batch {index} and the batches after it have no example with trained tokens"
     return (
         f"{report.name}: batch {index} and the batches after it have no example with trained"
-        " tokens: " + "; ".join(report.skipped)
+        " tokens: " + _reasons(report)
     )
 
 
-class RenderedChats(_ShuffledDataset):
-    """Conversations rendered up front, so that `report` is complete before step 0.
+def _reasons(report: DataReport) -> str:
+    """Why rows have no datums, as far as the report lists it."""
+    return "; ".join([*report.skipped, *report.rows.exclusions()])
 
-    Rows are examples, not conversations. Examples are stored as arrays (tokens and weights), about
-    8 bytes per token.
+
+class _StoredDatum(NamedTuple):
+    """A datum as arrays, about 8 bytes per token. inputs: the loss inputs that a `Sequence` lacks,
+    such as the label of an unpaired example."""
+
+    sequence: Sequence
+    inputs: dict[str, tinker.TensorData]
+
+    @classmethod
+    def of(cls, datum: tinker.Datum) -> _StoredDatum:
+        others = {k: v for k, v in datum.loss_fn_inputs.items() if k not in _SEQUENCE_INPUTS}
+        return cls(from_datum(datum), others)
+
+    def restore(self) -> tinker.Datum:
+        datum = to_datum(self.sequence)
+        datum.loss_fn_inputs.update(self.inputs)
+        return datum
+
+
+_SEQUENCE_INPUTS = ("target_tokens", "weights")
+
+
+class RenderedRows(_ShuffledDataset, Generic[T]):
+    """Rows rendered up front, so that `report` is complete before step 0.
+
+    keep_together: a batch holds all datums of a row or none, and `batch_size` counts rows that have
+    any, e.g. pairs. Otherwise each datum is shuffled on its own, and `batch_size` counts datums.
+    unit: what a row holds, in reports. locate: the location of a row for messages (default: as the
+    rows tell it).
     """
+
+    def __init__(
+        self,
+        rows: IndexedRows[T],
+        render: RenderRow[T],
+        *,
+        batch_size: int,
+        max_length: int | None,
+        shuffle_seed: int | None = 0,
+        name: str = "data",
+        unit: str = "conversation",
+        keep_together: bool = False,
+        locate: Callable[[int], str] | None = None,
+    ) -> None:
+        self.report: DataReport = DataReport(name, max_length, unit=unit)
+        self._groups: list[list[_StoredDatum]] = []  # the datums of each row of the data set
+        for index in range(len(rows)):
+            rendered = render(rows[index])
+            add_to_report(self.report, rendered, locate(index) if locate else where(rows, index))
+            stored = [_StoredDatum.of(datum) for datum in rendered.datums]
+            if not keep_together:
+                self._groups += [[each] for each in stored]
+            elif stored:
+                self._groups.append(stored)
+        if not self._groups:
+            raise DataValidationError(
+                f"{name}: none of the {len(rows):,} {unit}s has a token to train on: "
+                + _reasons(self.report)
+            )
+        super().__init__(len(self._groups), batch_size, shuffle_seed)
+        self.report.notes += _batch_size_notes(self, f"{unit}s" if keep_together else "examples")
+
+    def _examples(self, row: int) -> list[tinker.Datum]:
+        return [stored.restore() for stored in self._groups[row]]
+
+
+class RenderedChats(RenderedRows[Chat]):
+    """Conversations rendered up front; a conversation that cannot be rendered is an error."""
 
     def __init__(
         self,
@@ -296,25 +372,21 @@ class RenderedChats(_ShuffledDataset):
         shuffle_seed: int | None = 0,
         name: str = "data",
     ) -> None:
-        self.report: DataReport = DataReport(name, max_length)
-        self._sequences: list[Sequence] = []
-        for chat in chats:
+        def render(chat: Chat) -> Rendered:
             try:
-                rendered = render_chat(chat, renderer, max_length, train_on_what, reduction)
+                return render_chat(chat, renderer, max_length, train_on_what, reduction)
             except RendererError as error:
                 raise RendererError(f"{chat.location}: {error}") from error
-            add_to_report(self.report, rendered, chat.location)
-            self._sequences += [from_datum(datum) for datum in rendered.datums]
-        if not self._sequences:
-            raise DataValidationError(
-                f"{name}: none of the {len(chats):,} conversations has a token to train on: "
-                + "; ".join(self.report.skipped)
-            )
-        super().__init__(len(self._sequences), batch_size, shuffle_seed)
-        self.report.notes += _batch_size_notes(self, "examples")
 
-    def _examples(self, row: int) -> list[tinker.Datum]:
-        return [to_datum(self._sequences[row])]
+        super().__init__(
+            chats,
+            render,
+            batch_size=batch_size,
+            max_length=max_length,
+            shuffle_seed=shuffle_seed,
+            name=name,
+            locate=lambda index: chats[index].location,
+        )
 
 
 def _batch_size_notes(dataset: _ShuffledDataset, unit: str) -> list[str]:
@@ -331,27 +403,30 @@ def _batch_size_notes(dataset: _ShuffledDataset, unit: str) -> list[str]:
     ]
 
 
-class LazyChats(_ShuffledDataset, Generic[R]):
+class LazyRows(_ShuffledDataset, Generic[T]):
     """Rows rendered on access, for data sets that are too large to render before training.
 
     `report` counts each row on first access. forms: row formats that are already known to be
-    converted, for the report before training.
+    converted, for the report before training. unit: what a row holds, in reports.
     """
 
     def __init__(
         self,
-        rows: IndexedRows[R],
-        render: RenderRow[R],
+        rows: IndexedRows[T],
+        render: RenderRow[T],
         *,
         batch_size: int,
         shuffle_seed: int | None = 0,
         name: str = "data",
         max_length: int | None = None,
         forms: Rows[str] = (),
+        unit: str = "conversation",
     ) -> None:
         super().__init__(len(rows), batch_size, shuffle_seed)
         self._rows, self._render = rows, render
-        self.report: DataReport = DataReport(name, max_length, complete=False, num_rows=len(rows))
+        self.report: DataReport = DataReport(
+            name, max_length, complete=False, num_rows=len(rows), unit=unit
+        )
         self.report.rows.source_formats += forms
         self.report.notes += _batch_size_notes(self, "rows")
         self._seen = np.zeros(self.num_rows, dtype=bool)  # rows that `report` already counts
@@ -365,7 +440,7 @@ class LazyChats(_ShuffledDataset, Generic[R]):
         return rendered.datums
 
 
-class SupervisedDatasetFromHFDataset(LazyChats[Row]):
+class SupervisedDatasetFromHFDataset(LazyRows[Row]):
     """Rows of a `datasets.Dataset`, rendered by your function.
 
     map_fn returns one datum per row, flatmap_fn a list. If it raises DataValidationError, the row

@@ -18,7 +18,7 @@ from tinker_cookbook.renderers import TrainOnWhat, get_renderer
 from tinker_cookbook.renderers.chats import Chat
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.supervised.datasets import (
-    LazyChats,
+    LazyRows,
     RenderedChats,
     SupervisedDatasetFromHFDataset,
     conversation_to_datum,
@@ -211,9 +211,9 @@ def rows(count: int) -> list[dict[str, Any]]:
     return [{"messages": talk(f"q{i}", f"a{i}")} for i in range(count)]
 
 
-def lazy(data: Any, batch_size: int = 4, **options: Any) -> LazyChats:
+def lazy(data: Any, batch_size: int = 4, **options: Any) -> LazyRows:
     render = render_rows(LetterRenderer(), 20, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
-    return LazyChats(data, render, batch_size=batch_size, max_length=20, **options)
+    return LazyRows(data, render, batch_size=batch_size, max_length=20, **options)
 
 
 def test_lazy_batches_are_those_of_the_rendered_data_set() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import Chat, RowReader, make_row_reader
-from tinker_cookbook.supervised.datasets import LazyChats, RenderRow, epoch_order, render_rows
+from tinker_cookbook.supervised.datasets import LazyRows, RenderRow, epoch_order, render_rows
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils import data_files
@@ -144,8 +144,8 @@ class MixtureRows:
         return self._readers[part](source_row, where)
 
 
-class LazyMixture(LazyChats[SourceRow]):
-    """`LazyChats` that takes rows of each source by weight in each epoch (None: all rows)."""
+class LazyMixture(LazyRows[SourceRow]):
+    """`LazyRows` that takes rows of each source by weight in each epoch (None: all rows)."""
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import tinker
 
 from tinker_cookbook.exceptions import ConfigurationError
@@ -50,14 +51,7 @@ class NLLEvaluator(_DatumEvaluator, TrainingClientEvaluator):
     """
 
     async def __call__(self, client: TrainingClient, /) -> dict[str, float]:
-        # Submit every request before awaiting any result, so that the engine never waits for us.
-        futures = [
-            client.forward(self.data[start : start + DATUMS_PER_REQUEST], "cross_entropy")
-            for start in range(0, len(self.data), DATUMS_PER_REQUEST)
-        ]
-        logprobs: list[Values] = []
-        for future in futures:
-            logprobs += [output["logprobs"] for output in (await future).loss_fn_outputs]
+        logprobs = await forward_logprobs(client, self.data)
         return _metrics(self.name, self.data, logprobs, self.tokenizer)
 
 
@@ -75,6 +69,33 @@ class SamplerNLLEvaluator(_DatumEvaluator, SamplingClientEvaluator):
         return _metrics(self.name, self.data, logprobs, self.tokenizer)
 
 
+async def forward_logprobs(
+    client: TrainingClient, data: Sequence[tinker.Datum]
+) -> list[np.ndarray]:
+    """Logprobs of the targets under the client's weights, without a gradient; float64 arrays.
+
+    Inputs that cross_entropy does not take, such as labels, are left out.
+    """
+    datums = [
+        tinker.Datum(
+            model_input=datum.model_input,
+            loss_fn_inputs={
+                key: value
+                for key, value in datum.loss_fn_inputs.items()
+                if key in ("target_tokens", "weights")
+            },
+        )
+        for datum in data
+    ]
+    # Submit every request before awaiting any result, so that the engine never waits for us.
+    futures = [
+        client.forward(datums[start : start + DATUMS_PER_REQUEST], "cross_entropy")
+        for start in range(0, len(datums), DATUMS_PER_REQUEST)
+    ]
+    outputs = [await future for future in futures]
+    return [as_numpy(each["logprobs"]) for output in outputs for each in output.loss_fn_outputs]
+
+
 def all_datums(dataset: SupervisedDataset) -> list[tinker.Datum]:
     """Every datum of every batch, in order. Our test sets are one batch, so none is dropped."""
     return [datum for index in range(len(dataset)) for datum in dataset.get_batch(index)]
@@ -89,7 +110,7 @@ def _check_not_empty(data: Sequence[tinker.Datum], name: str) -> list[tinker.Dat
 def _metrics(
     name: str,
     data: list[tinker.Datum],
-    logprobs: list[Values],
+    logprobs: Sequence[Values],
     tokenizer: Tokenizer | None,
 ) -> dict[str, float]:
     weights: list[Values] = [datum.loss_fn_inputs["weights"] for datum in data]

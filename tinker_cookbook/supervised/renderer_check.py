@@ -15,6 +15,7 @@ from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.sequences import as_numpy
 from tinker_cookbook.supervised.datasets import epoch_seed
+from tinker_cookbook.supervised.nll_evaluator import forward_logprobs
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDatasetBuilder
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ class RendererCheck:
         self,
         client: TrainingClient,
         batch: Sequence[tinker.Datum],
-        output: tinker.ForwardBackwardOutput,
+        logprobs: Sequence[np.ndarray],
     ) -> str | None:
         """The line to print if the renderer looks wrong, else None.
 
-        batch, output: the first batch and the result of its forward_backward. To be called before
+        batch, logprobs: the first batch and the logprobs of its targets. To be called before
         the first optim_step is submitted, so that the same weights compute both losses. Costs a
         forward of NUM_COMPARED examples, and the time to render the data again.
         """
@@ -56,8 +57,8 @@ class RendererCheck:
             examples = self._examples_as_recommended()
         except TinkerCookbookError:
             return None  # that renderer cannot write the data: there is nothing to compare with
-        fitting_nll = _mean_nll(examples, await client.forward(examples, "cross_entropy"))
-        nll = _mean_nll(batch[:NUM_COMPARED], output)
+        fitting_nll = _mean_nll(examples, await forward_logprobs(client, examples))
+        nll = _mean_nll(batch[:NUM_COMPARED], logprobs)
         if not nll - fitting_nll > MARGIN:
             return None
         return (
@@ -93,11 +94,12 @@ def make_renderer_check(
     return RendererCheck(data, model_name, renderer_name, info.renderers[0], seed)
 
 
-def _mean_nll(data: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutput) -> float:
-    """Mean NLL in nats of the trained tokens, each with weight 1; `output` may have more datums."""
-    logprobs = [
-        as_numpy(outputs["logprobs"])[as_numpy(datum.loss_fn_inputs["weights"]) != 0]
-        for datum, outputs in zip(data, output.loss_fn_outputs)
-    ]
-    trained = np.concatenate(logprobs)
+def _mean_nll(data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]) -> float:
+    """Mean NLL in nats of the trained tokens, each with weight 1; `logprobs` may be longer."""
+    trained = np.concatenate(
+        [
+            values[as_numpy(datum.loss_fn_inputs["weights"]) != 0]
+            for datum, values in zip(data, logprobs)
+        ]
+    )
     return -float(trained.mean()) if len(trained) else math.nan

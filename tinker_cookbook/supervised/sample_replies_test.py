@@ -20,6 +20,7 @@ from tinker_cookbook.supervised.data import (
     conversation_to_datums,
 )
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
+from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
 from tinker_cookbook.supervised.sample_replies import SampleRepliesEvaluator
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.resolve import Resolved
@@ -107,7 +108,7 @@ async def test_training_is_the_same_without(
     assert "greedy replies" not in capsys.readouterr().out
 
 
-class _Nothing(train.NLLEvaluator):
+class _Nothing(NLLEvaluator):
     def __init__(self) -> None:
         pass
 

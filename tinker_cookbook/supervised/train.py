@@ -3,7 +3,7 @@
     with Journal(...) as journal:
         for step in range(journal.start_step, total_steps):
             if evaluators are due: await all earlier steps, evaluate the weights before this step
-            submit forward_backward + optim_step (+ a checkpoint, if due)
+            submit the objective's forward_backward + optim_step (+ a checkpoint, if due)
             await the previous step -> one row of metrics.jsonl
         evaluate the final weights, save the final checkpoint
 
@@ -26,10 +26,10 @@ from tinker_cookbook import checkpoint_utils
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import connect
-from tinker_cookbook.supervised.common import compute_bpb, compute_mean_nll
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
-from tinker_cookbook.supervised.nll_evaluator import NLLEvaluator
+from tinker_cookbook.supervised.nll_evaluator import all_datums
+from tinker_cookbook.supervised.objective import CrossEntropy, Objective, logprobs_of
 from tinker_cookbook.supervised.renderer_check import make_renderer_check
 from tinker_cookbook.supervised.sample_replies import SampleRepliesEvaluator
 from tinker_cookbook.supervised.types import (
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from tinker_cookbook.checkpoint_utils import PendingSave
     from tinker_cookbook.service.api import TrainingClient
+    from tinker_cookbook.supervised.objective import MakeObjective
 
 __all__ = ["Config", "main", "run_evals"]
 
@@ -93,7 +94,7 @@ class _Submitted:
     batch: list[tinker.Datum]
     learning_rate: float
     evals: dict[str, float]
-    forward_backward: APIFuture[tinker.ForwardBackwardOutput]
+    losses: Sequence[APIFuture[tinker.ForwardBackwardOutput]]
     optim_step: APIFuture[tinker.types.OptimStepResponse]
     save: PendingSave | None
 
@@ -103,8 +104,15 @@ async def main(config: Config, recipe: str = "supervised") -> None:
     await run(resolve_defaults(config, SL_DEFAULTS), recipe)
 
 
-async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
-    """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`."""
+async def run(
+    resolved: Resolved[Config, Batches],
+    recipe: str,
+    make_objective: MakeObjective | None = None,
+) -> None:
+    """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`.
+
+    make_objective: called once the run directory is locked (None: cross-entropy).
+    """
     config = resolved.config
     train, test = config.dataset_builder()
     total_steps = len(train) * config.num_epochs
@@ -141,13 +149,15 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
             service, config, journal.resume, {"recipe": recipe}, log_line=journal.log_line
         )
         schedule = _StepSchedule(resolved, train, total_steps)
-        evaluations = _evaluations(resolved, test, journal, schedule)
+        tokenizer = get_tokenizer(resolved.model_name)
+        objective = make_objective(service, journal) if make_objective else CrossEntropy(tokenizer)
+        evaluations = _evaluations(resolved, test, journal, schedule, objective)
         in_flight: deque[_Submitted] = deque()
 
         async def finish_steps(keep: int = 0) -> None:
             """Await the oldest steps until only `keep` are in flight."""
             while len(in_flight) > keep:
-                await _finish_step(in_flight.popleft(), journal, config)
+                await _finish_step(in_flight.popleft(), journal, objective)
 
         for step in range(journal.start_step, total_steps):
             if evaluations.due(step) or journal.stopping:
@@ -157,9 +167,10 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
             evals = await evaluations.run(client, step)
             epoch, batch = schedule.batch(step)
             learning_rate = schedule.learning_rate(step)
-            forward_backward = client.forward_backward(batch, "cross_entropy")
+            with journal.interruptible():
+                losses = await objective.submit(client, batch)
             if step == 0:
-                await _check_first_loss(resolved, client, batch, forward_backward, journal)
+                await _check_first_loss(resolved, client, batch, losses, journal)
             in_flight.append(
                 _Submitted(
                     step,
@@ -167,7 +178,7 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
                     batch,
                     learning_rate,
                     evals,
-                    forward_backward,
+                    losses,
                     client.optim_step(adam_params(config, learning_rate)),
                     journal.submit_save(client, step + 1, epoch=epoch),
                 )
@@ -189,7 +200,7 @@ async def _check_first_loss(
     resolved: Resolved[Config, Batches],
     client: TrainingClient,
     batch: Sequence[tinker.Datum],
-    forward_backward: APIFuture[tinker.ForwardBackwardOutput],
+    losses: Sequence[APIFuture[tinker.ForwardBackwardOutput]],
     journal: Journal,
 ) -> None:
     """Log a line if the loss of the first batch suggests a wrong renderer.
@@ -201,45 +212,30 @@ async def _check_first_loss(
     check = make_renderer_check(
         config.dataset_builder, resolved.model_name, resolved.renderer_name, config.seed
     )
-    if check and (line := await check.line(client, batch, await forward_backward)):
+    if check is None:
+        return
+    logprobs = logprobs_of([await loss for loss in losses])
+    if line := await check.line(client, batch, logprobs):
         journal.log_line(line)
 
 
-async def _finish_step(done: _Submitted, journal: Journal, config: Config) -> None:
+async def _finish_step(done: _Submitted, journal: Journal, objective: Objective) -> None:
     """Await a step and write its metrics row, then record its checkpoint, if it has one.
 
     The order matters for resume: a recorded checkpoint of N steps implies N rows of metrics.
     """
     with journal.step(done.step) as row:
-        output = await done.forward_backward
+        outputs = [await loss for loss in done.losses]
         row.update(
             epoch=done.epoch,
             learning_rate=done.learning_rate,
             num_sequences=len(done.batch),
             num_tokens=sum(datum.model_input.length for datum in done.batch),
-            **_nll_metrics(done.batch, output, config.model_name),
+            **objective.metrics(done.batch, outputs),
         )
         row.update((await done.optim_step).metrics or {})
         row.update(done.evals)
     await journal.finish(done.save)
-
-
-def _nll_metrics(
-    batch: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutput, model_name: str
-) -> dict[str, float]:
-    """Training NLL before the optimizer step, from the logprobs of the forward pass itself.
-
-    `train_mean_nll` uses the loss weights: with weights that sum to 1 per example, it is the mean
-    over examples. `num_loss_tokens` counts trained tokens, whatever their weight.
-    """
-    logprobs = [outputs["logprobs"] for outputs in output.loss_fn_outputs]
-    weights = [datum.loss_fn_inputs["weights"] for datum in batch]
-    targets = [datum.loss_fn_inputs["target_tokens"] for datum in batch]
-    return {
-        "num_loss_tokens": sum(int((values.to_numpy() != 0).sum()) for values in weights),
-        "train_mean_nll": compute_mean_nll(logprobs, weights),
-        "train_mean_bpb": compute_bpb(logprobs, weights, targets, get_tokenizer(model_name)),
-    }
 
 
 class _StepSchedule:
@@ -275,8 +271,9 @@ def _evaluations(
     test: SupervisedDataset | None,
     journal: Journal,
     schedule: _StepSchedule,
+    objective: Objective,
 ) -> Evaluations:
-    """Build the run's evaluators: the configured ones, the test set's NLL, and sampled replies."""
+    """Build the run's evaluators: the configured ones, the objective's, and sampled replies."""
     config, model = resolved.config, resolved.model_name
     tokenizer = get_tokenizer(model)
     frequent = [build() for build in config.evaluator_builders]
@@ -284,15 +281,18 @@ def _evaluations(
     num_samples = config.sample_replies
     if num_samples is None:
         num_samples = 0 if frequent else SAMPLE_REPLIES
-    nll = None
-    if test is not None:
-        nll = NLLEvaluator.from_dataset(test, tokenizer=tokenizer)
-        frequent.insert(0, nll)
+    held_out = None if test is None else all_datums(test)
+    if held_out is not None:
+        frequent = [*objective.evaluators(held_out), *frequent]
     replies = []
     if num_samples:
         renderer = get_renderer(resolved.renderer_name, tokenizer, model_name=model)
-        datums = (lambda: nll.data) if nll is not None else (lambda: schedule.batch(0)[1])
-        replies.append(SampleRepliesEvaluator(datums, renderer, tokenizer, num_samples))
+
+        def examples() -> Sequence[tinker.Datum]:
+            data = schedule.batch(0)[1] if held_out is None else held_out
+            return objective.target_replies(data)
+
+        replies.append(SampleRepliesEvaluator(examples, renderer, tokenizer, num_samples))
     due = [(config.eval_every, frequent), (config.infrequent_eval_every, infrequent), (0, replies)]
     return Evaluations(due, journal)
 

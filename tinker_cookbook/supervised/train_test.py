@@ -15,7 +15,7 @@ from tinker_cookbook.service import default_store_dir
 from tinker_cookbook.service.store import Store
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.data import InMemoryChats
-from tinker_cookbook.supervised.datasets import LazyChats, render_rows
+from tinker_cookbook.supervised.datasets import LazyRows, render_rows
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
@@ -84,8 +84,8 @@ class OnDemand(ChatDatasetBuilder):
         options = {"max_length": COMMON.max_length}
         test = [*ROWS[:1], long, {"messages": []}]
         return (
-            LazyChats([*ROWS[:3], long], render, batch_size=2, name="mine", **options),
-            LazyChats(test, render, batch_size=3, shuffle_seed=None, name="mine (test)", **options),
+            LazyRows([*ROWS[:3], long], render, batch_size=2, name="mine", **options),
+            LazyRows(test, render, batch_size=3, shuffle_seed=None, name="mine (test)", **options),
         )
 
 

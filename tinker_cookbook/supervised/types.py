@@ -31,7 +31,9 @@ EXAMPLE_LENGTH = in_range(
 
 @dataclass
 class DataReport:
-    """Counts of the rendered, truncated, split and skipped conversations of a data set.
+    """Counts of the rendered, truncated, split and skipped rows of a data set.
+
+    A row holds one `unit`: a conversation, or a pair of completions.
 
     A lazily rendered data set counts each row once, on first access. Its report has
     `complete=False` until every row was accessed. `lines()` formats the report for the log.
@@ -40,34 +42,35 @@ class DataReport:
     name: str = "data"
     max_length: int | None = None
     complete: bool = True
-    num_rows: int = 0  # conversations in a lazily rendered data set
-    num_conversations: int = 0
-    num_examples: int = 0  # training examples; a conversation may give several
+    num_rows: int = 0  # rows of a lazily rendered data set
+    num_conversations: int = 0  # rows counted so far
+    num_examples: int = 0  # training examples; a row may give several
     num_split: int = 0  # conversations that became several examples
     num_split_examples: int = 0  # the examples of those conversations
-    num_truncated: int = 0  # conversations longer than max_length
+    num_truncated: int = 0  # rows with an example longer than max_length
     num_lost: int = 0  # trained tokens lost to truncation
-    num_skipped: int = 0  # examples without a trained token
+    num_skipped: int = 0  # examples without a trained token, and rows that cannot be used
     num_tokens: int = 0  # input tokens of all examples, after truncation
     num_loss_tokens: int = 0  # trained tokens, whatever their weight
     skipped: list[str] = field(default_factory=list)  # "location: reason" of the first MAX_NAMED
     rows: RowSummary = field(default_factory=RowSummary)  # converted and ignored fields of the rows
     notes: list[str] = field(default_factory=list)
+    unit: str = "conversation"
 
     def lines(self) -> list[str]:
         """One line of totals, then one line for each kind of change or omission."""
         if not self.complete and not self.num_conversations:
-            first = f"{counted(self.num_rows, 'conversation')}, rendered when first used"
+            first = f"{counted(self.num_rows, self.unit)}, rendered when first used"
             return [f"{self.name}: {line}" for line in (first, *self.rows.lines(), *self.notes)]
         so_far = "" if self.complete else f" of {self.num_rows:,} so far"
         lines = [
-            f"{self.name}: {counted(self.num_conversations, 'conversation')}{so_far}, "
+            f"{self.name}: {counted(self.num_conversations, self.unit)}{so_far}, "
             f"{counted(self.num_examples, 'example')}, {counted(self.num_tokens, 'token')}, "
             f"of them {self.num_loss_tokens:,} trained"
         ]
         if self.num_truncated:
             lines.append(
-                f"{self.name}: {counted(self.num_truncated, 'conversation')} longer than "
+                f"{self.name}: {counted(self.num_truncated, self.unit)} longer than "
                 f"max_length={self.max_length}, truncated on the right; "
                 f"{counted(self.num_lost, 'trained token')} lost"
             )
@@ -78,7 +81,11 @@ class DataReport:
             num_unlisted = self.num_skipped - len(self.skipped)
             reasons = "; ".join(self.skipped)
             reasons += f"; and {num_unlisted:,} more" if num_unlisted else ""
-            lines.append(f"{self.name}: {counted(self.num_skipped, 'example')} skipped: {reasons}")
+            # A conversation may lose only one of its examples; any other row is skipped as a whole.
+            skipped = counted(
+                self.num_skipped, "example" if self.unit == "conversation" else self.unit
+            )
+            lines.append(f"{self.name}: {skipped} skipped: {reasons}")
         return lines + [f"{self.name}: {note}" for note in (*self.rows.lines(), *self.notes)]
 
 

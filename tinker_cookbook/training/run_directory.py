@@ -29,6 +29,7 @@ RUN_MARKER_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
 # everything a run writes, except the links to its checkpoints (`remove_links`)
 _RUN_ARTIFACT_PATTERNS = (
     *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
+    "reference_logprobs.jsonl*",
     *("iteration_*", "timing_*", "trace_*", "wandb"),
 )
 

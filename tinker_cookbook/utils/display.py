@@ -26,6 +26,7 @@ HEADLINES = {
     "train_mean_nll": "loss",
     "loss": "loss",
     "dpo_loss": "loss",
+    "kto_loss": "loss",
     "env/all/reward/total": "reward",
     "reward/total": "reward",
     "accuracy": "accuracy",

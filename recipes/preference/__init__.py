@@ -1,0 +1,1 @@
+"""Preference learning: data sets of comparisons and the recipes that train on them."""
