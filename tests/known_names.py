@@ -57,8 +57,9 @@ NAMES = {
     "tinker_cookbook.rl.interleaved": "",
     "tinker_cookbook.rl.play_w_env": "",
     "tinker_cookbook.preference": "Comparison ComparisonDatasetBuilder LabeledComparison",
-    "tinker_cookbook.preference.types": "Comparison LabeledComparison PreferenceModel"
-    " PreferenceModelBuilder",
+    "tinker_cookbook.preference.types": "Comparison LabeledComparison ComparisonRenderer"
+    " ComparisonRendererFromChatRenderer PreferenceModel PreferenceModelBuilder"
+    " PreferenceModelFromChatRenderer PreferenceModelBuilderFromChatRenderer",
     "tinker_cookbook.preference.preference_datasets": "ComparisonDatasetBuilder"
     " ComparisonBuilderFromJsonl",
     "tinker_cookbook.preference.dpo_datasets": "DPODatasetBuilderFromComparisons",
@@ -85,6 +86,7 @@ NAMES = {
     " concat_lists not_none",
     "tinker_cookbook.utils.code_state": "",
     "tinker_cookbook.utils.format_colorized": "format_colorized",
+    "tinker_cookbook.preference.comparison_policy_evaluator": "ComparisonEvaluator",
     "tinker_cookbook.preference.train_dpo": "Config main compute_dpo_loss",
     "tinker_cookbook.preference.train_dpo_cli": "",
     "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
@@ -101,11 +103,8 @@ NAMES = {
 
 # Packages that are not there yet, with what must be in them once they are.
 NOT_YET = {
-    "tinker_cookbook.preference.comparison_policy_evaluator": {
-        "tinker_cookbook.preference.types": "ComparisonRenderer"
-        " ComparisonRendererFromChatRenderer PreferenceModelBuilderFromChatRenderer",
+    "tinker_cookbook.rl.preference_envs": {
         "tinker_cookbook.preference.preference_datasets": "ChatDatasetBuilderFromComparisons",
-        "tinker_cookbook.preference.comparison_policy_evaluator": "ComparisonEvaluator",
         "tinker_cookbook.rl.preference_envs": "PairwisePreferenceGroupBuilder"
         " PairwisePreferenceRLDatasetBuilder TournamentPattern",
     },

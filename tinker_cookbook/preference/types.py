@@ -1,16 +1,36 @@
-"""Comparisons of two completions of a prompt, and the interface of models that judge them."""
+"""Comparisons of two completions of a prompt, and models that judge them.
+
+The generative preference model is a language model that reads a prompt and both completions and
+writes "A" or "B". Its format is a chat:
+
+    prompt, system: "==== Completion A ====", completion A, system: "==== Completion B ====",
+    completion B, system: "==== Preference ====", assistant: "A" or "B"
+
+of which only the first token of the label is trained and sampled.
+"""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import chz
+import tinker
+import torch
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.renderers import Message
+from tinker_cookbook.renderers import Message, Renderer, get_renderer
+from tinker_cookbook.service import connect
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.fields import CheckedConfig
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import SamplingClient
+    from tinker_cookbook.tokenizer_utils import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 Label = Literal["A", "B", "Tie"]
 
@@ -73,3 +93,123 @@ class PreferenceModelBuilder(CheckedConfig):
         raise ConfigurationError(
             f"{type(self).__name__} is an abstract base class; choose a preference model"
         )
+
+
+class ComparisonRenderer(ABC):
+    """Writes comparisons as prompts of a generative preference model."""
+
+    @abstractmethod
+    def build_generation_prompt(self, comparison: Comparison) -> tinker.ModelInput:
+        """The prompt whose next token is the label."""
+
+    @abstractmethod
+    def to_model_input_weights(
+        self, labeled_comparison: LabeledComparison
+    ) -> tuple[tinker.ModelInput, torch.Tensor]:
+        """Tokens [N] and weights [N]: the label's first token is the last one and has weight 1."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer: ...
+
+
+class ComparisonRendererFromChatRenderer(ComparisonRenderer):
+    """The chat format above, with the renderer of a chat model.
+
+    Raises ConfigurationError for a renderer whose first trained token of the last message is not
+    the label: qwen3 begins with `<think>`, which would be all that the model learns to write.
+    """
+
+    def __init__(self, convo_renderer: Renderer) -> None:
+        self.convo_renderer = convo_renderer
+        for label in ("A", "B"):
+            question = Comparison([Message(role="user", content="?")], *_replies("yes", "no"))
+            tokens = self._tokens_and_label(LabeledComparison(question, label))[0]
+            written = str(self.tokenizer.decode(tokens[-1:])).strip()
+            if written != label:
+                raise ConfigurationError(
+                    f"renderer {type(convo_renderer).__name__} begins a reply with {written!r}, not"
+                    f" with the label {label!r} of a preference model: choose one without thinking,"
+                    " e.g. qwen3_instruct, qwen3_disable_thinking or role_colon"
+                )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.convo_renderer.tokenizer
+
+    def build_generation_prompt(self, comparison: Comparison) -> tinker.ModelInput:
+        return self.convo_renderer.build_generation_prompt(_conversation(comparison))
+
+    def to_model_input_weights(
+        self, labeled_comparison: LabeledComparison
+    ) -> tuple[tinker.ModelInput, torch.Tensor]:
+        tokens, label = self._tokens_and_label(labeled_comparison)
+        weights = torch.zeros(label + 1)
+        weights[label] = 1.0
+        return tinker.ModelInput.from_ints(tokens), weights
+
+    def _tokens_and_label(self, labeled: LabeledComparison) -> tuple[list[int], int]:
+        """The tokens up to the first one of the label, and its index."""
+        reply = Message(role="assistant", content=labeled.label)
+        conversation = [*_conversation(labeled.comparison), reply]
+        model_input, weights = self.convo_renderer.build_supervised_example(conversation)
+        label = int(torch.nonzero(weights)[0])
+        return model_input.to_ints()[: label + 1], label
+
+
+def _replies(*texts: str) -> list[list[Message]]:
+    return [[Message(role="assistant", content=text)] for text in texts]
+
+
+def _conversation(comparison: Comparison) -> list[Message]:
+    """The chat that a preference model reads, without its reply."""
+    return [
+        *comparison.prompt_conversation,
+        Message(role="system", content="==== Completion A ===="),
+        *comparison.completion_A,
+        Message(role="system", content="==== Completion B ===="),
+        *comparison.completion_B,
+        Message(role="system", content="==== Preference ===="),
+    ]
+
+
+class PreferenceModelFromChatRenderer(PreferenceModel):
+    """The generative preference model: -1 if its most likely next token is A, 1 for B, else 0."""
+
+    def __init__(self, convo_renderer: Renderer, sampling_client: SamplingClient) -> None:
+        self.comparison_renderer = ComparisonRendererFromChatRenderer(convo_renderer)
+        self.sampling_client = sampling_client
+
+    async def __call__(self, comparison: Comparison) -> float:
+        prompt = self.comparison_renderer.build_generation_prompt(comparison)
+        params = tinker.SamplingParams(max_tokens=1, temperature=0.0)
+        sample = await self.sampling_client.sample(prompt, 1, params)
+        text = str(self.comparison_renderer.tokenizer.decode(sample.sequences[0].tokens)).strip()
+        if text not in _PREFERENCES:
+            logger.warning("the preference model wrote %r, not A or B: counted as a tie", text)
+        return _PREFERENCES.get(text, 0.0)
+
+
+_PREFERENCES = {"A": -1.0, "B": 1.0, "Tie": 0.0}
+
+
+@chz.chz
+class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
+    """A generative preference model from a checkpoint."""
+
+    renderer_name: str = chz.field(doc="renderer of the preference model, without thinking")
+    model_name: str = chz.field(doc="base model of the preference model")
+    rm_weights_path: str = chz.field(
+        doc="weights of the preference model: tinker://.../sampler_weights/... or a run directory"
+    )
+    base_url: str | None = chz.field(
+        default=None, doc="Tinker API server URL (None: run in process)"
+    )
+
+    def __call__(self) -> PreferenceModel:
+        tokenizer = get_tokenizer(self.model_name)
+        renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
+        client = connect(self.base_url).create_sampling_client(
+            model_path=self.rm_weights_path, base_model=self.model_name
+        )
+        return PreferenceModelFromChatRenderer(renderer, client.result())
