@@ -61,7 +61,7 @@ NAMES = {
     " ComparisonRendererFromChatRenderer PreferenceModel PreferenceModelBuilder"
     " PreferenceModelFromChatRenderer PreferenceModelBuilderFromChatRenderer",
     "tinker_cookbook.preference.preference_datasets": "ComparisonDatasetBuilder"
-    " ComparisonBuilderFromJsonl",
+    " ComparisonBuilderFromJsonl ChatDatasetBuilderFromComparisons",
     "tinker_cookbook.preference.dpo_datasets": "DPODatasetBuilderFromComparisons",
     "tinker_cookbook.checkpoint_utils": "CheckpointRecord get_last_checkpoint"
     " load_checkpoints_file save_checkpoint save_checkpoint_async CheckpointManager"
@@ -104,7 +104,6 @@ NAMES = {
 # Packages that are not there yet, with what must be in them once they are.
 NOT_YET = {
     "tinker_cookbook.rl.preference_envs": {
-        "tinker_cookbook.preference.preference_datasets": "ChatDatasetBuilderFromComparisons",
         "tinker_cookbook.rl.preference_envs": "PairwisePreferenceGroupBuilder"
         " PairwisePreferenceRLDatasetBuilder TournamentPattern",
     },

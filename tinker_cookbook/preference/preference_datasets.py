@@ -13,9 +13,11 @@ the report is complete by then; other data is rendered when a batch needs it.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,9 +30,15 @@ from tinker_cookbook.preference.comparison_rows import (
     make_comparison_reader,
     parse_comparison,
 )
-from tinker_cookbook.preference.types import LabeledComparison
+from tinker_cookbook.preference.types import (
+    ComparisonRenderer,
+    ComparisonRendererFromChatRenderer,
+    LabeledComparison,
+)
 from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.renderers.chats import is_jsonl
+from tinker_cookbook.sequences import Sequence as TokenSequence
+from tinker_cookbook.sequences import to_datum
 from tinker_cookbook.supervised.data import Datasets, hold_out_rows
 from tinker_cookbook.supervised.datasets import (
     IndexedRows,
@@ -331,3 +339,54 @@ class DatasetBuilderFromComparisons(CompletionDatasetBuilder):
     def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
         """The data set of one split, see `make_dataset`; batch_size None: a test set."""
         raise ConfigurationError(f"{type(self).__name__} is an abstract base class")
+
+
+@chz.chz
+class ChatDatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
+    """Training data of a generative preference model; `batch_size` counts comparisons.
+
+    Only the label's token is trained. Ties are dropped; so is a comparison that is longer than
+    max_length, because its label would be truncated.
+    """
+
+    swap: bool = chz.field(
+        default=False,
+        doc="train each comparison in both orders (False: in one, drawn from its text and"
+        " shuffle_seed)",
+    )
+
+    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
+        renderer = ComparisonRendererFromChatRenderer(self.renderer)
+        return make_dataset(
+            split.rows,
+            split.render_with(partial(self._render, renderer)),
+            render_up_front=split.render_up_front,
+            batch_size=batch_size,
+            shuffle_seed=self.shuffle_seed,
+            max_length=self.config.max_length,
+            name=split.name,
+            unit="comparison",
+            source_formats=split.source_formats,
+        )
+
+    def _render(self, renderer: ComparisonRenderer, labeled: LabeledComparison) -> Rendered:
+        if labeled.label == "Tie":
+            return excluded("tie")
+        orders = [labeled, labeled.swap()]
+        if not self.swap:
+            orders = orders[: self._coin(renderer, labeled) + 1][-1:]
+        datums = []
+        for each in orders:
+            model_input, weights = renderer.to_model_input_weights(each)
+            max_length = self.config.max_length
+            if max_length is not None and model_input.length > max_length:
+                reason = f"{model_input.length} tokens, more than max_length={max_length}"
+                return Rendered([], skipped=[reason])
+            datums.append(to_datum(TokenSequence(model_input.to_ints(), weights)))
+        return Rendered(datums)
+
+    def _coin(self, renderer: ComparisonRenderer, labeled: LabeledComparison) -> int:
+        """0 or 1 at random, a function of the comparison and the seed alone."""
+        tokens = renderer.build_generation_prompt(labeled.comparison).to_ints()
+        text = f"{self.shuffle_seed} {tokens}".encode()
+        return hashlib.sha256(text).digest()[0] & 1

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tinker_cookbook.completers import MessageCompleter
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
 from tinker_cookbook.preference.comparison_policy_evaluator import ComparisonEvaluator
+from tinker_cookbook.preference.preference_datasets import (
+    ChatDatasetBuilderFromComparisons,
+    ComparisonBuilderFromJsonl,
+)
 from tinker_cookbook.preference.types import (
     Comparison,
     ComparisonRendererFromChatRenderer,
@@ -19,6 +26,8 @@ from tinker_cookbook.preference.types import (
     PreferenceModelFromChatRenderer,
 )
 from tinker_cookbook.renderers import Message, get_renderer, get_text_content
+from tinker_cookbook.sequences import from_datum
+from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
 from tinker_cookbook.testing import ScriptedEngine, scripted_service, scripted_text
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -120,3 +129,57 @@ async def test_win_rates_in_both_orders() -> None:
     }
     with pytest.raises(ConfigurationError, match="no comparisons"):
         ComparisonEvaluator(Longer(), [])
+
+
+def labels(
+    tmp_path: Path, max_length: int = 200, **keys: Any
+) -> tuple[list[str], SupervisedDataset]:
+    """Label and completions of each datum of an epoch, e.g. "A: 3 | It is 4."."""
+    rows = [
+        {"prompt": f"What is {n} + 1?", "chosen": f"{n + 1}", "rejected": f"It is {n + 2}."}
+        for n in range(16)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, _ = ChatDatasetBuilderFromComparisons(
+        comparison_builder=ComparisonBuilderFromJsonl(train_path=str(path)),
+        common_config=ChatDatasetBuilderCommonConfig(
+            model_name_for_tokenizer="nano",
+            renderer_name="qwen3_instruct",
+            batch_size=4,
+            max_length=max_length,
+        ),
+        **keys,
+    )()
+    tokenizer = get_tokenizer("nano")
+    found = []
+    for index in range(len(train)):
+        for datum in train.get_batch(index):
+            sequence = from_datum(datum)
+            assert sequence.loss_mask.nonzero()[0].tolist() == [len(sequence) - 1]
+            text = tokenizer.decode(sequence.tokens.tolist())
+            first, second = re.findall(r"<\|im_start\|>assistant\n(.+?)<\|im_end\|>", text)
+            found.append(f"{text[-1]}: {first} | {second}")
+    return found, train
+
+
+def test_training_data_in_one_order_or_in_both(tmp_path: Path) -> None:
+    found, _ = labels(tmp_path)
+    assert len(found) == 16
+    for line in found:
+        label, first, second = re.split(": | \\| ", line)
+        assert (first if label == "A" else second).isdecimal(), line
+    assert 3 <= sum(line[0] == "A" for line in found) <= 13
+    assert labels(tmp_path)[0] == found
+    other, _ = labels(tmp_path, shuffle_seed=1)
+    assert sorted(other) != sorted(found)
+    both, _ = labels(tmp_path, swap=True)
+    assert len(both) == 32 and sum(line[0] == "A" for line in both) == 16
+    assert set(found) < set(both)
+
+
+def test_comparisons_without_room_for_their_label_are_skipped(tmp_path: Path) -> None:
+    whole = labels(tmp_path)[1].report
+    assert whole is not None and whole.num_skipped == 0
+    with pytest.raises(DataValidationError, match="tokens, more than max_length=20"):
+        labels(tmp_path, max_length=20)
