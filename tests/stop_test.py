@@ -19,6 +19,7 @@ from tests.programs import Program as Running
 from tests.programs import Programs
 from tinker_cookbook.nano import PATH as NANO
 from tinker_cookbook.service.store import Store
+from tinker_cookbook.utils import jsonl
 
 pytestmark = pytest.mark.skipif(
     not (NANO / "model.safetensors").exists(), reason="nano is being built"
@@ -72,14 +73,14 @@ class Program:
         return process.returncode, err.splitlines()
 
     def rows(self) -> list[dict]:
-        file = self.log_path / "metrics.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        """The rows so far; the program may be writing the next one."""
+        rows = [line.value for line in jsonl.read_lines(self.log_path / "metrics.jsonl")]
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
     def seconds(self) -> float:
         """The mean time of a step, evaluations included."""
-        lines = (self.log_path / "metrics.jsonl").read_text().splitlines()
-        return sum(json.loads(line)["time/total"] for line in lines) / len(lines)
+        lines = jsonl.read_lines(self.log_path / "metrics.jsonl")
+        return sum(line.value["time/total"] for line in lines) / len(lines)
 
     def weights(self) -> dict[str, bytes]:
         """Adapter and optimizer of the final checkpoint."""
