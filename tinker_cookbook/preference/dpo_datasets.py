@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import chz
 import numpy as np
 
 from tinker_cookbook.preference.preference_datasets import (
-    ComparisonSplit,
     DatasetBuilderFromComparisons,
+    RenderComparison,
     excluded,
-    make_dataset,
 )
 from tinker_cookbook.preference.types import LabeledComparison
 from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat
 from tinker_cookbook.renderers.examples import Example, conversation_examples
-from tinker_cookbook.sequences import to_datum
+from tinker_cookbook.sequences import from_datum, to_datum
 from tinker_cookbook.supervised.datasets import Rendered
-from tinker_cookbook.supervised.types import SupervisedDataset
 
 
 @chz.chz
@@ -29,20 +28,29 @@ class DPODatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
     lazily rendered data are smaller if some of their rows are skipped.
     """
 
-    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
-        max_length = self.config.max_length
-        render = partial(render_pair, renderer=self.renderer, max_length=max_length)
-        return make_dataset(
-            split.rows,
-            split.render_with(render),
-            render_up_front=split.render_up_front,
-            batch_size=batch_size,
-            shuffle_seed=self.shuffle_seed,
-            max_length=max_length,
-            name=split.name,
-            unit="pair",
-            source_formats=split.source_formats,
+    def make_render(self) -> RenderComparison:
+        return partial(
+            render_comparable_pair, renderer=self.renderer, max_length=self.config.max_length
         )
+
+    def unit(self) -> str:
+        return "pair"
+
+
+def render_comparable_pair(
+    labeled: LabeledComparison, renderer: Renderer, max_length: int | None
+) -> Rendered:
+    """As `render_pair`, without pairs that have different messages before the trained ones: the
+    log probabilities of the two would be conditioned on different tokens."""
+    rendered = render_pair(labeled, renderer, max_length)
+    contexts = [
+        sequence.tokens[: np.flatnonzero(sequence.loss_mask)[0]]
+        for sequence in map(from_datum, rendered.datums)
+    ]
+    if not contexts or np.array_equal(*contexts):
+        return rendered
+    reason = "chosen and rejected have different messages before their last one"
+    return replace(rendered, datums=[], skipped=[reason])
 
 
 def render_pair(labeled: LabeledComparison, renderer: Renderer, max_length: int | None) -> Rendered:

@@ -15,6 +15,7 @@ from tinker_cookbook.preference.dpo_datasets import (
     DPODatasetBuilderFromComparisons,
     render_pair,
 )
+from tinker_cookbook.preference.objective import check_pairs
 from tinker_cookbook.preference.preference_datasets import (
     ComparisonBuilderFromJsonl,
     ComparisonDatasetBuilder,
@@ -121,6 +122,21 @@ def test_only_the_last_message_of_a_completion_is_trained() -> None:
     labeled = LabeledComparison(Comparison(prompt, chosen, rejected), "A")
     rendered = render_pair(labeled, renderer_of("qwen3_instruct"), None)
     assert pair_names(rendered.datums) == [("last", "no")]
+
+
+def test_pairs_that_differ_before_the_trained_message_are_left_out() -> None:
+    """The loss refuses a batch with such a pair."""
+    longer = [{"role": "assistant", "content": "well"}, {"role": "assistant", "content": "yes"}]
+    rows = [*pairs(3), {"prompt": "q", "chosen": longer, "rejected": "no"}]
+    dataset, _ = DPODatasetBuilderFromComparisons(
+        common_config=common(batch_size=3), comparison_builder=InMemory(rows=rows)
+    )()
+    batch = dataset.get_batch(0)
+    assert len(batch) == 6 and dataset.report is not None
+    assert dataset.report.skipped == [
+        "row 3: chosen and rejected have different messages before their last one"
+    ]
+    check_pairs(batch)
 
 
 def test_truncation_on_the_right() -> None:

@@ -319,7 +319,10 @@ class CompletionDatasetBuilder(ChatDatasetBuilder):
 
 @chz.chz
 class DatasetBuilderFromComparisons(CompletionDatasetBuilder):
-    """Base of the data sets made of comparisons; derived classes define `build_split`."""
+    """Base of the data sets made of comparisons.
+
+    Derived classes define `make_render` and `unit`, or `build_split`.
+    """
 
     comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons to train on")
 
@@ -338,7 +341,25 @@ class DatasetBuilderFromComparisons(CompletionDatasetBuilder):
 
     def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
         """The data set of one split, see `make_dataset`; batch_size None: a test set."""
+        return make_dataset(
+            split.rows,
+            split.render_with(self.make_render()),
+            render_up_front=split.render_up_front,
+            batch_size=batch_size,
+            shuffle_seed=self.shuffle_seed,
+            max_length=self.config.max_length,
+            name=split.name,
+            unit=self.unit(),
+            source_formats=split.source_formats,
+        )
+
+    def make_render(self) -> RenderComparison:
+        """A function that renders a comparison to the datums of a row."""
         raise ConfigurationError(f"{type(self).__name__} is an abstract base class")
+
+    def unit(self) -> str:
+        """What the datums of a row are, for the report."""
+        return "comparison"
 
 
 @chz.chz
@@ -355,26 +376,15 @@ class ChatDatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
         " shuffle_seed)",
     )
 
-    def build_split(self, split: ComparisonSplit, batch_size: int | None) -> SupervisedDataset:
-        renderer = ComparisonRendererFromChatRenderer(self.renderer)
-        return make_dataset(
-            split.rows,
-            split.render_with(partial(self._render, renderer)),
-            render_up_front=split.render_up_front,
-            batch_size=batch_size,
-            shuffle_seed=self.shuffle_seed,
-            max_length=self.config.max_length,
-            name=split.name,
-            unit="comparison",
-            source_formats=split.source_formats,
-        )
+    def make_render(self) -> RenderComparison:
+        return partial(self._render, ComparisonRendererFromChatRenderer(self.renderer))
 
     def _render(self, renderer: ComparisonRenderer, labeled: LabeledComparison) -> Rendered:
         if labeled.label == "Tie":
             return excluded("tie")
         orders = [labeled, labeled.swap()]
         if not self.swap:
-            orders = orders[: self._coin(renderer, labeled) + 1][-1:]
+            orders = [orders[self._coin(renderer, labeled)]]
         datums = []
         for each in orders:
             model_input, weights = renderer.to_model_input_weights(each)

@@ -29,8 +29,6 @@ class ReferenceKeys(Protocol):
     def model_name(self) -> str: ...
     @property
     def load_checkpoint_path(self) -> str | None: ...
-    @property
-    def seed(self) -> int: ...
 
 
 class ReferenceLogprobs:
@@ -89,7 +87,7 @@ class ReferenceLogprobs:
                 self._client = await self._service.create_lora_training_client(
                     config.model_name,
                     rank=1,
-                    seed=config.seed,
+                    seed=0,
                     train_mlp=False,
                     train_unembed=False,
                     user_metadata=metadata,
