@@ -47,7 +47,7 @@ def render_comparable_pair(
         sequence.tokens[: np.flatnonzero(sequence.loss_mask)[0]]
         for sequence in map(from_datum, rendered.datums)
     ]
-    if not contexts or np.array_equal(*contexts):
+    if all(np.array_equal(contexts[0], context) for context in contexts):
         return rendered
     reason = "chosen and rejected have different messages before their last one"
     return replace(rendered, datums=[], skipped=[reason])
