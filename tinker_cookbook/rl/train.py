@@ -45,7 +45,7 @@ from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal
 from tinker_cookbook.rl.temperature import check_temperature, loss_settings, temperature_lines
 from tinker_cookbook.rl.training_step import PolicyTrainer
 from tinker_cookbook.rl.types import RLDataset
-from tinker_cookbook.service import check_loss, connect
+from tinker_cookbook.service import check_loss, connect_run
 from tinker_cookbook.service.api import ServiceClient
 from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.training.evaluators import Evaluator
@@ -92,7 +92,7 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
         raise DataValidationError("the training data set has no batches")
     num_groups = len(train.get_batch(0))
     check_batch(config, num_groups, asked)
-    service = connect(config.base_url, config.engine)
+    service = connect_run(config.base_url, config.engine)
     progress = RolloutProgress()
     with (
         Journal(

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.service.checkpoint_dirs import CHECKPOINTS_FILE, Use, locate
-from tinker_cookbook.service.connect import connect, default_store_dir
+from tinker_cookbook.service.connect import connect, connect_run, default_store_dir
 
 __all__ = [
     "CHECKPOINTS_FILE",
     "EngineConfig",
     "check_loss",
     "connect",
+    "connect_run",
     "default_store_dir",
     "locate_checkpoint",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinker_cookbook.engine import EngineConfig
 from tinker_cookbook.exceptions import ConfigurationError
@@ -20,19 +21,38 @@ _ENGINES: dict[EngineConfig, Engine] = {}
 _LOCK = threading.Lock()
 
 
+class _Place(NamedTuple):
+    """Where the models of a run are."""
+
+    base_url: str | None
+    engine: EngineConfig | None
+
+
+_RUN: ContextVar[_Place | None] = ContextVar("the run of this task", default=None)
+
+
+def connect_run(base_url: str | None, engine: EngineConfig) -> ServiceClient:
+    """`connect` for a run; until its task ends, `connect()` without arguments gives the same
+    service, so that judges, teachers and baselines use the models that the run has loaded."""
+    _RUN.set(_Place(base_url, None if base_url else engine))
+    return connect(base_url, engine)
+
+
 def connect(
     base_url: str | None = None,
     engine: EngineConfig | None = None,
     store_dir: str | Path | None = None,
     user_metadata: dict[str, str] | None = None,
 ) -> ServiceClient:
-    """A client of the Tinker API.
+    """A client of the Tinker API. Without arguments: that of the run, see `connect_run`.
 
     Without a URL: an in-process engine, started on first use and shared by all callers with the
     same `engine` settings, with checkpoints under `store_dir` (default: `default_store_dir()`).
     With a URL: the SDK's own client for that server. Engine and store are the server's then:
     setting them here raises ConfigurationError.
     """
+    if base_url is None and engine is None and store_dir is None:
+        base_url, engine = _RUN.get() or _Place(None, None)
     if base_url is not None:
         if engine is not None and engine != EngineConfig():
             raise ConfigurationError(

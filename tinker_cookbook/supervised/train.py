@@ -25,7 +25,7 @@ import tinker
 from tinker_cookbook import checkpoint_utils
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.service import connect
+from tinker_cookbook.service import connect_run
 from tinker_cookbook.supervised.datasets import epoch_seed
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.supervised.nll_evaluator import all_datums
@@ -120,7 +120,7 @@ async def run(
         total_steps = min(total_steps, config.max_steps)
     if total_steps < 1:
         raise DataValidationError("the training data has no batches: check dataset_builder")
-    service = connect(config.base_url, config.engine)
+    service = connect_run(config.base_url, config.engine)
     with Journal(
         config,
         recipe=recipe,
