@@ -14,14 +14,12 @@ import random
 
 import chz
 
-from recipes.preference.sampled_style import Preference, SampledStyle
+from recipes.preference.sampled_style import Preference, SampledStyle, StyleJudgeBuilder
 from tinker_cookbook.nano import tasks
+from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
 from tinker_cookbook.preference.comparison_rows import Row
-from tinker_cookbook.preference.preference_datasets import (
-    ComparisonDatasetBuilder,
-    ComparisonRows,
-    HubComparisons,
-)
+from tinker_cookbook.preference.preference_datasets import HubComparisons
+from tinker_cookbook.preference.win_rate import WinRate
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED
@@ -101,7 +99,14 @@ class NanoPairs(ComparisonDatasetBuilder):
                 renderer_name=config.renderer_name,
                 preference=self.preference,
                 seed=self.seed,
-            )
+            ),
+            WinRate(
+                model_name=config.model_name_for_tokenizer,
+                renderer_name=config.renderer_name,
+                comparison_builder=self,
+                judges={self.preference: StyleJudgeBuilder(preference=self.preference)},
+                seed=self.seed,
+            ),
         ]
 
     def get_train_and_test_datasets(self) -> ComparisonRows:

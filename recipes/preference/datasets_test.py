@@ -17,8 +17,8 @@ from recipes.preference.datasets import (
 )
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
+from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
-from tinker_cookbook.preference.preference_datasets import ComparisonDatasetBuilder
 from tinker_cookbook.preference.types import LabeledComparison
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 from tinker_cookbook.utils.data_files import where

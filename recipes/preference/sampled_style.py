@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import TYPE_CHECKING, Literal
 
 import chz
@@ -10,6 +11,7 @@ import tinker
 
 from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.nano import tasks
+from tinker_cookbook.preference.types import Comparison, PreferenceModel, PreferenceModelBuilder
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
@@ -31,6 +33,32 @@ def has_style(reply: str, preference: Preference, answer: int) -> bool:
     if preference == "short":
         return reply.strip().isdecimal()
     return tasks.last_integer(reply) == answer
+
+
+class StyleJudge(PreferenceModel):
+    """Prefers the reply that has the style, by the rule that made nano's pairs."""
+
+    def __init__(self, preference: Preference) -> None:
+        self.preference: Preference = preference
+
+    async def __call__(self, comparison: Comparison) -> float:
+        question = get_text_content(comparison.prompt_conversation[-1])
+        answer = sum(map(int, re.findall(r"\d+", question)))
+        first, second = (
+            has_style(get_text_content(completion[-1]), self.preference, answer)
+            for completion in (comparison.completion_A, comparison.completion_B)
+        )
+        return float(second - first)
+
+
+@chz.chz
+class StyleJudgeBuilder(PreferenceModelBuilder):
+    """Builder of a StyleJudge."""
+
+    preference: Preference = chz.field(doc="the kind of reply that is preferred")
+
+    def __call__(self) -> StyleJudge:
+        return StyleJudge(self.preference)
 
 
 class SampledStyleEvaluator(SamplingClientEvaluator):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from tinker_cookbook.utils.misc_utils import import_of
 
 if TYPE_CHECKING:
-    from tinker_cookbook.preference.preference_datasets import ComparisonDatasetBuilder
+    from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder
     from tinker_cookbook.preference.types import Comparison, LabeledComparison
 
 __all__ = ["Comparison", "ComparisonDatasetBuilder", "LabeledComparison"]
 _MODULES = {
     "Comparison": "preference.types",
-    "ComparisonDatasetBuilder": "preference.preference_datasets",
+    "ComparisonDatasetBuilder": "preference.comparison_datasets",
     "LabeledComparison": "preference.types",
 }
 

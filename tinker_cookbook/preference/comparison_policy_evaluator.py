@@ -29,13 +29,19 @@ class ComparisonEvaluator:
 
     async def __call__(self, policy: MessageCompleter) -> dict[str, float]:
         """`win_rate`, from 0 to 1 with ties as a half, and its standard error `stderr`."""
-        wins = np.array(await asyncio.gather(*(self._win(policy, c) for c in self.comparisons)))
-        return {"win_rate": float(wins.mean()), "stderr": float(wins.std() / len(wins) ** 0.5)}
+        replies = await asyncio.gather(*(policy(c.prompt_conversation) for c in self.comparisons))
+        pairs = [replace(c, completion_B=[reply]) for c, reply in zip(self.comparisons, replies)]
+        rate, stderr = await win_rate(self.preference_model, pairs)
+        return {"win_rate": rate, "stderr": stderr}
 
-    async def _win(self, policy: MessageCompleter, comparison: Comparison) -> float:
-        reply = await policy(comparison.prompt_conversation)
-        pair = replace(comparison, completion_B=[reply])
-        second, first = await asyncio.gather(
-            self.preference_model(pair), self.preference_model(pair.swap())
-        )
-        return (second - first + 2) / 4
+
+async def win_rate(
+    preference_model: PreferenceModel, pairs: Sequence[Comparison]
+) -> tuple[float, float]:
+    """Win rate of completion B over A with its standard error; each pair in both orders."""
+    verdicts, swapped = [
+        np.array(await asyncio.gather(*map(preference_model, ordered)))
+        for ordered in (pairs, [pair.swap() for pair in pairs])
+    ]
+    wins = (verdicts - swapped + 2) / 4
+    return float(wins.mean()), float(wins.std() / len(wins) ** 0.5)

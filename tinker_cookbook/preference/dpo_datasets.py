@@ -8,7 +8,7 @@ from functools import partial
 import chz
 import numpy as np
 
-from tinker_cookbook.preference.preference_datasets import (
+from tinker_cookbook.preference.comparison_datasets import (
     DatasetBuilderFromComparisons,
     RenderComparison,
     excluded,

@@ -11,6 +11,7 @@ import pytest
 import tinker
 
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
 from tinker_cookbook.preference.dpo_datasets import (
     DPODatasetBuilderFromComparisons,
     render_pair,
@@ -18,8 +19,6 @@ from tinker_cookbook.preference.dpo_datasets import (
 from tinker_cookbook.preference.objective import check_pairs
 from tinker_cookbook.preference.preference_datasets import (
     ComparisonBuilderFromJsonl,
-    ComparisonDatasetBuilder,
-    ComparisonRows,
     HubComparisons,
 )
 from tinker_cookbook.preference.types import Comparison, LabeledComparison

@@ -42,6 +42,10 @@ Loss = tuple[torch.Tensor, dict[str, float]]
 class PreferenceObjective(Objective):
     """Base: a custom loss of whole replies' log p, and its evaluation on held-out data."""
 
+    def inputs(self, batch: Sequence[tinker.Datum]) -> list[tinker.Datum]:
+        """The datums whose logprobs `evaluate` takes."""
+        return list(batch)
+
     @abstractmethod
     async def evaluate(
         self, client: TrainingClient, data: list[tinker.Datum], logprobs: Sequence[np.ndarray]
@@ -108,7 +112,7 @@ class PairObjective(PreferenceObjective):
         check_pairs(data)
         if self._reference is not None:
             await self._reference.compute(data)
-        return self._metrics(data, logprobs)
+        return {**self._metrics(data, logprobs), "nll": mean_nll(data, logprobs)}
 
     def _metrics(
         self, data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]
@@ -196,7 +200,8 @@ class KTOObjective(PreferenceObjective):
     async def evaluate(
         self, client: TrainingClient, data: list[tinker.Datum], logprobs: Sequence[np.ndarray]
     ) -> dict[str, float]:
-        return self._metrics(data, logprobs, await self._estimate_kl(client, data))
+        metrics = self._metrics(data, logprobs, await self._estimate_kl(client, data))
+        return {**metrics, "nll": mean_nll(data, logprobs)}
 
     def _metrics(
         self, data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray], kl: float
@@ -217,17 +222,20 @@ class KTOObjective(PreferenceObjective):
 
 
 class _HeldOutEvaluator(TrainingClientEvaluator):
-    """The metrics of held-out data as `test/...`; test/nll: over the tokens of all replies."""
+    """The metrics of held-out data as `test/...`."""
 
     def __init__(self, objective: PreferenceObjective, data: list[tinker.Datum]) -> None:
         self._objective, self._data = objective, data
 
     async def __call__(self, client: TrainingClient, /) -> dict[str, float]:
-        logprobs = await forward_logprobs(client, self._data)
+        logprobs = await forward_logprobs(client, self._objective.inputs(self._data))
         metrics = await self._objective.evaluate(client, self._data, logprobs)
-        weights = [datum.loss_fn_inputs["weights"] for datum in self._data]
-        metrics["nll"] = compute_mean_nll(logprobs, weights)
         return {f"test/{name}": value for name, value in metrics.items()}
+
+
+def mean_nll(data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]) -> float:
+    """Mean NLL over the tokens of all replies."""
+    return compute_mean_nll(logprobs, [datum.loss_fn_inputs["weights"] for datum in data])
 
 
 def split_into_passes(

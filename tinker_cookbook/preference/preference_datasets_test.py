@@ -11,11 +11,10 @@ import datasets
 import pytest
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
 from tinker_cookbook.preference.comparison_rows import Row
 from tinker_cookbook.preference.preference_datasets import (
     ComparisonBuilderFromJsonl,
-    ComparisonDatasetBuilder,
-    ComparisonRows,
     HubComparisons,
 )
 from tinker_cookbook.preference.types import Comparison, LabeledComparison

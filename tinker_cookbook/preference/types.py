@@ -179,14 +179,20 @@ class PreferenceModelFromChatRenderer(PreferenceModel):
     def __init__(self, convo_renderer: Renderer, sampling_client: SamplingClient) -> None:
         self.comparison_renderer = ComparisonRendererFromChatRenderer(convo_renderer)
         self.sampling_client = sampling_client
+        self._warned = False
 
     async def __call__(self, comparison: Comparison) -> float:
         prompt = self.comparison_renderer.build_generation_prompt(comparison)
         params = tinker.SamplingParams(max_tokens=1, temperature=0.0)
         sample = await self.sampling_client.sample(prompt, 1, params)
         text = str(self.comparison_renderer.tokenizer.decode(sample.sequences[0].tokens)).strip()
-        if text not in _PREFERENCES:
-            logger.warning("the preference model wrote %r, not A or B: counted as a tie", text)
+        if text not in _PREFERENCES and not self._warned:
+            logger.warning(
+                "the preference model wrote %r, not A or B: counted as a tie, like any other text"
+                " from now on",
+                text,
+            )
+            self._warned = True
         return _PREFERENCES.get(text, 0.0)
 
 
@@ -194,8 +200,8 @@ _PREFERENCES = {"A": -1.0, "B": 1.0, "Tie": 0.0}
 
 
 @chz.chz
-class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
-    """A generative preference model from a checkpoint."""
+class CheckpointedPreferenceModelBuilder(PreferenceModelBuilder):
+    """Base of the builders of preference models that were trained; they define `model_of`."""
 
     renderer_name: str = chz.field(doc="renderer of the preference model, without thinking")
     model_name: str = chz.field(doc="base model of the preference model")
@@ -203,7 +209,7 @@ class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
         doc="weights of the preference model: tinker://.../sampler_weights/... or a run directory"
     )
     base_url: str | None = chz.field(
-        default=None, doc="Tinker API server URL (None: run in process)"
+        default=None, doc="Tinker API server URL (None: where the run's policy is)"
     )
 
     def __call__(self) -> PreferenceModel:
@@ -212,4 +218,16 @@ class PreferenceModelBuilderFromChatRenderer(PreferenceModelBuilder):
         client = connect(self.base_url).create_sampling_client(
             model_path=self.rm_weights_path, base_model=self.model_name
         )
-        return PreferenceModelFromChatRenderer(renderer, client.result())
+        return self.model_of(renderer, client.result())
+
+    def model_of(self, renderer: Renderer, client: SamplingClient) -> PreferenceModel:
+        """The preference model with the weights of a client."""
+        raise ConfigurationError(f"{type(self).__name__} is an abstract base class")
+
+
+@chz.chz
+class PreferenceModelBuilderFromChatRenderer(CheckpointedPreferenceModelBuilder):
+    """A generative preference model from a checkpoint."""
+
+    def model_of(self, renderer: Renderer, client: SamplingClient) -> PreferenceModel:
+        return PreferenceModelFromChatRenderer(renderer, client)

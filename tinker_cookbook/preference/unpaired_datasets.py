@@ -22,6 +22,13 @@ import numpy as np
 import tinker
 
 from tinker_cookbook.exceptions import DataFormatError, DataValidationError
+from tinker_cookbook.preference.comparison_datasets import (
+    ComparisonSplit,
+    CompletionDatasetBuilder,
+    DatasetBuilderFromComparisons,
+    excluded,
+    make_dataset,
+)
 from tinker_cookbook.preference.comparison_rows import (
     Notes,
     Row,
@@ -37,14 +44,7 @@ from tinker_cookbook.preference.dpo_datasets import (
     find_prompt_problem,
     render_completion,
 )
-from tinker_cookbook.preference.preference_datasets import (
-    ComparisonSplit,
-    CompletionDatasetBuilder,
-    DatasetBuilderFromComparisons,
-    HubRows,
-    excluded,
-    make_dataset,
-)
+from tinker_cookbook.preference.preference_datasets import HubRows
 from tinker_cookbook.preference.types import LabeledComparison
 from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.renderers.chats import is_jsonl

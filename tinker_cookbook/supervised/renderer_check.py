@@ -53,6 +53,8 @@ class RendererCheck:
         the first optim_step is submitted, so that the same weights compute both losses. Costs a
         forward of NUM_COMPARED examples, and the time to render the data again.
         """
+        if any(values.ndim > 1 for values in logprobs):
+            return None  # an objective of its own, with several targets at each position
         try:
             examples = self._examples_as_recommended()
         except TinkerCookbookError:

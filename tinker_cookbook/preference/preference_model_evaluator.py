@@ -1,0 +1,93 @@
+"""How often a preference model in training agrees with held-out comparisons."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import chz
+import numpy as np
+
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.preference.comparison_datasets import (
+    ComparisonDatasetBuilder,
+    DatasetBuilderFromComparisons,
+    read_comparisons,
+)
+from tinker_cookbook.preference.types import LabeledComparison, PreferenceModel
+from tinker_cookbook.renderers import Renderer, get_renderer
+from tinker_cookbook.service.api import SamplingClient
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.evaluators import SamplingClientEvaluator
+from tinker_cookbook.training.fields import COUNT, CheckedConfig
+
+MakePreferenceModel = Callable[[Renderer, SamplingClient], PreferenceModel]
+
+
+class PreferenceAccuracyEvaluator(SamplingClientEvaluator):
+    """`test/preference_accuracy`: share of verdicts that prefer the chosen reply, over both orders
+    of each comparison, with ties as a half. `test/order_consistency`: share of comparisons with the
+    same verdict in both orders. Ties among the comparisons are left out."""
+
+    def __init__(
+        self,
+        make_model: MakePreferenceModel,
+        renderer: Renderer,
+        labeled: Sequence[LabeledComparison],
+    ) -> None:
+        self._make_model, self._renderer = make_model, renderer
+        self._labeled = [each for each in labeled if each.label != "Tie"]
+        if not self._labeled:
+            raise ConfigurationError("PreferenceAccuracy: the test set has no usable comparison")
+
+    async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
+        model = self._make_model(self._renderer, client)
+        sides = [-1.0 if each.label == "A" else 1.0 for each in self._labeled]
+        forward = await _verdicts(model, self._labeled)
+        swapped = await _verdicts(model, [each.swap() for each in self._labeled])
+        # the chosen reply's share, once with the labels as they are and once with them exchanged
+        agreement = [np.sign(forward) * sides, -np.sign(swapped) * sides]
+        return {
+            "test/preference_accuracy": float((np.mean(agreement) + 1) / 2),
+            "test/order_consistency": float(np.mean(agreement[0] == agreement[1])),
+        }
+
+
+async def _verdicts(model: PreferenceModel, labeled: Sequence[LabeledComparison]) -> np.ndarray:
+    return np.array(await asyncio.gather(*(model(each.comparison) for each in labeled)))
+
+
+@chz.chz
+class PreferenceAccuracy(CheckedConfig):
+    """Builder of a PreferenceAccuracyEvaluator on the test split of comparisons."""
+
+    comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons with a test split")
+    make_model: MakePreferenceModel = chz.field(
+        doc="class of the preference model, e.g. RewardModel"
+    )
+    model_name: str = chz.field(doc="model whose tokenizer is used")
+    renderer_name: str = chz.field(doc="renderer of the preference model")
+    num_comparisons: int = chz.field(
+        default=256, doc="comparisons to judge, the first ones of the test split", metadata=COUNT
+    )
+
+    @staticmethod
+    def of(
+        data: DatasetBuilderFromComparisons, make_model: MakePreferenceModel
+    ) -> PreferenceAccuracy:
+        """The evaluator for a preference model's training data."""
+        return PreferenceAccuracy(
+            comparison_builder=data.comparison_builder,
+            make_model=make_model,
+            model_name=data.config.model_name_for_tokenizer,
+            renderer_name=data.config.renderer_name,
+        )
+
+    def __call__(self) -> PreferenceAccuracyEvaluator:
+        test = self.comparison_builder.open_splits()[1]
+        if test is None:
+            raise ConfigurationError("PreferenceAccuracy: the comparisons have no test split")
+        labeled = read_comparisons(test, self.num_comparisons)
+        tokenizer = get_tokenizer(self.model_name)
+        renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
+        return PreferenceAccuracyEvaluator(self.make_model, renderer, labeled)
