@@ -91,7 +91,7 @@ class Config(CheckedConfig):
     behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
         default=None,
         doc="what to do if the run directory already holds a run (None: resume it if config and"
-        " code match; resume: also with edited code)",
+        " code match; resume: also with edited code; skip: exit if it is finished)",
     )
     base_url: str | None = chz.field(
         default=None, doc="Tinker API server URL (None: run in process)"

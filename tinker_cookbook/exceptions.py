@@ -1,5 +1,7 @@
 """All exceptions of the package. Messages name the key or file, the value found, and the fix."""
 
+from pathlib import Path
+
 
 class TinkerCookbookError(Exception):
     """Base class of all errors that this package raises deliberately."""
@@ -31,6 +33,14 @@ class TrainingError(TinkerCookbookError, RuntimeError):
 
 class OutOfMemoryError(TrainingError):
     """The device or the host ran out of memory; the message names the key to lower."""
+
+
+class RunFinished(TinkerCookbookError):
+    """The run in the directory is finished, and behavior_if_log_dir_exists=skip; not a failure."""
+
+    def __init__(self, message: str, directory: Path) -> None:
+        super().__init__(message)
+        self.directory = directory
 
 
 class CheckpointError(TinkerCookbookError, RuntimeError):

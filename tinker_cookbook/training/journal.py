@@ -82,8 +82,8 @@ class Journal:
     recorded checkpoint. The record of the final save marks the run as finished.
 
     Config keys that the journal reads, all optional: model_name, log_path,
-    behavior_if_log_dir_exists (resume, delete, raise, ask), save_every, rolling_save_every (steps,
-    0: never), ttl_seconds, wandb_project, wandb_name, display.
+    behavior_if_log_dir_exists (resume, skip, delete, raise, ask), save_every, rolling_save_every
+    (steps, 0: never), ttl_seconds, wandb_project, wandb_name, display.
 
     The run directory is log_path, or else <runs directory>/<recipe>-<model>-<hash of the config>.
     What happens if it holds a run already:
@@ -91,7 +91,8 @@ class Journal:
     - an unfinished run with the same config is resumed from its newest checkpoint that the service
       still has;
     - a finished run is continued if max_steps or num_epochs changed and total_steps is larger than
-      the steps it has done; otherwise this run gets a new directory with a number appended;
+      the steps it has done; otherwise this run gets a new directory with a number appended, or,
+      with behavior_if_log_dir_exists=skip, entering raises RunFinished;
     - a run with another config raises ConfigurationError with the keys that differ. Keys in
       `changeable_keys` are not compared. The content of local data is part of the config: see
       `identity` in utils/plain_data.py;

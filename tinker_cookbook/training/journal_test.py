@@ -317,6 +317,16 @@ def test_a_killed_final_save_is_no_end_and_a_recorded_one_is(tmp_path: Path) -> 
     assert f"resuming {loop.log}-3 at step 6 of 12" in loop.run()
 
 
+def test_a_finished_run_is_skipped_and_an_unfinished_one_resumed(tmp_path: Path) -> None:
+    loop, skip = Loop(tmp_path, "run"), "behavior_if_log_dir_exists=skip"
+    loop.run(skip, kill="in-step:6", code=-signal.SIGKILL)
+    assert f"resuming {loop.log} at step 6 of 12" in loop.run(skip)
+    finished = f"{loop.log} holds a finished run of 12 steps: nothing to do\n"
+    assert loop.run(skip) == finished
+    assert not loop.log.with_name("run-2").exists()
+    assert f"{loop.log} holds a run with a different config" in loop.run(skip, "rate=0.2", code=2)
+
+
 def test_a_longer_run_continues_a_finished_one(tmp_path: Path, whole: Loop) -> None:
     loop = Loop(tmp_path, "run")
     loop.run("max_steps=7")

@@ -19,7 +19,7 @@ from tinker_cookbook.utils.files import FileLock
 
 logger = logging.getLogger(__name__)
 
-LogDirBehavior = Literal["resume", "delete", "raise", "ask"]
+LogDirBehavior = Literal["resume", "skip", "delete", "raise", "ask"]
 
 LOCK_FILE = ".lock"
 _LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -92,8 +92,8 @@ def choose_resume_or_delete(
 ) -> Literal["resume", "delete"]:
     """Apply `behavior_if_log_dir_exists` to a directory that holds a run.
 
-    behavior: None or "resume": resume; "delete": delete; "raise": raise ConfigurationError; "ask"
-    prompts on a terminal and resumes without one, so that a batch job never blocks on input.
+    behavior: None, "resume" or "skip": resume; "delete": delete; "raise": raise ConfigurationError;
+    "ask" prompts on a terminal and resumes without one, so that a batch job never blocks on input.
     description: the run in the directory, for the prompt and the error.
     """
     if behavior not in (None, *get_args(LogDirBehavior)):
@@ -142,8 +142,8 @@ def check_log_dir(
 ) -> None:
     """Handle an existing run directory; does nothing if the directory holds no run.
 
-    resume: keep it; delete: clear it, unless a process is using it; raise: ConfigurationError; ask:
-    prompt on a terminal, keep it without one.
+    resume, skip: keep it; delete: clear it, unless a process is using it; raise:
+    ConfigurationError; ask: prompt on a terminal, keep it without one.
     """
     directory = Path(log_dir).expanduser()
     if not holds_run(directory):

@@ -14,7 +14,7 @@ from tinker_cookbook.checkpoint_utils import (
     get_last_checkpoint,
     get_last_resumable_checkpoint,
 )
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, RunFinished
 from tinker_cookbook.training.run_directory import (
     RunLock,
     choose_resume_or_delete,
@@ -73,6 +73,8 @@ class RunLocator:
             self.identity.check_same_config(path)
             if not finished:
                 return self._resume_in(path, last, description)
+            if behavior == "skip":
+                raise RunFinished(f"{path} holds {description}: nothing to do", path)
             release()
             notices = [f"{path} holds {description}; this run uses a new directory"]
         raise AssertionError("unreachable")

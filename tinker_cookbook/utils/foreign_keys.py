@@ -171,7 +171,7 @@ _NAMES: Mapping[Meaning, str] = {
     Meaning("", "the same command resumes by itself, and log_path= names the run's directory"): (
         "resume resume_from_checkpoint auto_resume resume_mode resume_from resume_path"
     ),
-    Meaning("behavior_if_log_dir_exists", "which is resume, delete, raise or ask"): (
+    Meaning("behavior_if_log_dir_exists", "which is resume, skip, delete, raise or ask"): (
         "overwrite overwrite_output_dir"
     ),
     Meaning("", f"every step is logged; {_DROP}"): (

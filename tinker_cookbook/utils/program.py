@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.exceptions import RunFinished, TinkerCookbookError
 from tinker_cookbook.utils import stop_signals
 from tinker_cookbook.utils.command_help import help_text
 from tinker_cookbook.utils.command_line import parse
@@ -53,6 +53,8 @@ def cli(
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
+    except RunFinished as finished:
+        print(finished)
     except TinkerCookbookError as e:
         _fail(e)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
