@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tinker_cookbook.engine.requests import SampleRequest, SampleResult
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.preference.prompted_judge import (
     PromptedPreferenceModel,
@@ -14,7 +13,12 @@ from tinker_cookbook.preference.prompted_judge import (
 )
 from tinker_cookbook.preference.types import Comparison
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
-from tinker_cookbook.testing import ScriptedEngine, scripted_service
+from tinker_cookbook.testing import (
+    SampleRequest,
+    SampleResult,
+    ScriptedEngine,
+    scripted_service,
+)
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 CRITERIA = "The better reply is polite."
