@@ -1,0 +1,378 @@
+"""Constitutional AI (Bai et al. 2022, arXiv 2212.08073): a model that is trained on its own critiques.
+
+    ./scripts/run recipes.preference.constitutional.train
+    ./scripts/run recipes.preference.constitutional.train model_name=Qwen/Qwen3-8B renderer_name=qwen3_instruct principles=mine.txt prompts=prompts.jsonl
+    ./scripts/run recipes.preference.constitutional.train config=configs/constitutional/qwen3-8b-1xh100.yaml
+
+Four stages in one run directory; a stage that is complete is skipped, one that was stopped resumes:
+
+    revisions.jsonl     replies to prompts, each criticized under a principle and revised
+    sft/                supervised fine-tuning on the last revisions
+    comparisons.jsonl   two replies of that model to each prompt, judged under a principle
+    dpo/                DPO on these comparisons, from the weights of sft/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import chz
+
+from recipes.preference.constitutional import judging, revisions
+from recipes.preference.constitutional.judging import PairJudge, comparisons_file
+from recipes.preference.constitutional.principles import load_principles
+from recipes.preference.constitutional.prompts import Conversation, load_prompts
+from recipes.preference.constitutional.revisions import RevisedReplies, Reviser, revisions_file
+from recipes.preference.constitutional.wording import ModelKind
+from tinker_cookbook import models
+from tinker_cookbook.checkpoint_utils import get_last_checkpoint
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.completers import TinkerMessageCompleter, completer_from
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.preference import train_dpo
+from tinker_cookbook.preference.chat_labels import ChatLabels
+from tinker_cookbook.preference.defaults import DPO_DEFAULTS
+from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
+from tinker_cookbook.preference.preference_datasets import HubComparisons
+from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
+from tinker_cookbook.renderers import get_renderer
+from tinker_cookbook.service import EngineConfig, connect_run, locate_checkpoint
+from tinker_cookbook.supervised import train as supervised
+from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
+from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training.fields import (
+    COUNT,
+    FRACTION,
+    MAY_CHANGE,
+    NON_NEGATIVE,
+    SEED,
+    CheckedConfig,
+)
+from tinker_cookbook.training.resolve import Resolved
+from tinker_cookbook.training.run_directory import RunLock
+from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.utils.json_types import Plain
+
+RECIPE = "constitutional"
+NANO_MAX_TOKENS, MAX_TOKENS = 48, 512
+NANO_PROMPTS, NUM_PROMPTS = 64, 4096
+# the keys of a training stage that this recipe sets
+SHARED_KEYS = (
+    *("model_name", "renderer_name", "load_checkpoint_path", "base_url", "engine", "seed"),
+    *("log_path", "dataset_builder", "dataset_path"),
+)
+
+
+@chz.chz
+class CLI(CheckedConfig):
+    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
+    model_kind: Literal["auto", "base", "instruct"] = chz.field(
+        default="auto",
+        doc="how the model is asked for critiques and revisions: instruct by instructions, base by"
+        " worked examples (auto: instruct if it is a chat model)",
+    )
+    renderer_name: str | None = chz.field(
+        default=None,
+        doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
+    )
+    load_checkpoint_path: str | None = chz.field(
+        default=None,
+        doc="initial weights, with a fresh optimizer: a tinker:// path, a run directory (its last"
+        " checkpoint) or a PEFT adapter directory (None: a new adapter)",
+    )
+    principles: str | None = chz.field(
+        default=None,
+        doc="text file with one principle per line (None: six principles of this recipe)",
+    )
+    prompts: str | None = chz.field(
+        default=None,
+        doc="prompts to reply to: nano_sums, hhh, a text file with one per line, or a file, a"
+        " directory or a hub data set of prompts, conversations or comparisons (None: nano_sums for"
+        " nano, else hhh)",
+    )
+    num_prompts: int | None = chz.field(
+        default=None,
+        doc=f"prompts to reply to, at most (None: {NANO_PROMPTS} for nano, else {NUM_PROMPTS});"
+        " raising it extends the sampled files",
+        metadata=COUNT | MAY_CHANGE,
+    )
+    num_revisions: int = chz.field(
+        default=1, doc="rounds of critique and revision per reply", metadata=COUNT
+    )
+    max_tokens: int | None = chz.field(
+        default=None,
+        doc=f"maximum tokens per completion (None: {NANO_MAX_TOKENS} for nano, else {MAX_TOKENS})",
+        metadata=COUNT,
+    )
+    temperature: float = chz.field(
+        default=1.0, doc="sampling temperature (0: greedy decoding)", metadata=NON_NEGATIVE
+    )
+    judge: Literal["start", "sft"] = chz.field(
+        default="start", doc="judge of the comparisons: the start model, or the model of sft/"
+    )
+    min_preference: float = chz.field(
+        default=0.1,
+        doc="pairs with a smaller |preference|, which is 0 to 1, are ties and not trained on",
+        metadata=FRACTION,
+    )
+    run_revisions: bool = chz.field(
+        default=True, doc="make revisions.jsonl (False: use it as it is)", metadata=MAY_CHANGE
+    )
+    run_sft: bool = chz.field(
+        default=True,
+        doc="train sft/ (False: if it is not finished, compare replies of the start model)",
+        metadata=MAY_CHANGE,
+    )
+    run_judge: bool = chz.field(
+        default=True, doc="make comparisons.jsonl (False: use it as it is)", metadata=MAY_CHANGE
+    )
+    run_dpo: bool = chz.field(default=True, doc="train dpo/", metadata=MAY_CHANGE)
+    sft: ChatConfig = chz.field(
+        default_factory=ChatConfig, doc="supervised fine-tuning, e.g. sft.learning_rate"
+    )
+    dpo: train_dpo.Config = chz.field(
+        default_factory=train_dpo.Config, doc="preference optimization, e.g. dpo.dpo_beta"
+    )
+    max_steps: int | None = chz.field(
+        default=None,
+        doc="maximum number of steps of each training stage",
+        metadata=COUNT | MAY_CHANGE,
+    )
+    seed: int = chz.field(
+        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
+    )
+    log_path: str | None = chz.field(
+        default=None, doc="run directory (None: named after the config)", metadata=MAY_CHANGE
+    )
+    base_url: str | None = chz.field(
+        default=None, doc="Tinker API server URL (None: run in process)"
+    )
+    engine: EngineConfig = chz.field(
+        default_factory=EngineConfig, doc="in-process engine settings", metadata=MAY_CHANGE
+    )
+
+    @chz.validate
+    def _check_stage_keys(self) -> None:
+        for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
+            defaults = type(stage)()
+            for key in SHARED_KEYS:
+                if getattr(stage, key) != getattr(defaults, key):
+                    raise ConfigurationError(
+                        f"{name}.{key}={getattr(stage, key)}: all stages share it; "
+                        + (f"set {key}" if key in chz.chz_fields(self) else "drop it")
+                    )
+
+
+async def main(config: CLI) -> None:
+    # everything that can be wrong with the keys, before hours of sampling
+    pipeline = Pipeline.prepare(config)
+    lock = RunLock(pipeline.directory)
+    try:
+        await pipeline.run()
+    finally:
+        lock.release()
+
+
+C = TypeVar("C", bound=ChatConfig)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages with their resolved settings. renderer_name: that of all stages."""
+
+    config: CLI
+    directory: Path
+    kind: ModelKind
+    renderer_name: str
+    principles: Sequence[str]
+    prompts: Sequence[Conversation]
+    max_tokens: int
+
+    @classmethod
+    def prepare(cls, config: CLI) -> Pipeline:
+        """Check the keys and read the files that they name."""
+        nano = models.is_nano(config.model_name)
+        number = config.num_prompts or (NANO_PROMPTS if nano else NUM_PROMPTS)
+        directory = RunIdentity(config, RECIPE).directory()
+        resolved = _resolve_sft(config, directory)
+        renderer_name = resolved.renderer_name
+        if config.run_judge:
+            tokenizer = get_tokenizer(config.model_name)
+            ChatLabels(get_renderer(renderer_name, tokenizer, model_name=config.model_name), "AB")
+        return cls(
+            config,
+            directory,
+            _model_kind(config),
+            renderer_name,
+            load_principles(config.principles, "principles"),
+            load_prompts(config.prompts, "prompts", number, config.seed, config.model_name),
+            config.max_tokens or (NANO_MAX_TOKENS if nano else MAX_TOKENS),
+        )
+
+    async def run(self) -> None:
+        config = self.config
+        connect_run(config.base_url, config.engine)
+        if config.run_revisions:
+            await self.make_revisions()
+        if config.run_sft:
+            await self.train_sft()
+        if config.run_judge:
+            await self.make_comparisons()
+        if config.run_dpo:
+            await self.train_dpo()
+        trained = self.dpo_path if config.run_dpo else self.policy_path()
+        _print_line(
+            f"run directory: {self.directory}; trained model: {trained or config.model_name}"
+        )
+
+    @property
+    def dpo_path(self) -> str:
+        return str(self.directory / "dpo")
+
+    def policy_path(self) -> str | None:
+        """The checkpoint whose replies are compared: that of sft/ if it is finished, else the
+        start model's."""
+        sft = self.directory / "sft"
+        return str(sft) if _is_finished(sft) else self.config.load_checkpoint_path
+
+    async def make_revisions(self) -> None:
+        config = self.config
+        model = await self._load(config.load_checkpoint_path)
+        reviser = Reviser(model, self.kind, self.principles, config.num_revisions, config.seed)
+        file = revisions_file(self.directory / "revisions.jsonl")
+        settings = {
+            **self._sampling_settings(config.load_checkpoint_path),
+            "num_revisions": config.num_revisions,
+        }
+        _print_line(f"stage 1: {len(self.prompts)} prompts, {self.kind} model, {file.path}")
+        await file.complete(settings, self.prompts, reviser)
+        for line in revisions.summary_lines(file.rows()):
+            _print_line(line)
+
+    async def make_comparisons(self) -> None:
+        config, policy_path = self.config, self.policy_path()
+        judge_path = policy_path if config.judge == "sft" else config.load_checkpoint_path
+        policy, judge = await self._load(policy_path), await self._load(judge_path)
+        judges = {
+            principle: PromptedPreferenceModel(
+                judge.sampling_client, judge.renderer, principle, judge.context_window
+            )
+            for principle in self.principles
+        }
+        kind = self.kind if policy_path == config.load_checkpoint_path else "instruct"
+        make_row = PairJudge(policy, kind, judges, config.min_preference, config.seed)
+        file = comparisons_file(self.directory / "comparisons.jsonl")
+        settings = {
+            **self._sampling_settings(policy_path),
+            "judge": self._locate(judge_path),
+            "min_preference": config.min_preference,
+        }
+        _print_line(f"stage 3: replies of {policy_path or config.model_name}, {file.path}")
+        await file.complete(settings, self.prompts, make_row)
+        for line in judging.summary_lines(file.rows()):
+            _print_line(line)
+
+    async def train_sft(self) -> None:
+        _print_line(f"stage 2: supervised fine-tuning, {self.directory / 'sft'}")
+        if not _is_finished(self.directory / "sft"):
+            await supervised.run(_resolve_sft(self.config, self.directory), recipe="sft")
+
+    async def train_dpo(self) -> None:
+        _print_line(f"stage 4: DPO, {self.dpo_path}")
+        if _is_finished(self.directory / "dpo"):
+            return
+        comparisons = HubComparisons(path=str(self.directory / "comparisons.jsonl"))
+        data = DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
+        stage = _stage_config(self.config, self.config.dpo, self.directory / "dpo")
+        stage = chz.replace(
+            stage, renderer_name=self.renderer_name, load_checkpoint_path=self.policy_path()
+        )
+        await train_dpo.run(resolve_chat_config(stage, DPO_DEFAULTS, data), recipe="dpo")
+
+    async def _load(self, path: str | None) -> TinkerMessageCompleter:
+        return await completer_from(
+            self.config.model_name,
+            self._locate(path),
+            max_tokens=self.max_tokens,
+            temperature=self.config.temperature,
+            renderer_name=self.renderer_name,
+        )
+
+    def _locate(self, path: str | None) -> str | None:
+        key = "load_checkpoint_path"
+        return path and locate_checkpoint(path, "sampler_weights", key, self.config.base_url)
+
+    def _sampling_settings(self, path: str | None) -> dict[str, Plain]:
+        """The settings that the rows of a sampling stage depend on, apart from the prompts."""
+        config = self.config
+        return {
+            "model_name": config.model_name,
+            "model_kind": self.kind,
+            "renderer_name": self.renderer_name,
+            "checkpoint": self._locate(path),
+            "principles": self.principles,
+            "max_tokens": self.max_tokens,
+            "temperature": config.temperature,
+            "seed": config.seed,
+        }
+
+
+def _model_kind(config: CLI) -> ModelKind:
+    if config.model_kind != "auto":
+        return config.model_kind
+    try:
+        return "instruct" if models.lookup(config.model_name).is_chat else "base"
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; and model_kind=base or instruct") from None
+
+
+def _resolve_sft(config: CLI, directory: Path) -> Resolved[ChatConfig, Batches]:
+    stage = _stage_config(config, config.sft, directory / "sft")
+    data = RevisedReplies(path=str(directory / "revisions.jsonl"))
+    return resolve_chat_config(stage, SL_DEFAULTS, data)
+
+
+def _stage_config(config: CLI, stage: C, directory: Path) -> C:
+    """The config of a training stage with the keys that all stages share."""
+    limits = [limit for limit in (config.max_steps, stage.max_steps) if limit is not None]
+    return chz.replace(
+        stage,
+        model_name=config.model_name,
+        renderer_name=config.renderer_name,
+        load_checkpoint_path=config.load_checkpoint_path,
+        base_url=config.base_url,
+        engine=config.engine,
+        seed=config.seed,
+        log_path=str(directory),
+        max_steps=min(limits, default=None),
+    )
+
+
+def _is_finished(directory: Path) -> bool:
+    last = get_last_checkpoint(directory)
+    return bool(last and last.final)
+
+
+def _print_line(text: str) -> None:
+    print(text, flush=True)
+
+
+FIRST_KEYS = (  # that `--help` explains first
+    "model_name",
+    "model_kind",
+    "principles",
+    "prompts",
+    "num_prompts",
+    "num_revisions",
+    "judge",
+    "min_preference",
+    "max_steps",
+    "log_path",
+)
+
+if __name__ == "__main__":
+    cli(main, CLI, first_keys=FIRST_KEYS)
