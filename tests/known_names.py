@@ -54,6 +54,8 @@ NAMES = {
     "tinker_cookbook.rl.rollout_strategy": "FailFast RetryOnFailure MinViableGroup",
     "tinker_cookbook.rl.problem_env": "ProblemEnv ProblemGroupBuilder",
     "tinker_cookbook.rl.message_env": "MessageEnv EnvFromMessageEnv MessageStepResult",
+    "tinker_cookbook.rl.preference_envs": "PairwisePreferenceGroupBuilder"
+    " PairwisePreferenceRLDatasetBuilder TournamentPattern",
     "tinker_cookbook.rl.interleaved": "",
     "tinker_cookbook.rl.play_w_env": "",
     "tinker_cookbook.preference": "Comparison ComparisonDatasetBuilder LabeledComparison",
@@ -103,10 +105,6 @@ NAMES = {
 
 # Packages that are not there yet, with what must be in them once they are.
 NOT_YET = {
-    "tinker_cookbook.rl.preference_envs": {
-        "tinker_cookbook.rl.preference_envs": "PairwisePreferenceGroupBuilder"
-        " PairwisePreferenceRLDatasetBuilder TournamentPattern",
-    },
     "tinker_cookbook.distillation": {
         "tinker_cookbook.distillation.train_on_policy": "Config main",
         "tinker_cookbook.distillation.train_off_policy": "Config main",
@@ -230,6 +228,11 @@ SIGNATURES = {
     "rl.types:TrajectoryGroup": "trajectories_G final_rewards_G metrics_G rollout_errors",
     "rl.types:TrajectoryGroup.get_total_rewards": "self",
     "rl.types:RLDataset.get_batch": "self index",
+    "rl.preference_envs:PairwisePreferenceGroupBuilder": "convo_prefix policy_renderer"
+    " tournament_pattern preference_model num_envs",
+    "rl.preference_envs:PairwisePreferenceRLDatasetBuilder": "comparison_builder batch_size"
+    " policy_renderer_name policy_model_name tournament_pattern group_size"
+    " preference_model_builder",
     "rl.train:main": "config rollout_executor=None",
     "rl.train:AsyncConfig": "max_steps_off_policy groups_per_batch",
     "rl.train:StreamMinibatchConfig": "groups_per_batch num_minibatches",

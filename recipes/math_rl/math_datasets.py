@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
 import chz
 
@@ -25,7 +24,6 @@ from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED
 from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.json_types import Plain
 
-T = TypeVar("T")
 DEFAULT_TEST_SIZE = 100  # problems; a full test set would take nano minutes, 100 show a trend
 
 
@@ -79,12 +77,6 @@ class MathDatasetBuilder(RLDatasetBuilder):
         model = self.needed("model_name_for_tokenizer", self.model_name_for_tokenizer)
         name = self.needed("renderer_name", self.renderer_name)
         return get_renderer(name, get_tokenizer(model), model_name=model)
-
-    def needed(self, key: str, value: T | None) -> T:
-        """Return `value`; raises ConfigurationError, which names `key`, if it is None."""
-        if value is None:
-            raise ConfigurationError(f"{type(self).__name__} was called without {key}: set {key}=")
-        return value
 
     def batches(
         self,

@@ -20,6 +20,7 @@ from tinker_cookbook import models
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
 from tinker_cookbook.nano.tasks import Split
 from tinker_cookbook.rl.problem_env import ProblemGroupBuilder
+from tinker_cookbook.rl.shuffled_dataset import ShuffledRLDataset
 from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset
 from tinker_cookbook.utils.data_files import Rows, open_rows
 from tinker_cookbook.utils.json_types import Plain
@@ -201,13 +202,8 @@ def generate_datasets(
     return train, dataset("held_out", 0, 1, [test_size]) if test_size else None
 
 
-class ProblemDataset(RLDataset):
-    """Batches of groups; the members of a group attempt the same problem.
-
-    seed: shuffles each epoch differently. Batches cross epoch boundaries, so that every batch is
-    full and no problem is dropped. None: one epoch in the given order; the last batch may be
-    smaller.
-    """
+class ProblemDataset(ShuffledRLDataset):
+    """Batches of groups; the members of a group attempt the same problem."""
 
     def __init__(
         self,
@@ -224,34 +220,15 @@ class ProblemDataset(RLDataset):
             raise DataValidationError(f"{name}: there are no problems")
         self.problems, self.name = list(problems), name
         self._make_env, self.group_size = make_env, group_size
-        self._seed, self._size = seed, groups_per_batch
-        self._total = len(problems) * (1 if seed is None else num_epochs)
-
-    def __len__(self) -> int:
-        if self._seed is None:
-            return -(-self._total // self._size)
-        return max(1, self._total // self._size)
-
-    def get_batch(self, index: int) -> Sequence[EnvGroupBuilder]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        positions = range(index * self._size, min((index + 1) * self._size, self._total))
-        return [self.group(self.problems[self._problem_index(position)]) for position in positions]
+        super().__init__(
+            len(self.problems),
+            lambda index: self.group(self.problems[index]),
+            groups_per_batch=groups_per_batch,
+            seed=seed,
+            num_epochs=num_epochs,
+        )
 
     def group(self, problem: Problem) -> ProblemGroupBuilder:
         return ProblemGroupBuilder(
             functools.partial(self._make_env, *problem), self.group_size, self.name
         )
-
-    def _problem_index(self, position: int) -> int:
-        """The problem at a position of all epochs in sequence."""
-        epoch, place = divmod(position, len(self.problems))
-        return place if self._seed is None else self._epoch_order(epoch)[place]
-
-    def _epoch_order(self, epoch: int) -> list[int]:
-        return _permutation(self._seed or 0, epoch, len(self.problems))
-
-
-@functools.lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, length: int) -> list[int]:
-    return np.random.default_rng((seed, epoch)).permutation(length).tolist()

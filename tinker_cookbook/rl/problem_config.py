@@ -74,9 +74,12 @@ class ProblemConfig(train.Config):
 # fields of a data set builder -> the recipe's keys that provide their values if they are None
 _INHERITED_FIELDS = {
     "model_name_for_tokenizer": "model_name",
+    "policy_model_name": "model_name",
     "renderer_name": "renderer_name",
+    "policy_renderer_name": "renderer_name",
     "group_size": "group_size",
     "groups_per_batch": "groups_per_batch",
+    "batch_size": "groups_per_batch",
     "seed": "seed",
 }
 C = TypeVar("C", bound=ProblemConfig)
@@ -101,10 +104,10 @@ def resolve_problem_config(
     filled = dict(run.filled)
     if asked.max_tokens is None:
         filled["max_tokens"] = run.sizes.max_tokens
-    config, names = run.config, unset_fields(data)
+    config, inherited = run.config, {_INHERITED_FIELDS.get(name) for name in unset_fields(data)}
     for key in ("group_size", "groups_per_batch"):
-        if key not in names:
-            data_value = getattr(data, key, None)
+        if key not in inherited:
+            data_value = _batch_setting(data, key)
             # the builder's own value wins, so a different one in the recipe's key is an error
             if getattr(asked, key) != data_value:
                 check_key_has_effect(key, getattr(asked, key), data)
@@ -113,3 +116,9 @@ def resolve_problem_config(
     values = {name: getattr(config, key) for name, key in _INHERITED_FIELDS.items()}
     config = chz.replace(config, dataset_builder=set_unset_fields(data, values))
     return dataclasses.replace(run, config=config, filled=filled)
+
+
+def _batch_setting(data: RLDatasetBuilder, key: str) -> int | None:
+    """The builder's value for a recipe's key; None if the builder has no field for it."""
+    names = [name for name, recipe_key in _INHERITED_FIELDS.items() if recipe_key == key]
+    return next((getattr(data, name) for name in names if hasattr(data, name)), None)

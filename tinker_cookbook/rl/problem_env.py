@@ -84,9 +84,9 @@ class ProblemEnv(Env):
             next_stop_condition=self.renderer.get_stop_sequences(),
             metrics={"format": float(has_format), "correct": float(grade.correct)},
             logs={
-                "question": _truncate(self.get_question()),
-                "reply": _truncate(reply),
-                "reference": _truncate(self.get_reference_answer()),
+                "question": shorten_for_logs(self.get_question()),
+                "reply": shorten_for_logs(reply),
+                "reference": shorten_for_logs(self.get_reference_answer()),
             },
         )
 
@@ -109,5 +109,6 @@ class ProblemGroupBuilder(EnvGroupBuilder):
         return [self.dataset_name]
 
 
-def _truncate(text: str) -> str:
+def shorten_for_logs(text: str) -> str:
+    """A text for the logs of a step, truncated on the right."""
     return text if len(text) <= _MAX_LOGGED else text[:_MAX_LOGGED] + "…"

@@ -86,13 +86,14 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
     check_temperature(config)
     if config.base_url is None:  # a remote service may support other losses
         check_loss(config.loss_fn, loss_settings(config))
+    # before the data is built, which may connect to load a judge
+    service = connect_run(config.base_url, config.engine)
     train, test = await config.dataset_builder()
     total_steps = len(train) if config.max_steps is None else min(len(train), config.max_steps)
     if total_steps < 1:
         raise DataValidationError("the training data set has no batches")
     num_groups = len(train.get_batch(0))
     check_batch(config, num_groups, asked)
-    service = connect_run(config.base_url, config.engine)
     progress = RolloutProgress()
     with (
         Journal(

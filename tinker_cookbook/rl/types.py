@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import chz
 import tinker
@@ -22,6 +22,8 @@ import tinker
 from tinker_cookbook.completers import StopCondition, TokensWithLogprobs
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.training.fields import CheckedConfig
+
+T = TypeVar("T")
 
 Action = list[int]
 Observation = tinker.ModelInput
@@ -199,3 +201,9 @@ class RLDatasetBuilder(CheckedConfig):
         """max_tokens for this data if the user sets none (None: the recipe's
         default)."""
         return None
+
+    def needed(self, key: str, value: T | None) -> T:
+        """Return `value`; raises ConfigurationError, which names `key`, if it is None."""
+        if value is None:
+            raise ConfigurationError(f"{type(self).__name__} was called without {key}: set {key}=")
+        return value

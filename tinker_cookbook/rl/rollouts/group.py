@@ -142,7 +142,7 @@ class _GroupRun:
         failed = TrajectoryGroup([], [], [], self._errors)
         try:
             envs = await self._with_retries(self._make_envs)
-            members = await _gather_raising_first(
+            members = await gather_raising_first(
                 [self._run_member(i, env) for i, env in enumerate(envs)]
             )
             rollouts = [member for member in members if member is not None]
@@ -267,7 +267,7 @@ class _GroupRun:
         return await self._calls(call, f"{self._name}.{name}", "group_error")
 
 
-async def _gather_raising_first(coroutines: Sequence[Coroutine[None, None, T]]) -> list[T]:
+async def gather_raising_first(coroutines: Sequence[Coroutine[None, None, T]]) -> list[T]:
     """Await all coroutines and return their results in order.
 
     The first error cancels the others and is raised alone, without its ExceptionGroup.
