@@ -27,7 +27,7 @@ import tinker
 
 from tinker_cookbook.completers import StopCondition
 from tinker_cookbook.exceptions import DataFormatError, DataValidationError
-from tinker_cookbook.preference.preference_datasets import (
+from tinker_cookbook.preference.comparison_datasets import (
     ComparisonDatasetBuilder,
     ComparisonSplit,
 )
@@ -220,7 +220,9 @@ class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
         metadata=_AT_LEAST_TWO,
     )
     seed: int | None = chz.field(
-        default=None, doc="seed of each epoch's shuffle (None: from the recipe's keys)", metadata=SEED
+        default=None,
+        doc="seed of each epoch's shuffle (None: from the recipe's keys)",
+        metadata=SEED,
     )
     num_epochs: int = chz.field(default=1, doc="passes over the prompts", metadata=COUNT)
 
