@@ -16,7 +16,12 @@ from statistics import mean
 
 from recipes.preference.constitutional.principles import draw_principle
 from recipes.preference.constitutional.revisions import SampledText, sample_text
-from recipes.preference.constitutional.stage_file import Row, SavedRow, StageFile
+from recipes.preference.constitutional.stage_file import (
+    Row,
+    SavedRow,
+    StageFile,
+    plain_messages,
+)
 from recipes.preference.constitutional.wording import ModelKind, reply_conversation
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter
 from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
@@ -57,9 +62,9 @@ class PairJudge:
             tie = "near tie"
         return {
             "comparison": {
-                "prompt_conversation": comparison.prompt_conversation,
-                "completion_A": comparison.completion_A,
-                "completion_B": comparison.completion_B,
+                "prompt_conversation": plain_messages(prompt),
+                "completion_A": plain_messages(comparison.completion_A),
+                "completion_B": plain_messages(comparison.completion_B),
             },
             "label": "Tie" if tie else "B" if preference > 0 else "A",
             "preference": preference,

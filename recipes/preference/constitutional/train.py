@@ -1,8 +1,8 @@
-"""Constitutional AI (Bai et al. 2022, arXiv 2212.08073): a model that is trained on its own critiques.
+"""Constitutional AI (Bai et al. 2022, arXiv 2212.08073): train a model on its own revisions.
 
     ./scripts/run recipes.preference.constitutional.train
-    ./scripts/run recipes.preference.constitutional.train model_name=Qwen/Qwen3-8B renderer_name=qwen3_instruct principles=mine.txt prompts=prompts.jsonl
-    ./scripts/run recipes.preference.constitutional.train config=configs/constitutional/qwen3-8b-1xh100.yaml
+    ./scripts/run recipes.preference.constitutional.train principles=FILE.txt prompts=FILE.jsonl
+    ./scripts/run recipes.preference.constitutional.train model_name=Qwen/Qwen3-8B-Base
 
 Four stages in one run directory; a stage that is complete is skipped, one that was stopped resumes:
 
@@ -14,7 +14,8 @@ Four stages in one run directory; a stage that is complete is skipped, one that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -31,7 +32,7 @@ from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import get_last_checkpoint
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import TinkerMessageCompleter, completer_from
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import ConfigurationError, RunFinished
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.chat_labels import ChatLabels
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -278,20 +279,21 @@ class Pipeline:
 
     async def train_sft(self) -> None:
         _print_line(f"stage 2: supervised fine-tuning, {self.directory / 'sft'}")
-        if not _is_finished(self.directory / "sft"):
-            await supervised.run(_resolve_sft(self.config, self.directory), recipe="sft")
+        resolved = _resolve_sft(self.config, self.directory)
+        with _skip_if_finished():
+            await supervised.run(resolved, recipe="sft")
 
     async def train_dpo(self) -> None:
         _print_line(f"stage 4: DPO, {self.dpo_path}")
-        if _is_finished(self.directory / "dpo"):
-            return
         comparisons = HubComparisons(path=str(self.directory / "comparisons.jsonl"))
         data = DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
         stage = _stage_config(self.config, self.config.dpo, self.directory / "dpo")
         stage = chz.replace(
             stage, renderer_name=self.renderer_name, load_checkpoint_path=self.policy_path()
         )
-        await train_dpo.run(resolve_chat_config(stage, DPO_DEFAULTS, data), recipe="dpo")
+        resolved = resolve_chat_config(stage, DPO_DEFAULTS, data)
+        with _skip_if_finished():
+            await train_dpo.run(resolved, recipe="dpo")
 
     async def _load(self, path: str | None) -> TinkerMessageCompleter:
         return await completer_from(
@@ -349,7 +351,16 @@ def _stage_config(config: CLI, stage: C, directory: Path) -> C:
         seed=config.seed,
         log_path=str(directory),
         max_steps=min(limits, default=None),
+        behavior_if_log_dir_exists=stage.behavior_if_log_dir_exists or "skip",
     )
+
+
+@contextmanager
+def _skip_if_finished() -> Iterator[None]:
+    try:
+        yield
+    except RunFinished as finished:
+        _print_line(str(finished))
 
 
 def _is_finished(directory: Path) -> bool:
