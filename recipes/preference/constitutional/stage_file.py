@@ -103,9 +103,9 @@ class StageFile:
                 f"{self.path} holds {len(rows)} prompts, more than the {len(prompts)} of this run;"
                 " raise num_prompts or set another log_path"
             )
-        for row, prompt in zip(rows, prompts):
+        for line, (row, prompt) in enumerate(zip(rows, prompts), start=1):
             if self._prompt_of(row) != json.loads(jsonl.encode(plain_messages(prompt))):
                 raise ConfigurationError(
-                    f"{self.path}:{row['index']} was made with another prompt: set the prompts and"
+                    f"{self.path}:{line} was made with another prompt: set the prompts and"
                     " the seed as before, or another log_path"
                 )
