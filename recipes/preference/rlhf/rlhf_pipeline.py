@@ -26,6 +26,8 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder
 from tinker_cookbook.preference.types import PreferenceModelBuilder
 from tinker_cookbook.rl.problem_config import ProblemConfig
+from tinker_cookbook.service import locate_checkpoint
+from tinker_cookbook.supervised import train as sl_train
 from tinker_cookbook.supervised.chat_config import ChatConfig
 from tinker_cookbook.supervised.data import NoRobots
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
@@ -107,6 +109,12 @@ class CLI(ProgramConfig):
                 raise ConfigurationError(
                     f"{key}={getattr(self, key)} has no effect with {stage}=True: set {stage}=False"
                 )
+        for stage in ("rm", "rl"):
+            if path := getattr(self, stage).load_checkpoint_path:
+                raise ConfigurationError(
+                    f"{stage}.load_checkpoint_path={path}: the preference model starts from the"
+                    " base model and RL from the SFT stage; drop it, or set run_sft=False and sft_path="
+                )
         if self.rm_path and self.judge:
             raise ConfigurationError(
                 f"rm_path={self.rm_path} and judge= both name the preference model: drop either"
@@ -123,13 +131,26 @@ async def main(config: CLI) -> None:
     rm = stage_config(config, "rm", config.rm, directory)
     rl = stage_config(config, "rl", config.rl, directory)
     comparisons = config.the_comparisons()
-    if config.run_sft:
+    train_rm = config.run_rm and config.judge is None
+    # Resolve the stages before the first one runs: a mistake in the last should not show hours
+    # later.
+    sft_run = stages.resolve_sft(sft, default_conversations(config)) if config.run_sft else None
+    rm_run = (
+        stages.resolve_preference_model(rm, config.preference_model, comparisons)
+        if train_rm
+        else None
+    )
+    stages.resolve_rl(rl, config.judge or PreferenceModelBuilder(), comparisons)
+    if config.run_rl and not train_rm:
+        judge_of(config, directory)
+    if config.sft_path is not None:
+        locate_checkpoint(config.sft_path, "weights", "sft_path", config.base_url)
+    if sft_run is not None:
         title = f"supervised fine-tuning in {sft.log_path}"
-        await run_stage(title, stages.run_sft(sft, default_conversations(config)))
-    if config.run_rm and config.judge is None:
+        await run_stage(title, sl_train.run(sft_run, recipe="sft"))
+    if rm_run is not None:
         title = f"preference model ({config.preference_model}) in {rm.log_path}"
-        training = stages.run_preference_model(rm, config.preference_model, comparisons)
-        await run_stage(title, training)
+        await run_stage(title, stages.run_preference_model(rm_run))
     if config.run_rl:
         policy, judge = start_of_policy(config, directory), judge_of(config, directory)
         start = policy.path or f"the base model {config.model_name}"

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import chz
 
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder
+from tinker_cookbook.preference.comparison_datasets import (
+    ComparisonDatasetBuilder,
+    DatasetBuilderFromComparisons,
+)
 from tinker_cookbook.preference.envs import PairwisePreferenceRLDatasetBuilder
 from tinker_cookbook.preference.preference_datasets import ChatDatasetBuilderFromComparisons
 from tinker_cookbook.preference.reward_model import (
@@ -33,6 +36,7 @@ from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_conf
 from tinker_cookbook.supervised.defaults import Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
+from tinker_cookbook.training.resolve import Resolved
 
 if TYPE_CHECKING:
     from tinker_cookbook.training.evaluators import EvaluatorBuilder
@@ -61,6 +65,11 @@ RL_DEFAULTS = Defaults(
         Groups(groups_per_batch=256, group_size=4, max_tokens=1024), learning_rate=1e-5
     ),
 )
+_TRAINING_DATA: dict[PreferenceModelKind, type[DatasetBuilderFromComparisons]] = {
+    "generative": ChatDatasetBuilderFromComparisons,
+    "bradley_terry": RewardDatasetBuilderFromComparisons,
+}
+ResolvedChat = Resolved[ChatConfig, Batches]
 
 
 @dataclass(frozen=True)
@@ -78,27 +87,32 @@ class Policy:
         return locate_checkpoint(self.path, "sampler_weights", "sft_path", self.base_url)
 
 
-async def run_sft(config: ChatConfig, default_data: ChatDatasetBuilder) -> None:
-    resolved = resolve_chat_config(config, SFT_DEFAULTS, default_data)
-    await sl_train.run(resolved, recipe="sft")
+def resolve_sft(config: ChatConfig, default_data: ChatDatasetBuilder) -> ResolvedChat:
+    return resolve_chat_config(config, SFT_DEFAULTS, default_data)
 
 
-async def run_preference_model(
+def resolve_preference_model(
     config: ChatConfig, kind: PreferenceModelKind, comparisons: ComparisonDatasetBuilder
-) -> None:
-    if kind == "generative":
-        data = ChatDatasetBuilderFromComparisons(comparison_builder=comparisons)
-        await sl_train.run(resolve_chat_config(config, RM_DEFAULTS, data), recipe="rm")
-        return
-    pairs = RewardDatasetBuilderFromComparisons(comparison_builder=comparisons)
-    resolved = resolve_chat_config(config, RM_DEFAULTS, pairs)
+) -> ResolvedChat:
+    """Raises ConfigurationError for a renderer that cannot write the labels, too."""
+    make = _TRAINING_DATA[kind]
+    resolved = resolve_chat_config(config, RM_DEFAULTS, make(comparison_builder=comparisons))
     data = resolved.config.dataset_builder
-    if not isinstance(data, RewardDatasetBuilderFromComparisons):
+    if not isinstance(data, make):
         raise ConfigurationError(
-            f"rm.dataset_builder={type(data).__name__}: preference_model=bradley_terry needs"
-            " RewardDatasetBuilderFromComparisons"
+            f"rm.dataset_builder={type(data).__name__}: preference_model={kind} is trained on"
+            f" {make.__name__}"
         )
-    await sl_train.run(resolved, "rm", partial(make_reward_objective, data))
+    data.make_render()
+    return resolved
+
+
+async def run_preference_model(resolved: ResolvedChat) -> None:
+    data = resolved.config.dataset_builder
+    make_objective = None
+    if isinstance(data, RewardDatasetBuilderFromComparisons):
+        make_objective = partial(make_reward_objective, data)
+    await sl_train.run(resolved, "rm", make_objective)
 
 
 def trained_preference_model(
@@ -110,6 +124,15 @@ def trained_preference_model(
     return make(model_name=model_name, rm_weights_path=weights, base_url=base_url)
 
 
+def resolve_rl(
+    config: ProblemConfig, judge: PreferenceModelBuilder, comparisons: ComparisonDatasetBuilder
+) -> Resolved[ProblemConfig, Groups]:
+    data = PairwisePreferenceRLDatasetBuilder(
+        comparison_builder=comparisons, preference_model_builder=judge
+    )
+    return resolve_problem_config(config, RL_DEFAULTS, data)
+
+
 async def run_rl(
     config: ProblemConfig,
     policy: Policy,
@@ -117,21 +140,13 @@ async def run_rl(
     comparisons: ComparisonDatasetBuilder,
 ) -> None:
     """RL from the policy, evaluated by its win rate against it."""
-    if config.load_checkpoint_path is not None:
-        raise ConfigurationError(
-            f"rl.load_checkpoint_path={config.load_checkpoint_path}: the policy starts from the SFT"
-            " stage; set run_sft=False and sft_path="
-        )
+    config = chz.replace(config, load_checkpoint_path=policy.path)
     if config.kl_penalty_coef and config.kl_reference_config is None:
         reference = KLReferenceConfig(
             base_model=policy.model_name, load_checkpoint_path=policy.sampler_path
         )
         config = chz.replace(config, kl_reference_config=reference)
-    data = PairwisePreferenceRLDatasetBuilder(
-        comparison_builder=comparisons, preference_model_builder=judge
-    )
-    config = chz.replace(config, load_checkpoint_path=policy.path)
-    resolved = resolve_problem_config(config, RL_DEFAULTS, data)
+    resolved = resolve_rl(config, judge, comparisons)
     if not config.evaluator_builders:
         evaluators = rl_evaluators(resolved.config, policy, judge, comparisons)
         config = chz.replace(resolved.config, evaluator_builders=evaluators)
