@@ -113,7 +113,8 @@ class CLI(ProgramConfig):
             if path := getattr(self, stage).load_checkpoint_path:
                 raise ConfigurationError(
                     f"{stage}.load_checkpoint_path={path}: the preference model starts from the"
-                    " base model and RL from the SFT stage; drop it, or set run_sft=False and sft_path="
+                    " base model and RL from the SFT stage; drop it, or set run_sft=False and"
+                    " sft_path="
                 )
         if self.rm_path and self.judge:
             raise ConfigurationError(
