@@ -10,7 +10,9 @@ from recipes import rl_basic, rl_loop, sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
 from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
+from recipes.preference.datasets import DATASETS
 from recipes.preference.dpo import train as dpo
+from recipes.preference.rlhf import rlhf_pipeline, stages
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -19,6 +21,7 @@ from tinker_cookbook.supervised.chat_config import ALIASES
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.resolve import resolve_defaults
+from tinker_cookbook.training.stages import stage_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = {
@@ -30,12 +33,21 @@ RECIPES = {
     "rl_loop": (rl_loop.Config, RL_DEFAULTS),
     "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
 }
-FILES = sorted(CONFIGS.glob("*/*.yaml"))
+# folder -> config class, and the key and defaults of each stage that is a run of its own
+PROGRAMS = {
+    "rlhf": (
+        rlhf_pipeline.CLI,
+        {"sft": stages.SFT_DEFAULTS, "rm": stages.RM_DEFAULTS, "rl": stages.RL_DEFAULTS},
+    ),
+}
+FILES = sorted(file for name in RECIPES for file in (CONFIGS / name).glob("*.yaml"))
+PROGRAM_FILES = sorted(file for name in PROGRAMS for file in (CONFIGS / name).glob("*.yaml"))
 
 
 def test_every_recipe_has_one() -> None:
     assert {file.parent.name for file in FILES} == set(RECIPES)
-    assert {file.parent for file in CONFIGS.rglob("*.yaml")} == {file.parent for file in FILES}
+    assert {file.parent.name for file in PROGRAM_FILES} == set(PROGRAMS)
+    assert set(CONFIGS.rglob("*.yaml")) == {*FILES, *PROGRAM_FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
@@ -48,10 +60,22 @@ def test_it_parses(file: Path) -> None:
     data = getattr(config, "dataset_builder", None)
     assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder)
     named = getattr(config, "dataset", None)
-    known = {"chat_sl": chat_sl.DATASETS, "dpo": dpo.DATASETS}.get(file.parent.name, {})
+    known = {"chat_sl": chat_sl.DATASETS, "dpo": DATASETS}.get(file.parent.name, {})
     assert named is None or (named in known and data is None)
     if isinstance(defaults.nano.sizes, Batches):
         assert config.max_length <= info.context_length
     else:
         assert config.max_tokens < info.context_length
     assert 1e-5 <= resolve_defaults(config, defaults).learning_rate < 1e-2
+
+
+@pytest.mark.parametrize("file", PROGRAM_FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_a_program_of_stages_parses(file: Path, tmp_path: Path) -> None:
+    config_class, stage_defaults = PROGRAMS[file.parent.name]
+    config = parse(config_class, [f"config={file}", "...save_every=7"])
+    info = models.lookup(config.model_name)
+    assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
+    for name, defaults in stage_defaults.items():
+        stage = stage_config(config, name, getattr(config, name), tmp_path)
+        assert stage.save_every == 7
+        assert 1e-5 <= resolve_defaults(stage, defaults).learning_rate < 1e-2

@@ -19,6 +19,7 @@ from tinker_cookbook.preference.unpaired_datasets import (
     KTODatasetBuilder,
     KTODatasetBuilderFromComparisons,
 )
+from tinker_cookbook.preference.win_rate import WinRate
 from tinker_cookbook.supervised.chat_config import resolve_chat_config
 
 
@@ -61,8 +62,9 @@ async def test_two_names_for_the_data(tmp_path: Path) -> None:
 def test_nanos_defaults() -> None:
     config = resolve_chat_config(dpo.CLI(), DPO_DEFAULTS, dpo.data_of(dpo.CLI())).config
     assert (config.learning_rate, config.batch_size, config.num_epochs) == (6e-4, 32, 1)
-    (evaluator,) = config.evaluator_builders
-    assert isinstance(evaluator, SampledStyle) and evaluator.preference == "polite"
+    style, win_rate = config.evaluator_builders
+    assert isinstance(style, SampledStyle) and style.preference == "polite"
+    assert isinstance(win_rate, WinRate) and win_rate.baseline_path is None
 
 
 @pytest.mark.slow

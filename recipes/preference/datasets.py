@@ -11,18 +11,27 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import chz
 
 from recipes.preference.sampled_style import Preference, SampledStyle, StyleJudgeBuilder
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
 from tinker_cookbook.preference.comparison_rows import Row
 from tinker_cookbook.preference.preference_datasets import HubComparisons
 from tinker_cookbook.preference.win_rate import WinRate
-from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.renderers.chats import check_file_exists
+from tinker_cookbook.supervised.data import InMemoryChats
+from tinker_cookbook.supervised.types import (
+    ChatDatasetBuilder,
+    ChatDatasetBuilderCommonConfig,
+    SupervisedDataset,
+)
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
-from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED
+from tinker_cookbook.training.fields import COUNT, FRACTION, NON_NEGATIVE, SEED
 
 TEST_ROWS = 1024
 
@@ -120,3 +129,54 @@ class NanoPairs(ComparisonDatasetBuilder):
             {"prompt": pair["prompt"], "chosen": pair["chosen"], "rejected": pair["rejected"]}
             for pair in pairs
         ]
+
+
+@chz.chz
+class NanoReplies(ChatDatasetBuilder):
+    """Conversations to fine-tune nano on before it learns a preference: sums answered in either of
+    the two styles of NanoPairs."""
+
+    preference: Preference = chz.field(default="polite", doc="as in NanoPairs")
+    preferred_share: float = chz.field(
+        default=0.25, doc="share of replies of the preferred style", metadata=FRACTION
+    )
+    num_train: int = chz.field(default=960, doc="conversations", metadata=COUNT)
+    seed: int = chz.field(default=0, doc="seed of the conversations", metadata=SEED)
+
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
+        rng = random.Random(self.seed)
+        rows: list[dict[str, Any]] = []
+        for _ in range(self.num_train):
+            pair = tasks.preference_pair(rng, self.preference, "train")
+            preferred = rng.random() < self.preferred_share
+            reply = pair["chosen"] if preferred else pair["rejected"]
+            rows.append({"messages": [*pair["prompt"], *reply]})
+        return InMemoryChats(
+            common_config=self.common_config, conversations=rows, label="NanoReplies"
+        )()
+
+
+DATASETS: dict[str, type[ComparisonDatasetBuilder]] = {
+    "hhh": HHHComparisonBuilder,
+    "helpsteer3": HelpSteer3ComparisonBuilder,
+    "ultrafeedback": UltraFeedbackComparisonBuilder,
+    "nano_pairs": NanoPairs,
+}
+
+
+def comparisons_of(name: str) -> ComparisonDatasetBuilder:
+    """The comparisons that `dataset=name` stands for: a name in DATASETS, or a path."""
+    if name in DATASETS:
+        return DATASETS[name]()
+    check_dataset_path(name)
+    return HubComparisons(path=name)
+
+
+def check_dataset_path(name: str) -> None:
+    """Raise ConfigurationError if `dataset=name` is neither a path nor the name of hub data."""
+    if not Path(name).suffix and "/" not in name and not Path(name).exists():
+        raise ConfigurationError(
+            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a file, a directory or"
+            " org/name of a hub data set"
+        )
+    check_file_exists(name, "dataset")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import chz
 import numpy as np
 
-from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.comparison_datasets import (
     ComparisonDatasetBuilder,
     DatasetBuilderFromComparisons,
@@ -27,7 +26,8 @@ MakePreferenceModel = Callable[[Renderer, SamplingClient], PreferenceModel]
 class PreferenceAccuracyEvaluator(SamplingClientEvaluator):
     """`test/preference_accuracy`: share of verdicts that prefer the chosen reply, over both orders
     of each comparison, with ties as a half. `test/order_consistency`: share of comparisons with the
-    same verdict in both orders. Ties among the comparisons are left out."""
+    same verdict in both orders. Ties among the comparisons are left out. No metric without a
+    comparison."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class PreferenceAccuracyEvaluator(SamplingClientEvaluator):
     ) -> None:
         self._make_model, self._renderer = make_model, renderer
         self._labeled = [each for each in labeled if each.label != "Tie"]
-        if not self._labeled:
-            raise ConfigurationError("PreferenceAccuracy: the test set has no usable comparison")
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
+        if not self._labeled:
+            return {}
         model = self._make_model(self._renderer, client)
         sides = [-1.0 if each.label == "A" else 1.0 for each in self._labeled]
         forward = await _verdicts(model, self._labeled)
@@ -85,9 +85,7 @@ class PreferenceAccuracy(CheckedConfig):
 
     def __call__(self) -> PreferenceAccuracyEvaluator:
         test = self.comparison_builder.open_splits()[1]
-        if test is None:
-            raise ConfigurationError("PreferenceAccuracy: the comparisons have no test split")
-        labeled = read_comparisons(test, self.num_comparisons)
+        labeled = [] if test is None else read_comparisons(test, self.num_comparisons)
         tokenizer = get_tokenizer(self.model_name)
         renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
         return PreferenceAccuracyEvaluator(self.make_model, renderer, labeled)

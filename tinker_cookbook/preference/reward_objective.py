@@ -17,11 +17,14 @@ from tinker_cookbook.preference.objective import (
     PreferenceObjective,
     split_into_passes,
 )
+from tinker_cookbook.preference.reward_model import RewardRenderer
 from tinker_cookbook.sequences import as_numpy
 from tinker_cookbook.supervised.objective import Outputs, logprobs_of
 
 if TYPE_CHECKING:
-    from tinker_cookbook.service.api import TrainingClient
+    from tinker_cookbook.preference.reward_model import RewardDatasetBuilderFromComparisons
+    from tinker_cookbook.service.api import ServiceClient, TrainingClient
+    from tinker_cookbook.training.journal import Journal
 
 
 class BradleyTerryObjective(PreferenceObjective):
@@ -60,6 +63,15 @@ class BradleyTerryObjective(PreferenceObjective):
 
     def target_replies(self, batch: Sequence[tinker.Datum]) -> Sequence[tinker.Datum]:
         return []
+
+
+def make_reward_objective(
+    data: RewardDatasetBuilderFromComparisons, service: ServiceClient, journal: Journal
+) -> BradleyTerryObjective:
+    """The objective for the data of a run; a `MakeObjective` once `data` is bound."""
+    capabilities = service.get_server_capabilities()
+    tokens_per_pass: int | None = getattr(capabilities, "tokens_per_pass", None)
+    return BradleyTerryObjective(RewardRenderer(data.renderer).labels.tokens, tokens_per_pass)
 
 
 def pair_losses(rewards: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,10 @@ import chz
 import tinker
 import torch
 
+from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
-from tinker_cookbook.service import connect
+from tinker_cookbook.service import connect, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.fields import CheckedConfig
 
@@ -203,7 +204,10 @@ _PREFERENCES = {"A": -1.0, "B": 1.0, "Tie": 0.0}
 class CheckpointedPreferenceModelBuilder(PreferenceModelBuilder):
     """Base of the builders of preference models that were trained; they define `model_of`."""
 
-    renderer_name: str = chz.field(doc="renderer of the preference model, without thinking")
+    renderer_name: str | None = chz.field(
+        default=None,
+        doc="renderer of the preference model, without thinking (None: that of the checkpoint)",
+    )
     model_name: str = chz.field(doc="base model of the preference model")
     rm_weights_path: str = chz.field(
         doc="weights of the preference model: tinker://.../sampler_weights/... or a run directory"
@@ -213,10 +217,18 @@ class CheckpointedPreferenceModelBuilder(PreferenceModelBuilder):
     )
 
     def __call__(self) -> PreferenceModel:
-        tokenizer = get_tokenizer(self.model_name)
-        renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
+        path = locate_checkpoint(
+            self.rm_weights_path, "sampler_weights", "rm_weights_path", self.base_url
+        )
+        name = resolve_renderer_name_from_checkpoint_or_default(
+            model_name=self.model_name,
+            explicit_renderer_name=self.renderer_name,
+            load_checkpoint_path=path,
+            base_url=self.base_url,
+        )
+        renderer = get_renderer(name, get_tokenizer(self.model_name), model_name=self.model_name)
         client = connect(self.base_url).create_sampling_client(
-            model_path=self.rm_weights_path, base_model=self.model_name
+            model_path=path, base_model=self.model_name
         )
         return self.model_of(renderer, client.result())
 

@@ -11,7 +11,6 @@ import chz
 
 from tinker_cookbook import models
 from tinker_cookbook.completers import TinkerMessageCompleter, derive_seed
-from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.comparison_datasets import (
     ComparisonDatasetBuilder,
     read_comparisons,
@@ -62,10 +61,6 @@ class WinRate(CheckedConfig):
     def _prompts(self) -> list[list[Message]]:
         test = self.comparison_builder.open_splits()[1]
         labeled = [] if test is None else read_comparisons(test, self.num_prompts)
-        if not labeled:
-            raise ConfigurationError(
-                "WinRate: the comparisons have no test split to take prompts of"
-            )
         return [each.comparison.prompt_conversation for each in labeled]
 
     def completer(self, client: SamplingClient) -> TinkerMessageCompleter:
@@ -90,7 +85,8 @@ class WinRateEvaluator(SamplingClientEvaluator):
     `win_rate/<judge>/stderr`. Each pair of replies is judged in both orders.
 
     The baseline replies once, and again in a resumed run, with the same seeds. Policy and baseline
-    use the same random numbers: equal weights give equal replies, a win rate of exactly 0.5.
+    use the same random numbers: equal weights give equal replies, a win rate of exactly 0.5. No
+    metric without a prompt.
     """
 
     def __init__(self, config: WinRate, prompts: Sequence[list[Message]]) -> None:
@@ -101,6 +97,8 @@ class WinRateEvaluator(SamplingClientEvaluator):
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         config = self._config
+        if not self._prompts:
+            return {}
         if self._baseline is None:
             self._judges = {name: build() for name, build in config.judges.items()}
             replies = await self._replies(await config.baseline())

@@ -36,14 +36,54 @@ ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 
 
 @chz.chz
-class LoopConfig(CheckedConfig):
-    """Base class of the loops' configs. `resolve_defaults` replaces the Nones at start-up."""
+class ProgramConfig(CheckedConfig):
+    """The keys that the stages of a program share: its model, directory, service and display."""
 
     model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
     renderer_name: str | None = chz.field(
         default=None,
         doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
     )
+    max_steps: int | None = chz.field(
+        default=None,
+        doc="maximum number of steps (None: all the data); also the length of the learning-rate"
+        " schedule",
+        metadata=COUNT | MAY_CHANGE,
+    )
+    seed: int = chz.field(
+        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
+    )
+
+    log_path: str | None = chz.field(
+        default=None, doc="run directory (None: named after the config)", metadata=MAY_CHANGE
+    )
+    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
+        default=None,
+        doc="what to do if the run directory already holds a run (None: resume it if config and"
+        " code match; resume: also with edited code; skip: exit if it is finished)",
+        metadata=MAY_CHANGE,
+    )
+    base_url: str | None = chz.field(
+        default=None, doc="Tinker API server URL (None: run in process)"
+    )
+    engine: EngineConfig = chz.field(
+        default_factory=EngineConfig, doc="in-process engine settings", metadata=MAY_CHANGE
+    )
+    display: DisplayMode = chz.field(
+        default="auto", doc="progress display (auto: live on a terminal)", metadata=MAY_CHANGE
+    )
+    wandb_project: str | None = chz.field(
+        default=None, doc="Weights & Biases project (None: no wandb)", metadata=MAY_CHANGE
+    )
+    wandb_name: str | None = chz.field(
+        default=None, doc="name of the Weights & Biases run", metadata=MAY_CHANGE
+    )
+
+
+@chz.chz
+class LoopConfig(ProgramConfig):
+    """Base class of the loops' configs. `resolve_defaults` replaces the Nones at start-up."""
+
     load_checkpoint_path: str | None = chz.field(
         default=None,
         doc="initial weights, with a fresh optimizer: a tinker:// path, a run directory (its last"
@@ -59,19 +99,10 @@ class LoopConfig(CheckedConfig):
         default="constant",
         doc="learning-rate schedule, without warm-up; linear and cosine decay to 0 over the run",
     )
-    max_steps: int | None = chz.field(
-        default=None,
-        doc="maximum number of steps (None: all the data); also the length of the learning-rate"
-        " schedule",
-        metadata=COUNT | MAY_CHANGE,
-    )
     lora_rank: int = chz.field(default=32, doc="LoRA rank", metadata=COUNT)
     train_attn: bool = chz.field(default=True, doc="train LoRA weights on the attention layers")
     train_mlp: bool = chz.field(default=True, doc="train LoRA weights on the MLP layers")
     train_unembed: bool = chz.field(default=True, doc="train LoRA weights on the unembedding layer")
-    seed: int = chz.field(
-        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
-    )
     adam_beta1: float = chz.field(
         default=ADAM["beta1"], doc="Adam: decay rate of the first moment", metadata=DECAY_RATE
     )
@@ -120,31 +151,6 @@ class LoopConfig(CheckedConfig):
         default=604_800,
         doc="seconds to keep a periodic checkpoint after the next one is saved (None: forever)",
         metadata=COUNT | MAY_CHANGE,
-    )
-
-    log_path: str | None = chz.field(
-        default=None, doc="run directory (None: named after the config)", metadata=MAY_CHANGE
-    )
-    behavior_if_log_dir_exists: LogDirBehavior | None = chz.field(
-        default=None,
-        doc="what to do if the run directory already holds a run (None: resume it if config and"
-        " code match; resume: also with edited code; skip: exit if it is finished)",
-        metadata=MAY_CHANGE,
-    )
-    base_url: str | None = chz.field(
-        default=None, doc="Tinker API server URL (None: run in process)"
-    )
-    engine: EngineConfig = chz.field(
-        default_factory=EngineConfig, doc="in-process engine settings", metadata=MAY_CHANGE
-    )
-    display: DisplayMode = chz.field(
-        default="auto", doc="progress display (auto: live on a terminal)", metadata=MAY_CHANGE
-    )
-    wandb_project: str | None = chz.field(
-        default=None, doc="Weights & Biases project (None: no wandb)", metadata=MAY_CHANGE
-    )
-    wandb_name: str | None = chz.field(
-        default=None, doc="name of the Weights & Biases run", metadata=MAY_CHANGE
     )
 
     def identity(self) -> Mapping[str, Plain]:

@@ -28,16 +28,10 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from pathlib import Path
 
 import chz
 
-from recipes.preference.datasets import (
-    HelpSteer3ComparisonBuilder,
-    HHHComparisonBuilder,
-    NanoPairs,
-    UltraFeedbackComparisonBuilder,
-)
+from recipes.preference.datasets import DATASETS, check_dataset_path
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference import train_dpo
@@ -53,13 +47,6 @@ from tinker_cookbook.renderers.chats import check_file_exists
 from tinker_cookbook.supervised.chat_config import ALIASES, FIRST_KEYS, resolve_chat_config
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.utils.json_types import Json
-
-DATASETS = {
-    "hhh": HHHComparisonBuilder,
-    "helpsteer3": HelpSteer3ComparisonBuilder,
-    "ultrafeedback": UltraFeedbackComparisonBuilder,
-    "nano_pairs": NanoPairs,
-}
 
 
 @chz.chz
@@ -87,11 +74,7 @@ def data_of(config: CLI) -> ChatDatasetBuilder:
         if config.loss == "kto":
             return KTODatasetBuilderFromComparisons(comparison_builder=comparisons)
         return DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
-    if not Path(name).suffix and "/" not in name and not Path(name).exists():
-        raise ConfigurationError(
-            f"dataset={name!r} is unknown; set {', '.join(DATASETS)}, a file, a directory, org/name"
-            " of a hub data set, or data="
-        )
+    check_dataset_path(name)
     return data_at(config.loss, name, "dataset")
 
 

@@ -1,0 +1,147 @@
+"""The RLHF pipeline as a user runs it: its stages, killing and resuming each, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.preference.datasets import NanoPairs
+from recipes.preference.rlhf import rlhf_pipeline
+from recipes.preference.rlhf.rlhf_pipeline import ALIASES, CLI
+from recipes.preference.sampled_style import StyleJudgeBuilder
+from tests.programs import Program, Programs
+from tinker_cookbook.checkpoint_utils import get_last_checkpoint
+from tinker_cookbook.cli_utils import parse
+from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.rl.problem_config import ProblemConfig
+
+STEPS = 4
+SMALL = (
+    *("...lora_rank=4", "...save_every=2", "...eval_every=3", "engine.deterministic=True"),
+    *("comparisons=NanoPairs", "comparisons.num_train=32", "comparisons.num_test=4"),
+    *(f"max_steps={STEPS}", "sft.batch_size=4", "rm.batch_size=4"),
+    *("rl.groups_per_batch=2", "rl.group_size=4", "rl.max_tokens=8"),
+)
+STAGES = ("sft", "rm", "rl")
+
+
+class Pipeline:
+    """One command, in one directory, with a store of its own."""
+
+    def __init__(self, programs: Programs, directory: Path, *words: str) -> None:
+        self._programs, self.log_path = programs, directory / "log"
+        recipe = "recipes.preference.rlhf.rlhf_pipeline"
+        self._command = (recipe, f"log_path={self.log_path}", *SMALL, *words)
+        self._env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
+
+    def finish(self) -> str:
+        done = self._programs.run(*self._command, env=self._env, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def end_in(self, stage: str, how: signal.Signals) -> int:
+        """Start it and end it after the first checkpoint of a stage; its exit code."""
+        process = self._programs.start(*self._command, env=self._env)
+        self._wait(process, lambda: len(self.rows(stage)) >= 3)
+        process.send_signal(how)
+        process.communicate(timeout=100)
+        assert process.returncode is not None and len(self.rows(stage)) <= STEPS
+        return process.returncode
+
+    def _wait(self, process: Program, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        file = self.log_path / stage / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["generative", "bradley_terry"])
+def test_every_stage_killed_or_stopped_equals_an_uninterrupted_run(
+    programs: Programs, tmp_path: Path, kind: str
+) -> None:
+    words = (f"preference_model={kind}", "rl.kl_penalty_coef=0.1")
+    whole = Pipeline(programs, tmp_path / "whole", *words)
+    broken = Pipeline(programs, tmp_path / "broken", *words)
+    printed = whole.finish()
+    assert f"reinforcement learning in {whole.log_path}/rl, from {whole.log_path}/sft" in printed
+    assert broken.end_in("sft", signal.SIGKILL) == -signal.SIGKILL
+    assert broken.end_in("rm", signal.SIGTERM) == 143
+    assert broken.end_in("rl", signal.SIGKILL) == -signal.SIGKILL
+    again = broken.finish()
+    for stage in ("sft", "rm"):
+        assert f"{broken.log_path}/{stage} holds a finished run of 4 steps: nothing to do" in again
+    assert "at step 2 of 4 from checkpoint 000002" in again
+    for stage in STAGES:
+        assert broken.rows(stage) == whole.rows(stage), stage
+    assert [row["step"] for row in whole.rows("rl")] == list(range(STEPS + 1))
+    first, last = whole.rows("rl")[0], whole.rows("rl")[-1]
+    assert first["win_rate/polite"] == first["win_rate/preference_model"] == 0.5
+    assert {"win_rate/polite/stderr", "sampled/polite"} <= last.keys()
+    # a third time: everything is finished
+    assert broken.finish().count("nothing to do") == 3
+
+
+async def test_stages_that_are_not_run(tmp_path: Path) -> None:
+    """RL alone, from the base model, with a rule as the judge."""
+    data = NanoPairs(num_train=4, num_test=2)
+    small = ProblemConfig(groups_per_batch=1, group_size=2, max_tokens=4)
+    judge = StyleJudgeBuilder(preference="polite")
+    config = CLI(
+        log_path=str(tmp_path),
+        run_sft=False,
+        max_steps=1,
+        comparisons=data,
+        rl=small,
+        judge=judge,
+        display="none",
+    )
+    await rlhf_pipeline.main(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rl"]
+    assert get_last_checkpoint(tmp_path / "rl") is not None
+    stored = json.loads((tmp_path / "rl" / "config.json").read_text())
+    assert stored["load_checkpoint_path"] is None
+
+
+async def test_no_preference_model(tmp_path: Path) -> None:
+    config = CLI(log_path=str(tmp_path), run_sft=False, run_rm=False)
+    message = f"run_rm=False, and {tmp_path}/rm holds no finished run: set rm_path=, judge="
+    with pytest.raises(ConfigurationError, match=message):
+        await rlhf_pipeline.main(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rm.seed=3"], "rm.seed=3: all stages share seed; set seed="),
+        (["sft_path=x"], "sft_path=x has no effect with run_sft=True: set run_sft=False"),
+        (["dataset=hhh", "comparisons=NanoPairs"], "dataset=hhh and comparisons= both name"),
+        (["dataset=hh"], "dataset='hh' is unknown; set hhh, helpsteer3, ultrafeedback, nano_pairs"),
+        (["rl.load_checkpoint_path=x"], "rl.load_checkpoint_path=x: .* sft_path="),
+        (["rm.renderer_name=qwen3"], "begins a reply with '<think>', not with the label 'A'"),
+        (["rm_path=x", "run_rm=False"], "rm_path=x: no such directory"),
+        (["sft_path=x", "run_sft=False"], "sft_path=x: no such directory"),
+        (["rl.group_size=1"], "group_size=1"),
+    ],
+)
+async def test_mistakes(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(TinkerCookbookError, match=message):
+        await rlhf_pipeline.main(parse(CLI, [f"log_path={tmp_path}", *words], ALIASES))
+
+
+def test_the_tinker_cookbooks_names() -> None:
+    words = ["base_model=nano", "rl_learning_rate=0.5", "rl_group_size=3", "...lora_rank=64"]
+    config = parse(CLI, words, ALIASES)
+    assert (config.rl.learning_rate, config.rl.group_size) == (0.5, 3)
+    assert {stage.lora_rank for stage in (config.sft, config.rm, config.rl)} == {64}

@@ -1,0 +1,63 @@
+"""Programs of several training stages, each an ordinary run in a subdirectory of its own.
+
+A stage is a loop's config under a key of the program's config. It takes the keys of `ProgramConfig`
+from the program. A finished stage is skipped, an unfinished one resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TypeVar
+
+import chz
+
+from tinker_cookbook.checkpoint_utils import CheckpointRecord, get_last_checkpoint
+from tinker_cookbook.exceptions import ConfigurationError, RunFinished
+from tinker_cookbook.training.config import LoopConfig, ProgramConfig
+from tinker_cookbook.training.run_identity import RunIdentity
+
+S = TypeVar("S", bound=LoopConfig)
+
+# the shared keys that a stage may set for itself
+_OWN_KEYS = ("max_steps", "renderer_name")
+
+
+def program_directory(program: ProgramConfig, recipe: str) -> Path:
+    """log_path, or else a directory named after recipe, model and config."""
+    return RunIdentity(program, recipe).directory()
+
+
+def stage_config(program: ProgramConfig, name: str, stage: S, directory: Path) -> S:
+    """The config of a stage with the shared keys of its program.
+
+    name: the key of the stage, for messages. directory: the program's. Raises ConfigurationError
+    for a shared key that is set on the stage.
+    """
+    shared = {key: getattr(program, key) for key in chz.chz_fields(ProgramConfig)}
+    for key in shared:
+        value = getattr(stage, key)
+        if value == getattr(LoopConfig(), key):
+            continue
+        if key not in _OWN_KEYS:
+            raise ConfigurationError(f"{name}.{key}={value}: all stages share {key}; set {key}=")
+        shared[key] = value
+    shared["log_path"] = str(directory / name)
+    if program.behavior_if_log_dir_exists is None:
+        shared["behavior_if_log_dir_exists"] = "skip"
+    return chz.replace(stage, **shared)
+
+
+async def run_stage(title: str, run: Awaitable[None]) -> None:
+    """Run a stage, unless it is finished."""
+    print(title, flush=True)
+    try:
+        await run
+    except RunFinished as finished:
+        print(finished, flush=True)
+
+
+def finished_stage(directory: Path) -> CheckpointRecord | None:
+    """The final checkpoint of a finished run in a directory; None if there is none."""
+    last = get_last_checkpoint(directory)
+    return last if last is not None and last.final else None
