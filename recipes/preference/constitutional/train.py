@@ -14,11 +14,10 @@ Four stages in one run directory; a stage that is complete is skipped, one that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import chz
 
@@ -27,12 +26,12 @@ from recipes.preference.constitutional.judging import PairJudge, comparisons_fil
 from recipes.preference.constitutional.principles import load_principles
 from recipes.preference.constitutional.prompts import Conversation, load_prompts
 from recipes.preference.constitutional.revisions import RevisedReplies, Reviser, revisions_file
+from recipes.preference.constitutional.stage_file import StageFile
 from recipes.preference.constitutional.wording import ModelKind
 from tinker_cookbook import models
-from tinker_cookbook.checkpoint_utils import get_last_checkpoint
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import TinkerMessageCompleter, completer_from
-from tinker_cookbook.exceptions import ConfigurationError, RunFinished
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.chat_labels import ChatLabels
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -40,45 +39,36 @@ from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromCompari
 from tinker_cookbook.preference.preference_datasets import HubComparisons
 from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.service import EngineConfig, connect_run, locate_checkpoint
+from tinker_cookbook.service import connect_run, locate_checkpoint
 from tinker_cookbook.supervised import train as supervised
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training.fields import (
-    COUNT,
-    FRACTION,
-    MAY_CHANGE,
-    NON_NEGATIVE,
-    SEED,
-    CheckedConfig,
-)
+from tinker_cookbook.training.config import ProgramConfig
+from tinker_cookbook.training.fields import COUNT, FRACTION, MAY_CHANGE, NON_NEGATIVE
 from tinker_cookbook.training.resolve import Resolved
-from tinker_cookbook.training.run_directory import RunLock
-from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.training.run_directory import RunLock, choose_resume_or_delete
+from tinker_cookbook.training.stages import (
+    finished_stage,
+    program_directory,
+    run_stage,
+    stage_config,
+)
 from tinker_cookbook.utils.json_types import Plain
 
 RECIPE = "constitutional"
 NANO_MAX_TOKENS, MAX_TOKENS = 48, 512
 NANO_PROMPTS, NUM_PROMPTS = 64, 4096
-# the keys of a training stage that this recipe sets
-SHARED_KEYS = (
-    *("model_name", "renderer_name", "load_checkpoint_path", "base_url", "engine", "seed"),
-    *("log_path", "dataset_builder", "dataset_path"),
-)
+# keys of a training stage that it may not set, besides those that all stages share
+RESERVED_KEYS = ("renderer_name", "load_checkpoint_path", "dataset_builder", "dataset_path")
 
 
 @chz.chz
-class CLI(CheckedConfig):
-    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
+class CLI(ProgramConfig):
     model_kind: Literal["auto", "base", "instruct"] = chz.field(
         default="auto",
         doc="how the model is asked for critiques and revisions: instruct by instructions, base by"
         " worked examples (auto: instruct if it is a chat model)",
-    )
-    renderer_name: str | None = chz.field(
-        default=None,
-        doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
     )
     load_checkpoint_path: str | None = chz.field(
         default=None,
@@ -138,33 +128,15 @@ class CLI(CheckedConfig):
     dpo: train_dpo.Config = chz.field(
         default_factory=train_dpo.Config, doc="preference optimization, e.g. dpo.dpo_beta"
     )
-    max_steps: int | None = chz.field(
-        default=None,
-        doc="maximum number of steps of each training stage",
-        metadata=COUNT | MAY_CHANGE,
-    )
-    seed: int = chz.field(
-        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
-    )
-    log_path: str | None = chz.field(
-        default=None, doc="run directory (None: named after the config)", metadata=MAY_CHANGE
-    )
-    base_url: str | None = chz.field(
-        default=None, doc="Tinker API server URL (None: run in process)"
-    )
-    engine: EngineConfig = chz.field(
-        default_factory=EngineConfig, doc="in-process engine settings", metadata=MAY_CHANGE
-    )
 
     @chz.validate
     def _check_stage_keys(self) -> None:
         for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
-            defaults = type(stage)()
-            for key in SHARED_KEYS:
-                if getattr(stage, key) != getattr(defaults, key):
+            for key in RESERVED_KEYS:
+                if (value := getattr(stage, key)) is not None:
+                    remedy = f"set {key}=" if key in chz.chz_fields(self) else "drop it"
                     raise ConfigurationError(
-                        f"{name}.{key}={getattr(stage, key)}: all stages share it; "
-                        + (f"set {key}" if key in chz.chz_fields(self) else "drop it")
+                        f"{name}.{key}={value}: this recipe sets it for each stage; {remedy}"
                     )
 
 
@@ -176,9 +148,6 @@ async def main(config: CLI) -> None:
         await pipeline.run()
     finally:
         lock.release()
-
-
-C = TypeVar("C", bound=ChatConfig)
 
 
 @dataclass(frozen=True)
@@ -198,9 +167,9 @@ class Pipeline:
         """Check the keys and read the files that they name."""
         nano = models.is_nano(config.model_name)
         number = config.num_prompts or (NANO_PROMPTS if nano else NUM_PROMPTS)
-        directory = RunIdentity(config, RECIPE).directory()
-        resolved = _resolve_sft(config, directory)
-        renderer_name = resolved.renderer_name
+        directory = program_directory(config, RECIPE)
+        renderer_name = _resolve_sft(config, directory).renderer_name
+        stage_config(config, "dpo", config.dpo, directory)  # checks its keys
         if config.run_judge:
             tokenizer = get_tokenizer(config.model_name)
             ChatLabels(get_renderer(renderer_name, tokenizer, model_name=config.model_name), "AB")
@@ -238,13 +207,13 @@ class Pipeline:
         """The checkpoint whose replies are compared: that of sft/ if it is finished, else the
         start model's."""
         sft = self.directory / "sft"
-        return str(sft) if _is_finished(sft) else self.config.load_checkpoint_path
+        return str(sft) if finished_stage(sft) else self.config.load_checkpoint_path
 
     async def make_revisions(self) -> None:
         config = self.config
         model = await self._load(config.load_checkpoint_path)
         reviser = Reviser(model, self.kind, self.principles, config.num_revisions, config.seed)
-        file = revisions_file(self.directory / "revisions.jsonl")
+        file = self._open(revisions_file(self.directory / "revisions.jsonl"))
         settings = {
             **self._sampling_settings(config.load_checkpoint_path),
             "num_revisions": config.num_revisions,
@@ -266,7 +235,7 @@ class Pipeline:
         }
         kind = self.kind if policy_path == config.load_checkpoint_path else "instruct"
         make_row = PairJudge(policy, kind, judges, config.min_preference, config.seed)
-        file = comparisons_file(self.directory / "comparisons.jsonl")
+        file = self._open(comparisons_file(self.directory / "comparisons.jsonl"))
         settings = {
             **self._sampling_settings(policy_path),
             "judge": self._locate(judge_path),
@@ -278,22 +247,20 @@ class Pipeline:
             _print_line(line)
 
     async def train_sft(self) -> None:
-        _print_line(f"stage 2: supervised fine-tuning, {self.directory / 'sft'}")
+        title = f"stage 2: supervised fine-tuning, {self.directory / 'sft'}"
         resolved = _resolve_sft(self.config, self.directory)
-        with _skip_if_finished():
-            await supervised.run(resolved, recipe="sft")
+        await run_stage(title, supervised.run(resolved, recipe="sft"))
 
     async def train_dpo(self) -> None:
-        _print_line(f"stage 4: DPO, {self.dpo_path}")
         comparisons = HubComparisons(path=str(self.directory / "comparisons.jsonl"))
         data = DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
-        stage = _stage_config(self.config, self.config.dpo, self.directory / "dpo")
         stage = chz.replace(
-            stage, renderer_name=self.renderer_name, load_checkpoint_path=self.policy_path()
+            stage_config(self.config, "dpo", self.config.dpo, self.directory),
+            renderer_name=self.renderer_name,
+            load_checkpoint_path=self.policy_path(),
         )
         resolved = resolve_chat_config(stage, DPO_DEFAULTS, data)
-        with _skip_if_finished():
-            await train_dpo.run(resolved, recipe="dpo")
+        await run_stage(f"stage 4: DPO, {self.dpo_path}", train_dpo.run(resolved, recipe="dpo"))
 
     async def _load(self, path: str | None) -> TinkerMessageCompleter:
         return await completer_from(
@@ -303,6 +270,15 @@ class Pipeline:
             temperature=self.config.temperature,
             renderer_name=self.renderer_name,
         )
+
+    def _open(self, file: StageFile) -> StageFile:
+        """The file, deleted first if behavior_if_log_dir_exists says so."""
+        behavior = self.config.behavior_if_log_dir_exists
+        if file.path.exists():
+            found = f"{len(file.rows())} rows of {file.path.name}"
+            if choose_resume_or_delete(self.directory, behavior, found) == "delete":
+                file.path.unlink()
+        return file
 
     def _locate(self, path: str | None) -> str | None:
         key = "load_checkpoint_path"
@@ -333,39 +309,10 @@ def _model_kind(config: CLI) -> ModelKind:
 
 
 def _resolve_sft(config: CLI, directory: Path) -> Resolved[ChatConfig, Batches]:
-    stage = _stage_config(config, config.sft, directory / "sft")
+    stage = stage_config(config, "sft", config.sft, directory)
+    stage = chz.replace(stage, load_checkpoint_path=config.load_checkpoint_path)
     data = RevisedReplies(path=str(directory / "revisions.jsonl"))
     return resolve_chat_config(stage, SL_DEFAULTS, data)
-
-
-def _stage_config(config: CLI, stage: C, directory: Path) -> C:
-    """The config of a training stage with the keys that all stages share."""
-    limits = [limit for limit in (config.max_steps, stage.max_steps) if limit is not None]
-    return chz.replace(
-        stage,
-        model_name=config.model_name,
-        renderer_name=config.renderer_name,
-        load_checkpoint_path=config.load_checkpoint_path,
-        base_url=config.base_url,
-        engine=config.engine,
-        seed=config.seed,
-        log_path=str(directory),
-        max_steps=min(limits, default=None),
-        behavior_if_log_dir_exists=stage.behavior_if_log_dir_exists or "skip",
-    )
-
-
-@contextmanager
-def _skip_if_finished() -> Iterator[None]:
-    try:
-        yield
-    except RunFinished as finished:
-        _print_line(str(finished))
-
-
-def _is_finished(directory: Path) -> bool:
-    last = get_last_checkpoint(directory)
-    return bool(last and last.final)
 
 
 def _print_line(text: str) -> None:

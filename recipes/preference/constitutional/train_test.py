@@ -18,8 +18,9 @@ SMALL = CLI(
     max_tokens=16,
     min_preference=0.0,
     max_steps=1,
-    sft=ChatConfig(display="none", eval_every=0, sample_replies=0),
-    dpo=train_dpo.Config(display="none", eval_every=0, sample_replies=0),
+    display="none",
+    sft=ChatConfig(eval_every=0, sample_replies=0),
+    dpo=train_dpo.Config(eval_every=0, sample_replies=0),
 )
 FILES = ("revisions.jsonl", "comparisons.jsonl")
 
@@ -67,9 +68,10 @@ async def test_comparisons_of_the_start_model(tmp_path: Path) -> None:
         ("prompts=missing.jsonl", r"prompts=missing\.jsonl: no such file"),
         ("model_name=no/such", "model_name='no/such' is not a known model"),
         ("renderer_name=qwen3", "'A', 'B' with '<think>': choose one without thinking"),
-        ("sft.model_name=x", "sft.model_name=x: all stages share it; set model_name"),
-        ("dpo.log_path=x", "dpo.log_path=x: all stages share it; set log_path"),
-        ("sft.dataset_path=x", "sft.dataset_path=x: all stages share it; drop it"),
+        ("sft.model_name=x", "sft.model_name=x: all stages share model_name; set model_name="),
+        ("dpo.log_path=x", "dpo.log_path=x: all stages share log_path; set log_path="),
+        ("sft.dataset_path=x", "sft.dataset_path=x: this recipe sets it for each stage; drop it"),
+        ("dpo.renderer_name=x", "dpo.renderer_name=x: .*; set renderer_name="),
         ("min_preference=2", "min_preference=2.0: expected 0 to 1"),
         ("num_revisions=0", "num_revisions=0: expected 1 or more"),
         ("num_revision=2", "num_revision"),
