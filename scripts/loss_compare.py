@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,7 @@ import safetensors
 from revisions import ROOT, Code, ComparisonError, revision, working_tree
 
 CLOCK = "time/"  # prefix of the metrics that depend on the clock, see training/journal.py
+RUN_STAMP = re.compile(r"-\d{8}-\d{6}-\w+$")  # the end of a run id
 LAST_LINES = 8  # lines of the log to print if a recipe failed
 
 Values = Mapping[str, str]  # name -> JSON of a metric, or type, shape and digest of a tensor
@@ -104,7 +106,9 @@ def read_outcome(directory: Path, status: int) -> Outcome | str:
     if status:
         lines = (directory / "log").read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join([f"exit status {status}", *lines])
-    rows = read_metrics((directory / "run" / "metrics.jsonl").read_text())
+    # one file, or one for each stage of a program
+    files = sorted((directory / "run").glob("**/metrics.jsonl"))
+    rows = [row for file in files for row in read_metrics(file.read_text())]
     tensors = read_tensors(directory / "store" / "runs")
     if not rows or not tensors:
         return f"{len(rows)} rows of metrics and {len(tensors)} tensors: nothing to compare"
@@ -133,10 +137,11 @@ def read_metrics(text: str) -> list[Values]:
 
 
 def read_tensors(runs: Path) -> Values:
-    """Digests of all tensors, keyed by file and name, without the run id (it contains the time)."""
+    """Digests of all tensors, keyed by file and name; of the run id, without date, time and hash."""
     tensors = {}
     for file in sorted(runs.glob("*/*weights/*/*.safetensors")):
-        place = "/".join(file.parts[-3:])
+        run, *rest = file.parts[-4:]
+        place = "/".join((RUN_STAMP.sub("", run), *rest))
         for name, tensor in safetensors.deserialize(file.read_bytes()):
             digest = hashlib.sha256(tensor["data"]).hexdigest()
             tensors[f"{place} {name}"] = f"{tensor['dtype']}{tensor['shape']} {digest[:12]}"
