@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +35,6 @@ import safetensors
 from revisions import ROOT, Code, ComparisonError, revision, working_tree
 
 CLOCK = "time/"  # prefix of the metrics that depend on the clock, see training/journal.py
-RUN_STAMP = re.compile(r"-\d{8}-\d{6}-\w+$")  # the end of a run id
 LAST_LINES = 8  # lines of the log to print if a recipe failed
 
 Values = Mapping[str, str]  # name -> JSON of a metric, or type, shape and digest of a tensor
@@ -137,11 +135,12 @@ def read_metrics(text: str) -> list[Values]:
 
 
 def read_tensors(runs: Path) -> Values:
-    """Digests of all tensors, keyed by file and name; of the run id, without date, time and hash."""
+    """Digests of all tensors, keyed by file and name, with only the recipe's name of the run id, as
+    the rest contains the time."""
     tensors = {}
     for file in sorted(runs.glob("*/*weights/*/*.safetensors")):
         run, *rest = file.parts[-4:]
-        place = "/".join((RUN_STAMP.sub("", run), *rest))
+        place = "/".join((run.partition("-")[0], *rest))
         for name, tensor in safetensors.deserialize(file.read_bytes()):
             digest = hashlib.sha256(tensor["data"]).hexdigest()
             tensors[f"{place} {name}"] = f"{tensor['dtype']}{tensor['shape']} {digest[:12]}"

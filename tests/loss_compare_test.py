@@ -95,7 +95,7 @@ def test_tensors_are_compared_by_their_bytes_without_the_name_of_the_run(
     )
     assert tool.find_difference(one, other, ("A", "B")) is None
     found = tool.find_difference(zero, minus, ("A", "B"))
-    assert found.startswith("sampler_weights/final/adapter_model.safetensors a is F32[2] ")
+    assert found.startswith("run/sampler_weights/final/adapter_model.safetensors a is F32[2] ")
 
 
 def test_every_case_is_of_a_recipe_and_words_select(tool: ModuleType) -> None:
