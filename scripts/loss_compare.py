@@ -7,7 +7,8 @@ Each line of scripts/recipes runs with engine.deterministic=true on both version
 same time, each from its own copy, in the same environment (.venv). The comparison covers all values
 of metrics.jsonl, except timings, and all tensors of all checkpoints, including the optimizer's. If
 they differ, the revision runs again: a revision that does not reproduce itself is reported as
-UNSTABLE, because the difference then proves nothing. It still counts as a difference.
+UNSTABLE, because the difference then proves nothing. It still counts as a difference. A recipe that
+the revision does not have is new: it does not run, and counts as neither.
 
 Exit status: 0 if everything is equal, 1 if not or if a recipe failed, 2 if nothing was compared.
 """
@@ -103,7 +104,9 @@ def read_outcome(directory: Path, status: int) -> Outcome | str:
     if status:
         lines = (directory / "log").read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join([f"exit status {status}", *lines])
-    rows = read_metrics((directory / "run" / "metrics.jsonl").read_text())
+    # one file, or one for each stage of a program
+    files = sorted((directory / "run").glob("**/metrics.jsonl"))
+    rows = [row for file in files for row in read_metrics(file.read_text())]
     tensors = read_tensors(directory / "store" / "runs")
     if not rows or not tensors:
         return f"{len(rows)} rows of metrics and {len(tensors)} tensors: nothing to compare"
@@ -132,10 +135,12 @@ def read_metrics(text: str) -> list[Values]:
 
 
 def read_tensors(runs: Path) -> Values:
-    """Digests of all tensors, keyed by file and name, without the run id (it contains the time)."""
+    """Digests of all tensors, keyed by file and name, with only the recipe's name of the run id, as
+    the rest contains the time."""
     tensors = {}
     for file in sorted(runs.glob("*/*weights/*/*.safetensors")):
-        place = "/".join(file.parts[-3:])
+        run, *rest = file.parts[-4:]
+        place = "/".join((run.partition("-")[0], *rest))
         for name, tensor in safetensors.deserialize(file.read_bytes()):
             digest = hashlib.sha256(tensor["data"]).hexdigest()
             tensors[f"{place} {name}"] = f"{tensor['dtype']}{tensor['shape']} {digest[:12]}"
@@ -173,8 +178,15 @@ def _differing_values(theirs: Values, ours: Values, names: tuple[str, str]) -> l
     ]
 
 
+def has_recipe(code: Code, recipe: str) -> bool:
+    path = code.directory.joinpath(*recipe.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
 def judge(case: Case, codes: tuple[Code, Code], scratch: Path) -> tuple[str, str]:
     """Run a case on both versions and return (verdict, explanation)."""
+    if not has_recipe(codes[0], case.recipe) and has_recipe(codes[1], case.recipe):
+        return "new", f"{codes[0].name} has no {case.recipe}"
     theirs, ours = run(case, codes, scratch)
     for code, result in zip(codes, (theirs, ours)):
         if isinstance(result, str):
@@ -207,10 +219,10 @@ def main(rev: str, words: Sequence[str]) -> int:
             verdicts.append(verdict)
             print(f"{verdict:<9} {time.monotonic() - began:6.1f} s  {case}")
             print("    " + text.replace("\n", "\n    "), flush=True)
-    equal = verdicts.count("equal")
+    equal, compared = verdicts.count("equal"), len(cases) - verdicts.count("new")
     seconds = time.monotonic() - started
-    print(f"{equal} of {len(cases)} equal in {seconds:.0f} s; not compared: {CLOCK}*")
-    return int(equal < len(cases))
+    print(f"{equal} of {compared} equal in {seconds:.0f} s; not compared: {CLOCK}*")
+    return int(equal < compared) if compared else 2
 
 
 def _exit_on_sigterm(*_: object) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,43 @@ def test_a_group_is_the_same_work_with_and_without_sharing(
     for each in losses[1:]:
         assert each == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
     assert line["tokens"] == 3 * 40 + 6 + 9 + 12 and line["ratio_to_not_shared"] > 0
+
+
+def test_dpo_is_the_same_work_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    contestants = ["ours, reference stored", "ours, reference in the step"]
+    peer = "reference in the step" if importlib.util.find_spec("trl") else "ours"
+    words = ("pairs=2", f"only={peer}")
+    small = ("shortest_prompt=3", "longest_prompt=9", "shortest=4", "longest=20")
+    line = bench("train_dpo", capsys, *words, *small)
+    rows = figures(line)
+    if peer != "ours":
+        contestants.append("TRL DPOTrainer, reference in the step")
+    assert list(rows) == contestants
+    losses = [row["losses"] for row in rows.values()]
+    # not log(2): the policy starts away from the reference
+    assert abs(losses[0][0] - math.log(2)) > 1e-3 < abs(losses[0][0] - losses[0][1])
+    for each in losses[1:]:
+        assert each == pytest.approx(losses[0], rel=2e-5)
+    # prompts of 3 and 9 tokens, replies of 4, 9, 15 and 20
+    assert line["tokens"] == 2 * (3 + 9) + 4 + 9 + 15 + 20 == sum(line["lengths"])
+
+
+def test_real_pairs_have_the_prompt_and_both_replies(tmp_path: Path) -> None:
+    from pairs import rendered_pairs
+
+    from tinker_cookbook.tokenizer_utils import get_tokenizer
+
+    pairs = [{"prompt": f"{n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    given = rendered_pairs(str(tmp_path / "pairs.jsonl"), "nano", count=2, max_length=100)
+    decode = get_tokenizer("nano").decode
+    for prompt, chosen, rejected in zip(given.prompts, given.chosen, given.rejected, strict=True):
+        (number,) = [n for n in range(3) if f"{n}?" in decode(prompt)]
+        assert decode(chosen).startswith(f"yes, {number}") and decode(rejected).startswith("no")
+    assert len(given.prompts) == 2 and given.tokens == sum(
+        2 * len(prompt) + len(chosen) + len(rejected)
+        for prompt, chosen, rejected in zip(given.prompts, given.chosen, given.rejected)
+    )
 
 
 def test_sampling(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +314,8 @@ def test_a_revision_that_is_not_there_is_one_line(revisions_of_a_test: Path) -> 
 
 
 def test_flops_of_a_batch_worked_out_by_hand() -> None:
-    from basis import training_flops
+    from basis import forward_flops, training_flops
+    from pairs import Pairs
 
     facts = {"linear_parameters": 10, "lora_parameters": 3, "attention_width": 2, "layers": 5}
     # 4 * 10 + 6 * 3 = 58 per token; 12 * 2 * 5 = 120 per pair of query and key
@@ -284,6 +323,12 @@ def test_flops_of_a_batch_worked_out_by_hand() -> None:
     # prefix of 2: own parts of 2 and 0 tokens; pairs 2 within it, 4 to it, 2 within the own part
     assert training_flops(facts, [4, 2], prefix=2) == 58 * 4 + 120 * (2 + 4 + 2)
     assert training_flops(facts, [4]) == training_flops(facts, [4], prefix=2)
+    # forward: 2 * 10 per token, 4 * 2 * 5 = 40 per pair of query and key
+    assert forward_flops(facts, [4, 2], prefix=2) == 20 * 4 + 40 * (2 + 4 + 2)
+    pair = Pairs([[0, 1]], [[2, 3]], [[4]])
+    shared = pair.flops(facts, shared=True, reference=True)
+    assert shared == training_flops(facts, [4, 3], 2) + forward_flops(facts, [4, 3], 2)
+    assert pair.flops(facts, shared=False, reference=False) == training_flops(facts, [4, 3])
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_tensors_are_compared_by_their_bytes_without_the_name_of_the_run(
     )
     assert tool.find_difference(one, other, ("A", "B")) is None
     found = tool.find_difference(zero, minus, ("A", "B"))
-    assert found.startswith("sampler_weights/final/adapter_model.safetensors a is F32[2] ")
+    assert found.startswith("run/sampler_weights/final/adapter_model.safetensors a is F32[2] ")
 
 
 def test_every_case_is_of_a_recipe_and_words_select(tool: ModuleType) -> None:
@@ -196,6 +196,21 @@ def test_a_case_that_proves_nothing_is_not_equal(
     (repository / "scripts/recipes").write_text(f"recipes.quick {keys}\n")
     code, lines, _ = compare(repository, "HEAD")
     assert code == 1 and lines[1].startswith(verdict) and said in "".join(lines[2:-1])
+
+
+def test_a_recipe_that_the_revision_lacks_is_new(repository: Path) -> None:
+    (repository / "recipes/later").mkdir()
+    (repository / "recipes/later/train.py").write_text(RECIPE)
+    (repository / "scripts/recipes").write_text("recipes.later.train\nrecipes.quick number=1\n")
+    code, lines, _ = compare(repository, "HEAD")
+    assert code == 0 and [line.split()[0] for line in lines[1:4:2]] == ["new", "equal"]
+    assert lines[2].startswith("    HEAD (") and lines[2].endswith(" has no recipes.later.train")
+    assert lines[5].startswith("1 of 1 equal")
+    code, lines, _ = compare(repository, "HEAD", "later")
+    assert code == 2 and lines[3].startswith("0 of 0 equal")
+    (repository / "scripts/recipes").write_text("recipes.mistyped\n")
+    code, lines, _ = compare(repository, "HEAD")
+    assert code == 1 and lines[1].startswith("FAILED") and "mistyped" in "".join(lines)
 
 
 def test_what_is_not_to_be_compared_is_one_line(repository: Path) -> None:

@@ -18,6 +18,8 @@ from safetensors.numpy import load_file
 from tests.programs import Program as Running
 from tests.programs import Programs
 from tinker_cookbook.nano import PATH as NANO
+from tinker_cookbook.nano import tasks
+from tinker_cookbook.preference.reference import FILE_NAME as REFERENCE_FILE
 from tinker_cookbook.service.store import Store
 from tinker_cookbook.utils import jsonl
 
@@ -37,6 +39,14 @@ WORDS = {
         *("num_substeps=2", "num_minibatches=2"),
     ),
     "rl_loop": (*SMALL, *SAMPLED, "max_steps=6", "save_every=100"),
+    # epochs of 8 steps: in the second one the reference has scored every pair
+    "preference.dpo.train": (
+        *SMALL,
+        "max_steps=12",
+        "num_epochs=2",
+        "eval_every=5",
+        "save_every=3",
+    ),
 }
 
 
@@ -91,6 +101,9 @@ class Program:
             for name in ("adapter_model", "optimizer"):
                 tensors.update(load_file(info.directory / f"{name}.safetensors"))
         return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+    def reference_logprobs(self) -> list[dict]:
+        return [line.value for line in jsonl.read_lines(self.log_path / REFERENCE_FILE)]
 
     def started(self) -> bool:
         return (self.log_path / "config.json").exists()
@@ -193,6 +206,48 @@ def test_a_reader_that_the_same_ctrl_c_ends(programs: Programs, tmp_path: Path) 
     err = process.stderr.read().splitlines()
     assert process.wait(timeout=60) == 130
     assert err[1:] == [last_words(len(program.rows()), program)]
+
+
+def preference_words(directory: Path, loss: str) -> tuple[str, ...]:
+    """Keys for 32 training pairs and 4 held-out ones, in two files."""
+    kind = "KTO" if loss == "kto" else "DPO"
+    words = [
+        f"loss={loss}",
+        f"batch_size={8 if loss == 'kto' else 4}",  # kto counts replies
+        f"data={kind}DatasetBuilderFromComparisons",
+        "data.comparison_builder=ComparisonBuilderFromJsonl",
+    ]
+    rng = random.Random(0)
+    for split, number in (("train", 32), ("test", 4)):
+        file = directory / f"{split}.jsonl"
+        pairs = [tasks.preference_pair(rng, "polite", "train") for _ in range(number)]
+        jsonl.write_lines(file, pairs)
+        words.append(f"data.comparison_builder.{split}_path={file}")
+    return tuple(words)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_preference_training_killed_and_stopped_equals_an_uninterrupted_run(
+    programs: Programs, tmp_path: Path, loss: str
+) -> None:
+    words = ("preference.dpo.train", *preference_words(tmp_path, loss))
+    expected = Program(programs, tmp_path / "whole", *words)
+    expected.finish()
+    rows, metric = expected.rows(), "kto_loss" if loss == "kto" else "dpo_loss"
+    assert [row["step"] for row in rows if f"test/{metric}" in row] == [0, 5, 10, 12]
+    assert len({row[metric] for row in rows[:12]}) == 12
+
+    program = Program(programs, tmp_path / "broken", *words)
+    # after the checkpoint of step 3: some pairs are then first scored in the resumed run
+    assert program.stop(signal.SIGKILL, lambda: len(program.rows()) >= 4) == (-signal.SIGKILL, [])
+    assert len(program.rows()) < 9
+    code, err = program.stop(signal.SIGTERM, lambda: len(program.rows()) >= 9)
+    done = len(program.rows())
+    assert done < 12 and (code, err[1:]) == (143, [last_words(done, program)])
+    assert f"at step {done} of 12 from checkpoint" in program.finish()
+    assert program.rows() == rows
+    assert program.weights() == expected.weights()
+    assert program.reference_logprobs() == expected.reference_logprobs()
 
 
 @pytest.mark.slow

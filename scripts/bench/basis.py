@@ -171,11 +171,21 @@ def training_flops(facts: dict[str, Any], lengths: Sequence[int], prefix: int = 
     Attention: each query attends to the keys up to its own position; 4 * heads * head size per pair
     forward (scores and values), twice that backward.
     """
-    own = [length - prefix for length in lengths]
-    tokens = sum(own) + prefix
-    pairs = prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in own)
+    tokens, pairs = _tokens_and_attention_pairs(lengths, prefix)
     dense = 4 * facts["linear_parameters"] + 6 * facts["lora_parameters"]
     return dense * tokens + 12 * facts["attention_width"] * facts["layers"] * pairs
+
+
+def forward_flops(facts: dict[str, Any], lengths: Sequence[int], prefix: int = 0) -> float:
+    """Model FLOPs of a forward pass of the base model over such sequences."""
+    tokens, pairs = _tokens_and_attention_pairs(lengths, prefix)
+    attention = 4 * facts["attention_width"] * facts["layers"] * pairs
+    return 2 * facts["linear_parameters"] * tokens + attention
+
+
+def _tokens_and_attention_pairs(lengths: Sequence[int], prefix: int) -> tuple[int, float]:
+    own = [length - prefix for length in lengths]
+    return sum(own) + prefix, prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in own)
 
 
 def sampling_flops(

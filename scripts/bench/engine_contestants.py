@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tinker
 from basis import ADAM, Batch, model_path, random_sequences, shape_of
+from pairs import Pairs
 
+from tinker_cookbook.preference.losses import PairLossSettings
+from tinker_cookbook.preference.objective import PairObjective
+from tinker_cookbook.preference.reference import ReferenceLogprobs
+from tinker_cookbook.sequences import Sequence, to_datum
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.service.local import LocalServiceClient
 
@@ -132,6 +141,72 @@ class Training:
             loss = output.result().metrics["loss:sum"]
             step.result()
             return {"seconds": time.perf_counter() - started, "loss": loss}
+
+
+@dataclass(frozen=True)
+class _BaseModel:
+    """The reference is the model without an adapter."""
+
+    model_name: str
+    load_checkpoint_path: None = None
+
+
+class PairTraining:
+    """A step of preference training as the recipe makes it: the objective and an optimizer step.
+
+    The policy starts with the common adapter; the reference is the base model. count_reference: the
+    pairs are scored under the reference in each step, as in the first epoch of a run; otherwise
+    their logprobs are stored, as in later ones.
+    """
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        pairs: str,
+        device: str,
+        store: str,
+        beta: float,
+        count_reference: bool,
+    ) -> None:
+        self.model, self.beta = facts["path"], beta
+        self.service = connected(facts["dtype"], device, store)
+        # the directory and not facts["state"]: another revision has a store of its own
+        self.client = self.service.create_training_client_from_state(facts["peft"], self.model)
+        self.data = pair_datums(Pairs.read(pairs))
+        self.count_reference = count_reference
+        self.objective = self._new_objective()
+        self.facts = {"loss": self.measure()["loss"]}
+
+    def measure(self) -> dict[str, float]:
+        if self.count_reference:
+            self.objective = self._new_objective()
+        started = time.perf_counter()
+        loss = asyncio.run(self._step())
+        return {"seconds": time.perf_counter() - started, "loss": loss}
+
+    async def _step(self) -> float:
+        losses = await self.objective.submit(self.client, self.data)
+        step = self.client.optim_step(adam())
+        outputs = [await future for future in losses]
+        await step
+        return self.objective.metrics(self.data, outputs)["dpo_loss"]
+
+    def _new_objective(self) -> PairObjective:
+        """An objective whose reference model is ready but has not scored the pairs."""
+        scratch = Path(tempfile.mkdtemp(prefix="bench-reference-"))
+        reference = ReferenceLogprobs(self.service, _BaseModel(self.model), scratch)
+        asyncio.run(reference.compute([to_datum(Sequence([0, 0], [0, 1]))]))
+        tokens_per_pass = self.service.get_server_capabilities().tokens_per_pass
+        return PairObjective(PairLossSettings(beta=self.beta), reference, tokens_per_pass)
+
+
+def pair_datums(pairs: Pairs) -> list[tinker.Datum]:
+    """Datums [chosen, rejected, chosen, rejected, ...] with weight 1 on the replies."""
+    return [
+        to_datum(Sequence([*prompt, *reply], [0] * len(prompt) + [1] * len(reply)))
+        for prompt, *replies in zip(pairs.prompts, pairs.chosen, pairs.rejected)
+        for reply in replies
+    ]
 
 
 @contextmanager

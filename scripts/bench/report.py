@@ -35,6 +35,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_rss_gib": ("peak RSS, GiB", "{:.2f}".format),
     "peak_gpu_gib": ("peak GPU, GiB", "{:.2f}".format),
     "gemm_share": ("share of GEMM peak", "{:.0%}".format),
+    "first_loss": ("loss of the first step", "{:.6f}".format),
     "note": ("note", str),
 }
 REMARKS: dict[str, Callable[[Any], str]] = {

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from basis import ADAM, Batch
 from datasets import Dataset
+from pairs import Pairs
+from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from transformers_contestants import load, padded
 
 os.environ.setdefault("WANDB_DISABLED", "true")
@@ -137,4 +139,60 @@ class GrpoStep(_Trl):
             train_dataset=Dataset.from_dict({"prompt": ["a"] * count}),
             processing_class=tokenizer(),
         )
+        self.facts = {"loss": self.measure()["loss"]}
+
+
+class DpoStep(_Trl):
+    """DPOTrainer's training step on pairs of token ids.
+
+    precompute: the reference logprobs come from a pass before training, which is not timed;
+    otherwise from one in each step. pairs_per_pass: the batch is padded as one (None), or goes
+    through the model in parts whose gradients are accumulated.
+    """
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        pairs: str,
+        device: str,
+        beta: float,
+        precompute: bool,
+        pairs_per_pass: int | None = None,
+    ) -> None:
+        from trl import DPOConfig, DPOTrainer
+
+        class Tokenized(DPOTrainer):
+            def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+                return dataset  # it has token ids already
+
+        given = Pairs.read(pairs)
+        count = len(given.prompts)
+        per_pass = pairs_per_pass or count
+        # A new adapter, so that the trainer takes the base model as the reference; an adapter that
+        # came with the model would become the reference itself.
+        adapter = PeftConfig.from_pretrained(facts["peft"])
+        adapter.inference_mode = False
+        self.trainer = Tokenized(
+            model=AutoModelForCausalLM.from_pretrained(
+                facts["path"], dtype=getattr(torch, facts["dtype"])
+            ),
+            args=DPOConfig(
+                **arguments(facts["dtype"], device),
+                beta=beta,
+                max_length=None,
+                precompute_ref_log_probs=precompute,
+                per_device_train_batch_size=per_pass,
+                gradient_accumulation_steps=count // per_pass,
+            ),
+            train_dataset=Dataset.from_dict(
+                {
+                    "prompt_ids": given.prompts,
+                    "chosen_ids": given.chosen,
+                    "rejected_ids": given.rejected,
+                }
+            ),
+            processing_class=tokenizer(),
+            peft_config=adapter,
+        )
+        set_peft_model_state_dict(self.trainer.model, load_peft_weights(facts["peft"], device))
         self.facts = {"loss": self.measure()["loss"]}

@@ -2,7 +2,13 @@
 
 Compared: DPOTrainer's sigmoid, hinge, ipo (means over tokens there, too) and robust; CPOTrainer's
 simpo; the odds ratio term of ORPOTrainer; cdpo as CPOTrainer's sigmoid with label smoothing, on
-log ratios to the reference.
+log ratios to the reference; KTOTrainer's loss "kto" with its rewards and its estimate of the KL
+divergence, clamped at 0.
+
+KTO differs outside the loss: for the KL, KTOTrainer pairs each prompt with the reply of the row
+before it, even one to the same prompt, and averages the estimate over processes; ours takes the
+next reply of the batch to another prompt. KTOTrainer's "apo_zero_unpaired" (no KL term) has no
+counterpart here.
 """
 
 from __future__ import annotations
@@ -15,9 +21,12 @@ import pytest
 import torch
 
 from tinker_cookbook.preference.losses import (
+    KTOSettings,
     PairLogprobs,
     PairLoss,
     PairLossSettings,
+    kto_kl,
+    kto_losses,
     pair_losses,
 )
 
@@ -137,3 +146,72 @@ def test_values_and_gradients_are_trls(kind: PairLoss) -> None:
     assert our_value == pytest.approx(value, abs=1e-4)
     torch.testing.assert_close(our_gradient, gradient, atol=1e-4, rtol=1e-4)
     assert our_gradient.abs().max() > 1e-3
+
+
+# -- KTO: the batch's 2 P replies are single ones, labelled good or bad
+
+GOOD = torch.tensor([True, False, True, True, False, False, True, False, True, True])
+WEIGHTS = {"desirable_weight": 1.5, "undesirable_weight": 0.6}
+
+
+def kto_trainer(
+    batch: Batch, kl_policy: torch.Tensor, kl_reference: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, list[float]]]:
+    """KTOTrainer's loss and metrics: the trainer is a stand-in with what the method reads.
+
+    kl_policy, kl_reference: log p of the mismatched replies, [D].
+    """
+    from trl import KTOTrainer
+
+    completion_mask = torch.cat([torch.zeros(2 * PAIRS, 1), batch.mask], dim=1)  # and a prompt
+    zeros = torch.zeros(2 * PAIRS, TOKENS)
+    outputs = SimpleNamespace(log_probs=batch.policy, entropy=zeros, mean_logits=zeros)
+    metrics: defaultdict[str, list[float]] = defaultdict(list)
+    trainer: Any = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=ACCELERATOR,
+        aux_loss_enabled=False,
+        calculate_KL=True,
+        _compute_kl_logps=lambda model, inputs: kl_policy,
+        precompute_ref_logps=True,
+        loss_type="kto",
+        beta=BETA,
+        **WEIGHTS,
+        _metrics={"train": metrics},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    inputs = {
+        "input_ids": completion_mask.long(),
+        "attention_mask": completion_mask.long(),
+        "completion_mask": completion_mask,
+        "label": GOOD,
+        "ref_logps": batch.reference.sum(1),
+        "ref_KL_logps": kl_reference,
+    }
+    return KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False), metrics
+
+
+@pytest.mark.parametrize("offset", [1.7, -1.7])  # of the KL estimate: kept, clamped at 0
+def test_kto_is_trls(offset: float) -> None:
+    batch = Batch()
+    generator = torch.Generator().manual_seed(1)
+    kl_reference = -5 * torch.rand(2 * PAIRS, generator=generator, dtype=torch.float64)
+    noise = torch.rand(2 * PAIRS, generator=generator, dtype=torch.float64)
+    kl_policy = kl_reference + noise + offset
+    loss, metrics = kto_trainer(batch, kl_policy, kl_reference)
+    value, gradient = value_and_gradient(loss, batch)
+
+    kl = kto_kl(kl_policy, kl_reference)
+    assert (kl > 2) if offset > 0 else (kl == 0)
+    assert metrics["kl"] == [pytest.approx(kl, abs=1e-4)]
+    batch = Batch()
+    logprob, reference = batch.policy.sum(1), batch.reference.sum(1)
+    losses, rewards = kto_losses(logprob, reference, GOOD, kl, KTOSettings(BETA, **WEIGHTS))
+    our_value, our_gradient = value_and_gradient(losses.mean(), batch)
+    assert our_value == pytest.approx(value, abs=1e-4)
+    torch.testing.assert_close(our_gradient, gradient, atol=1e-4, rtol=1e-4)
+    assert our_gradient.abs().max() > 1e-3
+    for name, mask in (("chosen", GOOD), ("rejected", ~GOOD)):
+        mean = rewards[mask].mean().item()
+        assert metrics[f"rewards/{name}"] == [pytest.approx(mean, abs=1e-4)]

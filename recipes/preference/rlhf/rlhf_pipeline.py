@@ -18,7 +18,7 @@ from pathlib import Path
 
 import chz
 
-from recipes.preference.datasets import NanoReplies, comparisons_of
+from recipes.preference.datasets import NanoPairs, NanoReplies, comparisons_of
 from recipes.preference.rlhf import stages
 from recipes.preference.rlhf.stages import Policy, PreferenceModelKind
 from tinker_cookbook.cli_utils import cli
@@ -125,6 +125,13 @@ class CLI(ProgramConfig):
         name = self.dataset or ("nano_pairs" if self.model_name == "nano" else "hhh")
         return self.comparisons or comparisons_of(name)
 
+    def prompts(self) -> ComparisonDatasetBuilder:
+        """The comparisons whose prompts the policy replies to."""
+        comparisons = self.the_comparisons()
+        if self.comparisons is None and isinstance(comparisons, NanoPairs):
+            return chz.replace(comparisons, num_train=stages.NANO_PROMPTS)
+        return comparisons
+
 
 async def main(config: CLI) -> None:
     directory = program_directory(config, "rlhf")
@@ -141,7 +148,7 @@ async def main(config: CLI) -> None:
         if train_rm
         else None
     )
-    stages.resolve_rl(rl, config.judge or PreferenceModelBuilder(), comparisons)
+    stages.resolve_rl(rl, config.judge or PreferenceModelBuilder(), config.prompts())
     if config.run_rl and not train_rm:
         judge_of(config, directory)
     if config.sft_path is not None:
@@ -156,7 +163,7 @@ async def main(config: CLI) -> None:
         policy, judge = start_of_policy(config, directory), judge_of(config, directory)
         start = policy.path or f"the base model {config.model_name}"
         title = f"reinforcement learning in {rl.log_path}, from {start}"
-        await run_stage(title, stages.run_rl(rl, policy, judge, comparisons))
+        await run_stage(title, stages.run_rl(rl, policy, judge, config.prompts()))
 
 
 def default_conversations(config: CLI) -> ChatDatasetBuilder:

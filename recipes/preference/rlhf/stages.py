@@ -55,6 +55,7 @@ RM_DEFAULTS = Defaults(
     others=ModelDefaults(_REAL_BATCHES, learning_rate=3e-4),
     within_context=("max_length",),
 )
+NANO_PROMPTS = 25 * 16  # 25 steps
 RL_DEFAULTS = Defaults(
     nano=ModelDefaults(
         Groups(groups_per_batch=16, group_size=8, max_tokens=40),
