@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.preference.constitutional.judging import PairJudge, summary_lines
+from recipes.preference.constitutional.judging import JudgedPairs, PairJudge, summary_lines
 from recipes.preference.constitutional.revisions_test import completer
+from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.preference.preference_datasets import (
     ComparisonBuilderFromJsonl,
     HubComparisons,
@@ -92,3 +93,22 @@ async def test_the_rows_are_a_data_set_of_comparisons(tmp_path: Path) -> None:
         assert labeled["B"].chosen == [{"role": "assistant", "content": "333"}]
         assert labeled["B"].comparison.prompt_conversation == PROMPT
         assert labeled.keys() == {"B", "Tie"}
+
+
+async def test_only_pairs_that_are_no_ties_are_trained_on(tmp_path: Path) -> None:
+    end = "<|im_end|>"
+    rows = await judge_pairs(tmp_path, *[f"3{end}", f"333{end}", f"1{end}", f"2{end}"] * 10)
+    path = tmp_path / "comparisons.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, test = JudgedPairs(path=str(path)).open_splits()
+    assert test is not None and (len(train.rows), len(test.rows)) == (9, 1)
+    for split in (train, test):
+        for index in range(len(split.rows)):
+            parsed = split.read(split.rows[index], "row")
+            assert parsed is not None and parsed.labeled.label == "B" and len(parsed.notes) == 1
+    ties = [{**row, "index": index} for index, row in enumerate(rows[1::2])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ties))
+    with pytest.raises(
+        DataValidationError, match=r"all 10 pairs are ties .*; lower min_preference"
+    ):
+        JudgedPairs(path=str(path)).open_splits()

@@ -21,7 +21,7 @@ from tinker_cookbook.testing import Asked, ScriptedEngine, scripted_service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 PROMPT = [Message(role="user", content="What is 1 + 2?")]
-PRINCIPLES = ("The reply is polite.", "The reply is short.")
+PRINCIPLES = ("Be polite.", "Be brief.")
 
 
 class Author(ScriptedEngine):
@@ -38,9 +38,9 @@ class Author(ScriptedEngine):
         self.prompts.append(text)
         request = text.rpartition("<|im_start|>user\n")[2]
         written = f"3 ({asked.request.seed})<|im_end|>"
-        if request.startswith("Read your last reply again"):
+        if request.startswith("How could your last reply"):
             written = "It is rude<|im_end|>"
-        elif request.startswith("Now write your reply again"):
+        elif request.startswith("Rewrite your reply"):
             written = self.revision
         return self.tokenizer.encode(written)
 

@@ -10,6 +10,10 @@ Four stages in one run directory; a stage that is complete is skipped, one that 
     sft/                supervised fine-tuning on the last revisions
     comparisons.jsonl   two replies of that model to each prompt, judged under a principle
     dpo/                DPO on these comparisons, from the weights of sft/
+
+run_revisions, run_sft, run_judge and run_dpo=False leave a stage out; later stages then use the
+files that are there, and the start model if sft/ is not finished. README.md: base and instruct
+models, principles, prompts.
 """
 
 from __future__ import annotations
@@ -17,12 +21,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import chz
 
 from recipes.preference.constitutional import judging, revisions
-from recipes.preference.constitutional.judging import PairJudge, comparisons_file
+from recipes.preference.constitutional.config import (
+    CLI,
+    MAX_TOKENS,
+    NANO_MAX_TOKENS,
+    NANO_PROMPTS,
+    NUM_PROMPTS,
+)
+from recipes.preference.constitutional.judging import JudgedPairs, PairJudge, comparisons_file
 from recipes.preference.constitutional.principles import load_principles
 from recipes.preference.constitutional.prompts import Conversation, load_prompts
 from recipes.preference.constitutional.revisions import RevisedReplies, Reviser, revisions_file
@@ -36,7 +46,6 @@ from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.chat_labels import ChatLabels
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
-from tinker_cookbook.preference.preference_datasets import HubComparisons
 from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.service import connect_run, locate_checkpoint
@@ -44,8 +53,6 @@ from tinker_cookbook.supervised import train as supervised
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training.config import ProgramConfig
-from tinker_cookbook.training.fields import COUNT, FRACTION, MAY_CHANGE, NON_NEGATIVE
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.training.run_directory import RunLock, choose_resume_or_delete
 from tinker_cookbook.training.stages import (
@@ -57,92 +64,12 @@ from tinker_cookbook.training.stages import (
 from tinker_cookbook.utils.json_types import Plain
 
 RECIPE = "constitutional"
-NANO_MAX_TOKENS, MAX_TOKENS = 48, 512
-NANO_PROMPTS, NUM_PROMPTS = 64, 4096
-# keys of a training stage that it may not set, besides those that all stages share
-RESERVED_KEYS = ("renderer_name", "load_checkpoint_path", "dataset_builder", "dataset_path")
-
-
-@chz.chz
-class CLI(ProgramConfig):
-    model_kind: Literal["auto", "base", "instruct"] = chz.field(
-        default="auto",
-        doc="how the model is asked for critiques and revisions: instruct by instructions, base by"
-        " worked examples (auto: instruct if it is a chat model)",
-    )
-    load_checkpoint_path: str | None = chz.field(
-        default=None,
-        doc="initial weights, with a fresh optimizer: a tinker:// path, a run directory (its last"
-        " checkpoint) or a PEFT adapter directory (None: a new adapter)",
-    )
-    principles: str | None = chz.field(
-        default=None,
-        doc="text file with one principle per line (None: six principles of this recipe)",
-    )
-    prompts: str | None = chz.field(
-        default=None,
-        doc="prompts to reply to: nano_sums, hhh, a text file with one per line, or a file, a"
-        " directory or a hub data set of prompts, conversations or comparisons (None: nano_sums for"
-        " nano, else hhh)",
-    )
-    num_prompts: int | None = chz.field(
-        default=None,
-        doc=f"prompts to reply to, at most (None: {NANO_PROMPTS} for nano, else {NUM_PROMPTS});"
-        " raising it extends the sampled files",
-        metadata=COUNT | MAY_CHANGE,
-    )
-    num_revisions: int = chz.field(
-        default=1, doc="rounds of critique and revision per reply", metadata=COUNT
-    )
-    max_tokens: int | None = chz.field(
-        default=None,
-        doc=f"maximum tokens per completion (None: {NANO_MAX_TOKENS} for nano, else {MAX_TOKENS})",
-        metadata=COUNT,
-    )
-    temperature: float = chz.field(
-        default=1.0, doc="sampling temperature (0: greedy decoding)", metadata=NON_NEGATIVE
-    )
-    judge: Literal["start", "sft"] = chz.field(
-        default="start", doc="judge of the comparisons: the start model, or the model of sft/"
-    )
-    min_preference: float = chz.field(
-        default=0.1,
-        doc="pairs with a smaller |preference|, which is 0 to 1, are ties and not trained on",
-        metadata=FRACTION,
-    )
-    run_revisions: bool = chz.field(
-        default=True, doc="make revisions.jsonl (False: use it as it is)", metadata=MAY_CHANGE
-    )
-    run_sft: bool = chz.field(
-        default=True,
-        doc="train sft/ (False: if it is not finished, compare replies of the start model)",
-        metadata=MAY_CHANGE,
-    )
-    run_judge: bool = chz.field(
-        default=True, doc="make comparisons.jsonl (False: use it as it is)", metadata=MAY_CHANGE
-    )
-    run_dpo: bool = chz.field(default=True, doc="train dpo/", metadata=MAY_CHANGE)
-    sft: ChatConfig = chz.field(
-        default_factory=ChatConfig, doc="supervised fine-tuning, e.g. sft.learning_rate"
-    )
-    dpo: train_dpo.Config = chz.field(
-        default_factory=train_dpo.Config, doc="preference optimization, e.g. dpo.dpo_beta"
-    )
-
-    @chz.validate
-    def _check_stage_keys(self) -> None:
-        for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
-            for key in RESERVED_KEYS:
-                if (value := getattr(stage, key)) is not None:
-                    remedy = f"set {key}=" if key in chz.chz_fields(self) else "drop it"
-                    raise ConfigurationError(
-                        f"{name}.{key}={value}: this recipe sets it for each stage; {remedy}"
-                    )
 
 
 async def main(config: CLI) -> None:
     # everything that can be wrong with the keys, before hours of sampling
     pipeline = Pipeline.prepare(config)
+    pipeline.check_files()
     lock = RunLock(pipeline.directory)
     try:
         await pipeline.run()
@@ -182,6 +109,19 @@ class Pipeline:
             load_prompts(config.prompts, "prompts", number, config.seed, config.model_name),
             config.max_tokens or (NANO_MAX_TOKENS if nano else MAX_TOKENS),
         )
+
+    def check_files(self) -> None:
+        """Raise ConfigurationError if a stage that is left out has not left its file."""
+        config = self.config
+        for name, makes, reads, reader in (
+            ("revisions", config.run_revisions, config.run_sft, "run_sft"),
+            ("comparisons", config.run_judge, config.run_dpo, "run_dpo"),
+        ):
+            file = self.directory / f"{name}.jsonl"
+            if reads and not makes and not file.exists():
+                raise ConfigurationError(
+                    f"{reader}=True needs {file}, which does not exist: run the stage that makes it"
+                )
 
     async def run(self) -> None:
         config = self.config
@@ -225,7 +165,7 @@ class Pipeline:
 
     async def make_comparisons(self) -> None:
         config, policy_path = self.config, self.policy_path()
-        judge_path = policy_path if config.judge == "sft" else config.load_checkpoint_path
+        judge_path = policy_path if config.judge_model == "sft" else config.load_checkpoint_path
         policy, judge = await self._load(policy_path), await self._load(judge_path)
         judges = {
             principle: PromptedPreferenceModel(
@@ -252,7 +192,7 @@ class Pipeline:
         await run_stage(title, supervised.run(resolved, recipe="sft"))
 
     async def train_dpo(self) -> None:
-        comparisons = HubComparisons(path=str(self.directory / "comparisons.jsonl"))
+        comparisons = JudgedPairs(path=str(self.directory / "comparisons.jsonl"))
         data = DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
         stage = chz.replace(
             stage_config(self.config, "dpo", self.config.dpo, self.directory),
@@ -326,7 +266,7 @@ FIRST_KEYS = (  # that `--help` explains first
     "prompts",
     "num_prompts",
     "num_revisions",
-    "judge",
+    "judge_model",
     "min_preference",
     "max_steps",
     "log_path",

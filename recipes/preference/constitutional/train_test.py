@@ -72,6 +72,7 @@ async def test_comparisons_of_the_start_model(tmp_path: Path) -> None:
         ("dpo.log_path=x", "dpo.log_path=x: all stages share log_path; set log_path="),
         ("sft.dataset_path=x", "sft.dataset_path=x: this recipe sets it for each stage; drop it"),
         ("dpo.renderer_name=x", "dpo.renderer_name=x: .*; set renderer_name="),
+        ("sft.lora_rank=8", "sft.lora_rank=8 and dpo.lora_rank=32: .*; set ...lora_rank=8"),
         ("min_preference=2", "min_preference=2.0: expected 0 to 1"),
         ("num_revisions=0", "num_revisions=0: expected 1 or more"),
         ("num_revision=2", "num_revision"),
@@ -81,6 +82,20 @@ async def test_comparisons_of_the_start_model(tmp_path: Path) -> None:
 def test_bad_keys(words: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Pipeline.prepare(parse(CLI, words.split()))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"run_revisions": False}, r"run_sft=True needs .*revisions\.jsonl, which does not exist"),
+        ({"run_judge": False}, r"run_dpo=True needs .*comparisons\.jsonl, which does not exist"),
+    ],
+)
+async def test_a_stage_without_its_file(
+    tmp_path: Path, stages: dict[str, bool], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        await main(chz.replace(SMALL, log_path=str(tmp_path / "run"), **stages))
 
 
 def test_an_empty_principles_file(tmp_path: Path) -> None:
