@@ -220,9 +220,14 @@ class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
         metadata=_AT_LEAST_TWO,
     )
     seed: int | None = chz.field(
-        default=None, doc="seed of each epoch's shuffle (None: from the recipe's keys)", metadata=SEED
+        default=None,
+        doc="seed of each epoch's shuffle (None: from the recipe's keys)",
+        metadata=SEED,
     )
     num_epochs: int = chz.field(default=1, doc="passes over the prompts", metadata=COUNT)
+
+    def rewards_are_relative(self) -> bool:
+        return True
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         model = self.needed("policy_model_name", self.policy_model_name)

@@ -1,8 +1,8 @@
 """RL with pairwise rewards, the smallest example: among replies to one prompt, the shorter wins.
 
-    ./scripts/run recipes.preference.shorter.train                                    nano
-    ./scripts/run recipes.preference.shorter.train model_name=Qwen/Qwen3-8B
-    ./scripts/run recipes.preference.shorter.train data=Shorter data.comparison_builder.prompt="Hi!"
+./scripts/run recipes.preference.shorter.train                                    nano
+./scripts/run recipes.preference.shorter.train model_name=Qwen/Qwen3-8B
+./scripts/run recipes.preference.shorter.train data=Shorter data.comparison_builder.prompt="Hi!"
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tinker_cookbook.rl.problem_config import (
 )
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 
-NANO_PROMPT = "Write a sentence about the tree."
+NANO_PROMPT = "Write a sentence about the kite."
 NANO_STEPS = 30
 DEFAULTS = Defaults(
     nano=ModelDefaults(
