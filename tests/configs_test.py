@@ -11,6 +11,7 @@ from recipes.chat_sl import train as chat_sl
 from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.preference.dpo import train as dpo
+from recipes.preference.shorter import train as shorter
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -29,6 +30,7 @@ RECIPES = {
     "rl_basic": (rl_basic.CLI, RL_DEFAULTS),
     "rl_loop": (rl_loop.Config, RL_DEFAULTS),
     "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
+    "shorter": (shorter.CLI, shorter.DEFAULTS),
 }
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 

@@ -31,13 +31,13 @@ from tinker_cookbook.preference.types import (
     PreferenceModelBuilder,
 )
 from tinker_cookbook.renderers import Message, get_renderer, get_text_content
-from tinker_cookbook.rl import train
+from tinker_cookbook.rl import train, training_step
 from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.rl.problem_config import ProblemConfig, resolve_problem_config
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.rollouts.strategy import RetryOnFailure
 from tinker_cookbook.rl.testing import rows_of, train_config, trajectory, turn
-from tinker_cookbook.rl.transcripts import read_rollouts
+from tinker_cookbook.rl.transcripts import read_rollouts, rollouts_file
 from tinker_cookbook.rl.types import RLDataset, Trajectory, TrajectoryGroup
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -338,7 +338,7 @@ async def test_rows_without_a_prompt_are_counted(
     assert f"{path}: 2 of 3 rows skipped: {path}:2: 'comparison' must be an" in caplog.text
     assert f"{path}:3: found 'text'" in caplog.text
     with pytest.raises(
-        DataValidationError, match=r"none of the 20 rows has a usable prompt.*; and 10 more"
+        DataValidationError, match=r"none of the 20 rows has a usable prompt.*; and 15 more"
     ):
         await train_set(write(tmp_path / "none.jsonl", [bad[0]] * 20))
 
@@ -386,15 +386,16 @@ async def test_a_run_with_a_judge_that_fails_now_and_then(tmp_path: Path) -> Non
     assert all(abs(row["env/all/win_minus_loss"]) < 1e-9 for row in rows)
 
 
-async def test_transcripts_show_prompt_reply_and_score(tmp_path: Path) -> None:
-    path = write(tmp_path / "pairs.jsonl", pairs(4))
-    config = train_config(tmp_path / "run", dataset_builder=data(path), transcripts_every=1)
-    await train.main(config)
-    (record, *_) = read_rollouts(
-        tmp_path / "run" / "iteration_000000" / "train_rollout_summaries.jsonl"
-    )
-    assert set(record["trajectory_metrics"]) == {"win_minus_loss"}
-    assert record["steps"][0]["logs"].keys() == {"prompt", "reply"}
+async def test_transcripts_show_the_score_and_its_mean_is_not_diagnosed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = write(tmp_path / "pairs.jsonl", pairs(4)), tmp_path / "run"
+    monkeypatch.delattr(training_step, "RunDiagnostics")
+    await train.main(train_config(run, dataset_builder=data(path), transcripts_every=1))
+    (record, *_) = read_rollouts(rollouts_file(run, "train", 0))
+    assert record["final_reward"] == record["trajectory_metrics"]["win_minus_loss"]
+    (step,) = record["steps"]
+    assert step["logs"].keys() == {"prompt", "reply"} and step["metrics"].keys() == {"format"}
 
 
 @chz.chz

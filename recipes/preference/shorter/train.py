@@ -19,6 +19,7 @@ from tinker_cookbook.rl.problem_config import (
     ProblemConfig,
     resolve_problem_config,
 )
+from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 
 NANO_PROMPT = "Write a sentence about the kite."
@@ -37,6 +38,11 @@ DEFAULTS = Defaults(
 
 @chz.chz
 class CLI(ProblemConfig):
+    dataset_builder: RLDatasetBuilder | None = chz.field(
+        default=None,
+        doc="prompts, and the judge of the replies (None: data=Shorter, one prompt and the shorter"
+        " reply wins)",
+    )
     compute_post_kl: bool = chz.field(
         default=True,
         doc="measure the KL of the sampling policy to the policy after each step, on the step's"
