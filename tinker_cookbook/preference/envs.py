@@ -186,8 +186,8 @@ class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
 
     The completions and labels of the comparisons are not used. There is no test set: the pairwise
     rewards of a group sum to 0 for every policy, so that only a comparison with another policy
-    measures progress. All rows are read before training; those without a usable prompt are left out, with a
-    warning that counts them.
+    measures progress. All rows are read before training; those without a usable prompt are left
+    out, with a warning that counts them.
     """
 
     comparison_builder: ComparisonDatasetBuilder = chz.field(
