@@ -24,8 +24,9 @@ Without keys, nano is asked to "Write a sentence about the kite.", 8 groups of 1
 | 29 | 2.0, 2.0, 4.0 | 1, 1, 4 | B |
 
 First nano finds the short names and words among its sentences, then that nothing but the length
-counts: seeds 0 and 1 end with "B", seed 2 with "Bye!". That is the preference learned to the
-letter, not a failure of the algorithm; kl_penalty_coef= holds a policy back.
+counts: seeds 0 and 1 end with "B", seed 2 with "Bye!". The policy does exactly what the judge
+rewards. With kl_penalty_coef=0.3, seed 0 still writes sentences after 30 steps ("Sam has a brown
+kite."), 8.5 tokens long; with 0.1 it ends with "Bye!", 4.0 tokens.
 """
 
 from __future__ import annotations
