@@ -32,8 +32,8 @@ def stage_config(program: ProgramConfig, name: str, stage: S, directory: Path) -
     """The config of a stage with the shared keys of its program.
 
     name: the key of the stage, for messages. directory: the program's. Raises ConfigurationError
-    for a shared key that has another value on the stage than in the program: neither would be
-    surely meant. The program's value is accepted, since `...seed=1` sets it in all stages.
+    for a shared key that the stage sets to another value than the program; `...seed=1`, which sets
+    the same value in both, is accepted.
     """
     shared = {key: getattr(program, key) for key in chz.chz_fields(ProgramConfig)}
     unset = LoopConfig()
