@@ -142,7 +142,7 @@ async def test_the_test_split_of_the_data_without_what_training_skips(
     model: type[PreferenceModel],
 ) -> None:
     """Also of more than nano's context: asking for its verdict would end the run."""
-    texts = ["good", "great " * 100, "great " * 300, "fine", "best", "last"]
+    texts = ["good", "great " * 100, "great " * 3000, "fine", "best", "last"]
     rows = [{"prompt": "?", "chosen": text, "rejected": "bad"} for text in texts]
     builder = data(tmp_path, [*rows[:3], {"prompt": "no pair"}, *rows[3:]], kind)
     (evaluator,) = builder.default_evaluator_builders()
