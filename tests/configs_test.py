@@ -14,6 +14,7 @@ from recipes.preference.constitutional import train as constitutional
 from recipes.preference.datasets import DATASETS
 from recipes.preference.dpo import train as dpo
 from recipes.preference.rlhf import rlhf_pipeline, stages
+from recipes.preference.shorter import train as shorter
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -33,6 +34,7 @@ RECIPES = {
     "rl_basic": (rl_basic.CLI, RL_DEFAULTS),
     "rl_loop": (rl_loop.Config, RL_DEFAULTS),
     "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
+    "shorter": (shorter.CLI, shorter.DEFAULTS),
 }
 # folder -> config class, and the key and defaults of each stage that is a run of its own
 PROGRAMS = {

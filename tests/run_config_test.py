@@ -77,6 +77,10 @@ MORE = {
         "data=DPODatasetBuilderFromComparisons batch_size=2 loss=cdpo label_smoothing=0.1"
         " data.comparison_builder=NanoPairs data.comparison_builder.num_train=9",
     ],
+    "recipes.preference.shorter.train": [
+        "data=Shorter data.comparison_builder.prompt=Hi! data.comparison_builder.num_prompts=8"
+        " data.tournament_pattern=all_pairs_one_way groups_per_batch=2 group_size=4",
+    ],
     "recipes.rl_basic": [
         "kl_penalty_coef=0.1 kl_reference_config.base_model=nano rollout_strategy=RetryOnFailure"
         " loss_fn=ppo loss_fn_config.clip_low_threshold=0.7 limits.max_turns=3 max_lag=2",

@@ -13,14 +13,21 @@ from recipes.preference.datasets import (
     HelpSteer3ComparisonBuilder,
     HHHComparisonBuilder,
     NanoPairs,
+    NanoReplies,
     UltraFeedbackComparisonBuilder,
+    check_dataset_path,
+    comparisons_of,
 )
+from recipes.preference.sampled_style import Preference, has_style
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
+from tinker_cookbook.preference.preference_datasets import HubComparisons
 from tinker_cookbook.preference.types import LabeledComparison
+from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.data_files import where
 from tinker_cookbook.utils.private_apis import field_doc
 
@@ -184,6 +191,76 @@ def test_nano_pairs_depend_on_their_seed_alone() -> None:
 
 
 def test_every_key_has_a_help_text() -> None:
-    builders = (HHHComparisonBuilder, HelpSteer3ComparisonBuilder, NanoPairs)
+    builders = (HHHComparisonBuilder, HelpSteer3ComparisonBuilder, NanoPairs, NanoReplies)
     for builder in (*builders, UltraFeedbackComparisonBuilder):
         assert all(field_doc(field) for field in chz.chz_fields(builder).values())
+
+
+def nano_replies(**keys: Any) -> list[tuple[str, str]]:
+    """The questions and replies of an epoch of NanoReplies."""
+    common = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer="nano",
+        renderer_name="qwen3_instruct",
+        batch_size=8,
+        max_length=100,
+    )
+    train, test = NanoReplies(common_config=common, **keys)()
+    assert test is None
+    tokenizer = get_tokenizer("nano")
+    found = []
+    for index in range(len(train)):
+        for datum in train.get_batch(index):
+            conversation = str(tokenizer.decode(from_datum(datum).tokens.tolist()))
+            user, assistant = conversation.split("<|im_end|>\n<|im_start|>assistant\n")
+            found.append((user.split("user\n")[1], assistant.split("<|im_end|>")[0]))
+    return found
+
+
+@pytest.mark.parametrize("preference", ["polite", "short", "correct"])
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_nano_replies_have_their_share_of_the_preferred_style(
+    preference: Preference, share: float
+) -> None:
+    replies = nano_replies(preference=preference, preferred_share=share, num_train=400)
+    assert len(replies) == 400
+    preferred = 0
+    for question, reply in replies:
+        a, b = (int(n) for n in "".join(c if c.isdigit() else " " for c in question).split())
+        assert not tasks.held_out_pair(a, b)
+        preferred += has_style(reply, preference, a + b)
+    assert abs(preferred / 400 - share) <= (0.06 if 0 < share < 1 else 0)
+
+
+def test_nano_replies_depend_on_their_seed_alone() -> None:
+    assert nano_replies(num_train=16) == nano_replies(num_train=16)
+    assert sorted(nano_replies(num_train=16)) != sorted(nano_replies(num_train=16, seed=1))
+    with pytest.raises(ConfigurationError, match=r"preferred_share=1\.5: expected 0 to 1"):
+        NanoReplies(preferred_share=1.5)
+
+
+def test_the_comparisons_that_a_name_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert comparisons_of("nano_pairs") == NanoPairs()
+    assert comparisons_of("hhh") == HHHComparisonBuilder()
+    (tmp_path / "pairs.jsonl").touch()
+    for path in (str(tmp_path / "pairs.jsonl"), "org/name", str(tmp_path)):
+        assert comparisons_of(path) == HubComparisons(path=path)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check_dataset_path("folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nano", "dataset='nano' is unknown; set hhh, helpsteer3, ultrafeedback, nano_pairs, a"),
+        ("missing.jsonl", "dataset=missing.jsonl"),
+        ("folder/missing.jsonl", "dataset=folder/missing.jsonl"),
+    ],
+)
+def test_an_unknown_name_is_refused(name: str, message: str) -> None:
+    for check in (comparisons_of, check_dataset_path):
+        with pytest.raises(ConfigurationError) as caught:
+            check(name)
+        assert str(caught.value).startswith(message), caught.value

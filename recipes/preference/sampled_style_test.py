@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
-from recipes.preference.sampled_style import Preference, SampledStyle, has_style
-from tinker_cookbook.nano.tasks import last_integer
+from recipes.preference.sampled_style import (
+    Preference,
+    SampledStyle,
+    StyleJudge,
+    StyleJudgeBuilder,
+    has_style,
+)
+from tinker_cookbook.nano.tasks import ADD_PHRASINGS, last_integer, preference_pair
+from tinker_cookbook.preference.types import Comparison
+from tinker_cookbook.renderers import Message, TextPart, ThinkingPart
 from tinker_cookbook.testing import Asked, ScriptedEngine, scripted_service, scripted_text
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -56,3 +65,59 @@ async def test_rates_of_scripted_replies(tmp_path: Path) -> None:
     again = [request.seed for request in engine.samples[:8]]
     await builder()(client)
     assert [request.seed for request in engine.samples[8:]] == again
+
+
+def compare(reply_a: str, reply_b: str, question: str = "What is 5 + 7?") -> Comparison:
+    return Comparison(
+        [Message(role="user", content="Hi 99"), Message(role="user", content=question)],
+        [Message(role="assistant", content=reply_a)],
+        [Message(role="assistant", content=reply_b)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("preference", "preferred", "others"),
+    [
+        ("polite", "Let me think. 5 + 7 = 12. Please ask me more.", ["12", "Please 12", ""]),
+        ("short", "12", ["The answer is 12.", "5 + 7 = 12", ""]),
+        ("correct", "So it is 12", ["13", "5 + 7 = 13", "twelve", ""]),
+    ],
+)
+async def test_the_judge_prefers_the_style_in_both_orders(
+    preference: Preference, preferred: str, others: list[str]
+) -> None:
+    judge = StyleJudgeBuilder(preference=preference)()
+    for other in others:
+        assert await judge(compare(preferred, other)) == -1
+        assert await judge(compare(other, preferred)) == 1
+        assert await judge(compare(other, other)) == 0
+    assert await judge(compare(preferred, preferred)) == 0
+
+
+@pytest.mark.parametrize("phrasing", ADD_PHRASINGS)
+async def test_the_judge_knows_the_sum_of_every_phrasing(phrasing: str) -> None:
+    judge = StyleJudge("correct")
+    assert await judge(compare("52", "42", phrasing.format(a=38, b=4))) == 1
+
+
+@pytest.mark.parametrize("preference", ["polite", "short", "correct"])
+async def test_the_judge_agrees_with_nanos_pairs(preference: Preference) -> None:
+    judge, rng = StyleJudge(preference), random.Random(0)
+    for _ in range(200):
+        pair = preference_pair(rng, preference)
+        (prompt,), (chosen,), (rejected,) = pair["prompt"], pair["chosen"], pair["rejected"]
+        texts = chosen["content"], rejected["content"]
+        assert await judge(compare(*texts, prompt["content"])) == -1, pair
+
+
+async def test_the_judge_reads_the_last_message_without_its_reasoning() -> None:
+    parts = [
+        ThinkingPart(type="thinking", thinking="is it 13?"),
+        TextPart(type="text", text="12"),
+    ]
+    comparison = compare("13", "")
+    first = [Message(role="assistant", content="wait"), *comparison.completion_A]
+    second = [Message(role="assistant", content=parts)]
+    for preference, verdict in (("correct", 1), ("short", 0)):
+        judge = StyleJudge(preference)
+        assert await judge(Comparison(comparison.prompt_conversation, first, second)) == verdict

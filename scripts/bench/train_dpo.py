@@ -45,9 +45,9 @@ class Config(harness.BenchConfig, harness.AgainstConfig):
     )
     max_length: int = chz.field(default=1024, doc="maximum tokens of a prompt with a reply")
     shortest_prompt: int = chz.field(default=20, doc="tokens of the shortest random prompt")
-    longest_prompt: int = chz.field(default=200, doc="tokens of the longest random prompt")
-    shortest: int = chz.field(default=30, doc="tokens of the shortest random reply")
-    longest: int = chz.field(default=490, doc="tokens of the longest random reply")
+    longest_prompt: int = chz.field(default=100, doc="tokens of the longest random prompt")
+    shortest: int = chz.field(default=20, doc="tokens of the shortest random reply")
+    longest: int = chz.field(default=200, doc="tokens of the longest random reply")
     beta: float = chz.field(default=0.1, doc="beta of the loss")
 
 

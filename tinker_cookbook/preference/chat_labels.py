@@ -33,7 +33,7 @@ class ChatLabels:
             raise ConfigurationError(
                 f"renderer {type(renderer).__name__} begins more than one of the replies"
                 f" {', '.join(map(repr, labels))} with {first!r}: choose one without thinking, e.g."
-                " qwen3_instruct, qwen3_disable_thinking or role_colon"
+                " qwen3_instruct or qwen3_disable_thinking"
             )
 
     def prompt(self, conversation: list[Message]) -> list[int]:
@@ -50,7 +50,10 @@ class ChatLabels:
 
         Not renormalized: the model may also write something else.
         """
-        prompt = self.prompt(conversation)
+        return await self.logprobs_after(client, self.prompt(conversation))
+
+    async def logprobs_after(self, client: SamplingClient, prompt: Sequence[int]) -> np.ndarray:
+        """`logprobs` after the tokens of a `prompt`."""
         futures = [
             client.compute_logprobs(
                 tinker.ModelInput.from_ints([*prompt, token]), prompt_logprobs_last_n=1

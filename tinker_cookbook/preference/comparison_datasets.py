@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import chz
 
-from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, RendererError
 from tinker_cookbook.preference.comparison_rows import (
     ParsedComparison,
     Row,
@@ -78,17 +78,24 @@ class ComparisonSplit:
         return skip_bad_rows(render_row)
 
 
-def read_comparisons(split: ComparisonSplit, limit: int | None = None) -> list[LabeledComparison]:
+def read_comparisons(
+    split: ComparisonSplit,
+    limit: int | None = None,
+    is_usable: Callable[[LabeledComparison], bool] = lambda labeled: True,
+) -> list[LabeledComparison]:
     """The comparisons of the first `limit` rows (None: of all); unusable rows are left out, as the
-    report of the data set says."""
+    report of the data set says.
+
+    is_usable: e.g. whether a comparison is short enough; a RendererError counts as False.
+    """
     found = []
     for index in range(len(split.rows) if limit is None else min(limit, len(split.rows))):
         try:
             parsed = split.read(split.rows[index], "row")
-        except DataFormatError:
+            if parsed is not None and is_usable(parsed.labeled):
+                found.append(parsed.labeled)
+        except (DataFormatError, RendererError):
             continue
-        if parsed is not None:
-            found.append(parsed.labeled)
     return found
 
 

@@ -1,7 +1,7 @@
 """RL with pairwise rewards: the replies of a group are compared by a preference model.
 
-Of a group of replies to one prompt, contiguous chunks of up to `matchup_group_size` members are
-compared, every pair in one order or in both. The reward of reply i is
+A group of replies to one prompt is split into contiguous chunks of up to `matchup_group_size`
+members, and all pairs of a chunk are compared, in one order or in both. The reward of reply i is
 
     (wins_i - losses_i) / matchups_i + (format_i - 1)
 
@@ -158,7 +158,7 @@ def split_into_chunks(num_members: int, size: int) -> list[range]:
     """Split the members into contiguous chunks of nearly equal length, at most `size`.
 
     No chunk has a single member, unless there is only one: it would have no opponent. With size 2
-    an odd member therefore makes one chunk of 3.
+    an odd number of members therefore makes one chunk of 3.
     """
     num_chunks = max(1, min(-(-num_members // size), num_members // 2))
     bounds = [num_members * chunk // num_chunks for chunk in range(num_chunks + 1)]
@@ -184,10 +184,10 @@ def compute_win_minus_loss(
 class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
     """The prompts of comparisons, with replies that a preference model compares.
 
-    The completions and labels of the comparisons are not used. There is no test set: the rewards
-    within a group sum to 0 whatever the policy, so only a comparison with other policies measures
-    progress. All rows are read before training; those without a usable prompt are left out, with a
-    warning that counts them.
+    The completions and labels of the comparisons are not used. There is no test set: the pairwise
+    rewards of a group sum to 0 for every policy, so that only a comparison with another policy
+    measures progress. All rows are read before training; those without a usable prompt are left
+    out, with a warning that counts them.
     """
 
     comparison_builder: ComparisonDatasetBuilder = chz.field(
@@ -225,6 +225,9 @@ class PairwisePreferenceRLDatasetBuilder(RLDatasetBuilder):
         metadata=SEED,
     )
     num_epochs: int = chz.field(default=1, doc="passes over the prompts", metadata=COUNT)
+
+    def rewards_are_relative(self) -> bool:
+        return True  # apart from the format penalty
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         model = self.needed("policy_model_name", self.policy_model_name)

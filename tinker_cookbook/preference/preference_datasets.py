@@ -160,7 +160,7 @@ class ChatDatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
     )
 
     def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
-        return [PreferenceAccuracy.of(self, PreferenceModelFromChatRenderer)]
+        return [PreferenceAccuracy(data=self, make_model=PreferenceModelFromChatRenderer)]
 
     def make_render(self) -> RenderComparison:
         return partial(self._render, ComparisonRendererFromChatRenderer(self.renderer))

@@ -9,14 +9,12 @@ import chz
 import numpy as np
 
 from tinker_cookbook.preference.comparison_datasets import (
-    ComparisonDatasetBuilder,
     DatasetBuilderFromComparisons,
     read_comparisons,
 )
 from tinker_cookbook.preference.types import LabeledComparison, PreferenceModel
-from tinker_cookbook.renderers import Renderer, get_renderer
+from tinker_cookbook.renderers import Renderer
 from tinker_cookbook.service.api import SamplingClient
-from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 from tinker_cookbook.training.fields import COUNT, CheckedConfig
 
@@ -59,33 +57,25 @@ async def _verdicts(model: PreferenceModel, labeled: Sequence[LabeledComparison]
 
 @chz.chz
 class PreferenceAccuracy(CheckedConfig):
-    """Builder of a PreferenceAccuracyEvaluator on the test split of comparisons."""
+    """Builder of a PreferenceAccuracyEvaluator on the test split of a preference model's data.
 
-    comparison_builder: ComparisonDatasetBuilder = chz.field(doc="comparisons with a test split")
+    Comparisons that training would skip, e.g. those longer than max_length, are left out.
+    """
+
+    data: DatasetBuilderFromComparisons = chz.field(doc="training data of the preference model")
     make_model: MakePreferenceModel = chz.field(
         doc="class of the preference model, e.g. RewardModel"
     )
-    model_name: str = chz.field(doc="model whose tokenizer is used")
-    renderer_name: str = chz.field(doc="renderer of the preference model")
     num_comparisons: int = chz.field(
         default=256, doc="comparisons to judge, the first ones of the test split", metadata=COUNT
     )
 
-    @staticmethod
-    def of(
-        data: DatasetBuilderFromComparisons, make_model: MakePreferenceModel
-    ) -> PreferenceAccuracy:
-        """The evaluator for a preference model's training data."""
-        return PreferenceAccuracy(
-            comparison_builder=data.comparison_builder,
-            make_model=make_model,
-            model_name=data.config.model_name_for_tokenizer,
-            renderer_name=data.config.renderer_name,
-        )
-
     def __call__(self) -> PreferenceAccuracyEvaluator:
-        test = self.comparison_builder.open_splits()[1]
-        labeled = [] if test is None else read_comparisons(test, self.num_comparisons)
-        tokenizer = get_tokenizer(self.model_name)
-        renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
-        return PreferenceAccuracyEvaluator(self.make_model, renderer, labeled)
+        test = self.data.comparison_builder.open_splits()[1]
+        labeled: list[LabeledComparison] = []
+        if test is not None:
+            render = self.data.make_render()
+            labeled = read_comparisons(
+                test, self.num_comparisons, lambda each: bool(render(each).datums)
+            )
+        return PreferenceAccuracyEvaluator(self.make_model, self.data.renderer, labeled)

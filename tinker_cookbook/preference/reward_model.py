@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import chz
-import numpy as np
 
 from tinker_cookbook.preference.chat_labels import ChatLabels
 from tinker_cookbook.preference.comparison_datasets import (
@@ -69,7 +69,10 @@ class RewardModel(PreferenceModel):
         self.reward_renderer = RewardRenderer(convo_renderer)
         self.sampling_client = sampling_client
         # A tournament asks for the same reward once for each comparison of a reply.
+        # Keyed by the tokens of the prompt; the oldest reward is dropped first.
         self._rewards: OrderedDict[tuple[int, ...], float] = OrderedDict()
+        # Done once the first caller's request has ended; not the request itself, so that a caller
+        # who is cancelled takes no other one with it.
         self._pending: dict[tuple[int, ...], asyncio.Future[None]] = {}
 
     async def reward(self, prompt: list[Message], completion: list[Message]) -> float:
@@ -80,11 +83,10 @@ class RewardModel(PreferenceModel):
         if key not in self._rewards:
             self._pending[key] = computed = asyncio.get_running_loop().create_future()
             try:
-                conversation = self.reward_renderer.conversation(prompt, completion)
                 labels = self.reward_renderer.labels
-                yes, no = await labels.logprobs(self.sampling_client, conversation)
+                yes, no = await labels.logprobs_after(self.sampling_client, key)
                 self._rewards[key] = float(yes - no)
-            finally:  # if it failed, one of those that wait tries again
+            finally:  # if it failed, one of the callers that wait tries again
                 del self._pending[key]
                 computed.set_result(None)
             if len(self._rewards) > _CACHE_SIZE:
@@ -113,12 +115,12 @@ class RewardDatasetBuilderFromComparisons(DatasetBuilderFromComparisons):
     """Training data of a pointwise reward model: pairs of chats that end with "Yes".
 
     A batch holds 2 * batch_size datums [chosen, rejected, ...]; see `BradleyTerryObjective`. Ties
-    are dropped; so is a pair with a chat that is longer than max_length, because the question at
-    its end would be truncated.
+    are dropped; so is a pair with a chat longer than max_length, because the question at its end
+    would be truncated.
     """
 
     def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
-        return [PreferenceAccuracy.of(self, RewardModel)]
+        return [PreferenceAccuracy(data=self, make_model=RewardModel)]
 
     def make_render(self) -> RenderComparison:
         return partial(
@@ -148,6 +150,8 @@ def render_reward_pair(
         return Rendered([], skipped=[reason])
     if tokens[0] == tokens[1]:
         return Rendered([], skipped=["chosen and rejected have the same tokens"])
-    return Rendered(
-        [to_datum(TokenSequence(each, np.eye(1, len(each), len(each) - 1)[0])) for each in tokens]
-    )
+    return Rendered([to_datum(TokenSequence(each, _train_last(each))) for each in tokens])
+
+
+def _train_last(tokens: Sequence[int]) -> list[float]:
+    return [0.0] * (len(tokens) - 1) + [1.0]

@@ -38,7 +38,7 @@ class BradleyTerryObjective(PreferenceObjective):
         self._labels, self._tokens_per_pass = labels, tokens_per_pass
 
     def inputs(self, batch: Sequence[tinker.Datum]) -> list[tinker.Datum]:
-        check_reward_pairs(batch)
+        check_reward_pairs(batch, self._labels[0])
         return [with_label_targets(datum, self._labels) for datum in batch]
 
     async def submit(self, client: TrainingClient, batch: list[tinker.Datum]) -> Futures:
@@ -50,7 +50,8 @@ class BradleyTerryObjective(PreferenceObjective):
         self, data: list[tinker.Datum], logprobs: list[torch.Tensor], *, num_pairs: int
     ) -> Loss:
         """The part of the batch's mean loss that comes from these pairs."""
-        rewards = torch.stack([(values[-1, 0] - values[-1, 1]).double() for values in logprobs])
+        labels = [values[-1].double() for values in logprobs]
+        rewards = torch.stack([yes - no for yes, no in labels])
         return pair_losses(rewards).sum() / num_pairs, {}
 
     def metrics(self, batch: Sequence[tinker.Datum], outputs: Outputs) -> dict[str, float]:
@@ -94,7 +95,11 @@ def reward_metrics(logprobs: Sequence[np.ndarray]) -> dict[str, float]:
 
 
 def with_label_targets(datum: tinker.Datum, labels: Sequence[int]) -> tinker.Datum:
-    """The datum with two targets at each position, [N, 2]: its own, but yes and no at the last."""
+    """The datum with two targets at each position, [N, 2]: its own twice, yes and no at the last.
+
+    The weights are for evaluations, whose forward takes no datum without: as a cross-entropy they
+    give -r. The custom loss ignores them.
+    """
     targets = np.repeat(as_numpy(datum.loss_fn_inputs["target_tokens"])[:, None], 2, axis=1)
     targets[-1] = labels
     weights = np.zeros(targets.shape, np.float32)
@@ -108,13 +113,16 @@ def with_label_targets(datum: tinker.Datum, labels: Sequence[int]) -> tinker.Dat
     )
 
 
-def check_reward_pairs(batch: Sequence[tinker.Datum]) -> None:
-    """Raise DataValidationError unless the datums are an even number of chats with a label."""
+def check_reward_pairs(batch: Sequence[tinker.Datum], yes: int) -> None:
+    """Raise DataValidationError unless the datums are an even number of chats that end with the
+    token `yes`, their only trained one."""
     problem = f"a batch has {len(batch)} examples" if len(batch) % 2 else None
     for datum in batch:
         weights = as_numpy(datum.loss_fn_inputs["weights"])
         if np.flatnonzero(weights).tolist() != [len(weights) - 1]:
             problem = "an example does not train its last token alone"
+        elif as_numpy(datum.loss_fn_inputs["target_tokens"])[-1] != yes:
+            problem = "an example does not end with 'Yes'"
     if problem:
         raise DataValidationError(
             f"the data is not of pairs for a reward model: {problem}; use"

@@ -1,16 +1,24 @@
 """Comparisons, their swaps, and the preferred completion."""
 
+from pathlib import Path
+
 import pytest
 
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
+from tinker_cookbook.preference.reward_model import RewardModel, RewardModelBuilder
 from tinker_cookbook.preference.types import (
+    CheckpointedPreferenceModelBuilder,
     Comparison,
     Label,
     LabeledComparison,
     PreferenceModel,
     PreferenceModelBuilder,
+    PreferenceModelBuilderFromChatRenderer,
+    PreferenceModelFromChatRenderer,
 )
 from tinker_cookbook.renderers import Message
+from tinker_cookbook.renderers.qwen3 import Qwen3DisableThinkingRenderer, Qwen3InstructRenderer
+from tinker_cookbook.service import connect
 
 PROMPT = [Message(role="user", content="q")]
 GOOD, BAD = [Message(role="assistant", content="good")], [Message(role="assistant", content="bad")]
@@ -46,3 +54,31 @@ async def test_a_preference_model_is_a_class_to_derive_from() -> None:
     assert await Longer()(Comparison(PROMPT, GOOD, BAD).swap()) == 1
     with pytest.raises(ConfigurationError, match="choose a preference model"):
         PreferenceModelBuilder()()
+
+
+@pytest.fixture
+def weights_path() -> str:
+    """Sampler weights of a run with the renderer qwen3_disable_thinking."""
+    training = connect().create_lora_training_client(
+        "nano", rank=4, user_metadata={"renderer_name": "qwen3_disable_thinking"}
+    )
+    return training.result().save_weights_for_sampler("rm").result().path
+
+
+def test_a_checkpoint_is_loaded_with_the_renderer_of_its_run(weights_path: str) -> None:
+    keys = {"model_name": "nano", "rm_weights_path": weights_path}
+    model = PreferenceModelBuilderFromChatRenderer(**keys)()
+    assert isinstance(model, PreferenceModelFromChatRenderer)
+    assert isinstance(model.comparison_renderer.convo_renderer, Qwen3DisableThinkingRenderer)
+    scorer = RewardModelBuilder(**keys, renderer_name="qwen3_instruct")()
+    assert isinstance(scorer, RewardModel)
+    assert isinstance(scorer.reward_renderer.labels.renderer, Qwen3InstructRenderer)
+
+
+def test_weights_of_a_preference_model_are_checked(weights_path: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"rm_weights_path={tmp_path}: "):
+        RewardModelBuilder(model_name="nano", rm_weights_path=str(tmp_path))()
+    with pytest.raises(ConfigurationError, match="begins more than one of the replies"):
+        RewardModelBuilder(model_name="nano", rm_weights_path=weights_path, renderer_name="qwen3")()
+    with pytest.raises(ConfigurationError, match="is an abstract base class"):
+        CheckpointedPreferenceModelBuilder(model_name="nano", rm_weights_path=weights_path)()

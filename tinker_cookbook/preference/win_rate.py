@@ -1,4 +1,4 @@
-"""Win rate of a policy in training against a fixed model, as told by one or more judges."""
+"""Win rate of a policy in training against a fixed model, by one or more judges."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ import chz
 
 from tinker_cookbook import models
 from tinker_cookbook.completers import TinkerMessageCompleter, derive_seed
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.comparison_datasets import (
     ComparisonDatasetBuilder,
     read_comparisons,
 )
 from tinker_cookbook.preference.comparison_policy_evaluator import win_rate
-from tinker_cookbook.preference.types import Comparison, PreferenceModel, PreferenceModelBuilder
-from tinker_cookbook.renderers import Message, get_renderer, get_text_content
+from tinker_cookbook.preference.types import (
+    Comparison,
+    LabeledComparison,
+    PreferenceModel,
+    PreferenceModelBuilder,
+)
+from tinker_cookbook.renderers import Message, Renderer, get_renderer, get_text_content
 from tinker_cookbook.service import connect
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED, CheckedConfig
+from tinker_cookbook.utils.threads import in_thread
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
@@ -31,7 +38,10 @@ NUM_PRINTED = 2
 
 @chz.chz
 class WinRate(CheckedConfig):
-    """Builder of a WinRateEvaluator, on the prompts of comparisons."""
+    """Builder of a WinRateEvaluator, on the prompts of comparisons.
+
+    Prompts that leave no room for a reply in the model's context are left out.
+    """
 
     model_name: str = chz.field(doc="base model of policy and baseline")
     renderer_name: str = chz.field(doc="renderer of policy and baseline")
@@ -55,19 +65,37 @@ class WinRate(CheckedConfig):
         default=None, doc="Tinker API server URL (None: where the run's policy is)"
     )
 
+    @chz.validate
+    def _check_judges(self) -> None:
+        if not self.judges:
+            raise ConfigurationError(
+                "judges={}: a win rate needs a judge, e.g. judges={'name': RewardModelBuilder(...)}"
+            )
+
     def __call__(self) -> WinRateEvaluator:
         return WinRateEvaluator(self, self._prompts())
 
     def _prompts(self) -> list[list[Message]]:
         test = self.comparison_builder.open_splits()[1]
-        labeled = [] if test is None else read_comparisons(test, self.num_prompts)
+        if test is None:
+            return []
+        renderer, window = self.renderer(), models.context_length(self.model_name)
+
+        def leaves_room(labeled: LabeledComparison) -> bool:
+            prompt = renderer.build_generation_prompt(labeled.comparison.prompt_conversation)
+            return window is None or prompt.length < window
+
+        labeled = read_comparisons(test, self.num_prompts, leaves_room)
         return [each.comparison.prompt_conversation for each in labeled]
 
-    def completer(self, client: SamplingClient) -> TinkerMessageCompleter:
+    def renderer(self) -> Renderer:
         tokenizer = get_tokenizer(self.model_name)
+        return get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
+
+    def completer(self, client: SamplingClient) -> TinkerMessageCompleter:
         return TinkerMessageCompleter(
             client,
-            get_renderer(self.renderer_name, tokenizer, model_name=self.model_name),
+            self.renderer(),
             self.max_tokens,
             temperature=self.temperature,
             context_window=models.context_length(self.model_name),
@@ -100,7 +128,8 @@ class WinRateEvaluator(SamplingClientEvaluator):
         if not self._prompts:
             return {}
         if self._baseline is None:
-            self._judges = {name: build() for name, build in config.judges.items()}
+            # in a thread, since loading a model blocks
+            self._judges = {name: await in_thread(build) for name, build in config.judges.items()}
             replies = await self._replies(await config.baseline())
             self._baseline = [
                 Comparison(prompt, [reply], []) for prompt, reply in zip(self._prompts, replies)

@@ -103,9 +103,11 @@ class PolicyTrainer:
         self._context_window = models.context_length(config.model_name)
         self._transcript_task: asyncio.Task[None] | None = None
         self._steps_without_advantage = 0
-        # With a signal of the user's, the reward need not be the objective: nothing is diagnosed.
+        # With a signal of the user's, the reward need not be the objective, and relative rewards
+        # have the same mean in every step: nothing is diagnosed.
+        has_objective = not (config.signals or config.dataset_builder.rewards_are_relative())
         self._diagnostics = (
-            None if config.signals else RunDiagnostics(read_metrics(journal.log_path))
+            RunDiagnostics(read_metrics(journal.log_path)) if has_objective else None
         )
         # If False, sampled and trainer logprobs are of different distributions even with identical
         # weights, so their difference says nothing about numerics.

@@ -202,6 +202,11 @@ class RLDatasetBuilder(CheckedConfig):
         default)."""
         return None
 
+    def rewards_are_relative(self) -> bool:
+        """Whether rewards only compare the members of a group with one another. Their mean is then
+        the same for every policy, and the loop does not look for trouble in it."""
+        return False
+
     def needed(self, key: str, value: T | None) -> T:
         """Return `value`; raises ConfigurationError, which names `key`, if it is None."""
         if value is None:

@@ -32,12 +32,14 @@ def stage_config(program: ProgramConfig, name: str, stage: S, directory: Path) -
     """The config of a stage with the shared keys of its program.
 
     name: the key of the stage, for messages. directory: the program's. Raises ConfigurationError
-    for a shared key that is set on the stage.
+    for a shared key that the stage sets to another value than the program; `...seed=1`, which sets
+    the same value in both, is accepted.
     """
     shared = {key: getattr(program, key) for key in chz.chz_fields(ProgramConfig)}
+    unset = LoopConfig()
     for key in shared:
         value = getattr(stage, key)
-        if value == getattr(LoopConfig(), key):
+        if value in (getattr(unset, key), shared[key]):
             continue
         if key not in _OWN_KEYS:
             raise ConfigurationError(f"{name}.{key}={value}: all stages share {key}; set {key}=")

@@ -32,6 +32,7 @@ HEADLINES = {
     "accuracy": "accuracy",
 }
 TOKEN_COUNTS = ("num_tokens", "env/all/total_ac_tokens")  # tokens of one step, for tokens/s
+_ROUNDING_ERROR = 1e-12  # below, e.g. the mean of rewards that sum to 0; shown as 0
 _WINDOW = 20  # number of steps over which speed and ETA are averaged
 _BAR_WIDTH = 20
 _NOT_TEXT = _BAR_WIDTH + 4  # columns of the live line taken by the spinner, the bar and the gaps
@@ -206,6 +207,8 @@ def short(value: Figure) -> str:
         return str(value)
     if not math.isfinite(value):
         return str(value)
+    if abs(value) < _ROUNDING_ERROR:
+        return "0"
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"

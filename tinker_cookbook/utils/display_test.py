@@ -147,6 +147,7 @@ def test_an_unknown_mode_names_the_choices() -> None:
         (9999, "9999"),
         (12345, "12.3k"),
         (4560000, "4.56M"),
+        (-3.1e-18, "0"),
         (float("nan"), "nan"),
         (True, "True"),
         ("x", "x"),

@@ -53,7 +53,7 @@ class CLI(ProgramConfig):
     )
     max_tokens: int | None = chz.field(
         default=None,
-        doc="maximum tokens per completion (None: the default for the model)",
+        doc="maximum tokens per completion (None: the default for model and data)",
         metadata=COUNT,
     )
     temperature: float = chz.field(
