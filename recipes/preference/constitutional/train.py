@@ -12,8 +12,20 @@ Four stages in one run directory; a stage that is complete is skipped, one that 
     dpo/                DPO on these comparisons, from the weights of sft/
 
 run_revisions, run_sft, run_judge and run_dpo=False leave a stage out; later stages then use the
-files that are there, and the start model if sft/ is not finished. README.md: base and instruct
-models, principles, prompts.
+files that are there, and the start model if sft/ is not finished. README.md: principles, prompts,
+base and instruct models, and what a model of 135 million parameters makes of it.
+
+Without keys, nano on 64 sums (29 November 2026, 2 CPU cores, one thread: 15 s of CPU time). It shows
+the stages and cannot do better: nano knows sums and two novels, but no sentence about a reply.
+
+    user         Add 53 and 5.
+    first reply  69
+    principle    Answer what was asked, clearly and in few words.
+    critique     five fwhile, extraordin,": 5
+    revision     farl: and Mrs. Bennet, white
+
+53 revisions are usable, 11 are truncated. Of 64 comparisons, 16 have a |preference| of 0.1 or more
+(mean 0.16), 41 less, 7 are of identical replies. Training on this teaches nothing good.
 """
 
 from __future__ import annotations
