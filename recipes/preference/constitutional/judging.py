@@ -70,7 +70,7 @@ class PairJudge:
         principle = draw_principle([*self.judges], self.seed, _STAGE, index, 2)
         tie = _find_problem(replies)
         preference = 0.0 if tie else await self.judges[principle](comparison)
-        if tie is None and abs(preference) < self.min_preference:
+        if tie is None and (preference == 0 or abs(preference) < self.min_preference):
             tie = "near tie"
         return {
             "comparison": {

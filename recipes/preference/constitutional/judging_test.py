@@ -76,6 +76,8 @@ async def test_the_threshold(tmp_path: Path) -> None:
     for threshold, label in ((0.2, "A"), (0.21, "Tie")):
         (row,) = await judge_pairs(tmp_path, *replies, min_preference=threshold)
         assert row["label"] == label
+    (row,) = await judge_pairs(tmp_path, "1<|im_end|>", "2<|im_end|>", min_preference=0.0)
+    assert (row["label"], row["tie"]) == ("Tie", "near tie")
 
 
 async def test_the_rows_are_a_data_set_of_comparisons(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ run_revisions, run_sft, run_judge and run_dpo=False leave a stage out; later sta
 files that are there, and the start model if sft/ is not finished. README.md: principles, prompts,
 base and instruct models, and what a model of 135 million parameters makes of it.
 
-Without keys, nano on 64 sums (29 November 2026, 2 CPU cores, one thread: 15 s of CPU time). It shows
-the stages and cannot do better: nano knows sums and two novels, but no sentence about a reply.
+Without keys, nano on 64 sums (29 November 2026, 2 CPU cores, one thread: 15 s of CPU time). This
+shows the stages and no more: nano knows sums and two novels, but no sentence about a reply.
 
     user         Add 53 and 5.
     first reply  69
