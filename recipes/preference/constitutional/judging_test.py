@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.preference.constitutional.judging import JudgedPairs, PairJudge, summary_lines
-from recipes.preference.constitutional.revisions_test import completer
+from recipes.preference.constitutional.testing import completer
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.preference.preference_datasets import (
     ComparisonBuilderFromJsonl,

@@ -11,13 +11,13 @@ from recipes.preference.constitutional.revisions import (
     revisions_file,
     summary_lines,
 )
+from recipes.preference.constitutional.testing import completer
 from recipes.preference.constitutional.wording import EXAMPLES, ModelKind
-from tinker_cookbook.completers import TinkerMessageCompleter
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.renderers import Message, get_renderer
+from tinker_cookbook.renderers import Message
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
-from tinker_cookbook.testing import Asked, ScriptedEngine, scripted_service
+from tinker_cookbook.testing import Asked, ScriptedEngine
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 PROMPT = [Message(role="user", content="What is 1 + 2?")]
@@ -43,14 +43,6 @@ class Author(ScriptedEngine):
         elif request.startswith("Rewrite your reply"):
             written = self.revision
         return self.tokenizer.encode(written)
-
-
-async def completer(
-    engine: ScriptedEngine, store: Path, max_tokens: int = 20, window: int | None = None
-) -> TinkerMessageCompleter:
-    client = await scripted_service(engine, store).create_sampling_client(base_model="nano")
-    renderer = get_renderer("qwen3_instruct", get_tokenizer("nano"), model_name="nano")
-    return TinkerMessageCompleter(client, renderer, max_tokens, context_window=window)
 
 
 async def reviser(engine: Author, store: Path, kind: ModelKind = "instruct") -> Reviser:
