@@ -222,7 +222,8 @@ class CheckpointedPreferenceModelBuilder(PreferenceModelBuilder):
     )
     model_name: str = chz.field(doc="base model of the preference model")
     rm_weights_path: str = chz.field(
-        doc="weights of the preference model: tinker://.../sampler_weights/... or a run directory"
+        doc="weights of the preference model: tinker://.../sampler_weights/..., a run directory or"
+        " a PEFT adapter directory"
     )
     base_url: str | None = chz.field(
         default=None, doc="Tinker API server URL (None: where the run's policy is)"
