@@ -10,6 +10,7 @@ from recipes import rl_basic, rl_loop, sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
 from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
+from recipes.preference.constitutional import train as constitutional
 from recipes.preference.datasets import DATASETS
 from recipes.preference.dpo import train as dpo
 from recipes.preference.rlhf import rlhf_pipeline, stages
@@ -37,6 +38,7 @@ RECIPES = {
 }
 # folder -> config class, and the key and defaults of each stage that is a run of its own
 PROGRAMS = {
+    "constitutional": (constitutional.CLI, {"sft": SL_DEFAULTS, "dpo": DPO_DEFAULTS}),
     "rlhf": (
         rlhf_pipeline.CLI,
         {"sft": stages.SFT_DEFAULTS, "rm": stages.RM_DEFAULTS, "rl": stages.RL_DEFAULTS},

@@ -16,6 +16,7 @@ RECIPES = [
     "recipes.rl_loop",
     "recipes.chat_sl.train",
     "recipes.preference.dpo.train",
+    "recipes.preference.constitutional.train",
     "recipes.preference.shorter.train",
     "recipes.math_rl.train",
     "recipes.math_rl.aime",

@@ -31,6 +31,7 @@ EXCEPTIONS = {
     "tinker_cookbook.rl.config.Config": {"dataset_builder"},
     "tinker_cookbook.rl.problem_config.ProblemConfig": {"dataset_builder"},
     "recipes.preference.rlhf.rlhf_pipeline.CLI": {"dataset"},
+    "recipes.preference.constitutional.config.CLI": {"temperature"},  # no policy gradient
     "recipes.preference.shorter.train.CLI": {"dataset_builder"},
     "recipes.rl_basic.CLI": {"dataset_builder"},
     "recipes.math_rl.train.CLI": {"dataset_builder"},

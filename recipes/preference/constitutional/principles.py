@@ -1,4 +1,4 @@
-"""The principles of a constitution: statements about good replies, one per line of a text file."""
+"""The principles of a constitution: instructions for good replies, one per line of a text file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.files import existing_file
 
 DEFAULT_PRINCIPLES = (
-    "The reply is polite and friendly, and does not flatter.",
-    "The reply answers what was asked, clearly and in few words.",
-    "The reply is honest: it does not invent facts, and it admits what it is not sure of.",
-    "The reply does not help anyone to hurt people or animals, to steal, to deceive or to break in;"
-    " if it has to decline, it kindly says why.",
-    "The reply does not insult, mock or stereotype any person or group.",
-    "The reply does not reveal private facts about people, nor help to find them out.",
+    "Be polite and friendly, and do not flatter.",
+    "Answer what was asked, clearly and in few words.",
+    "Be honest: do not invent facts, and admit what you are not sure of.",
+    "Do not help anyone to hurt people or animals, to steal, to deceive or to break in; if you have"
+    " to decline, kindly say why.",
+    "Do not insult, mock or stereotype any person or group.",
+    "Do not reveal private facts about people, nor help to find them out.",
 )
 
 
@@ -28,8 +28,8 @@ def load_principles(path: str | None, key: str) -> tuple[str, ...]:
     principles = tuple(line for line in lines if line and not line.startswith("#"))
     if not principles:
         raise ConfigurationError(
-            f"{key}={path}: the file has no principle; write one statement about good replies per"
-            ' line, e.g. "The reply is polite."'
+            f"{key}={path}: the file has no principle; write one instruction for good replies per"
+            ' line, e.g. "Be polite."'
         )
     return principles
 

@@ -16,7 +16,12 @@ from statistics import mean
 import chz
 
 from recipes.preference.constitutional.principles import draw_principle
-from recipes.preference.constitutional.stage_file import Row, SavedRow, StageFile
+from recipes.preference.constitutional.stage_file import (
+    Row,
+    SavedRow,
+    StageFile,
+    plain_messages,
+)
 from recipes.preference.constitutional.wording import (
     ModelKind,
     critique_conversation,
@@ -73,9 +78,9 @@ class Reviser:
     seed: int
 
     async def __call__(self, index: int, prompt: Sequence[Message]) -> Row:
-        """`prompt_conversation`, `first_reply`, `rounds` of `principle`, `critique` and `revision`, the last revision as
-        `reply`, and `problem`: why `reply` is not trained on ("truncated", "empty", "too long"), or
-        null."""
+        """`prompt_conversation`, `first_reply`, `rounds` of `principle`, `critique` and `revision`,
+        the last revision as `reply`, and `problem`: why `reply` is not trained on ("truncated",
+        "empty", "too long"), or null."""
         rounds: list[dict[str, str]] = []
         texts: list[str] = []
         try:
@@ -96,7 +101,7 @@ class Reviser:
             problem = "too long"
         first, last_text = (texts[0], texts[-1]) if texts else ("", "")
         return {
-            "prompt_conversation": [*prompt],
+            "prompt_conversation": plain_messages(prompt),
             "first_reply": first,
             "rounds": rounds,
             "reply": last_text,

@@ -20,12 +20,18 @@ from tinker_cookbook.training.run_identity import differences
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.files import replace_file
 from tinker_cookbook.utils.json_types import Plain
+from tinker_cookbook.utils.plain_data import plain
 
 Row = Mapping[str, Plain]
 SavedRow = dict[str, Any]  # a parsed row
 MakeRow = Callable[[int, Sequence[Message]], Awaitable[Row]]
 
 CONCURRENT_PROMPTS = 64
+
+
+def plain_messages(messages: Sequence[Message]) -> list[Plain]:
+    """The messages as they are written to a row."""
+    return plain([*messages])
 
 
 class StageFile:
@@ -97,9 +103,9 @@ class StageFile:
                 f"{self.path} holds {len(rows)} prompts, more than the {len(prompts)} of this run;"
                 " raise num_prompts or set another log_path"
             )
-        for row, prompt in zip(rows, prompts):
-            if self._prompt_of(row) != json.loads(jsonl.encode([*prompt])):
+        for line, (row, prompt) in enumerate(zip(rows, prompts), start=1):
+            if self._prompt_of(row) != json.loads(jsonl.encode(plain_messages(prompt))):
                 raise ConfigurationError(
-                    f"{self.path}:{row['index']} was made with another prompt: set the prompts and"
+                    f"{self.path}:{line} was made with another prompt: set the prompts and"
                     " the seed as before, or another log_path"
                 )

@@ -1,8 +1,8 @@
-"""Constitutional AI (Bai et al. 2022, arXiv 2212.08073): a model that is trained on its own critiques.
+"""Constitutional AI (Bai et al. 2022, arXiv 2212.08073): train a model on its own revisions.
 
     ./scripts/run recipes.preference.constitutional.train
-    ./scripts/run recipes.preference.constitutional.train model_name=Qwen/Qwen3-8B renderer_name=qwen3_instruct principles=mine.txt prompts=prompts.jsonl
-    ./scripts/run recipes.preference.constitutional.train config=configs/constitutional/qwen3-8b-1xh100.yaml
+    ./scripts/run recipes.preference.constitutional.train principles=FILE.txt prompts=FILE.jsonl
+    ./scripts/run recipes.preference.constitutional.train model_name=Qwen/Qwen3-8B-Base
 
 Four stages in one run directory; a stage that is complete is skipped, one that was stopped resumes:
 
@@ -10,6 +10,22 @@ Four stages in one run directory; a stage that is complete is skipped, one that 
     sft/                supervised fine-tuning on the last revisions
     comparisons.jsonl   two replies of that model to each prompt, judged under a principle
     dpo/                DPO on these comparisons, from the weights of sft/
+
+run_revisions, run_sft, run_judge and run_dpo=False leave a stage out; later stages then use the
+files that are there, and the start model if sft/ is not finished. README.md: principles, prompts,
+base and instruct models, and what a model of 135 million parameters makes of it.
+
+Without keys, nano on 64 sums (29 November 2026, 2 CPU cores, one thread: 15 s of CPU time). This
+shows the stages and no more: nano knows sums and two novels, but no sentence about a reply.
+
+    user         Add 53 and 5.
+    first reply  69
+    principle    Answer what was asked, clearly and in few words.
+    critique     five fwhile, extraordin,": 5
+    revision     farl: and Mrs. Bennet, white
+
+53 revisions are usable, 11 are truncated. Of 64 comparisons, 16 have a |preference| of 0.1 or more
+(mean 0.16), 41 less, 7 are of identical replies. Training on this teaches nothing good.
 """
 
 from __future__ import annotations
@@ -17,18 +33,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import chz
 
 from recipes.preference.constitutional import judging, revisions
-from recipes.preference.constitutional.judging import PairJudge, comparisons_file
+from recipes.preference.constitutional.config import (
+    CLI,
+    MAX_TOKENS,
+    NANO_MAX_TOKENS,
+    NANO_PROMPTS,
+    NUM_PROMPTS,
+)
+from recipes.preference.constitutional.judging import JudgedPairs, PairJudge, comparisons_file
 from recipes.preference.constitutional.principles import load_principles
 from recipes.preference.constitutional.prompts import Conversation, load_prompts
 from recipes.preference.constitutional.revisions import RevisedReplies, Reviser, revisions_file
+from recipes.preference.constitutional.stage_file import StageFile
 from recipes.preference.constitutional.wording import ModelKind
 from tinker_cookbook import models
-from tinker_cookbook.checkpoint_utils import get_last_checkpoint
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import TinkerMessageCompleter, completer_from
 from tinker_cookbook.exceptions import ConfigurationError
@@ -36,148 +58,35 @@ from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.preference.chat_labels import ChatLabels
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
-from tinker_cookbook.preference.preference_datasets import HubComparisons
 from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
 from tinker_cookbook.renderers import get_renderer
-from tinker_cookbook.service import EngineConfig, connect_run, locate_checkpoint
+from tinker_cookbook.service import connect_run, locate_checkpoint
 from tinker_cookbook.supervised import train as supervised
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.tokenizer_utils import get_tokenizer
-from tinker_cookbook.training.fields import (
-    COUNT,
-    FRACTION,
-    MAY_CHANGE,
-    NON_NEGATIVE,
-    SEED,
-    CheckedConfig,
-)
 from tinker_cookbook.training.resolve import Resolved
-from tinker_cookbook.training.run_directory import RunLock
-from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.training.run_directory import RunLock, choose_resume_or_delete
+from tinker_cookbook.training.stages import (
+    finished_stage,
+    program_directory,
+    run_stage,
+    stage_config,
+)
 from tinker_cookbook.utils.json_types import Plain
 
 RECIPE = "constitutional"
-NANO_MAX_TOKENS, MAX_TOKENS = 48, 512
-NANO_PROMPTS, NUM_PROMPTS = 64, 4096
-# the keys of a training stage that this recipe sets
-SHARED_KEYS = (
-    *("model_name", "renderer_name", "load_checkpoint_path", "base_url", "engine", "seed"),
-    *("log_path", "dataset_builder", "dataset_path"),
-)
-
-
-@chz.chz
-class CLI(CheckedConfig):
-    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
-    model_kind: Literal["auto", "base", "instruct"] = chz.field(
-        default="auto",
-        doc="how the model is asked for critiques and revisions: instruct by instructions, base by"
-        " worked examples (auto: instruct if it is a chat model)",
-    )
-    renderer_name: str | None = chz.field(
-        default=None,
-        doc="renderer, i.e. chat template (None: the checkpoint's, else the model's default)",
-    )
-    load_checkpoint_path: str | None = chz.field(
-        default=None,
-        doc="initial weights, with a fresh optimizer: a tinker:// path, a run directory (its last"
-        " checkpoint) or a PEFT adapter directory (None: a new adapter)",
-    )
-    principles: str | None = chz.field(
-        default=None,
-        doc="text file with one principle per line (None: six principles of this recipe)",
-    )
-    prompts: str | None = chz.field(
-        default=None,
-        doc="prompts to reply to: nano_sums, hhh, a text file with one per line, or a file, a"
-        " directory or a hub data set of prompts, conversations or comparisons (None: nano_sums for"
-        " nano, else hhh)",
-    )
-    num_prompts: int | None = chz.field(
-        default=None,
-        doc=f"prompts to reply to, at most (None: {NANO_PROMPTS} for nano, else {NUM_PROMPTS});"
-        " raising it extends the sampled files",
-        metadata=COUNT | MAY_CHANGE,
-    )
-    num_revisions: int = chz.field(
-        default=1, doc="rounds of critique and revision per reply", metadata=COUNT
-    )
-    max_tokens: int | None = chz.field(
-        default=None,
-        doc=f"maximum tokens per completion (None: {NANO_MAX_TOKENS} for nano, else {MAX_TOKENS})",
-        metadata=COUNT,
-    )
-    temperature: float = chz.field(
-        default=1.0, doc="sampling temperature (0: greedy decoding)", metadata=NON_NEGATIVE
-    )
-    judge: Literal["start", "sft"] = chz.field(
-        default="start", doc="judge of the comparisons: the start model, or the model of sft/"
-    )
-    min_preference: float = chz.field(
-        default=0.1,
-        doc="pairs with a smaller |preference|, which is 0 to 1, are ties and not trained on",
-        metadata=FRACTION,
-    )
-    run_revisions: bool = chz.field(
-        default=True, doc="make revisions.jsonl (False: use it as it is)", metadata=MAY_CHANGE
-    )
-    run_sft: bool = chz.field(
-        default=True,
-        doc="train sft/ (False: if it is not finished, compare replies of the start model)",
-        metadata=MAY_CHANGE,
-    )
-    run_judge: bool = chz.field(
-        default=True, doc="make comparisons.jsonl (False: use it as it is)", metadata=MAY_CHANGE
-    )
-    run_dpo: bool = chz.field(default=True, doc="train dpo/", metadata=MAY_CHANGE)
-    sft: ChatConfig = chz.field(
-        default_factory=ChatConfig, doc="supervised fine-tuning, e.g. sft.learning_rate"
-    )
-    dpo: train_dpo.Config = chz.field(
-        default_factory=train_dpo.Config, doc="preference optimization, e.g. dpo.dpo_beta"
-    )
-    max_steps: int | None = chz.field(
-        default=None,
-        doc="maximum number of steps of each training stage",
-        metadata=COUNT | MAY_CHANGE,
-    )
-    seed: int = chz.field(
-        default=0, doc="random seed (initialization, data, sampling)", metadata=SEED
-    )
-    log_path: str | None = chz.field(
-        default=None, doc="run directory (None: named after the config)", metadata=MAY_CHANGE
-    )
-    base_url: str | None = chz.field(
-        default=None, doc="Tinker API server URL (None: run in process)"
-    )
-    engine: EngineConfig = chz.field(
-        default_factory=EngineConfig, doc="in-process engine settings", metadata=MAY_CHANGE
-    )
-
-    @chz.validate
-    def _check_stage_keys(self) -> None:
-        for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
-            defaults = type(stage)()
-            for key in SHARED_KEYS:
-                if getattr(stage, key) != getattr(defaults, key):
-                    raise ConfigurationError(
-                        f"{name}.{key}={getattr(stage, key)}: all stages share it; "
-                        + (f"set {key}" if key in chz.chz_fields(self) else "drop it")
-                    )
 
 
 async def main(config: CLI) -> None:
     # everything that can be wrong with the keys, before hours of sampling
     pipeline = Pipeline.prepare(config)
+    pipeline.check_files()
     lock = RunLock(pipeline.directory)
     try:
         await pipeline.run()
     finally:
         lock.release()
-
-
-C = TypeVar("C", bound=ChatConfig)
 
 
 @dataclass(frozen=True)
@@ -197,9 +106,9 @@ class Pipeline:
         """Check the keys and read the files that they name."""
         nano = models.is_nano(config.model_name)
         number = config.num_prompts or (NANO_PROMPTS if nano else NUM_PROMPTS)
-        directory = RunIdentity(config, RECIPE).directory()
-        resolved = _resolve_sft(config, directory)
-        renderer_name = resolved.renderer_name
+        directory = program_directory(config, RECIPE)
+        renderer_name = _resolve_sft(config, directory).renderer_name
+        stage_config(config, "dpo", config.dpo, directory)  # checks its keys
         if config.run_judge:
             tokenizer = get_tokenizer(config.model_name)
             ChatLabels(get_renderer(renderer_name, tokenizer, model_name=config.model_name), "AB")
@@ -212,6 +121,19 @@ class Pipeline:
             load_prompts(config.prompts, "prompts", number, config.seed, config.model_name),
             config.max_tokens or (NANO_MAX_TOKENS if nano else MAX_TOKENS),
         )
+
+    def check_files(self) -> None:
+        """Raise ConfigurationError if a stage that is left out has not left its file."""
+        config = self.config
+        for name, makes, reads, reader in (
+            ("revisions", config.run_revisions, config.run_sft, "run_sft"),
+            ("comparisons", config.run_judge, config.run_dpo, "run_dpo"),
+        ):
+            file = self.directory / f"{name}.jsonl"
+            if reads and not makes and not file.exists():
+                raise ConfigurationError(
+                    f"{reader}=True needs {file}, which does not exist: run the stage that makes it"
+                )
 
     async def run(self) -> None:
         config = self.config
@@ -237,13 +159,13 @@ class Pipeline:
         """The checkpoint whose replies are compared: that of sft/ if it is finished, else the
         start model's."""
         sft = self.directory / "sft"
-        return str(sft) if _is_finished(sft) else self.config.load_checkpoint_path
+        return str(sft) if finished_stage(sft) else self.config.load_checkpoint_path
 
     async def make_revisions(self) -> None:
         config = self.config
         model = await self._load(config.load_checkpoint_path)
         reviser = Reviser(model, self.kind, self.principles, config.num_revisions, config.seed)
-        file = revisions_file(self.directory / "revisions.jsonl")
+        file = self._open(revisions_file(self.directory / "revisions.jsonl"))
         settings = {
             **self._sampling_settings(config.load_checkpoint_path),
             "num_revisions": config.num_revisions,
@@ -255,7 +177,7 @@ class Pipeline:
 
     async def make_comparisons(self) -> None:
         config, policy_path = self.config, self.policy_path()
-        judge_path = policy_path if config.judge == "sft" else config.load_checkpoint_path
+        judge_path = policy_path if config.judge_model == "sft" else config.load_checkpoint_path
         policy, judge = await self._load(policy_path), await self._load(judge_path)
         judges = {
             principle: PromptedPreferenceModel(
@@ -265,7 +187,7 @@ class Pipeline:
         }
         kind = self.kind if policy_path == config.load_checkpoint_path else "instruct"
         make_row = PairJudge(policy, kind, judges, config.min_preference, config.seed)
-        file = comparisons_file(self.directory / "comparisons.jsonl")
+        file = self._open(comparisons_file(self.directory / "comparisons.jsonl"))
         settings = {
             **self._sampling_settings(policy_path),
             "judge": self._locate(judge_path),
@@ -277,21 +199,20 @@ class Pipeline:
             _print_line(line)
 
     async def train_sft(self) -> None:
-        _print_line(f"stage 2: supervised fine-tuning, {self.directory / 'sft'}")
-        if not _is_finished(self.directory / "sft"):
-            await supervised.run(_resolve_sft(self.config, self.directory), recipe="sft")
+        title = f"stage 2: supervised fine-tuning, {self.directory / 'sft'}"
+        resolved = _resolve_sft(self.config, self.directory)
+        await run_stage(title, supervised.run(resolved, recipe="sft"))
 
     async def train_dpo(self) -> None:
-        _print_line(f"stage 4: DPO, {self.dpo_path}")
-        if _is_finished(self.directory / "dpo"):
-            return
-        comparisons = HubComparisons(path=str(self.directory / "comparisons.jsonl"))
+        comparisons = JudgedPairs(path=str(self.directory / "comparisons.jsonl"))
         data = DPODatasetBuilderFromComparisons(comparison_builder=comparisons)
-        stage = _stage_config(self.config, self.config.dpo, self.directory / "dpo")
         stage = chz.replace(
-            stage, renderer_name=self.renderer_name, load_checkpoint_path=self.policy_path()
+            stage_config(self.config, "dpo", self.config.dpo, self.directory),
+            renderer_name=self.renderer_name,
+            load_checkpoint_path=self.policy_path(),
         )
-        await train_dpo.run(resolve_chat_config(stage, DPO_DEFAULTS, data), recipe="dpo")
+        resolved = resolve_chat_config(stage, DPO_DEFAULTS, data)
+        await run_stage(f"stage 4: DPO, {self.dpo_path}", train_dpo.run(resolved, recipe="dpo"))
 
     async def _load(self, path: str | None) -> TinkerMessageCompleter:
         return await completer_from(
@@ -301,6 +222,15 @@ class Pipeline:
             temperature=self.config.temperature,
             renderer_name=self.renderer_name,
         )
+
+    def _open(self, file: StageFile) -> StageFile:
+        """The file, deleted first if behavior_if_log_dir_exists says so."""
+        behavior = self.config.behavior_if_log_dir_exists
+        if file.path.exists():
+            found = f"{len(file.rows())} rows of {file.path.name}"
+            if choose_resume_or_delete(self.directory, behavior, found) == "delete":
+                file.path.unlink()
+        return file
 
     def _locate(self, path: str | None) -> str | None:
         key = "load_checkpoint_path"
@@ -331,30 +261,10 @@ def _model_kind(config: CLI) -> ModelKind:
 
 
 def _resolve_sft(config: CLI, directory: Path) -> Resolved[ChatConfig, Batches]:
-    stage = _stage_config(config, config.sft, directory / "sft")
+    stage = stage_config(config, "sft", config.sft, directory)
+    stage = chz.replace(stage, load_checkpoint_path=config.load_checkpoint_path)
     data = RevisedReplies(path=str(directory / "revisions.jsonl"))
     return resolve_chat_config(stage, SL_DEFAULTS, data)
-
-
-def _stage_config(config: CLI, stage: C, directory: Path) -> C:
-    """The config of a training stage with the keys that all stages share."""
-    limits = [limit for limit in (config.max_steps, stage.max_steps) if limit is not None]
-    return chz.replace(
-        stage,
-        model_name=config.model_name,
-        renderer_name=config.renderer_name,
-        load_checkpoint_path=config.load_checkpoint_path,
-        base_url=config.base_url,
-        engine=config.engine,
-        seed=config.seed,
-        log_path=str(directory),
-        max_steps=min(limits, default=None),
-    )
-
-
-def _is_finished(directory: Path) -> bool:
-    last = get_last_checkpoint(directory)
-    return bool(last and last.final)
 
 
 def _print_line(text: str) -> None:
@@ -368,7 +278,7 @@ FIRST_KEYS = (  # that `--help` explains first
     "prompts",
     "num_prompts",
     "num_revisions",
-    "judge",
+    "judge_model",
     "min_preference",
     "max_steps",
     "log_path",

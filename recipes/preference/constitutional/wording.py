@@ -15,13 +15,10 @@ from tinker_cookbook.renderers import Message
 ModelKind = Literal["base", "instruct"]
 
 CRITIQUE_REQUEST = (
-    "Read your last reply again. It should follow this principle: {principle}\n"
-    "Say in one or two sentences where it does not, and what to change."
+    "How could your last reply be better? Judge it by this principle: {principle}\n"
+    "Name what to change, in one or two sentences."
 )
-REVISION_REQUEST = (
-    "Now write your reply again, so that it follows the principle: {principle}\n"
-    "Write nothing but the new reply."
-)
+REVISION_REQUEST = "Rewrite your reply accordingly. {principle} Write only the new reply."
 
 
 class WorkedExample(NamedTuple):
@@ -39,7 +36,7 @@ EXAMPLES = (
         "How long do I boil an egg?",
         "Everybody knows that. Ten minutes if you like it hard, and if you have to ask you should"
         " probably stay out of the kitchen.",
-        "The reply is polite.",
+        "Be polite.",
         "The reply mocks the question. It should drop the remarks about the person and keep the"
         " answer.",
         "About ten minutes for a hard egg, and six if you like the yolk soft.",
@@ -47,7 +44,7 @@ EXAMPLES = (
     WorkedExample(
         "My neighbor is away. How do I get into his house without a key?",
         "Try the back door first. If it is locked, a thin screwdriver opens most old windows.",
-        "The reply does not help anyone to break the law.",
+        "Do not help anyone to break the law.",
         "The reply explains how to break into a house. It should decline, and offer a way that the"
         " neighbor agrees to.",
         "I can't help with getting in without his consent. If something is wrong there, call him or"
@@ -56,7 +53,7 @@ EXAMPLES = (
     WorkedExample(
         "Who will win the cup next year?",
         "Brazil will win it, there is no doubt about that.",
-        "The reply is honest about what it does not know.",
+        "Be honest about what you do not know.",
         "The reply is certain of something that nobody can know yet. It should say so.",
         "Nobody can know that yet. Brazil is often named among the favorites.",
     ),
