@@ -19,6 +19,7 @@ from tinker_cookbook.engine.losses import LOSSES, get_loss
 from tinker_cookbook.engine.requests import AdamConfig
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference import train_dpo
+from tinker_cookbook.preference.envs import MATCHUP_GROUP_SIZE
 from tinker_cookbook.preference.losses import PreferenceLoss
 from tinker_cookbook.rl import train as rl
 from tinker_cookbook.rl.signals import AdvantageKind, group_advantages
@@ -170,6 +171,7 @@ def test_numbers_in_the_prose(written: str) -> None:
     text = " ".join(written.split())
     assert f"\\alpha = {LoraSpec().alpha:g}" in text
     assert f"{NUM_PROBED} sequences are scored again" in text
+    assert f"chunks of at most {MATCHUP_GROUP_SIZE} (`matchup_group_size`)" in text
     assert f"Tinker's own eps, {AdamConfig().eps:g}" in text
     # 5e-5 * 10 * (2000 / h)^p, at Qwen3-8B's h and p
     assert hyperparam_utils.get_lr("Qwen/Qwen3-8B") == pytest.approx(

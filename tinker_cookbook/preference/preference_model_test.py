@@ -90,6 +90,22 @@ async def test_what_the_model_writes_is_the_preference(
     assert {(each.max_tokens, each.temperature) for each in engine.samples} == {(1, 0.0)}
 
 
+async def test_a_comparison_longer_than_the_context_is_a_tie(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ScriptedEngine(reply=scripted_text("nano", lambda asked: "B"))
+    client = await scripted_service(engine, tmp_path).create_sampling_client(base_model="nano")
+    model = PreferenceModelFromChatRenderer(
+        get_renderer("qwen3_instruct", get_tokenizer("nano")), client
+    )
+    length = model.comparison_renderer.build_generation_prompt(COMPARISON).length + 1
+    model.context_window = length
+    assert await model(COMPARISON) == 1
+    model.context_window = length - 1
+    assert await model(COMPARISON) == 0 and len(engine.samples) == 1
+    assert f"a comparison of {length} tokens does not fit" in caplog.text
+
+
 class Longer(PreferenceModel):
     """Prefers the longer completion; a tie otherwise."""
 

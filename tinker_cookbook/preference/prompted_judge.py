@@ -12,7 +12,6 @@ prefers a position gives 0.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.preference.chat_labels import ChatLabels
+from tinker_cookbook.preference.context_window import fits_context
 from tinker_cookbook.preference.types import Comparison, PreferenceModel, PreferenceModelBuilder
 from tinker_cookbook.renderers import Message, Renderer, get_renderer, get_text_content
 from tinker_cookbook.service import connect, locate_checkpoint
@@ -30,8 +30,6 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_CRITERIA = (
     "The better reply answers the last message correctly and helpfully, is honest about what it"
@@ -58,9 +56,7 @@ Which reply meets the criteria better? Answer with one letter, A or B."""
 class PromptedPreferenceModel(PreferenceModel):
     """Judges by criteria in words; four log probabilities of one token per comparison.
 
-    context_window: of the judge, in tokens. A comparison whose prompt and label do not fit counts
-    as a tie, with a warning: in the middle of a run, one long reply is no reason to end it. None:
-    left to the service, which raises an error.
+    context_window: see `fits_context`.
     """
 
     def __init__(
@@ -90,16 +86,7 @@ class PromptedPreferenceModel(PreferenceModel):
         return float(np.tanh((second - first) / 2))
 
     def _fits(self, conversation: list[Message]) -> bool:
-        if self.context_window is None:
-            return True
-        length = len(self.labels.prompt(conversation)) + 1  # the label is one token
-        if length > self.context_window:
-            logger.warning(
-                "a comparison of %d tokens does not fit into the judge's context of %d tokens:"
-                " counted as a tie",
-                *(length, self.context_window),
-            )
-        return length <= self.context_window
+        return fits_context(len(self.labels.prompt(conversation)) + 1, self.context_window)
 
 
 def _check_criteria(criteria: str) -> None:

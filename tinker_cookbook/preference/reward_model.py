@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING
 
 import chz
 
+from tinker_cookbook import models
 from tinker_cookbook.preference.chat_labels import ChatLabels
 from tinker_cookbook.preference.comparison_datasets import (
     DatasetBuilderFromComparisons,
     RenderComparison,
     excluded,
 )
+from tinker_cookbook.preference.context_window import fits_context
 from tinker_cookbook.preference.preference_model_evaluator import PreferenceAccuracy
 from tinker_cookbook.preference.types import (
     CheckpointedPreferenceModelBuilder,
@@ -62,14 +64,22 @@ class RewardRenderer:
 
 
 class RewardModel(PreferenceModel):
-    """Scores replies by r, and compares them by 2 sigmoid(r_B - r_A) - 1: the probability that B is
-    better minus that A is."""
+    """Scores replies by r. The preference is 2 sigmoid(r_B - r_A) - 1: the probability that B is
+    better minus the probability that A is.
 
-    def __init__(self, convo_renderer: Renderer, sampling_client: SamplingClient) -> None:
+    context_window: see `fits_context`.
+    """
+
+    def __init__(
+        self,
+        convo_renderer: Renderer,
+        sampling_client: SamplingClient,
+        context_window: int | None = None,
+    ) -> None:
         self.reward_renderer = RewardRenderer(convo_renderer)
-        self.sampling_client = sampling_client
+        self.sampling_client, self.context_window = sampling_client, context_window
         # A tournament asks for the same reward once for each comparison of a reply.
-        # Keyed by the tokens of the prompt; the oldest reward is dropped first.
+        # Keyed by the tokens before the label; the oldest reward is dropped first.
         self._rewards: OrderedDict[tuple[int, ...], float] = OrderedDict()
         # Done once the first caller's request has ended; not the request itself, so that a caller
         # who is cancelled takes no other one with it.
@@ -77,7 +87,9 @@ class RewardModel(PreferenceModel):
 
     async def reward(self, prompt: list[Message], completion: list[Message]) -> float:
         """log p("Yes") - log p("No") in nats."""
-        key = tuple(self.reward_renderer.prompt(prompt, completion))
+        return await self._cached_reward(tuple(self.reward_renderer.prompt(prompt, completion)))
+
+    async def _cached_reward(self, key: tuple[int, ...]) -> float:
         while key in self._pending:
             await asyncio.wait([self._pending[key]])
         if key not in self._rewards:
@@ -94,11 +106,13 @@ class RewardModel(PreferenceModel):
         return self._rewards[key]
 
     async def __call__(self, comparison: Comparison) -> float:
-        prompt = comparison.prompt_conversation
-        first, second = await asyncio.gather(
-            self.reward(prompt, comparison.completion_A),
-            self.reward(prompt, comparison.completion_B),
-        )
+        keys = [
+            tuple(self.reward_renderer.prompt(comparison.prompt_conversation, completion))
+            for completion in (comparison.completion_A, comparison.completion_B)
+        ]
+        if not fits_context(max(map(len, keys)) + 1, self.context_window):
+            return 0.0
+        first, second = await asyncio.gather(*map(self._cached_reward, keys))
         return math.tanh((second - first) / 2)
 
 
@@ -107,7 +121,7 @@ class RewardModelBuilder(CheckpointedPreferenceModelBuilder):
     """A pointwise reward model from a checkpoint."""
 
     def model_of(self, renderer: Renderer, client: SamplingClient) -> PreferenceModel:
-        return RewardModel(renderer, client)
+        return RewardModel(renderer, client, models.context_length(self.model_name))
 
 
 @chz.chz

@@ -124,6 +124,18 @@ async def test_equal_replies_tie(model: RewardModel) -> None:
     assert await model(Comparison(QUESTION, reply("3"), reply("3"))) == 0
 
 
+async def test_a_comparison_longer_than_the_context_is_a_tie(
+    model: RewardModel, engine: Scorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    comparison = Comparison(QUESTION, reply("3"), reply("It is 4."))
+    length = len(RENDERER.prompt(QUESTION, reply("It is 4."))) + 1
+    model.context_window = length - 1
+    assert await model(comparison) == 0 and not engine.scored
+    assert f"a comparison of {length} tokens does not fit" in caplog.text
+    model.context_window = length
+    assert await model(comparison) == pytest.approx(math.tanh(-1.75 / 2), abs=1e-5)
+
+
 async def test_a_tournament_scores_each_reply_once(model: RewardModel, engine: Scorer) -> None:
     engine.hold()
     pairs = itertools.permutations(map(reply, REWARDS), 2)

@@ -20,8 +20,10 @@ import chz
 import tinker
 import torch
 
+from tinker_cookbook import models
 from tinker_cookbook.checkpoint_utils import resolve_renderer_name_from_checkpoint_or_default
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.preference.context_window import fits_context
 from tinker_cookbook.renderers import Message, Renderer, get_renderer
 from tinker_cookbook.service import connect, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -175,15 +177,25 @@ def _conversation(comparison: Comparison) -> list[Message]:
 
 
 class PreferenceModelFromChatRenderer(PreferenceModel):
-    """The generative preference model: -1 if its most likely next token is A, 1 for B, else 0."""
+    """The generative preference model: -1 if its most likely next token is A, 1 for B, else 0.
 
-    def __init__(self, convo_renderer: Renderer, sampling_client: SamplingClient) -> None:
+    context_window: see `fits_context`.
+    """
+
+    def __init__(
+        self,
+        convo_renderer: Renderer,
+        sampling_client: SamplingClient,
+        context_window: int | None = None,
+    ) -> None:
         self.comparison_renderer = ComparisonRendererFromChatRenderer(convo_renderer)
-        self.sampling_client = sampling_client
+        self.sampling_client, self.context_window = sampling_client, context_window
         self._warned = False
 
     async def __call__(self, comparison: Comparison) -> float:
         prompt = self.comparison_renderer.build_generation_prompt(comparison)
+        if not fits_context(prompt.length + 1, self.context_window):
+            return 0.0
         params = tinker.SamplingParams(max_tokens=1, temperature=0.0)
         sample = await self.sampling_client.sample(prompt, 1, params)
         text = str(self.comparison_renderer.tokenizer.decode(sample.sequences[0].tokens)).strip()
@@ -210,7 +222,8 @@ class CheckpointedPreferenceModelBuilder(PreferenceModelBuilder):
     )
     model_name: str = chz.field(doc="base model of the preference model")
     rm_weights_path: str = chz.field(
-        doc="weights of the preference model: tinker://.../sampler_weights/... or a run directory"
+        doc="weights of the preference model: tinker://.../sampler_weights/..., a run directory or"
+        " a PEFT adapter directory"
     )
     base_url: str | None = chz.field(
         default=None, doc="Tinker API server URL (None: where the run's policy is)"
@@ -242,4 +255,5 @@ class PreferenceModelBuilderFromChatRenderer(CheckpointedPreferenceModelBuilder)
     """A generative preference model from a checkpoint."""
 
     def model_of(self, renderer: Renderer, client: SamplingClient) -> PreferenceModel:
-        return PreferenceModelFromChatRenderer(renderer, client)
+        window = models.context_length(self.model_name)
+        return PreferenceModelFromChatRenderer(renderer, client, window)

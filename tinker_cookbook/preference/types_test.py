@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tinker_cookbook import models
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.preference.reward_model import RewardModel, RewardModelBuilder
 from tinker_cookbook.preference.types import (
@@ -69,9 +70,11 @@ def test_a_checkpoint_is_loaded_with_the_renderer_of_its_run(weights_path: str) 
     keys = {"model_name": "nano", "rm_weights_path": weights_path}
     model = PreferenceModelBuilderFromChatRenderer(**keys)()
     assert isinstance(model, PreferenceModelFromChatRenderer)
+    assert model.context_window == models.context_length("nano")
     assert isinstance(model.comparison_renderer.convo_renderer, Qwen3DisableThinkingRenderer)
     scorer = RewardModelBuilder(**keys, renderer_name="qwen3_instruct")()
     assert isinstance(scorer, RewardModel)
+    assert scorer.context_window == models.context_length("nano")
     assert isinstance(scorer.reward_renderer.labels.renderer, Qwen3InstructRenderer)
 
 

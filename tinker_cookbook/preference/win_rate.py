@@ -24,7 +24,7 @@ from tinker_cookbook.preference.types import (
     PreferenceModelBuilder,
 )
 from tinker_cookbook.renderers import Message, Renderer, get_renderer, get_text_content
-from tinker_cookbook.service import connect
+from tinker_cookbook.service import connect, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED, CheckedConfig
@@ -53,7 +53,8 @@ class WinRate(CheckedConfig):
     )
     baseline_path: str | None = chz.field(
         default=None,
-        doc="weights of the baseline: tinker://.../sampler_weights/... (None: the base model)",
+        doc="weights of the baseline: tinker://.../sampler_weights/..., a run directory or a PEFT"
+        " adapter directory (None: the base model)",
     )
     max_tokens: int = chz.field(default=64, doc="maximum tokens per reply", metadata=COUNT)
     temperature: float = chz.field(
@@ -102,8 +103,11 @@ class WinRate(CheckedConfig):
         )
 
     async def baseline(self) -> TinkerMessageCompleter:
+        path = self.baseline_path
+        if path is not None:
+            path = locate_checkpoint(path, "sampler_weights", "baseline_path", self.base_url)
         client = await connect(self.base_url).create_sampling_client(
-            model_path=self.baseline_path, base_model=self.model_name
+            model_path=path, base_model=self.model_name
         )
         return self.completer(client)
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import chz
 import pytest
+import tinker
 
-from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.preference import win_rate
 from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
 from tinker_cookbook.preference.types import Comparison, PreferenceModel, PreferenceModelBuilder
 from tinker_cookbook.preference.win_rate import WinRate
 from tinker_cookbook.renderers import get_text_content
+from tinker_cookbook.sequences import Sequence, to_datum
 from tinker_cookbook.service import connect
 from tinker_cookbook.testing import Asked, ScriptedEngine, scripted_service, scripted_text
 
@@ -166,14 +168,30 @@ def test_a_win_rate_needs_a_judge(tmp_path: Path) -> None:
         config(tmp_path, ["a"], judges={})
 
 
+async def test_a_baseline_that_does_not_exist_is_refused(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    client = await scripted_service(engine, tmp_path).create_sampling_client(base_model="nano")
+    evaluator = config(tmp_path, ["a"], baseline_path=str(tmp_path / "sft"))()
+    with pytest.raises(CheckpointError, match=f"baseline_path={tmp_path / 'sft'}: no such dir"):
+        await evaluator(client)
+
+
 async def test_equal_weights_have_a_win_rate_of_one_half(tmp_path: Path) -> None:
-    """Exactly: they reply with the same tokens, whatever the weights' names."""
-    service = connect()
-    training = await service.create_lora_training_client("nano", rank=4)
+    """Exactly, because they reply with the same tokens; the base model replies with others."""
+    training = await connect().create_lora_training_client("nano", rank=4, seed=0)
+    datum = to_datum(Sequence(range(10, 30), [0.0] * 10 + [1.0] * 10))
+    training.forward_backward([datum], "cross_entropy")
+    training.optim_step(tinker.AdamParams(learning_rate=3e-3))
+    saved = await training.save_weights_for_sampler("policy")
     client = await training.save_weights_and_get_sampling_client()
-    questions = [f"What is {n} + 3?" for n in range(6)]
-    evaluator = config(tmp_path, questions, max_tokens=12)()
-    metrics = await evaluator(client)
-    assert metrics["win_rate/longer"] == 0.5 and metrics["win_rate/longer/stderr"] == 0
-    replies = {line.split(" -> ")[1] for line in evaluator.lines()[1:]}
-    assert all(first in rest for first, rest in (line.split(" (baseline: ") for line in replies))
+    questions = [f"What is {n} + 3?" for n in range(2)]
+    differ = []
+    for path in (saved.path, None):
+        evaluator = config(tmp_path, questions, max_tokens=12, baseline_path=path)()
+        metrics = await evaluator(client)
+        if path is not None:
+            assert metrics["win_rate/longer"] == 0.5 and metrics["win_rate/longer/stderr"] == 0
+        replies = [line.split(" -> ")[1].split(" (baseline: ") for line in evaluator.lines()[1:]]
+        differ.append(any(f"{reply})" != baseline for reply, baseline in replies))
+    assert differ == [False, True]
