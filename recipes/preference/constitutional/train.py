@@ -146,10 +146,11 @@ class Pipeline:
             await self.make_comparisons()
         if config.run_dpo:
             await self.train_dpo()
-        trained = self.dpo_path if config.run_dpo else self.policy_path()
-        _print_line(
-            f"run directory: {self.directory}; trained model: {trained or config.model_name}"
-        )
+        if trained := self.dpo_path if config.run_dpo else self.policy_path():
+            _print_line(
+                f"the trained model is {trained}: load_checkpoint_path= of another recipe trains it"
+                " further, model_path= of a judge or an evaluation samples from it"
+            )
 
     @property
     def dpo_path(self) -> str:

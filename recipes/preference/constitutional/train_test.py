@@ -38,7 +38,7 @@ async def test_stages_that_were_stopped_resume(
     assert sft is not None and sft.final and dpo is not None and dpo.final
     config = (run / "dpo" / "config.json").read_text()
     assert f'"load_checkpoint_path": "{sft.state_path}"' in config
-    assert f"trained model: {run / 'dpo'}" in capsys.readouterr().out
+    assert f"the trained model is {run / 'dpo'}: load_checkpoint_path=" in capsys.readouterr().out
 
     for name, text in whole.items():
         lines = text.splitlines(keepends=True)
