@@ -108,7 +108,7 @@ async def test_stages_that_are_not_run(tmp_path: Path) -> None:
         display="none",
     )
     await rlhf_pipeline.main(config)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json", "rl"]
     assert get_last_checkpoint(tmp_path / "rl") is not None
     stored = json.loads((tmp_path / "rl" / "config.json").read_text())
     assert stored["load_checkpoint_path"] is None

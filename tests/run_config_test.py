@@ -22,17 +22,22 @@ RECIPES = list(dict.fromkeys(LISTED))
 
 
 class Started(Exception):
-    """Instead of training: what the journal would have written, and where."""
+    """Instead of training: the config.json that would have been written, and where."""
 
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Runs a recipe up to its journal; gives config.json and the run's directory."""
+    """Runs a recipe up to its config.json; gives that and the run's directory."""
 
     def enter(journal: Journal) -> None:
         raise Started(jsonl.encode(journal.identity.config_json), journal.identity.directory())
 
+    def write_program(path: Path, text: str) -> None:
+        raise Started(text, path.parent)
+
     monkeypatch.setattr(Journal, "__enter__", enter)
+    # what a program of several runs does first
+    monkeypatch.setattr("tinker_cookbook.training.stages.replace_file", write_program)
     monkeypatch.chdir(tmp_path)
 
     async def start(recipe: str, *words: str) -> tuple[dict[str, Any], Path]:
@@ -130,7 +135,7 @@ async def test_it_is_the_same_run_again(
     again, there = await start(recipe, given)
     own = ("log_path", "behavior_if_log_dir_exists")
     assert comparable(again) == comparable(first | {key: None for key in own if key in first})
-    assert again["config_class"].startswith(recipe)
+    assert again["config_class"].startswith(recipe.rpartition(".")[0])
     if "log_path=" not in words:
         assert there == directory
     moved, elsewhere = await start(recipe, given, "log_path=other", "max_steps=3")

@@ -6,7 +6,8 @@ from the program. A finished stage is skipped, an unfinished one resumes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,10 @@ import chz
 from tinker_cookbook.checkpoint_utils import CheckpointRecord, get_last_checkpoint
 from tinker_cookbook.exceptions import ConfigurationError, RunFinished
 from tinker_cookbook.training.config import LoopConfig, ProgramConfig
+from tinker_cookbook.training.run_directory import RunLock, holds_run
 from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.utils import jsonl, ml_log
+from tinker_cookbook.utils.files import replace_file
 
 S = TypeVar("S", bound=LoopConfig)
 
@@ -26,6 +30,28 @@ _OWN_KEYS = ("max_steps", "renderer_name")
 def program_directory(program: ProgramConfig, recipe: str) -> Path:
     """log_path, or else a directory named after recipe, model and config."""
     return RunIdentity(program, recipe).directory()
+
+
+@contextmanager
+def open_program(program: ProgramConfig, recipe: str) -> Iterator[Path]:
+    """Lock the directory of a program and write its config.json, for `config=` of a later one.
+
+    Raises ConfigurationError if the directory itself holds a run, or another process is using it.
+    """
+    identity = RunIdentity(program, recipe)
+    directory = identity.directory()
+    lock = RunLock(directory)
+    try:
+        if holds_run(directory):
+            raise ConfigurationError(
+                f"log_path={directory} holds a run; the stages of {recipe} need their own: set"
+                " another log_path"
+            )
+        text = jsonl.encode(identity.config_json, indent=2)
+        replace_file(directory / ml_log.CONFIG_FILE, f"{text}\n")
+        yield directory
+    finally:
+        lock.release()
 
 
 def stage_config(program: ProgramConfig, name: str, stage: S, directory: Path) -> S:

@@ -61,12 +61,15 @@ def _subclasses(t: Any) -> dict[str, type]:
 
 def class_with(choices: Mapping[str, type], field: str) -> str | None:
     """The class most likely meant by a user who sets the key `field`: preferably a leaf class, one
-    that requires the key, and one that requires few others."""
+    that requires the key, one of the library rather than of a recipe, and one that requires few
+    others."""
 
-    def rank(name: str) -> tuple[bool, bool, int]:
-        fields = chz.chz_fields(choices[name])
+    def rank(name: str) -> tuple[bool, bool, bool, int]:
+        cls = choices[name]
+        fields = chz.chz_fields(cls)
         required = [key for key in fields if has_no_default(fields[key])]
-        return bool(choices[name].__subclasses__()), field not in required, len(required)
+        is_special = not cls.__module__.startswith("tinker_cookbook.")
+        return bool(cls.__subclasses__()), field not in required, is_special, len(required)
 
     having = [k for k, cls in choices.items() if chz.is_chz(cls) and field in chz.chz_fields(cls)]
     return min(having, key=rank, default=None)

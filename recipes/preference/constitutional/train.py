@@ -66,9 +66,10 @@ from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_conf
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.resolve import Resolved
-from tinker_cookbook.training.run_directory import RunLock, choose_resume_or_delete
+from tinker_cookbook.training.run_directory import choose_resume_or_delete
 from tinker_cookbook.training.stages import (
     finished_stage,
+    open_program,
     program_directory,
     run_stage,
     stage_config,
@@ -82,11 +83,8 @@ async def main(config: CLI) -> None:
     # everything that can be wrong with the keys, before hours of sampling
     pipeline = Pipeline.prepare(config)
     pipeline.check_files()
-    lock = RunLock(pipeline.directory)
-    try:
+    with open_program(config, RECIPE):
         await pipeline.run()
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ async def test_comparisons_of_the_start_model(tmp_path: Path) -> None:
     stages = {"run_revisions": False, "run_sft": False, "run_dpo": False}
     await main(chz.replace(SMALL, log_path=str(run), num_prompts=2, **stages))
     assert sorted(path.name for path in run.iterdir()) == [
-        *(".lock", "comparisons.jsonl", "comparisons_settings.json")
+        *(".lock", "comparisons.jsonl", "comparisons_settings.json", "config.json")
     ]
 
 

@@ -12,13 +12,15 @@ docs/algorithms.md.
 Without keys, nano on 1,280 generated pairs in which a friendly sentence is preferred to a terse
 answer; 40 steps, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 43 s):
 
-| step | sampled replies that are polite | held-out margin |
-|---|---|---|
-| 0 | 0.11 | 0 |
-| 10 | 0.34, 0.34, 0.34 | 0.22, 0.22, 0.22 |
-| 20 | 0.71, 0.70, 0.66 | 0.62, 0.61, 0.64 |
-| 30 | 0.91, 0.94, 0.89 | 0.97, 0.97, 0.98 |
-| 40 | 0.94, 0.93, 0.95 | 1.14, 1.15, 1.15 |
+| step | sampled replies that are polite | win rate against the base model | held-out margin |
+|---|---|---|---|
+| 0 | 0.11 | 0.5 | 0 |
+| 10 | 0.34, 0.34, 0.34 | 0.62, 0.61, 0.59 | 0.22, 0.22, 0.22 |
+| 20 | 0.71, 0.70, 0.66 | 0.84, 0.83, 0.80 | 0.62, 0.61, 0.64 |
+| 30 | 0.91, 0.94, 0.89 | 0.92, 0.92, 0.91 | 0.97, 0.97, 0.98 |
+| 40 | 0.94, 0.93, 0.95 | 0.93, 0.93, 0.92 | 1.14, 1.15, 1.15 |
+
+The judge of the win rate is the rule that made the pairs, in both orders of the replies.
 
 With learning_rate=1e-3 the margin grows to 4.0 while the polite replies fall to 0.02 again
 (over-optimization); the other losses: recipes/preference/README.md.

@@ -34,11 +34,13 @@ from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.config import ProgramConfig
 from tinker_cookbook.training.stages import (
     finished_stage,
+    open_program,
     program_directory,
     run_stage,
     stage_config,
 )
 
+RECIPE = "rlhf"
 # the Tinker cookbook's names
 ALIASES = {
     "base_model": "model_name",
@@ -134,7 +136,7 @@ class CLI(ProgramConfig):
 
 
 async def main(config: CLI) -> None:
-    directory = program_directory(config, "rlhf")
+    directory = program_directory(config, RECIPE)
     sft = stage_config(config, "sft", config.sft, directory)
     rm = stage_config(config, "rm", config.rm, directory)
     rl = stage_config(config, "rl", config.rl, directory)
@@ -153,17 +155,18 @@ async def main(config: CLI) -> None:
         judge_of(config, directory)
     if config.sft_path is not None:
         locate_checkpoint(config.sft_path, "weights", "sft_path", config.base_url)
-    if sft_run is not None:
-        title = f"supervised fine-tuning in {sft.log_path}"
-        await run_stage(title, sl_train.run(sft_run, recipe="sft"))
-    if rm_run is not None:
-        title = f"preference model ({config.preference_model}) in {rm.log_path}"
-        await run_stage(title, stages.run_preference_model(rm_run))
-    if config.run_rl:
-        policy, judge = start_of_policy(config, directory), judge_of(config, directory)
-        start = policy.path or f"the base model {config.model_name}"
-        title = f"reinforcement learning in {rl.log_path}, from {start}"
-        await run_stage(title, stages.run_rl(rl, policy, judge, config.prompts()))
+    with open_program(config, RECIPE):
+        if sft_run is not None:
+            title = f"supervised fine-tuning in {sft.log_path}"
+            await run_stage(title, sl_train.run(sft_run, recipe="sft"))
+        if rm_run is not None:
+            title = f"preference model ({config.preference_model}) in {rm.log_path}"
+            await run_stage(title, stages.run_preference_model(rm_run))
+        if config.run_rl:
+            policy, judge = start_of_policy(config, directory), judge_of(config, directory)
+            start = policy.path or f"the base model {config.model_name}"
+            title = f"reinforcement learning in {rl.log_path}, from {start}"
+            await run_stage(title, stages.run_rl(rl, policy, judge, config.prompts()))
 
 
 def default_conversations(config: CLI) -> ChatDatasetBuilder:
