@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from tests.programs import Program, Programs
 from tinker_cookbook.checkpoint_utils import get_last_checkpoint
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
+from tinker_cookbook.nano import tasks
 from tinker_cookbook.rl.problem_config import ProblemConfig
+from tinker_cookbook.utils import jsonl
 
 STEPS = 4
 SMALL = (
     *("...lora_rank=4", "...save_every=2", "...eval_every=3", "engine.deterministic=True"),
-    *("comparisons=NanoPairs", "comparisons.num_train=32", "comparisons.num_test=4"),
+    *("comparisons=HubComparisons", "comparisons.test_size=4"),
     *(f"max_steps={STEPS}", "sft.batch_size=4", "rm.batch_size=4"),
     *("rl.groups_per_batch=2", "rl.group_size=4", "rl.max_tokens=8"),
 )
@@ -37,8 +40,13 @@ class Pipeline:
 
     def __init__(self, programs: Programs, directory: Path, *words: str) -> None:
         self._programs, self.log_path = programs, directory / "log"
-        recipe = "recipes.preference.rlhf.rlhf_pipeline"
-        self._command = (recipe, f"log_path={self.log_path}", *SMALL, *words)
+        recipe, pairs = "recipes.preference.rlhf.rlhf_pipeline", directory / "pairs.jsonl"
+        directory.mkdir()
+        rng = random.Random(0)
+        rows = [tasks.preference_pair(rng, "polite", "train") for _ in range(36)]
+        jsonl.write_lines(pairs, rows)
+        paths = (f"log_path={self.log_path}", f"comparisons.path={pairs}")
+        self._command = (recipe, *SMALL, *paths, *words)
         self._env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
 
     def finish(self) -> str:
@@ -87,8 +95,8 @@ def test_every_stage_killed_or_stopped_equals_an_uninterrupted_run(
         assert broken.rows(stage) == whole.rows(stage), stage
     assert [row["step"] for row in whole.rows("rl")] == list(range(STEPS + 1))
     first, last = whole.rows("rl")[0], whole.rows("rl")[-1]
-    assert first["win_rate/polite"] == first["win_rate/preference_model"] == 0.5
-    assert {"win_rate/polite/stderr", "sampled/polite"} <= last.keys()
+    assert first["win_rate/preference_model"] == 0.5
+    assert last["win_rate/preference_model/stderr"] > 0
     # a third time: everything is finished
     assert broken.finish().count("nothing to do") == 3
 
