@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from recipes.preference.datasets import NanoPairs
-from recipes.preference.rlhf import rlhf_pipeline
+from recipes.preference.rlhf import rlhf_pipeline, stages
 from recipes.preference.rlhf.rlhf_pipeline import ALIASES, CLI
 from recipes.preference.sampled_style import StyleJudgeBuilder
 from tests.programs import Program, Programs
@@ -23,7 +23,10 @@ from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.rl.problem_config import ProblemConfig
+from tinker_cookbook.supervised.chat_config import ChatConfig
+from tinker_cookbook.training.stages import program_directory
 from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.plain_data import plain
 
 STEPS = 4
 SMALL = (
@@ -33,6 +36,7 @@ SMALL = (
     *("rl.groups_per_batch=2", "rl.group_size=4", "rl.max_tokens=8"),
 )
 STAGES = ("sft", "rm", "rl")
+KINDS = ("generative", "bradley_terry")
 
 
 class Pipeline:
@@ -75,7 +79,7 @@ class Pipeline:
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["generative", "bradley_terry"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_stage_killed_or_stopped_equals_an_uninterrupted_run(
     programs: Programs, tmp_path: Path, kind: str
 ) -> None:
@@ -141,11 +145,71 @@ async def test_no_preference_model(tmp_path: Path) -> None:
         (["rm_path=x", "run_rm=False"], "rm_path=x: no such directory"),
         (["sft_path=x", "run_sft=False"], "sft_path=x: no such directory"),
         (["rl.group_size=1"], "group_size=1"),
+        (
+            [
+                "rl.dataset_builder=PairwisePreferenceRLDatasetBuilder",
+                "rl.dataset_builder.comparison_builder=NanoPairs",
+                "rl.dataset_builder.preference_model_builder=StyleJudgeBuilder",
+                "rl.dataset_builder.preference_model_builder.preference=short",
+            ],
+            "rl.dataset_builder=PairwisePreference.* set comparisons= and judge= instead",
+        ),
+        (
+            [
+                "judge=StyleJudgeBuilder",
+                "judge.preference=polite",
+                "preference_model=bradley_terry",
+            ],
+            "preference_model=bradley_terry has no effect with judge=",
+        ),
     ],
 )
 async def test_mistakes(tmp_path: Path, words: list[str], message: str) -> None:
     with pytest.raises(TinkerCookbookError, match=message):
         await rlhf_pipeline.main(parse(CLI, [f"log_path={tmp_path}", *words], ALIASES))
+
+
+async def test_an_unfinished_policy(tmp_path: Path) -> None:
+    """RL does not start from the base model in its place."""
+    sft = tmp_path / "sft"
+    sft.mkdir()
+    (sft / "metrics.jsonl").touch()
+    judge = StyleJudgeBuilder(preference="polite")
+    config = CLI(log_path=str(tmp_path), run_sft=False, judge=judge)
+    message = f"run_sft=False, and {sft} holds an unfinished run: set run_sft=True to finish it"
+    with pytest.raises(ConfigurationError, match=message):
+        await rlhf_pipeline.main(config)
+
+
+@pytest.mark.parametrize(("kind", "other"), [KINDS, KINDS[::-1]])
+async def test_a_preference_model_of_the_other_kind(tmp_path: Path, kind: Any, other: Any) -> None:
+    builder = stages.resolve_preference_model(ChatConfig(), kind, NanoPairs()).config
+    stored = {"dataset_builder": plain(builder.dataset_builder)}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    config = CLI(rm_path=str(tmp_path), run_rm=False, preference_model=other)
+    message = f"preference_model={other}, but {tmp_path} holds one .* set preference_model={kind}"
+    with pytest.raises(ConfigurationError, match=message):
+        await rlhf_pipeline.main(config)
+    stages.check_kind(kind, str(tmp_path))
+    stages.check_kind(kind, "tinker://run/sampler_weights/final")
+
+
+def test_the_stages_that_are_run_do_not_name_the_directory() -> None:
+    """Otherwise a stage that was left out at first could not be run later."""
+    configs = [CLI(), CLI(run_sft=False, run_rm=False), CLI(run_rl=False, max_steps=3)]
+    assert len({program_directory(config, "rlhf") for config in configs}) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [("rlhf.rlhf_pipeline", "judge"), ("shorter.train", "data.preference_model_builder")],
+)
+def test_the_prompted_judge_is_known(programs: Programs, recipe: str, key: str) -> None:
+    """A class is known by its name only if the program imports it: hence a process of its own."""
+    words = ["data=Shorter"] if key.startswith("data.") else []
+    words += [f"{key}=PromptedPreferenceModelBuilder", f"{key}.model_name=nano", "seed=-1"]
+    done = programs.run(f"recipes.preference.{recipe}", *words)
+    assert done.stderr.startswith("error: seed=-1"), done.stderr
 
 
 def test_the_tinker_cookbooks_names() -> None:

@@ -114,7 +114,8 @@ class WinRate(CheckedConfig):
 
 class WinRateEvaluator(SamplingClientEvaluator):
     """`win_rate/<judge>`, from 0 to 1 with ties as a half, and its standard error
-    `win_rate/<judge>/stderr`. Each pair of replies is judged in both orders.
+    `win_rate/<judge>/stderr`. Each pair of replies is judged in both orders, by the text of the
+    replies without reasoning and tool calls.
 
     The baseline replies once, and again in a resumed run, with the same seeds. Policy and baseline
     use the same random numbers: equal weights give equal replies, a win rate of exactly 0.5. No
@@ -158,9 +159,11 @@ class WinRateEvaluator(SamplingClientEvaluator):
 
     async def _replies(self, policy: TinkerMessageCompleter) -> list[Message]:
         seeds = (derive_seed(self._config.seed, index) for index in range(len(self._prompts)))
-        return await asyncio.gather(
+        replies = await asyncio.gather(
             *(policy.seeded(seed)(prompt) for seed, prompt in zip(seeds, self._prompts))
         )
+        # without reasoning, as in training (`preference/envs.py`)
+        return [Message(role="assistant", content=get_text_content(reply)) for reply in replies]
 
     def lines(self) -> list[str]:
         return self._lines

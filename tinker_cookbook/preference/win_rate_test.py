@@ -114,6 +114,27 @@ async def test_judged_in_both_orders_with_its_standard_error(
     ]
 
 
+async def test_judges_do_not_see_the_reasoning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training; a judge's renderer need not know reasoning at all."""
+    text = "<think>\nmuch longer than the reply\n</think>\n\nyes<|im_end|>"
+    service = scripted_service(
+        ScriptedEngine(reply=scripted_text("nano", lambda _: text)), tmp_path
+    )
+    monkeypatch.setattr(win_rate, "connect", lambda base_url: service)
+    seen: list[Any] = []
+
+    async def judge(self: Longer, comparison: Comparison) -> float:
+        seen.extend([*comparison.completion_A, *comparison.completion_B])
+        return 0.0
+
+    monkeypatch.setattr(Longer, "__call__", judge)
+    evaluator = chz.replace(config(tmp_path, ["a"]), renderer_name="qwen3")()
+    await evaluator(await service.create_sampling_client(base_model="nano"))
+    assert seen == [{"role": "assistant", "content": "yes"}] * 4
+
+
 async def test_the_baseline_replies_once_and_alike_after_a_restart(
     tmp_path: Path, engine: ScriptedEngine, baseline: ScriptedEngine
 ) -> None:

@@ -71,7 +71,11 @@ def stage_config(program: ProgramConfig, name: str, stage: S, directory: Path) -
             raise ConfigurationError(f"{name}.{key}={value}: all stages share {key}; set {key}=")
         shared[key] = value
     shared["log_path"] = str(directory / name)
-    if program.behavior_if_log_dir_exists is None:
+    behavior = program.behavior_if_log_dir_exists
+    # "resume" and "ask" concern unfinished stages: a finished one would be run again in a new
+    # directory, from which no later stage reads
+    resumes = behavior in ("resume", "ask") and finished_stage(directory / name) is not None
+    if behavior is None or resumes:
         shared["behavior_if_log_dir_exists"] = "skip"
     return chz.replace(stage, **shared)
 

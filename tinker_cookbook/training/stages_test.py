@@ -159,3 +159,14 @@ async def test_delete_starts_a_stage_anew(tmp_path: Path) -> None:
     assert loop.steps == [0, 1, 0, 1]
     assert finished_stage(directory / "first") is not None
     assert not (tmp_path / "run" / "first-2").exists()
+
+
+@pytest.mark.parametrize("behavior", ["resume", "ask"])
+async def test_resume_skips_a_finished_stage(tmp_path: Path, behavior: Any) -> None:
+    """Running it again in a new directory would be in vain: later stages read from the first."""
+    loop, directory = Loop(tmp_path / "store"), tmp_path / "run"
+    stage = Stage(save_every=1)
+    await run_stage("", loop.run(stage_of(directory, display="plain", first=stage)))
+    again = stage_of(directory, behavior_if_log_dir_exists=behavior, display="plain", first=stage)
+    await run_stage("", loop.run(again))
+    assert loop.steps == [0, 1] and not (directory / "first-2").exists()

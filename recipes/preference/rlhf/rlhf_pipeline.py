@@ -23,6 +23,7 @@ from recipes.preference.rlhf import stages
 from recipes.preference.rlhf.stages import Policy, PreferenceModelKind
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.preference import prompted_judge  # noqa: F401 (a class for judge=)
 from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder
 from tinker_cookbook.preference.types import PreferenceModelBuilder
 from tinker_cookbook.rl.problem_config import ProblemConfig
@@ -32,6 +33,8 @@ from tinker_cookbook.supervised.chat_config import ChatConfig
 from tinker_cookbook.supervised.data import NoRobots
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.config import ProgramConfig
+from tinker_cookbook.training.fields import MAY_CHANGE
+from tinker_cookbook.training.run_directory import holds_run
 from tinker_cookbook.training.stages import (
     finished_stage,
     open_program,
@@ -83,9 +86,13 @@ class CLI(ProgramConfig):
         doc="judge in place of a trained preference model, e.g."
         " judge=PromptedPreferenceModelBuilder judge.model_name=... judge.criteria=...",
     )
-    run_sft: bool = chz.field(default=True, doc="run the stage of supervised fine-tuning")
-    run_rm: bool = chz.field(default=True, doc="run the stage of the preference model")
-    run_rl: bool = chz.field(default=True, doc="run the RL stage")
+    run_sft: bool = chz.field(
+        default=True, doc="run the stage of supervised fine-tuning", metadata=MAY_CHANGE
+    )
+    run_rm: bool = chz.field(
+        default=True, doc="run the stage of the preference model", metadata=MAY_CHANGE
+    )
+    run_rl: bool = chz.field(default=True, doc="run the RL stage", metadata=MAY_CHANGE)
     sft_path: str | None = chz.field(
         default=None,
         doc="policy to start RL from with run_sft=False: a run directory or a PEFT adapter"
@@ -122,6 +129,16 @@ class CLI(ProgramConfig):
             raise ConfigurationError(
                 f"rm_path={self.rm_path} and judge= both name the preference model: drop either"
             )
+        if self.judge and self.preference_model != "generative":
+            raise ConfigurationError(
+                f"preference_model={self.preference_model} has no effect with judge=: drop either"
+            )
+        if self.rl.dataset_builder is not None:
+            raise ConfigurationError(
+                f"rl.dataset_builder={type(self.rl.dataset_builder).__name__}: RL replies to the"
+                " prompts of the comparisons and is rewarded by the preference model; set"
+                " comparisons= and judge= instead"
+            )
 
     def the_comparisons(self) -> ComparisonDatasetBuilder:
         name = self.dataset or ("nano_pairs" if self.model_name == "nano" else "hhh")
@@ -153,6 +170,8 @@ async def main(config: CLI) -> None:
     stages.resolve_rl(rl, config.judge or PreferenceModelBuilder(), config.prompts())
     if config.run_rl and not train_rm:
         judge_of(config, directory)
+    if config.run_rl and not config.run_sft:
+        start_of_policy(config, directory)
     if config.sft_path is not None:
         locate_checkpoint(config.sft_path, "weights", "sft_path", config.base_url)
     with open_program(config, RECIPE):
@@ -174,9 +193,14 @@ def default_conversations(config: CLI) -> ChatDatasetBuilder:
 
 
 def start_of_policy(config: CLI, directory: Path) -> Policy:
-    path = config.sft_path
-    if path is None and finished_stage(directory / "sft"):
-        path = str(directory / "sft")
+    path, sft = config.sft_path, directory / "sft"
+    if path is None and holds_run(sft):
+        if not finished_stage(sft):
+            raise ConfigurationError(
+                f"run_sft=False, and {sft} holds an unfinished run: set run_sft=True to finish it,"
+                f" or sft_path={sft} to start from its last checkpoint"
+            )
+        path = str(sft)
     return Policy(config.model_name, path, config.base_url)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import chz
@@ -37,6 +38,8 @@ from tinker_cookbook.supervised.defaults import Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.training.resolve import Resolved
+from tinker_cookbook.training.run_identity import load_saved_config
+from tinker_cookbook.utils.plain_data import CLASS, lasting_name
 
 if TYPE_CHECKING:
     from tinker_cookbook.training.evaluators import EvaluatorBuilder
@@ -120,9 +123,26 @@ def trained_preference_model(
     kind: PreferenceModelKind, model_name: str, path: str, base_url: str | None
 ) -> PreferenceModelBuilder:
     """The preference model at a path, e.g. the directory of its run."""
+    check_kind(kind, path)
     weights = locate_checkpoint(path, "sampler_weights", "rm_path", base_url)
     make = RewardModelBuilder if kind == "bradley_terry" else PreferenceModelBuilderFromChatRenderer
     return make(model_name=model_name, rm_weights_path=weights, base_url=base_url)
+
+
+def check_kind(kind: PreferenceModelKind, path: str) -> None:
+    """Raise ConfigurationError if a run directory holds a preference model of the other kind,
+    whose verdicts would be noise. Other paths do not tell the kind."""
+    try:
+        data = load_saved_config(Path(path).expanduser()).get("dataset_builder")
+    except (OSError, ValueError):
+        return
+    trained_on = lasting_name(data.get(CLASS)) if isinstance(data, dict) else None
+    for other, make in _TRAINING_DATA.items():
+        if other != kind and trained_on == make.__name__:
+            raise ConfigurationError(
+                f"preference_model={kind}, but {path} holds one of the other kind: set"
+                f" preference_model={other}"
+            )
 
 
 def resolve_rl(

@@ -35,6 +35,9 @@ import chz
 
 from recipes.preference.shorter.shorter_replies import ConstantPrompt, Shorter
 from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.preference import (
+    prompted_judge,  # noqa: F401 (a class for data.preference_model_builder=)
+)
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.defaults import Groups
 from tinker_cookbook.rl.problem_config import (
