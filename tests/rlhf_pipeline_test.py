@@ -145,6 +145,9 @@ async def test_no_preference_model(tmp_path: Path) -> None:
         (["rm_path=x", "run_rm=False"], "rm_path=x: no such directory"),
         (["sft_path=x", "run_sft=False"], "sft_path=x: no such directory"),
         (["rl.group_size=1"], "group_size=1"),
+        (["rl.lora_rank=8"], "sft.lora_rank=32 and rl.lora_rank=8: .* set both to the same value"),
+        (["rl.kl_discount_factor=0.5"], "kl_discount_factor has no effect without kl_penalty_coef"),
+        (["rl.loss_fn=nope"], "nope"),
         (
             [
                 "rl.dataset_builder=PairwisePreferenceRLDatasetBuilder",

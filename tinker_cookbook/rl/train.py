@@ -75,17 +75,23 @@ async def main(
     await run(resolve_defaults(config, RL_DEFAULTS), recipe)
 
 
+def check_config(config: Config) -> None:
+    """Raise ConfigurationError for settings that contradict each other or have no effect."""
+    config = with_alias_keys(config)
+    check_signals(config)
+    check_rl_keys(config)
+    check_temperature(config)
+    if config.base_url is None:  # a remote service may support other losses
+        check_loss(config.loss_fn, loss_settings(config))
+
+
 async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
     """Train with a config that a recipe has resolved (`problem_config.resolve_problem_config`)."""
     asked = resolved.config
     config = with_located_kl_reference(with_alias_keys(asked))
     resolved = replace(resolved, config=config)
     check_kl_reference(config)
-    check_signals(config)
-    check_rl_keys(config)
-    check_temperature(config)
-    if config.base_url is None:  # a remote service may support other losses
-        check_loss(config.loss_fn, loss_settings(config))
+    check_config(config)
     # before the data is built, which may connect to load a judge
     service = connect_run(config.base_url, config.engine)
     train, test = await config.dataset_builder()

@@ -25,6 +25,7 @@ S = TypeVar("S", bound=LoopConfig)
 
 # the shared keys that a stage may set for itself
 _OWN_KEYS = ("max_steps", "renderer_name")
+_ADAPTER_KEYS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
 
 def program_directory(program: ProgramConfig, recipe: str) -> Path:
@@ -78,6 +79,20 @@ def stage_config(program: ProgramConfig, name: str, stage: S, directory: Path) -
     if behavior is None or resumes:
         shared["behavior_if_log_dir_exists"] = "skip"
     return chz.replace(stage, **shared)
+
+
+def check_same_adapter(name: str, stage: LoopConfig, start: str, start_stage: LoopConfig) -> None:
+    """Raise ConfigurationError if a stage cannot load the adapter of the one that it starts from.
+
+    name, start: the keys of the stages.
+    """
+    for key in _ADAPTER_KEYS:
+        value, trained = getattr(stage, key), getattr(start_stage, key)
+        if value != trained:
+            raise ConfigurationError(
+                f"{start}.{key}={trained} and {name}.{key}={value}: stage {name} trains the"
+                f" adapter of stage {start}; set both to the same value"
+            )
 
 
 async def run_stage(title: str, run: Awaitable[None]) -> None:

@@ -36,6 +36,7 @@ from tinker_cookbook.training.config import ProgramConfig
 from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.run_directory import holds_run
 from tinker_cookbook.training.stages import (
+    check_same_adapter,
     finished_stage,
     open_program,
     program_directory,
@@ -133,6 +134,8 @@ class CLI(ProgramConfig):
             raise ConfigurationError(
                 f"preference_model={self.preference_model} has no effect with judge=: drop either"
             )
+        if self.run_sft and self.run_rl:
+            check_same_adapter("rl", self.rl, "sft", self.sft)
         if self.rl.dataset_builder is not None:
             raise ConfigurationError(
                 f"rl.dataset_builder={type(self.rl.dataset_builder).__name__}: RL replies to the"

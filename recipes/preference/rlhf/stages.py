@@ -151,7 +151,9 @@ def resolve_rl(
     data = PairwisePreferenceRLDatasetBuilder(
         comparison_builder=comparisons, preference_model_builder=judge
     )
-    return resolve_problem_config(config, RL_DEFAULTS, data)
+    resolved = resolve_problem_config(config, RL_DEFAULTS, data)
+    rl_train.check_config(resolved.config)
+    return resolved
 
 
 async def run_rl(
