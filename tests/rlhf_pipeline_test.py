@@ -45,7 +45,7 @@ class Pipeline:
     def __init__(self, programs: Programs, directory: Path, *words: str) -> None:
         self._programs, self.log_path = programs, directory / "log"
         recipe, pairs = "recipes.preference.rlhf.rlhf_pipeline", directory / "pairs.jsonl"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         rng = random.Random(0)
         rows = [tasks.preference_pair(rng, "polite", "train") for _ in range(36)]
         jsonl.write_lines(pairs, rows)
@@ -57,6 +57,11 @@ class Pipeline:
         done = self._programs.run(*self._command, env=self._env, timeout=200)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def refused(self) -> str:
+        done = self._programs.run(*self._command, env=self._env, timeout=200)
+        assert done.returncode == 2
+        return done.stderr
 
     def end_in(self, stage: str, how: signal.Signals) -> int:
         """Start it and end it after the first checkpoint of a stage; its exit code."""
@@ -101,6 +106,9 @@ def test_every_stage_killed_or_stopped_equals_an_uninterrupted_run(
     first, last = whole.rows("rl")[0], whole.rows("rl")[-1]
     assert first["win_rate/preference_model"] == 0.5
     assert last["win_rate/preference_model/stderr"] > 0
+    # the policy depends on the SFT stage, which may then not go on
+    longer = Pipeline(programs, tmp_path / "broken", *words, "max_steps=5")
+    assert "error: max_steps=5 would continue stage sft (max_steps=4)" in longer.refused()
     # a third time: everything is finished
     assert broken.finish().count("nothing to do") == 3
 

@@ -24,7 +24,7 @@ MakePreferenceModel = Callable[[Renderer, SamplingClient], PreferenceModel]
 class PreferenceAccuracyEvaluator(SamplingClientEvaluator):
     """`test/preference_accuracy`: share of verdicts that prefer the chosen reply, over both orders
     of each comparison, with ties as a half. `test/order_consistency`: share of comparisons with the
-    same verdict in both orders. Ties among the comparisons are left out. No metric without a
+    same preference in both orders. Ties among the comparisons are left out. No metric without a
     comparison."""
 
     def __init__(
@@ -47,7 +47,7 @@ class PreferenceAccuracyEvaluator(SamplingClientEvaluator):
         agreement = [np.sign(forward) * sides, -np.sign(swapped) * sides]
         return {
             "test/preference_accuracy": float((np.mean(agreement) + 1) / 2),
-            "test/order_consistency": float(np.mean(agreement[0] == agreement[1])),
+            "test/order_consistency": float(np.mean(agreement[0] * agreement[1] > 0)),
         }
 
 

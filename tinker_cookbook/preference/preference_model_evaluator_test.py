@@ -76,12 +76,12 @@ def client(tmp_path: Path) -> SamplingClient:
     ("prefer", "accuracy", "consistency"),
     [
         (lambda a, b: -1.0, 0.5, 0),  # always A
-        (lambda a, b: 0.0, 0.5, 1),  # always a tie
+        (lambda a, b: 0.0, 0.5, 0),  # always a tie
         (lambda a, b: (b == "good") - float(a == "good"), 1, 1),
         (lambda a, b: 0.1 * ((b == "good") - (a == "good")), 1, 1),  # only the side counts
         (lambda a, b: (a == "good") - float(b == "good"), 0, 1),
         # knows "bad" only: the third comparison is a tie in both orders
-        (lambda a, b: (a == "bad") - float(b == "bad"), 2.5 / 3, 1),
+        (lambda a, b: (a == "bad") - float(b == "bad"), 2.5 / 3, 2 / 3),
         # a tie in one order, right in the other: 3/4 of a comparison
         (lambda a, b: 1.0 if b == "good" else 0.0, 0.75, 0),
     ],

@@ -17,7 +17,7 @@ from tinker_cookbook.checkpoint_utils import CheckpointRecord, get_last_checkpoi
 from tinker_cookbook.exceptions import ConfigurationError, RunFinished
 from tinker_cookbook.training.config import LoopConfig, ProgramConfig
 from tinker_cookbook.training.run_directory import RunLock, holds_run
-from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.training.run_identity import LENGTH_KEYS, RunIdentity
 from tinker_cookbook.utils import jsonl, ml_log
 from tinker_cookbook.utils.files import replace_file
 
@@ -92,6 +92,25 @@ def check_same_adapter(name: str, stage: LoopConfig, start: str, start_stage: Lo
             raise ConfigurationError(
                 f"{start}.{key}={trained} and {name}.{key}={value}: stage {name} trains the"
                 f" adapter of stage {start}; set both to the same value"
+            )
+
+
+def check_not_continued(directory: Path, name: str, stage: LoopConfig, later: str) -> None:
+    """Raise ConfigurationError if a finished stage would do more steps although a later stage has
+    started from its weights.
+
+    stage: with its defaults resolved. name, later: the keys of the stages.
+    """
+    last = finished_stage(directory / name)
+    if last is None or not holds_run(directory / later):
+        return
+    for key in LENGTH_KEYS:
+        done, asked = last.extra.get(key), getattr(stage, key, None)
+        if isinstance(done, int) and (asked is None or asked > done):
+            raise ConfigurationError(
+                f"{key}={asked} would continue stage {name} ({key}={done}), from which stage"
+                f" {later} has started: set {name}.{key}={done}, and {later}.{key}= to continue"
+                " that one; or set another log_path"
             )
 
 

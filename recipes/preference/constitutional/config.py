@@ -11,13 +11,12 @@ from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.supervised.chat_config import ChatConfig
 from tinker_cookbook.training.config import ProgramConfig
 from tinker_cookbook.training.fields import COUNT, FRACTION, MAY_CHANGE, NON_NEGATIVE
+from tinker_cookbook.training.stages import check_same_adapter
 
 NANO_MAX_TOKENS, MAX_TOKENS = 48, 512
 NANO_PROMPTS, NUM_PROMPTS = 64, 4096
 # keys of a training stage that it may not set, besides those that all stages share
 RESERVED_KEYS = ("renderer_name", "load_checkpoint_path", "dataset_builder", "dataset_path")
-
-ADAPTER_KEYS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
 
 @chz.chz
@@ -45,7 +44,7 @@ class CLI(ProgramConfig):
     num_prompts: int | None = chz.field(
         default=None,
         doc=f"prompts to reply to, at most (None: {NANO_PROMPTS} for nano, else {NUM_PROMPTS});"
-        " raising it extends the sampled files",
+        " before training has started, raising it extends the sampled files",
         metadata=COUNT | MAY_CHANGE,
     )
     num_revisions: int = chz.field(
@@ -94,10 +93,10 @@ class CLI(ProgramConfig):
 
     @chz.validate
     def _check_same_adapter(self) -> None:
-        for key in ADAPTER_KEYS:
-            sft, dpo = getattr(self.sft, key), getattr(self.dpo, key)
-            if sft != dpo and self.run_dpo:
-                raise ConfigurationError(
-                    f"sft.{key}={sft} and dpo.{key}={dpo}: DPO trains the adapter of sft/; set"
-                    f" ...{key}={sft}"
-                )
+        if self.run_dpo:
+            check_same_adapter("dpo", self.dpo, "sft", self.sft)
+        if self.dpo.loss == "kto":
+            raise ConfigurationError(
+                "dpo.loss=kto trains on single replies, and this recipe makes pairs: set another"
+                " loss"
+            )

@@ -87,6 +87,11 @@ class StageFile:
     def _check_settings(self, settings: Row, has_rows: bool) -> None:
         current = json.loads(jsonl.encode(settings))
         if has_rows:
+            if not self.settings_path.exists():
+                raise ConfigurationError(
+                    f"{self.path} has rows, but {self.settings_path.name} is missing: restore it,"
+                    " or delete the file to make it again"
+                )
             saved = json.loads(self.settings_path.read_bytes())
             if found := differences(saved, current):
                 raise ConfigurationError(

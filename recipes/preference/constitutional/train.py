@@ -66,8 +66,9 @@ from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_conf
 from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.resolve import Resolved
-from tinker_cookbook.training.run_directory import choose_resume_or_delete
+from tinker_cookbook.training.run_directory import choose_resume_or_delete, holds_run
 from tinker_cookbook.training.stages import (
+    check_not_continued,
     finished_stage,
     open_program,
     program_directory,
@@ -105,16 +106,20 @@ class Pipeline:
         nano = models.is_nano(config.model_name)
         number = config.num_prompts or (NANO_PROMPTS if nano else NUM_PROMPTS)
         directory = program_directory(config, RECIPE)
-        renderer_name = _resolve_sft(config, directory).renderer_name
+        sft = _resolve_sft(config, directory)
+        if config.run_sft:
+            check_not_continued(directory, "sft", sft.config, "dpo")
         stage_config(config, "dpo", config.dpo, directory)  # checks its keys
         if config.run_judge:
             tokenizer = get_tokenizer(config.model_name)
-            ChatLabels(get_renderer(renderer_name, tokenizer, model_name=config.model_name), "AB")
+            ChatLabels(
+                get_renderer(sft.renderer_name, tokenizer, model_name=config.model_name), "AB"
+            )
         return cls(
             config,
             directory,
             _model_kind(config),
-            renderer_name,
+            sft.renderer_name,
             load_principles(config.principles, "principles"),
             load_prompts(config.prompts, "prompts", number, config.seed, config.model_name),
             config.max_tokens or (NANO_MAX_TOKENS if nano else MAX_TOKENS),
@@ -155,16 +160,24 @@ class Pipeline:
         return str(self.directory / "dpo")
 
     def policy_path(self) -> str | None:
-        """The checkpoint whose replies are compared: that of sft/ if it is finished, else the
-        start model's."""
+        """The checkpoint whose replies are compared: that of sft/, or without it the start model's.
+
+        Raises ConfigurationError if sft/ is not finished.
+        """
         sft = self.directory / "sft"
-        return str(sft) if finished_stage(sft) else self.config.load_checkpoint_path
+        if not holds_run(sft):
+            return self.config.load_checkpoint_path
+        if not finished_stage(sft):
+            raise ConfigurationError(
+                f"run_sft=False, and {sft} holds an unfinished run: set run_sft=True to finish it"
+            )
+        return str(sft)
 
     async def make_revisions(self) -> None:
         config = self.config
         model = await self._load(config.load_checkpoint_path)
         reviser = Reviser(model, self.kind, self.principles, config.num_revisions, config.seed)
-        file = self._open(revisions_file(self.directory / "revisions.jsonl"))
+        file = self._open(revisions_file(self.directory / "revisions.jsonl"), "sft")
         settings = {
             **self._sampling_settings(config.load_checkpoint_path),
             "num_revisions": config.num_revisions,
@@ -186,7 +199,7 @@ class Pipeline:
         }
         kind = self.kind if policy_path == config.load_checkpoint_path else "instruct"
         make_row = PairJudge(policy, kind, judges, config.min_preference, config.seed)
-        file = self._open(comparisons_file(self.directory / "comparisons.jsonl"))
+        file = self._open(comparisons_file(self.directory / "comparisons.jsonl"), "dpo")
         settings = {
             **self._sampling_settings(policy_path),
             "judge": self._locate(judge_path),
@@ -222,11 +235,20 @@ class Pipeline:
             renderer_name=self.renderer_name,
         )
 
-    def _open(self, file: StageFile) -> StageFile:
-        """The file, deleted first if behavior_if_log_dir_exists says so."""
+    def _open(self, file: StageFile, reader: str) -> StageFile:
+        """The file, deleted first if behavior_if_log_dir_exists says so. Raises ConfigurationError
+        if it would get more rows although the stage that reads it has started."""
         behavior = self.config.behavior_if_log_dir_exists
         if file.path.exists():
-            found = f"{len(file.rows())} rows of {file.path.name}"
+            number = len(file.rows())
+            extends = behavior != "delete" and number < len(self.prompts)
+            if extends and holds_run(self.directory / reader):
+                raise ConfigurationError(
+                    f"num_prompts={len(self.prompts)}: {file.path} has {number} prompts, and"
+                    f" {self.directory / reader} holds a run that read them; set"
+                    f" num_prompts={number}, or another log_path"
+                )
+            found = f"{number} rows of {file.path.name}"
             if choose_resume_or_delete(self.directory, behavior, found) == "delete":
                 file.path.unlink()
         return file

@@ -28,8 +28,8 @@ FILES = ("revisions.jsonl", "comparisons.jsonl")
 async def test_stages_that_were_stopped_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All stages; the sampled files of a run that was stopped in the middle of each are the same,
-    and finished training is not repeated."""
+    """All stages; the comparisons of a run that was stopped among them are the same, and finished
+    training is neither repeated nor continued once a later stage depends on it."""
     run = tmp_path / "run"
     await main(chz.replace(SMALL, log_path=str(run)))
     whole = {name: (run / name).read_bytes() for name in FILES}
@@ -40,9 +40,16 @@ async def test_stages_that_were_stopped_resume(
     assert f'"load_checkpoint_path": "{sft.state_path}"' in config
     assert f"the trained model is {run / 'dpo'}: load_checkpoint_path=" in capsys.readouterr().out
 
-    for name, text in whole.items():
-        lines = text.splitlines(keepends=True)
-        (run / name).write_bytes(b"".join(lines[:2]) + lines[2][:30])
+    with pytest.raises(
+        ConfigurationError, match=r"num_prompts=7: .* has 6 prompts, and .*/sft holds"
+    ):
+        await main(chz.replace(SMALL, log_path=str(run), num_prompts=7))
+    with pytest.raises(
+        ConfigurationError, match=r"max_steps=2 would continue stage sft \(max_steps=1"
+    ):
+        await main(chz.replace(SMALL, log_path=str(run), max_steps=2))
+    lines = whole["comparisons.jsonl"].splitlines(keepends=True)
+    (run / "comparisons.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:30])
     shutil.rmtree(run / "dpo")
     await main(chz.replace(SMALL, log_path=str(run), run_dpo=False))
     assert {name: (run / name).read_bytes() for name in FILES} == whole
@@ -72,7 +79,8 @@ async def test_comparisons_of_the_start_model(tmp_path: Path) -> None:
         ("dpo.log_path=x", "dpo.log_path=x: all stages share log_path; set log_path="),
         ("sft.dataset_path=x", "sft.dataset_path=x: this recipe sets it for each stage; drop it"),
         ("dpo.renderer_name=x", "dpo.renderer_name=x: .*; set renderer_name="),
-        ("sft.lora_rank=8", "sft.lora_rank=8 and dpo.lora_rank=32: .*; set ...lora_rank=8"),
+        ("sft.lora_rank=8", "sft.lora_rank=8 and dpo.lora_rank=32: stage dpo trains"),
+        ("dpo.loss=kto", "dpo.loss=kto trains on single replies"),
         ("min_preference=2", "min_preference=2.0: expected 0 to 1"),
         ("num_revisions=0", "num_revisions=0: expected 1 or more"),
         ("num_revision=2", "num_revision"),

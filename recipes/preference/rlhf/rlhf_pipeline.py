@@ -36,6 +36,7 @@ from tinker_cookbook.training.config import ProgramConfig
 from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.run_directory import holds_run
 from tinker_cookbook.training.stages import (
+    check_not_continued,
     check_same_adapter,
     finished_stage,
     open_program,
@@ -170,6 +171,9 @@ async def main(config: CLI) -> None:
         if train_rm
         else None
     )
+    for name, resolved in (("sft", sft_run), ("rm", rm_run)):
+        if resolved is not None:
+            check_not_continued(directory, name, resolved.config, "rl")
     stages.resolve_rl(rl, config.judge or PreferenceModelBuilder(), config.prompts())
     if config.run_rl and not train_rm:
         judge_of(config, directory)
@@ -192,7 +196,11 @@ async def main(config: CLI) -> None:
 
 
 def default_conversations(config: CLI) -> ChatDatasetBuilder:
-    return NanoReplies() if config.model_name == "nano" else NoRobots()
+    if config.model_name != "nano":
+        return NoRobots()
+    comparisons = config.the_comparisons()
+    is_nanos = isinstance(comparisons, NanoPairs)
+    return NanoReplies(preference=comparisons.preference) if is_nanos else NanoReplies()
 
 
 def start_of_policy(config: CLI, directory: Path) -> Policy:

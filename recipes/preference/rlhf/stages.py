@@ -200,6 +200,7 @@ def rl_evaluators(
         judges={**(rules[0] if rules else {}), "preference_model": judge},
         baseline_path=policy.sampler_path,
         max_tokens=config.max_tokens or 1,
+        temperature=config.temperature,
         seed=config.seed,
         base_url=policy.base_url,
     )
