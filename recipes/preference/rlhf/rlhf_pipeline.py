@@ -10,6 +10,20 @@
 The stages are runs of their own in log_path/sft, log_path/rm and log_path/rl, with the keys of
 their loops under sft., rm. and rl., e.g. rl.learning_rate; `...lora_rank=64` sets a key in all of
 them. The same command skips the stages that are finished and resumes the one that is not.
+
+Without keys, nano learns to reply in friendly sentences; seeds 0, 1 and 2 (29 November 2026, 2 CPU
+cores, one thread: 3 to 4 minutes of CPU time). Held out: 128 pairs, 128 sums.
+
+| | generative | bradley_terry |
+|---|---|---|
+| accuracy of the preference model | 0.5 -> 1.00, 1.00, 1.00 | 0.77 -> 1.00, 1.00, 1.00 |
+| polite replies, before and after RL | 0.09 -> 0.93, 0.99, 0.90 | 0.09 -> 0.99, 0.99, 0.99 |
+| win rate against SFT, by the rule | 0.92, 0.95, 0.91 | 0.95, 0.96, 0.97 |
+| by the preference model | 0.94, 0.97, 0.95 | 0.95, 0.96, 0.97 |
+| right numbers, before and after RL | 0.75 -> 0.23, 0.35, 0.13 | 0.75 -> 0.13, 0.31, 0.52 |
+
+The preference model does not ask for a right number. With rl.kl_penalty_coef=0.1 and the generative
+model the policy keeps it (0.70, 0.72, 0.72), with 0.99 of the replies polite: README.md.
 """
 
 from __future__ import annotations
