@@ -35,9 +35,10 @@ def program_directory(program: ProgramConfig, recipe: str) -> Path:
 
 @contextmanager
 def open_program(program: ProgramConfig, recipe: str) -> Iterator[Path]:
-    """Lock the directory of a program and write its config.json, for `config=` of a later one.
+    """Lock the directory of a program and keep its config.json, for `config=` of a later one.
 
-    Raises ConfigurationError if the directory itself holds a run, or another process is using it.
+    A program that ends with an error does not replace the config.json of one before it. Raises
+    ConfigurationError if the directory itself holds a run, or another process is using it.
     """
     identity = RunIdentity(program, recipe)
     directory = identity.directory()
@@ -48,9 +49,12 @@ def open_program(program: ProgramConfig, recipe: str) -> Iterator[Path]:
                 f"log_path={directory} holds a run; the stages of {recipe} need their own: set"
                 " another log_path"
             )
-        text = jsonl.encode(identity.config_json, indent=2)
-        replace_file(directory / ml_log.CONFIG_FILE, f"{text}\n")
+        file = directory / ml_log.CONFIG_FILE
+        text = jsonl.encode(identity.config_json, indent=2) + "\n"
+        if not file.exists():
+            replace_file(file, text)
         yield directory
+        replace_file(file, text)
     finally:
         lock.release()
 
@@ -112,6 +116,21 @@ def check_not_continued(directory: Path, name: str, stage: LoopConfig, later: st
                 f" {later} has started: set {name}.{key}={done}, and {later}.{key}= to continue"
                 " that one; or set another log_path"
             )
+
+
+@contextmanager
+def errors_of(stage: str) -> Iterator[None]:
+    """Name the stage in configuration errors, whose keys are those of the stage."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"stage {stage}: {error}") from error
+
+
+def last_metrics(directory: Path, prefix: str) -> dict[str, float]:
+    """The last value of each metric of a run whose name begins with `prefix`."""
+    rows = [line.value for line in jsonl.read_lines(directory / ml_log.METRICS_FILE)]
+    return {key: row[key] for row in rows for key in row if key.startswith(prefix)}
 
 
 async def run_stage(title: str, run: Awaitable[None]) -> None:

@@ -66,6 +66,10 @@ class StageFile:
         rows = self.rows()
         self._check_settings(settings, has_rows=bool(rows))
         self._check_prompts(rows, prompts)
+        if rows:
+            print(
+                f"{self.path.name}: resuming at {len(rows)} of {len(prompts)} prompts", flush=True
+            )
 
         async def make(index: int) -> Row:
             return {"index": index, **await make_row(index, prompts[index])}
@@ -75,6 +79,9 @@ class StageFile:
             for index in range(len(rows), len(prompts)):
                 if len(window) == CONCURRENT_PROMPTS:
                     jsonl.append_line(self.path, await window.popleft())
+                    done = index + 1 - CONCURRENT_PROMPTS
+                    if done % CONCURRENT_PROMPTS == 0:
+                        print(f"{self.path.name}: {done} of {len(prompts)} prompts", flush=True)
                 window.append(asyncio.ensure_future(make(index)))
             while window:
                 jsonl.append_line(self.path, await window.popleft())

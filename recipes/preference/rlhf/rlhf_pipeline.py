@@ -2,7 +2,7 @@
 
     ./scripts/run recipes.preference.rlhf.rlhf_pipeline                         nano, polite replies
     ./scripts/run recipes.preference.rlhf.rlhf_pipeline preference_model=bradley_terry
-    ./scripts/run recipes.preference.rlhf.rlhf_pipeline rl.kl_penalty_coef=0.02
+    ./scripts/run recipes.preference.rlhf.rlhf_pipeline rl.kl_penalty_coef=0.1
     ./scripts/run recipes.preference.rlhf.rlhf_pipeline run_sft=False run_rm=False log_path=DIR
     ./scripts/run recipes.preference.rlhf.rlhf_pipeline judge=StyleJudgeBuilder ...preference=polite
     ./scripts/run recipes.preference.rlhf.rlhf_pipeline config=configs/rlhf/qwen3-8b-1xh100.yaml
@@ -52,7 +52,9 @@ from tinker_cookbook.training.run_directory import holds_run
 from tinker_cookbook.training.stages import (
     check_not_continued,
     check_same_adapter,
+    errors_of,
     finished_stage,
+    last_metrics,
     open_program,
     program_directory,
     run_stage,
@@ -141,6 +143,8 @@ class CLI(ProgramConfig):
                     " base model and RL from the SFT stage; drop it, or set run_sft=False and"
                     " sft_path="
                 )
+        if not (self.run_sft or self.run_rm or self.run_rl):
+            raise ConfigurationError("run_sft, run_rm and run_rl are False: nothing is left to run")
         if self.rm_path and self.judge:
             raise ConfigurationError(
                 f"rm_path={self.rm_path} and judge= both name the preference model: drop either"
@@ -179,16 +183,20 @@ async def main(config: CLI) -> None:
     train_rm = config.run_rm and config.judge is None
     # Resolve the stages before the first one runs: a mistake in the last should not show hours
     # later.
-    sft_run = stages.resolve_sft(sft, default_conversations(config)) if config.run_sft else None
-    rm_run = (
-        stages.resolve_preference_model(rm, config.preference_model, comparisons)
-        if train_rm
-        else None
-    )
+    sft_run = rm_run = None
+    if config.run_sft:
+        with errors_of("sft"):
+            sft_run = stages.resolve_sft(sft, default_conversations(config))
+    if train_rm:
+        with errors_of("rm"):
+            rm_run = stages.resolve_preference_model(rm, config.preference_model, comparisons)
     for name, resolved in (("sft", sft_run), ("rm", rm_run)):
         if resolved is not None:
             check_not_continued(directory, name, resolved.config, "rl")
-    stages.resolve_rl(rl, config.judge or PreferenceModelBuilder(), config.prompts())
+    with errors_of("rl"):
+        stages.resolve_rl(rl, config.judge or PreferenceModelBuilder(), config.prompts())
+    if train_rm or config.run_rl:
+        comparisons.open_splits()
     if config.run_rl and not train_rm:
         judge_of(config, directory)
     if config.run_rl and not config.run_sft:
@@ -207,6 +215,32 @@ async def main(config: CLI) -> None:
             start = policy.path or f"the base model {config.model_name}"
             title = f"reinforcement learning in {rl.log_path}, from {start}"
             await run_stage(title, stages.run_rl(rl, policy, judge, config.prompts()))
+            for line in summary_lines(directory):
+                print(line)
+
+
+def summary_lines(directory: Path) -> list[str]:
+    """The results of a finished pipeline, and what to do with the policy."""
+    lines = []
+    accuracy = last_metrics(directory / "rm", "test/preference_accuracy")
+    lines += [
+        f"preference model: {value:.3f} of the held-out verdicts right"
+        for value in accuracy.values()
+    ]
+    rates = last_metrics(directory / "rl", "win_rate/")
+    lines += [
+        f"policy: win rate {value:.3f} ± {rates[f'{name}/stderr']:.3f} against the policy before RL,"
+        f" judged by {name.removeprefix('win_rate/')}"
+        for name, value in rates.items()
+        if not name.endswith("/stderr")
+    ]
+    policy = directory / "rl"
+    return [
+        *lines,
+        f"replies and verdicts: {policy}/iteration_*/train.html; the policy is {policy}:"
+        " load_checkpoint_path= of another recipe trains it further, model_path= of a judge or an"
+        " evaluation samples from it",
+    ]
 
 
 def default_conversations(config: CLI) -> ChatDatasetBuilder:
