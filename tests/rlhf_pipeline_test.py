@@ -93,6 +93,8 @@ def test_every_stage_killed_or_stopped_equals_an_uninterrupted_run(
     broken = Pipeline(programs, tmp_path / "broken", *words)
     printed = whole.finish()
     assert f"reinforcement learning in {whole.log_path}/rl, from {whole.log_path}/sft" in printed
+    assert "preference model: " in printed and "policy: win rate " in printed
+    assert f"the policy is {whole.log_path}/rl: load_checkpoint_path=" in printed
     assert broken.end_in("sft", signal.SIGKILL) == -signal.SIGKILL
     assert broken.end_in("rm", signal.SIGTERM) == 143
     assert broken.end_in("rl", signal.SIGKILL) == -signal.SIGKILL

@@ -221,25 +221,22 @@ async def main(config: CLI) -> None:
 
 def summary_lines(directory: Path) -> list[str]:
     """The results of a finished pipeline, and what to do with the policy."""
-    lines = []
-    accuracy = last_metrics(directory / "rm", "test/preference_accuracy")
-    lines += [
+    lines = [
         f"preference model: {value:.3f} of the held-out verdicts right"
-        for value in accuracy.values()
+        for value in last_metrics(directory / "rm", "test/preference_accuracy").values()
     ]
     rates = last_metrics(directory / "rl", "win_rate/")
-    lines += [
-        f"policy: win rate {value:.3f} ± {rates[f'{name}/stderr']:.3f} against the policy before RL,"
-        f" judged by {name.removeprefix('win_rate/')}"
-        for name, value in rates.items()
-        if not name.endswith("/stderr")
-    ]
+    for name in (name for name in rates if not name.endswith("/stderr")):
+        rate, error = rates[name], rates[f"{name}/stderr"]
+        lines.append(
+            f"policy: win rate {rate:.3f} ± {error:.3f} against the policy before RL, judged by"
+            f" {name.removeprefix('win_rate/')}"
+        )
     policy = directory / "rl"
     return [
         *lines,
-        f"replies and verdicts: {policy}/iteration_*/train.html; the policy is {policy}:"
-        " load_checkpoint_path= of another recipe trains it further, model_path= of a judge or an"
-        " evaluation samples from it",
+        f"replies: {policy}/iteration_*/train.html; the policy is {policy}: load_checkpoint_path= of"
+        " another recipe trains it further, model_path= of a judge or an evaluation samples from it",
     ]
 
 
