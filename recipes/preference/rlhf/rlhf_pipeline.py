@@ -235,8 +235,9 @@ def summary_lines(directory: Path) -> list[str]:
     policy = directory / "rl"
     return [
         *lines,
-        f"replies: {policy}/iteration_*/train.html; the policy is {policy}: load_checkpoint_path= of"
-        " another recipe trains it further, model_path= of a judge or an evaluation samples from it",
+        f"replies: {policy}/iteration_*/train.html; the policy is {policy}: load_checkpoint_path="
+        " of another recipe trains it further, model_path= of a judge or an evaluation samples from"
+        " it",
     ]
 
 
