@@ -52,9 +52,8 @@ def help_text(
         lines += ["", *textwrap.wrap(" ".join(description.split()), width)]
     if examples := _examples(docstring):
         lines += ["", "examples", *(f"  {line}" for line in examples)]
-    for alias, key in request.aliases.items():
-        relation = "another name of" if request.is_plain(key) else "short for"
-        lines += ["", f"{alias} is {relation} {key}."]
+    for relation, names in _aliases_by_relation(request).items():
+        lines += ["", *textwrap.wrap(f"{relation}: {', '.join(names)}", width)]
     groups = _groups(request, known)
     if everything:
         return "\n".join([*lines, *_all_keys(request, groups, known, width)])
@@ -72,6 +71,14 @@ def help_text(
         if words:
             lines += _row(title.removeprefix("keys of "), " ".join(words), width, _GROUP)
     return "\n".join([*lines, *details])
+
+
+def _aliases_by_relation(request: Request) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for alias, key in request.aliases.items():
+        relation = "other names" if request.is_plain(key) else "short names"
+        found.setdefault(relation, []).append(f"{alias} ({key})")
+    return found
 
 
 def _examples(docstring: str) -> list[str]:

@@ -104,7 +104,11 @@ class Request(NamedTuple):
 
     def is_plain(self, key: str) -> bool:
         """Whether the key holds a value and not an object, so an alias is just another name."""
-        field = chz.chz_fields(self.config_class).get(key)
+        holder, _, name = key.rpartition(".")
+        cls: Any = self.config_class
+        for part in filter(None, holder.split(".")):
+            cls = chz.chz_fields(cls)[part].final_type
+        field = chz.chz_fields(cls).get(name)
         return field is not None and not is_object(field.final_type)
 
     def given(self, known: Iterable[str]) -> list[str]:

@@ -147,8 +147,8 @@ def test_another_name_of_a_value_does_not_hide_it() -> None:
     assert error("number_of_steps=x", aliases=names) == "number_of_steps='x': expected int"
     text = help_text(Config, aliases=names)
     assert "\n  steps  " in text and "\n  number_of_steps" not in text
-    assert "number_of_steps is another name of steps.\n" in text
-    assert "d is short for data.\n" in text
+    assert "other names: number_of_steps (steps)\n" in text
+    assert "short names: d (data)\n" in text
 
 
 @pytest.mark.parametrize("values", [(1, 2), (2, 2)])

@@ -79,6 +79,10 @@ FIRST_KEYS = (
     "run_sft",
     "run_rm",
     "run_rl",
+    "sft.learning_rate",
+    "rm.learning_rate",
+    "rl.learning_rate",
+    "rl.kl_penalty_coef",
     "max_steps",
     "log_path",
 )
