@@ -28,6 +28,7 @@ from tinker_cookbook.service import connect, locate_checkpoint
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED, CheckedConfig
+from tinker_cookbook.utils.misc_utils import counted
 from tinker_cookbook.utils.threads import in_thread
 
 if TYPE_CHECKING:
@@ -154,7 +155,12 @@ class WinRateEvaluator(SamplingClientEvaluator):
             f" (baseline: {_last_text(pair.completion_A)})"
             for pair in pairs[:NUM_PRINTED]
         ]
-        self._lines = [f"win rate against the baseline: {', '.join(rates)}", *examples]
+        prompts = counted(len(pairs), "prompt")
+        self._lines = [
+            f"win rate against {config.baseline_path or config.model_name} on {prompts}:"
+            f" {', '.join(rates)}",
+            *examples,
+        ]
         return metrics
 
     async def _replies(self, policy: TinkerMessageCompleter) -> list[Message]:

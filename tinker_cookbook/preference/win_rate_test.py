@@ -108,7 +108,7 @@ async def test_judged_in_both_orders_with_its_standard_error(
         "win_rate/first/stderr": 0.0,
     }
     assert evaluator.lines() == [
-        "win rate against the baseline: 0.375 ± 0.207 (longer), 0.500 ± 0.000 (first)",
+        "win rate against nano on 4 prompts: 0.375 ± 0.207 (longer), 0.500 ± 0.000 (first)",
         "  'a' -> 'long' (baseline: 'short')",
         "  'b' -> 'long' (baseline: 'shor')",
     ]

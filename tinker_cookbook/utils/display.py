@@ -27,6 +27,7 @@ HEADLINES = {
     "loss": "loss",
     "dpo_loss": "loss",
     "kto_loss": "loss",
+    "rm_loss": "loss",
     "env/all/reward/total": "reward",
     "reward/total": "reward",
     "accuracy": "accuracy",
