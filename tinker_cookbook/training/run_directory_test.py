@@ -128,7 +128,7 @@ def test_check_log_dir(tmp_path: Path) -> None:
     assert holds_run(run)
     with pytest.raises(ConfigurationError, match=r"run holds a run; set another log_path, or"):
         check_log_dir(run, "raise")
-    with pytest.raises(ConfigurationError, match=r"='overwrite' is unknown.*resume, delete"):
+    with pytest.raises(ConfigurationError, match=r"='overwrite' is unknown.*resume, skip, delete"):
         check_log_dir(run, "overwrite")  # type: ignore[arg-type]
     check_log_dir(run, "delete")
     assert [p.name for p in run.iterdir()] == [".lock"]
