@@ -24,7 +24,7 @@ from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.rl.problem_config import ProblemConfig
 from tinker_cookbook.supervised.chat_config import ChatConfig
-from tinker_cookbook.training.stages import program_directory
+from tinker_cookbook.training.stages import last_metrics, program_directory
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.plain_data import plain
 
@@ -230,3 +230,15 @@ def test_the_tinker_cookbooks_names() -> None:
     config = parse(CLI, words, ALIASES)
     assert (config.rl.learning_rate, config.rl.group_size) == (0.5, 3)
     assert {stage.lora_rank for stage in (config.sft, config.rm, config.rl)} == {64}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["generative", "bradley_terry"])
+async def test_nano_learns_to_be_polite(tmp_path: Path, kind: Any) -> None:
+    config = CLI(log_path=str(tmp_path), preference_model=kind, display="none")
+    await rlhf_pipeline.main(config)
+    assert last_metrics(tmp_path / "rm", "test/")["test/preference_accuracy"] >= 0.85
+    last = last_metrics(tmp_path / "rl", "")
+    assert last["sampled/polite"] >= 0.75
+    assert last["win_rate/polite"] >= 0.65 and last["win_rate/preference_model"] >= 0.65
