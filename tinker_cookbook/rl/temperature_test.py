@@ -148,7 +148,9 @@ async def test_over_the_sdk_the_difference_is_said_and_measured(
 
     original = train.checkpoint_utils.start_training_client
     monkeypatch.setattr(train.checkpoint_utils, "start_training_client", start)
-    monkeypatch.setattr(train, "connect_run", lambda url, engine: connect(store_dir=tmp_path / "store"))
+    monkeypatch.setattr(
+        train, "connect_run", lambda url, engine: connect(store_dir=tmp_path / "store")
+    )
     run = tmp_path / "run"
     data = SomeAdditions(batches=1)
     await train.main(train_config(run, data, temperature=0.7, base_url="http://127.0.0.1:1"))
