@@ -80,16 +80,16 @@ class ComparisonSplit:
 
 def read_comparisons(
     split: ComparisonSplit,
-    limit: int | None = None,
+    limit: int,
     is_usable: Callable[[LabeledComparison], bool] = lambda labeled: True,
 ) -> list[LabeledComparison]:
-    """The comparisons of the first `limit` rows (None: of all); unusable rows are left out, as the
-    report of the data set says.
+    """The comparisons of the first `limit` rows; unusable rows are left out, as the report of the
+    data set says.
 
     is_usable: e.g. whether a comparison is short enough; a RendererError counts as False.
     """
     found = []
-    for index in range(len(split.rows) if limit is None else min(limit, len(split.rows))):
+    for index in range(min(limit, len(split.rows))):
         try:
             parsed = split.read(split.rows[index], "row")
             if parsed is not None and is_usable(parsed.labeled):

@@ -31,11 +31,11 @@ class ComparisonEvaluator:
         """`win_rate`, from 0 to 1 with ties as a half, and its standard error `stderr`."""
         replies = await asyncio.gather(*(policy(c.prompt_conversation) for c in self.comparisons))
         pairs = [replace(c, completion_B=[reply]) for c, reply in zip(self.comparisons, replies)]
-        rate, stderr = await win_rate(self.preference_model, pairs)
+        rate, stderr = await compute_win_rate(self.preference_model, pairs)
         return {"win_rate": rate, "stderr": stderr}
 
 
-async def win_rate(
+async def compute_win_rate(
     preference_model: PreferenceModel, pairs: Sequence[Comparison]
 ) -> tuple[float, float]:
     """Win rate of completion B over A with its standard error; each pair in both orders."""

@@ -33,7 +33,7 @@ from tinker_cookbook.training.evaluators import Evaluator, TrainingClientEvaluat
 if TYPE_CHECKING:
     from tinker.lib.public_interfaces.api_future import APIFuture
 
-    from tinker_cookbook.service.api import TrainingClient
+    from tinker_cookbook.service.api import ServiceClient, TrainingClient
 
 Futures = Sequence["APIFuture[tinker.ForwardBackwardOutput]"]
 Loss = tuple[torch.Tensor, dict[str, float]]
@@ -236,6 +236,11 @@ class _HeldOutEvaluator(TrainingClientEvaluator):
 def mean_nll(data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]) -> float:
     """Mean NLL over the tokens of all replies."""
     return compute_mean_nll(logprobs, [datum.loss_fn_inputs["weights"] for datum in data])
+
+
+def tokens_per_pass_of(service: ServiceClient) -> int | None:
+    """The tokens that the engine of a service computes in one pass; None if it does not tell."""
+    return getattr(service.get_server_capabilities(), "tokens_per_pass", None)
 
 
 def split_into_passes(

@@ -17,6 +17,7 @@ from tinker_cookbook.preference.preference_datasets import (
     ChatDatasetBuilderFromComparisons,
     ComparisonBuilderFromJsonl,
 )
+from tinker_cookbook.preference.testing import Longer
 from tinker_cookbook.preference.types import (
     Comparison,
     ComparisonRendererFromChatRenderer,
@@ -104,17 +105,6 @@ async def test_a_comparison_longer_than_the_context_is_a_tie(
     model.context_window = length - 1
     assert await model(COMPARISON) == 0 and len(engine.samples) == 1
     assert f"a comparison of {length} tokens does not fit" in caplog.text
-
-
-class Longer(PreferenceModel):
-    """Prefers the longer completion; a tie otherwise."""
-
-    async def __call__(self, comparison: Comparison) -> float:
-        first, second = (
-            len(get_text_content(messages[0]))
-            for messages in (comparison.completion_A, comparison.completion_B)
-        )
-        return float((second > first) - (second < first))
 
 
 class AlwaysSecond(PreferenceModel):

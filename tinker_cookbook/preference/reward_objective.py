@@ -16,6 +16,7 @@ from tinker_cookbook.preference.objective import (
     Loss,
     PreferenceObjective,
     split_into_passes,
+    tokens_per_pass_of,
 )
 from tinker_cookbook.preference.reward_model import RewardRenderer
 from tinker_cookbook.sequences import as_numpy
@@ -70,9 +71,8 @@ def make_reward_objective(
     data: RewardDatasetBuilderFromComparisons, service: ServiceClient, journal: Journal
 ) -> BradleyTerryObjective:
     """The objective for the data of a run; a `MakeObjective` once `data` is bound."""
-    capabilities = service.get_server_capabilities()
-    tokens_per_pass: int | None = getattr(capabilities, "tokens_per_pass", None)
-    return BradleyTerryObjective(RewardRenderer(data.renderer).labels.tokens, tokens_per_pass)
+    labels = RewardRenderer(data.renderer).labels.tokens
+    return BradleyTerryObjective(labels, tokens_per_pass_of(service))
 
 
 def pair_losses(rewards: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,11 @@ from tinker_cookbook.preference.losses import (
     PreferenceLoss,
     pair_losses,
 )
-from tinker_cookbook.preference.objective import KTOObjective, PairObjective
+from tinker_cookbook.preference.objective import (
+    KTOObjective,
+    PairObjective,
+    tokens_per_pass_of,
+)
 from tinker_cookbook.preference.reference import ReferenceLogprobs
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
@@ -136,8 +140,7 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
 
 def make_objective(config: Config, service: ServiceClient, journal: Journal) -> Objective:
     """The objective of a run, with a reference model if its loss needs one."""
-    capabilities = service.get_server_capabilities()
-    tokens_per_pass: int | None = getattr(capabilities, "tokens_per_pass", None)
+    tokens_per_pass = tokens_per_pass_of(service)
     make_reference = partial(ReferenceLogprobs, service, config, journal.log_path)
     if config.loss == "kto":
         beta = DEFAULT_BETA if config.dpo_beta is None else config.dpo_beta

@@ -16,7 +16,7 @@ from tinker_cookbook.preference.comparison_datasets import (
     ComparisonDatasetBuilder,
     read_comparisons,
 )
-from tinker_cookbook.preference.comparison_policy_evaluator import win_rate
+from tinker_cookbook.preference.comparison_policy_evaluator import compute_win_rate
 from tinker_cookbook.preference.types import (
     Comparison,
     LabeledComparison,
@@ -147,7 +147,7 @@ class WinRateEvaluator(SamplingClientEvaluator):
         metrics: dict[str, float] = {}
         rates = []
         for name, judge in self._judges.items():
-            rate, stderr = await win_rate(judge, pairs)
+            rate, stderr = await compute_win_rate(judge, pairs)
             metrics |= {f"win_rate/{name}": rate, f"win_rate/{name}/stderr": stderr}
             rates.append(f"{rate:.3f} ± {stderr:.3f} ({name})")
         examples = [

@@ -15,25 +15,14 @@ import tinker
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.preference import win_rate
 from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
+from tinker_cookbook.preference.testing import Longer
 from tinker_cookbook.preference.types import Comparison, PreferenceModel, PreferenceModelBuilder
 from tinker_cookbook.preference.win_rate import WinRate
-from tinker_cookbook.renderers import get_text_content
 from tinker_cookbook.sequences import Sequence, to_datum
 from tinker_cookbook.service import connect
 from tinker_cookbook.testing import Asked, ScriptedEngine, scripted_service, scripted_text
 
 BUILT_IN: list[str] = []  # names of the threads that judges were built in
-
-
-class Longer(PreferenceModel):
-    """Prefers the longer completion; a tie otherwise."""
-
-    async def __call__(self, comparison: Comparison) -> float:
-        first, second = (
-            len(get_text_content(messages[0]))
-            for messages in (comparison.completion_A, comparison.completion_B)
-        )
-        return float((second > first) - (second < first))
 
 
 class AlwaysFirst(PreferenceModel):

@@ -34,7 +34,7 @@ def program_directory(program: ProgramConfig, recipe: str) -> Path:
 
 
 @contextmanager
-def open_program(program: ProgramConfig, recipe: str) -> Iterator[Path]:
+def open_program(program: ProgramConfig, recipe: str) -> Iterator[None]:
     """Lock the directory of a program and keep its config.json, for `config=` of a later one.
 
     A program that ends with an error does not replace the config.json of one before it. Raises
@@ -53,7 +53,7 @@ def open_program(program: ProgramConfig, recipe: str) -> Iterator[Path]:
         text = jsonl.encode(identity.config_json, indent=2) + "\n"
         if not file.exists():
             replace_file(file, text)
-        yield directory
+        yield
         replace_file(file, text)
     finally:
         lock.release()
@@ -146,3 +146,17 @@ def finished_stage(directory: Path) -> CheckpointRecord | None:
     """The final checkpoint of a finished run in a directory; None if there is none."""
     last = get_last_checkpoint(directory)
     return last if last is not None and last.final else None
+
+
+def result_of_stage(directory: Path, name: str) -> str | None:
+    """The directory of a finished stage; None if it has not begun. ConfigurationError if it is not
+    finished: its last checkpoint is not what the next stage is meant to start from."""
+    stage = directory / name
+    if not holds_run(stage):
+        return None
+    if finished_stage(stage) is None:
+        raise ConfigurationError(
+            f"run_{name}=False, and {stage} holds an unfinished run: set run_{name}=True to finish"
+            " it"
+        )
+    return str(stage)

@@ -32,7 +32,7 @@ from recipes.preference.constitutional.stage_file import (
 from recipes.preference.constitutional.wording import ModelKind, reply_conversation
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.preference.preference_datasets import ComparisonDatasetBuilder, ComparisonRows
+from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
 from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
 from tinker_cookbook.preference.types import Comparison
 from tinker_cookbook.renderers import Message

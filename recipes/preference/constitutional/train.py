@@ -69,9 +69,9 @@ from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.training.run_directory import choose_resume_or_delete, holds_run
 from tinker_cookbook.training.stages import (
     check_not_continued,
-    finished_stage,
     open_program,
     program_directory,
+    result_of_stage,
     run_stage,
     stage_config,
 )
@@ -164,14 +164,7 @@ class Pipeline:
 
         Raises ConfigurationError if sft/ is not finished.
         """
-        sft = self.directory / "sft"
-        if not holds_run(sft):
-            return self.config.load_checkpoint_path
-        if not finished_stage(sft):
-            raise ConfigurationError(
-                f"run_sft=False, and {sft} holds an unfinished run: set run_sft=True to finish it"
-            )
-        return str(sft)
+        return result_of_stage(self.directory, "sft") or self.config.load_checkpoint_path
 
     async def make_revisions(self) -> None:
         config = self.config

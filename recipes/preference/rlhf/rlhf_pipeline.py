@@ -48,15 +48,14 @@ from tinker_cookbook.supervised.data import NoRobots
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.config import ProgramConfig
 from tinker_cookbook.training.fields import MAY_CHANGE
-from tinker_cookbook.training.run_directory import holds_run
 from tinker_cookbook.training.stages import (
     check_not_continued,
     check_same_adapter,
     errors_of,
-    finished_stage,
     last_metrics,
     open_program,
     program_directory,
+    result_of_stage,
     run_stage,
     stage_config,
 )
@@ -166,13 +165,13 @@ class CLI(ProgramConfig):
                 " comparisons= and judge= instead"
             )
 
-    def the_comparisons(self) -> ComparisonDatasetBuilder:
+    def comparisons_or_default(self) -> ComparisonDatasetBuilder:
         name = self.dataset or ("nano_pairs" if self.model_name == "nano" else "hhh")
         return self.comparisons or comparisons_of(name)
 
     def prompts(self) -> ComparisonDatasetBuilder:
         """The comparisons whose prompts the policy replies to."""
-        comparisons = self.the_comparisons()
+        comparisons = self.comparisons_or_default()
         if self.comparisons is None and isinstance(comparisons, NanoPairs):
             return chz.replace(comparisons, num_train=stages.NANO_PROMPTS)
         return comparisons
@@ -183,7 +182,7 @@ async def main(config: CLI) -> None:
     sft = stage_config(config, "sft", config.sft, directory)
     rm = stage_config(config, "rm", config.rm, directory)
     rl = stage_config(config, "rl", config.rl, directory)
-    comparisons = config.the_comparisons()
+    comparisons = config.comparisons_or_default()
     train_rm = config.run_rm and config.judge is None
     # Resolve the stages before the first one runs: a mistake in the last should not show hours
     # later.
@@ -219,24 +218,30 @@ async def main(config: CLI) -> None:
             start = policy.path or f"the base model {config.model_name}"
             title = f"reinforcement learning in {rl.log_path}, from {start}"
             await run_stage(title, stages.run_rl(rl, policy, judge, config.prompts()))
-            for line in summary_lines(directory):
+            rm_directory = None if config.judge else Path(config.rm_path or directory / "rm")
+            for line in summary_lines(directory / "rl", rm_directory):
                 print(line)
 
 
-def summary_lines(directory: Path) -> list[str]:
-    """The results of a finished pipeline, and what to do with the policy."""
+def summary_lines(policy: Path, preference_model: Path | None) -> list[str]:
+    """The results of a finished pipeline, and what to do with the policy.
+
+    The directories of their runs; preference_model: None for a judge that was not trained.
+    """
+    accuracy = {}
+    if preference_model is not None:
+        accuracy = last_metrics(preference_model, "test/preference_accuracy")
     lines = [
         f"preference model: {value:.3f} of the held-out verdicts right"
-        for value in last_metrics(directory / "rm", "test/preference_accuracy").values()
+        for value in accuracy.values()
     ]
-    rates = last_metrics(directory / "rl", "win_rate/")
+    rates = last_metrics(policy, "win_rate/")
     for name in (name for name in rates if not name.endswith("/stderr")):
         rate, error = rates[name], rates[f"{name}/stderr"]
         lines.append(
             f"policy: win rate {rate:.3f} ± {error:.3f} against the policy before RL, judged by"
             f" {name.removeprefix('win_rate/')}"
         )
-    policy = directory / "rl"
     return [
         *lines,
         f"replies: {policy}/iteration_*/train.html; the policy is {policy}: load_checkpoint_path="
@@ -248,34 +253,25 @@ def summary_lines(directory: Path) -> list[str]:
 def default_conversations(config: CLI) -> ChatDatasetBuilder:
     if config.model_name != "nano":
         return NoRobots()
-    comparisons = config.the_comparisons()
+    comparisons = config.comparisons_or_default()
     is_nanos = isinstance(comparisons, NanoPairs)
     return NanoReplies(preference=comparisons.preference) if is_nanos else NanoReplies()
 
 
 def start_of_policy(config: CLI, directory: Path) -> Policy:
-    path, sft = config.sft_path, directory / "sft"
-    if path is None and holds_run(sft):
-        if not finished_stage(sft):
-            raise ConfigurationError(
-                f"run_sft=False, and {sft} holds an unfinished run: set run_sft=True to finish it,"
-                f" or sft_path={sft} to start from its last checkpoint"
-            )
-        path = str(sft)
+    path = config.sft_path or result_of_stage(directory, "sft")
     return Policy(config.model_name, path, config.base_url)
 
 
 def judge_of(config: CLI, directory: Path) -> PreferenceModelBuilder:
     if config.judge is not None:
         return config.judge
-    path = config.rm_path
+    path = config.rm_path or result_of_stage(directory, "rm")
     if path is None:
-        if not finished_stage(directory / "rm"):
-            raise ConfigurationError(
-                f"run_rm=False, and {directory / 'rm'} holds no finished run: set rm_path=, judge="
-                " or run_rm=True"
-            )
-        path = str(directory / "rm")
+        raise ConfigurationError(
+            f"run_rm=False, and {directory / 'rm'} holds no finished run: set rm_path=, judge= or"
+            " run_rm=True"
+        )
     kind = config.preference_model
     return stages.trained_preference_model(kind, config.model_name, path, config.base_url)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import chz
 
+from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
 from tinker_cookbook.preference.comparison_rows import Row
 from tinker_cookbook.preference.envs import PairwisePreferenceRLDatasetBuilder
-from tinker_cookbook.preference.preference_datasets import (
-    ComparisonDatasetBuilder,
-    ComparisonRows,
-)
 from tinker_cookbook.preference.types import (
     Comparison,
     LabeledComparison,
