@@ -9,6 +9,7 @@ import pytest
 
 from recipes.preference.shorter import train as shorter
 from recipes.preference.shorter.shorter_replies import ConstantPrompt, Shorter, ShorterReplies
+from tests.programs import Programs
 from tinker_cookbook.preference.envs import PairwisePreferenceGroupBuilder
 from tinker_cookbook.preference.types import Comparison
 from tinker_cookbook.renderers import Message
@@ -23,6 +24,13 @@ from tinker_cookbook.rl.transcripts import read_rollouts, rollouts_file
 async def test_the_reply_with_fewer_characters_wins(a: str, b: str, verdict: float) -> None:
     completions = ([Message(role="assistant", content=text)] for text in (a, b))
     assert await ShorterReplies()(Comparison([], *completions)) == verdict
+
+
+def test_other_prompts_and_judges_are_known_by_name(programs: Programs) -> None:
+    """In a process of its own: here, other tests have imported them."""
+    words = ("data=PairwisePreferenceRLDatasetBuilder", "--help")
+    printed = programs.run("recipes.preference.shorter.train", *words).stdout
+    assert "HubComparisons" in printed and "PromptedPreferenceModelBuilder" in printed
 
 
 def test_defaults() -> None:

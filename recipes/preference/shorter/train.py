@@ -35,8 +35,9 @@ import chz
 
 from recipes.preference.shorter.shorter_replies import ConstantPrompt, Shorter
 from tinker_cookbook.cli_utils import cli
-from tinker_cookbook.preference import (
-    prompted_judge,  # noqa: F401 (a class for data.preference_model_builder=)
+from tinker_cookbook.preference import (  # classes for the keys of data=
+    preference_datasets,  # noqa: F401
+    prompted_judge,  # noqa: F401
 )
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.defaults import Groups
