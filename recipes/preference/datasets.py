@@ -17,6 +17,7 @@ from typing import Any
 import chz
 
 from recipes.preference.sampled_style import Preference, SampledStyle, StyleJudgeBuilder
+from recipes.prompts import HHH_PATH
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
@@ -40,9 +41,7 @@ TEST_ROWS = 1024
 class HHHComparisonBuilder(HubComparisons):
     """Helpful and harmless dialogues (Bai et al. 2022, arXiv 2204.05862): 160,800 comparisons."""
 
-    path: str = chz.field(
-        default="Anthropic/hh-rlhf", doc="name on the hub, or path of a local copy"
-    )
+    path: str = chz.field(default=HHH_PATH, doc="name on the hub, or path of a local copy")
     test_split: str | None = chz.field(
         default="test", doc="evaluation split (None, and for a local file: hold out test_size rows)"
     )

@@ -23,12 +23,6 @@ from recipes.preference.constitutional.revisions import (
     SampledText,
     sample_text,
 )
-from recipes.preference.constitutional.stage_file import (
-    Row,
-    SavedRow,
-    StageFile,
-    plain_messages,
-)
 from recipes.preference.constitutional.wording import ModelKind, reply_conversation
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter
 from tinker_cookbook.exceptions import DataValidationError
@@ -37,6 +31,12 @@ from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
 from tinker_cookbook.preference.types import Comparison
 from tinker_cookbook.renderers import Message
 from tinker_cookbook.training.fields import SEED
+from tinker_cookbook.training.sample_file import (
+    Row,
+    SampleFile,
+    SavedRow,
+    plain_messages,
+)
 from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
@@ -99,8 +99,8 @@ def _find_problem(replies: Sequence[SampledText]) -> str | None:
     return problem or ("identical" if replies[0].text == replies[1].text else None)
 
 
-def comparisons_file(path: Path) -> StageFile:
-    return StageFile(path, lambda row: row["comparison"]["prompt_conversation"])
+def comparisons_file(path: Path) -> SampleFile:
+    return SampleFile(path, lambda row: row["comparison"]["prompt_conversation"])
 
 
 def summary_lines(rows: Sequence[SavedRow]) -> list[str]:

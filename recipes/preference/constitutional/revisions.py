@@ -16,12 +16,6 @@ from statistics import mean
 import chz
 
 from recipes.preference.constitutional.principles import draw_principle
-from recipes.preference.constitutional.stage_file import (
-    Row,
-    SavedRow,
-    StageFile,
-    plain_messages,
-)
 from recipes.preference.constitutional.wording import (
     ModelKind,
     critique_conversation,
@@ -35,6 +29,12 @@ from tinker_cookbook.renderers.chats import Chat, parse_row
 from tinker_cookbook.supervised.data import Datasets, render_and_hold_out
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.fields import SEED
+from tinker_cookbook.training.sample_file import (
+    Row,
+    SampleFile,
+    SavedRow,
+    plain_messages,
+)
 from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
@@ -112,8 +112,8 @@ class Reviser:
         return await sample_text(self.model, conversation, self.seed, _STAGE, index, number)
 
 
-def revisions_file(path: Path) -> StageFile:
-    return StageFile(path, lambda row: row["prompt_conversation"])
+def revisions_file(path: Path) -> SampleFile:
+    return SampleFile(path, lambda row: row["prompt_conversation"])
 
 
 def summary_lines(rows: Sequence[SavedRow]) -> list[str]:

@@ -46,10 +46,9 @@ from recipes.preference.constitutional.config import (
 )
 from recipes.preference.constitutional.judging import JudgedPairs, PairJudge, comparisons_file
 from recipes.preference.constitutional.principles import load_principles
-from recipes.preference.constitutional.prompts import Conversation, load_prompts
 from recipes.preference.constitutional.revisions import RevisedReplies, Reviser, revisions_file
-from recipes.preference.constitutional.stage_file import StageFile
 from recipes.preference.constitutional.wording import ModelKind
+from recipes.prompts import Conversation, load_prompts
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import TinkerMessageCompleter, completer_from
@@ -67,6 +66,7 @@ from tinker_cookbook.supervised.defaults import SL_DEFAULTS, Batches
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.training.run_directory import choose_resume_or_delete, holds_run
+from tinker_cookbook.training.sample_file import SampleFile
 from tinker_cookbook.training.stages import (
     check_not_continued,
     open_program,
@@ -228,7 +228,7 @@ class Pipeline:
             renderer_name=self.renderer_name,
         )
 
-    def _open(self, file: StageFile, reader: str) -> StageFile:
+    def _open(self, file: SampleFile, reader: str) -> SampleFile:
         """The file, deleted first if behavior_if_log_dir_exists says so. Raises ConfigurationError
         if it would get more rows although the stage that reads it has started."""
         behavior = self.config.behavior_if_log_dir_exists

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.preference.constitutional.stage_file import Row, StageFile, plain_messages
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import Message
+from tinker_cookbook.training.sample_file import Row, SampleFile, plain_messages
 
 PROMPTS = [[Message(role="user", content=f"{n}?")] for n in range(100)]
 SETTINGS = {"seed": 0, "principles": ("polite",)}
@@ -19,17 +19,17 @@ async def make_row(index: int, prompt: list[Message]) -> Row:
     return {"prompt": plain_messages(prompt), "reply": f"{index}!"}
 
 
-def stage_file(path: Path) -> StageFile:
-    return StageFile(path, lambda row: row["prompt"])
+def sample_file(path: Path) -> SampleFile:
+    return SampleFile(path, lambda row: row["prompt"])
 
 
 async def test_rows_are_in_order_and_a_killed_stage_resumes(tmp_path: Path) -> None:
-    whole = stage_file(tmp_path / "whole.jsonl")
+    whole = sample_file(tmp_path / "whole.jsonl")
     assert await whole.complete(SETTINGS, PROMPTS, make_row) == 0
     assert [row["index"] for row in whole.rows()] == list(range(100))
     complete = whole.path.read_bytes()
 
-    stopped = stage_file(tmp_path / "stopped.jsonl")
+    stopped = sample_file(tmp_path / "stopped.jsonl")
 
     async def fail_at_70(index: int, prompt: list[Message]) -> Row:
         if index == 70:
@@ -54,7 +54,7 @@ async def test_rows_are_in_order_and_a_killed_stage_resumes(tmp_path: Path) -> N
 
 
 async def test_more_prompts_extend_a_file(tmp_path: Path) -> None:
-    file = stage_file(tmp_path / "rows.jsonl")
+    file = sample_file(tmp_path / "rows.jsonl")
     await file.complete(SETTINGS, PROMPTS[:3], make_row)
     assert await file.complete(SETTINGS, PROMPTS[:5], make_row) == 3
     assert len(file.rows()) == 5
@@ -63,7 +63,7 @@ async def test_more_prompts_extend_a_file(tmp_path: Path) -> None:
 
 
 async def test_rows_of_other_settings_or_prompts(tmp_path: Path) -> None:
-    file = stage_file(tmp_path / "rows.jsonl")
+    file = sample_file(tmp_path / "rows.jsonl")
     await file.complete(SETTINGS, PROMPTS[:3], make_row)
     with pytest.raises(ConfigurationError, match="other settings: seed was 0 and is 1 now; set"):
         await file.complete({**SETTINGS, "seed": 1}, PROMPTS[:3], make_row)
@@ -75,4 +75,4 @@ def test_rows_out_of_order(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"index": 0}\n{"index": 2}\n')
     with pytest.raises(DataFormatError, match=r"rows\.jsonl:2 has index 2, expected 1; delete"):
-        stage_file(path).rows()
+        sample_file(path).rows()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.preference.constitutional.prompts import Conversation, load_prompts
+from recipes.prompts import Conversation, load_prompts
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import Message
 from tinker_cookbook.utils.json_types import Plain

@@ -1,8 +1,8 @@
-"""A stage that samples: one row per prompt in a JSONL file, in the order of the prompts.
+"""Replies sampled to a JSONL file that resumes: one row per prompt, in the order of the prompts.
 
-A row is appended when it and all rows before it are complete, so the file of a stage that was
-killed is the beginning of the file that it would have written, and the stage resumes after it. Rows
-are functions of the settings, the prompt and its index: resumed or not, the file is the same.
+A row is appended when it and all rows before it are complete, so the file of a program that was
+killed is the beginning of the file that it would have written, and the next one resumes after it.
+Rows are functions of the settings, the prompt and its index: resumed or not, the file is the same.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def plain_messages(messages: Sequence[Message]) -> list[Plain]:
     return plain([*messages])
 
 
-class StageFile:
-    """The rows of a stage, and the settings that they were made with, in a file beside them.
+class SampleFile:
+    """Sampled rows, and the settings that they were made with in a file beside them.
 
     prompt_of: the prompt in a row, a list of messages.
     """

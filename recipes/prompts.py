@@ -1,4 +1,4 @@
-"""The conversations to which the model replies: nano's sums, or those of a file or data set."""
+"""Conversations to which a model replies: nano's sums, or those of a file or data set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from recipes.preference.datasets import HHHComparisonBuilder
 from tinker_cookbook import models
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.nano import tasks
@@ -31,6 +30,7 @@ Conversation = list[Message]
 ReadConversation = Callable[[Row, str], Conversation]
 
 NANO_SUMS, HHH = "nano_sums", "hhh"
+HHH_PATH = "Anthropic/hh-rlhf"
 MAX_NAMED = 3  # skipped rows that are named in the log
 
 
@@ -50,7 +50,7 @@ def load_prompts(
         return _draw_sums(number, seed)
     if name.endswith(".txt"):
         return _read_lines(name, key, number, seed)
-    path = HHHComparisonBuilder().path if name == HHH else name
+    path = HHH_PATH if name == HHH else name
     check_file_exists(path, key)
     rows = open_rows(path)
     return _read_prompts(rows.shuffle(seed=seed), _make_reader(rows, path), number, f"{key}={path}")
