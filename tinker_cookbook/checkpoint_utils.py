@@ -475,12 +475,17 @@ def resolve_renderer_name_from_checkpoint_or_default(
     """
     checkpoint_renderer = None
     if load_checkpoint_path is not None:
-        path = locate_checkpoint(load_checkpoint_path, "weights", _PATH_KEY, base_url)
-        run = _rest_client(base_url).get_training_run_by_tinker_path(path).result()
-        checkpoint_renderer = _renderer_name_in_metadata(run)
+        checkpoint_renderer = renderer_name_of_checkpoint(load_checkpoint_path, base_url)
     return _choose_renderer(
         model_name, explicit_renderer_name, load_checkpoint_path, checkpoint_renderer
     )
+
+
+def renderer_name_of_checkpoint(path: str, base_url: str | None = None) -> str | None:
+    """The renderer that a checkpoint was trained with; None if its run does not tell."""
+    path = locate_checkpoint(path, "weights", _PATH_KEY, base_url)
+    run = _rest_client(base_url).get_training_run_by_tinker_path(path).result()
+    return _renderer_name_in_metadata(run)
 
 
 async def resolve_renderer_name_from_checkpoint_or_default_async(

@@ -18,6 +18,8 @@ checkpoints are the same in every mode.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -53,6 +55,8 @@ from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.resolve import Resolved, resolve_defaults
 from tinker_cookbook.utils.loop_watch import LoopWatch
 
+MakeSignals = Callable[[ServiceClient], Awaitable[list[Signal]]]
+
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
 
 HEADLINES = {
@@ -85,8 +89,14 @@ def check_config(config: Config) -> None:
         check_loss(config.loss_fn, loss_settings(config))
 
 
-async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
-    """Train with a config that a recipe has resolved (`problem_config.resolve_problem_config`)."""
+async def run(
+    resolved: Resolved[Config, Groups], recipe: str, make_signals: MakeSignals | None = None
+) -> None:
+    """Train with a config that a recipe has resolved (`problem_config.resolve_problem_config`).
+
+    make_signals: makes the signals of the objective; `config.signals` are added to them (None: the
+    reward, and the KL penalty if the config has one).
+    """
     asked = resolved.config
     config = with_located_kl_reference(with_alias_keys(asked))
     resolved = replace(resolved, config=config)
@@ -118,7 +128,8 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
             service, config, journal.resume, {"recipe": recipe}, log_line=journal.log_line
         )
         # after the policy's client, whose model decides the number of CPU threads
-        signals = await _build_signals(resolved, service)
+        make_signals = make_signals or functools.partial(_reward_signals, resolved)
+        signals = [*await make_signals(service), *config.signals]
         lines = startup_lines(resolved, total_steps, num_groups, signals)
         for line in [*lines, *temperature_lines(config)]:
             journal.log_line(line)
@@ -160,7 +171,7 @@ async def run(resolved: Resolved[Config, Groups], recipe: str) -> None:
         await journal.finish(save)
 
 
-async def _build_signals(
+async def _reward_signals(
     resolved: Resolved[Config, Groups], service: ServiceClient
 ) -> list[Signal]:
     config = resolved.config
@@ -178,7 +189,7 @@ async def _build_signals(
                 temperature=config.temperature,
             )
         )
-    return [*signals, *config.signals]
+    return signals
 
 
 def _test_evaluators(

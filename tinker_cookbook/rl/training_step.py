@@ -28,7 +28,7 @@ from tinker_cookbook.rl.metrics import SampleTrainGap, compute_post_kl
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.rollouts.progress import RolloutProgress
 from tinker_cookbook.rl.rollouts.rollout_queue import GroupRollout, RolloutQueue, RolloutTask
-from tinker_cookbook.rl.signals import Signal, sequence_logprobs
+from tinker_cookbook.rl.signals import GroupReward, ReferenceKL, Signal, sequence_logprobs
 from tinker_cookbook.rl.step_stats import StepStats, add_signals, num_trained_tokens
 from tinker_cookbook.rl.temperature import loss_settings, trainer_temperature
 from tinker_cookbook.rl.trajectories import TrainingGroup, remove_mask
@@ -103,9 +103,10 @@ class PolicyTrainer:
         self._context_window = models.context_length(config.model_name)
         self._transcript_task: asyncio.Task[None] | None = None
         self._steps_without_advantage = 0
-        # With a signal of the user's, the reward need not be the objective, and relative rewards
-        # have the same mean in every step: nothing is diagnosed.
-        has_objective = not (config.signals or config.dataset_builder.rewards_are_relative())
+        # With other signals, the reward need not be the objective, and relative rewards have the
+        # same mean in every step: nothing is diagnosed.
+        has_objective = all(isinstance(signal, GroupReward | ReferenceKL) for signal in signals)
+        has_objective = has_objective and not config.dataset_builder.rewards_are_relative()
         self._diagnostics = (
             RunDiagnostics(read_metrics(journal.log_path)) if has_objective else None
         )
@@ -143,7 +144,8 @@ class PolicyTrainer:
                 # replies in a resumed run
                 seed=derive_seed(config.seed, task.batch, task.index),
                 progress=self._progress,
-            )
+            ),
+            task.builder,
         )
         for signal in self._signals:
             with self._progress.waiting(f"in {type(signal).__name__}.prepare"):

@@ -13,7 +13,7 @@ import tinker
 
 from tinker_cookbook import sequences
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
+from tinker_cookbook.rl.types import EnvGroupBuilder, Trajectory, TrajectoryGroup, Transition
 from tinker_cookbook.sequences import Sequence, model_input_tokens, to_datum
 
 
@@ -69,22 +69,27 @@ class TrainingGroup:
     """A group prepared for training: the sequences of each member and their advantages.
 
     `advantages_G[i][j]`: float32 [N], unshifted, for the N tokens of `sequences_G[i][j]`. They
-    start at 0, and signals add to them on trained tokens only. eq=False makes groups hashable by
-    identity, so that signals can use them as keys.
+    start at 0, and signals add to them on trained tokens only. builder: what made the group's envs,
+    for signals that treat groups differently. eq=False makes groups hashable by identity, so that
+    signals can use them as keys.
     """
 
     group: TrajectoryGroup
     sequences_G: list[list[Sequence]]
     advantages_G: list[list[np.ndarray]]
+    builder: EnvGroupBuilder | None = None
 
     @classmethod
-    def from_group(cls, group: TrajectoryGroup) -> TrainingGroup:
+    def from_group(
+        cls, group: TrajectoryGroup, builder: EnvGroupBuilder | None = None
+    ) -> TrainingGroup:
         """Build from finished rollouts, with zero advantages."""
         sequences_G = [trajectory_to_sequences(trajectory) for trajectory in group.trajectories_G]
         return cls(
             group,
             sequences_G,
             [[np.zeros(len(seq), np.float32) for seq in member] for member in sequences_G],
+            builder,
         )
 
     @property

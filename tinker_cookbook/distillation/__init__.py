@@ -1,0 +1,1 @@
+"""Distillation: train a student on the probabilities or samples of a teacher."""
