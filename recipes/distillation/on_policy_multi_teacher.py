@@ -33,7 +33,7 @@ FIRST_KEYS = tuple(key for key in train_on_policy.FIRST_KEYS if key != "teacher"
 class CLI(Config):
     dataset_builder: RLDatasetBuilder | None = chz.field(
         default=None,
-        doc="data sets with a teacher each (None: nano: sums, and sums answered with the bare number)",
+        doc="data sets with a teacher each (None: nano's sums, and sums without reasoning)",
     )
 
 

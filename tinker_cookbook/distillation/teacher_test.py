@@ -63,7 +63,8 @@ def test_another_template() -> None:
 
 
 def test_a_template_of_its_own(copy_of_nano: Path) -> None:
-    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant] {% endif %}"
     (copy_of_nano / "chat_template.jinja").write_text(template)
     with pytest.raises(
         ConfigurationError, match="uses template, which renders a question with other tokens"
