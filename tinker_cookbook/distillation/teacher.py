@@ -47,6 +47,13 @@ class TeacherConfig:
         return adapter_identity(self.load_checkpoint_path)
 
 
+# other names of the keys of a recipe's `teacher`
+TEACHER_ALIASES = {
+    "teacher_model": "teacher.base_model",
+    "teacher_checkpoint": "teacher.load_checkpoint_path",
+}
+
+
 def locate_teacher(
     teacher: TeacherConfig, student: str, key: str, base_url: str | None
 ) -> TeacherConfig:

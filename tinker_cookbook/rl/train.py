@@ -60,6 +60,7 @@ MakeSignals = Callable[[ServiceClient], Awaitable[list[Signal]]]
 __all__ = ["AsyncConfig", "Config", "KLReferenceConfig", "StreamMinibatchConfig", "main"]
 
 HEADLINES = {
+    "teacher_kl": "teacher KL",
     "env/all/reward/total": "reward",
     "env/all/by_group/frac_mixed": "mixed groups",
     "env/all/ac_tokens_per_turn": "reply tokens",
@@ -100,7 +101,8 @@ async def run(
     asked = resolved.config
     config = with_located_kl_reference(with_alias_keys(asked))
     resolved = replace(resolved, config=config)
-    check_kl_reference(config)
+    if make_signals is None:
+        check_kl_reference(config)
     check_config(config)
     # before the data is built, which may connect to load a judge
     service = connect_run(config.base_url, config.engine)
