@@ -34,7 +34,7 @@ from tinker_cookbook.utils.json_types import Json
 
 RECIPE = "off_policy_reasoning"
 OPEN_THOUGHTS = "open_thoughts"
-NANO_PROMPTS, NUM_PROMPTS = 640, 4096
+NANO_PROMPTS, NUM_PROMPTS = 160, 4096
 NUM_SAMPLES, TEMPERATURE = 4, 1.0
 NANO_MAX_TOKENS, MAX_TOKENS = 40, 4096
 MAX_TEST_PROMPTS = 128
@@ -72,11 +72,11 @@ class CLI(Config):
     )
     sampling_seed: int = chz.field(
         default=0,
-        doc="seed of the prompts and of the teacher's replies: runs with different seeds share them",
+        doc="seed of prompts and replies, apart from seed, so that runs with any seed share them",
         metadata=SEED,
     )
     eval_every: int = chz.field(
-        default=20, doc="steps between evaluations (0: only before and after training)"
+        default=5, doc="steps between evaluations (0: only before and after training)"
     )
 
     @staticmethod

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from tinker_cookbook.training.journal import Journal
 
 ALIASES = {**chat_config.ALIASES, **TEACHER_ALIASES}
+# nano's rate: of 1e-3, 3e-3 and 6e-3, see recipes/distillation
 _DEFAULTS = Defaults(
-    nano=NANO,
+    nano=dataclasses.replace(NANO, learning_rate=1e-3),
     others=ModelDefaults(Batches(batch_size=128, max_length=16_384), learning_rate=1e-3),
     within_context=("max_length",),
 )
