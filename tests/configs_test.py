@@ -8,6 +8,7 @@ import pytest
 
 from recipes import rl_basic, rl_loop, sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
+from recipes.distillation import on_policy_distillation, on_policy_multi_teacher
 from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.preference.constitutional import train as constitutional
@@ -17,6 +18,8 @@ from recipes.preference.rlhf import rlhf_pipeline, stages
 from recipes.preference.shorter import train as shorter
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
+from tinker_cookbook.distillation import train_on_policy
+from tinker_cookbook.distillation.datasets import PromptOnlyDatasetBuilder, TeacherDatasets
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.supervised.chat_config import ALIASES
@@ -35,7 +38,12 @@ RECIPES = {
     "rl_loop": (rl_loop.Config, RL_DEFAULTS),
     "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
     "shorter": (shorter.CLI, shorter.DEFAULTS),
+    "on_policy_distillation": (on_policy_distillation.CLI, train_on_policy.DEFAULTS),
+    "on_policy_multi_teacher": (on_policy_multi_teacher.CLI, train_on_policy.DEFAULTS),
 }
+# renderers that base models are trained with, too
+CHAT_RENDERERS = ("qwen3", "qwen3_instruct", "role_colon")
+DISTILLED = PromptOnlyDatasetBuilder | TeacherDatasets
 # folder -> config class, and the key and defaults of each stage that is a run of its own
 PROGRAMS = {
     "constitutional": (constitutional.CLI, {"sft": SL_DEFAULTS, "dpo": DPO_DEFAULTS}),
@@ -57,12 +65,13 @@ def test_every_recipe_has_one() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_it_parses(file: Path) -> None:
     config_class, defaults = RECIPES[file.parent.name]
-    config = parse(config_class, [f"config={file}", "save_every=7"], ALIASES | math_rl.ALIASES)
+    aliases = ALIASES | math_rl.ALIASES | train_on_policy.ALIASES | on_policy_multi_teacher.ALIASES
+    config = parse(config_class, [f"config={file}", "save_every=7"], aliases)
     assert config.save_every == 7
     info = models.lookup(config.model_name)
-    assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
+    assert config.renderer_name in (*info.renderers, *CHAT_RENDERERS)
     data = getattr(config, "dataset_builder", None)
-    assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder)
+    assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder | DISTILLED)
     named = getattr(config, "dataset", None)
     known = {"chat_sl": chat_sl.DATASETS, "dpo": DATASETS}.get(file.parent.name, {})
     assert named is None or (named in known and data is None)
@@ -78,7 +87,7 @@ def test_a_program_of_stages_parses(file: Path, tmp_path: Path) -> None:
     config_class, stage_defaults = PROGRAMS[file.parent.name]
     config = parse(config_class, [f"config={file}", "...save_every=7"])
     info = models.lookup(config.model_name)
-    assert config.renderer_name in (*info.renderers, "qwen3_instruct", "role_colon")
+    assert config.renderer_name in (*info.renderers, *CHAT_RENDERERS)
     for name, defaults in stage_defaults.items():
         stage = stage_config(config, name, getattr(config, name), tmp_path)
         assert stage.save_every == 7

@@ -41,6 +41,9 @@ def test_points_are_the_rows_that_have_the_metric(
     assert points_of(run, "loss") == [(0, 2.5), (1, 1.25)]
     assert points_of(run, "test/nll") == [(0, 3.0), (2, 2.0)]
     assert points_of(run, "note") == []
+    # what was summed up before the step
+    assert points_of(run, "test/nll", ["loss"]) == [(0, 3.0), (3.75, 2.0)]
+    assert points_of(run, "loss", ["tokens", "loss"]) == [(0, 2.5), (2.5, 1.25)]
 
 
 def test_draws_a_panel_per_metric(run: Path, tmp_path: Path) -> None:
@@ -50,6 +53,18 @@ def test_draws_a_panel_per_metric(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     texts = {element.text for element in ElementTree.parse(out).iter()}
     assert {"loss", "test/nll", "first"} <= texts
+
+
+def test_seeds_share_a_line_of_the_legend(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for seed in range(2):
+        shutil.copytree(run, tmp_path / f"sft-{seed}")
+    out = tmp_path / "curves.svg"
+    runs = (tmp_path / f"sft-{seed}" for seed in range(2))
+    done = curves(*runs, "--metrics", "test/nll", "--over", "loss", "--out", out)
+    assert done.returncode == 0, done.stderr
+    texts = [element.text for element in ElementTree.parse(out).iter()]
+    assert texts.count("sft") == 1 and "sum of loss" in texts
 
 
 def test_runs_of_the_same_name_are_told_apart(run: Path, tmp_path: Path) -> None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
-from tests.programs import Program, Programs
+from tests.programs import Programs
+from tests.runs import Run, assert_same_result, assert_stopped
 from tinker_cookbook.nano import PATH as NANO
-from tinker_cookbook.service.store import Store
 
 pytestmark = pytest.mark.skipif(
     not (NANO / "model.safetensors").exists(), reason="nano is being built"
@@ -30,69 +24,12 @@ KEYS = (
 )
 
 
-class Run:
-    """One command, in one log directory, with a store of its own."""
-
-    def __init__(self, programs: Programs, directory: Path, *words: str) -> None:
-        self._programs = programs
-        self.log_path, self.store = directory / "log", directory / "runs" / "store"
-        words = (f"log_path={self.log_path}", *KEYS, *words)
-        self._command = ("recipes.rl_basic", *words)
-        self._env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
-
-    def start(self) -> Program:
-        return self._programs.start(*self._command, env=self._env)
-
-    def finish(self, interpreter: bool = False) -> str:
-        """What it printed. With `interpreter` in a new one, where strings have other hashes."""
-        if interpreter:
-            command = [sys.executable, "-m", *self._command]
-            done = subprocess.run(command, env=self._env, capture_output=True, text=True)
-        else:
-            done = self._programs.run(*self._command, env=self._env, timeout=120)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-    def end_at(self, rows: int, how: signal.Signals) -> tuple[int, str]:
-        """Starts it, ends it when there are so many rows; its exit code, what is on stderr."""
-        process = self.start()
-        deadline = time.monotonic() + 120
-        while len(self.lines()) < rows:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(how)
-        _, err = process.communicate(timeout=100)
-        assert rows <= len(self.lines()) < STEPS
-        return process.returncode, err
-
-    def lines(self) -> list[str]:
-        file = self.log_path / "metrics.jsonl"
-        return file.read_text().splitlines() if file.exists() else []
-
-    def rows(self) -> list[dict]:
-        rows = [json.loads(line) for line in self.lines()]
-        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
-
-    def final_weights(self) -> dict:
-        last = json.loads((self.log_path / "checkpoints.jsonl").read_text().splitlines()[-1])
-        assert last["final"] is True
-        tensors = {}
-        with Store(self.store).open_checkpoint(last["state_path"]) as info:
-            for name in ("adapter_model", "optimizer"):
-                tensors.update(load_file(info.directory / f"{name}.safetensors"))
-        return tensors
-
-
-def assert_stopped(ended: tuple[int, str]) -> None:
-    code, err = ended
-    assert code == 130
-    assert re.search(
-        rf"stopped after \d of {STEPS} steps; the same command resumes from there$", err
-    )
+def basic(programs: Programs, directory: Path, *words: str) -> Run:
+    return Run(programs, directory, "recipes.rl_basic", *KEYS, *words)
 
 
 def test_killed_and_interrupted_equals_uninterrupted(programs: Programs, tmp_path: Path) -> None:
-    whole, broken = Run(programs, tmp_path / "whole"), Run(programs, tmp_path / "broken")
+    whole, broken = basic(programs, tmp_path / "whole"), basic(programs, tmp_path / "broken")
     whole.finish(interpreter=True)
     rows = whole.rows()
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
@@ -100,20 +37,17 @@ def test_killed_and_interrupted_equals_uninterrupted(programs: Programs, tmp_pat
     assert len({row["env/all/reward/total"] for row in rows[:STEPS]}) > 3  # it is no constant
 
     assert broken.end_at(3, signal.SIGKILL)[0] == -signal.SIGKILL
-    assert_stopped(broken.end_at(5, signal.SIGINT))
+    assert_stopped(broken.end_at(5, signal.SIGINT), STEPS)
     assert re.search(f"resuming .* at step 5 of {STEPS} from checkpoint 000005", broken.finish())
-    assert broken.rows() == rows
-    expected, got = whole.final_weights(), broken.final_weights()
-    assert expected.keys() == got.keys()
-    assert all((expected[name] == got[name]).all() for name in expected)
+    assert_same_result(whole, broken)
     folders = sorted(path.name for path in broken.log_path.glob("iteration_*"))
     assert folders == [f"iteration_{step:06d}" for step in range(STEPS + 1)]
 
 
 def test_a_run_that_is_ahead_of_itself_goes_on(programs: Programs, tmp_path: Path) -> None:
     """Groups that were being played are played again: not bit by bit the same, but none is lost."""
-    run = Run(programs, tmp_path, "max_lag=2", "num_minibatches=2")
-    assert_stopped(run.end_at(3, signal.SIGINT))
+    run = basic(programs, tmp_path, "max_lag=2", "num_minibatches=2")
+    assert_stopped(run.end_at(3, signal.SIGINT), STEPS)
     assert re.search(f"resuming .* at step [3-5] of {STEPS}", run.finish())
     *rows, final = run.rows()
     assert [row["step"] for row in rows] == list(range(STEPS))
@@ -132,7 +66,7 @@ def test_a_run_that_is_ahead_of_itself_goes_on(programs: Programs, tmp_path: Pat
 def test_a_mistake_is_one_line(
     programs: Programs, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    process = Run(programs, tmp_path, *words).start()
+    process = basic(programs, tmp_path, *words).start()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, out + err
     assert message in err

@@ -77,10 +77,12 @@ def draw_groups(
     split: tasks.Split,
     largest: int,
     group_size: int,
+    name: str = "arithmetic",
 ) -> list[ProblemGroupBuilder]:
+    """Groups of two drawn numbers each; name: their tag in the metrics."""
     drawn = [draw_numbers(rng, split, largest) for _ in range(count)]
     return [
-        ProblemGroupBuilder(functools.partial(make_env, numbers), group_size, "arithmetic")
+        ProblemGroupBuilder(functools.partial(make_env, numbers), group_size, name)
         for numbers in drawn
     ]
 

@@ -283,9 +283,7 @@ class TeacherDatasets(RLDatasetBuilder):
 
     async def __call__(self) -> tuple[RLDataset, RLDataset | None]:
         if not self.datasets:
-            raise ConfigurationError(
-                "datasets= is empty: set datasets.0.dataset_builder= and so on"
-            )
+            raise ConfigurationError("datasets is empty: set datasets.0.dataset_builder and so on")
         names = ("model_name_for_tokenizer", "renderer_name", "group_size", "seed")
         values = {name: getattr(self, name) for name in names}
         built = [

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class ReverseKL(ModelSignal):
-    """A_t += -coef * d_t with d_t = log p_student(x_t) - log p_teacher(x_t), for sampled tokens x_t.
+    """A_t += -coef * d_t, with d_t = log p_student(x_t) - log p_teacher(x_t) of the sampled tokens.
 
-    With the loss importance_sampling this is the gradient of coef * KL(student || teacher) of each
-    next token, its prefix given, estimated from the sampled token: E[d_t grad log p_student(x_t)].
+    With the loss importance_sampling this is the gradient of coef * KL(student || teacher) at each
+    token, its prefix given, estimated from the sampled token: E[d_t grad log p_student(x_t)].
     With discount > 0 a token is also credited with later ones: its term becomes the sum over s >= t
     of discount^(s - t) * -coef * d_s.
 

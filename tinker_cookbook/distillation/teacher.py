@@ -89,22 +89,16 @@ def check_teacher(
     base = teacher.base_model or student
     if base != student:
         _check_same_tokenizer(base, student)
-    name = teacher.load_checkpoint_path or base
-    for_student = _renderer(renderer_name, student)
-    differences = []
-    for candidate in _teacher_renderers(teacher, base, base_url):
-        difference = None
-        if candidate != renderer_name:
-            difference = _first_difference(for_student, _renderer(candidate, base))
-        if difference is None:
-            return
-        differences.append((candidate, difference))
-    if differences:
-        candidate, difference = differences[0]
+    candidates = _teacher_renderers(teacher, base, base_url)
+    if renderer_name in candidates or not candidates:
+        return
+    ours = _renderer(renderer_name, student)
+    differences = [_first_difference(ours, _renderer(name, base)) for name in candidates]
+    if all(differences):
         raise ConfigurationError(
-            f"renderer_name={renderer_name}: the teacher {name} uses {candidate}, which renders"
-            f" {difference} with other tokens; set renderer_name={candidate}, or choose another"
-            " teacher"
+            f"renderer_name={renderer_name}: the teacher {teacher.load_checkpoint_path or base}"
+            f" uses {candidates[0]}, which renders {differences[0]} with other tokens; set"
+            f" renderer_name={candidates[0]}, or choose another teacher"
         )
 
 

@@ -1,0 +1,75 @@
+"""On-policy distillation from several teachers: one student learns each task from its own teacher.
+
+./scripts/run recipes.distillation.on_policy_multi_teacher
+"""
+
+from __future__ import annotations
+
+import chz
+
+from recipes.distillation.nano_teachers import train_teacher
+from recipes.distillation.short_sums import ShortSums
+from recipes.math_rl.arithmetic import Arithmetic
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.distillation import train_on_policy
+from tinker_cookbook.distillation.datasets import (
+    DistillationDatasetConfig,
+    TeacherDatasets,
+)
+from tinker_cookbook.distillation.teacher import TeacherConfig
+from tinker_cookbook.distillation.train_on_policy import DEFAULTS, Config
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.rl import problem_config
+from tinker_cookbook.rl.problem_config import resolve_problem_config
+from tinker_cookbook.rl.types import RLDatasetBuilder
+
+NANO_STEPS = 40
+NANO_GROUPS = 16  # of each data set in a batch
+ALIASES = {**problem_config.ALIASES, "datasets": "dataset_builder.datasets"}
+FIRST_KEYS = tuple(key for key in train_on_policy.FIRST_KEYS if key != "teacher")
+
+
+@chz.chz
+class CLI(Config):
+    dataset_builder: RLDatasetBuilder | None = chz.field(
+        default=None,
+        doc="data sets with a teacher each (None: nano's sums, and sums without reasoning)",
+    )
+
+
+async def nano_datasets(config: Config) -> TeacherDatasets:
+    """Two kinds of sums, with a teacher for each."""
+    sums = TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
+    short = TeacherConfig(load_checkpoint_path=await train_teacher("short_sums", config))
+    return TeacherDatasets(
+        datasets=[
+            DistillationDatasetConfig(
+                dataset_builder=Arithmetic(num_batches=NANO_STEPS),
+                teacher_config=sums,
+                groups_per_batch=NANO_GROUPS,
+            ),
+            DistillationDatasetConfig(
+                dataset_builder=ShortSums(num_batches=NANO_STEPS),
+                teacher_config=short,
+                groups_per_batch=NANO_GROUPS,
+            ),
+        ]
+    )
+
+
+async def main(config: CLI) -> None:
+    if config.dataset_builder is None:
+        if config.model_name != "nano":
+            raise ConfigurationError(
+                "no data: set datasets.0.dataset_builder=, datasets.0.teacher_config.base_model=,"
+                " datasets.0.groups_per_batch= and so on, see"
+                " configs/on_policy_multi_teacher/qwen3-8b-1xh100.yaml"
+            )
+        config = chz.replace(config, dataset_builder=await nano_datasets(config))
+    assert config.dataset_builder is not None
+    resolved = resolve_problem_config(config, DEFAULTS, config.dataset_builder)
+    await train_on_policy.run(resolved, recipe="on_policy_multi_teacher")
+
+
+if __name__ == "__main__":
+    cli(main, CLI, ALIASES, FIRST_KEYS)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tinker_cookbook.distillation.teacher import TeacherConfig, check_teacher, locate_teacher
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
+from tinker_cookbook.nano import PATH as NANO
+from tinker_cookbook.training.run_identity import RunIdentity
+
+
+@pytest.fixture
+def copy_of_nano(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(NANO, tmp_path / "other"))
+
+
+def check(teacher: str, student: str = "nano", renderer_name: str = "qwen3_instruct") -> None:
+    check_teacher(TeacherConfig(base_model=teacher), student, renderer_name, None)
+
+
+def test_the_same_tokens(copy_of_nano: Path) -> None:
+    for renderer_name in ("qwen3_instruct", "qwen3", "qwen3_disable_thinking"):
+        check("nano", renderer_name=renderer_name)
+    check(str(copy_of_nano), renderer_name="qwen3")
+    check(str(NANO), str(copy_of_nano))
+
+
+def test_another_vocabulary(copy_of_nano: Path) -> None:
+    file = copy_of_nano / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    one, other = sorted(vocabulary, key=vocabulary.__getitem__)[300:302]
+    number = vocabulary[one]
+    vocabulary[one], vocabulary[other] = vocabulary[other], number
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigurationError, match="its tokenizer differs from that of model_name=nano"
+    ) as found:
+        check(str(copy_of_nano))
+    assert f"is token {number + 1} and {number}" in str(found.value)
+    assert "recipes.distillation.off_policy_reasoning without topk" in str(found.value)
+
+
+def test_another_split_of_the_same_vocabulary(copy_of_nano: Path) -> None:
+    file = copy_of_nano / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:5]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match="they split the same text differently"):
+        check(str(copy_of_nano))
+
+
+def test_another_template() -> None:
+    with pytest.raises(
+        ConfigurationError,
+        match="renderer_name=role_colon: the teacher nano uses qwen3_instruct, which renders a"
+        " question with other tokens; set renderer_name=qwen3_instruct, or choose another teacher",
+    ):
+        check("nano", renderer_name="role_colon")
+
+
+def test_a_template_of_its_own(copy_of_nano: Path) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant] {% endif %}"
+    (copy_of_nano / "chat_template.jinja").write_text(template)
+    with pytest.raises(
+        ConfigurationError, match="uses template, which renders a question with other tokens"
+    ):
+        check(str(copy_of_nano))
+
+
+def test_a_base_model_takes_any_template(tiny_llama: str) -> None:
+    check(tiny_llama, tiny_llama, "role_colon")
+
+
+def test_located_paths_and_the_identity(tmp_path: Path) -> None:
+    located = locate_teacher(TeacherConfig(), "nano", "teacher_checkpoint", None)
+    assert located == TeacherConfig(base_model="nano")
+    with pytest.raises(CheckpointError, match=r"teacher_checkpoint=.*nowhere"):
+        path = TeacherConfig(load_checkpoint_path=str(tmp_path / "nowhere"))
+        locate_teacher(path, "nano", "teacher_checkpoint", None)
+    for content in ("a", "b"):
+        (tmp_path / "adapter_config.json").write_text(content)
+        config = TeacherConfig(load_checkpoint_path=str(tmp_path))
+        (tmp_path / content).write_text(json.dumps(RunIdentity(config, "x").config_json))
+    assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
