@@ -20,11 +20,12 @@ import numpy as np
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter, derive_seed
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, RendererError
 from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat, get_text_content
-from tinker_cookbook.renderers.chats import Chat, parse_row
+from tinker_cookbook.renderers.chats import Chat, is_jsonl, parse_row
 from tinker_cookbook.supervised.data import Datasets, render_chats
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.fields import NON_NEGATIVE, SEED
 from tinker_cookbook.training.sample_file import Row, SampleFile, SavedRow, plain_messages
+from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.files import LOCKS_UNSUPPORTED, FileLock, existing_file
 from tinker_cookbook.utils.json_types import Plain
@@ -149,6 +150,14 @@ async def _sample_row(
 
 def samples_file(path: Path) -> SampleFile:
     return SampleFile(path, lambda row: row["messages"][:-1])
+
+
+def holds_samples(path: str) -> bool:
+    """Whether the path is a file of `sample_replies`, by its first row."""
+    if not is_jsonl(path) or not Path(path).expanduser().is_file():
+        return False
+    first = next(iter(jsonl.iter_lines(Path(path).expanduser())), None)
+    return first is not None and {"index", "messages", "problem"} <= first.value.keys()
 
 
 def _training_problem(
