@@ -1,16 +1,15 @@
-"""Prompt distillation, first part: replies to questions that a teacher sees behind a long prompt.
+"""Prompt distillation, first part: a teacher answers questions that follow a long prompt.
 
-    ./scripts/run recipes.prompt_distillation.create_data                        nano, its own teacher
+    ./scripts/run recipes.prompt_distillation.create_data                         nano, all defaults
     ./scripts/run recipes.prompt_distillation.create_data model_name=Qwen/Qwen3-8B
-    ./scripts/run recipes.prompt_distillation.create_data model_name=Qwen/Qwen3-8B \\
-        prompt=rules.txt questions=questions.jsonl num_samples=4 output_file=replies.jsonl
-    ./scripts/run recipes.prompt_distillation.create_data model_name=Qwen/Qwen3-8B \\
-        teacher_model=Qwen/Qwen3-32B          or teacher_checkpoint=RUN_DIRECTORY
+    ./scripts/run recipes.prompt_distillation.create_data prompt=rules.txt questions=asked.jsonl
+    ./scripts/run recipes.prompt_distillation.create_data teacher_model=Qwen/Qwen3-32B num_samples=4
+    ./scripts/run recipes.prompt_distillation.create_data teacher_checkpoint=RUN_DIRECTORY
 
-The replies are written without the long prompt, one conversation per line, and a program that was
-stopped resumes. `recipes.prompt_distillation.train` trains on them. Text is a hard target: teacher
-and student may have different tokenizers and chat templates. What is a question, the bundled
-prompts, and what comes out: README.md.
+The questions and replies are written without the long prompt, one conversation per line; the same
+command resumes if it was stopped. `recipes.prompt_distillation.train` trains on them. The replies
+are hard targets (text), so that teacher and student may have different tokenizers and chat
+templates. Prompts, questions and measurements: README.md.
 """
 
 from __future__ import annotations
@@ -73,13 +72,13 @@ class CLI(CheckedConfig):
     )
     prompt: str | None = chz.field(
         default=None,
-        doc="the long prompt: reply_rule, languages or a text file (None: reply_rule for nano, else"
-        " languages)",
+        doc="the long prompt: reply_rule, bakery, languages or a text file (None: reply_rule for"
+        " nano, else languages)",
     )
     questions: str | None = chz.field(
         default=None,
-        doc="questions to reply to: reply_rule, languages, a text file with one per line, or a"
-        " file, a directory or a hub data set of prompts or conversations (None: those of the"
+        doc="questions to reply to: reply_rule, bakery, languages, a text file with one per line,"
+        " or a file, a directory or a hub data set of prompts or conversations (None: those of the"
         " bundled prompt)",
     )
     num_questions: int = chz.field(
@@ -140,14 +139,18 @@ class DataPlan:
             "teacher_checkpoint",
             config.base_url,
         )
-        is_nano = models.is_nano(str(located.base_model))
+        base = located.base_model or config.model_name
+        if config.base_url is None:
+            base = models.loaded_name(base)
+            located = chz.replace(located, base_model=base)
         config = chz.replace(
             config,
             prompt=name,
             questions=questions,
-            teacher_model=located.base_model,
+            teacher_model=base,
             teacher_checkpoint=located.load_checkpoint_path,
-            max_tokens=config.max_tokens or (NANO_MAX_TOKENS if is_nano else MAX_TOKENS),
+            max_tokens=config.max_tokens
+            or (NANO_MAX_TOKENS if models.is_nano(base) else MAX_TOKENS),
         )
         return cls(
             config,

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recipes.prompt_distillation.task import Task
-from tinker_cookbook.renderers.chats import read_chats
+from recipes.prompt_distillation.task import Task, read_task
 
 _FOLDER = Path(__file__).parent
 CODES = {
@@ -66,11 +65,7 @@ PROMPT = (
 
 def languages() -> Task:
     """70 sentences in 21 languages and in none of them, and 26 that are held out."""
-    train, held_out = (
-        [chat.messages for chat in read_chats(_FOLDER / f"languages_{split}.jsonl")]
-        for split in ("train", "held_out")
-    )
-    return Task(PROMPT, [messages[:-1] for messages in train], held_out, is_right)
+    return read_task(PROMPT, _FOLDER, "languages", is_right)
 
 
 def is_right(reply: str, expected: str) -> bool:

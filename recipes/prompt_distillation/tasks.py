@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import chz
 
+from recipes.prompt_distillation.bakery import bakery
 from recipes.prompt_distillation.languages import languages
 from recipes.prompt_distillation.reply_rule import reply_rule
 from recipes.prompt_distillation.task import Task
@@ -18,7 +19,11 @@ from tinker_cookbook.supervised.exact_match import ExactMatchEvaluator
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.utils.files import existing_file
 
-TASKS: Mapping[str, Callable[[], Task]] = {"reply_rule": reply_rule, "languages": languages}
+TASKS: Mapping[str, Callable[[], Task]] = {
+    "reply_rule": reply_rule,
+    "bakery": bakery,
+    "languages": languages,
+}
 
 
 def default_task(model_name: str) -> str:
@@ -28,7 +33,7 @@ def default_task(model_name: str) -> str:
 def check_is_task(name: str, key: str) -> None:
     """Raise ConfigurationError for an unknown name."""
     if name not in TASKS:
-        raise ConfigurationError(f"{key}={name!r} is unknown; set {' or '.join(TASKS)}")
+        raise ConfigurationError(f"{key}={name!r} is unknown; set one of {', '.join(TASKS)}")
 
 
 def load_prompt(name: str) -> str:

@@ -1,9 +1,11 @@
-"""Prompt distillation, second part: train on replies to a long prompt without the prompt.
+"""Prompt distillation, second part: train on a teacher's replies without its long prompt.
 
-./scripts/run recipes.prompt_distillation.train                                  nano, all defaults
-./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B
-./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B dataset_path=replies.jsonl
-./scripts/run recipes.prompt_distillation.train config=configs/prompt_distillation/qwen3-8b-1xh100.yaml
+    ./scripts/run recipes.prompt_distillation.train                               nano, all defaults
+    ./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B
+    ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl
+    ./scripts/run recipes.prompt_distillation.train config=configs/prompt_distillation/NAME.yaml
+
+CURVE
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class CLI(ChatConfig):
     test_questions: str | None = chz.field(
         default=None,
         doc="bundled task whose held-out questions are graded, without and with its prompt:"
-        " reply_rule, languages (None: that of the replies that the recipe makes itself)",
+        " reply_rule, bakery or languages (None: that of the replies that the recipe makes itself)",
         metadata=MAY_CHANGE,
     )
     num_epochs: int | None = chz.field(
