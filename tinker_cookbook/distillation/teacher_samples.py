@@ -7,6 +7,7 @@ the tokens that the teacher sampled. Replies that would be changed on the way ar
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +20,17 @@ import numpy as np
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter, derive_seed
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, RendererError
 from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat, get_text_content
-from tinker_cookbook.renderers.chats import Chat, parse_row
+from tinker_cookbook.renderers.chats import Chat, is_jsonl, parse_row
 from tinker_cookbook.supervised.data import Datasets, render_chats
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.fields import NON_NEGATIVE, SEED
 from tinker_cookbook.training.sample_file import Row, SampleFile, SavedRow, plain_messages
+from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.data_identity import file_identity
-from tinker_cookbook.utils.files import existing_file
+from tinker_cookbook.utils.files import LOCKS_UNSUPPORTED, FileLock, existing_file
 from tinker_cookbook.utils.json_types import Plain
 
+LOCK_POLL_SECONDS = 0.5
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # a decoder's sign for bytes that are no UTF-8
 
 
@@ -102,7 +105,33 @@ async def sample_replies(
         "temperature": teacher.temperature,
     }
     repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-    await samples_file(path).complete({**settings, **sampling}, repeated, make_row)
+    lock = await _lock(path)
+    try:
+        await samples_file(path).complete({**settings, **sampling}, repeated, make_row)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+async def _lock(path: Path) -> FileLock | None:
+    """Keep other processes from writing to the file; wait for one that does. None: the file system
+    has no locks."""
+    lock_file = path.with_name(f".{path.name}.lock")
+    waiting = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while (lock := FileLock.take(lock_file, wait=False)) is None:
+            if not waiting:
+                print(f"{path}: waiting for another process that writes to it", flush=True)
+            waiting = True
+            await asyncio.sleep(LOCK_POLL_SECONDS)
+    except OSError as error:
+        if error.errno in LOCKS_UNSUPPORTED:
+            return None
+        raise ConfigurationError(
+            f"{path} cannot be written ({error.strerror}); choose another path"
+        ) from None
+    return lock
 
 
 async def _sample_row(
@@ -121,6 +150,14 @@ async def _sample_row(
 
 def samples_file(path: Path) -> SampleFile:
     return SampleFile(path, lambda row: row["messages"][:-1])
+
+
+def holds_samples(path: str) -> bool:
+    """Whether the path is a file of `sample_replies`, by its first row."""
+    if not is_jsonl(path) or not Path(path).expanduser().is_file():
+        return False
+    first = next(iter(jsonl.iter_lines(Path(path).expanduser())), None)
+    return first is not None and {"index", "messages", "problem"} <= first.value.keys()
 
 
 def _training_problem(

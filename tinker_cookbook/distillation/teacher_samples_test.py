@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook.completers import TinkerMessageCompleter
+from tinker_cookbook.distillation import teacher_samples
 from tinker_cookbook.distillation.teacher_samples import (
     TeacherSamples,
     count_problems,
@@ -104,6 +106,28 @@ async def test_samples_of_a_program_that_was_stopped_are_the_same(tmp_path: Path
     assert len(samples_file(stopped).rows()) == 6
     await sample_replies(stopped, teacher, PROMPTS, seed=0, settings=SETTINGS, num_samples=2)
     assert stopped.read_bytes() == whole.read_bytes()
+
+
+async def test_two_programs_do_not_write_to_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second waits for the first, and finds its rows."""
+    monkeypatch.setattr(teacher_samples, "LOCK_POLL_SECONDS", 0.01)
+    path, engine = tmp_path / "new" / "samples.jsonl", Teacher()
+    teacher = await completer(engine, tmp_path)
+    programs = [sample_replies(path, teacher, PROMPTS, seed=0, settings=SETTINGS) for _ in range(2)]
+    await asyncio.gather(*programs)
+    assert len(samples_file(path).rows()) == len(engine.samples) == 6
+    assert "waiting for another process" in capsys.readouterr().out
+
+
+async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    teacher = await completer(Teacher(), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"file/s\.jsonl cannot be written \(.*exists"):
+        await sample_replies(
+            tmp_path / "file" / "s.jsonl", teacher, PROMPTS, seed=0, settings=SETTINGS
+        )
 
 
 @pytest.mark.parametrize("key", ["seed", "num_samples", "max_tokens", "temperature", "teacher"])
