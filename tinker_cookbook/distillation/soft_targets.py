@@ -17,7 +17,8 @@ from tinker_cookbook.service.api import SamplingClient
 class TopK:
     """A teacher's k most probable next tokens at each of N positions.
 
-    tokens: int64 [N, K]. logprobs: float64 [N, K], under its full distribution at temperature 1.
+    tokens: [N, K]. logprobs: float32 [N, K], under its full distribution at temperature 1, in
+    descending order.
     """
 
     tokens: np.ndarray
@@ -26,7 +27,14 @@ class TopK:
     @property
     def left_out(self) -> np.ndarray:
         """The teacher's probability of all other tokens, float64 [N]."""
-        return np.maximum(1.0 - np.exp(self.logprobs).sum(axis=1), 0.0)
+        return np.maximum(1.0 - np.exp(self.logprobs, dtype=np.float64).sum(axis=1), 0.0)
+
+    @property
+    def log_probabilities(self) -> np.ndarray:
+        """log q, float64 [N, K], see `probabilities`."""
+        logprobs = self.logprobs.astype(np.float64)
+        top = logprobs.max(axis=1, keepdims=True)
+        return logprobs - top - np.log(np.exp(logprobs - top).sum(axis=1, keepdims=True))
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -36,8 +44,7 @@ class TopK:
         s - p with respect to the student's logits. They differ by sum |p - q| = 2 * left_out at
         each position, and the loss is lowest where s = q, without the left-out tokens.
         """
-        unnormalized = np.exp(self.logprobs - self.logprobs.max(axis=1, keepdims=True))
-        return unnormalized / unnormalized.sum(axis=1, keepdims=True)
+        return np.exp(self.log_probabilities)
 
     def __getitem__(self, positions: slice | np.ndarray) -> TopK:
         return TopK(self.tokens[positions], self.logprobs[positions])
@@ -71,7 +78,7 @@ def _top_k_of(response: tinker.SampleResponse) -> TopK:
     if best is None:
         raise TrainingError("the teacher's service returned no topk_prompt_logprobs")
     # the first token of a sequence has no context, and so no distribution
-    return TopK(best.token_ids[1:].astype(np.int64), best.logprobs[1:].astype(np.float64))
+    return TopK(best.token_ids[1:], best.logprobs[1:])
 
 
 def to_soft_datum(datum: tinker.Datum, best: TopK) -> tinker.Datum:
@@ -79,11 +86,15 @@ def to_soft_datum(datum: tinker.Datum, best: TopK) -> tinker.Datum:
 
     `target_tokens` and `weights` become [N, K]: weight w_t of a position times its probabilities q.
     """
-    weights = as_numpy(datum.loss_fn_inputs["weights"])[:, None] * best.probabilities
+    position_weights = as_numpy(datum.loss_fn_inputs["weights"])[:, None]  # [N, 1]
+    weights = position_weights * best.probabilities
+    # Equal targets at untrained positions: the engine computes a shared prompt's logprobs once for
+    # each distinct target, and the teacher's ranking of unlikely tokens may depend on the batch.
+    tokens = np.where(position_weights != 0, best.tokens, 0)
     return tinker.Datum(
         model_input=datum.model_input,
         loss_fn_inputs={
-            "target_tokens": tinker.TensorData.from_numpy(best.tokens),
+            "target_tokens": tinker.TensorData.from_numpy(tokens.astype(np.int64)),
             "weights": tinker.TensorData.from_numpy(weights.astype(np.float32)),
         },
     )

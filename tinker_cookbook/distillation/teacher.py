@@ -102,6 +102,18 @@ def check_teacher(
         )
 
 
+def choose_teacher_renderer(
+    teacher: TeacherConfig, student: str, renderer_name: str, base_url: str | None
+) -> str:
+    """The renderer for prompts of the teacher: the student's if the teacher understands it, else
+    the teacher's own.
+
+    teacher: located. student, renderer_name: those of the student.
+    """
+    own = _teacher_renderers(teacher, teacher.base_model or student, base_url)
+    return renderer_name if not own or renderer_name in own else own[0]
+
+
 def _teacher_renderers(teacher: TeacherConfig, base: str, base_url: str | None) -> Sequence[str]:
     """The renderers that the teacher understands; () if any may be right."""
     if teacher.load_checkpoint_path is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -15,14 +14,13 @@ from typing import Literal, get_args
 
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.checkpoint_links import remove_links
-from tinker_cookbook.utils.files import FileLock
+from tinker_cookbook.utils.files import LOCKS_UNSUPPORTED, FileLock
 
 logger = logging.getLogger(__name__)
 
 LogDirBehavior = Literal["resume", "skip", "delete", "raise", "ask"]
 
 LOCK_FILE = ".lock"
-_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # A directory is treated as a run, which may be deleted, only if it has one of these files.
 # config.json is not among them because model directories have one, too.
 RUN_MARKER_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
@@ -50,7 +48,7 @@ class RunLock:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock.take(lock_file, wait=False)
         except OSError as e:
-            if e.errno in _LOCKS_UNSUPPORTED:
+            if e.errno in LOCKS_UNSUPPORTED:
                 logger.warning(
                     "%s: this file system does not support locks (%s); do not start a second run"
                     " in this directory",

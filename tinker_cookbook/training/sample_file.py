@@ -102,8 +102,8 @@ class SampleFile:
             saved = json.loads(self.settings_path.read_bytes())
             if found := differences(saved, current):
                 raise ConfigurationError(
-                    f"{self.path} was made with other settings: {'; '.join(found)}; set another"
-                    " log_path, or delete the file to make it again"
+                    f"{self.path} was made with other settings: {'; '.join(found)}; write to"
+                    " another file, or delete this one to make it again"
                 )
         replace_file(self.settings_path, jsonl.encode(settings, indent=2) + "\n")
 
@@ -113,11 +113,11 @@ class SampleFile:
         if len(rows) > len(prompts):
             raise ConfigurationError(
                 f"{self.path} holds {len(rows)} prompts, more than the {len(prompts)} of this run;"
-                " raise num_prompts or set another log_path"
+                " use at least as many, or write to another file"
             )
         for line, (row, prompt) in enumerate(zip(rows, prompts), start=1):
             if self._prompt_of(row) != json.loads(jsonl.encode(plain_messages(prompt))):
                 raise ConfigurationError(
                     f"{self.path}:{line} was made with another prompt: set the prompts and"
-                    " the seed as before, or another log_path"
+                    " the seed as before, or write to another file"
                 )

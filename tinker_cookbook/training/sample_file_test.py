@@ -65,7 +65,7 @@ async def test_more_prompts_extend_a_file(tmp_path: Path) -> None:
 async def test_rows_of_other_settings_or_prompts(tmp_path: Path) -> None:
     file = sample_file(tmp_path / "rows.jsonl")
     await file.complete(SETTINGS, PROMPTS[:3], make_row)
-    with pytest.raises(ConfigurationError, match="other settings: seed was 0 and is 1 now; set"):
+    with pytest.raises(ConfigurationError, match="other settings: seed was 0 and is 1 now; write"):
         await file.complete({**SETTINGS, "seed": 1}, PROMPTS[:3], make_row)
     with pytest.raises(ConfigurationError, match=r"rows\.jsonl:1 was made with another prompt"):
         await file.complete(SETTINGS, PROMPTS[1:4], make_row)

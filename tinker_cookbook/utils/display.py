@@ -28,6 +28,7 @@ HEADLINES = {
     "dpo_loss": "loss",
     "kto_loss": "loss",
     "rm_loss": "loss",
+    "forward_kl": "forward KL",
     "env/all/reward/total": "reward",
     "reward/total": "reward",
     "accuracy": "accuracy",

@@ -41,6 +41,10 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+# the errors of file systems without locks
+LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
 class FileLock:
     """A flock(2) held until it is closed or garbage-collected, or the process dies.
 

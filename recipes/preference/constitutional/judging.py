@@ -18,13 +18,10 @@ from statistics import mean
 import chz
 
 from recipes.preference.constitutional.principles import draw_principle
-from recipes.preference.constitutional.revisions import (
-    MAX_TEST_ROWS,
-    SampledText,
-    sample_text,
-)
+from recipes.preference.constitutional.revisions import MAX_TEST_ROWS
 from recipes.preference.constitutional.wording import ModelKind, reply_conversation
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter
+from tinker_cookbook.distillation.teacher_samples import TOO_LONG, SampledReply, sample_reply
 from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.preference.comparison_datasets import ComparisonDatasetBuilder, ComparisonRows
 from tinker_cookbook.preference.prompted_judge import PromptedPreferenceModel
@@ -65,7 +62,7 @@ class PairJudge:
         try:
             replies = [await self._sample(prompt, index, number) for number in range(2)]
         except ContextOverflow:
-            replies = [SampledText("", "too long")] * 2
+            replies = [TOO_LONG] * 2
         comparison = Comparison([*prompt], *(_completion(each.text) for each in replies))
         principle = draw_principle([*self.judges], self.seed, _STAGE, index, 2)
         tie = _find_problem(replies)
@@ -84,16 +81,16 @@ class PairJudge:
             "tie": tie,
         }
 
-    async def _sample(self, prompt: Sequence[Message], index: int, number: int) -> SampledText:
+    async def _sample(self, prompt: Sequence[Message], index: int, number: int) -> SampledReply:
         conversation = reply_conversation(self.kind, prompt)
-        return await sample_text(self.policy, conversation, self.seed, _STAGE, index, number)
+        return await sample_reply(self.policy, conversation, self.seed, _STAGE, index, number)
 
 
 def _completion(text: str) -> list[Message]:
     return [Message(role="assistant", content=text)]
 
 
-def _find_problem(replies: Sequence[SampledText]) -> str | None:
+def _find_problem(replies: Sequence[SampledReply]) -> str | None:
     """Why a pair of replies is of no use to train on; None if it is."""
     problem = next((each.problem for each in replies if each.problem), None)
     return problem or ("identical" if replies[0].text == replies[1].text else None)

@@ -7,7 +7,6 @@ Each round has a principle of its own, drawn at random. Bai et al. 2022, section
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,14 @@ from recipes.preference.constitutional.wording import (
     reply_conversation,
     revision_conversation,
 )
-from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter, derive_seed
+from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter
+from tinker_cookbook.distillation.teacher_samples import (
+    SampledReply,
+    count_problems,
+    sample_reply,
+)
 from tinker_cookbook.exceptions import DataValidationError
-from tinker_cookbook.renderers import Message, get_text_content
+from tinker_cookbook.renderers import Message
 from tinker_cookbook.renderers.chats import Chat, parse_row
 from tinker_cookbook.supervised.data import Datasets, render_and_hold_out
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
@@ -41,30 +45,6 @@ from tinker_cookbook.utils.misc_utils import counted
 
 _STAGE = 1  # in the seeds, so that the samples of the stages are independent
 MAX_TEST_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class SampledText:
-    """The text of a sampled reply, and why it is not to be trained on (None: it may be)."""
-
-    text: str
-    problem: str | None
-
-
-async def sample_text(
-    model: TinkerMessageCompleter, conversation: Sequence[Message], *seeds: int
-) -> SampledText:
-    """Sample a reply with a seed derived from `seeds`. Reasoning is left out of its text.
-
-    Raises ContextOverflow if the conversation leaves no room for a reply.
-    """
-    renderer = model.renderer
-    prompt, stop = renderer.build_generation_prompt(conversation), renderer.get_stop_sequences()
-    sampled = await model.tokens.seeded(derive_seed(*seeds))(prompt, stop)
-    text = get_text_content(renderer.parse_response(sampled.tokens).message).strip()
-    if sampled.stop_reason == "length":
-        return SampledText(text, "truncated")
-    return SampledText(text, None if text else "empty")
 
 
 @dataclass(frozen=True)
@@ -108,8 +88,8 @@ class Reviser:
             "problem": problem,
         }
 
-    async def _sample(self, conversation: list[Message], index: int, number: int) -> SampledText:
-        return await sample_text(self.model, conversation, self.seed, _STAGE, index, number)
+    async def _sample(self, conversation: list[Message], index: int, number: int) -> SampledReply:
+        return await sample_reply(self.model, conversation, self.seed, _STAGE, index, number)
 
 
 def revisions_file(path: Path) -> SampleFile:
@@ -119,8 +99,7 @@ def revisions_file(path: Path) -> SampleFile:
 def summary_lines(rows: Sequence[SavedRow]) -> list[str]:
     """What the stage did: how many rows are usable, lengths before and after, one transcript."""
     usable = [row for row in rows if row["problem"] is None]
-    problems = Counter(row["problem"] for row in rows if row["problem"] is not None)
-    dropped = "".join(f", {count} {problem}" for problem, count in problems.items())
+    dropped = "".join(f", {count} {problem}" for problem, count in count_problems(rows).items())
     lines = [f"revisions: {counted(len(rows), 'prompt')}, {len(usable)} usable{dropped}"]
     if not usable:
         return lines

@@ -1,0 +1,208 @@
+"""Off-policy distillation: a student learns from a teacher's replies, or from its probabilities.
+
+./scripts/run recipes.distillation.off_policy_reasoning
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chz
+
+from recipes.distillation.held_out_sums import HeldOutSums
+from recipes.distillation.nano_teachers import train_teacher
+from recipes.distillation.open_thoughts import OpenThoughts
+from recipes.distillation.sampling import TeacherReplies
+from recipes.prompts import NANO_SUMS, load_prompts
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.distillation import train_off_policy
+from tinker_cookbook.distillation.teacher import (
+    TeacherConfig,
+    choose_teacher_renderer,
+    locate_teacher,
+)
+from tinker_cookbook.distillation.teacher_samples import TeacherSamples
+from tinker_cookbook.distillation.train_off_policy import ALIASES, Config, check_teacher_keys
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.supervised.chat_config import FIRST_KEYS
+from tinker_cookbook.supervised.data import builder_for_path
+from tinker_cookbook.supervised.defaults import Batches
+from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
+from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED
+from tinker_cookbook.training.resolve import Resolved
+from tinker_cookbook.utils.json_types import Json
+
+RECIPE = "off_policy_reasoning"
+OPEN_THOUGHTS = "open_thoughts"
+NANO_PROMPTS, NUM_PROMPTS = 160, 4096
+NUM_SAMPLES, TEMPERATURE = 4, 1.0
+NANO_MAX_TOKENS, MAX_TOKENS = 40, 4096
+MAX_TEST_PROMPTS = 128
+
+
+@chz.chz
+class CLI(Config):
+    dataset: str | None = chz.field(
+        default=None,
+        doc="traces: open_thoughts, or anything that dataset_path accepts (None: open_thoughts, or"
+        " the teacher's replies to prompts=; nano: the teacher's replies)",
+    )
+    prompts: str | None = chz.field(
+        default=None,
+        doc="prompts that the teacher replies to: nano_sums, hhh, a text file with one per line, or"
+        " a file, a directory or a hub data set of prompts or conversations (None: nano_sums for"
+        " nano, else none)",
+    )
+    num_prompts: int | None = chz.field(
+        default=None,
+        doc=f"prompts that the teacher replies to, at most (None: {NANO_PROMPTS} for nano, else"
+        f" {NUM_PROMPTS}); a tenth of them, at most {MAX_TEST_PROMPTS}, is held out",
+        metadata=COUNT,
+    )
+    num_samples: int = chz.field(
+        default=NUM_SAMPLES, doc="replies of the teacher to each prompt", metadata=COUNT
+    )
+    temperature: float = chz.field(
+        default=TEMPERATURE, doc="sampling temperature (0: greedy decoding)", metadata=NON_NEGATIVE
+    )
+    max_tokens: int | None = chz.field(
+        default=None,
+        doc="maximum tokens per completion (None: the default for model and data)",
+        metadata=COUNT,
+    )
+    sampling_seed: int = chz.field(
+        default=0,
+        doc="seed of prompts and replies, apart from seed, so that runs with any seed share them",
+        metadata=SEED,
+    )
+    eval_every: int = chz.field(
+        default=5, doc="steps between evaluations (0: only before and after training)"
+    )
+
+    @staticmethod
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
+        config = Config.drop_resolved_keys(config)
+        # dataset= names it, or the replies are sampled: num_prompts is set for them alone
+        derived = config.get("dataset") or config.get("num_prompts")
+        named = ("dataset_builder",) if derived else ()
+        return {key: value for key, value in config.items() if key not in named}
+
+
+async def main(config: CLI) -> None:
+    check_data_keys(config)
+    if samples_replies(config):
+        resolved = await sample_data(await with_teacher(config))
+    else:
+        check_teacher_keys(config)
+        resolved = train_off_policy.resolve(config, traces_of(config))
+    directory = await train_off_policy.run(resolved, "off_policy_reasoning")
+    print(
+        f"the student is {directory}: load_checkpoint_path= of another recipe trains it further,"
+        " e.g. on its own replies with recipes.distillation.on_policy_distillation; model_path= of"
+        " a judge or an evaluation samples from it"
+    )
+
+
+def named_traces(config: CLI) -> list[str]:
+    """The keys that name a data set of traces."""
+    named = [f"{key}={v}" for key in ("dataset", "dataset_path") if (v := getattr(config, key))]
+    return named + (["data="] if config.dataset_builder is not None else [])
+
+
+def samples_replies(config: CLI) -> bool:
+    """Whether the data are replies to sample, not traces that exist."""
+    return not named_traces(config) and (config.prompts is not None or config.model_name == "nano")
+
+
+def check_data_keys(config: CLI) -> None:
+    """Raise ConfigurationError for two names of the data, and for keys without effect on traces."""
+    named = named_traces(config)
+    if len(named) > 1:
+        raise ConfigurationError(f"{named[0]} and {named[1]} both name the data: drop either")
+    if samples_replies(config):
+        return
+    unset = {
+        "prompts": None,
+        "num_prompts": None,
+        "num_samples": NUM_SAMPLES,
+        "temperature": TEMPERATURE,
+        "max_tokens": None,
+        "sampling_seed": 0,
+    }
+    for key, default in unset.items():
+        if getattr(config, key) != default:
+            remedy = f"drop {key} or {named[0]}" if named else "set prompts= as well"
+            raise ConfigurationError(
+                f"{key}={getattr(config, key)} has no effect on traces, which are not sampled:"
+                f" {remedy}"
+            )
+
+
+def traces_of(config: CLI) -> SupervisedDatasetBuilder:
+    if config.dataset_builder is not None:
+        return config.dataset_builder
+    for key in ("dataset", "dataset_path"):
+        name = getattr(config, key)
+        if name not in (None, OPEN_THOUGHTS):
+            return builder_for_path(name, key)
+    return OpenThoughts()
+
+
+async def with_teacher(config: CLI) -> CLI:
+    """The config with a located teacher; nano's default is trained first, if it is not there."""
+    teacher = config.teacher
+    if teacher == TeacherConfig():
+        if config.model_name != "nano" or config.prompts is not None:
+            raise ConfigurationError(
+                f"prompts={config.prompts}: there is no teacher to reply to them; set"
+                " teacher_model= or teacher_checkpoint="
+            )
+        teacher = TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
+    student, url = config.model_name, config.base_url
+    return chz.replace(config, teacher=locate_teacher(teacher, student, "teacher_checkpoint", url))
+
+
+async def sample_data(config: CLI) -> Resolved[CLI, Batches]:
+    """Resolve and check all other keys, then sample the teacher's replies as the data."""
+    nano, student = config.model_name == "nano", config.model_name
+    num_prompts = config.num_prompts or (NANO_PROMPTS if nano else NUM_PROMPTS)
+    max_tokens = config.max_tokens or (NANO_MAX_TOKENS if nano else MAX_TOKENS)
+    prompts = load_prompts(config.prompts, "prompts", num_prompts, config.sampling_seed, student)
+    data = TeacherSamples(path="", test_size=min(MAX_TEST_PROMPTS, len(prompts) // 10))
+    resolved = train_off_policy.resolve(config, data)
+    renderer_name = choose_teacher_renderer(
+        config.teacher, student, resolved.renderer_name, config.base_url
+    )
+    replies = TeacherReplies(
+        teacher=config.teacher,
+        renderer_name=renderer_name,
+        prompts=prompts,
+        num_samples=config.num_samples,
+        temperature=config.temperature,
+        max_tokens=max_tokens,
+        seed=config.sampling_seed,
+        base_url=config.base_url,
+    )
+    await replies.sample(config.engine)
+    path = {"path": str(replies.path)}
+    evaluators = resolved.config.evaluator_builders
+    if nano and config.prompts in (None, NANO_SUMS) and not evaluators:
+        evaluators = [HeldOutSums(renderer_name=resolved.renderer_name, max_tokens=max_tokens)]
+    chosen = {"num_prompts": num_prompts, "max_tokens": max_tokens}
+    unset = {key: value for key, value in chosen.items() if getattr(config, key) is None}
+    sampled = chz.replace(
+        resolved.config,
+        dataset_builder=chz.replace(resolved.config.dataset_builder, **path),
+        evaluator_builders=evaluators,
+        **chosen,
+    )
+    return dataclasses.replace(resolved, config=sampled, filled={**resolved.filled, **unset})
+
+
+if __name__ == "__main__":
+    cli(
+        main,
+        CLI,
+        ALIASES,
+        ["teacher", "topk", *("dataset" if k == "dataset_path" else k for k in FIRST_KEYS)],
+    )

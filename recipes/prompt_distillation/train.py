@@ -1,0 +1,173 @@
+"""Prompt distillation, second part: train on a teacher's replies without its long prompt.
+
+    ./scripts/run recipes.prompt_distillation.train                               nano, all defaults
+    ./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B
+    ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl
+    ./scripts/run recipes.prompt_distillation.train config=configs/prompt_distillation/NAME.yaml
+
+CURVE
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import chz
+
+from recipes.prompt_distillation import create_data
+from recipes.prompt_distillation.tasks import HeldOutQuestions, check_is_task
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.distillation.teacher_samples import TeacherSamples, holds_samples
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.supervised import train
+from tinker_cookbook.supervised.chat_config import (
+    ALIASES,
+    FIRST_KEYS,
+    ChatConfig,
+    resolve_chat_config,
+)
+from tinker_cookbook.supervised.data import builder_for_path
+from tinker_cookbook.supervised.defaults import NANO, Batches
+from tinker_cookbook.supervised.types import ChatDatasetBuilder
+from tinker_cookbook.training.defaults import Defaults, ModelDefaults
+from tinker_cookbook.training.fields import MAY_CHANGE
+from tinker_cookbook.training.resolve import Resolved
+from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.utils import jsonl
+from tinker_cookbook.utils.json_types import Json
+from tinker_cookbook.utils.ml_log import METRICS_FILE
+from tinker_cookbook.utils.plain_data import CLASS, plain
+
+DEFAULTS = Defaults(
+    nano=NANO,
+    others=ModelDefaults(Batches(batch_size=128, max_length=32_768), learning_rate=1e-4),
+    within_context=("max_length",),
+)
+RECIPE = "prompt_distillation"
+TEST_SIZE = 32  # questions whose replies are held out, of those that the recipe makes itself
+RIGHT, PROMPTED = "test/exact_match", "with_prompt/exact_match"
+
+
+@chz.chz
+class CLI(ChatConfig):
+    dataset_path: str | None = chz.field(
+        default=None,
+        doc="replies: the output_file of create_data, or conversations as in other recipes (None:"
+        " made with the default keys of create_data, or found if they have been made)",
+    )
+    test_questions: str | None = chz.field(
+        default=None,
+        doc="bundled task whose held-out questions are graded, without and with its prompt:"
+        " reply_rule, bakery or languages (None: that of the replies that the recipe makes itself)",
+        metadata=MAY_CHANGE,
+    )
+    num_epochs: int | None = chz.field(
+        default=4, doc="passes over the data (None: the data set's default, usually 1)"
+    )
+    eval_every: int = chz.field(
+        default=5, doc="steps between evaluations (0: only before and after training)"
+    )
+    infrequent_eval_every: int = chz.field(
+        default=0,
+        doc="steps between infrequent evaluations (0: only before and after training)",
+    )
+
+    @staticmethod
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
+        """The evaluators of test_questions are built again, e.g. for another model."""
+        config = ChatConfig.drop_resolved_keys(config)
+        name = plain(HeldOutQuestions)
+        for key in ("evaluator_builders", "infrequent_evaluator_builders"):
+            if isinstance(builders := config.get(key), list):
+                others = [b for b in builders if not isinstance(b, dict) or b.get(CLASS) != name]
+                config = {**config, key: others}
+        return config
+
+
+async def main(config: CLI) -> None:
+    plan = None if config.dataset_path or config.dataset_builder else plan_data(config)
+    run = resolve(config, plan)
+    if plan is not None:
+        await plan.sample()
+    await train.run(run, RECIPE)
+    directory = RunIdentity(run.config, RECIPE).directory()
+    if line := gap_line(directory):
+        print(line)
+    print(
+        f"the trained model is {directory}: load_checkpoint_path= of another recipe trains it"
+        " further, teacher_checkpoint= of a distillation recipe learns from it"
+    )
+
+
+def plan_data(config: CLI) -> create_data.DataPlan:
+    """The replies of the student's base model to the bundled task for it."""
+    if config.load_checkpoint_path is not None:
+        raise ConfigurationError(
+            f"load_checkpoint_path={config.load_checkpoint_path} needs dataset_path=: make the"
+            " replies with recipes.prompt_distillation.create_data, whose teacher_checkpoint= may"
+            " be the same"
+        )
+    shared = ("model_name", "renderer_name", "seed", "base_url", "engine")
+    return create_data.DataPlan.prepare(
+        create_data.CLI(**{key: getattr(config, key) for key in shared})
+    )
+
+
+def resolve(config: CLI, plan: create_data.DataPlan | None) -> Resolved[CLI, Batches]:
+    """Resolve the config, with evaluators of the task. plan: the replies to train on, if the
+    recipe makes them itself."""
+    default_data = TeacherSamples(path=str(plan.path) if plan else "", test_size=TEST_SIZE)
+    task = config.test_questions or (plan.task if plan else None)
+    if task is not None:
+        check_is_task(task, "test_questions")
+        config = chz.replace(config, test_questions=task)
+    run = resolve_chat_config(config, DEFAULTS, default_data, data_at)
+    return run if task is None else _add_evaluators(run, task)
+
+
+def data_at(path: str, key: str) -> ChatDatasetBuilder:
+    """A file of create_data, or any other conversations."""
+    return TeacherSamples(path=path) if holds_samples(path) else builder_for_path(path, key)
+
+
+def _add_evaluators(run: Resolved[CLI, Batches], task: str) -> Resolved[CLI, Batches]:
+    """Grade the held-out questions: often without the prompt; with it before and after training."""
+    without, with_prompt = (
+        HeldOutQuestions(
+            task=task,
+            with_prompt=prompted,
+            model_name=run.model_name,
+            renderer_name=run.renderer_name,
+        )
+        for prompted in (False, True)
+    )
+    config = chz.replace(
+        run.config,
+        evaluator_builders=[*run.config.evaluator_builders, without],
+        infrequent_evaluator_builders=[*run.config.infrequent_evaluator_builders, with_prompt],
+    )
+    return replace(run, config=config)
+
+
+def gap_line(directory: Path) -> str | None:
+    """How much of the gap between the start model without and with the prompt is closed.
+
+    None if the run does not grade a task.
+    """
+    rows = [line.value for line in jsonl.read_lines(directory / METRICS_FILE)]
+    right = [float(row[RIGHT]) for row in rows if RIGHT in row]
+    ceiling = next((float(row[PROMPTED]) for row in rows if PROMPTED in row), None)
+    if ceiling is None or not right:
+        return None
+    line = (
+        f"held-out questions right: {ceiling:.2f} with the prompt before training, {right[0]:.2f}"
+        f" without it, {right[-1]:.2f} without it after training"
+    )
+    if ceiling <= right[0]:
+        return line
+    return f"{line}: {(right[-1] - right[0]) / (ceiling - right[0]):.0%} of the gap is closed"
+
+
+if __name__ == "__main__":
+    cli(main, CLI, ALIASES, FIRST_KEYS)
