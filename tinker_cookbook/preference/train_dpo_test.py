@@ -21,7 +21,6 @@ from tinker_cookbook.preference.objective import (
     KTOObjective,
     PairObjective,
     mismatched_replies,
-    split_into_passes,
 )
 from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
 from tinker_cookbook.preference.reference import FILE_NAME, ReferenceLogprobs
@@ -34,6 +33,7 @@ from tinker_cookbook.sequences import Sequence, from_datum, to_datum
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.supervised.chat_config import resolve_chat_config
 from tinker_cookbook.supervised.data import JsonlChats
+from tinker_cookbook.supervised.passes import split_into_passes
 from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
 from tinker_cookbook.utils import jsonl
 
