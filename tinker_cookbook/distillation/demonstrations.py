@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TypeVar
 
 import chz
@@ -25,6 +24,7 @@ from tinker_cookbook.supervised.datasets import IndexedRows, Rendered, skip_bad_
 from tinker_cookbook.supervised.row_datasets import make_dataset
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.training.fields import SEED
+from tinker_cookbook.utils.data_files import Rows
 from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.json_types import Plain
 
@@ -126,14 +126,18 @@ class DemonstrationChats(DemonstrationDatasetBuilder):
         keys = ("path", "name", "split", "test_split", "test_size", "shuffle_seed")
         chats = HubChats(**{key: getattr(self, key) for key in keys})
         train, test, read = chats.open_splits()
-        build = partial(
-            self.build_split,
-            read=lambda row: read(row, "row"),
-            name=self.path,
-            render_up_front=is_jsonl(self.path),
-            source_formats=read.source_formats,
-        )
-        return build(train), None if test is None else build(test, is_test=True)
+
+        def build(rows: Rows, is_test: bool) -> SupervisedDataset:
+            return self.build_split(
+                rows,
+                lambda row: read(row, "row"),
+                self.path,
+                is_test=is_test,
+                render_up_front=is_jsonl(self.path),
+                source_formats=read.source_formats,
+            )
+
+        return build(train, False), None if test is None else build(test, True)
 
 
 def render_pair(chat: Chat, template: str, renderer: Renderer, max_length: int | None) -> Rendered:

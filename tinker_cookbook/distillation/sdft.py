@@ -139,10 +139,5 @@ def make_objective(config: Config, service: ServiceClient, journal: Journal) -> 
 
 
 def _context(config: Config) -> int | None:
-    """Maximum tokens of a prompt with its completion: max_length, else the model's context."""
-    if config.max_length is not None:
-        return config.max_length
-    try:
-        return models.context_length(config.model_name)
-    except ConfigurationError:  # a server may have models that the table does not know
-        return None
+    """Maximum tokens of a prompt with its completion (None: unknown)."""
+    return config.max_length or models.context_length(config.model_name)
