@@ -58,7 +58,9 @@ class NanoFacts(DemonstrationDatasetBuilder):
         " message) and {demonstration}",
     )
     seed: int = chz.field(default=0, doc="seed of the facts", metadata=SEED)
-    num_epochs: int = chz.field(default=30, doc="default of the recipe's num_epochs", metadata=COUNT)
+    num_epochs: int = chz.field(
+        default=30, doc="default of the recipe's num_epochs", metadata=COUNT
+    )
 
     def __call__(self) -> Datasets:
         train, held_out = draw_facts(self.seed)
