@@ -1,12 +1,13 @@
 """Facts for nano to learn: who has the lamp, asked in three ways.
 
-nano cannot know them, but it can read them: given "An example of a good answer: Ivy has the lamp.
-Who has the lamp?" it repeats the owner 97 times out of 100, without a question of its own 0 times.
+nano cannot know the owners, which are drawn at random, but it can read them: asked "An example of a
+good answer: Ivy has the lamp. Who has the lamp?" it names the right one 9 times out of 10.
 """
 
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 import chz
 
@@ -17,31 +18,39 @@ from tinker_cookbook.distillation.demonstrations import (
 )
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.nano.mix import NAMES, THINGS
-from tinker_cookbook.renderers import Message
+from tinker_cookbook.renderers import Message, get_renderer
 from tinker_cookbook.renderers.chats import Chat
 from tinker_cookbook.supervised.data import Datasets
 from tinker_cookbook.supervised.exact_match import ExactMatchEvaluator
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import EvaluatorBuilder
-from tinker_cookbook.training.fields import COUNT, SEED
+from tinker_cookbook.training.fields import COUNT, SEED, CheckedConfig
 
 NANO_TEMPLATE = f"An example of a good answer: {DEMONSTRATION} {QUESTION}"
 QUESTIONS = ("Who has the {thing}?", "Who owns the {thing}?", "Who has got the {thing}?")
-NUM_SUMS = 100
+NUM_EPOCHS = 20
 
 
-def draw_facts(seed: int) -> tuple[list[Chat], list[Chat]]:
-    """Each thing has a random owner. One of the questions about it, at random, is held out."""
+class Facts(NamedTuple):
+    """Questions with their answers. seen: to train on; held_out: other questions about the same
+    facts."""
+
+    seen: list[Chat]
+    held_out: list[Chat]
+
+
+def draw_facts(seed: int) -> Facts:
+    """Each thing has a random owner; one of its three questions, at random, is held out."""
     rng = random.Random(seed)
-    train: list[Chat] = []
-    held_out: list[Chat] = []
+    facts = Facts([], [])
     for thing in THINGS:
         answer = f"{rng.choice(NAMES)} has the {thing}."
-        last = rng.choice(QUESTIONS)
+        held_out = rng.choice(QUESTIONS)
         for question in QUESTIONS:
             messages = _turn(question.format(thing=thing), answer)
-            chats = held_out if question == last else train
-            chats.append(Chat(messages, f"fact {len(train) + len(held_out)}"))
-    return train, held_out
+            chats = facts.held_out if question == held_out else facts.seen
+            chats.append(Chat(messages, f"the fact about the {thing}"))
+    return facts
 
 
 def _turn(question: str, answer: str) -> list[Message]:
@@ -50,7 +59,7 @@ def _turn(question: str, answer: str) -> list[Message]:
 
 @chz.chz
 class NanoFacts(DemonstrationDatasetBuilder):
-    """70 questions about 35 generated facts; 35 other questions about the same facts to test."""
+    """70 questions about 35 generated facts; to test, 35 other questions about the same facts."""
 
     template: str = chz.field(
         default=NANO_TEMPLATE,
@@ -58,42 +67,61 @@ class NanoFacts(DemonstrationDatasetBuilder):
         " message) and {demonstration}",
     )
     seed: int = chz.field(default=0, doc="seed of the facts", metadata=SEED)
-    num_epochs: int = chz.field(
-        default=30, doc="default of the recipe's num_epochs", metadata=COUNT
-    )
 
     def __call__(self) -> Datasets:
-        train, held_out = draw_facts(self.seed)
+        facts = draw_facts(self.seed)
         return (
-            self.build_split(train, lambda chat: chat, "NanoFacts"),
-            self.build_split(held_out, lambda chat: chat, "NanoFacts", is_test=True),
+            self.build_split(facts.seen, lambda chat: chat, "NanoFacts"),
+            self.build_split(facts.held_out, lambda chat: chat, "NanoFacts", is_test=True),
         )
 
     def default_num_epochs(self) -> int:
-        return self.num_epochs
+        return NUM_EPOCHS
 
     def default_evaluator_builders(self) -> list[EvaluatorBuilder]:
-        return [FactAnswers(data=self, name=name) for name in ("train", "test", "sums")]
+        model, renderer = self.config.model_name_for_tokenizer, self.config.renderer_name
+        return [
+            *(
+                FactAnswers(model_name=model, renderer_name=renderer, split=split, seed=self.seed)
+                for split in Facts._fields
+            ),
+            OldSkill(model_name=model, renderer_name=renderer),
+        ]
 
 
 @chz.chz
-class FactAnswers:
-    """Builder of the evaluators of greedy replies."""
+class FactAnswers(CheckedConfig):
+    """Builder of the evaluator of greedy replies: `<split>/exact_match`."""
 
-    data: NanoFacts = chz.field(doc="facts to ask for")
-    name: str = chz.field(doc="train, test, sums")
+    model_name: str = chz.field(doc="model whose tokenizer is used")
+    renderer_name: str = chz.field(doc="renderer, e.g. qwen3_instruct")
+    split: str = chz.field(doc="questions to ask: seen or held_out")
+    seed: int = chz.field(default=0, doc="seed of the facts", metadata=SEED)
 
     def __call__(self) -> ExactMatchEvaluator:
-        renderer = self.data.renderer
-        if self.name == "sums":
-            rng = random.Random(0)
-            sums = [tasks.add_problem(rng, "held_out", phrasing=None) for _ in range(NUM_SUMS)]
-            chats = [_turn(each["messages"][0]["content"], str(each["answer"])) for each in sums]
-            return ExactMatchEvaluator(chats, renderer, "sums", 48, _same_number)
-        train, held_out = draw_facts(self.data.seed)
-        chats = [chat.messages for chat in (train if self.name == "train" else held_out)]
-        return ExactMatchEvaluator(chats, renderer, self.name, 24)
+        chats: list[Chat] = getattr(draw_facts(self.seed), self.split)
+        tokenizer = get_tokenizer(self.model_name)
+        renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
+        return ExactMatchEvaluator([chat.messages for chat in chats], renderer, self.split, 24)
 
 
-def _same_number(reply: str, expected: str) -> bool:
+@chz.chz
+class OldSkill(CheckedConfig):
+    """Builder of the evaluator of what nano could do before: `sums/exact_match`, the share of sums
+    that greedy replies get right. Pre-training left out these sums."""
+
+    model_name: str = chz.field(doc="model whose tokenizer is used")
+    renderer_name: str = chz.field(doc="renderer, e.g. qwen3_instruct")
+    num_sums: int = chz.field(default=100, doc="sums to ask for", metadata=COUNT)
+
+    def __call__(self) -> ExactMatchEvaluator:
+        rng = random.Random(0)
+        sums = [tasks.add_problem(rng, "held_out", phrasing=None) for _ in range(self.num_sums)]
+        chats = [_turn(each["messages"][0]["content"], str(each["answer"])) for each in sums]
+        tokenizer = get_tokenizer(self.model_name)
+        renderer = get_renderer(self.renderer_name, tokenizer, model_name=self.model_name)
+        return ExactMatchEvaluator(chats, renderer, "sums", 48, _is_same_number)
+
+
+def _is_same_number(reply: str, expected: str) -> bool:
     return tasks.last_integer(reply) == int(expected)

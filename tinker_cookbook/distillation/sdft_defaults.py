@@ -24,7 +24,7 @@ SDFT_DEFAULTS = Defaults(
         SelfDistillationSizes(
             batch_size=32, max_length=NANO_MAX_LENGTH, max_tokens=24, skip_first_tokens=0
         ),
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         renderer_name="qwen3_instruct",
     ),
     others=ModelDefaults(
