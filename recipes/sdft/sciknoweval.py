@@ -26,7 +26,7 @@ from tinker_cookbook.utils.data_files import Row, Rows, open_rows
 from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.json_types import Plain
 
-# Demonstrations begin with these words as well, because a completion's first tokens are not trained.
+# Demonstrations begin with it as well, because a completion's first tokens are not trained.
 ANSWER = "The answer is"
 INSTRUCTION = f'End your reply with "{ANSWER}" and the letter of the right choice.'
 

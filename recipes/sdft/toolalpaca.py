@@ -29,7 +29,7 @@ from tinker_cookbook.utils.data_files import Row, open_rows
 from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.json_types import Json, Plain
 
-# Demonstrations begin with this line as well, because a completion's first tokens are not trained.
+# Demonstrations begin with it as well, because a completion's first tokens are not trained.
 FIRST_LINE = "These calls answer the request:"
 INSTRUCTION = (
     f'Reply with a line "{FIRST_LINE}" and then the calls in order, one per line: the name of the'
