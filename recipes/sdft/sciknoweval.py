@@ -97,16 +97,15 @@ def read_question(row: Row) -> Chat:
     if not isinstance(question, str) or not question.strip():
         raise DataFormatError(f"'question' is {question!r}; expected a text")
     answer = row.get("answerKey") if choices else row.get("answer") or row.get("answerKey")
-    if choices:
-        if answer not in choices:
-            raise DataFormatError(
-                f"'answerKey' is {answer!r}; expected one of {', '.join(choices)}"
-            )
-        listed = "\n".join(f"{label}. {text}" for label, text in choices.items())
-        question = f"{question}\n\n{listed}\n\n{INSTRUCTION}"
-        answer = f"{answer}. {choices[answer]}"
     if not isinstance(answer, str) or not answer.strip():
         raise DataFormatError(f"a question of type {row.get('type')!r} has no answer as text")
+    if choices:
+        if answer not in choices:
+            labels = ", ".join(choices)
+            raise DataFormatError(f"'answerKey' is {answer!r}; expected one of {labels}")
+        listed = "\n".join(f"{label}. {text}" for label, text in choices.items())
+        question = f"{question}\n\n{listed}\n\n{INSTRUCTION}"
+        answer = f"{ANSWER} {answer}: {choices[answer]}"
     messages = [Message(role="user", content=question), Message(role="assistant", content=answer)]
     return Chat(messages, "row")
 
