@@ -1,4 +1,31 @@
-"""TODO"""
+"""Self-distillation from demonstrations: the model imitates itself with an example in view.
+
+    ./scripts/run recipes.sdft.train                                  nano, generated facts
+    ./scripts/run recipes.sdft.train reverse=True teacher_sync_every=10
+    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B dataset=sciknoweval
+    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B dataset=chats.jsonl
+    ./scripts/run recipes.sdft.train config=configs/sdft/qwen3-8b-sciknoweval-1xh100.yaml
+
+SDFT (Shenfeld et al. 2026, arXiv 2601.19897): the student replies to a question; the same model,
+which also reads how a demonstration answers it, says what it would have written at each token; the
+student is trained towards that. The teacher has to be able to use a demonstration: the base model
+is asked with one before training.
+
+Without keys, nano on 70 questions about 35 invented facts ("Who has the lamp?"), 40 steps of 32
+questions, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 54 to 56 s of CPU time):
+
+| step | forward KL | facts right, trained questions | facts right, other questions | sums right |
+|---|---|---|---|---|
+| 0 | 1.52, 1.42, 1.57 | 0 | 0 | 0.82 |
+| 10 | 0.34, 0.40, 0.34 | 0.26, 0.26, 0.26 | 0.29, 0.23, 0.23 | 0.81, 0.82, 0.82 |
+| 20 | 0.16, 0.16, 0.18 | 0.63, 0.70, 0.76 | 0.40, 0.57, 0.54 | 0.86, 0.87, 0.88 |
+| 30 | 0.10, 0.09, 0.05 | 0.99, 1.00, 1.00 | 0.86, 0.86, 0.80 | 0.91, 0.94, 0.92 |
+| 40 | 0.09, 0.03, 0.07 | 1.00, 1.00, 1.00 | 0.94, 1.00, 0.97 | 0.94, 0.94, 0.92 |
+
+(The KL of row 40 is that of step 39.) Replies are greedy. The sums have nothing to do with the
+facts: supervised fine-tuning on the same demonstrations learns the facts as fast and loses sums,
+see recipes/sdft/README.md.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +54,6 @@ class CLI(sdft.Config):
         doc="demonstrations: sciknoweval, toolalpaca, nano_facts, or conversations in a file, a"
         " directory or a hub data set (None: nano_facts for nano, else sciknoweval)",
     )
-    lora_rank: int = chz.field(default=128, doc="LoRA rank")
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
@@ -49,7 +75,11 @@ async def main(config: CLI) -> None:
     resolved = resolve_chat_config(
         config, SDFT_DEFAULTS, demonstrations_of(name), demonstrations_at
     )
-    await sdft.run(resolved, recipe="sdft")
+    directory = await sdft.run(resolved, recipe="sdft")
+    print(
+        "to teach it more: ./scripts/run recipes.sdft.train dataset=MORE.jsonl"
+        f" model_name={config.model_name} load_checkpoint_path={directory}"
+    )
 
 
 def cli_main(config: CLI) -> None:

@@ -33,6 +33,8 @@ from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, POSITIVE
 from tinker_cookbook.training.resolve import Resolved
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tinker_cookbook.service.api import ServiceClient
     from tinker_cookbook.training.journal import Journal
 
@@ -46,6 +48,7 @@ class Config(ChatConfig):
         doc="questions per step (None: the default for the model)",
         metadata=COUNT,
     )
+    lora_rank: int = chz.field(default=128, doc="LoRA rank", metadata=COUNT)
     group_size: int = chz.field(
         default=1, doc="completions sampled for each question", metadata=COUNT
     )
@@ -99,8 +102,9 @@ def main(config: Config) -> None:
     asyncio.run(run(resolved, recipe="sdft"))
 
 
-async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
-    """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`.
+async def run(resolved: Resolved[Config, Batches], recipe: str) -> Path:
+    """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`, and
+    return the run's directory.
 
     Raises ConfigurationError if max_tokens leaves no room for a prompt.
     """
@@ -110,7 +114,7 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> None:
             f"max_tokens={config.max_tokens} leaves no room for a prompt in {context} tokens"
             " (max_length); lower it"
         )
-    await train.run(resolved, recipe, partial(make_objective, config))
+    return await train.run(resolved, recipe, partial(make_objective, config))
 
 
 def make_objective(config: Config, service: ServiceClient, journal: Journal) -> SelfDistillation:

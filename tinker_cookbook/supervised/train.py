@@ -47,6 +47,8 @@ from tinker_cookbook.utils.lr_scheduling import LRSchedule, compute_schedule_lr_
 from tinker_cookbook.utils.misc_utils import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tinker.lib.public_interfaces.api_future import APIFuture
 
     from tinker_cookbook.checkpoint_utils import PendingSave
@@ -108,8 +110,9 @@ async def run(
     resolved: Resolved[Config, Batches],
     recipe: str,
     make_objective: MakeObjective | None = None,
-) -> None:
-    """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`.
+) -> Path:
+    """Train with a config that is already resolved, e.g. by `chat_config.resolve_chat_config`, and
+    return the run's directory.
 
     make_objective: called once the run directory is locked (None: cross-entropy).
     """
@@ -194,6 +197,7 @@ async def run(
         save = journal.submit_save(client, total_steps, final=True, epoch=config.num_epochs)
         await journal.finish(save)
         _log_reports(open_reports, journal)
+        return journal.log_path
 
 
 async def _check_first_loss(
