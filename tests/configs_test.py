@@ -15,6 +15,7 @@ from recipes.preference.datasets import DATASETS
 from recipes.preference.dpo import train as dpo
 from recipes.preference.rlhf import rlhf_pipeline, stages
 from recipes.preference.shorter import train as shorter
+from recipes.prompt_distillation import train as prompt_distillation
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -35,6 +36,7 @@ RECIPES = {
     "rl_loop": (rl_loop.Config, RL_DEFAULTS),
     "math_rl": (math_rl.CLI, math_rl.DEFAULTS),
     "shorter": (shorter.CLI, shorter.DEFAULTS),
+    "prompt_distillation": (prompt_distillation.CLI, prompt_distillation.DEFAULTS),
 }
 # folder -> config class, and the key and defaults of each stage that is a run of its own
 PROGRAMS = {

@@ -33,6 +33,7 @@ EXCEPTIONS = {
     "recipes.preference.rlhf.rlhf_pipeline.CLI": {"dataset"},
     "recipes.preference.constitutional.config.CLI": {"temperature"},  # no policy gradient
     "recipes.preference.shorter.train.CLI": {"dataset_builder"},
+    "recipes.prompt_distillation.train.CLI": {"dataset_path"},  # the output of create_data
     "recipes.rl_basic.CLI": {"dataset_builder"},
     "recipes.math_rl.train.CLI": {"dataset_builder"},
     "recipes.rl_loop.Config": {"max_steps"},  # it draws problems at random: its data has no end

@@ -92,6 +92,8 @@ NAMES = {
     "tinker_cookbook.preference.train_dpo": "Config main compute_dpo_loss",
     "tinker_cookbook.preference.train_dpo_cli": "",
     "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
+    "tinker_cookbook.recipes.prompt_distillation.create_data": "main",
+    "tinker_cookbook.recipes.prompt_distillation.train": "main",
     "tinker_cookbook.recipes.sl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.rl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.chat_sl.chat_datasets": "Tulu3Builder NoRobotsBuilder",

@@ -67,7 +67,7 @@ def test_killed_in_sampling_and_in_training_equals_uninterrupted(
     assert f"recipes.prompt_distillation.train model_name=nano dataset_path={whole.replies}" in (
         command
     )
-    out = whole.run(*whole.training, "test_questions=reply_rule")
+    out = whole.run(*whole.training, "task=reply_rule")
     assert f"the trained model is {whole.log_path}" in out and "of the gap is closed" in out
 
     broken.kill(*broken.sampling, when=lambda: len(jsonl.read_lines(broken.replies)) >= 20)
@@ -76,7 +76,7 @@ def test_killed_in_sampling_and_in_training_equals_uninterrupted(
     assert f"resuming at {done} of 144" in broken.run(*broken.sampling)
     assert broken.replies.read_bytes() == whole.replies.read_bytes()
 
-    training = (*broken.training, "test_questions=reply_rule")
+    training = (*broken.training, "task=reply_rule")
     broken.kill(*training, when=lambda: len(broken.rows()) >= 3)
     assert len(broken.rows()) < STEPS
     assert "from checkpoint 00000" in broken.run(*training)
@@ -90,7 +90,7 @@ def test_mistakes_are_told_in_one_line(programs: Programs, tmp_path: Path) -> No
         (("create_data", "prompt=no.txt"), "error: prompt=no.txt: no such file"),
         (("create_data", "temprature=1"), "temprature"),
         (("train", "dataset_path=no.jsonl"), "error: dataset_path=no.jsonl: no such file"),
-        (("train", "test_questions=all"), "error: test_questions='all' is unknown"),
+        (("train", "task=all"), "error: task='all' is unknown"),
     ):
         error = program.run(*words, expected=2)
         assert message in error and len(error.splitlines()) == 1

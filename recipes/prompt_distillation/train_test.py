@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SMALL = CLI(
 
 def small_task() -> Task:
     task = reply_rule()
-    return Task(task.prompt, task.questions[:40], task.held_out[:4], task.is_right)
+    return replace(task, questions=task.questions[:40], held_out=task.held_out[:4])
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ async def test_without_keys_the_replies_are_made_and_then_found(
         True,
     ]
     assert first["test/exact_match"] == 0 and first["with_prompt/exact_match"] >= 0.5
-    assert first["num_sequences"] == 8  # 32 of the 40 replies are held out
+    assert first["num_sequences"] == 32 and first["num_tokens"] > 0
     out = capsys.readouterr().out
     assert f"the trained model is {run}: load_checkpoint_path=" in out
     assert "held-out questions right: " in out
@@ -98,7 +99,7 @@ def test_files_of_replies_and_of_conversations(tmp_path: Path) -> None:
     assert data_at(str(replies), "dataset_path") == TeacherSamples(path=str(replies))
     # the right replies to questions of a user's own are not known
     config = resolve(CLI(dataset_path=str(replies)), None).config
-    assert config.evaluator_builders == [] and config.test_questions is None
+    assert config.evaluator_builders == [] and config.task is None
 
 
 def test_defaults() -> None:
@@ -131,7 +132,7 @@ def test_the_closed_part_of_the_gap(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("dataset_path=missing.jsonl", r"dataset_path=missing\.jsonl: no such file"),
-        ("test_questions=bakry", "test_questions='bakry' is unknown; set one of reply_rule,"),
+        ("task=bakry", "task='bakry' is unknown; set one of reply_rule,"),
         ("load_checkpoint_path=runs/a", "load_checkpoint_path=runs/a needs dataset_path=: make"),
         ("model_name=no/such", "model_name='no/such' is not a known model"),
         ("num_epoch=2", "num_epoch"),
