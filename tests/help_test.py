@@ -19,6 +19,7 @@ RECIPES = [
     "recipes.preference.constitutional.train",
     "recipes.preference.shorter.train",
     "recipes.sdft.train",
+    "recipes.prompt_distillation.train",
     "recipes.math_rl.train",
     "recipes.math_rl.aime",
 ]

@@ -94,6 +94,8 @@ NAMES = {
     "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
     "tinker_cookbook.distillation.sdft": "Config main",
     "tinker_cookbook.recipes.sdft.train": "CLIConfig cli_main",
+    "tinker_cookbook.recipes.prompt_distillation.create_data": "main",
+    "tinker_cookbook.recipes.prompt_distillation.train": "main",
     "tinker_cookbook.recipes.sl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.rl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.chat_sl.chat_datasets": "Tulu3Builder NoRobotsBuilder",
