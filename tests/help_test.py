@@ -18,6 +18,8 @@ RECIPES = [
     "recipes.preference.dpo.train",
     "recipes.preference.constitutional.train",
     "recipes.preference.shorter.train",
+    "recipes.distillation.on_policy_distillation",
+    "recipes.distillation.on_policy_multi_teacher",
     "recipes.sdft.train",
     "recipes.prompt_distillation.train",
     "recipes.math_rl.train",
