@@ -8,6 +8,7 @@ from __future__ import annotations
 import chz
 
 from recipes.distillation.nano_teachers import train_teacher
+from recipes.distillation.prompt_data import Prompts  # noqa: F401 (a name for the command line)
 from recipes.distillation.short_sums import ShortSums
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
@@ -65,7 +66,7 @@ async def main(config: CLI) -> None:
             raise ConfigurationError(
                 "no data: set datasets.0.dataset_builder=, datasets.0.teacher_config.base_model=,"
                 " datasets.0.groups_per_batch= and so on, see"
-                " configs/on_policy_multi_teacher/qwen3-8b-1xh100.yaml"
+                " configs/on_policy_multi_teacher/qwen3-4b-1xh100.yaml"
             )
         config = chz.replace(config, dataset_builder=await nano_datasets(config))
     assert config.dataset_builder is not None
