@@ -21,6 +21,9 @@ from recipes import rl_basic, sl_basic
 from recipes.chat_sl import train as chat_sl
 from recipes.math_rl import train as math_rl
 from recipes.preference.dpo import train as dpo
+from recipes.sdft import train as sdft_recipe
+from tinker_cookbook.distillation import sdft
+from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.hyperparam_utils import NANO_LR
 from tinker_cookbook.preference import train_dpo
@@ -75,6 +78,13 @@ KEYS = {
         "desirable_weight",
         "undesirable_weight",
     ),
+    "self_distillation_keys": (
+        "topk",
+        "skip_first_tokens",
+        "reverse",
+        "teacher_sync_every",
+        "group_size",
+    ),
     "optimizer_keys": (
         "learning_rate",
         "lr_schedule",
@@ -92,6 +102,7 @@ METHODS = {  # config of the loop, and of a recipe without keys, for their defau
     "supervised": (supervised.Config, sl_basic.CLI()),
     "reinforcement learning": (rl.Config, rl_basic.CLI()),
     "preference": (train_dpo.Config, dpo.CLI()),
+    "self-distillation": (sdft.Config, sdft_recipe.CLI()),
 }
 REWARDS, TOKENS, MAX_TOKENS = (1.0, 0.0, 0.0, 0.0), (10, 20, 20, 20), 40
 STEPS = (0, 25, 50, 75, 99)  # of 100
@@ -242,6 +253,10 @@ def learning_rates() -> str:
                 "preference",
                 *(code(each.learning_rate) for each in (DPO_DEFAULTS.nano, DPO_DEFAULTS.others)),
             ),
+            (
+                "self-distillation",
+                *(code(each.learning_rate) for each in (SDFT_DEFAULTS.nano, SDFT_DEFAULTS.others)),
+            ),
         ),
     )
 
@@ -253,6 +268,8 @@ def batches() -> str:
         "supervised": SL_DEFAULTS.others,
         "`chat_sl`": chat_sl.DEFAULTS.others,
         "preference (pairs)": DPO_DEFAULTS.others,
+        "nano, self-distillation": SDFT_DEFAULTS.nano,
+        "self-distillation": SDFT_DEFAULTS.others,
         "nano, reinforcement learning": RL_DEFAULTS.nano,
         "reinforcement learning": RL_DEFAULTS.others,
         "`math_rl`": math_rl.DEFAULTS.others,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tinker_cookbook import hyperparam_utils
+from tinker_cookbook.distillation import sdft
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import LOSSES, get_loss
 from tinker_cookbook.engine.requests import AdamConfig
@@ -119,15 +120,19 @@ def test_every_preference_loss_has_a_row(written: str) -> None:
 
 def test_every_key_of_the_loops_has_a_place(builder: ModuleType, written: str) -> None:
     of_preference = {*chz.chz_fields(train_dpo.Config)} - {*chz.chz_fields(ChatConfig)}
+    of_self_distillation = {*chz.chz_fields(sdft.Config)} - {*chz.chz_fields(ChatConfig)}
     of_loops = {
         *chz.chz_fields(supervised.Config),
         *chz.chz_fields(rl.Config),
         *of_preference,
+        *of_self_distillation,
     }
     on_page = [row[0].strip("`") for table in builder.KEYS for row in rows_of(written, table)]
     assert len(on_page) == len(set(on_page))
     assert {*on_page, *NOT_ALGORITHMS} == of_loops
     assert {row[0].strip("`") for row in rows_of(written, "preference_keys")} == of_preference
+    own = {row[0].strip("`") for row in rows_of(written, "self_distillation_keys")}
+    assert own | {"max_tokens", "temperature"} == of_self_distillation
     assert not {*on_page} & NOT_ALGORITHMS
 
 

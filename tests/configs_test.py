@@ -16,10 +16,13 @@ from recipes.preference.datasets import DATASETS
 from recipes.preference.dpo import train as dpo
 from recipes.preference.rlhf import rlhf_pipeline, stages
 from recipes.preference.shorter import train as shorter
+from recipes.sdft import datasets as sdft_datasets
+from recipes.sdft import train as sdft
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.datasets import PromptOnlyDatasetBuilder, TeacherDatasets
+from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.supervised.chat_config import ALIASES
@@ -40,6 +43,7 @@ RECIPES = {
     "shorter": (shorter.CLI, shorter.DEFAULTS),
     "on_policy_distillation": (on_policy_distillation.CLI, train_on_policy.DEFAULTS),
     "on_policy_multi_teacher": (on_policy_multi_teacher.CLI, train_on_policy.DEFAULTS),
+    "sdft": (sdft.CLI, SDFT_DEFAULTS),
 }
 # renderers that base models are trained with, too
 CHAT_RENDERERS = ("qwen3", "qwen3_instruct", "role_colon")
@@ -73,7 +77,12 @@ def test_it_parses(file: Path) -> None:
     data = getattr(config, "dataset_builder", None)
     assert data is None or isinstance(data, ChatDatasetBuilder | MathDatasetBuilder | DISTILLED)
     named = getattr(config, "dataset", None)
-    known = {"chat_sl": chat_sl.DATASETS, "dpo": DATASETS}.get(file.parent.name, {})
+    by_recipe = {
+        "chat_sl": chat_sl.DATASETS,
+        "dpo": DATASETS,
+        "sdft": sdft_datasets.DATASETS,
+    }
+    known = by_recipe.get(file.parent.name, {})
     assert named is None or (named in known and data is None)
     if isinstance(defaults.nano.sizes, Batches):
         assert config.max_length <= info.context_length

@@ -8,6 +8,7 @@ from collections import defaultdict
 import chz
 
 import recipes
+from tinker_cookbook.distillation import sdft
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl import train as rl_train
@@ -22,12 +23,16 @@ LOOPS = [
     chat_config.ChatConfig,
     rl_train.Config,
     train_dpo.Config,
+    sdft.Config,
 ]
 # class -> the keys that it uses in another sense, or with other defaults, than most
 EXCEPTIONS = {
     "tinker_cookbook.supervised.train.Config": {"dataset_builder", "num_epochs"},
     "tinker_cookbook.preference.train_dpo.Config": {"batch_size"},  # it counts pairs
     "recipes.preference.dpo.train.CLI": {"batch_size", "dataset"},
+    # questions, their completions, and a loss at temperature 1
+    "tinker_cookbook.distillation.sdft.Config": {"batch_size", "group_size", "temperature"},
+    "recipes.sdft.train.CLI": {"batch_size", "group_size", "temperature", "dataset"},
     "tinker_cookbook.rl.config.Config": {"dataset_builder"},
     "tinker_cookbook.rl.problem_config.ProblemConfig": {"dataset_builder"},
     "recipes.preference.rlhf.rlhf_pipeline.CLI": {"dataset"},

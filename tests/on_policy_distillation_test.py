@@ -8,9 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from recipes.distillation import on_policy_distillation
+from recipes.distillation.prompt_data import prompts_of
+from recipes.math_rl.arithmetic import Arithmetic
 from tests.programs import Programs
 from tests.runs import Run, assert_same_result, assert_stopped
+from tinker_cookbook.distillation.datasets import PromptOnlyEnv
+from tinker_cookbook.distillation.teacher import TeacherConfig
+from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.rl.config import KLReferenceConfig
 from tinker_cookbook.rl.testing import rows_of
+from tinker_cookbook.training.resolve import set_unset_fields
+
+
+def located(path: str) -> TeacherConfig:
+    return TeacherConfig(load_checkpoint_path=path)
+
 
 SINGLE = "recipes.distillation.on_policy_distillation"
 MULTI = "recipes.distillation.on_policy_multi_teacher"
@@ -70,52 +83,63 @@ def test_killed_and_stopped_equals_uninterrupted(
     assert_same_result(whole, broken)
     *rows, final = whole.rows()
     assert [row["step"] for row in rows] == list(range(STEPS)) and "test/env/all/correct" in final
-    assert rows[0]["teacher_kl"] > 0.5  # the teacher writes words
+    assert rows[0]["teacher_kl"] > 0.3  # the teacher writes words
     assert len({row["teacher_kl"] for row in rows}) == STEPS
     for number in range(2):
         assert (f"teacher_kl/dataset_{number}" in rows[0]) == (recipe == MULTI)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("keys", "message"),
     [
-        (("teacher_checkpoint=nowhere",), "teacher.load_checkpoint_path=nowhere"),
+        ({"teacher": located("nowhere")}, r"teacher\.load_checkpoint_path=nowhere"),
+        ({"dataset_builder": Arithmetic()}, "no teacher: set teacher_model= to a model with the"),
+        ({"teacher": TeacherConfig(base_model="nano")}, "the teacher is nano itself, from which"),
+        ({"model_name": "Qwen/Qwen3-8B"}, "no teacher: set teacher_model= to a model with the"),
+        ({"dataset": "tulu3", "dataset_builder": Arithmetic()}, "dataset=tulu3 and data= both"),
+        ({"dataset": "no.jsonl"}, r"data\.path=no\.jsonl: no such file"),
+        ({"advantage": "grpo"}, "advantage has no effect in distillation"),
         (
-            ("teacher_model=nano", "load_checkpoint_path=", "data=Arithmetic"),
-            "load_checkpoint_path=",
+            {"kl_reference_config": KLReferenceConfig(base_model="nano")},
+            "kl_reference_config has no",
         ),
-        (("data=Arithmetic",), "the teacher is nano itself, from which the student starts: set"),
-        (("model_name=Qwen/Qwen3-8B",), "no teacher: set teacher_model= to a larger model"),
-        (("teacher_checkpoint={teacher}", "advantage=grpo"), "advantage has no effect in"),
-        (("teacher_checkpoint={teacher}", "kl_penalty_coef=0"), "kl_penalty_coef=0"),
         (
-            ("teacher_checkpoint={teacher}", "renderer_name=role_colon"),
-            "uses qwen3_instruct, which renders a question with other tokens; set",
+            {"renderer_name": "role_colon"},
+            "uses qwen3_instruct, which renders a question with other",
         ),
     ],
 )
-def test_a_mistake_is_one_line(
-    programs: Programs, directory: Path, words: tuple[str, ...], message: str
+async def test_a_mistake(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict, message: str
 ) -> None:
-    words = tuple(word.format(teacher=directory / "teacher") for word in words)
-    env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
-    done = programs.run(SINGLE, *words, env=env, timeout=60)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(directory / "runs"))
+    if not keys.keys() & {"teacher", "dataset_builder", "model_name"}:
+        keys["teacher"] = located(str(directory / "teacher"))
+    with pytest.raises(TinkerCookbookError, match=message):
+        await on_policy_distillation.main(
+            on_policy_distillation.CLI(log_path=str(tmp_path), **keys)
+        )
+    assert not any(tmp_path.iterdir())
 
 
-def test_another_teacher_is_another_run(programs: Programs, directory: Path) -> None:
-    words = (*KEYS, "data=Arithmetic", "groups_per_batch=1", "max_steps=1", "data.test_size=0")
-    run = Run(
-        programs, directory, SINGLE, *words, f"teacher_checkpoint={directory}/teacher", name="a"
-    )
-    run.finish()
-    base = Run(
-        programs, directory, SINGLE, *words, f"load_checkpoint_path={directory}/teacher", name="a"
-    )
-    process = base.start()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and "teacher" in err
+def test_a_mistake_is_one_line(programs: Programs) -> None:
+    done = programs.run(SINGLE, "model_name=Qwen/Qwen3-8B", "kl_penalty_coef=0", timeout=60)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "kl_penalty_coef=0" in done.stderr
+
+
+async def test_own_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("One?\nTwo?\n")
+    keys = {"model_name_for_tokenizer": "nano", "renderer_name": "qwen3_instruct", "seed": 0}
+    data, test = await set_unset_fields(
+        prompts_of(str(file)), {**keys, "group_size": 2, "groups_per_batch": 2}
+    )()
+    assert test is None and len(data) == 1
+    envs = [(await group.make_envs())[0] for group in data.get_batch(0)]
+    questions = {env.messages[-1]["content"] for env in envs if isinstance(env, PromptOnlyEnv)}
+    assert questions == {"One?", "Two?"}
+    assert prompts_of("tulu3").dataset_name == "tulu3"
 
 
 @pytest.mark.slow

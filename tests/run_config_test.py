@@ -86,6 +86,10 @@ MORE = {
         "data=Shorter data.comparison_builder.prompt=Hi! data.comparison_builder.num_prompts=8"
         " data.tournament_pattern=all_pairs_one_way groups_per_batch=2 group_size=4",
     ],
+    "recipes.sdft.train": [
+        "dataset=c.jsonl reverse=true teacher_sync_every=2 topk=5 batch_size=2 group_size=2",
+        "data=DemonstrationChats data.path=c.jsonl data.test_size=2 batch_size=2 max_tokens=9",
+    ],
     "recipes.rl_basic": [
         "kl_penalty_coef=0.1 kl_reference_config.base_model=nano rollout_strategy=RetryOnFailure"
         " loss_fn=ppo loss_fn_config.clip_low_threshold=0.7 limits.max_turns=3 max_lag=2",

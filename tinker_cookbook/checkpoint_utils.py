@@ -165,7 +165,7 @@ def get_last_resumable_checkpoint(
         try:
             rest_client.get_weights_info_by_tinker_path(record.state_path).result()
         except Exception as e:
-            if not _means_checkpoint_is_lost(e):
+            if not means_checkpoint_is_lost(e):
                 raise
             skipped.append(f"skipping checkpoint {record.name}: {e}")
         else:
@@ -179,7 +179,7 @@ def get_last_resumable_checkpoint(
     return None, []
 
 
-def _means_checkpoint_is_lost(error: Exception) -> bool:
+def means_checkpoint_is_lost(error: Exception) -> bool:
     """Whether the checkpoint does not exist, has expired or is damaged."""
     if isinstance(error, CheckpointError):  # from the store of this process
         return True
@@ -381,7 +381,7 @@ class CheckpointManager:
                 else:
                     await rest.set_checkpoint_ttl_from_tinker_path(path, ttl)
             except Exception as e:  # an extra checkpoint only costs disk: not worth ending the run
-                if not _means_checkpoint_is_lost(e):
+                if not means_checkpoint_is_lost(e):
                     logger.warning("could not retire checkpoint %s: %s", path, e)
 
 

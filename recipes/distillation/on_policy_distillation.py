@@ -1,6 +1,9 @@
 """On-policy distillation: a student learns from a teacher's probabilities of its own replies.
 
-./scripts/run recipes.distillation.on_policy_distillation
+    ./scripts/run recipes.distillation.on_policy_distillation
+    ./scripts/run recipes.distillation.on_policy_distillation model_name=Qwen/Qwen3-4B-Base \
+        renderer_name=qwen3 teacher_model=Qwen/Qwen3-8B dataset=deepmath
+    ./scripts/run recipes.distillation.on_policy_distillation teacher_checkpoint=RUN data=Arithmetic
 """
 
 from __future__ import annotations
@@ -8,43 +11,67 @@ from __future__ import annotations
 import chz
 
 from recipes.distillation.nano_teachers import train_teacher
+from recipes.distillation.prompt_data import prompts_of
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
-from tinker_cookbook.distillation.datasets import PromptOnlyDatasetBuilder
 from tinker_cookbook.distillation.teacher import TeacherConfig
 from tinker_cookbook.distillation.train_on_policy import ALIASES, DEFAULTS, FIRST_KEYS, Config
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl.problem_config import resolve_problem_config
 from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.utils.json_types import Json
 
 NANO_STEPS = 20
 
 
 @chz.chz
 class CLI(Config):
+    dataset: str | None = chz.field(
+        default=None,
+        doc="prompts: deepmath, tulu3, a file, a directory or a hub data set (None: deepmath;"
+        " nano: sums)",
+    )
     dataset_builder: RLDatasetBuilder | None = chz.field(
         default=None,
-        doc="prompts, e.g. data=Gsm8k (None: DeepMath's questions; nano: sums). Their rewards are"
-        " measured, not trained on",
+        doc="prompts with more keys, or problems, whose rewards are measured and not trained on,"
+        " e.g. data=Gsm8k (None: see dataset)",
     )
+
+    @staticmethod
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
+        config = Config.drop_resolved_keys(config)
+        named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
+        return {key: value for key, value in config.items() if key not in named}
 
 
 async def main(config: CLI) -> None:
-    nano = config.model_name == "nano"
-    if config.teacher == TeacherConfig():
-        if not nano:
-            raise ConfigurationError(
-                "no teacher: set teacher_model= to a larger model with the same tokenizer, or"
-                " teacher_checkpoint="
-            )
-        if config.dataset_builder is None:
-            teacher = TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
-            config = chz.replace(config, teacher=teacher)
-    data = Arithmetic(num_batches=NANO_STEPS) if nano else PromptOnlyDatasetBuilder()
-    resolved = resolve_problem_config(config, DEFAULTS, data)
+    if config.dataset and config.dataset_builder:
+        raise ConfigurationError(
+            f"dataset={config.dataset} and data= both name the prompts: drop either"
+        )
+    config = chz.replace(config, teacher=await _teacher(config))
+    resolved = resolve_problem_config(config, DEFAULTS, data_of(config))
     await train_on_policy.run(resolved, recipe="on_policy_distillation")
 
 
+def data_of(config: CLI) -> RLDatasetBuilder:
+    if config.dataset is None and config.model_name == "nano":
+        return Arithmetic(num_batches=NANO_STEPS)
+    return prompts_of(config.dataset or "deepmath")
+
+
+async def _teacher(config: CLI) -> TeacherConfig:
+    """The teacher; nano's default is trained first, if it is not there."""
+    if config.teacher != TeacherConfig():
+        return config.teacher
+    if config.model_name != "nano" or config.dataset or config.dataset_builder:
+        raise ConfigurationError(
+            "no teacher: set teacher_model= to a model with the same tokenizer, e.g. a larger one,"
+            " or teacher_checkpoint="
+        )
+    return TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
+
+
 if __name__ == "__main__":
-    cli(main, CLI, ALIASES, FIRST_KEYS)
+    cli(main, CLI, ALIASES, ["dataset" if key == "data" else key for key in FIRST_KEYS])

@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import tinker
 
-from tinker_cookbook.distillation.teacher import TeacherConfig, check_teacher, locate_teacher
+from tinker_cookbook.distillation.teacher import (
+    TeacherConfig,
+    check_teacher,
+    connect_teacher,
+    locate_teacher,
+)
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.nano import PATH as NANO
+from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.training.run_identity import RunIdentity
 
 
@@ -87,3 +95,32 @@ def test_located_paths_and_the_identity(tmp_path: Path) -> None:
         config = TeacherConfig(load_checkpoint_path=str(tmp_path))
         (tmp_path / content).write_text(json.dumps(RunIdentity(config, "x").config_json))
     assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
+
+
+async def test_an_adapter_of_the_students_model_shares_its_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = connect(store_dir=tmp_path, engine=EngineConfig(num_threads=1))
+    student = await service.create_lora_training_client("nano", rank=4)
+    path = (await student.save_weights_for_sampler("start")).path
+    teacher = await connect_teacher(
+        service, TeacherConfig(base_model="nano", load_checkpoint_path=path)
+    )
+    policy = await student.save_weights_and_get_sampling_client()
+    sampler = sys.modules["tinker_cookbook.engine.torch_sampler"].TorchSampler
+    adapters_in_pass = []
+    prefill = sampler._prefill
+
+    def spy(self: object, prefills: list) -> None:
+        adapters_in_pass.append(len({id(chunk.job.adapter) for chunk, _ in prefills}))
+        prefill(self, prefills)
+
+    monkeypatch.setattr(sampler, "_prefill", spy)
+    futures = []
+    for number in range(8):
+        prompt = tinker.ModelInput.from_ints([5 + number, *range(100, 140)])
+        futures.append(policy.sample(prompt, 1, tinker.SamplingParams(max_tokens=2)))
+        futures.append(teacher.compute_logprobs(prompt))
+    for future in futures:
+        await future
+    assert max(adapters_in_pass) == 2

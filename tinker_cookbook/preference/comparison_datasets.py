@@ -9,7 +9,7 @@ the report is complete by then; other data is rendered when a batch needs it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -29,12 +29,11 @@ from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.supervised.data import Datasets
 from tinker_cookbook.supervised.datasets import (
     IndexedRows,
-    LazyRows,
     Rendered,
-    RenderedRows,
     RenderRow,
     skip_bad_rows,
 )
+from tinker_cookbook.supervised.row_datasets import make_dataset
 from tinker_cookbook.supervised.types import (
     ChatDatasetBuilder,
     ChatDatasetBuilderCommonConfig,
@@ -102,47 +101,6 @@ def read_comparisons(
 def excluded(what: str) -> Rendered:
     """The result for a row that is left out on purpose: "tie" or "row"."""
     return Rendered([], notes={("excluded", what): 1})
-
-
-def make_dataset(
-    rows: IndexedRows[T],
-    render: RenderRow[T],
-    *,
-    render_up_front: bool,
-    batch_size: int | None,
-    shuffle_seed: int,
-    max_length: int | None,
-    name: str,
-    unit: str,
-    source_formats: Sequence[str] = (),
-) -> SupervisedDataset:
-    """A data set whose batches hold all datums of a row or none, and whose size counts rows.
-
-    render_up_front: render all rows now, and leave those without a datum out of the batches.
-    batch_size None: a test set, in one unshuffled batch, so that no row is dropped.
-    """
-    size, seed = (max(1, len(rows)), None) if batch_size is None else (batch_size, shuffle_seed)
-    if render_up_front:
-        return RenderedRows(
-            rows,
-            render,
-            batch_size=size,
-            max_length=max_length,
-            shuffle_seed=seed,
-            name=name,
-            unit=unit,
-            keep_together=True,
-        )
-    return LazyRows(
-        rows,
-        render,
-        batch_size=size,
-        shuffle_seed=seed,
-        name=name,
-        max_length=max_length,
-        forms=source_formats,
-        unit=unit,
-    )
 
 
 @chz.chz

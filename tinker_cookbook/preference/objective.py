@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,13 @@ from tinker_cookbook.sequences import as_numpy, from_datum, to_datum
 from tinker_cookbook.supervised.common import compute_mean_nll
 from tinker_cookbook.supervised.nll_evaluator import forward_logprobs
 from tinker_cookbook.supervised.objective import Objective, Outputs, logprobs_of
+from tinker_cookbook.supervised.passes import split_into_passes
 from tinker_cookbook.training.evaluators import Evaluator, TrainingClientEvaluator
 
 if TYPE_CHECKING:
     from tinker.lib.public_interfaces.api_future import APIFuture
 
-    from tinker_cookbook.service.api import ServiceClient, TrainingClient
+    from tinker_cookbook.service.api import TrainingClient
 
 Futures = Sequence["APIFuture[tinker.ForwardBackwardOutput]"]
 Loss = tuple[torch.Tensor, dict[str, float]]
@@ -236,32 +237,6 @@ class _HeldOutEvaluator(TrainingClientEvaluator):
 def mean_nll(data: Sequence[tinker.Datum], logprobs: Sequence[np.ndarray]) -> float:
     """Mean NLL over the tokens of all replies."""
     return compute_mean_nll(logprobs, [datum.loss_fn_inputs["weights"] for datum in data])
-
-
-def tokens_per_pass_of(service: ServiceClient) -> int | None:
-    """The tokens that the engine of a service computes in one pass; None if it does not tell."""
-    return getattr(service.get_server_capabilities(), "tokens_per_pass", None)
-
-
-def split_into_passes(
-    batch: list[tinker.Datum], tokens_per_pass: int | None, unit: int = 1
-) -> Iterator[list[tinker.Datum]]:
-    """Split a batch into parts of at most `tokens_per_pass` tokens (None: one part).
-
-    unit: datums that stay together, e.g. 2 for pairs; a longer unit makes a part of its own.
-    """
-    part: list[tinker.Datum] = []
-    tokens = 0
-    for start in range(0, len(batch), unit):
-        together = batch[start : start + unit]
-        length = sum(datum.model_input.length for datum in together)
-        if part and tokens_per_pass is not None and tokens + length > tokens_per_pass:
-            yield part
-            part, tokens = [], 0
-        part += together
-        tokens += length
-    if part:
-        yield part
 
 
 def check_pairs(batch: Sequence[tinker.Datum]) -> None:

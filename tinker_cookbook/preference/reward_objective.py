@@ -15,12 +15,11 @@ from tinker_cookbook.preference.objective import (
     Futures,
     Loss,
     PreferenceObjective,
-    split_into_passes,
-    tokens_per_pass_of,
 )
 from tinker_cookbook.preference.reward_model import RewardRenderer
 from tinker_cookbook.sequences import as_numpy
 from tinker_cookbook.supervised.objective import Outputs, logprobs_of
+from tinker_cookbook.supervised.passes import split_into_passes, tokens_per_pass_of
 
 if TYPE_CHECKING:
     from tinker_cookbook.preference.reward_model import RewardDatasetBuilderFromComparisons

@@ -18,7 +18,7 @@ from tinker_cookbook.exceptions import DataValidationError
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
 from tinker_cookbook.preference.dpo_datasets import DPODatasetBuilderFromComparisons
-from tinker_cookbook.preference.objective import PreferenceObjective, check_pairs, split_into_passes
+from tinker_cookbook.preference.objective import PreferenceObjective, check_pairs
 from tinker_cookbook.preference.preference_datasets import (
     ChatDatasetBuilderFromComparisons,
     ComparisonBuilderFromJsonl,
@@ -40,6 +40,7 @@ from tinker_cookbook.service import connect
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.nll_evaluator import all_datums, forward_logprobs
+from tinker_cookbook.supervised.passes import split_into_passes
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 

@@ -29,12 +29,12 @@ from tinker_cookbook.preference.losses import (
 from tinker_cookbook.preference.objective import (
     KTOObjective,
     PairObjective,
-    tokens_per_pass_of,
 )
 from tinker_cookbook.preference.reference import ReferenceLogprobs
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.defaults import Batches
+from tinker_cookbook.supervised.passes import tokens_per_pass_of
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, POSITIVE, in_range
 from tinker_cookbook.training.resolve import Resolved
 

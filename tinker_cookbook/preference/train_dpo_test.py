@@ -21,7 +21,6 @@ from tinker_cookbook.preference.objective import (
     KTOObjective,
     PairObjective,
     mismatched_replies,
-    split_into_passes,
 )
 from tinker_cookbook.preference.preference_datasets import ComparisonBuilderFromJsonl
 from tinker_cookbook.preference.reference import FILE_NAME, ReferenceLogprobs
@@ -149,15 +148,6 @@ async def test_losses_without_a_reference_need_one_forward_for_any_batch(
 
 def datum(length: int, trained: int) -> tinker.Datum:
     return to_datum(Sequence(range(length + 1), [0] * (length + 1 - trained) + [1] * trained))
-
-
-def test_parts_hold_whole_pairs() -> None:
-    batch = [datum(length, 1) for length in (3, 4, 2, 2, 9, 9, 1, 1)]
-    lengths = [
-        [d.model_input.length for d in part] for part in split_into_passes(batch, 11, unit=2)
-    ]
-    assert lengths == [[3, 4, 2, 2], [9, 9], [1, 1]]
-    assert list(split_into_passes(batch, None, unit=2)) == [batch]
 
 
 def test_parts_of_a_batch_add_up_to_its_mean() -> None:

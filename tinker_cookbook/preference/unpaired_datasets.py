@@ -27,7 +27,6 @@ from tinker_cookbook.preference.comparison_datasets import (
     CompletionDatasetBuilder,
     DatasetBuilderFromComparisons,
     excluded,
-    make_dataset,
 )
 from tinker_cookbook.preference.comparison_rows import (
     Notes,
@@ -54,6 +53,7 @@ from tinker_cookbook.renderers.row_summary import RowNotes
 from tinker_cookbook.sequences import to_datum
 from tinker_cookbook.supervised.data import Datasets
 from tinker_cookbook.supervised.datasets import IndexedRows, Rendered, skip_bad_rows
+from tinker_cookbook.supervised.row_datasets import make_dataset
 from tinker_cookbook.supervised.types import SupervisedDataset
 from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils.data_files import where

@@ -35,13 +35,15 @@ class Objective(ABC):
     ) -> Sequence[APIFuture[tinker.ForwardBackwardOutput]]:
         """Submit the calls whose gradients add up to that of the batch, in the batch's order.
 
+        Called once for each step, in order, from the first step of the run on (`start_step`).
         May first await whatever the loss needs, e.g. logprobs of another model: a request to stop
         the run cancels that, unless a step is in flight. Awaits nothing after the first call.
         """
 
     @abstractmethod
     def metrics(self, batch: Sequence[tinker.Datum], outputs: Outputs) -> dict[str, float]:
-        """Metrics of a step before its update, from the results of `submit`."""
+        """Metrics of a step before its update, from the results of `submit`; called in the order
+        of the steps. `num_sequences` and `num_tokens` replace the batch's, if it trains others."""
 
     @abstractmethod
     def evaluators(self, test: list[tinker.Datum]) -> list[Evaluator]:

@@ -235,8 +235,8 @@ async def _finish_step(done: _Submitted, journal: Journal, objective: Objective)
             learning_rate=done.learning_rate,
             num_sequences=len(done.batch),
             num_tokens=sum(datum.model_input.length for datum in done.batch),
-            **objective.metrics(done.batch, outputs),
         )
+        row.update(objective.metrics(done.batch, outputs))
         row.update((await done.optim_step).metrics or {})
         row.update(done.evals)
     await journal.finish(done.save)

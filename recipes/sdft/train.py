@@ -1,0 +1,91 @@
+"""Self-distillation from demonstrations: the model imitates itself with an example in view.
+
+    ./scripts/run recipes.sdft.train                                  nano, generated facts
+    ./scripts/run recipes.sdft.train reverse=True teacher_sync_every=10
+    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B dataset=sciknoweval
+    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B dataset=chats.jsonl
+    ./scripts/run recipes.sdft.train config=configs/sdft/qwen3-8b-sciknoweval-1xh100.yaml
+
+SDFT (Shenfeld et al. 2026, arXiv 2601.19897): the student replies to a question; the same model,
+which also reads how a demonstration answers it, says what it would have written at each token; the
+student is trained towards that. The teacher has to be able to use a demonstration: the base model
+is asked with one before training.
+
+Without keys, nano on 70 questions about 35 invented facts ("Who has the lamp?"), 40 steps of 32
+questions, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 54 to 56 s of CPU time):
+
+| step | forward KL | facts right, trained questions | facts right, other questions | sums right |
+|---|---|---|---|---|
+| 0 | 1.52, 1.42, 1.57 | 0 | 0 | 0.82 |
+| 10 | 0.34, 0.40, 0.34 | 0.26, 0.26, 0.26 | 0.29, 0.23, 0.23 | 0.81, 0.82, 0.82 |
+| 20 | 0.16, 0.16, 0.18 | 0.63, 0.70, 0.76 | 0.40, 0.57, 0.54 | 0.86, 0.87, 0.88 |
+| 30 | 0.10, 0.09, 0.05 | 0.99, 1.00, 1.00 | 0.86, 0.86, 0.80 | 0.91, 0.94, 0.92 |
+| 40 | 0.09, 0.03, 0.07 | 1.00, 1.00, 1.00 | 0.94, 1.00, 0.97 | 0.94, 0.94, 0.92 |
+
+(The KL of row 40 is that of step 39.) Replies are greedy. The sums have nothing to do with the
+facts: supervised fine-tuning on the same demonstrations learns the facts as fast and loses sums,
+see recipes/sdft/README.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import chz
+
+from recipes.sdft.datasets import demonstrations_at, demonstrations_of
+from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.distillation import sdft
+from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.supervised import chat_config
+from tinker_cookbook.supervised.chat_config import FIRST_KEYS, resolve_chat_config
+from tinker_cookbook.utils.json_types import Json
+
+# `groups_per_batch` is the Tinker cookbook's name
+ALIASES = {**chat_config.ALIASES, "groups_per_batch": "batch_size"}
+HELP_KEYS = ["dataset" if key == "dataset_path" else key for key in FIRST_KEYS]
+
+
+@chz.chz
+class CLI(sdft.Config):
+    dataset: str | None = chz.field(
+        default=None,
+        doc="demonstrations: sciknoweval, toolalpaca, nano_facts, or conversations in a file, a"
+        " directory or a hub data set (None: nano_facts for nano, else sciknoweval)",
+    )
+
+    @staticmethod
+    def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
+        config = sdft.Config.drop_resolved_keys(config)
+        named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
+        return {key: value for key, value in config.items() if key not in named}
+
+
+CLIConfig = CLI  # the Tinker cookbook's name
+
+
+async def main(config: CLI) -> None:
+    if config.dataset and (config.dataset_builder or config.dataset_path):
+        other = "data=" if config.dataset_builder else f"dataset_path={config.dataset_path}"
+        raise ConfigurationError(
+            f"dataset={config.dataset} and {other} both name the data: drop either"
+        )
+    name = config.dataset or ("nano_facts" if config.model_name == "nano" else "sciknoweval")
+    resolved = resolve_chat_config(
+        config, SDFT_DEFAULTS, demonstrations_of(name), demonstrations_at
+    )
+    directory = await sdft.run(resolved, recipe="sdft")
+    print(
+        "to teach it more: ./scripts/run recipes.sdft.train dataset=MORE.jsonl"
+        f" model_name={config.model_name} load_checkpoint_path={directory}"
+    )
+
+
+def cli_main(config: CLI) -> None:
+    """`main` for programs that are not asynchronous."""
+    asyncio.run(main(config))
+
+
+if __name__ == "__main__":
+    cli(main, CLI, ALIASES, HELP_KEYS)
