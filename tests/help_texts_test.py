@@ -25,6 +25,7 @@ LOOPS = [
     train_dpo.Config,
     sdft.Config,
 ]
+ON_POLICY = {"kl_penalty_coef", "kl_discount_factor", "teacher"}
 # class -> the keys that it uses in another sense, or with other defaults, than most
 EXCEPTIONS = {
     "tinker_cookbook.supervised.train.Config": {"dataset_builder", "num_epochs"},
@@ -37,6 +38,17 @@ EXCEPTIONS = {
     "tinker_cookbook.rl.problem_config.ProblemConfig": {"dataset_builder"},
     "recipes.preference.rlhf.rlhf_pipeline.CLI": {"dataset"},
     "recipes.preference.constitutional.config.CLI": {"temperature"},  # no policy gradient
+    # the teacher's divergence, not a penalty
+    "tinker_cookbook.distillation.train_on_policy.Config": {
+        "kl_penalty_coef",
+        "kl_discount_factor",
+    },
+    "recipes.distillation.on_policy_distillation.CLI": {
+        *("kl_penalty_coef", "kl_discount_factor", "dataset", "dataset_builder"),
+    },
+    "recipes.distillation.on_policy_multi_teacher.CLI": {
+        *("kl_penalty_coef", "kl_discount_factor", "dataset_builder"),
+    },
     "recipes.preference.shorter.train.CLI": {"dataset_builder"},
     "recipes.rl_basic.CLI": {"dataset_builder"},
     "recipes.math_rl.train.CLI": {"dataset_builder"},

@@ -63,7 +63,7 @@ async def train_teacher(task: Task, student: ProgramConfig) -> str:
     return str(directory)
 
 
-def _train(task: Task, place: _Place) -> Awaitable[None]:
+def _train(task: Task, place: _Place) -> Awaitable[Path]:
     recipe = f"nano-teacher-{task}"
     match task:
         case "sums":

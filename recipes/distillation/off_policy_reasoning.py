@@ -13,6 +13,7 @@ from recipes.distillation.held_out_sums import HeldOutSums
 from recipes.distillation.nano_teachers import train_teacher
 from recipes.distillation.open_thoughts import OpenThoughts
 from recipes.distillation.sampling import TeacherReplies
+from recipes.distillation.student import describe_student
 from recipes.prompts import NANO_SUMS, load_prompts
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_off_policy
@@ -96,11 +97,7 @@ async def main(config: CLI) -> None:
         check_teacher_keys(config)
         resolved = train_off_policy.resolve(config, traces_of(config))
     directory = await train_off_policy.run(resolved, "off_policy_reasoning")
-    print(
-        f"the student is {directory}: load_checkpoint_path= of another recipe trains it further,"
-        " e.g. on its own replies with recipes.distillation.on_policy_distillation; model_path= of"
-        " a judge or an evaluation samples from it"
-    )
+    print(describe_student(directory))
 
 
 def named_traces(config: CLI) -> list[str]:

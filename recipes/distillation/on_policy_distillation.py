@@ -12,6 +12,7 @@ import chz
 
 from recipes.distillation.nano_teachers import train_teacher
 from recipes.distillation.prompt_data import prompts_of
+from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
@@ -52,7 +53,8 @@ async def main(config: CLI) -> None:
         )
     config = chz.replace(config, teacher=await _teacher(config))
     resolved = resolve_problem_config(config, DEFAULTS, data_of(config))
-    await train_on_policy.run(resolved, recipe="on_policy_distillation")
+    directory = await train_on_policy.run(resolved, recipe="on_policy_distillation")
+    print(describe_student(directory))
 
 
 def data_of(config: CLI) -> RLDatasetBuilder:

@@ -9,6 +9,7 @@ import chz
 
 from recipes.distillation.nano_teachers import train_teacher
 from recipes.distillation.short_sums import ShortSums
+from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
@@ -68,7 +69,8 @@ async def main(config: CLI) -> None:
         config = chz.replace(config, dataset_builder=await nano_datasets(config))
     assert config.dataset_builder is not None
     resolved = resolve_problem_config(config, DEFAULTS, config.dataset_builder)
-    await train_on_policy.run(resolved, recipe="on_policy_multi_teacher")
+    directory = await train_on_policy.run(resolved, recipe="on_policy_multi_teacher")
+    print(describe_student(directory))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ trained on.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TypeVar
 
 import chz
@@ -97,9 +98,12 @@ async def main(config: Config) -> None:
     await run(resolved, recipe="on_policy_distillation")
 
 
-async def run(resolved: Resolved[C, Groups], recipe: str) -> None:
-    """Train with a config that a recipe has resolved. Raises ConfigurationError for a teacher that
-    does not share the student's tokens, and for keys without effect."""
+async def run(resolved: Resolved[C, Groups], recipe: str) -> Path:
+    """Train with a config that a recipe has resolved; return the run's directory.
+
+    Raises ConfigurationError for a teacher that does not share the student's tokens, and for keys
+    without effect.
+    """
     config = with_located_teachers(resolved.config)
     _check_keys(config)
     teachers = _teachers(config)
@@ -116,7 +120,7 @@ async def run(resolved: Resolved[C, Groups], recipe: str) -> None:
         names = [each.load_checkpoint_path or str(each.base_model) for each in teachers]
         filled["teacher"] = ", ".join(names)
     resolved = dataclasses.replace(resolved, config=config, filled=filled)
-    await rl_train.run(resolved, recipe, make_signals)
+    return await rl_train.run(resolved, recipe, make_signals)
 
 
 def with_located_teachers(config: C) -> C:

@@ -22,6 +22,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
+from pathlib import Path
 
 from tinker_cookbook import checkpoint_utils, models
 from tinker_cookbook.exceptions import DataValidationError
@@ -92,8 +93,9 @@ def check_config(config: Config) -> None:
 
 async def run(
     resolved: Resolved[Config, Groups], recipe: str, make_signals: MakeSignals | None = None
-) -> None:
-    """Train with a config that a recipe has resolved (`problem_config.resolve_problem_config`).
+) -> Path:
+    """Train with a config that a recipe has resolved (`problem_config.resolve_problem_config`);
+    return the run's directory.
 
     make_signals: makes the signals of the objective; `config.signals` are added to them (None: the
     reward, and the KL penalty if the config has one).
@@ -171,6 +173,7 @@ async def run(
         await trainer.finish_transcript()
         save = journal.submit_save(client, total_steps, final=True)
         await journal.finish(save)
+    return journal.log_path
 
 
 async def _reward_signals(

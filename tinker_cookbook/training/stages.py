@@ -133,7 +133,7 @@ def last_metrics(directory: Path, prefix: str) -> dict[str, float]:
     return {key: row[key] for row in rows for key in row if key.startswith(prefix)}
 
 
-async def run_stage(title: str, run: Awaitable[None]) -> None:
+async def run_stage(title: str, run: Awaitable[Path | None]) -> None:
     """Run a stage, unless it is finished."""
     print(title, flush=True)
     try:
