@@ -18,6 +18,7 @@ RECIPES = [
     "recipes.preference.dpo.train",
     "recipes.preference.constitutional.train",
     "recipes.preference.shorter.train",
+    "recipes.distillation.off_policy_reasoning",
     "recipes.sdft.train",
     "recipes.math_rl.train",
     "recipes.math_rl.aime",
