@@ -20,6 +20,7 @@ from recipes.preference.datasets import DATASETS
 from recipes.preference.dpo import train as dpo
 from recipes.preference.rlhf import rlhf_pipeline, stages
 from recipes.preference.shorter import train as shorter
+from recipes.prompt_distillation import train as prompt_distillation
 from recipes.sdft import datasets as sdft_datasets
 from recipes.sdft import train as sdft
 from tinker_cookbook import models
@@ -49,6 +50,7 @@ RECIPES = {
     "on_policy_multi_teacher": (on_policy_multi_teacher.CLI, train_on_policy.DEFAULTS),
     "off_policy_reasoning": (off_policy_reasoning.CLI, train_off_policy.DEFAULTS),
     "sdft": (sdft.CLI, SDFT_DEFAULTS),
+    "prompt_distillation": (prompt_distillation.CLI, prompt_distillation.DEFAULTS),
 }
 # renderers that base models are trained with, too
 CHAT_RENDERERS = ("qwen3", "qwen3_instruct", "role_colon")

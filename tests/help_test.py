@@ -19,7 +19,10 @@ RECIPES = [
     "recipes.preference.constitutional.train",
     "recipes.preference.shorter.train",
     "recipes.distillation.off_policy_reasoning",
+    "recipes.distillation.on_policy_distillation",
+    "recipes.distillation.on_policy_multi_teacher",
     "recipes.sdft.train",
+    "recipes.prompt_distillation.train",
     "recipes.math_rl.train",
     "recipes.math_rl.aime",
 ]

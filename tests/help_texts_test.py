@@ -50,6 +50,7 @@ EXCEPTIONS = {
         *("kl_penalty_coef", "kl_discount_factor", "dataset_builder"),
     },
     "recipes.preference.shorter.train.CLI": {"dataset_builder"},
+    "recipes.prompt_distillation.train.CLI": {"dataset_path"},  # the output of create_data
     "recipes.rl_basic.CLI": {"dataset_builder"},
     "recipes.math_rl.train.CLI": {"dataset_builder"},
     "recipes.rl_loop.Config": {"max_steps"},  # it draws problems at random: its data has no end

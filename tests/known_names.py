@@ -93,8 +93,14 @@ NAMES = {
     "tinker_cookbook.preference.train_dpo_cli": "",
     "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
     "tinker_cookbook.distillation.train_off_policy": "Config main",
+    "tinker_cookbook.distillation.train_on_policy": "Config main",
+    "tinker_cookbook.distillation.datasets": "TeacherConfig DistillationDatasetConfig"
+    " PromptOnlyDatasetBuilder PromptOnlyEnv load_deepmath_prompts load_tulu3_prompts"
+    " CompositeDataset",
     "tinker_cookbook.distillation.sdft": "Config main",
     "tinker_cookbook.recipes.sdft.train": "CLIConfig cli_main",
+    "tinker_cookbook.recipes.prompt_distillation.create_data": "main",
+    "tinker_cookbook.recipes.prompt_distillation.train": "main",
     "tinker_cookbook.recipes.sl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.rl_basic": "build_config_blueprint",
     "tinker_cookbook.recipes.chat_sl.chat_datasets": "Tulu3Builder NoRobotsBuilder",
@@ -108,12 +114,6 @@ NAMES = {
 
 # Packages that are not there yet, with what must be in them once they are.
 NOT_YET = {
-    "tinker_cookbook.distillation": {
-        "tinker_cookbook.distillation.train_on_policy": "Config main",
-        "tinker_cookbook.distillation.datasets": "TeacherConfig DistillationDatasetConfig"
-        " PromptOnlyDatasetBuilder PromptOnlyEnv load_deepmath_prompts load_tulu3_prompts"
-        " CompositeDataset",
-    },
     "tinker_cookbook.eval": {
         "tinker_cookbook.eval": "Evaluator EvaluatorBuilder SamplingClientEvaluator"
         " SamplingClientEvaluatorBuilder TrainingClientEvaluator",

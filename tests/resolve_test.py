@@ -14,6 +14,7 @@ import recipes
 import tinker_cookbook
 from recipes import rl_basic, rl_loop, sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
+from recipes.distillation.held_out_sums import HeldOutSums
 from recipes.math_rl import train as math_rl
 from recipes.math_rl.aime import CLI as AimeCLI
 from recipes.math_rl.arithmetic import Arithmetic
@@ -95,6 +96,13 @@ async def test_a_value_of_another_type(key: str, value: object, expected: str) -
     with pytest.raises(ConfigurationError) as error:
         await train.main(config(**{key: value}))
     assert str(error.value).startswith(f"{key}={expected}")
+
+
+def test_an_evaluator_builder_with_annotations_as_text() -> None:
+    """As in every module with `from __future__ import annotations`."""
+    check_types(config(evaluator_builders=[HeldOutSums(renderer_name="qwen3", max_tokens=4)]))
+    with pytest.raises(ConfigurationError, match=r"evaluator_builders=.*: expected"):
+        check_types(config(evaluator_builders=[3]))
 
 
 async def test_a_value_of_another_type_further_down() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from recipes import number_words
 from tests.programs import Program as Running
 from tests.programs import Programs
 from tinker_cookbook.nano import PATH as NANO
@@ -39,6 +40,11 @@ WORDS = {
         *("num_substeps=2", "num_minibatches=2"),
     ),
     "rl_loop": (*SMALL, *SAMPLED, "max_steps=6", "save_every=100"),
+    # stopped and resumed between changes of the teacher before steps 3, 6 and 9
+    "sdft.train": (
+        *(*SMALL, "max_steps=10", "eval_every=4", "save_every=0", "batch_size=6"),
+        *("teacher_sync_every=3", "max_tokens=12", f"dataset_path={number_words.path('train')}"),
+    ),
     # epochs of 8 steps: in the second one the reference has scored every pair
     "preference.dpo.train": (
         *SMALL,
@@ -161,6 +167,8 @@ def last_words(steps: int, program: Program) -> str:
         # in the evaluation before step 3; in rollouts
         ("rl_basic", [(signal.SIGINT, 3), (signal.SIGTERM, 4)]),
         ("rl_loop", [(signal.SIGINT, 2)]),
+        # while completions are sampled or scored
+        ("sdft.train", [(signal.SIGTERM, 2), (signal.SIGINT, 5)]),
     ],
 )
 def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(

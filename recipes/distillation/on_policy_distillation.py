@@ -1,9 +1,30 @@
-"""On-policy distillation: a student learns from a teacher's probabilities of its own replies.
+r"""On-policy distillation: a student learns from a teacher's probabilities of its own replies.
 
     ./scripts/run recipes.distillation.on_policy_distillation
     ./scripts/run recipes.distillation.on_policy_distillation model_name=Qwen/Qwen3-4B-Base \
         renderer_name=qwen3 teacher_model=Qwen/Qwen3-8B dataset=deepmath
     ./scripts/run recipes.distillation.on_policy_distillation teacher_checkpoint=RUN data=Arithmetic
+    ./scripts/run recipes.distillation.on_policy_distillation \
+        config=configs/on_policy_distillation/qwen3-4b-1xh100.yaml
+
+The teacher is a model with the student's tokenizer and chat template: a larger one, or any
+checkpoint, e.g. of reinforcement learning. It does not reply, it only scores the student's replies.
+As an adapter of the student's base model it shares the student's batches.
+
+Without keys, nano learns sums from itself after 24 steps of reinforcement learning (rl_basic),
+which are run once for all later runs. Seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread:
+65 to 72 s of CPU time, and 80 s once for the teacher), 20 steps of 32 sums with 4 replies each:
+
+| step | 0 | 4 | 6 | 8 | 10 | 19 |
+|---|---|---|---|---|---|---|
+| teacher_kl, seed 0 | 1.31 | 0.39 | 0.12 | 0.020 | 0.012 | 0.002 |
+| seed 1 | 1.06 | 0.34 | 0.14 | 0.020 | 0.007 | -0.000 |
+| seed 2 | 0.97 | 0.29 | 0.12 | 0.025 | 0.020 | 0.002 |
+| sums right, mean of the seeds | 0.44 | 0.63 | 0.77 | 0.93 | 0.92 | 0.96 |
+| tokens sampled before the step | 0 | 6,000 | 11,000 | 17,000 | 23,500 | 54,000 |
+
+Held-out sums right, sampled: 0.48 before, 0.95, 0.94 and 0.97 after; the teacher 0.97. The teacher
+was in 0.93 of its training sums right after 42,000 sampled tokens and took 137,000 in all.
 """
 
 from __future__ import annotations

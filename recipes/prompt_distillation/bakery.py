@@ -25,7 +25,7 @@ PROMPT = (
 
 def bakery() -> Task:
     """48 questions about 12 facts, and 24 others about them that are held out."""
-    return read_task(PROMPT, _FOLDER, "bakery", is_right)
+    return read_task(PROMPT, _FOLDER, "bakery", is_right, num_samples=4)
 
 
 def is_right(reply: str, expected: str) -> bool:

@@ -86,7 +86,11 @@ class CLI(CheckedConfig):
         doc="questions to reply to, at most; raising it extends the file",
         metadata=COUNT | MAY_CHANGE,
     )
-    num_samples: int = chz.field(default=1, doc="replies per question", metadata=COUNT)
+    num_samples: int | None = chz.field(
+        default=None,
+        doc="replies per question (None: 1; 4 for bakery and 16 for languages, which are few)",
+        metadata=COUNT,
+    )
     temperature: float = chz.field(
         default=0.15, doc="sampling temperature (0: greedy decoding)", metadata=NON_NEGATIVE
     )
@@ -149,6 +153,8 @@ class DataPlan:
             questions=questions,
             teacher_model=base,
             teacher_checkpoint=located.load_checkpoint_path,
+            num_samples=config.num_samples
+            or (TASKS[questions]().num_samples if questions in TASKS else 1),
             max_tokens=config.max_tokens
             or (NANO_MAX_TOKENS if models.is_nano(base) else MAX_TOKENS),
         )
@@ -186,7 +192,7 @@ class DataPlan:
             self.questions,
             seed=config.seed,
             settings=settings,
-            num_samples=config.num_samples,
+            num_samples=config.num_samples or 1,
             teacher_prompt=lambda question: put_before(self.prompt, question),
         )
         for line in summary_lines(samples_file(self.path).rows()):
@@ -220,7 +226,7 @@ def summary_lines(rows: Sequence[SavedRow]) -> list[str]:
 async def main(config: CLI) -> None:
     plan = DataPlan.prepare(config)
     await plan.sample()
-    graded = f" test_questions={plan.task}" if plan.task else ""
+    graded = f" task={plan.task}" if plan.task else ""
     print(
         "train on them: ./scripts/run recipes.prompt_distillation.train"
         f" model_name={config.model_name} dataset_path={plan.path}{graded}"

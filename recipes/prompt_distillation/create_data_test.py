@@ -34,7 +34,7 @@ async def test_replies_follow_the_prompt_that_is_left_out(
     assert "8 samples, 8 usable" in out
     assert out[-1] == (
         "train on them: ./scripts/run recipes.prompt_distillation.train model_name=nano"
-        f" dataset_path={path} test_questions=reply_rule"
+        f" dataset_path={path} task=reply_rule"
     )
 
     lines = whole.splitlines(keepends=True)
@@ -64,7 +64,7 @@ async def test_a_prompt_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     await main(config)
     assert [row["messages"][0]["content"] for row in samples_file(path).rows()] == ["Hi!"] * 2
-    assert "test_questions" not in capsys.readouterr().out  # nobody knows the right replies
+    assert " task=" not in capsys.readouterr().out  # nobody knows the right replies
     prompt.write_text("The name of the user is Ben.")
     with pytest.raises(ConfigurationError, match="made with other settings: prompt was"):
         await main(config)
@@ -87,8 +87,10 @@ def test_defaults_follow_the_teacher() -> None:
     assert DataPlan.prepare(CLI()).config.max_tokens == 48
     plan = DataPlan.prepare(CLI(teacher_model="Qwen/Qwen3-8B"))
     assert plan.config.max_tokens == 1000 and plan.config.temperature == 0.15
+    assert plan.config.num_samples == 1
     assert plan.task == "reply_rule" and plan.teacher.base_model == "Qwen/Qwen3-8B"
-    assert DataPlan.prepare(CLI(model_name="Qwen/Qwen3-8B")).task == "languages"
+    plan = DataPlan.prepare(CLI(model_name="Qwen/Qwen3-8B"))
+    assert plan.task == "languages" and plan.config.num_samples == 16
     assert DataPlan.prepare(CLI(prompt="bakery", questions="reply_rule")).task is None
 
 

@@ -65,7 +65,7 @@ PROMPT = (
 
 def languages() -> Task:
     """70 sentences in 21 languages and in none of them, and 26 that are held out."""
-    return read_task(PROMPT, _FOLDER, "languages", is_right)
+    return read_task(PROMPT, _FOLDER, "languages", is_right, num_samples=16)
 
 
 def is_right(reply: str, expected: str) -> bool:

@@ -32,6 +32,7 @@ def reply_rule() -> Task:
             for question, answer in pairs[:NUM_HELD_OUT]
         ],
         is_right,
+        num_samples=1,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import chz
 
@@ -29,15 +30,20 @@ from tinker_cookbook.supervised.chat_config import (
 )
 from tinker_cookbook.supervised.data import builder_for_path
 from tinker_cookbook.supervised.defaults import NANO, Batches
+from tinker_cookbook.supervised.objective import CrossEntropy, Objective
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.resolve import Resolved
-from tinker_cookbook.training.run_identity import RunIdentity
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.ml_log import METRICS_FILE
 from tinker_cookbook.utils.plain_data import CLASS, plain
+
+if TYPE_CHECKING:
+    from tinker_cookbook.service.api import ServiceClient
+    from tinker_cookbook.training.journal import Journal
 
 DEFAULTS = Defaults(
     nano=NANO,
@@ -45,7 +51,7 @@ DEFAULTS = Defaults(
     within_context=("max_length",),
 )
 RECIPE = "prompt_distillation"
-TEST_SIZE = 32  # questions whose replies are held out, of those that the recipe makes itself
+MAX_TEST_SIZE = 32  # questions of a bundled task whose replies are held out
 RIGHT, PROMPTED = "test/exact_match", "with_prompt/exact_match"
 
 
@@ -56,10 +62,11 @@ class CLI(ChatConfig):
         doc="replies: the output_file of create_data, or conversations as in other recipes (None:"
         " made with the default keys of create_data, or found if they have been made)",
     )
-    test_questions: str | None = chz.field(
+    task: str | None = chz.field(
         default=None,
-        doc="bundled task whose held-out questions are graded, without and with its prompt:"
-        " reply_rule, bakery or languages (None: that of the replies that the recipe makes itself)",
+        doc="bundled task whose held-out questions are graded, without and with its prompt, and"
+        " whose replies are made without dataset_path: reply_rule, bakery, languages (None:"
+        " reply_rule for nano, else languages; with dataset_path, none)",
         metadata=MAY_CHANGE,
     )
     num_epochs: int | None = chz.field(
@@ -75,7 +82,7 @@ class CLI(ChatConfig):
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
-        """The evaluators of test_questions are built again, e.g. for another model."""
+        """The evaluators of the task are built again, e.g. for another model."""
         config = ChatConfig.drop_resolved_keys(config)
         name = plain(HeldOutQuestions)
         for key in ("evaluator_builders", "infrequent_evaluator_builders"):
@@ -90,8 +97,14 @@ async def main(config: CLI) -> None:
     run = resolve(config, plan)
     if plan is not None:
         await plan.sample()
-    await train.run(run, RECIPE)
-    directory = RunIdentity(run.config, RECIPE).directory()
+    directories: list[Path] = []  # of the run, which is known once it has begun
+
+    def make_objective(service: ServiceClient, journal: Journal) -> Objective:
+        directories.append(journal.log_path)
+        return CrossEntropy(get_tokenizer(run.model_name))
+
+    await train.run(run, RECIPE, make_objective)
+    (directory,) = directories
     if line := gap_line(directory):
         print(line)
     print(
@@ -101,7 +114,9 @@ async def main(config: CLI) -> None:
 
 
 def plan_data(config: CLI) -> create_data.DataPlan:
-    """The replies of the student's base model to the bundled task for it."""
+    """The replies of the student's base model to the questions of a bundled task."""
+    if config.task is not None:
+        check_is_task(config.task, "task")
     if config.load_checkpoint_path is not None:
         raise ConfigurationError(
             f"load_checkpoint_path={config.load_checkpoint_path} needs dataset_path=: make the"
@@ -110,19 +125,25 @@ def plan_data(config: CLI) -> create_data.DataPlan:
         )
     shared = ("model_name", "renderer_name", "seed", "base_url", "engine")
     return create_data.DataPlan.prepare(
-        create_data.CLI(**{key: getattr(config, key) for key in shared})
+        create_data.CLI(
+            prompt=config.task,
+            questions=config.task,
+            **{key: getattr(config, key) for key in shared},
+        )
     )
 
 
 def resolve(config: CLI, plan: create_data.DataPlan | None) -> Resolved[CLI, Batches]:
     """Resolve the config, with evaluators of the task. plan: the replies to train on, if the
     recipe makes them itself."""
-    default_data = TeacherSamples(path=str(plan.path) if plan else "", test_size=TEST_SIZE)
-    task = config.test_questions or (plan.task if plan else None)
+    task, data = config.task, TeacherSamples(path="")
+    if plan is not None:
+        task, test_size = plan.task, min(MAX_TEST_SIZE, len(plan.questions) // 10)
+        data = TeacherSamples(path=str(plan.path), test_size=test_size)
     if task is not None:
-        check_is_task(task, "test_questions")
-        config = chz.replace(config, test_questions=task)
-    run = resolve_chat_config(config, DEFAULTS, default_data, data_at)
+        check_is_task(task, "task")
+        config = chz.replace(config, task=task)
+    run = resolve_chat_config(config, DEFAULTS, data, data_at)
     return run if task is None else _add_evaluators(run, task)
 
 

@@ -7,7 +7,7 @@ question. `DemonstrationChats` reads any data set of conversations.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import chz
@@ -25,8 +25,6 @@ from tinker_cookbook.supervised.row_datasets import make_dataset
 from tinker_cookbook.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinker_cookbook.training.fields import SEED
 from tinker_cookbook.utils.data_files import Rows
-from tinker_cookbook.utils.data_identity import path_identity
-from tinker_cookbook.utils.json_types import Plain
 
 T = TypeVar("T")
 
@@ -102,30 +100,12 @@ class DemonstrationDatasetBuilder(ChatDatasetBuilder):
 
 
 @chz.chz
-class DemonstrationChats(DemonstrationDatasetBuilder):
+class DemonstrationChats(HubChats, DemonstrationDatasetBuilder):
     """A data set of conversations, each ending with the demonstration: a file, a directory or a
     name on the hub. A JSONL file is rendered before training starts, other data when it is used."""
 
-    path: str = chz.field(doc="data set: name on the hub, directory or file")
-    name: str | None = chz.field(default=None, doc="configuration (subset) of the data set")
-    split: str = chz.field(default="train", doc="training split")
-    test_split: str | None = chz.field(
-        default=None, doc="evaluation split (None: hold out test_size rows of the training split)"
-    )
-    test_size: int = chz.field(
-        default=0,
-        doc="rows to evaluate on: held out from the shuffled training split or, with test_split, at"
-        " most this many of its rows (0: all of test_split; without test_split, none)",
-    )
-
-    def identity(self) -> Mapping[str, Plain]:
-        """Count, size and digest of a local data set's files; nothing for a name on the hub."""
-        return path_identity(self.path)
-
     def __call__(self) -> Datasets:
-        keys = ("path", "name", "split", "test_split", "test_size", "shuffle_seed")
-        chats = HubChats(**{key: getattr(self, key) for key in keys})
-        train, test, read = chats.open_splits()
+        train, test, read = self.open_splits()
 
         def build(rows: Rows, is_test: bool) -> SupervisedDataset:
             return self.build_split(

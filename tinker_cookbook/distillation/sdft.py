@@ -23,7 +23,7 @@ from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.distillation.sdft_objective import DistillationSettings, SelfDistillation
 from tinker_cookbook.distillation.sdft_teacher import SelfTeacher
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.renderers import TrainOnWhat, get_renderer
+from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
 from tinker_cookbook.supervised.defaults import Batches
@@ -82,14 +82,6 @@ class Config(ChatConfig):
         " ones)",
         metadata=COUNT,
     )
-
-    @chz.validate
-    def _check_train_on_what_is_unset(self) -> None:
-        if self.train_on_what not in (None, TrainOnWhat.LAST_ASSISTANT_MESSAGE):
-            raise ConfigurationError(
-                f"train_on_what={self.train_on_what}: self-distillation trains on sampled replies;"
-                " drop the key"
-            )
 
 
 def main(config: Config) -> None:

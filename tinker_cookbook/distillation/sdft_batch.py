@@ -69,11 +69,17 @@ class SamplingSettings:
     context: int | None = None
 
     def limit(self, question: Question) -> int:
-        """Maximum tokens of a completion after both prompts of a question."""
+        """Maximum tokens of a completion after either prompt of a question."""
         if self.context is None:
             return self.max_tokens
         longest = max(len(question.prompt), len(question.teacher_prompt))
-        return min(self.max_tokens, self.context - longest - SCORING_TOKENS)
+        room = self.context - longest - SCORING_TOKENS
+        if room < 1:  # only with data that has no max_length: others skip such questions
+            raise DataValidationError(
+                f"a prompt of {longest} tokens leaves no room for a completion in a context of"
+                f" {self.context} tokens: set the data's max_length"
+            )
+        return min(self.max_tokens, room)
 
 
 def read_questions(batch: Sequence[tinker.Datum]) -> list[Question]:

@@ -43,13 +43,15 @@ class SelfTeacher:
         self._rest, self._sync_every, self._ttl_seconds = rest, sync_every, ttl_seconds
         self._file = journal.log_path / FILE_NAME
         self._client: SamplingClient | None = None
-        # A new run in a used directory has another teacher; a resumed one repeats the later steps.
-        last = journal.start_step if journal.resume is not None else -1
-        jsonl.keep_lines(self._file, lambda line: line["step"] <= last)
+        # A new run in a used directory has another teacher; a resumed one repeats the later steps,
+        # and saves the teacher anew if it is due at the first of them.
+        start, is_due = journal.start_step, self._is_due(journal.start_step)
+        is_kept = journal.resume is not None
+        jsonl.keep_lines(self._file, lambda line: is_kept and line["step"] < start + (not is_due))
         saved = [TeacherCheckpoint(**line.value) for line in jsonl.read_lines(self._file)]
         self._current = saved[-1] if saved else None
-        if sync_every != 1 and not self._is_due(journal.start_step):
-            self._check_exists(self._current, journal.start_step)
+        if sync_every != 1 and not is_due:
+            self._keep_current(start)
 
     async def at(
         self, step: int, client: TrainingClient, student: SamplingClient
@@ -57,10 +59,10 @@ class SelfTeacher:
         """The teacher of a step. student: a snapshot of the client's weights before the step."""
         if self._sync_every == 1:
             return student
-        if self._is_due(step) and (self._current is None or self._current.step != step):
+        if self._is_due(step):
             await self._save(step, client)
         if self._client is None:
-            assert self._current is not None  # step 0 is due; a resumed run was checked
+            assert self._current is not None  # saved at step 0, or found at the start
             self._client = await client.create_sampling_client(self._current.path)
         return self._client
 
@@ -82,15 +84,18 @@ class SelfTeacher:
         except Exception as error:  # it only costs disk: not worth ending the run
             logger.warning("could not let the teacher %s expire: %s", path, error)
 
-    def _check_exists(self, checkpoint: TeacherCheckpoint | None, start_step: int) -> None:
+    def _keep_current(self, start_step: int) -> None:
+        """Check that the teacher of a resumed run still exists, and let it not expire: the run may
+        have saved the next one before it crashed."""
         way_out = "restore it, or start over with behavior_if_log_dir_exists=delete"
+        checkpoint = self._current
         if checkpoint is None:
             raise CheckpointError(
                 f"{self._file} lists no teacher for step {start_step}, from which the run resumes:"
                 f" {way_out}"
             )
         try:
-            self._rest.get_weights_info_by_tinker_path(checkpoint.path).result()
+            self._rest.set_checkpoint_ttl_from_tinker_path(checkpoint.path, None).result()
         except Exception as error:
             if not means_checkpoint_is_lost(error):
                 raise

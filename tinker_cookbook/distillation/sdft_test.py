@@ -30,6 +30,7 @@ from tinker_cookbook.distillation.sdft_objective import _reverse_loss
 from tinker_cookbook.distillation.sdft_teacher import FILE_NAME
 from tinker_cookbook.distillation.soft_targets import TopK
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, DataValidationError
+from tinker_cookbook.renderers import TrainOnWhat
 from tinker_cookbook.sequences import as_numpy
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.service.local import LocalSamplingClient, LocalTrainingClient
@@ -100,14 +101,15 @@ async def test_a_resumed_run_samples_and_learns_the_same(
     assert teachers(tmp_path / "parts") == [0, 2, 4]
 
 
+@pytest.mark.parametrize(("stop", "eval_every"), [(3, 3), (4, 2)])
 async def test_steps_after_the_checkpoint_are_repeated_with_their_teachers(
-    data: DemonstrationChats, tmp_path: Path
+    data: DemonstrationChats, tmp_path: Path, stop: int, eval_every: int
 ) -> None:
     """As after a crash: the file lists a teacher that belongs to a step to be done again."""
-    keys = {"teacher_sync_every": 2}
+    keys = {"teacher_sync_every": 2, "eval_every": eval_every}
     whole = await run(data, tmp_path / "whole", **keys)
     parts = tmp_path / "parts"
-    await run(data, parts, max_steps=3, **keys)
+    await run(data, parts, max_steps=stop, **keys)
     jsonl.append_line(parts / FILE_NAME, {"step": 4, "path": "tinker://no/sampler_weights/such"})
     assert await run(data, parts, **keys) == whole
 
@@ -163,8 +165,12 @@ async def test_superseded_teachers_expire(
         return original(self, path, ttl_seconds)
 
     monkeypatch.setattr(LocalRestClient, "set_checkpoint_ttl_from_tinker_path", record)
-    await run(data, tmp_path / "run", teacher_sync_every=2, ttl_seconds=60)
+    keys = {"teacher_sync_every": 2, "ttl_seconds": 60}
+    await run(data, tmp_path / "run", max_steps=5, **keys)
     assert expiring == [("teacher-000000", 60), ("teacher-000002", 60)]
+    expiring.clear()
+    await run(data, tmp_path / "run", **keys)
+    assert expiring == [("teacher-000004", None)]  # needed again, even if it was superseded
 
 
 async def test_what_a_step_trains_and_reports(
@@ -252,6 +258,8 @@ def test_completions_have_the_room_that_the_longer_prompt_leaves() -> None:
     settings = SamplingSettings(1, 8, 1.0, [0], seed=0, context=16)
     assert settings.limit(Question([1] * 3, [1] * 5)) == 8
     assert settings.limit(Question([1] * 3, [1] * 12)) == 3  # 12 + 3 + 1 that scoring samples
+    with pytest.raises(DataValidationError, match="a prompt of 15 tokens leaves no room"):
+        settings.limit(Question([1] * 15, [1] * 5))
     unlimited = SamplingSettings(1, 8, 1.0, [0], seed=0)
     assert unlimited.limit(Question([1] * 3, [1] * 12)) == 8
 
@@ -271,7 +279,7 @@ async def test_the_longest_completion_fits_into_the_context(tmp_path: Path) -> N
         ({"max_tokens": 512}, "max_tokens=512 leaves no room for a prompt in 512 tokens"),
         ({"topk": 0}, "topk=0: expected 1 or more"),
         ({"teacher_sync_every": 0}, "teacher_sync_every=0: expected 1 or more"),
-        ({"train_on_what": "all_tokens"}, "self-distillation trains on sampled replies"),
+        ({"train_on_what": TrainOnWhat.ALL_TOKENS}, "self-distillation trains on sampled replies"),
     ],
 )
 async def test_bad_keys(

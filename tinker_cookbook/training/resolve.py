@@ -282,7 +282,12 @@ def _is_of_type(value: object, annotation: Any) -> bool:  # Any: chz accepts any
         return is_subtype_instance(int(value), annotation)
     if isinstance(value, Real):
         return is_subtype_instance(float(value), annotation)
-    return is_subtype_instance(value, annotation)
+    try:
+        return is_subtype_instance(value, annotation)
+    except NameError:
+        # chz evaluates the annotations of a callable without the names of its module, which fails
+        # for an evaluator builder in a module with `from __future__ import annotations`
+        return True
 
 
 def unset_fields(data: object) -> set[str]:
