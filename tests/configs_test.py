@@ -8,7 +8,11 @@ import pytest
 
 from recipes import rl_basic, rl_loop, sl_basic, sl_loop
 from recipes.chat_sl import train as chat_sl
-from recipes.distillation import on_policy_distillation, on_policy_multi_teacher
+from recipes.distillation import (
+    off_policy_reasoning,
+    on_policy_distillation,
+    on_policy_multi_teacher,
+)
 from recipes.math_rl import train as math_rl
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.preference.constitutional import train as constitutional
@@ -21,7 +25,7 @@ from recipes.sdft import datasets as sdft_datasets
 from recipes.sdft import train as sdft
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
-from tinker_cookbook.distillation import train_on_policy
+from tinker_cookbook.distillation import train_off_policy, train_on_policy
 from tinker_cookbook.distillation.datasets import PromptOnlyDatasetBuilder, TeacherDatasets
 from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.preference.defaults import DPO_DEFAULTS
@@ -44,6 +48,7 @@ RECIPES = {
     "shorter": (shorter.CLI, shorter.DEFAULTS),
     "on_policy_distillation": (on_policy_distillation.CLI, train_on_policy.DEFAULTS),
     "on_policy_multi_teacher": (on_policy_multi_teacher.CLI, train_on_policy.DEFAULTS),
+    "off_policy_reasoning": (off_policy_reasoning.CLI, train_off_policy.DEFAULTS),
     "sdft": (sdft.CLI, SDFT_DEFAULTS),
     "prompt_distillation": (prompt_distillation.CLI, prompt_distillation.DEFAULTS),
 }
@@ -82,6 +87,7 @@ def test_it_parses(file: Path) -> None:
     by_recipe = {
         "chat_sl": chat_sl.DATASETS,
         "dpo": DATASETS,
+        "off_policy_reasoning": (off_policy_reasoning.OPEN_THOUGHTS,),
         "sdft": sdft_datasets.DATASETS,
     }
     known = by_recipe.get(file.parent.name, {})

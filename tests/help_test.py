@@ -18,6 +18,7 @@ RECIPES = [
     "recipes.preference.dpo.train",
     "recipes.preference.constitutional.train",
     "recipes.preference.shorter.train",
+    "recipes.distillation.off_policy_reasoning",
     "recipes.distillation.on_policy_distillation",
     "recipes.distillation.on_policy_multi_teacher",
     "recipes.sdft.train",

@@ -92,6 +92,7 @@ NAMES = {
     "tinker_cookbook.preference.train_dpo": "Config main compute_dpo_loss",
     "tinker_cookbook.preference.train_dpo_cli": "",
     "tinker_cookbook.recipes.preference.dpo.train": "CLIConfig cli_main",
+    "tinker_cookbook.distillation.train_off_policy": "Config main",
     "tinker_cookbook.distillation.train_on_policy": "Config main",
     "tinker_cookbook.distillation.datasets": "TeacherConfig DistillationDatasetConfig"
     " PromptOnlyDatasetBuilder PromptOnlyEnv load_deepmath_prompts load_tulu3_prompts"

@@ -86,6 +86,13 @@ MORE = {
         "data=Shorter data.comparison_builder.prompt=Hi! data.comparison_builder.num_prompts=8"
         " data.tournament_pattern=all_pairs_one_way groups_per_batch=2 group_size=4",
     ],
+    "recipes.distillation.off_policy_reasoning": [
+        "dataset=c.jsonl batch_size=2 topk=5 teacher_model=nano",
+        "data=OpenThoughts data.path=c.jsonl data.length=8 data.message_field=messages"
+        " batch_size=2",
+        "prompts=nano_sums num_prompts=3 num_samples=4 max_tokens=20 batch_size=1"
+        " teacher_model=nano topk=5",
+    ],
     "recipes.sdft.train": [
         "dataset=c.jsonl reverse=true teacher_sync_every=2 topk=5 batch_size=2 group_size=2",
         "data=DemonstrationChats data.path=c.jsonl data.test_size=2 batch_size=2 max_tokens=9",
@@ -98,6 +105,9 @@ MORE = {
     ],
     "recipes.math_rl.train": ["env=own data.path=p.jsonl data.test_size=2 groups_per_batch=2"],
 }
+# recipes whose default is to train a teacher first, which would be the run that starts
+WITH_TEACHERS = [recipe for recipe in RECIPES if recipe.startswith("recipes.distillation.")]
+NO_KEYS = {recipe: [] if recipe in WITH_TEACHERS else [""] for recipe in RECIPES}
 CODE = """
 from recipes.math_rl.arithmetic import Arithmetic
 import chz
@@ -129,7 +139,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "words"),
-    [(recipe, words) for recipe in RECIPES for words in ["", *MORE.get(recipe, [])]],
+    [(recipe, words) for recipe in RECIPES for words in [*NO_KEYS[recipe], *MORE.get(recipe, [])]],
 )
 async def test_it_is_the_same_run_again(
     start: Any, files: None, tmp_path: Path, recipe: str, words: str

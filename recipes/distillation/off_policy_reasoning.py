@@ -1,6 +1,12 @@
-"""Off-policy distillation: a student learns from a teacher's replies, or from its probabilities.
+r"""Off-policy distillation: a student learns from a teacher's replies, or from its probabilities.
 
-./scripts/run recipes.distillation.off_policy_reasoning
+    ./scripts/run recipes.distillation.off_policy_reasoning
+    ./scripts/run recipes.distillation.off_policy_reasoning topk=20
+    ./scripts/run recipes.distillation.off_policy_reasoning dataset=traces.jsonl
+    ./scripts/run recipes.distillation.off_policy_reasoning model_name=Qwen/Qwen3-8B-Base \
+        renderer_name=qwen3 teacher_model=Qwen/Qwen3-32B prompts=prompts.txt topk=20
+    ./scripts/run recipes.distillation.off_policy_reasoning \
+        config=configs/off_policy_reasoning/qwen3-8b-1xh100.yaml
 """
 
 from __future__ import annotations
@@ -25,7 +31,6 @@ from tinker_cookbook.distillation.teacher import (
 from tinker_cookbook.distillation.teacher_samples import TeacherSamples
 from tinker_cookbook.distillation.train_off_policy import ALIASES, Config, check_teacher_keys
 from tinker_cookbook.exceptions import ConfigurationError
-from tinker_cookbook.supervised.chat_config import FIRST_KEYS
 from tinker_cookbook.supervised.data import builder_for_path
 from tinker_cookbook.supervised.defaults import Batches
 from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
@@ -39,6 +44,19 @@ NANO_PROMPTS, NUM_PROMPTS = 160, 4096
 NUM_SAMPLES, TEMPERATURE = 4, 1.0
 NANO_MAX_TOKENS, MAX_TOKENS = 40, 4096
 MAX_TEST_PROMPTS = 128
+
+FIRST_KEYS = (
+    "model_name",
+    "dataset",
+    "prompts",
+    "teacher",
+    "topk",
+    "learning_rate",
+    "batch_size",
+    "max_length",
+    "max_steps",
+    "log_path",
+)
 
 
 @chz.chz
@@ -197,9 +215,4 @@ async def sample_data(config: CLI) -> Resolved[CLI, Batches]:
 
 
 if __name__ == "__main__":
-    cli(
-        main,
-        CLI,
-        ALIASES,
-        ["teacher", "topk", *("dataset" if k == "dataset_path" else k for k in FIRST_KEYS)],
-    )
+    cli(main, CLI, ALIASES, FIRST_KEYS)

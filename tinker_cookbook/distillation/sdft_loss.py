@@ -23,8 +23,7 @@ def forward_kl(teacher: TopK, student: np.ndarray) -> np.ndarray:
 
     student: logprobs of the teacher's tokens.
     """
-    normalizer = np.logaddexp.reduce(teacher.logprobs, axis=1, keepdims=True)
-    return (teacher.probabilities * (teacher.logprobs - normalizer - student)).sum(axis=1)
+    return (teacher.probabilities * (teacher.log_probabilities - student)).sum(axis=1)
 
 
 def reverse_kl(teacher: TopK, student: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tinker
 
+from tinker_cookbook.distillation.sdft_loss import forward_kl
 from tinker_cookbook.distillation.soft_targets import TopK, score_top_k, to_soft_datum
 from tinker_cookbook.distillation.teacher import TeacherConfig, connect_teacher
 from tinker_cookbook.sequences import as_numpy, from_datum
@@ -103,10 +104,9 @@ def soft_target_metrics(
         all_weights = as_numpy(datum.loss_fn_inputs["weights"])
         trained = all_weights != 0
         weights, top = all_weights[trained], each[trained]
-        q, log_q = top.probabilities, top.log_probabilities
-        cross_entropy = -(q * log_s[trained]).sum(axis=1)
-        kl = cross_entropy + (q * log_q).sum(axis=1)
-        totals += [weights @ kl, weights @ cross_entropy, weights @ top.left_out]
+        kl = forward_kl(top, log_s[trained])
+        entropy = -(top.probabilities * top.log_probabilities).sum(axis=1)
+        totals += [weights @ kl, weights @ (kl + entropy), weights @ top.left_out]
         total_weight += weights.sum()
     names = ("forward_kl", "soft_cross_entropy", "left_out_mass")
     return dict(zip(names, (totals / total_weight).tolist()))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ALIASES = {**chat_config.ALIASES, **TEACHER_ALIASES}
 # nano's rate: of 1e-3, 3e-3 and 6e-3, see recipes/distillation
-_DEFAULTS = Defaults(
+DEFAULTS = Defaults(
     nano=dataclasses.replace(NANO, learning_rate=1e-3),
     others=ModelDefaults(Batches(batch_size=128, max_length=16_384), learning_rate=1e-3),
     within_context=("max_length",),
@@ -86,7 +86,7 @@ def resolve(config: C, data: SupervisedDatasetBuilder) -> Resolved[C, Batches]:
     max_length that it cannot score.
     """
     if config.topk is None:
-        return resolve_chat_config(config, _DEFAULTS, data)
+        return resolve_chat_config(config, DEFAULTS, data)
     longest = _longest_example(config)
     resolved = resolve_chat_config(config, _defaults_within(longest), data)
     config, student = resolved.config, resolved.model_name
@@ -148,7 +148,7 @@ def _longest_example(config: Config) -> int | None:
 
 def _defaults_within(longest: int | None) -> Defaults[Batches]:
     if longest is None:
-        return _DEFAULTS
+        return DEFAULTS
 
     def limited(defaults: ModelDefaults[Batches]) -> ModelDefaults[Batches]:
         max_length = min(defaults.sizes.max_length, longest)
@@ -156,5 +156,5 @@ def _defaults_within(longest: int | None) -> Defaults[Batches]:
         return dataclasses.replace(defaults, sizes=sizes)
 
     return dataclasses.replace(
-        _DEFAULTS, nano=limited(_DEFAULTS.nano), others=limited(_DEFAULTS.others)
+        DEFAULTS, nano=limited(DEFAULTS.nano), others=limited(DEFAULTS.others)
     )
