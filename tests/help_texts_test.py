@@ -8,7 +8,7 @@ from collections import defaultdict
 import chz
 
 import recipes
-from tinker_cookbook.distillation import sdft
+from tinker_cookbook.distillation import sdft, train_off_policy, train_on_policy
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl import train as rl_train
@@ -23,6 +23,8 @@ LOOPS = [
     chat_config.ChatConfig,
     rl_train.Config,
     train_dpo.Config,
+    train_on_policy.Config,
+    train_off_policy.Config,
     sdft.Config,
 ]
 ON_POLICY = {"kl_penalty_coef", "kl_discount_factor", "teacher"}
@@ -39,15 +41,12 @@ EXCEPTIONS = {
     "recipes.preference.rlhf.rlhf_pipeline.CLI": {"dataset"},
     "recipes.preference.constitutional.config.CLI": {"temperature"},  # no policy gradient
     # the teacher's divergence, not a penalty
-    "tinker_cookbook.distillation.train_on_policy.Config": {
-        "kl_penalty_coef",
-        "kl_discount_factor",
-    },
-    "recipes.distillation.on_policy_distillation.CLI": {
-        *("kl_penalty_coef", "kl_discount_factor", "dataset", "dataset_builder"),
-    },
-    "recipes.distillation.on_policy_multi_teacher.CLI": {
-        *("kl_penalty_coef", "kl_discount_factor", "dataset_builder"),
+    "tinker_cookbook.distillation.train_on_policy.Config": {*ON_POLICY, "dataset_builder"},
+    "recipes.distillation.on_policy_distillation.CLI": {*ON_POLICY, "dataset", "dataset_builder"},
+    "recipes.distillation.on_policy_multi_teacher.CLI": {*ON_POLICY, "dataset_builder"},
+    "tinker_cookbook.distillation.train_off_policy.Config": {"topk"},
+    "recipes.distillation.off_policy_reasoning.CLI": {
+        *("topk", "temperature", "dataset", "prompts", "num_prompts", "num_samples"),
     },
     "recipes.preference.shorter.train.CLI": {"dataset_builder"},
     "recipes.prompt_distillation.train.CLI": {"dataset_path"},  # the output of create_data

@@ -1,42 +1,30 @@
-"""Teachers for nano: adapters that are trained once, for all later runs."""
+"""Teachers for nano: adapters that reinforcement learning trains once, for all later runs."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypedDict, assert_never
+from typing import Literal
 
-from recipes.distillation.short_sums import ShortSumChats
+from recipes.distillation.repeating import Repeating
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.exceptions import RunFinished
-from tinker_cookbook.rl import train as rl_train
+from tinker_cookbook.rl import train
 from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.rl.problem_config import ProblemConfig, resolve_problem_config
-from tinker_cookbook.service import EngineConfig
-from tinker_cookbook.supervised import train as sl_train
-from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
-from tinker_cookbook.supervised.defaults import SL_DEFAULTS
+from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.training.config import ProgramConfig
-from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.training.stages import finished_stage
-from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.misc_utils import runs_path
 
-Task = Literal["sums", "short_sums"]
-_RL_STEPS = 24
-_SFT_RATE = 2e-3
-
-
-class _Place(TypedDict):
-    """The keys that a teacher's run takes from the student's, and those of its directory."""
-
-    log_path: str
-    behavior_if_log_dir_exists: LogDirBehavior
-    base_url: str | None
-    engine: EngineConfig
-    display: DisplayMode
+Task = Literal["sums", "repeating"]
+STEPS = 24
+_DATA: Mapping[Task, RLDatasetBuilder] = {
+    "sums": Arithmetic(num_batches=STEPS),
+    "repeating": Repeating(),
+}
 
 
 def teacher_directory(task: Task, base_url: str | None) -> Path:
@@ -51,7 +39,9 @@ async def train_teacher(task: Task, student: ProgramConfig) -> str:
     directory = teacher_directory(task, student.base_url)
     if finished_stage(directory) is None:
         print(f"training the teacher first, once for all runs: {directory}", flush=True)
-        place = _Place(
+        config = ProblemConfig(
+            max_steps=STEPS,
+            eval_every=0,
             log_path=str(directory),
             behavior_if_log_dir_exists="skip",
             base_url=student.base_url,
@@ -59,19 +49,6 @@ async def train_teacher(task: Task, student: ProgramConfig) -> str:
             display=student.display,
         )
         with contextlib.suppress(RunFinished):  # by another process in the meantime
-            await _train(task, place)
+            resolved = resolve_problem_config(config, RL_DEFAULTS, _DATA[task])
+            await train.run(resolved, recipe=f"nano-teacher-{task}")
     return str(directory)
-
-
-def _train(task: Task, place: _Place) -> Awaitable[Path]:
-    recipe = f"nano-teacher-{task}"
-    match task:
-        case "sums":
-            config = ProblemConfig(eval_every=0, **place)
-            data = Arithmetic(num_batches=_RL_STEPS)
-            return rl_train.run(resolve_problem_config(config, RL_DEFAULTS, data), recipe)
-        case "short_sums":
-            chats = ChatConfig(learning_rate=_SFT_RATE, sample_replies=0, **place)
-            return sl_train.run(resolve_chat_config(chats, SL_DEFAULTS, ShortSumChats()), recipe)
-        case _:
-            assert_never(task)

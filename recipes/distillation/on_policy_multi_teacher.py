@@ -1,6 +1,14 @@
 r"""On-policy distillation from several teachers: one student learns each task from its own teacher.
 
-./scripts/run recipes.distillation.on_policy_multi_teacher
+    ./scripts/run recipes.distillation.on_policy_multi_teacher
+    ./scripts/run recipes.distillation.on_policy_multi_teacher max_steps=30 kl_discount_factor=0.5
+    ./scripts/run recipes.distillation.on_policy_multi_teacher \
+        config=configs/on_policy_multi_teacher/qwen3-4b-1xh100.yaml
+
+Every batch has a fixed number of groups of each data set, and each group is scored by the teacher of
+its data set. README.md shows how data sets and teachers are given.
+
+FIGURES
 """
 
 from __future__ import annotations
@@ -9,7 +17,7 @@ import chz
 
 from recipes.distillation.nano_teachers import train_teacher
 from recipes.distillation.prompt_data import Prompts  # noqa: F401 (a name for the command line)
-from recipes.distillation.short_sums import ShortSums
+from recipes.distillation.repeating import Repeating
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.cli_utils import cli
@@ -24,8 +32,8 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl.problem_config import resolve_problem_config
 
-NANO_STEPS = 60
-NANO_GROUPS = {"sums": 8, "short_sums": 24}  # in a batch; short replies have a ninth of the tokens
+NANO_STEPS = 30
+NANO_GROUPS = 16  # of each data set in a batch
 ALIASES = {**problem_config.ALIASES, "datasets": "dataset_builder.datasets"}
 FIRST_KEYS = tuple(
     "kl_discount_factor" if key == "teacher" else key for key in train_on_policy.FIRST_KEYS
@@ -36,25 +44,25 @@ FIRST_KEYS = tuple(
 class CLI(Config):
     dataset_builder: TeacherDatasets | None = chz.field(
         default=None,
-        doc="data sets with a teacher each (None: nano's sums, and sums without reasoning)",
+        doc="data sets with a teacher each (None: nano's sums, and words to repeat)",
     )
 
 
 async def nano_datasets(config: Config) -> TeacherDatasets:
-    """Two kinds of sums, with a teacher for each."""
+    """Sums and words to repeat, with a teacher for each."""
     sums = TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
-    short = TeacherConfig(load_checkpoint_path=await train_teacher("short_sums", config))
+    repeating = TeacherConfig(load_checkpoint_path=await train_teacher("repeating", config))
     return TeacherDatasets(
         datasets=[
             DistillationDatasetConfig(
                 dataset_builder=Arithmetic(num_batches=NANO_STEPS),
                 teacher_config=sums,
-                groups_per_batch=NANO_GROUPS["sums"],
+                groups_per_batch=NANO_GROUPS,
             ),
             DistillationDatasetConfig(
-                dataset_builder=ShortSums(num_batches=NANO_STEPS),
-                teacher_config=short,
-                groups_per_batch=NANO_GROUPS["short_sums"],
+                dataset_builder=Repeating(),
+                teacher_config=repeating,
+                groups_per_batch=NANO_GROUPS,
             ),
         ]
     )
