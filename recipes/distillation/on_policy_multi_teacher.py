@@ -5,8 +5,9 @@ r"""On-policy distillation from several teachers: one student learns each task f
     ./scripts/run recipes.distillation.on_policy_multi_teacher \
         config=configs/on_policy_multi_teacher/qwen3-4b-1xh100.yaml
 
-Every batch has a fixed number of groups of each data set, and each group is scored by the teacher of
-its data set. README.md shows how data sets and teachers are given.
+Every batch has a fixed number of groups of each data set, each scored by the teacher of its data
+set. README.md shows how data sets and teachers are given.
+
 
 FIGURES
 """
