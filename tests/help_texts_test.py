@@ -8,7 +8,7 @@ from collections import defaultdict
 import chz
 
 import recipes
-from tinker_cookbook.distillation import sdft
+from tinker_cookbook.distillation import sdft, train_off_policy
 from tinker_cookbook.preference import train_dpo
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl import train as rl_train
@@ -24,6 +24,7 @@ LOOPS = [
     rl_train.Config,
     train_dpo.Config,
     sdft.Config,
+    train_off_policy.Config,
 ]
 ON_POLICY = {"kl_penalty_coef", "kl_discount_factor", "teacher"}
 # class -> the keys that it uses in another sense, or with other defaults, than most
@@ -48,6 +49,11 @@ EXCEPTIONS = {
     },
     "recipes.distillation.on_policy_multi_teacher.CLI": {
         *("kl_penalty_coef", "kl_discount_factor", "dataset_builder"),
+    },
+    "tinker_cookbook.distillation.train_off_policy.Config": {"teacher", "topk"},
+    "recipes.distillation.off_policy_reasoning.CLI": {
+        *("teacher", "topk", "dataset"),
+        *("prompts", "num_prompts", "num_samples", "temperature"),  # of the teacher's replies
     },
     "recipes.preference.shorter.train.CLI": {"dataset_builder"},
     "recipes.prompt_distillation.train.CLI": {"dataset_path"},  # the output of create_data
