@@ -41,7 +41,7 @@ from tinker_cookbook.utils.plain_data import plain
 
 RECIPE = "off_policy_reasoning"
 OPEN_THOUGHTS = "open_thoughts"
-NANO_PROMPTS, NUM_PROMPTS = 160, 4096
+NANO_PROMPTS, NUM_PROMPTS = 200, 4096
 NUM_SAMPLES, TEMPERATURE = 4, 1.0
 NANO_MAX_TOKENS, MAX_TOKENS = 40, 4096
 MAX_TEST_PROMPTS = 128
