@@ -56,7 +56,7 @@ def words_of(recipe: str, teacher: Path) -> tuple[str, ...]:
     if recipe == SINGLE:
         data = ("groups_per_batch=3", "data=Arithmetic", "data.test_size=4")
         return (*KEYS, *data, f"teacher_checkpoint={teacher}")
-    words = ["data=TeacherDatasets"]
+    words = list[str]()
     for number, (data, groups) in enumerate((("Arithmetic", 2), ("ShortSums", 1))):
         words += [
             f"datasets.{number}.dataset_builder={data}",

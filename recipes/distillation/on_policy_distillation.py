@@ -1,9 +1,9 @@
 r"""On-policy distillation: a student learns from a teacher's probabilities of its own replies.
 
     ./scripts/run recipes.distillation.on_policy_distillation
+    ./scripts/run recipes.distillation.on_policy_distillation teacher_checkpoint=RUN data=Arithmetic
     ./scripts/run recipes.distillation.on_policy_distillation model_name=Qwen/Qwen3-4B-Base \
         renderer_name=qwen3 teacher_model=Qwen/Qwen3-8B dataset=deepmath
-    ./scripts/run recipes.distillation.on_policy_distillation teacher_checkpoint=RUN data=Arithmetic
     ./scripts/run recipes.distillation.on_policy_distillation \
         config=configs/on_policy_distillation/qwen3-4b-1xh100.yaml
 

@@ -1,4 +1,4 @@
-"""On-policy distillation from several teachers: one student learns each task from its own teacher.
+r"""On-policy distillation from several teachers: one student learns each task from its own teacher.
 
 ./scripts/run recipes.distillation.on_policy_multi_teacher
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import chz
 
 from recipes.distillation.nano_teachers import train_teacher
+from recipes.distillation.prompt_data import Prompts  # noqa: F401 (a name for the command line)
 from recipes.distillation.short_sums import ShortSums
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
@@ -22,17 +23,18 @@ from tinker_cookbook.distillation.train_on_policy import DEFAULTS, Config
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl.problem_config import resolve_problem_config
-from tinker_cookbook.rl.types import RLDatasetBuilder
 
-NANO_STEPS = 40
-NANO_GROUPS = 16  # of each data set in a batch
+NANO_STEPS = 60
+NANO_GROUPS = {"sums": 8, "short_sums": 24}  # in a batch; short replies have a ninth of the tokens
 ALIASES = {**problem_config.ALIASES, "datasets": "dataset_builder.datasets"}
-FIRST_KEYS = tuple(key for key in train_on_policy.FIRST_KEYS if key != "teacher")
+FIRST_KEYS = tuple(
+    "kl_discount_factor" if key == "teacher" else key for key in train_on_policy.FIRST_KEYS
+)
 
 
 @chz.chz
 class CLI(Config):
-    dataset_builder: RLDatasetBuilder | None = chz.field(
+    dataset_builder: TeacherDatasets | None = chz.field(
         default=None,
         doc="data sets with a teacher each (None: nano's sums, and sums without reasoning)",
     )
@@ -47,12 +49,12 @@ async def nano_datasets(config: Config) -> TeacherDatasets:
             DistillationDatasetConfig(
                 dataset_builder=Arithmetic(num_batches=NANO_STEPS),
                 teacher_config=sums,
-                groups_per_batch=NANO_GROUPS,
+                groups_per_batch=NANO_GROUPS["sums"],
             ),
             DistillationDatasetConfig(
                 dataset_builder=ShortSums(num_batches=NANO_STEPS),
                 teacher_config=short,
-                groups_per_batch=NANO_GROUPS,
+                groups_per_batch=NANO_GROUPS["short_sums"],
             ),
         ]
     )
@@ -64,7 +66,7 @@ async def main(config: CLI) -> None:
             raise ConfigurationError(
                 "no data: set datasets.0.dataset_builder=, datasets.0.teacher_config.base_model=,"
                 " datasets.0.groups_per_batch= and so on, see"
-                " configs/on_policy_multi_teacher/qwen3-8b-1xh100.yaml"
+                " configs/on_policy_multi_teacher/qwen3-4b-1xh100.yaml"
             )
         config = chz.replace(config, dataset_builder=await nano_datasets(config))
     assert config.dataset_builder is not None

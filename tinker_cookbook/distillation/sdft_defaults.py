@@ -18,13 +18,13 @@ class SelfDistillationSizes(Batches):
     skip_first_tokens: int
 
 
-# nano's replies begin with what matters; its rate: of 3e-4, 1e-3 and 3e-3, see recipes/sdft
+# nano's replies begin with what matters; its rate: of 1e-3, 3e-3, 6e-3 and 1e-2, see recipes/sdft
 SDFT_DEFAULTS = Defaults(
     nano=ModelDefaults(
         SelfDistillationSizes(
             batch_size=32, max_length=NANO_MAX_LENGTH, max_tokens=24, skip_first_tokens=0
         ),
-        learning_rate=3e-3,
+        learning_rate=6e-3,
         renderer_name="qwen3_instruct",
     ),
     others=ModelDefaults(

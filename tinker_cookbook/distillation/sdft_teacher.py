@@ -34,7 +34,7 @@ class SelfTeacher:
     starts with later weights. With sync_every=1 they are the student's own and nothing is saved.
 
     ttl_seconds: how long the store keeps a checkpoint after the next one is saved (None: forever).
-    Raises CheckpointError if the run resumes and the store has its teacher no more.
+    Raises CheckpointError if the run resumes and the store no longer has its teacher.
     """
 
     def __init__(

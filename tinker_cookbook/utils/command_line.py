@@ -108,6 +108,8 @@ class Request(NamedTuple):
         cls: Any = self.config_class
         for part in filter(None, holder.split(".")):
             cls = chz.chz_fields(cls)[part].final_type
+            if not chz.is_chz(cls):
+                return False  # its keys depend on the class that is chosen
         field = chz.chz_fields(cls).get(name)
         return field is not None and not is_object(field.final_type)
 
