@@ -24,6 +24,7 @@ from recipes.preference.dpo import train as dpo
 from recipes.sdft import train as sdft_recipe
 from tinker_cookbook.distillation import sdft
 from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
+from tinker_cookbook.distillation.train_off_policy import DEFAULTS as OFF_POLICY
 from tinker_cookbook.engine.losses import LOSSES
 from tinker_cookbook.hyperparam_utils import NANO_LR
 from tinker_cookbook.preference import train_dpo
@@ -254,6 +255,10 @@ def learning_rates() -> str:
                 *(code(each.learning_rate) for each in (DPO_DEFAULTS.nano, DPO_DEFAULTS.others)),
             ),
             (
+                "off-policy distillation",
+                *(code(each.learning_rate) for each in (OFF_POLICY.nano, OFF_POLICY.others)),
+            ),
+            (
                 "self-distillation",
                 *(code(each.learning_rate) for each in (SDFT_DEFAULTS.nano, SDFT_DEFAULTS.others)),
             ),
@@ -268,6 +273,7 @@ def batches() -> str:
         "supervised": SL_DEFAULTS.others,
         "`chat_sl`": chat_sl.DEFAULTS.others,
         "preference (pairs)": DPO_DEFAULTS.others,
+        "off-policy distillation": OFF_POLICY.others,
         "nano, self-distillation": SDFT_DEFAULTS.nano,
         "self-distillation": SDFT_DEFAULTS.others,
         "nano, reinforcement learning": RL_DEFAULTS.nano,

@@ -37,10 +37,11 @@ from tinker_cookbook.supervised.types import SupervisedDatasetBuilder
 from tinker_cookbook.training.fields import COUNT, NON_NEGATIVE, SEED
 from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.json_types import Json
+from tinker_cookbook.utils.plain_data import plain
 
 RECIPE = "off_policy_reasoning"
 OPEN_THOUGHTS = "open_thoughts"
-NANO_PROMPTS, NUM_PROMPTS = 160, 4096
+NANO_PROMPTS, NUM_PROMPTS = 200, 4096
 NUM_SAMPLES, TEMPERATURE = 4, 1.0
 NANO_MAX_TOKENS, MAX_TOKENS = 40, 4096
 MAX_TEST_PROMPTS = 128
@@ -101,10 +102,16 @@ class CLI(Config):
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
         config = Config.drop_resolved_keys(config)
+        derived = set[str]()
         # dataset= names it, or the replies are sampled: num_prompts is set for them alone
-        derived = config.get("dataset") or config.get("num_prompts")
-        named = ("dataset_builder",) if derived else ()
-        return {key: value for key, value in config.items() if key not in named}
+        if config.get("dataset") or config.get("num_prompts"):
+            derived.add("dataset_builder")
+        name, limit = config.get("renderer_name"), config.get("max_tokens")
+        if isinstance(name, str) and isinstance(limit, int):
+            evaluators = [plain(HeldOutSums(renderer_name=name, max_tokens=limit))]
+            if config.get("evaluator_builders") == evaluators:
+                derived.add("evaluator_builders")
+        return {key: value for key, value in config.items() if key not in derived}
 
 
 async def main(config: CLI) -> None:
