@@ -12,19 +12,19 @@ student is trained towards that. The teacher has to be able to use a demonstrati
 is asked with one before training.
 
 Without keys, nano on 70 questions about 35 invented facts ("Who has the lamp?"), 40 steps of 32
-questions, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 54 to 56 s of CPU time):
+questions, seeds 0, 1 and 2 (29 November 2026, 2 CPU cores, one thread: 55 to 58 s of CPU time):
 
 | step | forward KL | facts right, trained questions | facts right, other questions | sums right |
 |---|---|---|---|---|
 | 0 | 1.52, 1.42, 1.57 | 0 | 0 | 0.82 |
-| 10 | 0.34, 0.40, 0.34 | 0.26, 0.26, 0.26 | 0.29, 0.23, 0.23 | 0.81, 0.82, 0.82 |
-| 20 | 0.16, 0.16, 0.18 | 0.63, 0.70, 0.76 | 0.40, 0.57, 0.54 | 0.86, 0.87, 0.88 |
-| 30 | 0.10, 0.09, 0.05 | 0.99, 1.00, 1.00 | 0.86, 0.86, 0.80 | 0.91, 0.94, 0.92 |
-| 40 | 0.09, 0.03, 0.07 | 1.00, 1.00, 1.00 | 0.94, 1.00, 0.97 | 0.94, 0.94, 0.92 |
+| 10 | 0.22, 0.25, 0.18 | 0.56, 0.57, 0.63 | 0.34, 0.46, 0.49 | 0.82, 0.80, 0.84 |
+| 20 | 0.05, 0.04, 0.06 | 1.00, 1.00, 1.00 | 0.97, 1.00, 0.94 | 0.95, 0.90, 0.97 |
+| 30 | 0.05, 0.01, 0.02 | 1.00, 1.00, 1.00 | 0.97, 1.00, 0.97 | 0.97, 0.93, 0.96 |
+| 40 | 0.01, 0.04, 0.01 | 1.00, 1.00, 1.00 | 1.00, 1.00, 0.97 | 0.99, 0.95, 0.97 |
 
 (The KL of row 40 is that of step 39.) Replies are greedy. The sums have nothing to do with the
-facts: supervised fine-tuning on the same demonstrations learns the facts as fast and loses sums,
-see recipes/sdft/README.md.
+facts: supervised fine-tuning on the same demonstrations at the same rate learns the facts as well,
+and forgets sums (0.73, 0.76, 0.63). More settings: recipes/sdft/README.md.
 """
 
 from __future__ import annotations
