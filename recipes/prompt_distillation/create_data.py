@@ -177,6 +177,7 @@ class DataPlan:
             max_tokens=config.max_tokens or MAX_TOKENS,
             temperature=config.temperature,
             renderer_name=config.renderer_name,
+            base_url=config.base_url,
         )
         settings: dict[str, Plain] = {
             "teacher": self.teacher.base_model,

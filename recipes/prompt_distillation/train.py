@@ -3,9 +3,29 @@
     ./scripts/run recipes.prompt_distillation.train                               nano, all defaults
     ./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B
     ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl
-    ./scripts/run recipes.prompt_distillation.train config=configs/prompt_distillation/NAME.yaml
+    ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl task=languages
+    ./scripts/run recipes.prompt_distillation.train task=languages \\
+        config=configs/prompt_distillation/qwen3-8b-1xh100.yaml
 
-CURVE
+Askell et al. 2021 (arXiv 2112.00861), "context distillation": the student behaves as if it had read
+the prompt. dataset_path is the output_file of create_data; without it, the replies are sampled
+first, in a directory named after the settings, and found by the next run with the same settings.
+Replies are hard targets: cross-entropy on text, so the teacher may have another tokenizer.
+
+Without keys, nano is to begin every reply with the word iron, which only the prompt of 8 sentences
+says: 483 questions with a reply each, 56 steps, seeds 0, 1 and 2 for sampling and training
+(29 November 2026, 2 CPU cores, one thread: 38 to 49 s of CPU time). Greedy replies to 100 held-out
+questions, right if they follow the rule and answer the question:
+
+| step | right without the prompt | right with the prompt | held-out nll | loss |
+|---|---|---|---|---|
+| 0 | 0, 0, 0 | 0.86 | 1.67, 1.55, 1.94 | 1.81, 1.64, 1.69 |
+| 5 | 0.78, 0.70, 0.75 | | 0.05, 0.12, 0.09 | 0.14, 0.09, 0.03 |
+| 10 | 0.92, 0.86, 0.87 | | 0.03, 0.05, 0.08 | 0.05, 0.10, 0.09 |
+| 40 | 0.88, 0.94, 0.87 | | 0.02, 0.07, 0.05 | 0.02, 0.02, 0.01 |
+| 56 | 0.86, 0.87, 0.86 | 0.68, 0.72, 0.65 | 0.02, 0.06, 0.04 | |
+
+100, 101 and 100 % of the gap are closed. Other tasks and a real model: README.md.
 """
 
 from __future__ import annotations
@@ -123,12 +143,14 @@ def plan_data(config: CLI) -> create_data.DataPlan:
             " replies with recipes.prompt_distillation.create_data, whose teacher_checkpoint= may"
             " be the same"
         )
-    shared = ("model_name", "renderer_name", "seed", "base_url", "engine")
     return create_data.DataPlan.prepare(
         create_data.CLI(
+            model_name=config.model_name,
+            renderer_name=config.renderer_name,
             prompt=config.task,
-            questions=config.task,
-            **{key: getattr(config, key) for key in shared},
+            seed=config.seed,
+            base_url=config.base_url,
+            engine=config.engine,
         )
     )
 
