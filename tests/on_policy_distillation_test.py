@@ -83,7 +83,7 @@ def test_killed_and_stopped_equals_uninterrupted(
     assert_same_result(whole, broken)
     *rows, final = whole.rows()
     assert [row["step"] for row in rows] == list(range(STEPS)) and "test/env/all/correct" in final
-    assert rows[0]["teacher_kl"] > 0.3  # the teacher writes words
+    assert rows[0]["teacher_kl"] > 0.1  # the teacher writes words
     assert len({row["teacher_kl"] for row in rows}) == STEPS
     for number in range(2):
         assert (f"teacher_kl/dataset_{number}" in rows[0]) == (recipe == MULTI)
