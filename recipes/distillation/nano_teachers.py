@@ -1,30 +1,42 @@
-"""Teachers for nano: adapters that reinforcement learning trains once, for all later runs."""
+"""Teachers for nano: adapters that are trained once, for all later runs."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, assert_never
 
-from recipes.distillation.repeating import Repeating
+from recipes.distillation.polite_sums import PoliteChats
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.exceptions import RunFinished
-from tinker_cookbook.rl import train
+from tinker_cookbook.rl import train as rl_train
 from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.rl.problem_config import ProblemConfig, resolve_problem_config
-from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.supervised import train as sl_train
+from tinker_cookbook.supervised.chat_config import ChatConfig, resolve_chat_config
+from tinker_cookbook.supervised.defaults import SL_DEFAULTS
 from tinker_cookbook.training.config import ProgramConfig
+from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.training.stages import finished_stage
+from tinker_cookbook.utils.display import DisplayMode
 from tinker_cookbook.utils.misc_utils import runs_path
 
-Task = Literal["sums", "repeating"]
-STEPS = 24
-_DATA: Mapping[Task, RLDatasetBuilder] = {
-    "sums": Arithmetic(num_batches=STEPS),
-    "repeating": Repeating(),
-}
+Task = Literal["sums", "polite_sums"]
+_RL_STEPS = 24
+_SFT_RATE = 1e-3
+
+
+class _Place(TypedDict):
+    """The keys that a teacher's run takes from the student's, and those of its directory."""
+
+    log_path: str
+    behavior_if_log_dir_exists: LogDirBehavior
+    base_url: str | None
+    engine: EngineConfig
+    display: DisplayMode
 
 
 def teacher_directory(task: Task, base_url: str | None) -> Path:
@@ -39,9 +51,7 @@ async def train_teacher(task: Task, student: ProgramConfig) -> str:
     directory = teacher_directory(task, student.base_url)
     if finished_stage(directory) is None:
         print(f"training the teacher first, once for all runs: {directory}", flush=True)
-        config = ProblemConfig(
-            max_steps=STEPS,
-            eval_every=0,
+        place = _Place(
             log_path=str(directory),
             behavior_if_log_dir_exists="skip",
             base_url=student.base_url,
@@ -49,6 +59,19 @@ async def train_teacher(task: Task, student: ProgramConfig) -> str:
             display=student.display,
         )
         with contextlib.suppress(RunFinished):  # by another process in the meantime
-            resolved = resolve_problem_config(config, RL_DEFAULTS, _DATA[task])
-            await train.run(resolved, recipe=f"nano-teacher-{task}")
+            await _train(task, place)
     return str(directory)
+
+
+def _train(task: Task, place: _Place) -> Awaitable[Path]:
+    recipe = f"nano-teacher-{task}"
+    match task:
+        case "sums":
+            config = ProblemConfig(eval_every=0, **place)
+            data = Arithmetic(num_batches=_RL_STEPS)
+            return rl_train.run(resolve_problem_config(config, RL_DEFAULTS, data), recipe)
+        case "polite_sums":
+            chats = ChatConfig(learning_rate=_SFT_RATE, sample_replies=0, **place)
+            return sl_train.run(resolve_chat_config(chats, SL_DEFAULTS, PoliteChats()), recipe)
+        case _:
+            assert_never(task)

@@ -17,8 +17,8 @@ from __future__ import annotations
 import chz
 
 from recipes.distillation.nano_teachers import train_teacher
+from recipes.distillation.polite_sums import PoliteSums
 from recipes.distillation.prompt_data import Prompts  # noqa: F401 (a name for the command line)
-from recipes.distillation.repeating import Repeating
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.cli_utils import cli
@@ -33,7 +33,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl.problem_config import resolve_problem_config
 
-NANO_STEPS = 30
+NANO_STEPS = 40
 NANO_GROUPS = 16  # of each data set in a batch
 ALIASES = {**problem_config.ALIASES, "datasets": "dataset_builder.datasets"}
 FIRST_KEYS = tuple(
@@ -45,14 +45,14 @@ FIRST_KEYS = tuple(
 class CLI(Config):
     dataset_builder: TeacherDatasets | None = chz.field(
         default=None,
-        doc="data sets with a teacher each (None: nano's sums, and words to repeat)",
+        doc="data sets with a teacher each (None: nano's sums, and sums with a friendly reply)",
     )
 
 
 async def nano_datasets(config: Config) -> TeacherDatasets:
-    """Sums and words to repeat, with a teacher for each."""
+    """Sums by reasoning and sums with a friendly reply."""
     sums = TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
-    repeating = TeacherConfig(load_checkpoint_path=await train_teacher("repeating", config))
+    polite = TeacherConfig(load_checkpoint_path=await train_teacher("polite_sums", config))
     return TeacherDatasets(
         datasets=[
             DistillationDatasetConfig(
@@ -61,8 +61,8 @@ async def nano_datasets(config: Config) -> TeacherDatasets:
                 groups_per_batch=NANO_GROUPS,
             ),
             DistillationDatasetConfig(
-                dataset_builder=Repeating(),
-                teacher_config=repeating,
+                dataset_builder=PoliteSums(num_batches=NANO_STEPS),
+                teacher_config=polite,
                 groups_per_batch=NANO_GROUPS,
             ),
         ]
