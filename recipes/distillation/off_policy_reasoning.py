@@ -7,6 +7,23 @@ r"""Off-policy distillation: a student learns from a teacher's replies, or from 
         renderer_name=qwen3 teacher_model=Qwen/Qwen3-32B prompts=prompts.txt topk=20
     ./scripts/run recipes.distillation.off_policy_reasoning \
         config=configs/off_policy_reasoning/qwen3-8b-1xh100.yaml
+
+The replies are traces (dataset=), or sampled from the teacher before training (prompts=), into a
+directory that runs with other targets or another seed share. Without topk the targets are hard, the
+tokens of the replies; with topk=k they are soft, the teacher's probabilities of its k most probable
+tokens at each position. README.md: which to take, and what a teacher has to have.
+
+Without keys, nano on 4 replies of an RL-trained teacher to each of 200 sums (21,334 sampled
+tokens), seed 0 (29 November 2026, 2 CPU cores, one thread: 56 s of CPU time with the sampling, 59 s
+with topk=20, and 80 s once for the teacher):
+
+| step | 0 | 5 | 10 | 15 | 20 | 22 |
+|---|---|---|---|---|---|---|
+| held-out sums right | 0.48 | 0.69 | 0.94 | 0.96 | 0.97 | 0.97 |
+| topk=20 | 0.48 | 0.71 | 0.96 | 0.98 | 0.97 | 0.97 |
+| topk=20, test/forward_kl | 0.070 | 0.020 | 0.0045 | 0.0029 | 0.0027 | 0.0027 |
+
+The teacher has 0.97. With 15 replies instead of 720, hard targets end at 0.90 and soft ones at 0.97.
 """
 
 from __future__ import annotations
