@@ -33,7 +33,7 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import completer_from
 from tinker_cookbook.distillation.teacher import TeacherConfig, locate_teacher
 from tinker_cookbook.distillation.teacher_samples import (
-    count_problems,
+    describe_usable,
     sample_replies,
     samples_file,
 )
@@ -215,8 +215,7 @@ def _output_file(config: CLI) -> Path:
 def summary_lines(rows: Sequence[SavedRow]) -> list[str]:
     """How many replies can be trained on, their length, and one of them."""
     usable = [row for row in rows if row["problem"] is None]
-    dropped = "".join(f", {count} {problem}" for problem, count in count_problems(rows).items())
-    lines = [f"{counted(len(rows), 'sample')}, {len(usable)} usable{dropped}"]
+    lines = [describe_usable(rows, "sample")]
     if not usable:
         return lines
     tokens = sum(row["num_tokens"] for row in usable) / len(usable)

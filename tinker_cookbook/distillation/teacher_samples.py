@@ -29,6 +29,7 @@ from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.files import LOCKS_UNSUPPORTED, FileLock, existing_file
 from tinker_cookbook.utils.json_types import Plain
+from tinker_cookbook.utils.misc_utils import counted
 
 LOCK_POLL_SECONDS = 0.5
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # a decoder's sign for bytes that are no UTF-8
@@ -265,3 +266,10 @@ def _prompt_of(chat: Chat) -> str:
 def count_problems(rows: Sequence[SavedRow]) -> Counter[str]:
     """The number of rows with each problem."""
     return Counter(row["problem"] for row in rows if row.get("problem") is not None)
+
+
+def describe_usable(rows: Sequence[SavedRow], unit: str) -> str:
+    """How many rows can be trained on, and why not the others: "4 samples, 3 usable, 1 empty"."""
+    problems = count_problems(rows)
+    dropped = "".join(f", {count} {problem}" for problem, count in problems.items())
+    return f"{counted(len(rows), unit)}, {len(rows) - problems.total()} usable{dropped}"

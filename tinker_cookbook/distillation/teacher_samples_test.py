@@ -13,6 +13,7 @@ from tinker_cookbook.distillation import teacher_samples
 from tinker_cookbook.distillation.teacher_samples import (
     TeacherSamples,
     count_problems,
+    describe_usable,
     sample_replies,
     samples_file,
 )
@@ -254,6 +255,8 @@ def write_rows(path: Path, rows: Sequence[tuple[str, str | None]]) -> Path:
 def test_rows_with_problems_are_left_out_and_counted(tmp_path: Path) -> None:
     problems = [None, "truncated", "empty", None, "truncated", None]
     path = write_rows(tmp_path / "s.jsonl", [(f"{i}?", p) for i, p in enumerate(problems)])
+    found = describe_usable(samples_file(path).rows(), "sample")
+    assert found == "6 samples, 3 usable, 2 truncated, 1 empty"
     train, test = data(path)()
     assert len(train.get_batch(0)) == 3 and test is None
     assert train.report is not None

@@ -24,7 +24,7 @@ from recipes.preference.constitutional.wording import (
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter
 from tinker_cookbook.distillation.teacher_samples import (
     SampledReply,
-    count_problems,
+    describe_usable,
     sample_reply,
 )
 from tinker_cookbook.exceptions import DataValidationError
@@ -41,7 +41,6 @@ from tinker_cookbook.training.sample_file import (
 )
 from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.json_types import Plain
-from tinker_cookbook.utils.misc_utils import counted
 
 _STAGE = 1  # in the seeds, so that the samples of the stages are independent
 MAX_TEST_ROWS = 1024
@@ -99,8 +98,7 @@ def revisions_file(path: Path) -> SampleFile:
 def summary_lines(rows: Sequence[SavedRow]) -> list[str]:
     """What the stage did: how many rows are usable, lengths before and after, one transcript."""
     usable = [row for row in rows if row["problem"] is None]
-    dropped = "".join(f", {count} {problem}" for problem, count in count_problems(rows).items())
-    lines = [f"revisions: {counted(len(rows), 'prompt')}, {len(usable)} usable{dropped}"]
+    lines = [f"revisions: {describe_usable(rows, 'prompt')}"]
     if not usable:
         return lines
     first, last = (
