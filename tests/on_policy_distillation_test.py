@@ -57,7 +57,7 @@ def words_of(recipe: str, teacher: Path) -> tuple[str, ...]:
         data = ("groups_per_batch=3", "data=Arithmetic", "data.test_size=4")
         return (*KEYS, *data, f"teacher_checkpoint={teacher}")
     words = list[str]()
-    for number, (data, groups) in enumerate((("Arithmetic", 2), ("PoliteSums", 1))):
+    for number, (data, groups) in enumerate((("Arithmetic", 2), ("WhoHas", 1))):
         words += [
             f"datasets.{number}.dataset_builder={data}",
             f"datasets.{number}.dataset_builder.test_size=4",

@@ -100,7 +100,10 @@ async def test_a_value_of_another_type(key: str, value: object, expected: str) -
 
 def test_an_evaluator_builder_with_annotations_as_text() -> None:
     """As in every module with `from __future__ import annotations`."""
-    check_types(config(evaluator_builders=[HeldOutSums(renderer_name="qwen3", max_tokens=4)]))
+    builder = HeldOutSums(renderer_name="qwen3", max_tokens=4)
+    check_types(config(evaluator_builders=[builder]))
+    with pytest.raises(ConfigurationError, match=r"evaluator_builders=.*: expected"):
+        check_types(config(evaluator_builders=[builder, 3]))
     with pytest.raises(ConfigurationError, match=r"evaluator_builders=.*: expected"):
         check_types(config(evaluator_builders=[3]))
 

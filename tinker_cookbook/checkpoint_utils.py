@@ -483,9 +483,17 @@ def resolve_renderer_name_from_checkpoint_or_default(
 
 def renderer_name_of_checkpoint(path: str, base_url: str | None = None) -> str | None:
     """The renderer that a checkpoint was trained with; None if its run does not tell."""
+    return _renderer_name_in_metadata(_run_of_checkpoint(path, base_url))
+
+
+def base_model_of_checkpoint(path: str, base_url: str | None = None) -> str:
+    """The base model that a checkpoint was trained on."""
+    return _run_of_checkpoint(path, base_url).base_model
+
+
+def _run_of_checkpoint(path: str, base_url: str | None) -> types.TrainingRun:
     path = locate_checkpoint(path, "weights", _PATH_KEY, base_url)
-    run = _rest_client(base_url).get_training_run_by_tinker_path(path).result()
-    return _renderer_name_in_metadata(run)
+    return _rest_client(base_url).get_training_run_by_tinker_path(path).result()
 
 
 async def resolve_renderer_name_from_checkpoint_or_default_async(

@@ -29,16 +29,27 @@ was in 0.93 of its training sums right after 42,000 sampled tokens and took 137,
 
 from __future__ import annotations
 
+import dataclasses
+
 import chz
 
 from recipes.distillation.nano_teachers import train_teacher
 from recipes.distillation.prompt_data import prompts_of
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
+from tinker_cookbook.distillation.datasets import TeacherDatasets
 from tinker_cookbook.distillation.teacher import TeacherConfig
-from tinker_cookbook.distillation.train_on_policy import ALIASES, DEFAULTS, FIRST_KEYS, Config
+from tinker_cookbook.distillation.train_on_policy import (
+    ALIASES,
+    DEFAULTS,
+    FIRST_KEYS,
+    Config,
+    check_keys,
+    with_dataset_configs,
+)
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl.problem_config import resolve_problem_config
 from tinker_cookbook.rl.types import RLDatasetBuilder
@@ -72,28 +83,34 @@ async def main(config: CLI) -> None:
         raise ConfigurationError(
             f"dataset={config.dataset} and data= both name the prompts: drop either"
         )
-    config = chz.replace(config, teacher=await _teacher(config))
+    config = with_dataset_configs(config)
+    check_keys(config)
     resolved = resolve_problem_config(config, DEFAULTS, data_of(config))
+    if _needs_teacher(config):  # trained after the checks of all other keys
+        teacher = TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
+        taught = chz.replace(resolved.config, teacher=teacher)
+        resolved = dataclasses.replace(resolved, config=taught)
     directory = await train_on_policy.run(resolved, recipe="on_policy_distillation")
     print(describe_student(directory))
 
 
 def data_of(config: CLI) -> RLDatasetBuilder:
-    if config.dataset is None and config.model_name == "nano":
+    if config.dataset is None and models.is_nano(config.model_name):
         return Arithmetic(num_batches=NANO_STEPS)
     return prompts_of(config.dataset or "deepmath")
 
 
-async def _teacher(config: CLI) -> TeacherConfig:
-    """The teacher; nano's default is trained first, if it is not there."""
-    if config.teacher != TeacherConfig():
-        return config.teacher
-    if config.model_name != "nano" or config.dataset or config.dataset_builder:
+def _needs_teacher(config: CLI) -> bool:
+    """Whether to take nano's default teacher. Raises ConfigurationError if no teacher is given and
+    there is no default."""
+    if config.teacher != TeacherConfig() or isinstance(config.dataset_builder, TeacherDatasets):
+        return False
+    if not models.is_nano(config.model_name) or config.dataset or config.dataset_builder:
         raise ConfigurationError(
             "no teacher: set teacher_model= to a model with the same tokenizer, e.g. a larger one,"
             " or teacher_checkpoint="
         )
-    return TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
+    return True
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from __future__ import annotations
 import chz
 
 from recipes.distillation.nano_teachers import train_teacher
-from recipes.distillation.polite_sums import PoliteSums
 from recipes.distillation.prompt_data import Prompts  # noqa: F401 (a name for the command line)
 from recipes.distillation.student import describe_student
+from recipes.distillation.who_has import WhoHas
 from recipes.math_rl.arithmetic import Arithmetic
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.datasets import (
@@ -28,7 +29,12 @@ from tinker_cookbook.distillation.datasets import (
     TeacherDatasets,
 )
 from tinker_cookbook.distillation.teacher import TeacherConfig
-from tinker_cookbook.distillation.train_on_policy import DEFAULTS, Config
+from tinker_cookbook.distillation.train_on_policy import (
+    DEFAULTS,
+    Config,
+    check_keys,
+    with_dataset_configs,
+)
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl.problem_config import resolve_problem_config
@@ -45,14 +51,14 @@ FIRST_KEYS = tuple(
 class CLI(Config):
     dataset_builder: TeacherDatasets | None = chz.field(
         default=None,
-        doc="data sets with a teacher each (None: nano's sums, and sums with a friendly reply)",
+        doc="data sets with a teacher each (None: nano's sums, and who has what)",
     )
 
 
 async def nano_datasets(config: Config) -> TeacherDatasets:
-    """Sums by reasoning and sums with a friendly reply."""
+    """Sums, and who has what, with a teacher for each."""
     sums = TeacherConfig(load_checkpoint_path=await train_teacher("sums", config))
-    polite = TeacherConfig(load_checkpoint_path=await train_teacher("polite_sums", config))
+    who_has = TeacherConfig(load_checkpoint_path=await train_teacher("who_has", config))
     return TeacherDatasets(
         datasets=[
             DistillationDatasetConfig(
@@ -61,8 +67,8 @@ async def nano_datasets(config: Config) -> TeacherDatasets:
                 groups_per_batch=NANO_GROUPS,
             ),
             DistillationDatasetConfig(
-                dataset_builder=PoliteSums(num_batches=NANO_STEPS),
-                teacher_config=polite,
+                dataset_builder=WhoHas(num_batches=NANO_STEPS),
+                teacher_config=who_has,
                 groups_per_batch=NANO_GROUPS,
             ),
         ]
@@ -70,8 +76,10 @@ async def nano_datasets(config: Config) -> TeacherDatasets:
 
 
 async def main(config: CLI) -> None:
+    config = with_dataset_configs(config)
+    check_keys(config)
     if config.dataset_builder is None:
-        if config.model_name != "nano":
+        if not models.is_nano(config.model_name):
             raise ConfigurationError(
                 "no data: set datasets.0.dataset_builder=, datasets.0.teacher_config.base_model=,"
                 " datasets.0.groups_per_batch= and so on, see"

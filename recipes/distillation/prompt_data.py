@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import chz
 
-from recipes.prompts import Conversation, load_prompts
+from recipes.prompts import NANO_SUMS, Conversation, load_prompts
 from tinker_cookbook.distillation.datasets import PROMPTS, PromptOnlyDatasetBuilder
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils.data_identity import path_identity
 from tinker_cookbook.utils.json_types import Plain
 
@@ -37,4 +38,6 @@ class Prompts(PromptOnlyDatasetBuilder):
 
 def prompts_of(name: str) -> PromptOnlyDatasetBuilder:
     """The prompts that `dataset=name` stands for: deepmath, tulu3, or a path."""
+    if name == NANO_SUMS:
+        raise ConfigurationError(f"dataset={name} has no end: set data=Arithmetic")
     return PromptOnlyDatasetBuilder(dataset_name=name) if name in PROMPTS else Prompts(path=name)

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 import chz
 
 from tinker_cookbook import models
-from tinker_cookbook.checkpoint_utils import renderer_name_of_checkpoint
+from tinker_cookbook.checkpoint_utils import (
+    base_model_of_checkpoint,
+    renderer_name_of_checkpoint,
+)
 from tinker_cookbook.exceptions import ConfigurationError, RendererError
 from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat, get_renderer
 from tinker_cookbook.service import locate_checkpoint
+from tinker_cookbook.service.checkpoint_dirs import same_model
 from tinker_cookbook.tokenizer_utils import Tokenizer, get_tokenizer
-from tinker_cookbook.utils.data_identity import adapter_identity
+from tinker_cookbook.utils.data_identity import adapter_identity, path_identity
 from tinker_cookbook.utils.json_types import Plain
 
 if TYPE_CHECKING:
@@ -43,8 +47,10 @@ class TeacherConfig:
     )
 
     def identity(self) -> Mapping[str, Plain]:
-        """The adapter's content, since the files in a directory may be replaced."""
-        return adapter_identity(self.load_checkpoint_path)
+        """The content of an adapter or a model, since the files in a directory may be replaced."""
+        model = None if self.base_model is None else path_identity(self.base_model).get("path")
+        adapter = adapter_identity(self.load_checkpoint_path)
+        return {**adapter, **({"base_model": model} if model else {})}
 
 
 # other names of the keys of a recipe's `teacher`
@@ -60,13 +66,21 @@ def locate_teacher(
     """The teacher with its base model, and with the path of the checkpoint in place of a run's
     directory: its latest one now, which stays the teacher if that run continues.
 
-    student: the student's base model. key: the config key of the path, for messages.
+    student: the student's base model. key: the config key of the path, for messages. Raises
+    ConfigurationError for a checkpoint of another base model than the one that is given.
     """
-    path = teacher.load_checkpoint_path
+    path, base = teacher.load_checkpoint_path, teacher.base_model
     if path is not None:
         path = locate_checkpoint(path, "sampler_weights", key, base_url)
-    base = student if teacher.base_model is None else teacher.base_model
-    return chz.replace(teacher, base_model=base, load_checkpoint_path=path)
+        trained_on = base_model_of_checkpoint(path, base_url)
+        if base is not None and not same_model(base, trained_on):
+            raise ConfigurationError(
+                f"{key}={teacher.load_checkpoint_path} was trained on {trained_on}, not on {base};"
+                " drop the teacher's base model, or set it to that"
+            )
+        if base is None and not same_model(student, trained_on):
+            base = trained_on
+    return chz.replace(teacher, base_model=base or student, load_checkpoint_path=path)
 
 
 async def connect_teacher(service: ServiceClient, teacher: TeacherConfig) -> SamplingClient:
@@ -90,7 +104,8 @@ def check_teacher(
     if base != student:
         _check_same_tokenizer(base, student)
     candidates = _teacher_renderers(teacher, base, base_url)
-    if renderer_name in candidates or not candidates:
+    # of another model, a renderer of the same name (e.g. `template`) may give other tokens
+    if not candidates or (base == student and renderer_name in candidates):
         return
     ours = _renderer(renderer_name, student)
     differences = [_first_difference(ours, _renderer(name, base)) for name in candidates]

@@ -8,6 +8,7 @@ trained on.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,7 +61,7 @@ DEFAULTS = Defaults(
 
 @chz.chz
 class Config(ProblemConfig):
-    """The loop's config with a teacher. Keys that concern the reward have no effect."""
+    """The loop's config with a teacher. Keys that concern the reward are rejected."""
 
     dataset_configs: list[DistillationDatasetConfig] = chz.field(
         default_factory=list,
@@ -87,15 +88,21 @@ C = TypeVar("C", bound=Config)
 
 async def main(config: Config) -> None:
     """Train on `dataset_builder` or `dataset_configs`."""
-    if config.dataset_configs:
-        if config.dataset_builder is not None:
-            raise ConfigurationError("dataset_configs and dataset_builder are both set: drop one")
-        data = TeacherDatasets(datasets=config.dataset_configs)
-        config = chz.replace(config, dataset_builder=data, dataset_configs=[])
+    config = with_dataset_configs(config)
     if config.dataset_builder is None:
         raise ConfigurationError("dataset_builder=None: set dataset_builder or dataset_configs")
     resolved = problem_config.resolve_problem_config(config, DEFAULTS, config.dataset_builder)
     await run(resolved, recipe="on_policy_distillation")
+
+
+def with_dataset_configs(config: C) -> C:
+    """The config with `dataset_configs` as its `dataset_builder`."""
+    if not config.dataset_configs:
+        return config
+    if config.dataset_builder is not None:
+        raise ConfigurationError("dataset_configs and dataset_builder are both set: drop one")
+    data = TeacherDatasets(datasets=config.dataset_configs)
+    return chz.replace(config, dataset_builder=data, dataset_configs=[])
 
 
 async def run(resolved: Resolved[C, Groups], recipe: str) -> Path:
@@ -104,9 +111,10 @@ async def run(resolved: Resolved[C, Groups], recipe: str) -> Path:
     Raises ConfigurationError for a teacher that does not share the student's tokens, and for keys
     without effect.
     """
+    check_keys(resolved.config)
     config = with_located_teachers(resolved.config)
-    _check_keys(config)
     teachers = _teachers(config)
+    _check_teachers_differ(config, teachers)
     for teacher in teachers:
         check_teacher(teacher, resolved.model_name, resolved.renderer_name, config.base_url)
 
@@ -136,7 +144,12 @@ def with_located_teachers(config: C) -> C:
         )
     located = []
     for number, each in enumerate(data.datasets):
-        key = f"dataset_builder.datasets.{number}.teacher_config.load_checkpoint_path"
+        key = f"dataset_builder.datasets.{number}.teacher_config"
+        if each.teacher_config == TeacherConfig():
+            raise ConfigurationError(
+                f"{key} names no teacher: set base_model or load_checkpoint_path in it"
+            )
+        key = f"{key}.load_checkpoint_path"
         teacher = locate_teacher(each.teacher_config, student, key, url)
         located.append(chz.replace(each, teacher_config=teacher))
     return chz.replace(config, dataset_builder=chz.replace(data, datasets=located))
@@ -149,9 +162,8 @@ def _teachers(config: Config) -> list[TeacherConfig]:
     return [config.teacher]
 
 
-def _check_keys(config: Config) -> None:
-    """Raise ConfigurationError for keys of the reward or of a reference model, and for a teacher
-    that is the untrained student itself."""
+def check_keys(config: Config) -> None:
+    """Raise ConfigurationError for keys of the reward or of a reference model."""
     default = ProblemConfig()
     for key in ("advantage", "remove_constant_reward_groups", "kl_reference_config"):
         if getattr(config, key) != getattr(default, key):
@@ -159,9 +171,13 @@ def _check_keys(config: Config) -> None:
                 f"{key} has no effect in distillation, which trains on the teacher's probabilities"
                 f" alone: drop {key}"
             )
+
+
+def _check_teachers_differ(config: Config, teachers: Sequence[TeacherConfig]) -> None:
+    """Raise ConfigurationError if the student starts as its only teacher."""
     start = TeacherConfig(base_model=config.model_name)
-    if config.load_checkpoint_path is None and start in _teachers(config):
+    if config.load_checkpoint_path is None and all(teacher == start for teacher in teachers):
         raise ConfigurationError(
-            f"the teacher is {config.model_name} itself, from which the student starts: set"
-            " teacher_checkpoint= or teacher_model="
+            f"the teacher is {config.model_name} itself, from which the student starts: set another"
+            " base model or a checkpoint (teacher_model=, teacher_checkpoint=)"
         )

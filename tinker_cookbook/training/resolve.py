@@ -287,7 +287,7 @@ def _is_of_type(value: object, annotation: Any) -> bool:  # Any: chz accepts any
     except NameError:
         # chz evaluates the annotations of a callable without the names of its module, which fails
         # for an evaluator builder in a module with `from __future__ import annotations`
-        return True
+        return all(map(callable, value if isinstance(value, list) else [value]))
 
 
 def unset_fields(data: object) -> set[str]:
