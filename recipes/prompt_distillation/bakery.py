@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from recipes.prompt_distillation.task import Task, read_task
@@ -29,5 +30,5 @@ def bakery() -> Task:
 
 
 def is_right(reply: str, expected: str) -> bool:
-    """Whether the fact is in the reply."""
-    return expected.lower() in reply.lower()
+    """Whether the fact is in the reply, as whole words; the last one may be in the plural."""
+    return re.search(rf"\b{re.escape(expected)}s?\b", reply, re.IGNORECASE) is not None
