@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from recipes.distillation import on_policy_distillation
+from recipes.distillation import (
+    nano_teachers,
+    on_policy_distillation,
+    on_policy_multi_teacher,
+)
 from recipes.distillation.prompt_data import prompts_of
 from recipes.math_rl.arithmetic import Arithmetic
 from tests.programs import Programs
 from tests.runs import Run, assert_same_result, assert_stopped
-from tinker_cookbook.distillation.datasets import PromptOnlyEnv
+from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, PromptOnlyEnv
 from tinker_cookbook.distillation.teacher import TeacherConfig
 from tinker_cookbook.exceptions import TinkerCookbookError
 from tinker_cookbook.rl.config import KLReferenceConfig
+from tinker_cookbook.rl.problem_config import ProblemConfig
 from tinker_cookbook.rl.testing import rows_of
+from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.training.resolve import set_unset_fields
 
 
@@ -142,6 +149,42 @@ async def test_own_prompts(tmp_path: Path) -> None:
     assert prompts_of("tulu3").dataset_name == "tulu3"
 
 
+@pytest.mark.parametrize(
+    ("teachers", "message"),
+    [
+        ((), r"datasets\.1\.teacher_config names no teacher"),
+        (("nano",), "the teacher is nano itself"),
+    ],
+)
+async def test_a_mistake_with_several_teachers(
+    tmp_path: Path, teachers: tuple[str], message: str
+) -> None:
+    bases = [TeacherConfig(base_model=base) for base in ("nano", *teachers)]
+    datasets = [
+        DistillationDatasetConfig(
+            dataset_builder=Arithmetic(test_size=0), teacher_config=base, groups_per_batch=1
+        )
+        for base in [*bases, TeacherConfig()][:2]
+    ]
+    config = on_policy_multi_teacher.CLI(dataset_configs=datasets, log_path=str(tmp_path))
+    with pytest.raises(TinkerCookbookError, match=message):
+        await on_policy_multi_teacher.main(config)
+
+
+async def test_runs_that_start_at_once_share_nanos_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr(nano_teachers, "_DATA", {"sums": Arithmetic(num_batches=1, test_size=1)})
+    monkeypatch.setattr(nano_teachers, "POLL_SECONDS", 0.02)
+    student = ProblemConfig(display="none", engine=EngineConfig(num_threads=1))
+    first, second = await asyncio.gather(
+        *(nano_teachers.train_teacher("sums", student) for _ in range(2))
+    )
+    assert first == second and len(list(tmp_path.glob("nano-teacher-sums-*"))) == 1
+    assert "waiting for another process" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_nano_becomes_as_good_as_its_teacher(programs: Programs, tmp_path: Path) -> None:
     """The default: within 5 points of the teacher, a reverse KL of at most 0.02, and fewer sampled
@@ -149,7 +192,8 @@ def test_nano_becomes_as_good_as_its_teacher(programs: Programs, tmp_path: Path)
     env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(tmp_path)}
     done = programs.run(SINGLE, f"log_path={tmp_path}/run", env=env, timeout=900)
     assert done.returncode == 0, done.stderr
-    teacher, student = rows_of(tmp_path / "nano-teacher-sums"), rows_of(tmp_path / "run")
+    (directory,) = tmp_path.glob("nano-teacher-sums-*")
+    teacher, student = rows_of(directory), rows_of(tmp_path / "run")
     correct = "test/env/all/correct"
     assert student[0][correct] < 0.6 and student[-1][correct] > teacher[-1][correct] - 0.05
     assert student[0]["teacher_kl"] > 0.4 and student[19]["teacher_kl"] <= 0.02
@@ -157,3 +201,16 @@ def test_nano_becomes_as_good_as_its_teacher(programs: Programs, tmp_path: Path)
         sum(row.get("env/all/total_ac_tokens", 0) for row in rows) for rows in (student, teacher)
     ]
     assert tokens[0] < tokens[1] / 2
+
+
+@pytest.mark.slow
+def test_nano_becomes_as_good_as_both_teachers(programs: Programs, tmp_path: Path) -> None:
+    env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(tmp_path)}
+    done = programs.run(MULTI, f"log_path={tmp_path}/run", env=env, timeout=900)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = [row for row in rows_of(tmp_path / "run") if "test/env/all/correct" in row]
+    for task, name, before in (("sums", "arithmetic", 0.6), ("who_has", "who_has", 0.4)):
+        (teacher,) = tmp_path.glob(f"nano-teacher-{task}-*")
+        reached = rows_of(teacher)[-1]["test/env/all/correct"]
+        key = f"test/env/{name}/correct"
+        assert first[key] < before and last[key] > reached - 0.05

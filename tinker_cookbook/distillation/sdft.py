@@ -22,6 +22,7 @@ from tinker_cookbook.distillation.sdft_batch import SamplingSettings
 from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.distillation.sdft_objective import DistillationSettings, SelfDistillation
 from tinker_cookbook.distillation.sdft_teacher import SelfTeacher
+from tinker_cookbook.distillation.soft_targets import check_topk
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.supervised import train
@@ -101,6 +102,7 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> Path:
     Raises ConfigurationError if max_tokens leaves no room for a prompt.
     """
     config, context = resolved.config, _context(resolved.config)
+    check_topk(config.topk, config.model_name)
     if context is not None and config.max_tokens is not None and config.max_tokens >= context:
         raise ConfigurationError(
             f"max_tokens={config.max_tokens} leaves no room for a prompt in {context} tokens"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import tinker
 
-from tinker_cookbook.exceptions import TrainingError
+from tinker_cookbook.exceptions import ConfigurationError, TrainingError
 from tinker_cookbook.sequences import as_numpy
 from tinker_cookbook.service.api import SamplingClient
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,15 @@ class TopK:
 
     def __getitem__(self, positions: slice | np.ndarray) -> TopK:
         return TopK(self.tokens[positions], self.logprobs[positions])
+
+
+def check_topk(topk: int, model_name: str) -> None:
+    """Raise ConfigurationError for more tokens than the vocabulary has."""
+    size = len(get_tokenizer(model_name))
+    if topk > size:
+        raise ConfigurationError(
+            f"topk={topk}: {model_name} has {size} tokens; set topk={size} or less"
+        )
 
 
 async def score_top_k(

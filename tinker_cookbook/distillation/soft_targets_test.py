@@ -12,11 +12,17 @@ import tinker
 import torch
 
 from tinker_cookbook import models
-from tinker_cookbook.distillation.soft_targets import TopK, score_top_k, to_soft_datum
+from tinker_cookbook.distillation.soft_targets import (
+    TopK,
+    check_topk,
+    score_top_k,
+    to_soft_datum,
+)
 from tinker_cookbook.engine.head import HeadLogprobs
 from tinker_cookbook.engine.lora import LoraSpec
 from tinker_cookbook.engine.losses import get_loss
 from tinker_cookbook.engine.testing import PeftReference, make_trainer, on_cpu, transformers_model
+from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import Message, TrainOnWhat, get_renderer
 from tinker_cookbook.sequences import as_numpy, from_datum
 from tinker_cookbook.service import EngineConfig, connect
@@ -198,3 +204,9 @@ async def test_untrained_positions_have_equal_targets(data: list[tinker.Datum]) 
     assert (targets[trained] == best.tokens[trained]).all()
     sums = weights[trained].sum(axis=1)
     np.testing.assert_allclose(sums, weights_of(data[0])[trained], rtol=1e-6)
+
+
+def test_no_more_tokens_than_the_vocabulary_has() -> None:
+    check_topk(2048, "nano")
+    with pytest.raises(ConfigurationError, match="topk=2049: nano has 2048 tokens; set topk=2048"):
+        check_topk(2049, "nano")

@@ -18,6 +18,7 @@ from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.nano import PATH as NANO
 from tinker_cookbook.service import EngineConfig, connect
 from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.utils.plain_data import comparable
 
 
 @pytest.fixture
@@ -84,17 +85,50 @@ def test_a_base_model_takes_any_template(tiny_llama: str) -> None:
     check(tiny_llama, tiny_llama, "role_colon")
 
 
-def test_located_paths_and_the_identity(tmp_path: Path) -> None:
+def test_two_templates_of_their_own(copy_of_nano: Path, tmp_path: Path) -> None:
+    """Both renderers are called `template`, and write other tokens."""
+    student = Path(shutil.copytree(copy_of_nano, tmp_path / "student"))
+    for directory, mark in ((copy_of_nano, "[{{ m.role }}] "), (student, "<{{ m.role }}> ")):
+        template = f"{{% for m in messages %}}{mark}{{{{ m.content }}}}<|im_end|>{{% endfor %}}"
+        template += "{% if add_generation_prompt %}[assistant] {% endif %}"
+        (directory / "chat_template.jinja").write_text(template)
+    with pytest.raises(ConfigurationError, match="renders a question with other tokens"):
+        check(str(copy_of_nano), str(student), "template")
+    check(str(student), str(student), "template")
+
+
+def test_located_paths(tmp_path: Path) -> None:
     located = locate_teacher(TeacherConfig(), "nano", "teacher_checkpoint", None)
     assert located == TeacherConfig(base_model="nano")
     with pytest.raises(CheckpointError, match=r"teacher_checkpoint=.*nowhere"):
         path = TeacherConfig(load_checkpoint_path=str(tmp_path / "nowhere"))
         locate_teacher(path, "nano", "teacher_checkpoint", None)
+
+
+async def test_the_base_model_of_a_checkpoint(
+    copy_of_nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_COOKBOOK_STORE_DIR", str(tmp_path / "store"))
+    service = connect(engine=EngineConfig(num_threads=1))
+    client = await service.create_lora_training_client("nano", rank=1)
+    path = (await client.save_weights_for_sampler("x")).path
+    teacher = TeacherConfig(load_checkpoint_path=path)
+    for student, base in (("nano", "nano"), ("Qwen/Qwen3-8B", "nano")):
+        assert locate_teacher(teacher, student, "key", None).base_model == base
+    wrong = TeacherConfig(load_checkpoint_path=path, base_model=str(copy_of_nano))
+    with pytest.raises(ConfigurationError, match=r"key=tinker://.* was trained on nano, not on /"):
+        locate_teacher(wrong, "nano", "key", None)
+
+
+@pytest.mark.parametrize("key", ["base_model", "load_checkpoint_path"])
+def test_a_replaced_directory_is_another_teacher(tmp_path: Path, key: str) -> None:
+    (tmp_path / "model.safetensors").write_text("weights")
+    found = []
     for content in ("a", "b"):
         (tmp_path / "adapter_config.json").write_text(content)
-        config = TeacherConfig(load_checkpoint_path=str(tmp_path))
-        (tmp_path / content).write_text(json.dumps(RunIdentity(config, "x").config_json))
-    assert (tmp_path / "a").read_text() != (tmp_path / "b").read_text()
+        config = TeacherConfig(**{key: str(tmp_path)})
+        found.append(comparable(RunIdentity(config, "x").config_json))
+    assert found[0] != found[1]
 
 
 async def test_an_adapter_of_the_students_model_shares_its_batches(

@@ -18,6 +18,7 @@ import chz
 
 from tinker_cookbook import models
 from tinker_cookbook.distillation.soft_objective import SoftTargetObjective, TopKTeacher
+from tinker_cookbook.distillation.soft_targets import check_topk
 from tinker_cookbook.distillation.teacher import (
     TEACHER_ALIASES,
     TeacherConfig,
@@ -87,6 +88,7 @@ def resolve(config: C, data: SupervisedDatasetBuilder) -> Resolved[C, Batches]:
     """
     if config.topk is None:
         return resolve_chat_config(config, DEFAULTS, data)
+    check_topk(config.topk, config.model_name)
     longest = _longest_example(config)
     resolved = resolve_chat_config(config, _defaults_within(longest), data)
     config, student = resolved.config, resolved.model_name
