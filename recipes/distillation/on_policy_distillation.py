@@ -37,6 +37,7 @@ from recipes.distillation.nano_teachers import train_teacher
 from recipes.distillation.prompt_data import prompts_of
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
+from recipes.math_rl.train import ENVS  # noqa: F401 (names for data=)
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy

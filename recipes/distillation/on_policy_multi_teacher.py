@@ -21,6 +21,7 @@ from recipes.distillation.prompt_data import Prompts  # noqa: F401 (a name for t
 from recipes.distillation.student import describe_student
 from recipes.distillation.who_has import WhoHas
 from recipes.math_rl.arithmetic import Arithmetic
+from recipes.math_rl.train import ENVS  # noqa: F401 (names for data=)
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
