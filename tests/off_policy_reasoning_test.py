@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.on_policy_distillation_test import train_teacher
 from tests.programs import Programs
-from tests.runs import Run, assert_same_result, assert_stopped
+from tests.runs import Run, assert_same_result, assert_stopped, train_teacher
 from tinker_cookbook.rl.testing import rows_of
 
 RECIPE = "recipes.distillation.off_policy_reasoning"

@@ -17,7 +17,7 @@ from recipes.distillation import (
 from recipes.distillation.prompt_data import prompts_of
 from recipes.math_rl.arithmetic import Arithmetic
 from tests.programs import Programs
-from tests.runs import Run, assert_same_result, assert_stopped
+from tests.runs import Run, assert_same_result, assert_stopped, train_teacher
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, PromptOnlyEnv
 from tinker_cookbook.distillation.teacher import TeacherConfig
 from tinker_cookbook.exceptions import TinkerCookbookError
@@ -39,16 +39,6 @@ KEYS = (
     *("group_size=4", "max_tokens=12", "lora_rank=4", f"max_steps={STEPS}", "save_every=2"),
     *("eval_every=3", "engine.deterministic=True"),
 )
-
-
-def train_teacher(programs: Programs, directory: Path) -> Path:
-    """A teacher in the store of the runs of this directory."""
-    path = directory / "teacher"
-    words = (f"log_path={path}", "max_steps=3", "lora_rank=4", "learning_rate=0.01", "eval_every=0")
-    env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
-    done = programs.run("recipes.sl_basic", *words, env=env)
-    assert done.returncode == 0, done.stderr
-    return path
 
 
 @pytest.fixture(scope="module")

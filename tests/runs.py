@@ -91,3 +91,13 @@ def assert_same_result(one: Run, other: Run) -> None:
     expected, got = one.final_weights(), other.final_weights()
     assert expected.keys() == got.keys()
     assert all((expected[name] == got[name]).all() for name in expected)
+
+
+def train_teacher(programs: Programs, directory: Path) -> Path:
+    """A teacher in the store of the runs of this directory."""
+    path = directory / "teacher"
+    words = (f"log_path={path}", "max_steps=3", "lora_rank=4", "learning_rate=0.01", "eval_every=0")
+    env = {**os.environ, "TINKER_COOKBOOK_RUNS_DIR": str(directory / "runs")}
+    done = programs.run("recipes.sl_basic", *words, env=env)
+    assert done.returncode == 0, done.stderr
+    return path
