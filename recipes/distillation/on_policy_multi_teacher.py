@@ -40,7 +40,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.rl import problem_config
 from tinker_cookbook.rl.problem_config import resolve_problem_config
 
-NANO_STEPS = 40
+NANO_STEPS = 60
 NANO_GROUPS = 16  # of each data set in a batch
 ALIASES = {**problem_config.ALIASES, "datasets": "dataset_builder.datasets"}
 FIRST_KEYS = tuple(
