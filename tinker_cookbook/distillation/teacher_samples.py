@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.files import LOCKS_UNSUPPORTED, FileLock, existing_file
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
+
+logger = logging.getLogger(__name__)
 
 LOCK_POLL_SECONDS = 0.5
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # a decoder's sign for bytes that are no UTF-8
@@ -128,6 +131,11 @@ async def _lock(path: Path) -> FileLock | None:
             await asyncio.sleep(LOCK_POLL_SECONDS)
     except OSError as error:
         if error.errno in LOCKS_UNSUPPORTED:
+            logger.warning(
+                "%s: this file system does not support locks (%s); do not sample to this file in a"
+                " second process",
+                *(path, error),
+            )
             return None
         raise ConfigurationError(
             f"{path} cannot be written ({error.strerror}); choose another path"
