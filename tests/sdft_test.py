@@ -14,6 +14,7 @@ from recipes.sdft.nano_facts import NanoFacts, draw_facts
 from recipes.sdft.sciknoweval import SciKnowEval
 from recipes.sdft.toolalpaca import ToolAlpaca
 from tests.programs import Programs
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.distillation.demonstrations import DemonstrationChats
 from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
@@ -41,6 +42,11 @@ def test_data_by_name_and_by_path(tmp_path: Path) -> None:
         demonstrations_of("facts")
     with pytest.raises(ConfigurationError, match=r"dataset=no\.jsonl: no such file"):
         demonstrations_of("no.jsonl")
+
+
+def test_nano_may_be_given_as_a_directory() -> None:
+    assert recipe.data_of(recipe.CLI(model_name=models.load_path("nano"))) == NanoFacts()
+    assert recipe.data_of(recipe.CLI(model_name="Qwen/Qwen3-8B")) == SciKnowEval()
 
 
 async def test_two_names_for_the_data() -> None:

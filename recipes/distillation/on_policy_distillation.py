@@ -35,6 +35,7 @@ from recipes.distillation.nano_teachers import train_teacher
 from recipes.distillation.prompt_data import prompts_of
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.teacher import TeacherConfig
@@ -79,7 +80,7 @@ async def main(config: CLI) -> None:
 
 
 def data_of(config: CLI) -> RLDatasetBuilder:
-    if config.dataset is None and config.model_name == "nano":
+    if config.dataset is None and models.is_nano(config.model_name):
         return Arithmetic(num_batches=NANO_STEPS)
     return prompts_of(config.dataset or "deepmath")
 
@@ -88,7 +89,7 @@ async def _teacher(config: CLI) -> TeacherConfig:
     """The teacher; nano's default is trained first, if it is not there."""
     if config.teacher != TeacherConfig():
         return config.teacher
-    if config.model_name != "nano" or config.dataset or config.dataset_builder:
+    if not models.is_nano(config.model_name) or config.dataset or config.dataset_builder:
         raise ConfigurationError(
             "no teacher: set teacher_model= to a model with the same tokenizer, e.g. a larger one,"
             " or teacher_checkpoint="

@@ -21,6 +21,7 @@ from recipes.distillation.polite_sums import PoliteSums
 from recipes.distillation.prompt_data import Prompts  # noqa: F401 (a name for the command line)
 from recipes.distillation.student import describe_student
 from recipes.math_rl.arithmetic import Arithmetic
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_on_policy
 from tinker_cookbook.distillation.datasets import (
@@ -71,7 +72,7 @@ async def nano_datasets(config: Config) -> TeacherDatasets:
 
 async def main(config: CLI) -> None:
     if config.dataset_builder is None:
-        if config.model_name != "nano":
+        if not models.is_nano(config.model_name):
             raise ConfigurationError(
                 "no data: set datasets.0.dataset_builder=, datasets.0.teacher_config.base_model=,"
                 " datasets.0.groups_per_batch= and so on, see"
