@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from recipes.distillation.student import describe_student
 from recipes.sdft import train as recipe
 from recipes.sdft.datasets import demonstrations_of
 from recipes.sdft.nano_facts import NanoFacts, draw_facts
@@ -86,6 +87,7 @@ def test_a_resumed_program_has_the_rows_of_an_uninterrupted_one(
     for log_path, more in ((whole, "max_steps=6"), (parts, "max_steps=3"), (parts, "max_steps=6")):
         done = programs.run("recipes.sdft.train", f"log_path={log_path}", more, *words)
         assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == describe_student(log_path)
     assert [row["step"] for row in rows(whole)] == list(range(7))
     assert [{**row, "progress": 0} for row in rows(parts)] == [
         {**row, "progress": 0} for row in rows(whole)

@@ -65,7 +65,7 @@ async def test_without_keys_the_replies_are_made_and_then_found(
     assert first["test/exact_match"] == 0 and first["with_prompt/exact_match"] >= 0.5
     assert first["num_sequences"] == 32 and first["num_tokens"] > 0
     out = capsys.readouterr().out
-    assert f"the trained model is {run}: load_checkpoint_path=" in out
+    assert f"the student is {run}: load_checkpoint_path=" in out
     assert "held-out questions right: " in out
 
     with pytest.raises(RunFinished):
@@ -74,7 +74,7 @@ async def test_without_keys_the_replies_are_made_and_then_found(
     await main(chz.replace(SMALL, log_path=str(run)))  # a finished run is not overwritten
     out = capsys.readouterr().out
     assert out.count("resuming at 40 of 40") == 2
-    assert f"the trained model is {run}-2: load_checkpoint_path=" in out
+    assert f"the student is {run}-2: load_checkpoint_path=" in out
     assert rows(tmp_path / "run-2")[-1]["test/nll"] == last["test/nll"]
     # its stored config, by which another run takes the same data and the evaluators once
     config = parse(CLI, [f"config={run / 'config.json'}", f"log_path={tmp_path / 'again'}"])

@@ -33,6 +33,7 @@ import asyncio
 
 import chz
 
+from recipes.distillation.student import describe_student
 from recipes.sdft.datasets import demonstrations_at, demonstrations_of
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
@@ -75,10 +76,7 @@ async def main(config: CLI) -> None:
         )
     resolved = resolve_chat_config(config, SDFT_DEFAULTS, data_of(config), demonstrations_at)
     directory = await sdft.run(resolved, recipe="sdft")
-    print(
-        "to teach it more: ./scripts/run recipes.sdft.train dataset=MORE.jsonl"
-        f" model_name={config.model_name} load_checkpoint_path={directory}"
-    )
+    print(describe_student(directory))
 
 
 def data_of(config: CLI) -> DemonstrationDatasetBuilder:
