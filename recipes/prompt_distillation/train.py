@@ -39,7 +39,7 @@ from recipes.distillation.student import describe_student
 from recipes.prompt_distillation import create_data
 from recipes.prompt_distillation.tasks import HeldOutQuestions, check_is_task
 from tinker_cookbook.cli_utils import cli
-from tinker_cookbook.distillation.teacher_samples import TeacherSamples, holds_samples
+from tinker_cookbook.distillation.teacher_samples import TeacherSamples
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import (
@@ -48,9 +48,7 @@ from tinker_cookbook.supervised.chat_config import (
     ChatConfig,
     resolve_chat_config,
 )
-from tinker_cookbook.supervised.data import builder_for_path
 from tinker_cookbook.supervised.defaults import NANO, Batches
-from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.resolve import Resolved
@@ -149,13 +147,8 @@ def resolve(config: CLI, plan: create_data.DataPlan | None) -> Resolved[CLI, Bat
     if task is not None:
         check_is_task(task, "task")
         config = chz.replace(config, task=task)
-    run = resolve_chat_config(config, DEFAULTS, data, data_at)
+    run = resolve_chat_config(config, DEFAULTS, data)
     return run if task is None else _add_evaluators(run, task)
-
-
-def data_at(path: str, key: str) -> ChatDatasetBuilder:
-    """A file of create_data, or any other conversations."""
-    return TeacherSamples(path=path) if holds_samples(path) else builder_for_path(path, key)
 
 
 def _add_evaluators(run: Resolved[CLI, Batches], task: str) -> Resolved[CLI, Batches]:
