@@ -86,7 +86,7 @@ def test_killed_and_stopped_equals_uninterrupted(
     assert f"teacher samples: {sampled}" in printed
     assert f"teacher samples: 180 replies to 60 prompts, {tokens:,} sampled tokens;" in printed
     last = printed.splitlines()[-1]
-    assert last.startswith(f"the student is {whole.log_path}: load_checkpoint_path= of another")
+    assert last.startswith(f"the student is {whole.log_path}: load_checkpoint_path= of any")
     sampled.parent.rename(directory / f"samples-{targets}-whole")
 
 

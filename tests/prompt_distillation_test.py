@@ -68,7 +68,7 @@ def test_killed_in_sampling_and_in_training_equals_uninterrupted(
         command
     )
     out = whole.run(*whole.training, "task=reply_rule")
-    assert f"the trained model is {whole.log_path}" in out and "of the gap is closed" in out
+    assert f"the student is {whole.log_path}" in out and "of the gap is closed" in out
 
     broken.kill(*broken.sampling, when=lambda: len(jsonl.read_lines(broken.replies)) >= 20)
     done = len(jsonl.read_lines(broken.replies))

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from recipes.distillation.student import describe_student
 from recipes.sdft import train as recipe
 from recipes.sdft.datasets import demonstrations_of
 from recipes.sdft.nano_facts import NanoFacts, draw_facts
 from recipes.sdft.sciknoweval import SciKnowEval
 from recipes.sdft.toolalpaca import ToolAlpaca
 from tests.programs import Programs
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.distillation.demonstrations import DemonstrationChats
 from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
@@ -41,6 +43,11 @@ def test_data_by_name_and_by_path(tmp_path: Path) -> None:
         demonstrations_of("facts")
     with pytest.raises(ConfigurationError, match=r"dataset=no\.jsonl: no such file"):
         demonstrations_of("no.jsonl")
+
+
+def test_nano_may_be_given_as_a_directory() -> None:
+    assert recipe.data_of(recipe.CLI(model_name=models.load_path("nano"))) == NanoFacts()
+    assert recipe.data_of(recipe.CLI(model_name="Qwen/Qwen3-8B")) == SciKnowEval()
 
 
 async def test_two_names_for_the_data() -> None:
@@ -80,6 +87,7 @@ def test_a_resumed_program_has_the_rows_of_an_uninterrupted_one(
     for log_path, more in ((whole, "max_steps=6"), (parts, "max_steps=3"), (parts, "max_steps=6")):
         done = programs.run("recipes.sdft.train", f"log_path={log_path}", more, *words)
         assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == describe_student(log_path)
     assert [row["step"] for row in rows(whole)] == list(range(7))
     assert [{**row, "progress": 0} for row in rows(parts)] == [
         {**row, "progress": 0} for row in rows(whole)

@@ -39,6 +39,7 @@ from recipes.distillation.open_thoughts import OpenThoughts
 from recipes.distillation.sampling import TeacherReplies
 from recipes.distillation.student import describe_student
 from recipes.prompts import NANO_SUMS, Conversation, load_prompts
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import train_off_policy
 from tinker_cookbook.distillation.teacher import (
@@ -151,7 +152,9 @@ def named_traces(config: CLI) -> list[str]:
 
 def samples_replies(config: CLI) -> bool:
     """Whether the data are replies to sample, not traces that exist."""
-    return not named_traces(config) and (config.prompts is not None or config.model_name == "nano")
+    return not named_traces(config) and (
+        config.prompts is not None or models.is_nano(config.model_name)
+    )
 
 
 def check_data_keys(config: CLI) -> None:
@@ -192,7 +195,7 @@ async def with_teacher(config: CLI) -> CLI:
     """The config with a located teacher; nano's default is trained first, if it is not there."""
     teacher = config.teacher
     if teacher == TeacherConfig():
-        if config.model_name != "nano" or config.prompts is not None:
+        if not models.is_nano(config.model_name) or config.prompts is not None:
             raise ConfigurationError(
                 f"prompts={config.prompts}: there is no teacher to reply to them; set"
                 " teacher_model= or teacher_checkpoint="
@@ -204,7 +207,7 @@ async def with_teacher(config: CLI) -> CLI:
 
 async def sample_data(config: CLI) -> Resolved[CLI, Batches]:
     """Resolve and check all other keys, then sample the teacher's replies as the data."""
-    nano = config.model_name == "nano"
+    nano = models.is_nano(config.model_name)
     chosen = {
         "num_prompts": config.num_prompts or (NANO_PROMPTS if nano else NUM_PROMPTS),
         "max_tokens": config.max_tokens or (NANO_MAX_TOKENS if nano else MAX_TOKENS),

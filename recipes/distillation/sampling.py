@@ -16,7 +16,6 @@ from tinker_cookbook.distillation.teacher_samples import (
     samples_file,
 )
 from tinker_cookbook.service import EngineConfig
-from tinker_cookbook.training.run_directory import RunLock
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted, runs_path
@@ -28,8 +27,10 @@ class TeacherReplies:
     """How a teacher replies to prompts, and the file of its replies.
 
     The file is in a directory under the runs directory that is named after everything the replies
-    depend on, so runs with other targets or another seed share it. teacher: located. renderer_name:
-    of the teacher's prompts.
+    depend on, so runs with other targets or another seed share it, also at the same time: one
+    samples, the others wait for it. The prompts are among it, so that a run never trains on more
+    of them than it asks for: another number of prompts samples all of them again. teacher: located.
+    renderer_name: of the teacher's prompts.
     """
 
     teacher: TeacherConfig
@@ -80,24 +81,20 @@ class TeacherReplies:
         )
 
     async def _complete(self, path: Path, engine: EngineConfig) -> None:
-        lock = RunLock(path.parent)
-        try:
-            model = await completer_from(
-                str(self.teacher.base_model),
-                self.teacher.load_checkpoint_path,
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                renderer_name=self.renderer_name,
-                base_url=self.base_url,
-                engine=None if self.base_url else engine,
-            )
-            await sample_replies(
-                path,
-                model,
-                self.prompts,
-                seed=self.seed,
-                settings=self._settings,
-                num_samples=self.num_samples,
-            )
-        finally:
-            lock.release()
+        model = await completer_from(
+            str(self.teacher.base_model),
+            self.teacher.load_checkpoint_path,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            renderer_name=self.renderer_name,
+            base_url=self.base_url,
+            engine=None if self.base_url else engine,
+        )
+        await sample_replies(
+            path,
+            model,
+            self.prompts,
+            seed=self.seed,
+            settings=self._settings,
+            num_samples=self.num_samples,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import chz
 
@@ -40,7 +41,7 @@ def load_prompt(name: str) -> str:
     """The long prompt of a bundled task or in a text file."""
     if name in TASKS:
         return TASKS[name]().prompt
-    if not any(character in name for character in "./\\"):
+    if not any(character in name for character in "./\\") and not Path(name).exists():
         check_is_task(name, "prompt")
     text = existing_file(name, "prompt").read_text(encoding="utf-8").strip()
     if not text:

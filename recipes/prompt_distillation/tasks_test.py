@@ -74,10 +74,15 @@ def test_grades(name: str, reply: str, expected: str, right: bool) -> None:
     assert TASKS[name]().is_right(reply, expected) is right
 
 
-def test_prompts_and_questions_by_name_and_file(tmp_path: Path) -> None:
+def test_prompts_and_questions_by_name_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert load_prompt("bakery") == bakery.PROMPT
     (tmp_path / "rules.txt").write_text("Rule one.\nRule two.\n")
     assert load_prompt(str(tmp_path / "rules.txt")) == "Rule one.\nRule two."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rules").write_text("Rule three.")
+    assert load_prompt("rules") == "Rule three."
     (tmp_path / "asked.txt").write_text("One?\nTwo?\n")
     assert len(load_questions(str(tmp_path / "asked.txt"), 9, 0, "nano")) == 2
     few, many = (load_questions("bakery", number, 0, "nano") for number in (5, 50))

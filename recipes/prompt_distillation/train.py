@@ -32,14 +32,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import chz
 
+from recipes.distillation.student import describe_student
 from recipes.prompt_distillation import create_data
 from recipes.prompt_distillation.tasks import HeldOutQuestions, check_is_task
 from tinker_cookbook.cli_utils import cli
-from tinker_cookbook.distillation.teacher_samples import TeacherSamples, holds_samples
+from tinker_cookbook.distillation.teacher_samples import TeacherSamples
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import (
@@ -48,11 +48,7 @@ from tinker_cookbook.supervised.chat_config import (
     ChatConfig,
     resolve_chat_config,
 )
-from tinker_cookbook.supervised.data import builder_for_path
 from tinker_cookbook.supervised.defaults import NANO, Batches
-from tinker_cookbook.supervised.objective import CrossEntropy, Objective
-from tinker_cookbook.supervised.types import ChatDatasetBuilder
-from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
 from tinker_cookbook.training.fields import MAY_CHANGE
 from tinker_cookbook.training.resolve import Resolved
@@ -60,10 +56,6 @@ from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.json_types import Json
 from tinker_cookbook.utils.ml_log import METRICS_FILE
 from tinker_cookbook.utils.plain_data import CLASS, plain
-
-if TYPE_CHECKING:
-    from tinker_cookbook.service.api import ServiceClient
-    from tinker_cookbook.training.journal import Journal
 
 DEFAULTS = Defaults(
     nano=NANO,
@@ -117,20 +109,10 @@ async def main(config: CLI) -> None:
     run = resolve(config, plan)
     if plan is not None:
         await plan.sample()
-    directories: list[Path] = []  # of the run, which is known once it has begun
-
-    def make_objective(service: ServiceClient, journal: Journal) -> Objective:
-        directories.append(journal.log_path)
-        return CrossEntropy(get_tokenizer(run.model_name))
-
-    await train.run(run, RECIPE, make_objective)
-    (directory,) = directories
+    directory = await train.run(run, RECIPE)
     if line := gap_line(directory):
         print(line)
-    print(
-        f"the trained model is {directory}: load_checkpoint_path= of another recipe trains it"
-        " further, teacher_checkpoint= of a distillation recipe learns from it"
-    )
+    print(describe_student(directory))
 
 
 def plan_data(config: CLI) -> create_data.DataPlan:
@@ -165,13 +147,8 @@ def resolve(config: CLI, plan: create_data.DataPlan | None) -> Resolved[CLI, Bat
     if task is not None:
         check_is_task(task, "task")
         config = chz.replace(config, task=task)
-    run = resolve_chat_config(config, DEFAULTS, data, data_at)
+    run = resolve_chat_config(config, DEFAULTS, data)
     return run if task is None else _add_evaluators(run, task)
-
-
-def data_at(path: str, key: str) -> ChatDatasetBuilder:
-    """A file of create_data, or any other conversations."""
-    return TeacherSamples(path=path) if holds_samples(path) else builder_for_path(path, key)
 
 
 def _add_evaluators(run: Resolved[CLI, Batches], task: str) -> Resolved[CLI, Batches]:

@@ -11,12 +11,11 @@ import pytest
 from recipes.prompt_distillation import create_data, tasks
 from recipes.prompt_distillation.reply_rule import reply_rule
 from recipes.prompt_distillation.task import Task
-from recipes.prompt_distillation.train import CLI, DEFAULTS, data_at, gap_line, main, resolve
+from recipes.prompt_distillation.train import CLI, DEFAULTS, gap_line, main, resolve
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.distillation.teacher_samples import TeacherSamples
 from tinker_cookbook.exceptions import ConfigurationError, RunFinished
 from tinker_cookbook.service import EngineConfig
-from tinker_cookbook.supervised.data import JsonlChats
 from tinker_cookbook.training.resolve import resolve_defaults
 from tinker_cookbook.utils import jsonl
 
@@ -65,7 +64,7 @@ async def test_without_keys_the_replies_are_made_and_then_found(
     assert first["test/exact_match"] == 0 and first["with_prompt/exact_match"] >= 0.5
     assert first["num_sequences"] == 32 and first["num_tokens"] > 0
     out = capsys.readouterr().out
-    assert f"the trained model is {run}: load_checkpoint_path=" in out
+    assert f"the student is {run}: load_checkpoint_path=" in out
     assert "held-out questions right: " in out
 
     with pytest.raises(RunFinished):
@@ -74,7 +73,7 @@ async def test_without_keys_the_replies_are_made_and_then_found(
     await main(chz.replace(SMALL, log_path=str(run)))  # a finished run is not overwritten
     out = capsys.readouterr().out
     assert out.count("resuming at 40 of 40") == 2
-    assert f"the trained model is {run}-2: load_checkpoint_path=" in out
+    assert f"the student is {run}-2: load_checkpoint_path=" in out
     assert rows(tmp_path / "run-2")[-1]["test/nll"] == last["test/nll"]
     # its stored config, by which another run takes the same data and the evaluators once
     config = parse(CLI, [f"config={run / 'config.json'}", f"log_path={tmp_path / 'again'}"])
@@ -85,20 +84,35 @@ async def test_without_keys_the_replies_are_made_and_then_found(
     assert len(again.evaluator_builders) == len(again.infrequent_evaluator_builders) == 1
 
 
-def test_files_of_replies_and_of_conversations(tmp_path: Path) -> None:
-    conversation = {
-        "messages": [
-            {"role": "user", "content": "Why?"},
-            {"role": "assistant", "content": "So."},
-        ]
-    }
-    chats, replies = tmp_path / "chats.jsonl", tmp_path / "replies.jsonl"
-    chats.write_text(json.dumps(conversation) + "\n")
-    replies.write_text(json.dumps({"index": 0, **conversation, "problem": None}) + "\n")
-    assert data_at(str(chats), "dataset_path") == JsonlChats(path=str(chats))
-    assert data_at(str(replies), "dataset_path") == TeacherSamples(path=str(replies))
+async def test_a_file_of_replies_is_trained_without_those_that_have_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "replies.jsonl"
+    problems = (None, "truncated", None, "empty")
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "index": index,
+                    "messages": [
+                        {"role": "user", "content": "Why?"},
+                        {"role": "assistant", "content": "So." if problem is None else ""},
+                    ],
+                    "problem": problem,
+                    "num_tokens": 3,
+                }
+            )
+            + "\n"
+            for index, problem in enumerate(problems)
+        )
+    )
+    config = chz.replace(SMALL, max_steps=1, eval_every=0, log_path=str(tmp_path / "run"))
+    await main(chz.replace(config, dataset_path=str(path)))
+    (row,) = rows(tmp_path / "run")
+    assert row["num_sequences"] == 2
+    assert f"{path}: 1 truncated sample dropped" in (tmp_path / "run" / "logs.log").read_text()
     # the right replies to questions of a user's own are not known
-    config = resolve(CLI(dataset_path=str(replies)), None).config
+    config = resolve(CLI(dataset_path=str(path)), None).config
     assert config.evaluator_builders == [] and config.task is None
 
 

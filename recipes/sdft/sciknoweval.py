@@ -126,7 +126,8 @@ def chosen_letter(reply: str) -> str | None:
 
 
 def is_same_choice(reply: str, expected: str) -> bool:
-    return chosen_letter(reply) == chosen_letter(expected)
+    letter = chosen_letter(expected)
+    return letter is not None and chosen_letter(reply) == letter
 
 
 @chz.chz

@@ -81,6 +81,7 @@ def test_rows_without_a_usable_answer(row: dict[str, Any], message: str) -> None
 def test_the_letter_of_a_reply(reply: str, letter: str | None) -> None:
     assert chosen_letter(reply) == letter
     assert is_same_choice(reply, "The answer is B: two") == (letter == "B")
+    assert not is_same_choice(reply, "The answer is 1: two")  # no letter to compare with
 
 
 def builder(path: Path, **keys: Any) -> SciKnowEval:

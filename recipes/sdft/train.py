@@ -33,9 +33,12 @@ import asyncio
 
 import chz
 
+from recipes.distillation.student import describe_student
 from recipes.sdft.datasets import demonstrations_at, demonstrations_of
+from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import sdft
+from tinker_cookbook.distillation.demonstrations import DemonstrationDatasetBuilder
 from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import chat_config
@@ -71,15 +74,15 @@ async def main(config: CLI) -> None:
         raise ConfigurationError(
             f"dataset={config.dataset} and {other} both name the data: drop either"
         )
-    name = config.dataset or ("nano_facts" if config.model_name == "nano" else "sciknoweval")
-    resolved = resolve_chat_config(
-        config, SDFT_DEFAULTS, demonstrations_of(name), demonstrations_at
-    )
+    resolved = resolve_chat_config(config, SDFT_DEFAULTS, data_of(config), demonstrations_at)
     directory = await sdft.run(resolved, recipe="sdft")
-    print(
-        "to teach it more: ./scripts/run recipes.sdft.train dataset=MORE.jsonl"
-        f" model_name={config.model_name} load_checkpoint_path={directory}"
-    )
+    print(describe_student(directory))
+
+
+def data_of(config: CLI) -> DemonstrationDatasetBuilder:
+    """The data that `dataset=` names, or the model's default."""
+    default = "nano_facts" if models.is_nano(config.model_name) else "sciknoweval"
+    return demonstrations_of(config.dataset or default)
 
 
 def cli_main(config: CLI) -> None:

@@ -124,9 +124,11 @@ def render_pair(chat: Chat, template: str, renderer: Renderer, max_length: int |
     """Render a conversation to the datums of the student's and of the teacher's example, truncated
     on the right to `max_length` tokens.
 
-    No datums if there is no room for a completion after the teacher's prompt. Raises
-    DataFormatError if the conversation is no question with a demonstration as text.
+    No datums if the chat is excluded, or if there is no room for a completion after the teacher's
+    prompt. Raises DataFormatError if the conversation is no question with a demonstration as text.
     """
+    if chat.is_excluded:
+        return Rendered([], notes=chat.notes)
     messages = chat.messages_for(renderer)
     problem: str | None = None
     examples: list[Example] = []

@@ -19,7 +19,7 @@ from tinker_cookbook.distillation.demonstrations import (
 from tinker_cookbook.distillation.sdft_batch import read_questions
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
 from tinker_cookbook.renderers import Renderer, TrainOnWhat, get_renderer
-from tinker_cookbook.renderers.chats import Chat
+from tinker_cookbook.renderers.chats import Chat, parse_row
 from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
 from tinker_cookbook.tokenizer_utils import get_tokenizer
@@ -55,6 +55,17 @@ def test_the_prompts_are_those_of_sampling(name: str) -> None:
     reply = student.tokens[student.loss_mask].tolist()
     assert decode(reply).endswith("Ivy has the lamp.<|im_end|>")
     assert student.weights.sum() == pytest.approx(1)
+
+
+def test_a_sample_with_a_problem_is_no_demonstration() -> None:
+    row: dict[str, Any] = {
+        "index": 0,
+        "messages": [user("Who has the lamp?"), assistant("<|im_end|>")],
+        "problem": "empty",
+        "num_tokens": 1,
+    }
+    rendered = render_pair(parse_row(row, "row"), TEMPLATE, renderer(), None)
+    assert not rendered.datums and rendered.notes == {("excluded", "empty sample"): 1}
 
 
 def test_only_the_last_user_message_shows_the_demonstration() -> None:

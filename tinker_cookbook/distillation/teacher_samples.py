@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +21,17 @@ import numpy as np
 from tinker_cookbook.completers import ContextOverflow, TinkerMessageCompleter, derive_seed
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError, RendererError
 from tinker_cookbook.renderers import Message, Renderer, TrainOnWhat, get_text_content
-from tinker_cookbook.renderers.chats import Chat, is_jsonl, parse_row
+from tinker_cookbook.renderers.chats import Chat, SampleProblem, parse_row
 from tinker_cookbook.supervised.data import Datasets, render_chats
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.fields import NON_NEGATIVE, SEED
 from tinker_cookbook.training.sample_file import Row, SampleFile, SavedRow, plain_messages
-from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.data_identity import file_identity
 from tinker_cookbook.utils.files import LOCKS_UNSUPPORTED, FileLock, existing_file
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
+
+logger = logging.getLogger(__name__)
 
 LOCK_POLL_SECONDS = 0.5
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # a decoder's sign for bytes that are no UTF-8
@@ -41,7 +43,7 @@ class SampledReply:
 
     message: Message
     tokens: Sequence[int]
-    problem: str | None
+    problem: SampleProblem | None
 
     @property
     def text(self) -> str:
@@ -128,6 +130,11 @@ async def _lock(path: Path) -> FileLock | None:
             await asyncio.sleep(LOCK_POLL_SECONDS)
     except OSError as error:
         if error.errno in LOCKS_UNSUPPORTED:
+            logger.warning(
+                "%s: this file system does not support locks (%s); do not sample to this file in a"
+                " second process",
+                *(path, error),
+            )
             return None
         raise ConfigurationError(
             f"{path} cannot be written ({error.strerror}); choose another path"
@@ -153,17 +160,9 @@ def samples_file(path: Path) -> SampleFile:
     return SampleFile(path, lambda row: row["messages"][:-1])
 
 
-def holds_samples(path: str) -> bool:
-    """Whether the path is a file of `sample_replies`, by its first row."""
-    if not is_jsonl(path) or not Path(path).expanduser().is_file():
-        return False
-    first = next(iter(jsonl.iter_lines(Path(path).expanduser())), None)
-    return first is not None and {"index", "messages", "problem"} <= first.value.keys()
-
-
 def _training_problem(
     renderer: Renderer, conversation: Sequence[Message], reply: SampledReply
-) -> str | None:
+) -> SampleProblem | None:
     """Why training on the message would not train the sampled tokens; None if it would.
 
     Another split of the same text into tokens is accepted: text is what the student learns from.
@@ -206,8 +205,8 @@ def _decode(renderer: Renderer, tokens: Sequence[int]) -> str:
 class TeacherSamples(ChatDatasetBuilder):
     """The conversations of a file of `sample_replies`.
 
-    Rows with a problem are left out and counted. All samples of a prompt are either trained on or
-    held out.
+    Rows with a problem are left out and counted, as in any data set of conversations. All samples
+    of a prompt are either trained on or held out.
     """
 
     path: str = chz.field(doc="JSONL file of a teacher's replies")

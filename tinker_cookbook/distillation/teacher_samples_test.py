@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +122,20 @@ async def test_two_programs_do_not_write_to_one_file(
     await asyncio.gather(*programs)
     assert len(samples_file(path).rows()) == len(engine.samples) == 6
     assert "waiting for another process" in capsys.readouterr().out
+
+
+async def test_a_file_system_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    teacher = await completer(Teacher(), tmp_path)
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    path = tmp_path / "samples.jsonl"
+    await sample_replies(path, teacher, PROMPTS[:1], seed=0, settings=SETTINGS)
+    assert len(samples_file(path).rows()) == 1
+    assert f"{path}: this file system does not support locks" in caplog.text
 
 
 async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:

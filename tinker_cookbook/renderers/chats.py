@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from tinker_cookbook.exceptions import DataFormatError
 from tinker_cookbook.renderers.known_keys import TOOL_KEYS, find_key_problem
@@ -50,19 +50,28 @@ if TYPE_CHECKING:
 
 FORMAT_PROBE_ROWS = 100  # maximum number of rows read to detect a data set's format
 
+SampleProblem = Literal["truncated", "empty", "too long", "tool call", "malformed"]
+"""Why a sampled reply is not to be trained on, see `distillation.teacher_samples`."""
+_SAMPLE_KEYS = frozenset({"index", "messages", "problem", "num_tokens"})
+
 
 @dataclass(frozen=True)
 class Chat:
     """A conversation and its source location ("chats.jsonl:17"), which error messages cite.
 
     tools: tool declarations in the format of OpenAI's API or of `ToolSpec`. notes: what was
-    converted in the row and which of its keys were dropped.
+    converted in the row and which of its keys were dropped, or why it is not to be trained on.
     """
 
     messages: list[Message]
     location: str
     tools: list[JsonObject] = field(default_factory=list)
     notes: RowNotes = field(default_factory=dict, compare=False)
+
+    @property
+    def is_excluded(self) -> bool:
+        """Whether the conversation is not to be trained on, but to be counted."""
+        return any(kind == "excluded" for kind, _ in self.notes)
 
     def messages_for(self, renderer: Renderer) -> list[Message]:
         """The messages with `renderer`'s tool declaration prepended. A system prompt becomes part
@@ -218,7 +227,17 @@ def _parse_chat(
     for message in messages:
         count_dropped_keys(message, notes)
     messages = list(map(merge_text_parts, messages))
+    if (problem := _sample_problem(row)) is not None:
+        notes = Counter({("excluded", f"{problem} sample"): 1})
     return Chat(messages, location, _parse_tools(row.get("tools")), +notes)  # `+` removes zeros
+
+
+def _sample_problem(row: Mapping[str, Plain]) -> str | None:
+    """Why a row of sampled replies is not to be trained on; None if it may be. In other data the
+    key has another meaning, e.g. a problem of mathematics."""
+    problem = row.get("problem")
+    is_sample = row.keys() >= _SAMPLE_KEYS and problem in get_args(SampleProblem)
+    return problem if is_sample and isinstance(problem, str) else None
 
 
 def _parse_tools(value: Plain) -> list[JsonObject]:

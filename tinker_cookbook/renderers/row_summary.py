@@ -11,7 +11,7 @@ from tinker_cookbook.utils.misc_utils import counted
 RowNotes = Mapping[tuple[str, str], int]
 """Counts for one row, by kind and item: ("row" | "message" | "part", dropped key), ("form", source
 format), ("role", "human read as user"), ("replies", "prompt"), ("null", "tools" | "arguments"),
-("excluded", "tie" | "row") for a row that is not trained on."""
+("excluded", "tie" | "row" | "truncated sample" ...) for a row that is not trained on."""
 
 MAX_KEYS = 50  # dropped keys that the summary names at most
 

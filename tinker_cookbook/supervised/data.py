@@ -83,14 +83,16 @@ def render_and_hold_out(
     shuffle_seed: int,
 ) -> tuple[RenderedChats, RenderedChats | None]:
     """Render conversations with the settings of `builder`, `test_size` random ones of them as the
-    test set. Raises ConfigurationError if that leaves none for training."""
-    if not 0 <= test_size < len(chats):
+    test set, and count the excluded ones in the training set. Raises ConfigurationError if that
+    leaves none for training."""
+    usable = [i for i, chat in enumerate(chats) if not chat.is_excluded]
+    if test_size and not 0 < test_size < len(usable):
         raise ConfigurationError(
-            f"test_size={test_size}: {name} has {len(chats)} conversations; "
-            f"expected 0 to {len(chats) - 1}"
+            f"test_size={test_size}: {name} has {len(usable)} conversations; "
+            f"expected 0 to {max(0, len(usable) - 1)}"
         )
-    order = np.random.default_rng(shuffle_seed).permutation(len(chats)).tolist()
-    held_out = set(order[:test_size])
+    order = np.random.default_rng(shuffle_seed).permutation(len(usable)).tolist()
+    held_out = {usable[index] for index in order[:test_size]}
     # Both parts stay in file order: `shuffle_seed` and the epoch alone decide about shuffling.
     train = [chat for i, chat in enumerate(chats) if i not in held_out]
     test = [chat for i, chat in enumerate(chats) if i in held_out]

@@ -94,6 +94,54 @@ def test_a_file_with_a_test_split(cwd: Path) -> None:
     assert all_texts(other()[1]) != held_out
 
 
+def samples(*problems: str | None) -> list[dict[str, Any]]:
+    """A teacher's replies, as `distillation.teacher_samples` writes them."""
+    return [
+        {"index": i, **row, "problem": problem, "num_tokens": 2}
+        for i, (row, problem) in enumerate(zip(rows(len(problems)), problems))
+    ]
+
+
+@pytest.mark.parametrize("name", ["replies.jsonl", "replies"])
+def test_samples_with_a_problem_are_counted_and_not_trained_on(cwd: Path, name: str) -> None:
+    table = samples(None, "truncated", None, "too long", None, "truncated", None, None)
+    write(cwd / name / "train.jsonl" if name == "replies" else cwd / name, table)
+    for test_size in (0, 2):
+        builder = chz.replace(builder_for_path(name, "dataset"), test_size=test_size)
+        train, test = chz.replace(builder, common_config=chz.replace(COMMON, batch_size=1))()
+        seen = epoch(train, 0)
+        held_out = [] if test is None else epoch(test, 0)
+        usable = {f"u:q{i}|a:a{i}|" for i in (0, 2, 4, 6, 7)}
+        assert {*seen, *held_out} == usable
+        lines = "".join(train.report.lines() + (test.report.lines() if test else []))
+        assert "2 truncated samples dropped" in lines or lines.count("1 truncated sample dr") == 2
+        assert "1 too long sample dropped" in lines
+
+
+def test_as_many_samples_are_held_out_as_asked_for(cwd: Path) -> None:
+    write(cwd / "replies.jsonl", samples(*["empty"] * 20, None, None))
+    builder = JsonlChats(common_config=COMMON, path="replies.jsonl", test_size=1)
+    train, test = builder()
+    assert len(all_texts(train)) == len(all_texts(test)) == 1
+    with pytest.raises(ConfigurationError, match=r"test_size=2: replies\.jsonl has 2"):
+        chz.replace(builder, test_size=2)()
+    write(cwd / "bad.jsonl", samples("empty"))
+    with pytest.raises(DataValidationError, match=r"bad\.jsonl: none of .*1 empty sample dropped"):
+        JsonlChats(common_config=COMMON, path="bad.jsonl")()
+
+
+def test_other_columns_named_problem_do_not_matter(cwd: Path) -> None:
+    others = [
+        {**rows(1)[0], "problem": "truncated"},
+        {**samples(None)[0], "problem": "What is 1 + 1?"},
+        {**samples(None)[0], "problem": ["truncated"]},
+    ]
+    write(cwd / "chats.jsonl", others)
+    train, _ = JsonlChats(common_config=COMMON, path="chats.jsonl")()
+    assert len(all_texts(train)) == 3
+    assert "chats.jsonl: dropped keys: problem (3 rows)" in "\n".join(train.report.lines())
+
+
 def test_a_test_set_is_one_batch_in_order_however_large(cwd: Path) -> None:
     write(cwd / "chats.jsonl", rows(20))
     _, test = JsonlChats(common_config=COMMON, path="chats.jsonl", test_size=9)()

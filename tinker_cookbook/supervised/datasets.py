@@ -99,7 +99,10 @@ def render_chat(
     train_on_what: TrainOnWhat,
     reduction: Reduction = "mean",
 ) -> Rendered:
-    """`render_conversation` with the chat's tools declared; keeps the notes of its row."""
+    """`render_conversation` with the chat's tools declared; keeps the notes of its row. No datums
+    if the chat is excluded."""
+    if chat.is_excluded:
+        return Rendered([], notes=chat.notes)
     messages = chat.messages_for(renderer)
     rendered = render_conversation(messages, renderer, max_length, train_on_what, reduction)
     return replace(rendered, notes=chat.notes)

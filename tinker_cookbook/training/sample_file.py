@@ -1,4 +1,5 @@
-"""Replies sampled to a JSONL file that resumes: one row per prompt, in the order of the prompts.
+"""Samples in a JSONL file that resumes: one row per prompt, in the order of the prompts. A prompt
+with several samples is given several times.
 
 A row is appended when it and all rows before it are complete, so the file of a program that was
 killed is the beginning of the file that it would have written, and the next one resumes after it.
@@ -68,7 +69,7 @@ class SampleFile:
         self._check_prompts(rows, prompts)
         if rows:
             print(
-                f"{self.path.name}: resuming at {len(rows)} of {len(prompts)} prompts", flush=True
+                f"{self.path.name}: resuming at {len(rows)} of {len(prompts)} samples", flush=True
             )
 
         async def make(index: int) -> Row:
@@ -81,7 +82,7 @@ class SampleFile:
                     jsonl.append_line(self.path, await window.popleft())
                     done = index + 1 - CONCURRENT_PROMPTS
                     if done % CONCURRENT_PROMPTS == 0:
-                        print(f"{self.path.name}: {done} of {len(prompts)} prompts", flush=True)
+                        print(f"{self.path.name}: {done} of {len(prompts)} samples", flush=True)
                 window.append(asyncio.ensure_future(make(index)))
             while window:
                 jsonl.append_line(self.path, await window.popleft())
@@ -112,7 +113,7 @@ class SampleFile:
     ) -> None:
         if len(rows) > len(prompts):
             raise ConfigurationError(
-                f"{self.path} holds {len(rows)} prompts, more than the {len(prompts)} of this run;"
+                f"{self.path} holds {len(rows)} samples, more than the {len(prompts)} of this run;"
                 " use at least as many, or write to another file"
             )
         for line, (row, prompt) in enumerate(zip(rows, prompts), start=1):

@@ -23,7 +23,9 @@ def sample_file(path: Path) -> SampleFile:
     return SampleFile(path, lambda row: row["prompt"])
 
 
-async def test_rows_are_in_order_and_a_killed_stage_resumes(tmp_path: Path) -> None:
+async def test_rows_are_in_order_and_a_killed_stage_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = sample_file(tmp_path / "whole.jsonl")
     assert await whole.complete(SETTINGS, PROMPTS, make_row) == 0
     assert [row["index"] for row in whole.rows()] == list(range(100))
@@ -49,6 +51,7 @@ async def test_rows_are_in_order_and_a_killed_stage_resumes(tmp_path: Path) -> N
 
     assert await stopped.complete(SETTINGS, PROMPTS, count) == 70
     assert made == list(range(70, 100))
+    assert "stopped.jsonl: resuming at 70 of 100 samples" in capsys.readouterr().out
     assert stopped.path.read_bytes() == complete
     assert await stopped.complete(SETTINGS, PROMPTS, fail_at_70) == 100  # nothing is made again
 
@@ -58,7 +61,7 @@ async def test_more_prompts_extend_a_file(tmp_path: Path) -> None:
     await file.complete(SETTINGS, PROMPTS[:3], make_row)
     assert await file.complete(SETTINGS, PROMPTS[:5], make_row) == 3
     assert len(file.rows()) == 5
-    with pytest.raises(ConfigurationError, match="holds 5 prompts, more than the 4 of this run"):
+    with pytest.raises(ConfigurationError, match="holds 5 samples, more than the 4 of this run"):
         await file.complete(SETTINGS, PROMPTS[:4], make_row)
 
 
