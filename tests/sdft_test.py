@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import chz
 import pytest
 
 from recipes.distillation.student import describe_student
 from recipes.sdft import train as recipe
 from recipes.sdft.datasets import demonstrations_of
 from recipes.sdft.nano_facts import NanoFacts, draw_facts
-from recipes.sdft.sciknoweval import SciKnowEval
-from recipes.sdft.toolalpaca import ToolAlpaca
+from recipes.sdft.sciknoweval import ChosenLetters, SciKnowEval
+from recipes.sdft.toolalpaca import SameCalls, ToolAlpaca
 from tests.programs import Programs
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import parse
@@ -22,6 +23,8 @@ from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_text_content
 from tinker_cookbook.supervised.chat_config import resolve_chat_config
+from tinker_cookbook.training.run_identity import RunIdentity
+from tinker_cookbook.utils import jsonl
 
 
 def rows(log_path: Path) -> list[dict[str, Any]]:
@@ -65,6 +68,31 @@ def test_the_defaults_and_the_tinker_cookbooks_keys() -> None:
     assert (resolved.max_tokens, resolved.topk, resolved.lora_rank) == (2048, 20, 128)
     assert (resolved.reverse, resolved.teacher_sync_every) == (False, None)
     assert resolved.skip_first_tokens == 3
+
+
+def evaluated_tokens(config: recipe.CLI) -> int | None:
+    (build,) = recipe.resolve(config).config.evaluator_builders
+    assert isinstance(build, ChosenLetters | SameCalls)
+    return build.data.eval_max_tokens
+
+
+def test_replies_in_the_evaluation_may_be_as_long_as_in_training() -> None:
+    config = recipe.CLI(model_name="Qwen/Qwen3-8B")
+    assert evaluated_tokens(config) == 2048
+    assert evaluated_tokens(chz.replace(config, dataset="toolalpaca")) == 2048
+    assert evaluated_tokens(chz.replace(config, max_tokens=99)) == 99
+    for limit in (None, 7):
+        data = SciKnowEval(eval_max_tokens=limit)
+        chosen = chz.replace(config, max_tokens=99, dataset_builder=data)
+        assert evaluated_tokens(chosen) == (limit or 99)
+
+
+def test_a_stored_config_follows_max_tokens_again(tmp_path: Path) -> None:
+    config = recipe.CLI(model_name="Qwen/Qwen3-8B", max_tokens=99, dataset_builder=SciKnowEval())
+    file = tmp_path / "config.json"
+    file.write_text(jsonl.encode(RunIdentity(recipe.resolve(config).config, "sdft").config_json))
+    for words, tokens in (([], 99), (["max_tokens=50"], 50)):
+        assert evaluated_tokens(parse(recipe.CLI, [f"config={file}", *words])) == tokens
 
 
 def test_held_out_questions_are_about_facts_that_are_seen() -> None:

@@ -1,9 +1,11 @@
 """Prompt distillation, first part: a teacher answers questions that follow a long prompt.
 
     ./scripts/run recipes.prompt_distillation.create_data                         nano, all defaults
-    ./scripts/run recipes.prompt_distillation.create_data model_name=Qwen/Qwen3-8B
+    ./scripts/run recipes.prompt_distillation.create_data model_name=Qwen/Qwen3-8B \\
+        renderer_name=qwen3_disable_thinking
     ./scripts/run recipes.prompt_distillation.create_data prompt=rules.txt questions=asked.jsonl
-    ./scripts/run recipes.prompt_distillation.create_data teacher_model=Qwen/Qwen3-32B num_samples=4
+    ./scripts/run recipes.prompt_distillation.create_data teacher_model=Qwen/Qwen3-32B \\
+        renderer_name=qwen3_disable_thinking num_samples=4
     ./scripts/run recipes.prompt_distillation.create_data teacher_checkpoint=RUN_DIRECTORY
 
 The questions and replies are written without the long prompt, one conversation per line; the same
@@ -14,6 +16,7 @@ templates. Prompts, questions and measurements: README.md.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +55,11 @@ from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
 
 NANO_MAX_TOKENS, MAX_TOKENS = 48, 1000
+
+
+def default_max_tokens(model_name: str) -> int:
+    """Maximum tokens per reply of a model, to sample and to evaluate."""
+    return NANO_MAX_TOKENS if models.is_nano(model_name) else MAX_TOKENS
 
 
 @chz.chz
@@ -155,8 +163,7 @@ class DataPlan:
             teacher_checkpoint=located.load_checkpoint_path,
             num_samples=config.num_samples
             or (TASKS[questions]().num_samples if questions in TASKS else 1),
-            max_tokens=config.max_tokens
-            or (NANO_MAX_TOKENS if models.is_nano(base) else MAX_TOKENS),
+            max_tokens=config.max_tokens or default_max_tokens(base),
         )
         return cls(
             config,
@@ -204,6 +211,14 @@ class DataPlan:
 
     def _questions_name(self) -> str:
         return f"{counted(len(self.questions), 'question')} of {self.config.questions}"
+
+
+def sampled_max_tokens(path: str) -> int | None:
+    """The `max_tokens` that the replies in a file were sampled with; None for other data."""
+    settings = samples_file(Path(path).expanduser()).settings_path
+    if not settings.is_file():
+        return None
+    return json.loads(settings.read_bytes()).get("max_tokens")
 
 
 def _output_file(config: CLI) -> Path:

@@ -78,7 +78,7 @@ class HeldOutQuestions:
     with_prompt: bool = chz.field(doc="whether the model sees the long prompt")
     model_name: str = chz.field(doc="model whose tokenizer is used")
     renderer_name: str = chz.field(doc="renderer, e.g. qwen3_instruct")
-    max_tokens: int = chz.field(default=64, doc="maximum tokens per reply")
+    max_tokens: int = chz.field(doc="maximum tokens per reply, as many as those to train on")
 
     def __call__(self) -> ExactMatchEvaluator:
         task = TASKS[self.task]()
@@ -92,4 +92,5 @@ class HeldOutQuestions:
             "with_prompt" if self.with_prompt else "test",
             self.max_tokens,
             task.is_right,
+            models.context_length(self.model_name),
         )

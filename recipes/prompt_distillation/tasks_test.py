@@ -122,6 +122,7 @@ def test_the_evaluations_differ_in_the_prompt() -> None:
             with_prompt=with_prompt,
             model_name="nano",
             renderer_name="qwen3_instruct",
+            max_tokens=48,
         )()
         for with_prompt in (False, True)
     )

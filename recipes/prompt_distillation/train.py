@@ -1,7 +1,8 @@
 """Prompt distillation, second part: train on a teacher's replies without its long prompt.
 
     ./scripts/run recipes.prompt_distillation.train                               nano, all defaults
-    ./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B
+    ./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B \\
+        renderer_name=qwen3_disable_thinking
     ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl
     ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl task=languages
     ./scripts/run recipes.prompt_distillation.train task=languages \\
@@ -148,10 +149,22 @@ def resolve(config: CLI, plan: create_data.DataPlan | None) -> Resolved[CLI, Bat
         check_is_task(task, "task")
         config = chz.replace(config, task=task)
     run = resolve_chat_config(config, DEFAULTS, data)
-    return run if task is None else _add_evaluators(run, task)
+    return run if task is None else _add_evaluators(run, task, _reply_limit(config, plan))
 
 
-def _add_evaluators(run: Resolved[CLI, Batches], task: str) -> Resolved[CLI, Batches]:
+def _reply_limit(config: CLI, plan: create_data.DataPlan | None) -> int:
+    """Maximum tokens per reply in the evaluation: those of the replies to train on, if
+    `create_data` made them."""
+    limit = None if plan is None else plan.config.max_tokens
+    path = config.dataset_path or getattr(config.dataset_builder, "path", None)
+    if limit is None and path:
+        limit = create_data.sampled_max_tokens(path)
+    return limit or create_data.default_max_tokens(config.model_name)
+
+
+def _add_evaluators(
+    run: Resolved[CLI, Batches], task: str, max_tokens: int
+) -> Resolved[CLI, Batches]:
     """Grade the held-out questions: often without the prompt; with it before and after training."""
     without, with_prompt = (
         HeldOutQuestions(
@@ -159,6 +172,7 @@ def _add_evaluators(run: Resolved[CLI, Batches], task: str) -> Resolved[CLI, Bat
             with_prompt=prompted,
             model_name=run.model_name,
             renderer_name=run.renderer_name,
+            max_tokens=max_tokens,
         )
         for prompted in (False, True)
     )

@@ -116,6 +116,24 @@ async def test_a_file_of_replies_is_trained_without_those_that_have_a_problem(
     assert config.evaluator_builders == [] and config.task is None
 
 
+def test_the_evaluation_allows_as_many_tokens_as_the_data(tmp_path: Path) -> None:
+    def limits(config: CLI, plan: create_data.DataPlan | None = None) -> set[int]:
+        resolved = resolve(config, plan).config
+        builders = [*resolved.evaluator_builders, *resolved.infrequent_evaluator_builders]
+        return {each.max_tokens for each in builders if isinstance(each, tasks.HeldOutQuestions)}
+
+    real = CLI(model_name="Qwen/Qwen3-8B", renderer_name="qwen3_disable_thinking", task="bakery")
+    plan = create_data.DataPlan.prepare(create_data.CLI(model_name=real.model_name, max_tokens=70))
+    assert limits(real, plan) == {70}
+    path = tmp_path / "replies.jsonl"
+    path.write_text("{}\n")
+    real = chz.replace(real, dataset_path=str(path))
+    assert limits(real) == {1000}
+    (tmp_path / "replies_settings.json").write_text('{"max_tokens": 60}')
+    assert limits(real) == {60}
+    assert limits(CLI(task="reply_rule", dataset_path="x")) == {48}
+
+
 def test_defaults() -> None:
     nano = resolve_defaults(CLI(dataset_builder=TeacherSamples(path="x.jsonl")), DEFAULTS)
     assert (nano.sizes.batch_size, nano.config.num_epochs, nano.config.eval_every) == (32, 4, 5)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import chz
 
+from recipes.sdft.evaluation import greedy_evaluator
 from tinker_cookbook.distillation.demonstrations import DemonstrationDatasetBuilder
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import Message
@@ -51,8 +52,10 @@ class SciKnowEval(DemonstrationDatasetBuilder):
         " the shuffled rows",
         metadata=NON_NEGATIVE,
     )
-    eval_max_tokens: int = chz.field(
-        default=512, doc="maximum tokens per reply in the evaluation", metadata=COUNT
+    eval_max_tokens: int | None = chz.field(
+        default=None,
+        doc="maximum tokens per reply in the evaluation (None: the recipe's max_tokens)",
+        metadata=COUNT,
     )
 
     def identity(self) -> Mapping[str, Plain]:
@@ -150,6 +153,4 @@ class ChosenLetters:
                 "none of the held-out rows is a multiple-choice question with its answer: set"
                 " data.test_size=0"
             )
-        return ExactMatchEvaluator(
-            chats, self.data.renderer, "test", self.data.eval_max_tokens, is_same_choice
-        )
+        return greedy_evaluator(self.data, chats, self.data.eval_max_tokens, is_same_choice)

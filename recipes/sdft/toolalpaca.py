@@ -17,6 +17,7 @@ from typing import NamedTuple
 import chz
 import numpy as np
 
+from recipes.sdft.evaluation import greedy_evaluator
 from tinker_cookbook.distillation.demonstrations import DemonstrationDatasetBuilder
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.renderers import Message
@@ -62,8 +63,10 @@ class ToolAlpaca(DemonstrationDatasetBuilder):
         " shuffle_seed with all their requests",
         metadata=NON_NEGATIVE,
     )
-    eval_max_tokens: int = chz.field(
-        default=256, doc="maximum tokens per reply in the evaluation", metadata=COUNT
+    eval_max_tokens: int | None = chz.field(
+        default=None,
+        doc="maximum tokens per reply in the evaluation (None: the recipe's max_tokens)",
+        metadata=COUNT,
     )
 
     def identity(self) -> Mapping[str, Plain]:
@@ -164,6 +167,4 @@ class SameCalls:
                 continue
         if not chats:
             raise ConfigurationError("no held-out request can be used: set data.test_size=0")
-        return ExactMatchEvaluator(
-            chats, self.data.renderer, "test", self.data.eval_max_tokens, is_same_calls
-        )
+        return greedy_evaluator(self.data, chats, self.data.eval_max_tokens, is_same_calls)

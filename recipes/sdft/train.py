@@ -2,8 +2,10 @@
 
     ./scripts/run recipes.sdft.train                                  nano, generated facts
     ./scripts/run recipes.sdft.train reverse=True teacher_sync_every=10
-    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B dataset=sciknoweval
-    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B dataset=chats.jsonl
+    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B \\
+        renderer_name=qwen3_disable_thinking dataset=sciknoweval
+    ./scripts/run recipes.sdft.train model_name=Qwen/Qwen3-8B \\
+        renderer_name=qwen3_disable_thinking dataset=chats.jsonl
     ./scripts/run recipes.sdft.train config=configs/sdft/qwen3-8b-sciknoweval-1xh100.yaml
 
 SDFT (Shenfeld et al. 2026, arXiv 2601.19897): the student replies to a question; the same model,
@@ -35,6 +37,7 @@ import chz
 
 from recipes.distillation.student import describe_student
 from recipes.sdft.datasets import demonstrations_at, demonstrations_of
+from recipes.sdft.evaluation import default_max_tokens
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.distillation import sdft
@@ -43,7 +46,10 @@ from tinker_cookbook.distillation.sdft_defaults import SDFT_DEFAULTS
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import chat_config
 from tinker_cookbook.supervised.chat_config import FIRST_KEYS, resolve_chat_config
+from tinker_cookbook.supervised.defaults import Batches
+from tinker_cookbook.training.resolve import Resolved, restore_unset_fields, set_unset_fields
 from tinker_cookbook.utils.json_types import Json
+from tinker_cookbook.utils.run_config import rebuild
 
 # `groups_per_batch` is the Tinker cookbook's name
 ALIASES = {**chat_config.ALIASES, "groups_per_batch": "batch_size"}
@@ -60,9 +66,19 @@ class CLI(sdft.Config):
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
-        config = sdft.Config.drop_resolved_keys(config)
+        config = _drop_evaluation_limit(sdft.Config.drop_resolved_keys(config))
         named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
         return {key: value for key, value in config.items() if key not in named}
+
+
+def _drop_evaluation_limit(config: dict[str, Json]) -> dict[str, Json]:
+    """The stored config without the limit that it takes from `max_tokens`."""
+    data = config.get("dataset_builder")
+    if not isinstance(data, dict):
+        return config
+    limit = {"eval_max_tokens": config.get("max_tokens")}
+    restored = restore_unset_fields(data, type(rebuild(data, "dataset_builder")), limit)
+    return {**config, "dataset_builder": restored}
 
 
 CLIConfig = CLI  # the Tinker cookbook's name
@@ -74,9 +90,18 @@ async def main(config: CLI) -> None:
         raise ConfigurationError(
             f"dataset={config.dataset} and {other} both name the data: drop either"
         )
-    resolved = resolve_chat_config(config, SDFT_DEFAULTS, data_of(config), demonstrations_at)
-    directory = await sdft.run(resolved, recipe="sdft")
+    directory = await sdft.run(resolve(config), recipe="sdft")
     print(describe_student(directory))
+
+
+def resolve(config: CLI) -> Resolved[CLI, Batches]:
+    """Resolve the config; replies in the evaluation may be as long as those in training."""
+    limit = {"eval_max_tokens": config.max_tokens or default_max_tokens(config.model_name)}
+    if config.dataset_builder is not None:
+        data = set_unset_fields(config.dataset_builder, limit)
+        config = chz.replace(config, dataset_builder=data)
+    data = set_unset_fields(data_of(config), limit)
+    return resolve_chat_config(config, SDFT_DEFAULTS, data, demonstrations_at)
 
 
 def data_of(config: CLI) -> DemonstrationDatasetBuilder:

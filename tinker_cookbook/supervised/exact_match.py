@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
 
 NUM_PRINTED = 4  # completions printed per evaluation
+MAX_TRUNCATED = 0.1  # larger fractions of truncated completions are warned of
 MAX_PRINTED_CHARS = 200  # of a printed prompt or completion; the middle of a longer one is left out
 
 IsRight = Callable[[str, str], bool]  # (reply, expected reply)
@@ -37,7 +38,8 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
     tokens (`<name>/truncated`).
 
     The last message of each conversation is the expected reply; the messages before it are the
-    prompt. A truncated completion is compared like any other.
+    prompt. A truncated completion is compared like any other. context: maximum tokens of a prompt
+    with its completion (None: unknown); a long prompt leaves less than `max_tokens`.
     """
 
     def __init__(
@@ -47,19 +49,16 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
         name: str,
         max_tokens: int,
         is_right: IsRight = is_same_text,
+        context: int | None = None,
     ) -> None:
         self.conversations, self.renderer = list(conversations), renderer
         self.name, self.max_tokens, self.is_right = name, max_tokens, is_right
+        self.context = context
         self._lines: list[str] = []
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
-        params = tinker.SamplingParams(
-            max_tokens=self.max_tokens, temperature=0.0, stop=self.renderer.get_stop_sequences()
-        )
-        futures = [
-            client.sample(self.renderer.build_generation_prompt(messages[:-1]), 1, params)
-            for messages in self.conversations
-        ]
+        prompts = [self.renderer.build_generation_prompt(each[:-1]) for each in self.conversations]
+        futures = [client.sample(prompt, 1, self._params(prompt)) for prompt in prompts]
         num_correct = num_truncated = 0
         printed: list[str] = []
         stride = max(1, len(futures) // NUM_PRINTED)
@@ -80,10 +79,22 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
             f"{self.name}: {num_correct} of {len(futures)} replies are right{cut}, e.g.",
             *printed,
         ]
+        if num_truncated > MAX_TRUNCATED * len(futures):
+            self._lines.append(
+                f"{self.name}: replies that are truncated may hide right answers: a renderer"
+                " without reasoning, e.g. qwen3_disable_thinking, makes them shorter"
+            )
         return {
             f"{self.name}/exact_match": num_correct / len(futures),
             f"{self.name}/truncated": num_truncated / len(futures),
         }
+
+    def _params(self, prompt: tinker.ModelInput) -> tinker.SamplingParams:
+        room = self.max_tokens
+        if self.context is not None:
+            room = max(1, min(room, self.context - prompt.length))
+        stop = self.renderer.get_stop_sequences()
+        return tinker.SamplingParams(max_tokens=room, temperature=0.0, stop=stop)
 
     def lines(self) -> list[str]:
         return self._lines

@@ -83,6 +83,7 @@ async def test_a_truncated_reply_may_be_right(renderer: Renderer) -> None:
         "  '0 + 2?' -> 'It is 2' (right, truncated)",
         "  '1 + 2?' -> 'It is' (wrong, truncated)",
     ]
+    assert lines[-1].startswith("test: replies that are truncated may hide right answers: a rende")
     assert lines[3].endswith("So it is 4' (right)") and " ... " in lines[3]
     assert len(lines[3]) < MAX_PRINTED_CHARS + 50
 
@@ -91,3 +92,28 @@ async def test_four_are_printed(renderer: Renderer) -> None:
     metrics, lines = await evaluate(renderer, [(str(n + 2), False) for n in range(11)])
     assert metrics["test/exact_match"] == 1
     assert [line.split()[0] for line in lines[1:]] == ["'0", "'2", "'4", "'6"]
+
+
+async def test_a_tenth_of_the_replies_may_be_truncated(renderer: Renderer) -> None:
+    for num_truncated in (1, 2):
+        replies = [("2", n < num_truncated) for n in range(10)]
+        _, lines = await evaluate(renderer, replies)
+        assert ("may hide right answers" in lines[-1]) == (num_truncated == 2)
+
+
+async def test_a_reply_ends_with_the_context(renderer: Renderer) -> None:
+    chat = talk("1 + 2?", "3")
+    length = renderer.build_generation_prompt(chat[:-1]).length
+    limits: list[int | None] = []
+
+    class Client(FixedReplies):
+        def sample(
+            self, prompt: tinker.ModelInput, count: int, params: tinker.SamplingParams
+        ) -> Any:
+            limits.append(params.max_tokens)
+            return super().sample(prompt, count, params.model_copy(update={"max_tokens": 7}))
+
+    for context in (None, length + 3, length + 100):
+        client: Any = Client(renderer, [("3", False)])
+        await ExactMatchEvaluator([chat], renderer, "test", 7, context=context)(client)
+    assert limits == [7, 3, 7]
