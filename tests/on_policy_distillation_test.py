@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.programs import Programs
 from tests.runs import Run, assert_same_result, assert_stopped, train_teacher
 from tinker_cookbook.distillation.datasets import DistillationDatasetConfig, PromptOnlyEnv
 from tinker_cookbook.distillation.teacher import TeacherConfig
-from tinker_cookbook.exceptions import TinkerCookbookError
+from tinker_cookbook.exceptions import ConfigurationError, TinkerCookbookError
 from tinker_cookbook.rl.config import KLReferenceConfig
 from tinker_cookbook.rl.problem_config import ProblemConfig
 from tinker_cookbook.rl.testing import rows_of
@@ -89,7 +90,7 @@ def test_killed_and_stopped_equals_uninterrupted(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"teacher": located("nowhere")}, r"teacher\.load_checkpoint_path=nowhere"),
+        ({"teacher": located("nowhere")}, "teacher_checkpoint=nowhere"),
         ({"dataset_builder": Arithmetic()}, "no teacher: set teacher_model= to a model with the"),
         ({"teacher": TeacherConfig(base_model="nano")}, "the teacher is nano itself, from which"),
         ({"model_name": "Qwen/Qwen3-8B"}, "no teacher: set teacher_model= to a model with the"),
@@ -172,6 +173,10 @@ async def test_runs_that_start_at_once_share_nanos_teacher(
         *(nano_teachers.train_teacher("sums", student) for _ in range(2))
     )
     assert first == second and len(list(tmp_path.glob("nano-teacher-sums-*"))) == 1
+    (store,) = (tmp_path / "store" / "runs").iterdir()
+    shutil.rmtree(store)
+    with pytest.raises(ConfigurationError, match=r"; delete /.* to train nano's teacher again"):
+        await nano_teachers.train_teacher("sums", student)
     assert "waiting for another process" in capsys.readouterr().out
 
 

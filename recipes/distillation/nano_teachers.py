@@ -9,11 +9,13 @@ from typing import Literal
 
 from recipes.distillation.who_has import WhoHas
 from recipes.math_rl.arithmetic import Arithmetic
-from tinker_cookbook.exceptions import RunFinished
+from tinker_cookbook.checkpoint_utils import base_model_of_checkpoint
+from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, RunFinished
 from tinker_cookbook.rl import train
 from tinker_cookbook.rl.defaults import RL_DEFAULTS
 from tinker_cookbook.rl.problem_config import ProblemConfig, resolve_problem_config
 from tinker_cookbook.rl.types import RLDatasetBuilder
+from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.config import ProgramConfig
 from tinker_cookbook.training.stages import program_directory
 from tinker_cookbook.utils.files import FileLock
@@ -49,10 +51,22 @@ async def train_teacher(task: Task, student: ProgramConfig) -> str:
         print(f"teacher: {directory}", flush=True)
         await train.run(resolved, recipe)
     except RunFinished:
-        pass
+        _check_weights(directory, student.base_url)
     finally:
         lock.close()
     return str(directory)
+
+
+def _check_weights(directory: Path, base_url: str | None) -> None:
+    """Raise ConfigurationError if the weights of a finished teacher were deleted from the store."""
+    try:
+        base_model_of_checkpoint(
+            locate_checkpoint(str(directory), "sampler_weights", "teacher", base_url), base_url
+        )
+    except CheckpointError as error:
+        raise ConfigurationError(
+            f"{error}; delete {directory} to train nano's teacher again"
+        ) from None
 
 
 async def _wait_for_lock(directory: Path) -> FileLock:

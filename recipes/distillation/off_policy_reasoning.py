@@ -163,6 +163,10 @@ def check_data_keys(config: CLI) -> None:
     if len(named) > 1:
         raise ConfigurationError(f"{named[0]} and {named[1]} both name the data: drop either")
     if samples_replies(config):
+        if config.temperature == 0 and config.num_samples > 1:
+            raise ConfigurationError(
+                f"temperature=0 gives the same reply {config.num_samples} times: set num_samples=1"
+            )
         return
     unset = {
         "prompts": None,

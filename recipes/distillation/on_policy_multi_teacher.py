@@ -79,6 +79,11 @@ async def nano_datasets(config: Config) -> TeacherDatasets:
 async def main(config: CLI) -> None:
     config = with_dataset_configs(config)
     check_keys(config)
+    if config.teacher != TeacherConfig():
+        raise ConfigurationError(
+            "teacher has no effect here, where each data set has its own: set"
+            " datasets.0.teacher_config.base_model= and so on"
+        )
     if config.dataset_builder is None:
         if not models.is_nano(config.model_name):
             raise ConfigurationError(

@@ -103,6 +103,12 @@ async def run(resolved: Resolved[Config, Batches], recipe: str) -> Path:
     """
     config, context = resolved.config, _context(resolved.config)
     check_topk(config.topk, config.model_name)
+    skipped = config.skip_first_tokens or 0
+    if config.max_tokens is not None and skipped >= config.max_tokens:
+        raise ConfigurationError(
+            f"skip_first_tokens={skipped} leaves nothing to train of completions of at most"
+            f" max_tokens={config.max_tokens} tokens; lower it"
+        )
     if context is not None and config.max_tokens is not None and config.max_tokens >= context:
         raise ConfigurationError(
             f"max_tokens={config.max_tokens} leaves no room for a prompt in {context} tokens"

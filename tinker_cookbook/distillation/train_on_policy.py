@@ -135,7 +135,7 @@ def with_located_teachers(config: C) -> C:
     """The config with the teachers' base models and the paths of their checkpoints."""
     data, student, url = config.dataset_builder, config.model_name, config.base_url
     if not isinstance(data, TeacherDatasets):
-        key = "teacher.load_checkpoint_path"
+        key = "teacher_checkpoint"
         return chz.replace(config, teacher=locate_teacher(config.teacher, student, key, url))
     if config.teacher != TeacherConfig():
         raise ConfigurationError(

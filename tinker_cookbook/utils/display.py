@@ -29,9 +29,12 @@ HEADLINES = {
     "kto_loss": "loss",
     "rm_loss": "loss",
     "forward_kl": "forward KL",
+    "sdft/forward_kl": "forward KL",
+    "sdft/reverse_kl": "reverse KL",
     "env/all/reward/total": "reward",
     "reward/total": "reward",
     "accuracy": "accuracy",
+    "test/env/all/correct": "test correct",
 }
 TOKEN_COUNTS = ("num_tokens", "env/all/total_ac_tokens")  # tokens of one step, for tokens/s
 _ROUNDING_ERROR = 1e-12  # below, e.g. the mean of rewards that sum to 0; shown as 0
