@@ -277,6 +277,8 @@ async def test_the_longest_completion_fits_into_the_context(tmp_path: Path) -> N
     ("keys", "message"),
     [
         ({"max_tokens": 512}, "max_tokens=512 leaves no room for a prompt in 512 tokens"),
+        ({"max_tokens": 4, "skip_first_tokens": 4}, "skip_first_tokens=4 leaves nothing to train"),
+        ({"topk": 4096}, "topk=4096: nano has 2048 tokens"),
         ({"topk": 0}, "topk=0: expected 1 or more"),
         ({"teacher_sync_every": 0}, "teacher_sync_every=0: expected 1 or more"),
         ({"train_on_what": TrainOnWhat.ALL_TOKENS}, "self-distillation trains on sampled replies"),
