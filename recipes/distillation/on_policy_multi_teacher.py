@@ -11,14 +11,14 @@ set. README.md shows how data sets and teachers are given.
 Without keys, nano learns sums and who has what ("Ben gave the pen to Ivy. Who has the pen?") from
 two adapters of itself. 24 steps of reinforcement learning on one of the tasks have trained each,
 once for all later runs. 60 steps of 16 + 16 prompts with 4 replies each, seeds 0, 1 and 2 (29
-November 2026, 2 CPU cores, one thread: 178 to 184 s of CPU time); held out, sampled:
+November 2026, 2 CPU cores, one thread: 178 to 193 s of CPU time); held out, sampled:
 
 | step | sums right | who has what, right |
 |---|---|---|
 | 0 | 0.48 | 0.27 |
-| 20 | 0.96, 0.95, SEED2 | 0.53, 0.53, SEED2 |
-| 40 | 0.96, 0.95, SEED2 | 0.64, 0.64, SEED2 |
-| 60 | 0.98, 0.98, SEED2 | 0.68, 0.67, SEED2 |
+| 20 | 0.96, 0.95, 0.96 | 0.53, 0.53, 0.53 |
+| 40 | 0.96, 0.95, 0.97 | 0.64, 0.64, 0.64 |
+| 60 | 0.98, 0.98, 0.97 | 0.68, 0.67, 0.67 |
 | its teacher | 0.97 | 0.70 |
 
 teacher_kl/dataset_0 falls from 1.1 to 0.002 in 20 steps, dataset_1 from 0.9 to 0.01 in 40.
