@@ -123,7 +123,6 @@ def run(
     ("words", "message"),
     [
         (("dataset={chats}", "topk=20"), "topk=20: soft targets need the teacher's probabilities"),
-        (("dataset={chats}", "topk=20", "teacher_model=nano"), "the teacher is nano itself, from"),
         (("teacher_checkpoint={teacher}", "temperature=0"), "temperature=0 gives the same reply 4"),
         (
             ("dataset={chats}", "teacher_checkpoint={teacher}"),

@@ -1,9 +1,9 @@
 """Prompt distillation, second part: train on a teacher's replies without its long prompt.
 
     ./scripts/run recipes.prompt_distillation.train                               nano, all defaults
+    ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl
     ./scripts/run recipes.prompt_distillation.train model_name=Qwen/Qwen3-8B \\
         renderer_name=qwen3_disable_thinking
-    ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl
     ./scripts/run recipes.prompt_distillation.train dataset_path=replies.jsonl task=languages
     ./scripts/run recipes.prompt_distillation.train task=languages \\
         config=configs/prompt_distillation/qwen3-8b-1xh100.yaml

@@ -94,11 +94,6 @@ def resolve(config: C, data: SupervisedDatasetBuilder) -> Resolved[C, Batches]:
     config, student = resolved.config, resolved.model_name
     teacher = locate_teacher(config.teacher, student, "teacher_checkpoint", config.base_url)
     check_teacher(teacher, student, resolved.renderer_name, config.base_url)
-    if config.load_checkpoint_path is None and teacher == TeacherConfig(base_model=student):
-        raise ConfigurationError(
-            f"the teacher is {student} itself, from which the student starts: set another base"
-            " model or a checkpoint (teacher_model=, teacher_checkpoint=)"
-        )
     if longest is not None and config.max_length is not None and config.max_length > longest:
         raise ConfigurationError(
             f"max_length={config.max_length}: the teacher {teacher.base_model} scores examples of"
