@@ -26,6 +26,7 @@ from tinker_cookbook.rl.config import KLReferenceConfig
 from tinker_cookbook.rl.problem_config import ProblemConfig
 from tinker_cookbook.rl.testing import rows_of
 from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.training import run_directory
 from tinker_cookbook.training.resolve import set_unset_fields
 
 
@@ -167,7 +168,7 @@ async def test_runs_that_start_at_once_share_nanos_teacher(
 ) -> None:
     monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(tmp_path))
     monkeypatch.setattr(nano_teachers, "_DATA", {"sums": Arithmetic(num_batches=1, test_size=1)})
-    monkeypatch.setattr(nano_teachers, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(run_directory, "LOCK_POLL_SECONDS", 0.02)
     student = ProblemConfig(display="none", engine=EngineConfig(num_threads=1))
     first, second = await asyncio.gather(
         *(nano_teachers.train_teacher("sums", student) for _ in range(2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,8 @@ from tinker_cookbook.rl.problem_config import ProblemConfig, resolve_problem_con
 from tinker_cookbook.rl.types import RLDatasetBuilder
 from tinker_cookbook.service import locate_checkpoint
 from tinker_cookbook.training.config import ProgramConfig
+from tinker_cookbook.training.run_directory import wait_for_lock
 from tinker_cookbook.training.stages import program_directory
-from tinker_cookbook.utils.files import FileLock
 
 Task = Literal["sums", "who_has"]
 STEPS = 24
@@ -26,7 +25,6 @@ _DATA: Mapping[Task, RLDatasetBuilder] = {
     "sums": Arithmetic(num_batches=STEPS),
     "who_has": WhoHas(num_batches=STEPS),
 }
-POLL_SECONDS = 0.5
 
 
 async def train_teacher(task: Task, student: ProgramConfig) -> str:
@@ -46,14 +44,15 @@ async def train_teacher(task: Task, student: ProgramConfig) -> str:
     recipe = f"nano-teacher-{task}"
     resolved = resolve_problem_config(config, RL_DEFAULTS, _DATA[task])
     directory = program_directory(resolved.config, recipe)
-    lock = await _wait_for_lock(directory)
+    lock = await wait_for_lock(directory)
     try:
         print(f"teacher: {directory}", flush=True)
         await train.run(resolved, recipe)
     except RunFinished:
         _check_weights(directory, student.base_url)
     finally:
-        lock.close()
+        if lock is not None:
+            lock.close()
     return str(directory)
 
 
@@ -67,15 +66,3 @@ def _check_weights(directory: Path, base_url: str | None) -> None:
         raise ConfigurationError(
             f"{error}; delete {directory} to train nano's teacher again"
         ) from None
-
-
-async def _wait_for_lock(directory: Path) -> FileLock:
-    lock_file = directory.with_name(f".{directory.name}.lock")
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    waiting = False
-    while (lock := FileLock.take(lock_file, wait=False)) is None:
-        if not waiting:
-            print(f"waiting for another process, which trains {directory}", flush=True)
-        waiting = True
-        await asyncio.sleep(POLL_SECONDS)
-    return lock

@@ -8,12 +8,12 @@ import pytest
 from recipes.distillation import sampling
 from recipes.distillation.sampling import TeacherReplies
 from tinker_cookbook.completers import TinkerMessageCompleter
-from tinker_cookbook.distillation import teacher_samples
 from tinker_cookbook.distillation.teacher import TeacherConfig
 from tinker_cookbook.renderers import Message, get_renderer
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.testing import ScriptedEngine, scripted_service, scripted_text
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training import run_directory
 
 
 async def test_runs_at_the_same_time_share_the_replies(
@@ -27,7 +27,7 @@ async def test_runs_at_the_same_time_share_the_replies(
         return TinkerMessageCompleter(client, renderer, 8)
 
     monkeypatch.setattr(sampling, "completer_from", completer_from)
-    monkeypatch.setattr(teacher_samples, "LOCK_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(run_directory, "LOCK_POLL_SECONDS", 0.01)
     monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(tmp_path / "runs"))
     replies = TeacherReplies(
         teacher=TeacherConfig(base_model="nano"),

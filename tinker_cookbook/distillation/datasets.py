@@ -48,12 +48,11 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 DEEPMATH, TULU3 = "zwhe99/DeepMath-103K", "allenai/tulu-3-sft-mixture"
-_OVERHEAD = 32  # tokens that a chat template adds to a prompt, at most
 Conversation = list[Message]
 
 
 class PromptOnlyEnv(Env):
-    """One reply to a prompt, with reward 0: what it is worth is for the teacher to say."""
+    """One reply to a prompt, with reward 0."""
 
     def __init__(
         self,
@@ -90,10 +89,10 @@ def load_deepmath_prompts(split: str = "train") -> list[str]:
 
 def load_tulu3_prompts(split: str = "train") -> list[str]:
     """The first user message of each conversation of the Tülu 3 mixture."""
-    prompts = []
+    prompts: list[str] = []
     for row in _open(TULU3, split, "messages"):
-        texts = (m["content"] for m in row["messages"] if m["role"] == "user" and m["content"])
-        prompts += [str(text) for text in [next(texts, None)] if text]
+        texts = [m["content"] for m in row["messages"] if m["role"] == "user" and m["content"]]
+        prompts += map(str, texts[:1])
     return prompts
 
 
@@ -155,7 +154,8 @@ class PromptOnlyDatasetBuilder(RLDatasetBuilder):
         renderer_name = self.needed("renderer_name", self.renderer_name)
         renderer = get_renderer(renderer_name, get_tokenizer(model), model_name=model)
         every = self.load_prompts()
-        prompts = [prompt for prompt in every if self._fits(prompt, renderer)]
+        overhead = _num_tokens("", renderer)
+        prompts = [prompt for prompt in every if self._fits(prompt, renderer, overhead)]
         if not prompts:
             raise DataValidationError(
                 f"{self.name()}: none of the {len(every)} prompts has at most"
@@ -181,12 +181,16 @@ class PromptOnlyDatasetBuilder(RLDatasetBuilder):
             num_epochs=self.num_epochs,
         ), None
 
-    def _fits(self, prompt: str | Conversation, renderer: Renderer) -> bool:
+    def _fits(self, prompt: str | Conversation, renderer: Renderer, overhead: int) -> bool:
+        """overhead: tokens that the chat template adds to a prompt."""
         # a token has at least one byte, so most prompts need not be tokenized
-        if isinstance(prompt, str) and len(prompt.encode()) + _OVERHEAD <= self.max_prompt_tokens:
+        if isinstance(prompt, str) and len(prompt.encode()) + overhead <= self.max_prompt_tokens:
             return True
-        env = PromptOnlyEnv(prompt, renderer)
-        return renderer.build_generation_prompt(env.messages).length <= self.max_prompt_tokens
+        return _num_tokens(prompt, renderer) <= self.max_prompt_tokens
+
+
+def _num_tokens(prompt: str | Conversation, renderer: Renderer) -> int:
+    return renderer.build_generation_prompt(PromptOnlyEnv(prompt, renderer).messages).length
 
 
 @dataclass(frozen=True)

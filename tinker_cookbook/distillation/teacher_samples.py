@@ -7,9 +7,7 @@ the tokens that the teacher sampled. Replies that would be changed on the way ar
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +23,13 @@ from tinker_cookbook.renderers.chats import Chat, SampleProblem, parse_row
 from tinker_cookbook.supervised.data import Datasets, render_chats
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.fields import NON_NEGATIVE, SEED
+from tinker_cookbook.training.run_directory import wait_for_lock
 from tinker_cookbook.training.sample_file import Row, SampleFile, SavedRow, plain_messages
 from tinker_cookbook.utils.data_identity import file_identity
-from tinker_cookbook.utils.files import LOCKS_UNSUPPORTED, FileLock, existing_file
+from tinker_cookbook.utils.files import existing_file
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
 
-logger = logging.getLogger(__name__)
-
-LOCK_POLL_SECONDS = 0.5
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # a decoder's sign for bytes that are no UTF-8
 
 
@@ -108,38 +104,12 @@ async def sample_replies(
         "temperature": teacher.temperature,
     }
     repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-    lock = await _lock(path)
+    lock = await wait_for_lock(path)
     try:
         await samples_file(path).complete({**settings, **sampling}, repeated, make_row)
     finally:
         if lock is not None:
             lock.close()
-
-
-async def _lock(path: Path) -> FileLock | None:
-    """Keep other processes from writing to the file; wait for one that does. None: the file system
-    has no locks."""
-    lock_file = path.with_name(f".{path.name}.lock")
-    waiting = False
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while (lock := FileLock.take(lock_file, wait=False)) is None:
-            if not waiting:
-                print(f"{path}: waiting for another process that writes to it", flush=True)
-            waiting = True
-            await asyncio.sleep(LOCK_POLL_SECONDS)
-    except OSError as error:
-        if error.errno in LOCKS_UNSUPPORTED:
-            logger.warning(
-                "%s: this file system does not support locks (%s); do not sample to this file in a"
-                " second process",
-                *(path, error),
-            )
-            return None
-        raise ConfigurationError(
-            f"{path} cannot be written ({error.strerror}); choose another path"
-        ) from None
-    return lock
 
 
 async def _sample_row(

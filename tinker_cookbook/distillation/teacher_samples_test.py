@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tinker_cookbook.completers import TinkerMessageCompleter
-from tinker_cookbook.distillation import teacher_samples
 from tinker_cookbook.distillation.teacher_samples import (
     TeacherSamples,
     count_problems,
@@ -30,6 +29,7 @@ from tinker_cookbook.sequences import from_datum
 from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 from tinker_cookbook.testing import Asked, ScriptedEngine, scripted_service
 from tinker_cookbook.tokenizer_utils import get_tokenizer
+from tinker_cookbook.training import run_directory
 from tinker_cookbook.training.sample_file import SavedRow
 
 PROMPTS = [[Message(role="user", content=f"What is {n} + 2?")] for n in range(6)]
@@ -115,7 +115,7 @@ async def test_two_programs_do_not_write_to_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second waits for the first, and finds its rows."""
-    monkeypatch.setattr(teacher_samples, "LOCK_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(run_directory, "LOCK_POLL_SECONDS", 0.01)
     path, engine = tmp_path / "new" / "samples.jsonl", Teacher()
     teacher = await completer(engine, tmp_path)
     programs = [sample_replies(path, teacher, PROMPTS, seed=0, settings=SETTINGS) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -21,13 +22,14 @@ logger = logging.getLogger(__name__)
 LogDirBehavior = Literal["resume", "skip", "delete", "raise", "ask"]
 
 LOCK_FILE = ".lock"
+LOCK_POLL_SECONDS = 0.5
 # A directory is treated as a run, which may be deleted, only if it has one of these files.
 # config.json is not among them because model directories have one, too.
 RUN_MARKER_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
 # everything a run writes, except the links to its checkpoints (`remove_links`)
 _RUN_ARTIFACT_PATTERNS = (
     *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
-    "reference_logprobs.jsonl*",
+    *("reference_logprobs.jsonl*", "teacher_checkpoints.jsonl*"),
     *("iteration_*", "timing_*", "trace_*", "wandb"),
 )
 
@@ -70,6 +72,35 @@ class RunLock:
         """Release the lock; a second call does nothing."""
         if self._lock is not None:
             self._lock.close()
+
+
+async def wait_for_lock(path: Path) -> FileLock | None:
+    """Keep other processes from writing to a file or directory; wait for one that does.
+
+    The lock file stands beside it. None, with a warning: the file system has no locks. Raises
+    ConfigurationError if its directory cannot be written.
+    """
+    lock_file = path.with_name(f".{path.name}.lock")
+    waiting = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while (lock := FileLock.take(lock_file, wait=False)) is None:
+            if not waiting:
+                print(f"{path}: waiting for another process that writes to it", flush=True)
+            waiting = True
+            await asyncio.sleep(LOCK_POLL_SECONDS)
+    except OSError as error:
+        if error.errno in LOCKS_UNSUPPORTED:
+            logger.warning(
+                "%s: this file system does not support locks (%s); do not write to it in a second"
+                " process",
+                *(path, error),
+            )
+            return None
+        raise ConfigurationError(
+            f"{path} cannot be written ({error.strerror}); choose another path"
+        ) from None
+    return lock
 
 
 def _describe_holder(lock_file: Path) -> str:

@@ -68,7 +68,8 @@ class Display:
         self._mode = mode
         self._console = Console(file=self._stream, highlight=False)
         self._total, self._unit = total_steps, unit
-        self._headlines = HEADLINES | dict(headlines or {})
+        own = dict(headlines or {})  # in their own order
+        self._headlines = {key: HEADLINES[key] for key in HEADLINES if key not in own} | own
         # expected seconds of evaluations after a step, for the ETA; set by `Evaluations`
         self.evaluations_after: Callable[[int], float] = lambda step: 0.0
         self._last_end = 0.0
