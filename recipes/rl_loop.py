@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 import chz
 import tinker
 
-from recipes.math_rl.boxed_env import REQUEST
 from recipes.math_rl.gsm8k import Gsm8k
-from recipes.math_rl.math_grading import extract_boxed, grade_answer
 from tinker_cookbook import sequences
 from tinker_cookbook.checkpoint_utils import start_training_client
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import derive_seed
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.math_problems.boxed_prompt import REQUEST
+from tinker_cookbook.math_problems.math_grading import extract_boxed, grade_answer
 from tinker_cookbook.nano import tasks
 from tinker_cookbook.renderers import get_renderer, get_text_content
 from tinker_cookbook.rl.defaults import RL_DEFAULTS

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import chz
 
-from recipes.math_rl.answer_text import extract_gsm8k_final_answer
-from recipes.math_rl.gsm8k import CONFIGURATION
-from recipes.math_rl.last_number import last_number
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.math_problems.answer_text import extract_gsm8k_final_answer
+from tinker_cookbook.math_problems.gsm8k import CONFIGURATION
+from tinker_cookbook.math_problems.last_number import last_number
 from tinker_cookbook.renderers import Message, get_text_content
 from tinker_cookbook.renderers.chats import RowReader
 from tinker_cookbook.supervised.data import HubChats, Splits

@@ -42,11 +42,11 @@ from recipes.math_rl.pass_at_k import (
     resolve_ks,
     summary,
 )
-from recipes.math_rl.problems import Problem
 from tinker_cookbook import models
 from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.completers import completer_from, derive_seed
 from tinker_cookbook.exceptions import AllTrajectoriesFailedError
+from tinker_cookbook.math_problems.problem_rows import Problem
 from tinker_cookbook.rl import transcripts
 from tinker_cookbook.rl.types import TrajectoryGroup
 from tinker_cookbook.service import EngineConfig, locate_checkpoint

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 
-from recipes.math_rl import aime, problems
+from recipes.math_rl import aime
 from recipes.math_rl.aime_data import DEFAULT, HUB, YEARS, Aime, aime_answer, chosen_years
 from recipes.math_rl.pass_at_k import pass_at_k
 from tinker_cookbook.cli_utils import parse
@@ -21,6 +21,7 @@ from tinker_cookbook.exceptions import (
     ConfigurationError,
     DataFormatError,
 )
+from tinker_cookbook.math_problems import problem_rows
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.rl.transcripts import read_rollouts
 from tinker_cookbook.testing import (
@@ -105,7 +106,7 @@ def test_copies_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         asked.append((path, configuration, split))
         return open_rows(table)
 
-    monkeypatch.setattr(problems, "open_rows", load)
+    monkeypatch.setattr(problem_rows, "open_rows", load)
     year = HUB[name].year
     by_name = Aime(**NANO, path=name, year=year).problems()
     assert [(each.question, each.answer) for each in by_name] == [("?", "25")] * len(asked)

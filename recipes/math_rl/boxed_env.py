@@ -2,20 +2,10 @@ r"""Single-turn environment for a math problem: grades the last `\boxed{}` of th
 
 from __future__ import annotations
 
-from recipes.math_rl.math_grading import extract_boxed, grade_answer
+from tinker_cookbook.math_problems.boxed_prompt import REQUEST
+from tinker_cookbook.math_problems.math_grading import extract_boxed, grade_answer
 from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv
-
-REQUEST = " Put the answer in \\boxed{}."
-"""Appended to every question. nano saw exactly this wording in pre-training."""
-
-ONE_SHOT = [
-    Message(role="user", content="A box holds 24 pens and a third of them are red. How many pens"
-    " are not red?" + REQUEST),
-    Message(role="assistant", content="A third of 24 is 24 / 3 = 8, so 24 - 8 = 16 pens are not"
-    " red. \\boxed{16}"),
-]  # fmt: skip
-"""Shows the expected format to models that do not follow instructions well."""
 
 
 class MathEnv(ProblemEnv):

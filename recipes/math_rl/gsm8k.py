@@ -1,9 +1,4 @@
-"""GSM8K (Cobbe et al. 2021): 7,473 grade-school word problems for training, 1,319 for testing.
-
-On the hub: openai/gsm8k, configuration `main`, splits train and test, columns `question` and
-`answer`. An answer is a solution that ends in `#### 18` (source: the data card and the files of
-github.com/openai/grade-school-math).
-"""
+"""GSM8K: 7,473 grade-school word problems for training, 1,319 for testing."""
 
 from __future__ import annotations
 
@@ -12,10 +7,8 @@ from pathlib import Path
 import chz
 
 from recipes.math_rl.math_datasets import BoxedAnswers
-from recipes.math_rl.math_grading import extract_gsm8k_final_answer
-from recipes.math_rl.problems import Columns, Problem, read_problems
-
-CONFIGURATION = "main"
+from tinker_cookbook.math_problems import gsm8k
+from tinker_cookbook.math_problems.problem_rows import Columns, Problem
 
 
 @chz.chz
@@ -23,19 +16,19 @@ class Gsm8k(BoxedAnswers):
     """GSM8K. A directory has train.jsonl and test.jsonl (or parquet); a file has no test split."""
 
     path: str = chz.field(
-        default="openai/gsm8k", doc="name on the hub, path of a local copy, or a training file"
+        default=gsm8k.HUB, doc="name on the hub, path of a local copy, or a training file"
     )
 
     def default_max_tokens(self) -> int:
         return 512
 
     def columns(self) -> Columns:
-        return Columns("question", "answer", extract_gsm8k_final_answer)
+        return gsm8k.COLUMNS
 
     def train_problems(self) -> list[Problem]:
-        return read_problems(self.path, self.columns(), "train", CONFIGURATION)
+        return gsm8k.read_gsm8k(self.path, "train")
 
     def test_problems(self) -> list[Problem] | None:
         if self.test_path is not None or Path(self.path).expanduser().is_file():
             return super().test_problems()
-        return read_problems(self.path, self.columns(), "test", CONFIGURATION)
+        return gsm8k.read_gsm8k(self.path, "test")

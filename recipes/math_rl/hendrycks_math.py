@@ -5,8 +5,7 @@ be used for training. On the hub:
 
 - EleutherAI/hendrycks_math: seven configurations (subjects), splits train and test,
   columns `problem`, `level`, `type`, `solution`; the answer is in the solution's `\boxed{}`;
-- HuggingFaceH4/MATH-500: split test, columns `problem`, `solution`, `answer`, `subject`, `level`,
-  `unique_id`.
+- HuggingFaceH4/MATH-500: see `math_problems.math500`.
 
 Columns are checked when the data is loaded.
 """
@@ -18,9 +17,9 @@ from pathlib import Path
 import chz
 
 from recipes.math_rl.math_datasets import BoxedAnswers
-from recipes.math_rl.math_grading import extract_boxed
-from recipes.math_rl.problems import Columns, Problem, read_problems
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.math_problems import math500
+from tinker_cookbook.math_problems.problem_rows import Columns, Problem, read_problems
 
 SUBJECTS = (
     "algebra",
@@ -31,11 +30,6 @@ SUBJECTS = (
     "prealgebra",
     "precalculus",
 )
-TEST = "HuggingFaceH4/MATH-500"
-TEST_FILES = (
-    "math500.jsonl",
-    "math500.parquet",
-)  # in a local directory, next to the training files
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
@@ -58,7 +52,7 @@ class Math(BoxedAnswers):
     )
 
     def columns(self) -> Columns:
-        return Columns("problem", "solution", extract_boxed)
+        return math500.MATH_COLUMNS
 
     def train_problems(self) -> list[Problem]:
         local = Path(self.path).expanduser()
@@ -72,7 +66,7 @@ class Math(BoxedAnswers):
                 for problem in read_problems(self.path, self.columns(), split, subject)
             ]
         files = [f for f in sorted(local.iterdir()) if f.suffix in _SUFFIXES]
-        files = [f for f in files if f.name not in TEST_FILES]
+        files = [f for f in files if f.name not in math500.FILES]
         if not files:
             raise ConfigurationError(
                 f"path={self.path}: has no training problems; expected files ending in one of "
@@ -81,7 +75,6 @@ class Math(BoxedAnswers):
         return [p for file in files for p in read_problems(str(file), self.columns())]
 
     def test_problems(self) -> list[Problem]:
-        directory = Path(self.test_path or self.path).expanduser()
-        found = [str(directory / name) for name in TEST_FILES if (directory / name).is_file()]
-        path = found[0] if found else self.test_path or TEST
-        return read_problems(path, Columns("problem", "answer", instead=self.columns()), "test")
+        where = self.test_path or self.path
+        path = math500.local_file(where) or self.test_path or math500.HUB
+        return math500.read_math500(path)

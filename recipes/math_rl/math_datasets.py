@@ -7,16 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import chz
 
-from recipes.math_rl.boxed_env import ONE_SHOT, MathEnv
-from recipes.math_rl.problems import (
-    Columns,
-    Problem,
-    ProblemDataset,
-    drop_held_out,
-    read_problems,
-    sample_problems,
-)
+from recipes.math_rl.boxed_env import MathEnv
+from recipes.math_rl.problems import ProblemDataset, drop_held_out, sample_problems
 from tinker_cookbook.exceptions import ConfigurationError, DataValidationError
+from tinker_cookbook.math_problems.boxed_prompt import ONE_SHOT
+from tinker_cookbook.math_problems.problem_rows import Columns, Problem, read_problems
 from tinker_cookbook.renderers import Renderer, get_renderer
 from tinker_cookbook.rl.types import Env, RLDataset, RLDatasetBuilder
 from tinker_cookbook.tokenizer_utils import get_tokenizer

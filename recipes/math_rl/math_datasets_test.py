@@ -11,6 +11,7 @@ from typing import Any
 import chz
 import pytest
 
+from recipes.math_rl import math_env as known_names
 from recipes.math_rl.arithmetic import Arithmetic, SumEnv
 from recipes.math_rl.boxed_env import MathEnv
 from recipes.math_rl.deepmath import DeepMath
@@ -19,8 +20,10 @@ from recipes.math_rl.hendrycks_math import Math
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.math_rl.own_problems import OwnProblems
 from recipes.math_rl.polaris import Polaris
-from recipes.math_rl.problems import Problem, ProblemDataset, drop_held_out, sample_problems
+from recipes.math_rl.problems import ProblemDataset, drop_held_out, sample_problems
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError, DataValidationError
+from tinker_cookbook.math_problems.math_grading import normalize_answer
+from tinker_cookbook.math_problems.problem_rows import Problem
 from tinker_cookbook.nano.tasks import held_out_pair
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder
@@ -366,3 +369,22 @@ def test_identity_follows_the_content_of_local_files(tmp_path: Path) -> None:
     other = OwnProblems(path=write(tmp_path / "c" / "x.jsonl", [row, row])).identity()
     assert one == same != other
     assert Counter(Polaris().identity()) == Counter()
+
+
+def test_known_names() -> None:
+    assert known_names.safe_grade("\\frac{2}{4}", "1/2") is True
+    with pytest.raises(ConfigurationError, match=r"grader='math_verify': the only grader is"):
+        known_names.safe_grade("1", "1", grader="math_verify")
+    assert normalize_answer(" \\boxed{5.} ") == "5"
+    make = known_names.get_math_dataset_builder
+    data = make("gsm8k", 8, "nano", "qwen3_instruct", group_size=4, seed=3)
+    assert data == known_names.Gsm8kDatasetBuilder(8, "nano", "qwen3_instruct", 4, 3)
+    assert data == Gsm8k(
+        model_name_for_tokenizer="nano",
+        renderer_name="qwen3_instruct",
+        group_size=4,
+        groups_per_batch=8,
+        seed=3,
+    )
+    with pytest.raises(ConfigurationError, match=r"dataset_name='gsm9k': set one of arithmetic"):
+        make("gsm9k", 8, "nano", "qwen3_instruct", 4)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from recipes.math_rl.boxed_env import MathEnv
-from recipes.math_rl.math_grading import grade_answer
 from recipes.math_rl.train import ENVS
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.math_problems.math_grading import grade_answer
 from tinker_cookbook.rl.types import RLDatasetBuilder
 
 __all__ = ["Gsm8kDatasetBuilder", "MathEnv", "get_math_dataset_builder", "safe_grade"]

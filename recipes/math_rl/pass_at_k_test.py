@@ -15,8 +15,9 @@ from recipes.math_rl.pass_at_k import (
     pass_at_k_metrics,
     summary,
 )
-from recipes.math_rl.problems import Problem, ProblemDataset
+from recipes.math_rl.problems import ProblemDataset
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.math_problems.problem_rows import Problem
 from tinker_cookbook.renderers import get_renderer
 from tinker_cookbook.testing import ScriptedEngine, scripted_service, scripted_text
 from tinker_cookbook.tokenizer_utils import get_tokenizer

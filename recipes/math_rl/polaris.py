@@ -9,7 +9,7 @@ from __future__ import annotations
 import chz
 
 from recipes.math_rl.math_datasets import BoxedAnswers
-from recipes.math_rl.problems import Columns
+from tinker_cookbook.math_problems.problem_rows import Columns
 
 
 @chz.chz

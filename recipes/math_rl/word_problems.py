@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import chz
 
-from recipes.math_rl.last_number import last_number
 from recipes.math_rl.math_datasets import MathDatasetBuilder
 from recipes.math_rl.problems import generate_datasets
 from recipes.math_rl.word_problem_templates import (
@@ -27,6 +26,7 @@ from recipes.math_rl.word_problem_templates import (
     operands,
 )
 from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.math_problems.last_number import last_number
 from tinker_cookbook.nano.tasks import Split
 from tinker_cookbook.renderers import Message, Renderer
 from tinker_cookbook.rl.problem_env import ProblemEnv, ProblemGroupBuilder

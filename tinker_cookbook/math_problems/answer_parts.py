@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from recipes.math_rl import answer_text, answer_units, latex_expression
-from recipes.math_rl.answer_units import Unit
+from tinker_cookbook.math_problems import answer_text, answer_units, latex_expression
+from tinker_cookbook.math_problems.answer_units import Unit
 
 MAX_ITEMS = 200
 

@@ -11,9 +11,9 @@ from typing import Any
 import datasets
 import pytest
 
-from recipes.math_rl.math_grading import grade_answer
-from recipes.math_rl.problems import Columns, read_problems
 from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.math_problems.math_grading import grade_answer
+from tinker_cookbook.math_problems.problem_rows import Columns, read_problems
 
 COLUMNS = Columns("problem", "answer")
 

@@ -1,8 +1,8 @@
 """Worker process that compares two answers mathematically.
 
 `grading_process` runs this file. Protocol: one JSON line in (`{"given": "1/2", "truth": "0.5",
-"seconds": 1.0}`), one out (`{"same": true}`). It imports nothing of `tinker_cookbook`, so that it
-starts in half a second and holds no model.
+"seconds": 1.0}`), one out (`{"same": true}`). It imports no torch, so that it starts in half a
+second and stays small.
 
 The answers are written by a model: `9**9**9**9` or a thousand nested brackets could use up all time
 and memory. So each request has a CPU limit, enforced by a signal that kills the process, which no
@@ -39,7 +39,7 @@ def main() -> None:
     logging.disable()
     sys.setrecursionlimit(5000)  # a sum of 400 terms is a tree of depth 400
     try:
-        from recipes.math_rl.answer_equality import answers_equal
+        from tinker_cookbook.math_problems.answer_equality import answers_equal
 
         _grade(
             answers_equal, "\\frac{\\sqrt{2}}{2}x", "\\sin(1) + 2.5"

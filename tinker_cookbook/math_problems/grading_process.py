@@ -25,7 +25,9 @@ START_SECONDS = 120.0  # importing sympy takes half a second, but far longer on 
 # Wall-clock limit of an answer: this plus 20 s for each CPU second it may use.
 _GRACE_SECONDS = 30.0
 _WORKER = Path(__file__).with_name("equality_worker.py")
-_ROOT = Path(__file__).parents[2]  # added to PYTHONPATH, so that the worker can import `recipes`
+_ROOT = Path(__file__).parents[
+    2
+]  # added to PYTHONPATH, so that the worker can import `tinker_cookbook`
 
 
 class _WorkerDied(Exception):

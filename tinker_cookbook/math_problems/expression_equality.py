@@ -18,8 +18,14 @@ import sympy
 from sympy import Expr, Integer, MatrixBase, Rational
 from sympy.core.evalf import evalf
 
-from recipes.math_rl.expression_values import NotReal, Undefined, Value, evaluate, evaluate_real
-from recipes.math_rl.latex_expression import Node, Unreadable, parse, symbols, walk
+from tinker_cookbook.math_problems.expression_values import (
+    NotReal,
+    Undefined,
+    Value,
+    evaluate,
+    evaluate_real,
+)
+from tinker_cookbook.math_problems.latex_expression import Node, Unreadable, parse, symbols, walk
 
 MAX_DIGITS = 40_000
 Values = Mapping[str, Expr]

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import sympy
 from sympy import Expr, ImmutableMatrix, Integer, Poly, Rational
 
-from recipes.math_rl.latex_expression import CONSTANTS, TRIGONOMETRIC, Node
+from tinker_cookbook.math_problems.latex_expression import CONSTANTS, TRIGONOMETRIC, Node
 
 MAX_BITS = 300_000  # of an integer; 2006! has 19,000
 MAX_FACTORIAL = 20_000

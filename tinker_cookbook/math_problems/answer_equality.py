@@ -15,8 +15,8 @@ from fractions import Fraction
 import sympy
 from sympy import Expr, MatrixBase
 
-from recipes.math_rl import answer_parts, answer_text, answer_units
-from recipes.math_rl.answer_parts import (
+from tinker_cookbook.math_problems import answer_parts, answer_text, answer_units
+from tinker_cookbook.math_problems.answer_parts import (
     BasedNumber,
     Date,
     Items,
@@ -26,15 +26,15 @@ from recipes.math_rl.answer_parts import (
     Relation,
     SetExpression,
 )
-from recipes.math_rl.expression_equality import (
+from tinker_cookbook.math_problems.expression_equality import (
     expressions_equal,
     numbers_equal,
     parse_readings,
     to_fraction,
     values_at_points,
 )
-from recipes.math_rl.expression_values import Undefined, evaluate
-from recipes.math_rl.latex_expression import Node, Unreadable, symbols
+from tinker_cookbook.math_problems.expression_values import Undefined, evaluate
+from tinker_cookbook.math_problems.latex_expression import Node, Unreadable, symbols
 
 
 def answers_equal(given: str, truth: str) -> bool:

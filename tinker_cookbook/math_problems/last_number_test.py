@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.math_rl.last_number import last_number
+from tinker_cookbook.math_problems.last_number import last_number
 
 
 @pytest.mark.parametrize(

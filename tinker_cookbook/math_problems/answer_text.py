@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from recipes.math_rl.latex_expression import FUNCTION_NAMES, GREEK
+from tinker_cookbook.math_problems.latex_expression import FUNCTION_NAMES, GREEK
 
 MAX_CHARACTERS = 1000  # longer answers are not parsed; known answers have fewer than 200
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipes.math_rl import (
+from tinker_cookbook.math_problems import (
     answer_parts,
     answer_text,
     expression_equality,
@@ -27,18 +27,14 @@ from recipes.math_rl import (
     grading_process,
     hand_written_pairs,
     hard_pairs,
-    math_env,
     math_grading,
 )
-from recipes.math_rl.gsm8k import Gsm8k
-from recipes.math_rl.math_grading import (
+from tinker_cookbook.math_problems.math_grading import (
     extract_boxed,
     extract_gsm8k_final_answer,
     grade_answer,
-    normalize_answer,
     run_with_timeout_signal,
 )
-from tinker_cookbook.exceptions import ConfigurationError
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -84,25 +80,6 @@ def test_gsm8k_final_answer() -> None:
     for text in ("4", "####", "#### \n"):
         with pytest.raises(ValueError, match="####"):
             extract_gsm8k_final_answer(text)
-
-
-def test_known_names() -> None:
-    assert math_env.safe_grade("\\frac{2}{4}", "1/2") is True
-    with pytest.raises(ConfigurationError, match=r"grader='math_verify': the only grader is"):
-        math_env.safe_grade("1", "1", grader="math_verify")
-    assert normalize_answer(" \\boxed{5.} ") == "5"
-    make = math_env.get_math_dataset_builder
-    data = make("gsm8k", 8, "nano", "qwen3_instruct", group_size=4, seed=3)
-    assert data == math_env.Gsm8kDatasetBuilder(8, "nano", "qwen3_instruct", 4, 3)
-    assert data == Gsm8k(
-        model_name_for_tokenizer="nano",
-        renderer_name="qwen3_instruct",
-        group_size=4,
-        groups_per_batch=8,
-        seed=3,
-    )
-    with pytest.raises(ConfigurationError, match=r"dataset_name='gsm9k': set one of arithmetic"):
-        make("gsm9k", 8, "nano", "qwen3_instruct", 4)
 
 
 def test_a_function_that_takes_too_long() -> None:
@@ -400,8 +377,8 @@ def test_a_worker_that_cannot_start_is_an_error(
 
 PROGRAM = """
 import os, threading, time
-from recipes.math_rl import grading_process
-from recipes.math_rl.math_grading import grade_answer
+from tinker_cookbook.math_problems import grading_process
+from tinker_cookbook.math_problems.math_grading import grade_answer
 grade_answer("x+1", "1+x")
 print(grading_process._pool._idle[0]._process.pid, flush=True)
 threading.Thread(target=grade_answer, args=("9^{9^{9^9}}", "x", 2.0), daemon=True).start()
