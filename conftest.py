@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TINKER_TELEMETRY", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("INSPECT_DISPLAY", "none")
 # One thread in each of the processes that run the tests, for tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
