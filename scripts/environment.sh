@@ -1,6 +1,7 @@
 # Sourced by the other scripts: makes .venv on first use and says where it is.
 #
-#   ensure_environment base|dev|bench    installs what is missing, sets $python (call it with `-m module`)
+#   ensure_environment base|EXTRA    installs what is missing, sets $python (call it with `-m module`);
+#                                    EXTRA: one of pyproject.toml's, e.g. dev
 #
 # PYTHON=        interpreter to use (default: the first python3 that is new enough)
 # TORCH_INDEX=   index that torch is installed from, e.g. the one with PyTorch's CPU wheels
@@ -52,7 +53,7 @@ install() {
     local extra=$1 started=$SECONDS target=$root
     [[ $extra == base ]] || target="$root[$extra]"
     if same_environment; then
-        say "Updating .venv (log: $log)"
+        say "Updating .venv${extra:+ with $extra} (log: $log)"
     else
         local interpreter
         interpreter=$(find_interpreter)

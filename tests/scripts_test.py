@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,32 @@ def test_the_first_call_installs_and_the_second_does_not(checkout: Checkout) -> 
     code, out, err = checkout.run("scripts/run", "program.x")
     assert (code, out, err) == (0, f"{checkout.elsewhere}|-m program.x\n", "")
     assert checkout.calls() == []
+
+
+def test_extras_that_a_module_or_a_key_needs_are_installed_once(checkout: Checkout) -> None:
+    checkout.run("scripts/run", "x")
+    checkout.calls()
+    evaluation = ("tinker_cookbook.eval.run_inspect_evals", "tasks=gsm8k")
+    code, out, err = checkout.run("scripts/run", *evaluation, "wandb_project=my project")
+    assert code == 0 and out.endswith("|-m " + " ".join(evaluation) + " wandb_project=my project\n")
+    assert [line.rpartition("[")[2] for line in checkout.calls()] == ["eval]", "wandb]"]
+    assert "Updating .venv with eval" in err and "Updating .venv with wandb" in err
+    checkout.run("scripts/run", "recipes.sl_basic", "wandb_project=x", "wandb_name=y")
+    checkout.run("scripts/run", "x", "tinker_cookbook.evaluation", "inline_evals=None", "#")
+    assert checkout.calls() == []
+    checkout.run("scripts/run", "recipes.chat_sl.train", "inline_evals=inspect")
+    assert checkout.calls() == []
+    assert extras_of(checkout) <= optional_dependencies()
+
+
+def extras_of(checkout: Checkout) -> set[str]:
+    lines = (checkout.root / "scripts/extras").read_text().splitlines()
+    return {line.split()[1] for line in lines if not line.startswith("#")}
+
+
+def optional_dependencies() -> set[str]:
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    return set(tomllib.loads(text)["project"]["optional-dependencies"])
 
 
 def test_without_words_run_says_what_to_write(checkout: Checkout) -> None:
