@@ -65,6 +65,11 @@ NAMES = {
     "tinker_cookbook.preference.preference_datasets": "ComparisonDatasetBuilder"
     " ComparisonBuilderFromJsonl ChatDatasetBuilderFromComparisons",
     "tinker_cookbook.preference.dpo_datasets": "DPODatasetBuilderFromComparisons",
+    "tinker_cookbook.eval": "Evaluator EvaluatorBuilder SamplingClientEvaluator"
+    " SamplingClientEvaluatorBuilder TrainingClientEvaluator",
+    "tinker_cookbook.eval.evaluators": "Evaluator EvaluatorBuilder SamplingClientEvaluator"
+    " SamplingClientEvaluatorBuilder TrainingClientEvaluator",
+    "tinker_cookbook.eval.inspect_utils": "InspectAPIFromTinkerSampling",
     "tinker_cookbook.checkpoint_utils": "CheckpointRecord get_last_checkpoint"
     " load_checkpoints_file save_checkpoint save_checkpoint_async CheckpointManager"
     " resolve_renderer_name_from_checkpoint_or_default"
@@ -114,17 +119,6 @@ NAMES = {
 
 # Packages that are not there yet, with what must be in them once they are.
 NOT_YET = {
-    "tinker_cookbook.eval": {
-        "tinker_cookbook.eval": "Evaluator EvaluatorBuilder SamplingClientEvaluator"
-        " SamplingClientEvaluatorBuilder TrainingClientEvaluator",
-        "tinker_cookbook.eval.evaluators": "Evaluator EvaluatorBuilder SamplingClientEvaluator"
-        " SamplingClientEvaluatorBuilder TrainingClientEvaluator",
-        "tinker_cookbook.eval.inspect_evaluators": "InspectEvaluatorBuilder",
-        "tinker_cookbook.eval.inspect_utils": "InspectAPIFromTinkerSampling",
-        "tinker_cookbook.eval.run_inspect_evals": "",
-        "tinker_cookbook.eval.benchmark_evaluator": "BenchmarkEvaluator",
-        "tinker_cookbook.eval.benchmarks": "",
-    },
     "tinker_cookbook.tool_use": {
         "tinker_cookbook.tool_use": "tool Tool ToolInput ToolResult simple_tool_result"
         " error_tool_result handle_tool_call build_agent_tool_env RewardFn FunctionTool",
@@ -142,12 +136,14 @@ NOT_YET = {
     },
 }
 
-# Left out on purpose: there is one loop, text alone, wandb alone, and no second way to do a thing.
+# Left out on purpose: there is one loop, text alone, wandb alone, and no second way to do a thing;
+# benchmarks are Inspect tasks (tinker_cookbook/eval/tasks), which Inspect's runner runs.
 LEFT_OUT = {
     "tinker_cookbook.renderers": "AudioPart",
     "tinker_cookbook.rl.train": "train_step do_sync_training do_async_training"
     " do_sync_training_with_stream_minibatch prepare_minibatch"
     " save_checkpoint_and_get_sampling_client",
+    "tinker_cookbook.eval": "benchmark_evaluator benchmarks",
     "tinker_cookbook.utils.ml_log": "NeptuneLogger TrackioLogger",
     "tinker_cookbook": "capture stores xmux third_party",
 }

@@ -36,3 +36,4 @@ class SamplingClientEvaluator(_Evaluator, ABC):
 
 Evaluator = TrainingClientEvaluator | SamplingClientEvaluator
 EvaluatorBuilder = Callable[[], Evaluator]
+SamplingClientEvaluatorBuilder = Callable[[], SamplingClientEvaluator]
