@@ -1,0 +1,25 @@
+"""Evaluation tasks that need no hub: each is a function that makes an Inspect `Task`.
+
+`LOCAL` names them without importing Inspect, an optional package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+
+_HERE = "tinker_cookbook.eval.tasks"
+LOCAL: dict[str, str] = {  # name of a task -> module with a function of this name
+    "gpqa": f"{_HERE}.gpqa",
+    "ifeval": f"{_HERE}.ifeval",
+    "mmlu_pro": f"{_HERE}.mmlu_pro",
+}
+
+
+def load(name: str) -> Callable[..., Task]:
+    """The function that makes a task of `LOCAL`."""
+    return getattr(importlib.import_module(LOCAL[name]), name)
