@@ -9,7 +9,7 @@ English replies the two counts were equal for 98 % and at most one apart for 99 
 | `.`, `!` or `?`, maybe in quotes or brackets, then white space | end here, whatever follows |
 | a line break, without such a sign | do not end: a heading belongs to the sentence after it |
 | `3.14`, `example.com`, `word.Next` | do not end: no white space |
-| `Dr. Smith`, `e.g. Rome`, `J. Smith` | do not end |
+| `Dr. Smith`, `e.g. Rome`, `J. Smith`, `No. 5` | do not end |
 | `etc. Then`, `U.S. They`, `Wait... What`, `1. Buy` | end if the next word is not in lower case |
 | `。`, `！`, `？`, `।` | end here (Punkt's English model: they do not) |
 | what is left after the last sign | is a sentence if it has a letter or a digit |
@@ -35,11 +35,11 @@ def _abbreviations(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_NEVER_LAST = _abbreviations(  # a name, a number or an example follows
+_NEVER_LAST = _abbreviations(  # a name or an example follows
     "mr mrs ms mx dr prof st messrs mme mlle gen sen rep gov capt cpt lt col cmdr maj sgt rev hon"
-    " pres supt fr mt ft vs v no nos fig figs eq eqs ch sec vol pp p ed eds cf ca approx e.g i.e"
-    " eg ie viz al"
+    " pres supt fr mt ft vs v ed eds cf ca approx e.g i.e eg ie viz al"
 )
+_BEFORE_NUMBER = _abbreviations("no nos fig figs eq eqs ch sec vol art pp p")
 _MAY_BE_LAST = _abbreviations(
     "etc inc ltd co corp bros llc jr sr esq ph.d m.d b.a m.a b.s m.s d.c a.m p.m am pm u.s u.k u.n"
     " e.u dept univ assn ave blvd rd est jan feb mar apr jun jul aug sep sept oct nov dec mon tue"
@@ -107,6 +107,8 @@ def _ends_sentence(text: str, end: re.Match[str]) -> bool:
     token = "" if before is None else before.group()
     if token.lower() in _NEVER_LAST:
         return following is None
+    if token.lower() in _BEFORE_NUMBER:
+        return following is None or not following.group(1).isdigit()
     if len(token) == 1 and token.isupper() and token != "I":  # an initial
         return following is None
     ambiguous = (
