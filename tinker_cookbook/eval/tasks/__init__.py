@@ -17,8 +17,11 @@ LOCAL: dict[str, str] = {  # name of a task -> module with a function of this na
     "aime2024": f"{_HERE}.aime",
     "aime2025": f"{_HERE}.aime",
     "aime2026": f"{_HERE}.aime",
+    "gpqa": f"{_HERE}.gpqa",
     "gsm8k": f"{_HERE}.gsm8k",
+    "ifeval": f"{_HERE}.ifeval",
     "math500": f"{_HERE}.math500",
+    "mmlu_pro": f"{_HERE}.mmlu_pro",
     "nano_number_words": f"{_HERE}.nano_number_words",
     "nano_sums": f"{_HERE}.nano_sums",
 }
