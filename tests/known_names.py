@@ -69,7 +69,9 @@ NAMES = {
     " SamplingClientEvaluatorBuilder TrainingClientEvaluator",
     "tinker_cookbook.eval.evaluators": "Evaluator EvaluatorBuilder SamplingClientEvaluator"
     " SamplingClientEvaluatorBuilder TrainingClientEvaluator",
+    "tinker_cookbook.eval.inspect_evaluators": "InspectEvaluatorBuilder",
     "tinker_cookbook.eval.inspect_utils": "InspectAPIFromTinkerSampling",
+    "tinker_cookbook.eval.run_inspect_evals": "",
     "tinker_cookbook.checkpoint_utils": "CheckpointRecord get_last_checkpoint"
     " load_checkpoints_file save_checkpoint save_checkpoint_async CheckpointManager"
     " resolve_renderer_name_from_checkpoint_or_default"

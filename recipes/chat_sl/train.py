@@ -21,7 +21,9 @@ Without keys, nano on the bundled conversations of sl_basic, with its curve; see
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import chz
 
@@ -29,6 +31,7 @@ from recipes.chat_sl.gsm8k import Gsm8kChats
 from recipes.chat_sl.oasst import Oasst
 from recipes.number_words import NumberWords
 from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.eval.inspect_evaluators import InspectEvaluatorBuilder
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.chat_config import (
@@ -41,6 +44,8 @@ from tinker_cookbook.supervised.data import NoRobots, Tulu3, builder_for_path
 from tinker_cookbook.supervised.defaults import NANO, Batches
 from tinker_cookbook.supervised.types import ChatDatasetBuilder
 from tinker_cookbook.training.defaults import Defaults, ModelDefaults
+from tinker_cookbook.training.fields import COUNT, MAY_CHANGE
+from tinker_cookbook.training.resolve import Resolved
 from tinker_cookbook.utils.json_types import Json
 
 DEFAULTS = Defaults(
@@ -64,6 +69,23 @@ class CLI(ChatConfig):
         doc="no_robots, tulu3, gsm8k, oasst, number_words, or anything that dataset_path accepts"
         " (None: number_words for nano, else no_robots)",
     )
+    inline_evals: Literal["inspect"] | None = chz.field(
+        default=None,
+        doc="inspect: also evaluate on the Inspect tasks in inspect_tasks, every"
+        " infrequent_eval_every steps",
+        metadata=MAY_CHANGE,
+    )
+    inspect_tasks: list[str] = chz.field(
+        default_factory=list,
+        doc="Inspect tasks of inline_evals, e.g. inspect_tasks=ifeval,gsm8k (empty: nano_sums for"
+        " nano, else gsm8k and ifeval)",
+        metadata=MAY_CHANGE,
+    )
+    inspect_limit: int | None = chz.field(
+        default=100,
+        doc="samples of each Inspect task, from the first (None: all)",
+        metadata=COUNT | MAY_CHANGE,
+    )
     eval_every: int = chz.field(
         default=20, doc="steps between evaluations (0: only before and after training)"
     )
@@ -71,6 +93,10 @@ class CLI(ChatConfig):
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:
         config = ChatConfig.drop_resolved_keys(config)
+        if config.get("inline_evals"):  # its evaluator was added behind the user's own
+            builders = config["infrequent_evaluator_builders"]
+            assert isinstance(builders, list)
+            config = {**config, "infrequent_evaluator_builders": builders[:-1]}
         named = ("dataset_builder",) if config.get("dataset") else ()  # dataset= says it
         return {key: value for key, value in config.items() if key not in named}
 
@@ -87,10 +113,29 @@ def data_of(config: CLI) -> ChatDatasetBuilder:
     return builder_for_path(name, "dataset")
 
 
+def with_inline_evals(run: Resolved[CLI, Batches]) -> Resolved[CLI, Batches]:
+    """Add the evaluator of `inline_evals`, with the run's model and renderer."""
+    config = run.config
+    if config.inline_evals is None:
+        if config.inspect_tasks:
+            raise ConfigurationError("inspect_tasks= has no effect without inline_evals=inspect")
+        return run
+    default = ["nano_sums"] if config.model_name == "nano" else ["gsm8k", "ifeval"]
+    builder = InspectEvaluatorBuilder(
+        tasks=config.inspect_tasks or default,
+        renderer_name=run.renderer_name,
+        model_name=run.model_name,
+        limit=config.inspect_limit,
+    )
+    builders = [*config.infrequent_evaluator_builders, builder]
+    return replace(run, config=chz.replace(config, infrequent_evaluator_builders=builders))
+
+
 async def main(config: CLI) -> None:
     if config.dataset and (config.dataset_builder or config.dataset_path):
         raise ConfigurationError(f"dataset={config.dataset} and data= both name the data")
-    await train.run(resolve_chat_config(config, DEFAULTS, data_of(config)), recipe="chat_sl")
+    run = resolve_chat_config(config, DEFAULTS, data_of(config))
+    await train.run(with_inline_evals(run), recipe="chat_sl")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from inspect_ai import Epochs, Task, eval_async
+from inspect_ai import Epochs, Task, eval_async, eval_retry_async
+from inspect_ai._util.logger import init_logger
 from inspect_ai.log import EvalLog, EvalSample, EvalScore
 from inspect_ai.model import Model
 from inspect_ai.util._display import init_display_type  # `eval_async` leaves it to its caller
@@ -31,21 +33,23 @@ class EvaluationSettings:
     """How tasks are run. `generate`: settings that replace the tasks' own, by Inspect's names.
 
     limit: samples of each task, from the first (None: all). epochs: replies to each sample (None:
-    the task's own number). ks: the k of pass@k; empty: the task's own way to combine the epochs.
-    resumable: keep what a killed process has finished.
+    the task's own number). ks: the k of pass@k, computed beside the mean; empty: the task's own way
+    to combine the epochs. allow_failures: failed samples leave the log complete. resumable: keep
+    what a killed process has finished.
     """
 
     limit: int | None = None
     epochs: int | None = None
     ks: Sequence[int] = ()
     display: InspectDisplay = "none"
+    allow_failures: bool = False
     resumable: bool = False
     generate: Mapping[str, Any] = field(default_factory=dict)
 
     def epochs_and_reducers(self) -> Epochs | int | None:
         if not self.ks:
             return self.epochs
-        return Epochs(self.epochs or 1, [f"pass_at_{k}" for k in self.ks])
+        return Epochs(self.epochs or 1, ["mean", *(f"pass_at_{k}" for k in self.ks)])
 
 
 async def evaluate(
@@ -53,13 +57,13 @@ async def evaluate(
 ) -> list[EvalLog]:
     """Run all tasks at once; their logs, in order. Failed samples are in them, see `num_failed`.
 
-    Raises EvalError for a task that could not be run, and CancelledError if the evaluation is
+    Raises EvalError for a task without a single result, and CancelledError if the evaluation is
     cancelled, where Inspect itself returns the logs of what was done.
     """
     for task in tasks:
         check_config(task.config)
     async with _LOCK:
-        init_display_type(settings.display)
+        _init_inspect(settings.display)
         logs = await eval_async(
             list(tasks),
             model=[model],
@@ -68,22 +72,49 @@ async def evaluate(
             epochs=settings.epochs_and_reducers(),
             max_tasks=len(tasks),
             # all samples are tried, also after one has failed
-            fail_on_error=True,
+            fail_on_error=not settings.allow_failures,
             continue_on_fail=True,
             log_realtime=settings.resumable,
             ctl_server=False,  # no socket, and no line about it
             **settings.generate,
         )
-    return check_logs(logs)
+    return _checked(logs, len(tasks))
 
 
-def check_logs(logs: Sequence[EvalLog]) -> list[EvalLog]:
-    """Raise if an evaluation was cancelled, or a task failed other than by single samples."""
-    if any(log.status == "cancelled" for log in logs):
+async def evaluate_rest(
+    unfinished: Sequence[EvalLog], log_dir: Path, settings: EvaluationSettings
+) -> list[EvalLog]:
+    """Run the samples that are missing or failed in these logs, with the settings stored there;
+    the complete logs, in order. The tasks are known to Inspect, i.e. made in this process."""
+    async with _LOCK:
+        _init_inspect(settings.display)
+        logs = await eval_retry_async(
+            list(unfinished),
+            log_dir=str(log_dir),
+            fail_on_error=not settings.allow_failures,
+            ctl_server=False,
+        )
+    return _checked(logs, len(unfinished))
+
+
+def _init_inspect(display: InspectDisplay) -> None:
+    """Choose Inspect's display, and keep the run's logging as it is: Inspect would silence the
+    lines of other packages below a warning, from its first evaluation on."""
+    init_display_type(display)
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    init_logger(None)
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def _checked(logs: Sequence[EvalLog], expected: int) -> list[EvalLog]:
+    """Raise if the evaluation was cancelled, and if a task or all of its samples failed."""
+    if len(logs) < expected or any(log.status == "cancelled" for log in logs):
         raise asyncio.CancelledError("the evaluation was cancelled")
     for log in logs:
         count, samples = num_failed(log), log.samples or []
-        if count == len(samples) and log.status != "success":
+        if count == len(samples) and (count or log.status != "success"):
             reason = first_error(log) or (log.error.message if log.error else log.status)
             raise EvalError(f"{task_name(log.eval.task)}: {_short(reason)} (log: {log.location})")
     return list(logs)

@@ -17,6 +17,7 @@ from tinker_cookbook.checkpoint_utils import (
     CheckpointRecord,
     PendingSave,
 )
+from tinker_cookbook.training.run_directory import in_run_directory
 from tinker_cookbook.training.run_identity import RunIdentity
 from tinker_cookbook.training.run_location import RunLocator
 from tinker_cookbook.training.stopping import GracefulStop
@@ -118,13 +119,14 @@ class Journal:
         rest_client: RestClient | None = None,
         unit: str = "step",
         count_done_rows: Callable[[Path], int] | None = None,
+        keeps_parts: bool = False,
     ) -> None:
         """headlines: metric name -> label, additional metrics for the display.
 
         count_done_rows: for a run without checkpoints, whose steps store their own results: the
         number of rows in a directory that count as done, after which it resumes. A last row at
-        total_steps, with the results over all steps, finishes it. unit: the display's word for a
-        step.
+        total_steps, with the results over all steps, finishes it. keeps_parts: such a step also
+        keeps its parts when it is stopped. unit: the display's word for a step.
 
         rest_client: `service.create_rest_client()`. Without it, a missing checkpoint is not noticed
         until the loop loads it, and no checkpoint is ever deleted.
@@ -135,6 +137,7 @@ class Journal:
         self._headlines = headlines
         self._rest_client = rest_client
         self._unit, self._count_done_rows = unit, count_done_rows
+        self._keeps_parts = keeps_parts
         self._finished = False
         self._timings: dict[str, float] = {}
 
@@ -151,6 +154,7 @@ class Journal:
             )
             location = locator.acquire(stack)
             self.log_path, self.resume = location.path, location.resume
+            stack.enter_context(in_run_directory(self.log_path))
             self.continued = bool(self.resume and self.resume.final)
             self.start_step = self._next_step = (self.resume.batch or 0) if self.resume else 0
             # Drop the rows after the checkpoint: their steps are done again and append new rows.
@@ -185,6 +189,7 @@ class Journal:
                 self._total_steps,
                 self._unit,
                 rows_are_checkpoints=self._count_done_rows is not None,
+                keeps_parts=self._keeps_parts,
             )
             stack.enter_context(self._stop.watch_signals())
             stack.enter_context(trace.listening(self._add_seconds))

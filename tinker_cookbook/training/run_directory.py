@@ -9,6 +9,9 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, get_args
@@ -30,8 +33,28 @@ RUN_MARKER_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
 _RUN_ARTIFACT_PATTERNS = (
     *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
     *("reference_logprobs.jsonl*", "teacher_checkpoints.jsonl*"),
-    *("iteration_*", "timing_*", "trace_*", "wandb"),
+    *("iteration_*", "timing_*", "trace_*", "wandb", "inspect"),
 )
+
+
+_current: ContextVar[Path | None] = ContextVar(
+    "the directory of the run of this task", default=None
+)
+
+
+def current_run_directory() -> Path | None:
+    """The directory of the run that this task belongs to, for evaluators that write files; None
+    outside of a run. `Journal` enters it."""
+    return _current.get()
+
+
+@contextmanager
+def in_run_directory(directory: Path) -> Iterator[None]:
+    token = _current.set(directory)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 class RunLock:

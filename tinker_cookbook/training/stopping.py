@@ -38,8 +38,11 @@ class GracefulStop:
         total_steps: int | None,
         unit: str = "step",
         rows_are_checkpoints: bool = False,
+        keeps_parts: bool = False,
     ) -> None:
-        """rows_are_checkpoints: a written row is saved progress, for a run without checkpoints."""
+        """rows_are_checkpoints: a written row is saved progress, for a run without checkpoints.
+        keeps_parts: so is a part of a step, in files of its own."""
+        self._keeps_parts = keeps_parts
         self._unit, self._rows_are_checkpoints = unit, rows_are_checkpoints
         self._signals = stop_signals.active()
         self._checkpoints = checkpoints
@@ -139,6 +142,8 @@ class GracefulStop:
     def stop_message(self) -> str:
         """The line for the user: how many steps are done and saved, and how to resume."""
         of_total = "" if self._total is None else f" of {self._total}"
+        if not self._rows and self._keeps_parts:
+            return f"stopped within the first {self._unit}; the same command continues it"
         if not self._rows:
             return f"stopped before the first {self._unit} finished; the same command starts over"
         done = f"stopped after {self._rows}{of_total} {self._unit}s"
@@ -159,7 +164,8 @@ class GracefulStop:
         if self._can_cancel_now():
             if self._rows == self._recorded:
                 done = counted(self._rows, self._unit)
-                return f"stopping, {done} saved" if self._rows else "stopping, nothing to save"
+                nothing = "stopping" if self._keeps_parts else "stopping, nothing to save"
+                return f"stopping, {done} saved" if self._rows else nothing
             return f"discarding rollouts in flight, saving {counted(self._rows, self._unit)}"
         in_flight = max(self._submitted - self._rows, 1)
         return f"finishing {counted(in_flight, self._unit)} in flight, then saving"
