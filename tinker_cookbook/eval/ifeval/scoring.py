@@ -1,7 +1,7 @@
 """Instructions of a row, and whether a reply follows them: strictly, and loosely.
 
 Strict: the reply as it is. Loose: one of eight variants of the reply passes, which forgives an
-introduction, a closing remark and Markdown emphasis (section 2.2 of the paper). A blank reply, or
+introduction, a closing remark and Markdown emphasis. A blank reply, or
 variant, follows nothing.
 """
 

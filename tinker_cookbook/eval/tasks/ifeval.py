@@ -21,6 +21,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
+from tinker_cookbook.eval.ifeval import language
 from tinker_cookbook.eval.ifeval.scoring import Verdict, read_requirements, verdicts
 from tinker_cookbook.eval.tasks.rows import open_task_rows, placed, text_of
 from tinker_cookbook.exceptions import DataFormatError
@@ -33,6 +34,7 @@ METRICS = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_l
 @task
 def ifeval(path: str = "hub") -> Task:
     """path: hub (google/IFEval), another name on the hub, or a file or directory of that form."""
+    language.languages()  # without langdetect this raises now, not when the first reply is scored
     rows = open_task_rows(path, HUB, COLUMNS)
     samples = [_sample(row, where, number) for number, (row, where) in enumerate(placed(rows))]
     return Task(
@@ -47,9 +49,10 @@ def _sample(row: dict[str, Any], where: str | None, number: int) -> Sample:
         if not isinstance(row[column], list) or not row[column]:
             raise DataFormatError(f"{where}: {column!r} is {row[column]!r:.80}; expected a list")
     read_requirements(row["instruction_id_list"], row["kwargs"], str(where))
+    text_of(row, "prompt", where)
     key = row.get("key")
     return Sample(
-        input=text_of(row, "prompt", where),
+        input=row["prompt"],
         id=number if key is None else key,
         metadata={column: row[column] for column in COLUMNS[1:]},
     )
@@ -86,8 +89,9 @@ def _share(values_P: Sequence[float], sizes_P: Sequence[int]) -> float:
 def _stderr(values_P: Sequence[float], sizes_P: Sequence[int]) -> float:
     """Standard error of `_share` with prompts as clusters: with sizes of one it is the usual one.
 
-    Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640), equation 4, times the square root
-    of C / (C - 1) for C clusters. 0 for fewer than two prompts, as Inspect's `stderr`.
+    The clustered standard error of Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640),
+    with the factor C / (C - 1) for C clusters in the variance, as in Inspect's `stderr(cluster=)`.
+    0 for fewer than two prompts.
     """
     num_prompts = len(values_P)
     if num_prompts < 2:

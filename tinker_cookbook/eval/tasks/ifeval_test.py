@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import ChatMessage, ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import SampleScore, Score
 
+from tinker_cookbook.eval.ifeval import language
 from tinker_cookbook.eval.tasks import ifeval as module
 from tinker_cookbook.eval.tasks.ifeval import METRICS, ifeval
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
@@ -97,8 +99,8 @@ async def test_epochs_are_averaged(tmp_path: Path) -> None:
     assert found["prompt_strict"] == found["instruction_strict"] == 0.25
 
 
-def test_clusters_against_repeated_inspect_formula() -> None:
-    """With prompts of one size the clustered error is that of the prompts' means."""
+def test_errors_of_prompts_of_one_size() -> None:
+    """The clustered error is then that of the mean over prompts."""
     metric = module.ifeval_metrics()
     shares = [0.0, 0.5, 1.0, 1.0, 0.5]
     scores = [
@@ -169,6 +171,14 @@ def test_wrong_rows_are_named_at_start_up(
     with pytest.raises(DataFormatError, match=message) as raised:
         ifeval(path)
     assert "\n" not in str(raised.value)
+
+
+def test_without_langdetect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At start-up, whatever the rows are."""
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    language._created.cache_clear()
+    with pytest.raises(ConfigurationError, match="IFEval needs langdetect"):
+        ifeval(write(tmp_path / "x.jsonl", ROWS))
 
 
 def test_wrong_paths_and_columns(tmp_path: Path) -> None:
