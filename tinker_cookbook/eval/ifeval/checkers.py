@@ -209,7 +209,8 @@ def _postscript(reply: str, postscript_marker: str) -> bool:
 @_instruction("detectable_format:number_bullet_lists", num_bullets=arguments.count)
 def _bullets(reply: str, num_bullets: int) -> bool:
     """Exactly so many lines that start with `-`, or with a single `*`. As in the reference, no
-    space need follow, so a rule of dashes counts; `**` opens bold text, and does not."""
+    space need follow, so a rule of dashes counts; `**` opens bold text, and does not. A star alone
+    on the last line counts here only."""
     lines = [line.lstrip() for line in reply.split("\n")]
     stars = sum(line.startswith("*") and not line.startswith("**") for line in lines)
     return stars + sum(line.startswith("-") for line in lines) == num_bullets

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from inspect_ai import Task, task
@@ -105,10 +106,13 @@ def _stderr(values_P: Sequence[float], sizes_P: Sequence[int]) -> float:
 def followed_instructions() -> Scorer:
     """Check every instruction of the prompt. The values of instructions are shares of the prompt's
     own, for the metric to weight, so that they can be averaged over epochs."""
+    # one thread beside the event loop: several would not be faster, as all need the interpreter's
+    # lock, and the event loop would wait for each of them
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ifeval")
 
     async def score(state: TaskState, target: Target) -> Score:
-        # in a thread: detecting languages takes milliseconds a text, and holds up other requests
-        found = await asyncio.to_thread(_verdicts, state.metadata, state.output.completion)
+        loop, reply = asyncio.get_running_loop(), state.output.completion
+        found = await loop.run_in_executor(pool, _verdicts, state.metadata, reply)
         strict = [verdict.strict for verdict in found]
         loose = [verdict.loose for verdict in found]
         return Score(
