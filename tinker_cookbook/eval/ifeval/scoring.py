@@ -1,7 +1,7 @@
 """Instructions of a row, and whether a reply follows them: strictly, and loosely.
 
 Strict: the reply as it is. Loose: one of eight variants of the reply passes, which forgives an
-introduction, a closing remark and Markdown emphasis (section 2.2 of the paper). A blank reply, or
+introduction, a closing remark and Markdown emphasis. A blank reply, or
 variant, follows nothing.
 """
 
@@ -49,14 +49,18 @@ def read_requirements(
 
 
 def _read(instruction_id: str, kwargs: Mapping[str, Any] | None, where: str) -> Requirement:
-    if instruction_id not in INSTRUCTIONS:
+    if not isinstance(instruction_id, str) or instruction_id not in INSTRUCTIONS:
         raise DataFormatError(
             f"{where}: unknown instruction {instruction_id!r}; known are"
             f" {', '.join(sorted(INSTRUCTIONS))}"
         )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise DataFormatError(
+            f"{where}: kwargs of {instruction_id} are {kwargs!r:.80}; expected an object"
+        )
     readers = INSTRUCTIONS[instruction_id].arguments
     given = {key: value for key, value in (kwargs or {}).items() if value is not None}
-    for key in [*(readers.keys() - given.keys()), *(given.keys() - readers.keys())]:
+    for key in [key for key in [*readers, *given] if key not in readers or key not in given]:
         expected = ", ".join(readers) or "none"
         raise DataFormatError(
             f"{where}: {instruction_id} {'lacks' if key in readers else 'has no'} argument {key!r};"

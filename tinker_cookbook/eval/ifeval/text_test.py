@@ -53,7 +53,7 @@ def test_words(text: str, words: int) -> None:
         ("I met NASA's A-TEAM in the U.S.", 4),
         ("DON'T! WE’LL I'm", 5),
         ("O'NEIL ROCK'N'ROLL", 2),
-        ("**BOLD** (YES) <<NO>>, [A/B]", 4),
+        ("**BOLD** (YES) <<NO>>, [A/B] Q&A", 6),
         ("1 2 - *** 3D H2O", 2),
         ("ÄRGER ÜBER ПРИВЕТ ẞ", 4),
         ("Not One iPhone", 0),

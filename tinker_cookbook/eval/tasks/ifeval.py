@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from inspect_ai import Task, task
@@ -21,6 +22,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
+from tinker_cookbook.eval.ifeval import language
 from tinker_cookbook.eval.ifeval.scoring import Verdict, read_requirements, verdicts
 from tinker_cookbook.eval.tasks.rows import open_task_rows, placed, text_of
 from tinker_cookbook.exceptions import DataFormatError
@@ -33,6 +35,7 @@ METRICS = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_l
 @task
 def ifeval(path: str = "hub") -> Task:
     """path: hub (google/IFEval), another name on the hub, or a file or directory of that form."""
+    language.languages()  # without langdetect this raises now, not when the first reply is scored
     rows = open_task_rows(path, HUB, COLUMNS)
     samples = [_sample(row, where, number) for number, (row, where) in enumerate(placed(rows))]
     return Task(
@@ -47,9 +50,10 @@ def _sample(row: dict[str, Any], where: str | None, number: int) -> Sample:
         if not isinstance(row[column], list) or not row[column]:
             raise DataFormatError(f"{where}: {column!r} is {row[column]!r:.80}; expected a list")
     read_requirements(row["instruction_id_list"], row["kwargs"], str(where))
+    text_of(row, "prompt", where)
     key = row.get("key")
     return Sample(
-        input=text_of(row, "prompt", where),
+        input=row["prompt"],
         id=number if key is None else key,
         metadata={column: row[column] for column in COLUMNS[1:]},
     )
@@ -86,8 +90,9 @@ def _share(values_P: Sequence[float], sizes_P: Sequence[int]) -> float:
 def _stderr(values_P: Sequence[float], sizes_P: Sequence[int]) -> float:
     """Standard error of `_share` with prompts as clusters: with sizes of one it is the usual one.
 
-    Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640), equation 4, times the square root
-    of C / (C - 1) for C clusters. 0 for fewer than two prompts, as Inspect's `stderr`.
+    The clustered standard error of Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640),
+    with the factor C / (C - 1) for C clusters in the variance, as in Inspect's `stderr(cluster=)`.
+    0 for fewer than two prompts.
     """
     num_prompts = len(values_P)
     if num_prompts < 2:
@@ -101,10 +106,13 @@ def _stderr(values_P: Sequence[float], sizes_P: Sequence[int]) -> float:
 def followed_instructions() -> Scorer:
     """Check every instruction of the prompt. The values of instructions are shares of the prompt's
     own, for the metric to weight, so that they can be averaged over epochs."""
+    # one thread beside the event loop: several would not be faster, as all need the interpreter's
+    # lock, and the event loop would wait for each of them
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ifeval")
 
     async def score(state: TaskState, target: Target) -> Score:
-        # in a thread: detecting languages takes milliseconds a text, and holds up other requests
-        found = await asyncio.to_thread(_verdicts, state.metadata, state.output.completion)
+        loop, reply = asyncio.get_running_loop(), state.output.completion
+        found = await loop.run_in_executor(pool, _verdicts, state.metadata, reply)
         strict = [verdict.strict for verdict in found]
         loose = [verdict.loose for verdict in found]
         return Score(
