@@ -66,7 +66,12 @@ def is_made_by_keywords(thing: object) -> bool:
     return isinstance(thing, type) and (chz.is_chz(thing) or issubclass(thing, pydantic.BaseModel))
 
 
-LAZY_PACKAGES = ["tinker_cookbook.preference", "tinker_cookbook.rl", "tinker_cookbook.supervised"]
+LAZY_PACKAGES = [
+    "tinker_cookbook.preference",
+    "tinker_cookbook.rl",
+    "tinker_cookbook.supervised",
+    "tinker_cookbook.weights",
+]
 
 
 @pytest.mark.parametrize("package", LAZY_PACKAGES)
