@@ -105,6 +105,8 @@ NAMES = {
     " PromptOnlyDatasetBuilder PromptOnlyEnv load_deepmath_prompts load_tulu3_prompts"
     " CompositeDataset",
     "tinker_cookbook.distillation.sdft": "Config main",
+    "tinker_cookbook.weights": "download build_hf_model build_lora_adapter publish_to_hf_hub"
+    " generate_model_card",
     "tinker_cookbook.recipes.sdft.train": "CLIConfig cli_main",
     "tinker_cookbook.recipes.prompt_distillation.create_data": "main",
     "tinker_cookbook.recipes.prompt_distillation.train": "main",
@@ -127,10 +129,6 @@ NOT_YET = {
         "tinker_cookbook.rl.rollout_runner": "",
         "tinker_cookbook.rl.rollout_limits": "",
         "tinker_cookbook.rl.rollout_presets": "",
-    },
-    "tinker_cookbook.weights": {
-        "tinker_cookbook.weights": "download build_hf_model build_lora_adapter publish_to_hf_hub"
-        " generate_model_card",
     },
     "tinker_cookbook.chat_app": {"tinker_cookbook.chat_app.tinker_chat_cli": "Config"},
     "tinker_cookbook.recipes.code_rl": {
@@ -260,6 +258,11 @@ SIGNATURES = {
     " explicit_renderer_name load_checkpoint_path base_url",
     "checkpoint_utils:resolve_renderer_name_from_checkpoint_or_default_async": "* model_name"
     " explicit_renderer_name load_checkpoint_path base_url",
+    "weights:download": "* tinker_path output_dir base_url=None",
+    "weights:build_hf_model": "* base_model adapter_path output_path dtype=bfloat16"
+    " merge_strategy=auto",
+    "weights:build_lora_adapter": "* base_model adapter_path output_path",
+    "weights:publish_to_hf_hub": "* model_path repo_id private=True",
     "hyperparam_utils:get_lr": "model_name is_lora=True",
     "model_info:get_model_attributes": "model_name",
     "model_info:ModelAttributes": "organization version_str size_str is_chat"

@@ -71,6 +71,7 @@ LAZY_PACKAGES = [
     "tinker_cookbook.preference",
     "tinker_cookbook.rl",
     "tinker_cookbook.supervised",
+    "tinker_cookbook.weights",
 ]
 
 
