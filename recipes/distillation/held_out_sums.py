@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import chz
 
 from recipes.math_rl.arithmetic import Arithmetic
 from tinker_cookbook.rl.metric_util import RLTestSetEvaluator
+from tinker_cookbook.rl.transcripts import sample_rows
+from tinker_cookbook.tokenizer_utils import get_tokenizer
 from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 from tinker_cookbook.training.fields import COUNT, CheckedConfig
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
+    from tinker_cookbook.utils.ml_log import Sample
 
 
 @chz.chz
@@ -57,3 +61,8 @@ class HeldOutSumsEvaluator(SamplingClientEvaluator):
 
     def lines(self) -> list[str]:
         return [] if self._evaluator is None else self._evaluator.lines()
+
+    def samples(self) -> dict[str, Iterable[Sample]]:
+        if self._evaluator is None:
+            return {}
+        return {"test": sample_rows(self._evaluator.groups_P, get_tokenizer("nano"))}

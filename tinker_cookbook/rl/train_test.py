@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from tinker_cookbook.rl.types import (
     EnvGroupBuilder,
 )
 from tinker_cookbook.service import EngineConfig
+from tinker_cookbook.utils import ml_log
+from tinker_cookbook.utils.ml_log import Sample
 
 
 def adapter_of(log_path: Path, store: Path) -> dict[str, np.ndarray]:
@@ -318,7 +320,12 @@ async def test_kl_to_the_base_model(tmp_path: Path) -> None:
     assert all(row["kl_pre_post_v2"] > 1e-6 for row in rows)
 
 
-async def test_evaluations_and_transcripts(tmp_path: Path) -> None:
+async def test_evaluations_and_transcripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def log_samples(_: object, name: str, rows: Iterable[Sample], step: int) -> None:
+        tables.append((name, step, list(rows)))
+
+    tables: list[tuple[str, int, list[Sample]]] = []
+    monkeypatch.setattr(ml_log.JsonLogger, "log_samples", log_samples)
     data = SomeAdditions(batches=3, test_groups=5)
     await train.main(
         train_config(tmp_path / "run", data, eval_every=2, eval_greedy=True, transcripts_every=2)
@@ -335,6 +342,16 @@ async def test_evaluations_and_transcripts(tmp_path: Path) -> None:
     tokens = sum(len(step["ac_tokens"]) for each in rollouts for step in each["steps"])
     assert tokens == rows[2]["env/all/total_ac_tokens"]
     assert len(read_rollouts(folder / "eval_test_rollout_summaries.jsonl")) == 5
+    assert [(name, step) for name, step, _ in tables] == [
+        *(("test", 0), ("test_greedy", 0), ("train", 0)),
+        *(("test", 2), ("test_greedy", 2), ("train", 2)),
+        *(("test", 3), ("test_greedy", 3)),
+    ]
+    shown = {(row["prompt"], row["reply"], row["reward"]) for row in tables[5][2]}
+    assert shown == {
+        (each["steps"][0]["ob_text"], each["steps"][0]["ac_text"], each["total_reward"])
+        for each in rollouts
+    }
     assert (folder / "train.html").stat().st_size > 5000
 
 

@@ -375,6 +375,8 @@ class PolicyTrainer:
                 f" {len(stats.rollouts)} groups lost; the first: {errors[0].kind}:"
                 f" {errors[0].message}"
             )
+        if config.eval_every and step % config.eval_every == 0:
+            self._log_samples("train", stats.groups_P, step)
         if config.transcripts_every and step % config.transcripts_every == 0:
             await self._write_transcript(
                 "train",
@@ -415,6 +417,7 @@ class PolicyTrainer:
         for evaluator in evaluations.due(step):
             if not isinstance(evaluator, RLTestSetEvaluator):
                 continue
+            self._log_samples(evaluator.name, evaluator.groups_P, step)
             if self._config.transcripts_every:
                 number = self._total_steps if step is None else step
                 await self._write_transcript(
@@ -426,6 +429,12 @@ class PolicyTrainer:
                 )
             evaluator.check_not_empty()  # after the transcript, which shows what failed
         return metrics
+
+    def _log_samples(
+        self, name: str, groups_P: Sequence[TrajectoryGroup], step: int | None
+    ) -> None:
+        tokenizer = get_tokenizer(self._config.model_name)
+        self._journal.log_samples(name, transcripts.sample_rows(groups_P, tokenizer), step)
 
     async def _write_transcript(
         self,

@@ -20,6 +20,7 @@ from tinker_cookbook.training.evaluators import SamplingClientEvaluator
 if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
     from tinker_cookbook.service.api import SamplingClient
+    from tinker_cookbook.utils.ml_log import Sample
 
 NUM_PRINTED = 4  # completions printed per evaluation
 MAX_TRUNCATED = 0.1  # larger fractions of truncated completions are warned of
@@ -55,21 +56,33 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
         self.name, self.max_tokens, self.is_right = name, max_tokens, is_right
         self.context = context
         self._lines: list[str] = []
+        self._samples: list[Sample] = []
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         prompts = [self.renderer.build_generation_prompt(each[:-1]) for each in self.conversations]
         futures = [client.sample(prompt, 1, self._params(prompt)) for prompt in prompts]
         num_correct = num_truncated = 0
         printed: list[str] = []
+        self._samples = []
         stride = max(1, len(futures) // NUM_PRINTED)
         for index, (messages, future) in enumerate(zip(self.conversations, futures)):
             sequence = (await future).sequences[0]
             message, _ = self.renderer.parse_response(sequence.tokens)
             reply = get_text_content(message).strip()
-            right = self.is_right(reply, get_text_content(messages[-1]))
+            expected = get_text_content(messages[-1])
+            right = self.is_right(reply, expected)
             truncated = sequence.stop_reason == "length"
             num_correct += right
             num_truncated += truncated
+            self._samples.append(
+                {
+                    "prompt": get_text_content(messages[-2]),
+                    "reply": reply,
+                    "expected": expected,
+                    "right": right,
+                    "truncated": truncated,
+                }
+            )
             if index % stride == 0 and len(printed) < NUM_PRINTED:
                 mark = ("right" if right else "wrong") + (", truncated" if truncated else "")
                 question = _shorten(get_text_content(messages[-2]))
@@ -98,6 +111,9 @@ class ExactMatchEvaluator(SamplingClientEvaluator):
 
     def lines(self) -> list[str]:
         return self._lines
+
+    def samples(self) -> dict[str, list[Sample]]:
+        return {self.name: self._samples}
 
 
 def _shorten(text: str) -> str:

@@ -57,6 +57,14 @@ async def evaluate(
     metrics = await evaluator(client)
     expected = [renderer.build_generation_prompt(chat[:-1]).to_ints() for chat in chats]
     assert client.prompts == expected
+    samples = evaluator.samples()["test"]
+    assert [sample["prompt"] for sample in samples] == [f"{n} + 2?" for n in range(len(replies))]
+    assert [(sample["reply"], sample["truncated"]) for sample in samples] == [
+        (text.strip(), truncated) for text, truncated in replies
+    ]
+    assert sum(sample["right"] for sample in samples) == round(
+        metrics["test/exact_match"] * len(replies)
+    )
     return metrics, evaluator.lines()
 
 

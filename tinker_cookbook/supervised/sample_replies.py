@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tinker_cookbook.renderers import Renderer
     from tinker_cookbook.service.api import SamplingClient
     from tinker_cookbook.tokenizer_utils import Tokenizer
+    from tinker_cookbook.utils.ml_log import Sample
 
 MAX_NEW_TOKENS = 64
 MAX_PROMPT_TOKENS = 1024  # examples with longer prompts are skipped
@@ -49,6 +50,7 @@ class SampleRepliesEvaluator(SamplingClientEvaluator):
         self._renderer, self._tokenizer = renderer, tokenizer
         self._examples: list[_Example] | None = None
         self._lines: list[str] = []
+        self._samples: list[Sample] = []
 
     async def __call__(self, client: SamplingClient, /) -> dict[str, float]:
         if self._examples is None:
@@ -60,8 +62,13 @@ class SampleRepliesEvaluator(SamplingClientEvaluator):
             for example in self._examples
         ]
         self._lines = ["greedy replies (->) and reference replies (data):"] if futures else []
+        self._samples = []
         for example, future in zip(self._examples, futures):
             reply = (await future).sequences[0].tokens
+            texts = {"prompt": example.prompt, "reply": reply, "reference": example.reply}
+            self._samples.append(
+                {name: str(self._tokenizer.decode(tokens)) for name, tokens in texts.items()}
+            )
             self._lines += [
                 f"  {self._format_question(example.prompt)}",
                 f"    -> {self._format_reply(reply)}",
@@ -71,6 +78,9 @@ class SampleRepliesEvaluator(SamplingClientEvaluator):
 
     def lines(self) -> list[str]:
         return self._lines
+
+    def samples(self) -> dict[str, list[Sample]]:
+        return {"replies": self._samples}
 
     def _format_reply(self, tokens: Sequence[int]) -> str:
         """Decode a reply for printing, truncated and without its stop token or stop string."""

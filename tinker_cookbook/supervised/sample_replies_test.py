@@ -153,6 +153,9 @@ async def test_any_renderer(name: str) -> None:
     assert await evaluator(client) == {}  # type: ignore[arg-type]
     lines = evaluator.lines()
     assert len(lines) == 1 + 3 * 3
+    samples = evaluator.samples()["replies"]
+    assert "Who are you?" in str(samples[0]["prompt"])
+    assert "Gold!\nArr!" in str(samples[1]["reference"])
     assert "Who are you?" in lines[1] and "pirate" not in lines[1]
     thought = "<think>\\n\\n</think>\\n\\n" if name == "qwen3" else ""  # it is trained, too
     assert lines[3] == f"  data '{thought}A pirate! Arr!'"

@@ -97,6 +97,8 @@ class Evaluations:
         for evaluator in due:
             for line in evaluator.lines():
                 self._journal.log_line(line)
+            for name, rows in evaluator.samples().items():
+                self._journal.log_samples(name, rows, step)
         return {**metrics, **seconds}
 
 

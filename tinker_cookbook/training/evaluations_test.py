@@ -10,6 +10,8 @@ import pytest
 from tinker_cookbook.training.evaluations import Evaluations
 from tinker_cookbook.training.evaluators import TrainingClientEvaluator
 from tinker_cookbook.training.journal import Journal
+from tinker_cookbook.utils import ml_log
+from tinker_cookbook.utils.ml_log import Sample
 
 
 class Clock:
@@ -62,3 +64,23 @@ async def test_a_block_that_may_be_dropped_is_left_alone_without_a_signal(tmp_pa
         with journal.interruptible():
             assert not journal.stopping
         assert await Evaluations([], journal).run(None, 0) == {}
+
+
+async def test_samples_of_an_evaluation_go_to_the_loggers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sampled(Slow):
+        def samples(self) -> dict[str, list[Sample]]:
+            return {"replies": [{"prompt": "2 + 2?", "reply": "4"}]}
+
+    def log_samples(_: object, name: str, rows: list[Sample], step: int) -> None:
+        logged.append((name, rows, step))
+
+    logged: list[tuple[str, list[Sample], int]] = []
+    monkeypatch.setattr(ml_log.JsonLogger, "log_samples", log_samples)
+    with Journal({"log_path": str(tmp_path)}, recipe="r", total_steps=5) as journal:
+        evaluations = Evaluations([(1, [Sampled(Clock(), 0.0)])], journal)
+        await evaluations.run(None, 2)
+        await evaluations.run(None, None)
+    rows = [{"prompt": "2 + 2?", "reply": "4"}]
+    assert logged == [("replies", rows, 2), ("replies", rows, 5)]

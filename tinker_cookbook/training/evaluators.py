@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient, TrainingClient
+    from tinker_cookbook.utils.ml_log import Sample
 
 
 class _Evaluator:
     def lines(self) -> list[str]:
         """Lines to log after an evaluation, e.g. a few completions. None by default."""
         return []
+
+    def samples(self) -> Mapping[str, Iterable[Sample]]:
+        """Tables of sampled replies of the last evaluation, by name, for loggers that show tables.
+        None by default."""
+        return {}
 
 
 class TrainingClientEvaluator(_Evaluator, ABC):

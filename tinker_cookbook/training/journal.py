@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from tinker_cookbook.utils import jsonl, ml_log, trace
 from tinker_cookbook.utils.display import Display, duration
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted
-from tinker_cookbook.utils.ml_log import MetricValue
+from tinker_cookbook.utils.ml_log import MetricValue, Sample
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import RestClient, TrainingClient
@@ -177,6 +177,7 @@ class Journal:
                 config=self.identity.config_json,
                 show_metrics=False,
             )
+            self._metrics.set_exit_code(1)  # until `__exit__` knows better
             stack.callback(self._metrics.close)
             mode = self.identity.get("display", None) or "auto"
             self._display = Display(
@@ -216,6 +217,9 @@ class Journal:
             self._display.close()
             message = self._log_closing_line(error, stopped)
         finally:
+            if stopped and not self._finished:
+                error = asyncio.CancelledError()
+            self._metrics.set_exit_code(ml_log.exit_code_of(error))
             self._stack.close()
         if stopped:
             raise self._stop.stop_exception(message) from None
@@ -249,6 +253,13 @@ class Journal:
         """Print a line without breaking the live display, and log it to logs.log."""
         self._display.log_line(text)
         logger.info("%s", text)
+
+    def log_samples(self, name: str, rows: Iterable[Sample], step: int | None) -> None:
+        """Log a table of samples of a step (None: of the final weights), if a logger shows tables;
+        `rows` is not iterated over otherwise."""
+        if step is None:
+            step = self._total_steps if self._total_steps is not None else self._next_step
+        self._metrics.log_samples(name, rows, step)
 
     # ---- steps
 

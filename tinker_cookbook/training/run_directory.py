@@ -33,7 +33,7 @@ RUN_MARKER_FILES = ("code.diff", "metrics.jsonl", "checkpoints.jsonl")
 _RUN_ARTIFACT_PATTERNS = (
     *("metrics.jsonl*", "checkpoints.jsonl*", "config.json", "code*.diff", "logs.log*"),
     *("reference_logprobs.jsonl*", "teacher_checkpoints.jsonl*"),
-    *("iteration_*", "timing_*", "trace_*", "wandb", "inspect"),
+    *("iteration_*", "timing_*", "trace_*", "inspect", "wandb", ".wandb-id"),
 )
 
 

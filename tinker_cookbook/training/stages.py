@@ -76,6 +76,8 @@ def stage_config(program: ProgramConfig, name: str, stage: S, directory: Path) -
             raise ConfigurationError(f"{name}.{key}={value}: all stages share {key}; set {key}=")
         shared[key] = value
     shared["log_path"] = str(directory / name)
+    if program.wandb_project is not None:  # a name that tells the stages apart
+        shared["wandb_name"] = f"{program.wandb_name or directory.resolve().name}-{name}"
     behavior = program.behavior_if_log_dir_exists
     # "resume" and "ask" concern unfinished stages: a finished one would be run again in a new
     # directory, from which no later stage reads

@@ -52,8 +52,16 @@ def test_a_stage_takes_the_keys_of_its_program() -> None:
     not_tested = {"log_path", "behavior_if_log_dir_exists"}
     assert {*shared, *not_tested} == set(chz.chz_fields(ProgramConfig))
     stage = stage_of(first=Stage(learning_rate=0.5, num_epochs=2), **shared)
-    assert {key: getattr(stage, key) for key in shared} == shared
+    expected = shared | {"wandb_name": "name-first"}
+    assert {key: getattr(stage, key) for key in shared} == expected
     assert (stage.learning_rate, stage.num_epochs) == (0.5, 2)
+
+
+def test_wandb_names_tell_the_stages_apart(tmp_path: Path) -> None:
+    directory = tmp_path / "program"
+    assert stage_of(directory, wandb_project="p", wandb_name="n").wandb_name == "n-first"
+    assert stage_of(directory, wandb_project="p").wandb_name == "program-first"
+    assert stage_of(directory).wandb_name is None
 
 
 @pytest.mark.parametrize(

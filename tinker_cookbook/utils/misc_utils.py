@@ -135,6 +135,11 @@ def install_line(extra: str) -> str:
     return shlex.join([*line, "--constraint", constraints, "--editable", f"{here}[{extra}]"])
 
 
+def python_command() -> str:
+    """The running interpreter, as one types it: `.venv/bin/python`."""
+    return shlex.quote(_from_here(Path(sys.executable)))
+
+
 def _from_here(path: Path) -> str:
     """The path, relative to the working directory if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
 import sys
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
-from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl
 from tinker_cookbook.utils.code_state import code_state
 from tinker_cookbook.utils.display import is_terminal, metrics_table, short
 from tinker_cookbook.utils.files import disk_errors, replace_file
-from tinker_cookbook.utils.misc_utils import install_line
 from tinker_cookbook.utils.plain_data import plain
+from tinker_cookbook.utils.wandb_run import INTERRUPTED, WandbRun
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
@@ -30,6 +29,7 @@ LOG_FILE = "logs.log"
 
 MetricValue = str | SupportsFloat | None  # bools, numpy and torch scalars are numbers
 Metrics = Mapping[str, MetricValue]
+Sample = Mapping[str, MetricValue]  # a sampled reply: "prompt", "reply", and e.g. "reward"
 
 
 class Logger(ABC):
@@ -41,6 +41,12 @@ class Logger(ABC):
 
     def log_hparams(self, config: Any) -> None:  # noqa: B027 (most loggers ignore it)
         """Log the configuration, of any type that `plain_data.plain` accepts."""
+
+    def log_samples(self, name: str, rows: Iterable[Sample], step: int) -> None:  # noqa: B027
+        """Log samples, for loggers that show tables; others do not iterate over `rows`."""
+
+    def set_exit_code(self, code: int) -> None:  # noqa: B027
+        """Say how the program ends, before `close`: 0, exit_code_of(error), or another."""
 
     def close(self) -> None:  # noqa: B027 (most loggers hold nothing open)
         """Release files and connections; nothing may be logged afterwards."""
@@ -54,11 +60,12 @@ class Logger(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.set_exit_code(exit_code_of(error))
         self.close()
 
 
 class MultiplexLogger(Logger):
-    """Forward everything to each of several loggers, in order."""
+    """Forward everything to each of several loggers, in order; the last one is closed first."""
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self.loggers = list(loggers)
@@ -71,10 +78,17 @@ class MultiplexLogger(Logger):
         for logger in self.loggers:
             logger.log_hparams(config)
 
-    def close(self) -> None:
+    def log_samples(self, name: str, rows: Iterable[Sample], step: int) -> None:
         for logger in self.loggers:
-            logger.close()
-        self.loggers.clear()
+            logger.log_samples(name, rows, step)
+
+    def set_exit_code(self, code: int) -> None:
+        for logger in self.loggers:
+            logger.set_exit_code(code)
+
+    def close(self) -> None:
+        while self.loggers:
+            self.loggers.pop().close()
 
 
 def setup_logging(
@@ -88,21 +102,32 @@ def setup_logging(
     """Make the logger of a run: metrics.jsonl, a table per row on stdout, and wandb if asked for.
 
     Also writes config.json and code.diff when a config is given, and sends Python's logging (INFO
-    and above) to logs.log. Raises ConfigurationError if wandb is asked for but not installed.
+    and above) to logs.log. Raises ConfigurationError if wandb is asked for but cannot start.
     """
     directory = Path(log_dir).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [JsonLogger(directory)]
-    if show_metrics:
-        loggers.append(PrettyPrintLogger())
-    if wandb_project is not None:
-        loggers.append(WandbLogger(directory, wandb_project, wandb_name, plain(config)))
-    if do_configure_logging_module:
-        loggers.append(_PythonLogging(directory / LOG_FILE))
-    logger = MultiplexLogger(loggers)
-    if config is not None:
-        logger.log_hparams(config)
+    logger = MultiplexLogger([JsonLogger(directory)])
+    try:
+        if show_metrics:
+            logger.loggers.append(PrettyPrintLogger())
+        if do_configure_logging_module:
+            logger.loggers.append(_PythonLogging(directory / LOG_FILE))
+        if wandb_project is not None:
+            logger.loggers.append(WandbLogger(directory, wandb_project, wandb_name))
+        if config is not None:
+            logger.log_hparams(config)
+    except BaseException as error:
+        logger.set_exit_code(exit_code_of(error))
+        logger.close()
+        raise
     return logger
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """How wandb marks a run that ends with this exception: finished, interrupted or failed."""
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+        return INTERRUPTED
+    return 0 if error is None else 1
 
 
 def dump_config(config: Any) -> Any:
@@ -166,43 +191,27 @@ class PrettyPrintLogger(Logger):
 
 
 class WandbLogger(Logger):
-    """Log to Weights & Biases; a resumed run continues the same wandb run."""
+    """Log to Weights & Biases; a resumed run continues the same wandb run (see wandb_run.py)."""
 
-    def __init__(self, log_dir: Path, project: str, name: str | None, config: Any) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ConfigurationError(
-                f"wandb_project={project!r} needs the package wandb; install it with: "
-                + install_line("wandb")
-            ) from None
-        try:
-            self._run = wandb.init(
-                project=project,
-                name=name,
-                dir=str(log_dir),
-                config=config,
-                id=_wandb_id(log_dir),
-                resume="allow",
-            )
-        except Exception as e:  # no key, no network, no such project: the user has to fix it
-            raise ConfigurationError(
-                f"wandb_project={project!r}: wandb could not start ({e}); run `wandb login` "
-                "or set WANDB_MODE=offline"
-            ) from e
+    def __init__(self, log_dir: Path, project: str, name: str | None = None) -> None:
+        """name: None for that of the directory. Raises ConfigurationError: see WandbRun."""
+        self._log_dir, self._exit_code = log_dir, 0
+        self._run = WandbRun(log_dir, project, name, read_metrics(log_dir))
 
     def log_metrics(self, metrics: Metrics, step: int | None = None) -> None:
-        self._run.log(plain(metrics), step=step)
+        self._run.log(plain(metrics), step)
+
+    def log_hparams(self, config: Any) -> None:
+        self._run.config(plain(config), sorted(self._log_dir.glob("code*.diff")))
+
+    def log_samples(self, name: str, rows: Iterable[Sample], step: int) -> None:
+        self._run.log_samples(name, map(plain, rows), step)
+
+    def set_exit_code(self, code: int) -> None:
+        self._exit_code = code
 
     def close(self) -> None:
-        self._run.finish()
-
-
-def _wandb_id(log_dir: Path) -> str:
-    file = log_dir / ".wandb-id"
-    if not file.exists():
-        replace_file(file, uuid.uuid4().hex[:12])
-    return file.read_text()
+        self._run.finish(self._exit_code)
 
 
 class _Stderr(logging.StreamHandler):

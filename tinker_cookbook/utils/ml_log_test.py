@@ -1,16 +1,15 @@
+import asyncio
 import json
 import logging
 import math
-import sys
-import types
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
 
 import chz
 import numpy as np
 import pytest
 
-from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import code_state, ml_log
 
 
@@ -88,6 +87,55 @@ def test_loggers_alone_and_together(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "metrics  loss 0.5\nstep 4  right 3  tag None\n"
 
 
+def test_only_loggers_that_show_tables_read_the_samples(tmp_path: Path) -> None:
+    class Tables(ml_log.JsonLogger):
+        def log_samples(self, name: str, rows: Iterable[ml_log.Sample], step: int) -> None:
+            seen.append((name, list(rows), step))
+
+    seen: list[tuple] = []
+    consumed: list[int] = []
+
+    def rows() -> Iterator[ml_log.Sample]:
+        consumed.append(1)
+        yield {"prompt": "p", "reply": "r"}
+
+    with ml_log.setup_logging(tmp_path) as logger:
+        logger.log_samples("test", rows(), step=3)
+        assert not consumed
+        logger.loggers.append(Tables(tmp_path))
+        logger.log_samples("test", rows(), step=3)
+    assert seen == [("test", [{"prompt": "p", "reply": "r"}], 3)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 0), (KeyboardInterrupt(), 255), (asyncio.CancelledError(), 255), (OSError(), 1)],
+)
+def test_loggers_learn_how_the_program_ends(error: BaseException | None, code: int) -> None:
+    class Log(ml_log.PrettyPrintLogger):
+        def set_exit_code(self, code: int) -> None:
+            events.append(code)
+
+        def close(self) -> None:
+            events.append("closed")
+
+    events: list[object] = []
+    with suppress(BaseException), ml_log.MultiplexLogger([Log()]):
+        if error is not None:
+            raise error
+    assert events == [code, "closed"]
+
+
+def test_a_logger_that_cannot_start_leaves_no_handlers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = list(logging.getLogger().handlers)
+    monkeypatch.setattr(ml_log, "WandbLogger", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ml_log.setup_logging(tmp_path, wandb_project="p")
+    assert logging.getLogger().handlers == before
+
+
 def test_python_logging_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, before = logging.getLogger(), list(logging.getLogger().handlers)
     level = root.level
@@ -103,52 +151,6 @@ def test_python_logging_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "x.log").read_text().endswith("WARNING root: words\n")
     assert (tmp_path / "x.log").read_text().count("words") == 1
     assert capsys.readouterr().err == "WARNING: words\n"
-
-
-def test_wandb_missing_names_its_install_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigurationError, match=r"wandb_project='p'.* -m pip install.*\[wandb\]"):
-        ml_log.setup_logging(tmp_path, wandb_project="p")
-
-
-def test_wandb_gets_every_row_and_a_resumed_run_the_same_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple] = []
-
-    class Run:
-        def log(self, row: dict[str, float], step: int) -> None:
-            calls.append((row, step))
-
-        def finish(self) -> None:
-            calls.append(("finish",))
-
-    def init(**arguments: Any) -> Run:
-        calls.append((arguments["project"], arguments["name"], arguments["config"]))
-        ids.append(arguments["id"])
-        return Run()
-
-    ids: list[str] = []
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    for step in (0, 1):
-        with ml_log.setup_logging(tmp_path, "p", "n", config={"a": 1}) as logger:
-            logger.log_metrics({"loss": 0.5}, step=step)
-    start, end = ("p", "n", {"a": 1}), ("finish",)
-    assert calls == [start, ({"loss": 0.5}, 0), end, start, ({"loss": 0.5}, 1), end]
-    assert ids[0] == ids[1] and len(ids[0]) >= 8
-
-
-def test_wandb_that_cannot_start_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def init(**_: Any) -> NoReturn:
-        raise RuntimeError("no key")
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    with pytest.raises(ConfigurationError, match=r"could not start \(no key\).*WANDB_MODE=offline"):
-        ml_log.setup_logging(tmp_path, wandb_project="p")
 
 
 def test_code_state_of_a_checkout_and_of_none(tmp_path: Path) -> None:
