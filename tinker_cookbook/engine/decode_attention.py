@@ -88,7 +88,7 @@ class DecodePlan:
             visible = columns <= last  # the new token sees itself
             if window is not None:
                 visible &= columns > last - window
-            zeros = torch.zeros(visible.shape, device=self.device)
+            zeros = torch.zeros(visible.shape, dtype=torch.float32, device=self.device)
             self._masks[window] = zeros.masked_fill_(~visible, -torch.inf)[:, None, None]
         return self._masks[window]
 
@@ -242,7 +242,8 @@ def _attend_block(
         if hidden.any():  # no mask if all windows reach back to the start of the block
             # A very low finite number, not -inf: a sample that sees nothing of this block then has
             # an lse that weighs nothing in the merge, instead of NaN.
-            mask = torch.zeros(hidden.shape, device=keys.device).masked_fill_(hidden, -1e30)
+            mask = torch.zeros(hidden.shape, dtype=torch.float32, device=keys.device)
+            mask.masked_fill_(hidden, -1e30)
             mask = mask.repeat_interleave(g, dim=0)[None, None]
     # All samples and query heads as the m * g query rows of a batch of one.
     folded = query.reshape(1, m * g, kv_heads, size).transpose(1, 2)

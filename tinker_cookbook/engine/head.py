@@ -128,7 +128,9 @@ class HeadLogprobs:
             if stacked is None:
                 return z
             # `stacked.scales` are rounded to bf16
-            scales = torch.tensor([a.spec.scale for a in adapter.stack.adapters], device=h.device)
+            scales = torch.tensor(
+                [a.spec.scale for a in adapter.stack.adapters], dtype=torch.float32, device=h.device
+            )
             own = adapter.owners[:, None] == stacked.owners[None, :]  # [T, R]
             low = F.linear(h, stacked.down.float()) * (own * scales[stacked.owners])
             return z.add_(_row_products(stacked.up, tokens, low))

@@ -131,9 +131,13 @@ class Adapter:
             if not spec.covers(path):
                 continue
             bound = 1.0 / math.sqrt(fan_in)
-            a = (torch.rand(spec.rank, fan_in, generator=generator) * 2 - 1) * bound
+            a = (
+                torch.rand(spec.rank, fan_in, generator=generator, dtype=torch.float32) * 2 - 1
+            ) * bound
             master[f"{path}.lora_A"] = a.to(device)
-            master[f"{path}.lora_B"] = torch.zeros(fan_out, spec.rank, device=device)
+            master[f"{path}.lora_B"] = torch.zeros(
+                fan_out, spec.rank, dtype=torch.float32, device=device
+            )
         return cls(spec, master, dtype)
 
     def make_copies(self, dtype: torch.dtype) -> None:

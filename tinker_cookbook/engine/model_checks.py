@@ -99,7 +99,7 @@ def check_logits(path: str, model: PreTrainedModel) -> None:
     weight = head.weight
     generator = torch.Generator().manual_seed(0)
     # Large logits show a soft cap, which leaves small ones almost unchanged; zero shows a bias.
-    large = 100 * torch.randn(weight.shape[1], generator=generator)
+    large = 100 * torch.randn(weight.shape[1], generator=generator, dtype=torch.float32)
     hidden = torch.stack([large, torch.zeros_like(large)])[None].to(weight)
     decoder = model.model
     # An instance attribute hides the method; deleting it restores the layers.

@@ -47,7 +47,9 @@ def sample_tokens(
     argmax, needs V random numbers per token instead of one.
     """
     n, vocab = logits.shape
-    temperature = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
+    temperature = torch.tensor(
+        [r.temperature or 1.0 for r in requests], dtype=torch.float32, device=logits.device
+    )
     if any(r.temperature not in (0, 1) for r in requests):
         logits = logits / temperature[:, None]
     largest = logits.amax(dim=1, keepdim=True)
@@ -97,7 +99,8 @@ def _truncate(mass: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Te
     ordered, order = mass.sort(dim=-1, descending=True)
     vocab = mass.shape[1]
     top_k = torch.tensor([r.top_k if r.top_k > 0 else vocab for r in requests], device=mass.device)
-    top_p = torch.tensor([r.top_p for r in requests], device=mass.device)[:, None]
+    top_p = torch.tensor([r.top_p for r in requests], dtype=torch.float32, device=mass.device)
+    top_p = top_p[:, None]
     rank = torch.arange(vocab, device=mass.device)
     probs = ordered / ordered.sum(dim=1, keepdim=True)
     # Probability of all more likely tokens: the token that crosses top_p is still included.

@@ -67,7 +67,9 @@ class AdapterTrainer:
         if self.on_device:
             self._offloaded = self.base.offloader.store(self._tensors(), self)
             # empty tensors in their place: the optimizer must keep the same master objects
-            self._replace_tensors({name: torch.empty(0) for name in self._tensors()})
+            self._replace_tensors(
+                {name: torch.empty(0, dtype=torch.float32) for name in self._tensors()}
+            )
             self._adapter.copies = {}
 
     def restore(self) -> None:

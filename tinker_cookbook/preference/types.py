@@ -147,7 +147,7 @@ class ComparisonRendererFromChatRenderer(ComparisonRenderer):
         self, labeled_comparison: LabeledComparison
     ) -> tuple[tinker.ModelInput, torch.Tensor]:
         tokens, label = self._tokens_and_label(labeled_comparison)
-        weights = torch.zeros(label + 1)
+        weights = torch.zeros(label + 1, dtype=torch.float32)
         weights[label] = 1.0
         return tinker.ModelInput.from_ints(tokens), weights
 
