@@ -30,9 +30,11 @@ from inspect_ai.model import (
     GenerateConfig,
     Model,
     ModelAPI,
+    ModelInfo,
     ModelOutput,
     ModelUsage,
     modelapi,
+    set_model_info,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 from rich.markup import escape
@@ -55,6 +57,7 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 if TYPE_CHECKING:
     from tinker_cookbook.service.api import SamplingClient
 
+NAME = "tinker-cookbook"
 MAX_CONNECTIONS = 512
 """Requests in flight at once. The engine batches them, so many are faster than few."""
 
@@ -104,6 +107,9 @@ class TinkerSamplingAPI(ModelAPI):
         self.context_window = models.context_length(model_name)
         self._pool = f"{model_name}:{model_path}:{base_url}:{id(sampling_client)}"
         self._seeds = RequestSeeds()
+        # Inspect looks facts up by name while samples run; without this it would make the model
+        # again for it, and load it a second time.
+        set_model_info(f"{NAME}/{model_name}", ModelInfo(context_length=self.context_window))
         # Inspect would otherwise begin with 20 requests at once and, as no server here ever asks
         # for fewer, slowly raise that. The object belongs to the `Model` that is being made.
         if config.max_connections is None and config.adaptive_connections is None:
@@ -211,9 +217,7 @@ class TinkerSamplingAPI(ModelAPI):
 
 
 # A function for Inspect's registry, but users call it like the class.
-InspectAPIFromTinkerSampling = cast(
-    type[TinkerSamplingAPI], modelapi(name="tinker-cookbook")(TinkerSamplingAPI)
-)
+InspectAPIFromTinkerSampling = cast(type[TinkerSamplingAPI], modelapi(name=NAME)(TinkerSamplingAPI))
 
 
 def model_for(

@@ -36,7 +36,8 @@ def find_logs(log_dir: Path, tasks: Sequence[Task]) -> Found:
             complete[name] = read_eval_log(info)
             continue
         # A run that continues another begins with a log of its own, so the newest may have less.
-        done = sum(each.completed for each in read_eval_log_sample_summaries(info))
+        summaries = read_eval_log_sample_summaries(info)
+        done = sum(each.completed and each.error is None for each in summaries)
         key = done, header.eval.created
         if name not in unfinished or key > unfinished[name][0]:
             unfinished[name] = key, info.name
