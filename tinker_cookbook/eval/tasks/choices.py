@@ -23,7 +23,8 @@ from inspect_ai.scorer import (
 from inspect_ai.solver import TaskState
 
 from tinker_cookbook.eval.tasks.stated_letter import LETTERS, stated_letter
-from tinker_cookbook.exceptions import DataFormatError
+from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
+from tinker_cookbook.utils.misc_utils import is_whole
 
 REQUEST = (
     "Answer the following multiple-choice question. Think step by step. Then state your choice on"
@@ -75,6 +76,12 @@ def checked_options(options: object, where: str | None) -> list[str]:
         if not isinstance(option, str) or not option.strip():
             raise DataFormatError(f"{where}: option {letter} is {option!r:.80}; expected text")
     return [option.strip() for option in options]
+
+
+def check_seed(seed: object) -> None:
+    """ConfigurationError for what is neither None nor a whole number."""
+    if seed is not None and not is_whole(seed):
+        raise ConfigurationError(f"seed={seed!r}: expected a whole number")
 
 
 @scorer(metrics=[accuracy(), stderr()])

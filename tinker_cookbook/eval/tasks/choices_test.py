@@ -142,8 +142,9 @@ def test_mmlu_pro_subject_and_shots(tmp_path: Path) -> None:
         mmlu_pro(path, num_shots=1)
     with pytest.raises(ConfigurationError, match=r"num_shots=6: category '\w+' has 5 examples"):
         mmlu_pro(path, num_shots=6, examples=file)
-    with pytest.raises(ConfigurationError, match="num_shots=-1"):
-        mmlu_pro(path, num_shots=-1)
+    for keys in ({"num_shots": -1}, {"num_shots": "two"}, {"seed": "x"}, {"seed": 0.5}):
+        with pytest.raises(ConfigurationError, match=r"^(num_shots|seed)=\S+: expected a "):
+            mmlu_pro(path, **keys)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.solver import generate
 
-from tinker_cookbook.eval.tasks.choices import Question, checked_options, right_option
+from tinker_cookbook.eval.tasks.choices import Question, check_seed, checked_options, right_option
 from tinker_cookbook.eval.tasks.rows import open_task_rows, placed, text_of
 from tinker_cookbook.exceptions import ConfigurationError
 
@@ -36,6 +36,7 @@ def gpqa(path: str = "hub", subset: str = "gpqa_diamond", seed: int = 0) -> Task
     seed: of the order of the options, in which the right one is not always the first."""
     if subset not in SUBSETS:
         raise ConfigurationError(f"subset={subset!r}: expected one of {', '.join(SUBSETS)}")
+    check_seed(seed)
     rows = open_task_rows(path, HUB, COLUMNS, name=subset, way_out=_WAY_OUT)
     samples = [
         _sample(row, where, number, seed) for number, (row, where) in enumerate(placed(rows))

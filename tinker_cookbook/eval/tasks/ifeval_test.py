@@ -189,6 +189,18 @@ def test_wrong_paths_and_columns(tmp_path: Path) -> None:
         ifeval(path)
 
 
+async def test_tables_have_every_argument_in_each_row(tmp_path: Path) -> None:
+    import datasets
+
+    path = str(tmp_path / "x.parquet")
+    datasets.Dataset.from_list(ROWS).to_parquet(path)
+    task = ifeval(path)
+    metadata = task.dataset[1].metadata
+    assert metadata is not None and metadata["kwargs"][1] == {"num_words": None, "relation": None}
+    found = values(await evaluate(task, REPLIES.__getitem__, tmp_path))
+    assert found["instruction_strict"] == pytest.approx(2 / 6)
+
+
 def test_real_data(shared_data: Path) -> None:
     task = ifeval(str(shared_data / "datasets/ifeval/input_data.jsonl"))
     assert len(task.dataset) == 541

@@ -19,7 +19,7 @@ from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser
 from inspect_ai.scorer import accuracy, grouped, stderr
 from inspect_ai.solver import generate
 
-from tinker_cookbook.eval.tasks.choices import Question, checked_options, right_option
+from tinker_cookbook.eval.tasks.choices import Question, check_seed, checked_options, right_option
 from tinker_cookbook.eval.tasks.rows import open_task_rows, placed, text_of
 from tinker_cookbook.eval.tasks.stated_letter import LETTERS
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
@@ -51,6 +51,9 @@ def mmlu_pro(
     subject: questions of this category alone. num_shots: examples before each question, the first
     of its category in the split validation of `path`, or in `examples` (like path). seed: shuffle
     the options of the questions (None: the order of the data)."""
+    if not is_whole(num_shots) or num_shots < 0:
+        raise ConfigurationError(f"num_shots={num_shots!r}: expected a number from 0")
+    check_seed(seed)
     rows = _read(path, split)
     if subject:
         rows = _of_subject(rows, subject)
@@ -107,8 +110,6 @@ def _shots(
     rows: Sequence[Row], path: str, examples: str, num_shots: int
 ) -> dict[str, list[ChatMessage]]:
     """The turns of the examples of each category of `rows`."""
-    if num_shots < 0:
-        raise ConfigurationError(f"num_shots={num_shots}: expected 0 or more")
     if not examples and Path(path).expanduser().is_file():
         raise ConfigurationError(
             f"num_shots={num_shots}: the file {path} has no split validation; set examples=FILE"

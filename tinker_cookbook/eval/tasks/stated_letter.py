@@ -32,7 +32,7 @@ _FILLER = (
     r"(?:(?:therefore|thus|clearly|definitely|probably|likely|most likely|indeed),? )?"
     r"(?:(?:the )?(?:letter|option|choice):? )?"
 )
-_LETTER = r"[(\[]?(?P<letter>[A-Za-z])(?![\w'’+]|[-.]\w)"
+_LETTER = r"[(\[]?(?P<letter>[A-Za-z])(?!['’\w]| ?[=+^]|[-.]\w)"
 _STATEMENT = re.compile(
     rf"\b(?:ans|answer|option|choice)\b{_IS}\s?{_FILLER}{_LETTER}"
     rf"|\bI(?: will|'ll| would)? (?:choose|pick|select|go with) {_FILLER}"
