@@ -22,6 +22,7 @@ from tinker_cookbook.weights.tensor_files import TensorFiles, TensorInfo
 EMBEDDING, HEAD = "model.embed_tokens.weight", f"{UNEMBED}.weight"
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj")
 _INTERLEAVED = ("gpt_oss",)  # values of model_type
+_BLOCK = 2**23  # elements that are merged at once: 32 MiB in float32
 
 Shape = tuple[int, ...]
 Part = Callable[[torch.Tensor], torch.Tensor]  # a view [out, in] of one tensor of the base
@@ -75,19 +76,35 @@ def plan_merge(
 def merged_parts(
     tensor: torch.Tensor, deltas: list[Delta], adapter: AdapterTensors, dtype: torch.dtype
 ) -> Iterator[torch.Tensor]:
-    """The tensor with its deltas, computed in fp32 and rounded once, in consecutive parts: experts
-    that are stacked come one by one. WeightsMergeError for a number that dtype cannot hold."""
-    if not deltas:
-        yield _rounded(tensor, dtype, "a weight of the base model")
+    """The tensor with its deltas, computed in fp32 and rounded once, in consecutive parts: stacked
+    experts one by one, other tensors in blocks of rows. WeightsMergeError for a number that dtype
+    cannot hold."""
+    if deltas and deltas[0].expert is not None:
+        for index, expert in enumerate(tensor):
+            weight = expert.to(torch.float32, copy=True)
+            for delta in deltas:
+                if delta.expert == index:
+                    a, b = adapter.pair(delta.path)
+                    delta.part(weight).addmm_(b, a, alpha=adapter.spec.scale)
+            yield _rounded(weight, dtype, deltas[0].path)
         return
-    stacked = deltas[0].expert is not None
-    for index in range(len(tensor)) if stacked else [None]:
-        weight = (tensor if index is None else tensor[index]).to(torch.float32, copy=True)
-        for delta in deltas:
-            if delta.expert == index:
-                a, b = adapter.pair(delta.path)
-                delta.part(weight).addmm_(b, a, alpha=adapter.spec.scale)
-        yield _rounded(weight, dtype, deltas[0].path)
+    pair = adapter.pair(deltas[0].path) if deltas else None
+    tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor
+    for rows in _blocks(tensor):
+        weight = tensor[rows]
+        if pair is not None:
+            a, b = pair
+            weight = weight.to(torch.float32, copy=True)
+            weight.addmm_(b[rows], a, alpha=adapter.spec.scale)
+        yield _rounded(weight, dtype, deltas[0].path if deltas else "a weight of the base model")
+
+
+def _blocks(tensor: torch.Tensor) -> Iterator[slice]:
+    """Slices of the first dimension of about _BLOCK elements, so that a large vocabulary needs no
+    float32 copy of the whole embedding."""
+    rows = max(_BLOCK * len(tensor) // max(tensor.numel(), 1), 1)
+    for start in range(0, len(tensor), rows):
+        yield slice(start, start + rows)
 
 
 def _rounded(tensor: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:
