@@ -9,6 +9,7 @@ os.environ.setdefault("INSPECT_DISPLAY", "none")
 # One thread in each of the processes that run the tests, for tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,20 @@ from tests.programs import Programs
 SHARED_DATA = Path(__file__).parent.parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session")
+def _runs_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new directory for each test. `mktemp` would look through those of all earlier tests."""
+    parent = tmp_path_factory.mktemp("runs")
+    return (parent / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
 def _private_directories(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    _runs_directories: Iterator[Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """No test writes into the user's runs directory."""
-    runs = tmp_path_factory.mktemp("runs")
+    runs = next(_runs_directories)
+    runs.mkdir()
     monkeypatch.setenv("TINKER_COOKBOOK_RUNS_DIR", str(runs))
     monkeypatch.delenv("TINKER_COOKBOOK_STORE_DIR", raising=False)
     yield

@@ -95,7 +95,8 @@ def test_every_stage_killed_or_stopped_equals_an_uninterrupted_run(
     assert f"reinforcement learning in {whole.log_path}/rl, from {whole.log_path}/sft" in printed
     assert "preference model: " in printed and "policy: win rate " in printed
     assert f"the policy is {whole.log_path}/rl: load_checkpoint_path=" in printed
-    assert broken.end_in("sft", signal.SIGKILL) == -signal.SIGKILL
+    if kind == KINDS[0]:  # the stage before is the same with the other kind
+        assert broken.end_in("sft", signal.SIGKILL) == -signal.SIGKILL
     assert broken.end_in("rm", signal.SIGTERM) == 143
     assert broken.end_in("rl", signal.SIGKILL) == -signal.SIGKILL
     again = broken.finish()
@@ -108,6 +109,8 @@ def test_every_stage_killed_or_stopped_equals_an_uninterrupted_run(
     first, last = whole.rows("rl")[0], whole.rows("rl")[-1]
     assert first["win_rate/preference_model"] == 0.5
     assert last["win_rate/preference_model/stderr"] > 0
+    if kind != KINDS[0]:
+        return
     # the policy depends on the SFT stage, which may then not go on
     longer = Pipeline(programs, tmp_path / "broken", *words, "max_steps=5")
     assert "error: max_steps=5 would continue stage sft (max_steps=4)" in longer.refused()
