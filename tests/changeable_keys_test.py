@@ -31,13 +31,13 @@ OF_RL = {
     [
         (sl_train.Config(dataset_builder=SupervisedDatasetBuilder()), OF_SL),
         (sl_basic.CLI(), OF_SL),
-        (chat_sl.CLI(), OF_SL),
+        (chat_sl.CLI(), OF_SL | {"inline_evals", "inspect_tasks", "inspect_limit"}),
         (sl_loop.Config(), set()),
         (rl_train.Config(dataset_builder=RLDatasetBuilder()), OF_RL),
         (rl_basic.CLI(), OF_RL),
         (math_rl.CLI(), OF_RL),
         (rl_loop.Config(), set()),
-        (aime.CLI(), set()),
+        (aime.CLI(), {"allow_failures"}),
     ],
     ids=lambda each: type(each).__module__ if chz.is_chz(each) else "",
 )

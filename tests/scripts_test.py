@@ -312,7 +312,7 @@ def listed_recipes() -> set[str]:
 
 NOT_TRAINING = {
     "recipes.prompt_distillation.create_data",  # samples; `train` calls it
-    "recipes.math_rl.aime",  # evaluates, on data that is not bundled; tested in pass_at_k_test
+    "recipes.math_rl.aime",  # evaluates, on data that is not bundled; tested in aime_test
 }
 
 

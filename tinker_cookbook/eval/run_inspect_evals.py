@@ -39,7 +39,7 @@ from tinker_cookbook.training.fields import (
 )
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.run_directory import LogDirBehavior
-from tinker_cookbook.utils.data_identity import data_set_identity
+from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
 from tinker_cookbook.utils.display import DisplayMode, is_terminal
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted, install_line
@@ -141,12 +141,16 @@ class Config(CheckedConfig):
             )
 
     def identity(self) -> Mapping[str, Plain]:
-        """The content of local files, so that a changed file is a new run."""
+        """The content of local task files, data and adapters: a changed one is a new run."""
         files = [task.partition("@")[0] for task in self.tasks]
         paths = [file for file in files if file.endswith(".py")]
         paths += [value for value in self.task_args.values() if isinstance(value, str)]
-        found = {path: data_set_identity(path) for path in paths if Path(path).is_file()}
-        return {"files": found} if found else {}
+        found = {path: data_set_identity(path) for path in paths if Path(path).exists()}
+        adapter = adapter_identity(self.model_path).get("load_checkpoint_path")
+        return {
+            **({"files": found} if found else {}),
+            **({"model_path": adapter} if adapter else {}),
+        }
 
 
 async def main(config: Config) -> None:
