@@ -20,7 +20,7 @@ from tinker_cookbook.checkpoint_utils import (
 )
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError
 from tinker_cookbook.service import EngineConfig, connect, locate_checkpoint
-from tinker_cookbook.service.checkpoint_dirs import same_model
+from tinker_cookbook.service.checkpoint_dirs import is_copy, same_model
 from tinker_cookbook.training.config import LoopConfig
 from tinker_cookbook.utils.plain_data import plain
 
@@ -295,3 +295,10 @@ def test_an_adapter_is_no_checkpoint_of_a_server(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="which the server at base_url cannot read"):
         locate_checkpoint(str(tmp_path), "weights", "load_checkpoint_path", "http://x")
+
+
+def test_names_of_copies() -> None:
+    assert is_copy("/data/gpt-oss-20b-bf16", "openai/gpt-oss-20b")
+    assert is_copy("Qwen/Qwen3-8B", "/data/models/qwen3-8b/")
+    assert not is_copy("/data/Qwen3-8B-Base", "Qwen/Qwen3-8B")
+    assert not is_copy("/data/llama", "Qwen/Qwen3-8B")

@@ -19,7 +19,7 @@ from tinker_cookbook.engine import peft_adapters
 from tinker_cookbook.engine.checkpoints import ADAPTER_FILE, CONFIG_FILE, PREFIX
 from tinker_cookbook.engine.lora import UNEMBED, LoraSpec
 from tinker_cookbook.exceptions import CheckpointError
-from tinker_cookbook.service.checkpoint_dirs import same_model
+from tinker_cookbook.service.checkpoint_dirs import is_copy
 from tinker_cookbook.service.connect import default_store_dir
 from tinker_cookbook.service.loading import find_weights, weights_files
 from tinker_cookbook.service.store import Store, parse_path
@@ -82,17 +82,17 @@ def open_adapter(path: str, base_model: str | None = None) -> Iterator[AdapterTe
     store = Store(default_store_dir())
     located = find_weights(store, path, "sampler_weights")
     if isinstance(located, Path):
-        files, origin = weights_files(store, path, "sampler_weights", base_model), Origin(path)
+        trained_on, origin = peft_adapters.load_adapter_info(located).base_model, Origin(path)
     else:
-        files, origin = (
-            weights_files(store, located, "sampler_weights", None),
-            _origin(store, located),
+        trained_on = store.find(located).manifest["base_model"]
+        origin = _origin(store, located)
+    if base_model is not None and trained_on and not is_copy(base_model, trained_on):
+        raise CheckpointError(
+            f"{path} was trained on {trained_on!r}: base_model={base_model} does not fit; leave the"
+            " key out, or set it to a copy of that model in a directory named after it"
         )
-        if base_model is not None and not same_model(base_model, files.base_model):
-            raise CheckpointError(
-                f"{path} was trained on {files.base_model!r}: base_model={base_model} does not"
-                " fit; leave the key out or set it to a copy of that model"
-            )
+    missing = base_model if not trained_on else None  # the name must come from somewhere
+    files = weights_files(store, str(located), "sampler_weights", missing)
     with files.open("adapter") as weights:
         directory = Path(weights.directory)
         spec = peft_adapters.load_adapter_info(directory).spec

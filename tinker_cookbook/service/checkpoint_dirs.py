@@ -55,6 +55,16 @@ def same_model(one: str, other: str) -> bool:
     return _base_name(one) == _base_name(other)
 
 
+def is_copy(name: str, original: str) -> bool:
+    """Whether a name can mean a copy of a base model: `same_model`, or a longer name that is not
+    another published model's, such as gpt-oss-20b-bf16."""
+    if same_model(name, original):
+        return True
+    published = {_base_name(known) for known in models.TABLE}
+    copy = _base_name(models.published_name(name))
+    return copy.startswith(_base_name(original)) and copy not in published
+
+
 def _last_checkpoint(directory: Path, use: Use, key: str) -> str:
     file = directory / CHECKPOINTS_FILE
     try:

@@ -52,8 +52,8 @@ T = TypeVar("T")
 FAMILIES = [name for name, family in families.FAMILIES.items() if not family.unreadable]
 TIED = (
     "{model} has tied embeddings: do not merge this adapter into the model, because its update of"
-    " the unembedding would also change the input embeddings; load it as an adapter, untie the"
-    " embeddings first, or train with train_unembed=False"
+    " the unembedding would also change the input embeddings; load it as an adapter, or let"
+    " tinker_cookbook.weights.export format=merged do it, which unties them"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,14 +37,20 @@ def probe_logprobs(adapter: AdapterTensors, tokens: Sequence[int]) -> ProbedLogp
     """The logprobs of a text in float32 on the CPU. The engine is closed, and its model freed."""
     model = models.load_path(adapter.base_model)
     engine = Engine(EngineConfig(device="cpu", dtype="float32"))
+    trained = CheckpointWeights(model, _DIRECTORY_ID, str(adapter.directory), foreign=True)
     try:
-        trained = CheckpointWeights(model, _DIRECTORY_ID, str(adapter.directory), foreign=True)
-        return ProbedLogprobs(
+        probed = ProbedLogprobs(
             _logprobs(engine, trained, tokens),
             _logprobs(engine, BaseWeights(model, _BASE_ID), tokens),
         )
-    finally:
-        engine.close()
+    except BaseException:
+        # After a Ctrl-C, the caller cleans up before a large model is loaded. The interpreter then
+        # waits, because it can crash if a thread is inside torch when it ends.
+        engine.close(timeout=0)
+        atexit.register(engine.close)
+        raise
+    engine.close()
+    return probed
 
 
 def free_cpu_memory() -> int:

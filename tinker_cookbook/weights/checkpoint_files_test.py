@@ -143,3 +143,18 @@ def test_what_fails_leaves_nothing(
         FakeServer, "get_external_weights_urls", lambda self, path: Result(serve_error)
     )
     refused({}, "could not be downloaded: gone", external)
+
+
+def test_an_export_from_a_server(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinker_cookbook.weights.export import Config, export
+
+    path = train(tiny_llama)
+    source = Path(download(tinker_path=path, output_dir=str(tmp_path / "served")))
+    urls = {file.name: file.as_uri() for file in source.iterdir()}
+    serve(monkeypatch, FakeServer(urls, exports=True))
+    output = tmp_path / "out"
+    export(Config(checkpoint=PATH, output=str(output), base_url=URL))
+    assert np.abs(our_logprobs(str(output), tiny_llama) - our_logprobs(path)).max() == 0
+    assert (output / "README.md").is_file()

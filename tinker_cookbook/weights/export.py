@@ -68,7 +68,7 @@ class Config:
 def main(config: Config) -> None:
     try:
         export(config)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, stop_signals.Stopped):
         raise stop_signals.active().stopped(
             f"stopped; nothing was left at output={config.output}"
         ) from None
