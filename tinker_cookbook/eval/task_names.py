@@ -103,6 +103,7 @@ def _from_file(file: str, name: str, spec: str, args: Mapping[str, Any]) -> list
     path = Path(file)
     if not path.is_file():
         raise ConfigurationError(f"tasks={spec}: there is no file {file}")
+    compile(path.read_bytes(), file, "exec")  # Inspect passes over a file with a syntax error
     load_file_tasks(path.absolute())
     if name and registry_lookup("task", name) is None:
         raise ConfigurationError(f"tasks={spec}: {file} has no task {name!r}")
