@@ -2,10 +2,10 @@
 
 metrics.jsonl is the record of a run; wandb gets every row of it once:
 
-- offline, wandb begins a new directory at every start, and `wandb sync` of a second directory with
-  the same id replaces what the first one uploaded. So each start writes all earlier rows and tables
-  into its new directory and removes the earlier ones: one directory holds the whole run. This also
-  restores the rows that a killed process had not written yet.
+- offline, wandb begins a new directory at every start, and its `sync` does not join directories of
+  one id. So each start writes all earlier rows and tables into its new directory and removes the
+  earlier ones: one directory holds the whole run. This also restores the rows that a killed process
+  had not written yet.
 - online, the service says after which step it continues (`run.step`): earlier rows are left out,
   missing ones are sent.
 """
@@ -100,7 +100,7 @@ class WandbRun:
                 name=name,
                 dir=str(log_dir),
                 id=_wandb_id(log_dir),
-                # without it, an upload replaces the earlier ones of this id, see above
+                # an offline directory holds the whole run: it continues none
                 resume=None if mode == "offline" else "allow",
                 mode=mode,
                 settings=settings,

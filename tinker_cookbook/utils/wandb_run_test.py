@@ -10,10 +10,11 @@ import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from tests.programs import Programs
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import jsonl, ml_log, wandb_run
 from tinker_cookbook.utils.wandb_run import WandbRun, is_reachable
@@ -91,18 +92,35 @@ def history(file: Path) -> list[dict[str, Any]]:
     ]
 
 
+class Resumed(NamedTuple):
+    directory: Path
+    home: Path
+    printed: list[str]  # by each start
+    codes: list[int]  # by which each start says how it ended
+
+    @property
+    def file(self) -> Path:
+        (file,) = (self.directory / "wandb").glob("offline-run-*/*.wandb")
+        return file
+
+
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """The directory of a run of three starts, its home directory, and what each start printed."""
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    """A run of three starts. The user sets the mode of the second one."""
     pytest.importorskip("wandb")
     directory = tmp_path_factory.mktemp("runs") / "my run"
-    home = tmp_path_factory.mktemp("home")
-    return directory, home, [start(directory, stop, home) for stop in ("error", "interrupt", "")]
+    run = Resumed(directory, tmp_path_factory.mktemp("home"), [], [])
+    for stop in ("error", "interrupt", ""):
+        mode = {"WANDB_MODE": "offline"} if stop == "interrupt" else {}
+        run.printed.append(start(directory, stop, run.home, **mode))
+        run.codes.extend(
+            record.exit.exit_code for record in records(run.file) if record.HasField("exit")
+        )
+    return run
 
 
-def test_three_starts_are_one_offline_run(resumed: tuple[Path, Path, list[str]]) -> None:
-    directory, home, printed = resumed
-    (file,) = (directory / "wandb").glob("offline-run-*/*.wandb")
+def test_three_starts_are_one_offline_run(resumed: Resumed) -> None:
+    directory, file = resumed.directory, resumed.file
     assert file.parent.name.startswith("offline-run-")
     runs = [record.run for record in records(file) if record.HasField("run")]
     assert {(run.run_id, run.display_name, run.project) for run in runs} == {
@@ -112,8 +130,7 @@ def test_three_starts_are_one_offline_run(resumed: tuple[Path, Path, list[str]])
     assert [row["_step"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["loss"] for row in rows] == [1 / (step + 1) for step in range(5)]
     assert not any({"text", "none", "step"} & row.keys() for row in rows)
-    codes = [record.exit.exit_code for record in records(file) if record.HasField("exit")]
-    assert codes == [0]
+    assert resumed.codes == [1, 255, 0]
     configs = [
         {update.key: update.value_json for update in record.config.update}
         for record in records(file)
@@ -122,17 +139,20 @@ def test_three_starts_are_one_offline_run(resumed: tuple[Path, Path, list[str]])
     assert {"stop": '""'} in configs
     assert (file.parent / "files/code.diff").read_text() == (directory / "code.diff").read_text()
     assert not (file.parent / "files/code.diff").is_symlink()
-    # one line for each start, and nothing in the home directory
-    (line,) = set(printed[0].splitlines()[:1])
-    assert line.startswith("wandb: offline, no key (run `wandb login`); to upload: ")
-    assert line.endswith(f"python -m wandb sync '{directory}/wandb'")
-    assert all(text.count("wandb") == line.count("wandb") for text in printed)
-    assert list(home.iterdir()) == []
+    assert list(resumed.home.iterdir()) == []
 
 
-def test_tables_of_every_start_are_readable(resumed: tuple[Path, Path, list[str]]) -> None:
-    directory, _, _ = resumed
-    (file,) = (directory / "wandb").glob("offline-run-*/*.wandb")
+def test_each_start_prints_one_line(resumed: Resumed) -> None:
+    upload = f"python -m wandb sync '{resumed.directory}/wandb'"
+    reasons = (", no key (run `wandb login`)", "", ", no key (run `wandb login`)")
+    for text, reason in zip(resumed.printed, reasons):
+        line, *rows = text.splitlines()
+        assert line.startswith(f"wandb: offline{reason}; to upload: ") and line.endswith(upload)
+        assert len(rows) == 2 and "wandb" not in "".join(rows)
+
+
+def test_tables_of_every_start_are_readable(resumed: Resumed) -> None:
+    file = resumed.file
     tables = {
         row["_step"]: json.loads((file.parent / "files" / row["samples/test/path"]).read_text())
         for row in history(file)
@@ -144,15 +164,6 @@ def test_tables_of_every_start_are_readable(resumed: tuple[Path, Path, list[str]
         assert len(table["data"]) == wandb_run.MAX_SAMPLES
         prompt, reply, reward = table["data"][0]
         assert 4000 < len(prompt) < 4010 and (reply, reward) == (f"reply {step}", step / 2)
-
-
-def test_an_interrupted_start_is_marked_so(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    printed = start(tmp_path / "a", "interrupt", tmp_path, WANDB_MODE="offline")
-    assert printed.startswith("wandb: offline; to upload: ")
-    (file,) = (tmp_path / "a/wandb").glob("offline-run-*/*.wandb")
-    codes = [record.exit.exit_code for record in records(file) if record.HasField("exit")]
-    assert codes == [255]
 
 
 def test_without_network_a_key_is_not_enough(tmp_path: Path) -> None:
@@ -173,17 +184,20 @@ def test_disabled_by_the_user(tmp_path: Path) -> None:
     assert not list((tmp_path / "a/wandb").glob("*run*"))
 
 
-def test_without_the_key_wandb_is_never_imported(tmp_path: Path) -> None:
-    code = """
+def test_without_the_key_wandb_is_never_imported(programs: Programs, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("""
 import sys
-from tinker_cookbook.utils import ml_log
 import recipes.rl_basic, recipes.sl_basic, recipes.sl_loop
+from tinker_cookbook.utils import ml_log
 with ml_log.setup_logging(sys.argv[1], config={}) as logger:
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.log_samples("test", [{"prompt": "p"}], 0)
 assert "wandb" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+""")
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = programs.run(str(program), str(tmp_path / "run"), env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ------------------------------------------------------------------- with a fake of the package
