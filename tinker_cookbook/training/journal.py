@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -139,6 +140,7 @@ class Journal:
         self._unit, self._count_done_rows = unit, count_done_rows
         self._keeps_parts = keeps_parts
         self._finished = False
+        self._has_weights = False  # final ones
         self._timings: dict[str, float] = {}
 
     # ---- the run
@@ -232,6 +234,9 @@ class Journal:
         if self._finished and error is None:
             in_all = f" ({last} in all)" if self.start_step else ""
             self.log_line(f"finished: {done} in {seconds}{in_all}; results are in {self.log_path}")
+            if self._has_weights:
+                for line in self._what_next():
+                    self.log_line(line)
             return "stopped; the run is finished"
         message = self._stop.stop_message()
         if stopped:
@@ -244,6 +249,19 @@ class Journal:
                 exc_info=None if expected else error,
             )
         return message
+
+    def _what_next(self) -> list[str]:
+        """The commands that evaluate and export what was trained."""
+        run, model = shlex.quote(str(self.log_path)), self.identity.get("model_name", "nano")
+        url = self.identity.get("base_url", None)
+        server = f" base_url={shlex.quote(url)}" if url else ""
+        named = "" if model == "nano" else f" model_name={shlex.quote(model)}"
+        return [
+            "to evaluate: ./scripts/run tinker_cookbook.eval.run_inspect_evals"
+            f" model_path={run}{named}{server} tasks=...",
+            "to export: ./scripts/run tinker_cookbook.weights.export"
+            f" checkpoint={run}{server} output=...",
+        ]
 
     @property
     def total_steps(self) -> int | None:
@@ -338,6 +356,7 @@ class Journal:
         with self.timed("save_checkpoint"):
             record = await self._stop.record(pending)
         self._finished = self._finished or bool(record.final)
+        self._has_weights = self._has_weights or bool(record.final)
         logger.info("saved checkpoint %s: %s", record.name, record.state_path)
         if record.final:
             self.log_line(
