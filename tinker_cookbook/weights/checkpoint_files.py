@@ -18,7 +18,7 @@ from tinker_cookbook.exceptions import (
 )
 from tinker_cookbook.service import connect
 from tinker_cookbook.utils.error_text import first_line
-from tinker_cookbook.weights.checkpoint_path import checkpoint_path
+from tinker_cookbook.weights.checkpoint_path import checkpoint_path, server_of_run
 from tinker_cookbook.weights.output_directory import check_free, new_directory
 
 _SECONDS = 60.0  # timeout of a connection
@@ -31,9 +31,10 @@ def download(*, tinker_path: str, output_dir: str, base_url: str | None = None) 
     """Download a checkpoint's files into a new directory; returns it.
 
     tinker_path: tinker:// path, or a run directory (its last checkpoint). base_url: the server that
-    has it (None: the store of this machine). Raises CheckpointError or WeightsDownloadError; then
-    nothing is left under output_dir.
+    has it (None: the run's, or the store of this machine). Raises CheckpointError or
+    WeightsDownloadError; then nothing is left under output_dir.
     """
+    base_url = base_url or server_of_run(tinker_path)
     path = checkpoint_path(tinker_path, "tinker_path", base_url)
     if not path.startswith("tinker://"):
         raise ConfigurationError(

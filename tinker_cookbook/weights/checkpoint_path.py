@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tinker_cookbook.checkpoint_utils import load_checkpoints_file
@@ -20,3 +21,13 @@ def checkpoint_path(path: str, key: str, base_url: str | None = None) -> str:
     if last is None:
         raise CheckpointError(f"{key}={path}: that run has no checkpoint yet")
     return last
+
+
+def server_of_run(path: str) -> str | None:
+    """The base_url of a run directory, for a run whose checkpoints are on a server; else None."""
+    try:
+        config = json.loads((Path(path).expanduser() / "config.json").read_bytes())
+        base_url = config.get("base_url")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return base_url if isinstance(base_url, str) else None

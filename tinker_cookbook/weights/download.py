@@ -23,7 +23,7 @@ class Config:
     tinker_path: str = chz.field(doc="tinker:// path, or a run directory (its last checkpoint)")
     output_dir: str = chz.field(doc="new directory for the files")
     base_url: str | None = chz.field(
-        default=None, doc="Tinker API server URL (None: the store of this machine)"
+        default=None, doc="Tinker API server URL (None: the run's, or the store of this machine)"
     )
 
 

@@ -26,8 +26,8 @@ from tinker_cookbook.cli_utils import cli
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.utils import stop_signals
 from tinker_cookbook.utils.display import is_terminal
-from tinker_cookbook.weights.checkpoint_path import checkpoint_path
-from tinker_cookbook.weights.output_directory import check_free, gigabytes
+from tinker_cookbook.weights.checkpoint_path import checkpoint_path, server_of_run
+from tinker_cookbook.weights.output_directory import check_free, file_size
 
 if TYPE_CHECKING:
     from tinker_cookbook.service.adapter_tensors import AdapterTensors
@@ -61,7 +61,8 @@ class Config:
         default=True, doc="compare logprobs of a merged model with those of base and adapter"
     )
     base_url: str | None = chz.field(
-        default=None, doc="Tinker API server URL that has the checkpoint (None: this machine)"
+        default=None,
+        doc="Tinker API server URL that has the checkpoint (None: the run's, or this machine)",
     )
 
 
@@ -76,8 +77,9 @@ def main(config: Config) -> None:
 
 def export(config: Config) -> None:
     check_free(Path(config.output), "output")
-    path = checkpoint_path(config.checkpoint, "checkpoint", config.base_url)
-    if config.base_url is None:
+    base_url = config.base_url or server_of_run(config.checkpoint)
+    path = checkpoint_path(config.checkpoint, "checkpoint", base_url)
+    if base_url is None:
         _export(config, path)
         return
     from tinker_cookbook.weights.checkpoint_files import download
@@ -85,7 +87,7 @@ def export(config: Config) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         print(f"downloading {path}")
         fetched = download(
-            tinker_path=path, output_dir=f"{temporary}/checkpoint", base_url=config.base_url
+            tinker_path=path, output_dir=f"{temporary}/checkpoint", base_url=base_url
         )
         _export(config, fetched)
 
@@ -123,19 +125,19 @@ def _export(config: Config, path: str) -> None:
             )
             if merged.check is not None:
                 print(f"checked: {merged.check.describe()}")
+            notes += _renderer_note(adapter, output)
             size, dtype, loaders = merged.nbytes, merged.dtype, "transformers and vLLM"
     for note in notes:
         print(f"note: {note}")
     kind = "adapter" if config.format == "peft" else f"merged model in {dtype}"
-    print(f"{output}: {kind} for {loaders}, {gigabytes(size)}")
+    print(f"{output}: {kind} for {loaders}, {file_size(size)}")
 
 
 def _notes(adapter: AdapterTensors) -> list[str]:
     """What a user of the export should know."""
     from tinker_cookbook import models
-    from tinker_cookbook.checkpoint_utils import RENDERER_NAME_KEY
 
-    trained = (adapter.origin.user_metadata or {}).get(RENDERER_NAME_KEY)
+    trained = _trained_renderer(adapter)
     try:
         fitting = models.lookup(adapter.base_model).renderers
     except ConfigurationError:
@@ -147,6 +149,26 @@ def _notes(adapter: AdapterTensors) -> list[str]:
         f" base model's ({fitting[0] if fitting else 'none'}): prompts must be rendered as in"
         " training"
     ]
+
+
+def _renderer_note(adapter: AdapterTensors, output: Path) -> list[str]:
+    """The renderer to set for a merged model, where that of its files is not the trained one."""
+    from tinker_cookbook import models
+
+    trained = _trained_renderer(adapter)
+    try:
+        own = models.recommended_renderer(str(output.absolute()))
+    except ConfigurationError:  # without a tokenizer
+        return []
+    if trained in (None, own):
+        return []
+    return [f"in recipes, model_name={output} goes with renderer_name={trained}, as it was trained"]
+
+
+def _trained_renderer(adapter: AdapterTensors) -> str | None:
+    from tinker_cookbook.checkpoint_utils import RENDERER_NAME_KEY
+
+    return (adapter.origin.user_metadata or {}).get(RENDERER_NAME_KEY)
 
 
 def _write_card(

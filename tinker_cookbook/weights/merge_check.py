@@ -24,7 +24,7 @@ from tinker_cookbook.service.adapter_tensors import AdapterTensors
 from tinker_cookbook.service.probe import free_cpu_memory, probe_logprobs
 from tinker_cookbook.utils.error_text import first_line
 from tinker_cookbook.utils.model_directory import transformers_config
-from tinker_cookbook.weights.output_directory import gigabytes
+from tinker_cookbook.weights.output_directory import file_size
 from tinker_cookbook.weights.tensor_files import TensorFiles
 
 # nats per token. float32: about 1e-5 was measured on small models; large ones sum longer rows.
@@ -71,8 +71,8 @@ def check_merged(
     free = free_cpu_memory()
     if needed > free:
         log_line(
-            f"check not made: comparing logprobs takes {gigabytes(needed)} of memory,"
-            f" {gigabytes(free)} are free"
+            f"check not made: comparing logprobs takes {file_size(needed)} of memory,"
+            f" {file_size(free)} are free"
         )
         return None
     log_line("checking logprobs of the merged model against base and adapter")

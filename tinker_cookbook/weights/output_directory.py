@@ -72,13 +72,17 @@ def check_space(output: Path, needed: int, key: str) -> None:
     free = shutil.disk_usage(existing).free
     if needed + _SPARE > free:
         raise StorageError(
-            f"{key}={output} needs {gigabytes(needed)}, but {existing} has {gigabytes(free)} free:"
+            f"{key}={output} needs {file_size(needed)}, but {existing} has {file_size(free)} free:"
             f" free space or set {key} to a directory on another disk"
         )
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+def file_size(count: int) -> str:
+    """A number of bytes as people read it: 2.06 MB, 16.38 GB."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= limit:
+            return f"{count / limit:.2f} {unit}"
+    return f"{count / 1e3:.2f} kB"
 
 
 @contextmanager

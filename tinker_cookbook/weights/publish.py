@@ -13,7 +13,7 @@ from __future__ import annotations
 import chz
 
 from tinker_cookbook.cli_utils import cli
-from tinker_cookbook.weights.output_directory import gigabytes
+from tinker_cookbook.weights.output_directory import file_size
 from tinker_cookbook.weights.publishing import prepare_upload, send
 
 
@@ -33,10 +33,10 @@ def main(config: Config) -> None:
     if config.dry_run:
         print(upload.card)
     for name, size in upload.files.items():
-        print(f"{gigabytes(size):>12}  {name}")
+        print(f"{file_size(size):>12}  {name}")
     for warning in upload.warnings:
         print(f"warning: {warning}")
-    total = gigabytes(sum(upload.files.values()))
+    total = file_size(sum(upload.files.values()))
     kind = "private" if config.private else "public"
     if config.dry_run:
         print(
