@@ -76,7 +76,7 @@ def test_nano_learns_number_words(run: Run, tmp_path: Path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(
     programs: Programs, run: Run, tmp_path: Path
 ) -> None:
-    words = ("num_epochs=8", "save_every=4", "eval_every=5")
+    words = ("num_epochs=8", "save_every=4", "eval_every=8")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(tmp_path / "a", f"log_path={whole}", *words).returncode == 0
     process = programs.start(RECIPE, f"log_path={killed}", *words, env=environment(tmp_path / "b"))

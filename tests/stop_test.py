@@ -40,9 +40,9 @@ WORDS = {
         *("num_substeps=2", "num_minibatches=2"),
     ),
     "rl_loop": (*SMALL, *SAMPLED, "max_steps=6", "save_every=100"),
-    # stopped and resumed between changes of the teacher before steps 3, 6 and 9
+    # stopped and resumed between changes of the teacher before steps 3 and 6
     "sdft.train": (
-        *(*SMALL, "max_steps=10", "eval_every=4", "save_every=0", "batch_size=6"),
+        *(*SMALL, "max_steps=8", "eval_every=4", "save_every=0", "batch_size=6"),
         *("teacher_sync_every=3", "max_tokens=12", f"dataset_path={number_words.path('train')}"),
     ),
     # epochs of 8 steps: in the second one the reference has scored every pair

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import chz
 import pytest
 import tinker
 
+from tests.programs import Program, Programs
 from tinker_cookbook.cli_utils import parse
 from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.renderers import get_renderer
@@ -220,43 +220,37 @@ def test_the_known_name() -> None:
 
 class SlowlyCleaned(SumGroup):
     async def cleanup(self) -> None:
-        print("cleaning up")
+        print("cleaning up", flush=True)
         await asyncio.sleep(60)
 
 
-def start(env: str, tmp_path: Path) -> subprocess.Popen[str]:
+def start(programs: Programs, env: str, tmp_path: Path) -> Program:
     module = "tinker_cookbook.rl.play_w_env"
-    return subprocess.Popen(
-        [sys.executable, "-u", "-m", module, f"env={Path(__file__).stem}:{env}"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return programs.start(module, f"env={Path(__file__).stem}:{env}", env=environment, cwd=tmp_path)
 
 
-def test_ctrl_c_at_the_prompt(tmp_path: Path) -> None:
-    with start("SumGroup", tmp_path) as process:
-        assert process.stdout is not None and process.stderr is not None
-        while "assistant" not in process.stdout.readline():
+def test_ctrl_c_at_the_prompt(programs: Programs, tmp_path: Path) -> None:
+    process = start(programs, "SumGroup", tmp_path)
+    while "assistant" not in process.stdout.readline():
+        pass
+    time.sleep(0.3)  # it asks for input now
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    assert time.monotonic() - started < 8  # not by the grace time of Ctrl-C
+    assert process.stderr.read() == ""
+
+
+def test_a_second_ctrl_c_ends_a_slow_cleanup_and_promises_nothing(
+    programs: Programs, tmp_path: Path
+) -> None:
+    process = start(programs, "SlowlyCleaned", tmp_path)
+    for line in ("assistant", "cleaning up"):
+        while line not in process.stdout.readline():
             pass
-        time.sleep(0.3)  # it asks for input now
-        started = time.monotonic()
+        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-        assert time.monotonic() - started < 8  # not by the grace time of Ctrl-C
-        assert process.stderr.read() == ""
-
-
-def test_a_second_ctrl_c_ends_a_slow_cleanup_and_promises_nothing(tmp_path: Path) -> None:
-    with start("SlowlyCleaned", tmp_path) as process:
-        assert process.stdout is not None and process.stderr is not None
-        for line in ("assistant", "cleaning up"):
-            while line not in process.stdout.readline():
-                pass
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-        assert process.stderr.read() == ""
+    assert process.wait(20) == 130
+    assert process.stderr.read() == ""
