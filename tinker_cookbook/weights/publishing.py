@@ -48,10 +48,11 @@ def prepare_upload(model_path: str, repo_id: str) -> Upload:
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise ConfigurationError(f"repo_id={repo_id!r}: expected OWNER/NAME")
     format = _format_of(directory, model_path)
+    names = (file.relative_to(directory) for file in sorted(directory.rglob("*")))
     files = {
-        file.relative_to(directory).as_posix(): file.stat().st_size
-        for file in sorted(directory.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.parts)
+        name.as_posix(): (directory / name).stat().st_size
+        for name in names
+        if (directory / name).is_file() and not any(part.startswith(".") for part in name.parts)
     }
     card_file = directory / CARD_FILE
     card = (

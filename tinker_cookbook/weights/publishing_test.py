@@ -53,8 +53,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    directory = tmp_path / "sums"
-    directory.mkdir()
+    directory = tmp_path / ".exports" / "sums"  # a hidden directory above it hides nothing
+    directory.mkdir(parents=True)
     config = {"r": 8, "base_model_name_or_path": "Qwen/Qwen3-8B"}
     (directory / "adapter_config.json").write_text(json.dumps(config))
     (directory / "adapter_model.safetensors").write_bytes(b"x" * 2_000_000)
