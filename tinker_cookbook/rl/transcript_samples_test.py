@@ -1,8 +1,10 @@
 from typing import Any
 
-from tinker_cookbook.rl.testing import trajectory, turn
+import tinker
+
+from tinker_cookbook.completers import TokensWithLogprobs
 from tinker_cookbook.rl.transcripts import sample_rows
-from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup
+from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
 
 
 class Bytes:
@@ -15,10 +17,16 @@ class Bytes:
 BYTES: Any = Bytes()
 
 
+def ints(text: str) -> tinker.ModelInput:
+    return tinker.ModelInput.from_ints(list(text.encode()))
+
+
 def episode(*turns: tuple[str, str, float]) -> Trajectory:
-    return trajectory(
-        *(turn(ob.encode(), list(ac.encode()), reward=reward) for ob, ac, reward in turns)
-    )
+    transitions = [
+        Transition(ints(ob), TokensWithLogprobs(list(ac.encode()), None), reward, False)
+        for ob, ac, reward in turns
+    ]
+    return Trajectory(transitions, ints(""))
 
 
 def group(*episodes: Trajectory, final_reward: float = 0.0) -> TrajectoryGroup:
