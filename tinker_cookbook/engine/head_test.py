@@ -302,4 +302,5 @@ def test_sampler_and_trainer_agree_better(tiny_qwen3: str) -> None:
         return float(np.mean(gaps))
 
     exact, plain = mean_gap(None), mean_gap(0)
-    assert exact < plain / 2, (exact, plain)
+    # both are 0 on processors where the products of all numbers of rows round alike
+    assert exact <= plain / 2, (exact, plain)

@@ -96,7 +96,7 @@ async def test_the_accounts_of_data_that_is_rendered_on_demand(
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("mine: 4 conversations, rendered when first used") == 1
     mine = [line for line in lines if line.startswith("mine: 4 conversations, 4 examples")]
-    assert len(mine) == 1 and lines.index(mine[0]) > len(lines) - 8
+    assert len(mine) == 1 and lines.index(mine[0]) > len(lines) - 10
     cut = "1 conversation longer than max_length=24, truncated on the right; "
     assert any(line.startswith(f"mine: {cut}") for line in lines)
     assert any(line.startswith("mine (test): 3 conversations, 2 examples") for line in lines)

@@ -117,7 +117,13 @@ async def run_evals(
         if isinstance(evaluator, SamplingClientEvaluator):
             snapshot = sampling_client or await client.save_weights_and_get_sampling_client()
             sampling_client = snapshot
-            metrics.update(await evaluator(snapshot))
+            found = await evaluator(snapshot)
         else:
-            metrics.update(await evaluator(client))
+            found = await evaluator(client)
+        if twice := sorted(metrics.keys() & found.keys()):
+            raise ConfigurationError(
+                f"evaluator_builders: two evaluators report {twice[0]!r}; give one of them another"
+                " name, or leave it out"
+            )
+        metrics.update(found)
     return metrics

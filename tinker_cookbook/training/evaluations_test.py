@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tinker_cookbook.training.evaluations import Evaluations
+from tinker_cookbook.exceptions import ConfigurationError
+from tinker_cookbook.training.evaluations import Evaluations, run_evals
 from tinker_cookbook.training.evaluators import TrainingClientEvaluator
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.utils import ml_log
@@ -24,12 +25,12 @@ class Clock:
 class Slow(TrainingClientEvaluator):
     """An evaluation that takes `seconds`."""
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        self._clock, self._seconds = clock, seconds
+    def __init__(self, clock: Clock, seconds: float, name: str = "test/score") -> None:
+        self._clock, self._seconds, self._name = clock, seconds, name
 
     async def __call__(self, client: Any, /) -> dict[str, float]:
         self._clock.now += self._seconds
-        return {"test/score": 1.0}
+        return {self._name: 1.0}
 
 
 async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
@@ -39,7 +40,7 @@ async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
     monkeypatch.setattr("tinker_cookbook.utils.display.time", clock)
     monkeypatch.setattr("tinker_cookbook.utils.misc_utils.time", clock)
     with Journal({"log_path": str(tmp_path)}, recipe="r", total_steps=10) as journal:
-        due = [(4, [Slow(clock, 3.0)]), (0, [Slow(clock, 7.0)])]
+        due = [(4, [Slow(clock, 3.0)]), (0, [Slow(clock, 7.0, "test/long")])]
         evaluations = Evaluations(due, journal)
         for step in range(10):
             with journal.step(step) as row:
@@ -57,6 +58,12 @@ async def test_the_eta_counts_the_evaluations_ahead_at_what_they_took(
     ]
     log = (tmp_path / "logs.log").read_text()
     assert "step 4/10  test/score 1  ETA 0:23" in log
+
+
+async def test_no_metric_replaces_another() -> None:
+    clock = Clock()
+    with pytest.raises(ConfigurationError, match="two evaluators report 'test/score'"):
+        await run_evals([Slow(clock, 3.0), Slow(clock, 7.0, "b"), Slow(clock, 3.0)], Any)
 
 
 async def test_a_block_that_may_be_dropped_is_left_alone_without_a_signal(tmp_path: Path) -> None:
