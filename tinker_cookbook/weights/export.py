@@ -125,7 +125,7 @@ def _export(config: Config, path: str) -> None:
             )
             if merged.check is not None:
                 print(f"checked: {merged.check.describe()}")
-            notes += _renderer_note(adapter, output)
+            notes += _renderer_note(adapter, merged.directory)
             size, dtype, loaders = merged.nbytes, merged.dtype, "transformers and vLLM"
     for note in notes:
         print(f"note: {note}")
@@ -157,7 +157,7 @@ def _renderer_note(adapter: AdapterTensors, output: Path) -> list[str]:
 
     trained = _trained_renderer(adapter)
     try:
-        own = models.recommended_renderer(str(output.absolute()))
+        own = models.recommended_renderer(str(output))
     except ConfigurationError:  # without a tokenizer
         return []
     if trained in (None, own):

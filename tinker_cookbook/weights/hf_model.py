@@ -151,7 +151,8 @@ def _content(
         for key, info in layout.items():
             source = EMBEDDING if key == HEAD and plan.untied else key
             tensor = file.get_tensor(source)
-            yield key, merged_parts(tensor, plan.deltas.get(key, []), adapter, info.dtype)
+            deltas = plan.deltas.get(key, [])
+            yield key, merged_parts(key, tensor, deltas, adapter, info.dtype)
             advance(info.nbytes)
 
 

@@ -74,11 +74,15 @@ def plan_merge(
 
 
 def merged_parts(
-    tensor: torch.Tensor, deltas: list[Delta], adapter: AdapterTensors, dtype: torch.dtype
+    name: str,
+    tensor: torch.Tensor,
+    deltas: list[Delta],
+    adapter: AdapterTensors,
+    dtype: torch.dtype,
 ) -> Iterator[torch.Tensor]:
-    """The tensor with its deltas, computed in fp32 and rounded once, in consecutive parts: stacked
-    experts one by one, other tensors in blocks of rows. WeightsMergeError for a number that dtype
-    cannot hold."""
+    """The tensor of that name with its deltas, computed in fp32 and rounded once, in consecutive
+    parts: stacked experts one by one, other tensors in blocks of rows. WeightsMergeError for a
+    number that dtype cannot hold."""
     if deltas and deltas[0].expert is not None:
         for index, expert in enumerate(tensor):
             weight = expert.to(torch.float32, copy=True)
@@ -86,7 +90,7 @@ def merged_parts(
                 if delta.expert == index:
                     a, b = adapter.pair(delta.path)
                     delta.part(weight).addmm_(b, a, alpha=adapter.spec.scale)
-            yield _rounded(weight, dtype, deltas[0].path)
+            yield _rounded(weight, dtype, name)
         return
     pair = adapter.pair(deltas[0].path) if deltas else None
     tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor
@@ -96,7 +100,7 @@ def merged_parts(
             a, b = pair
             weight = weight.to(torch.float32, copy=True)
             weight.addmm_(b[rows], a, alpha=adapter.spec.scale)
-        yield _rounded(weight, dtype, deltas[0].path if deltas else "a weight of the base model")
+        yield _rounded(weight, dtype, name)
 
 
 def _blocks(tensor: torch.Tensor) -> Iterator[slice]:
@@ -107,12 +111,14 @@ def _blocks(tensor: torch.Tensor) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _rounded(tensor: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:
+def _rounded(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    if tensor.dtype == dtype and not dtype.is_floating_point:
+        return tensor
     out = tensor.to(dtype)
-    if out.is_floating_point() and not bool(torch.isfinite(out).all()):
+    if not bool(torch.isfinite(out).all()):
         raise WeightsMergeError(
-            f"{what} is not finite in {str(dtype).removeprefix('torch.')}: use dtype=float32 or"
-            " bfloat16; if it persists, the adapter itself is not finite"
+            f"{name!r} is not finite in {str(dtype).removeprefix('torch.')}: use dtype=float32 or"
+            " bfloat16; if it persists, the base model or the adapter is not finite"
         )
     return out
 
