@@ -20,7 +20,8 @@ def results_lines(logs: Sequence[EvalLog], width: int = 100) -> list[str]:
     """A table with a line for each metric, its standard error behind it."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "metric", "value", "samples", "failed", "truncated", "tokens"):
-        table.add_column(name, justify="left" if name in ("task", "metric") else "right")
+        left = name in ("task", "metric")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for log in logs:
         task = task_name(log.eval.task)
         prefix = f"{task}/"

@@ -13,6 +13,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def _make(spec: str | TaskFunction, args: Mapping[str, Any]) -> list[Task]:
             return [_call(_import(spec), spec, args)]
         if (registered := registry_lookup("task", spec)) is not None and callable(registered):
             return [_call(registered, spec, args)]
+        # Inspect only warns of a package that cannot be loaded.
+        for entry_point in entry_points(group="inspect_ai", name=spec.partition("/")[0]):
+            entry_point.load()
     raise _unknown(spec)
 
 
@@ -161,6 +165,11 @@ def _one_line_errors(spec: str) -> Iterator[None]:
             f"tasks={spec} needs the package {package}, which is not installed: python -m pip"
             f" install {package}"
         ) from error
+    except (AssertionError, ImportError) as error:
+        # inspect_evals asserts that a package is there, and says how to install it
+        if "install" not in str(error):
+            raise
+        raise EvalError(f"tasks={spec}: {one_line(error)}") from error
     except PrerequisiteError as error:
         text = Text.from_markup(str(error.message)).plain
         raise EvalError(f"tasks={spec}: {one_line(text)}") from error
