@@ -118,6 +118,11 @@ def test_extras_that_a_module_or_a_key_needs_are_installed_once(checkout: Checko
     checkout.run("scripts/run", "x", "tinker_cookbook.evaluation", "inline_evals=None", "#")
     assert checkout.calls() == []
     checkout.run("scripts/run", "recipes.chat_sl.train", "inline_evals=inspect")
+    checkout.run("scripts/run", "x", "builders.0=tinker_cookbook.eval.inspect_evaluators:Builder")
+    assert checkout.calls() == []
+    (checkout.root / ".venv/.installed-eval").unlink()
+    checkout.run("scripts/run", "x", "builders.0=tinker_cookbook.eval.inspect_evaluators:Builder")
+    assert checkout.calls() == [f"{base_install(checkout)}[eval]"]
     assert checkout.calls() == []
     assert extras_of(checkout) <= optional_dependencies()
 
