@@ -194,7 +194,7 @@ def test_an_interruption_leaves_no_half_export(
     if number == signal.SIGKILL:
         assert left == [".out.lock", ".out.partial"]
     else:
-        assert left == [] and program.returncode == 128 + number
+        assert left == [] and program.returncode == 128 + number, err
         assert "Traceback" not in err
     done = programs.run(PROGRAM, *words, cwd=tmp_path, env=environ)
     assert done.returncode == 0, done.stderr

@@ -69,10 +69,12 @@ class Config:
 def main(config: Config) -> None:
     try:
         export(config)
-    except (KeyboardInterrupt, stop_signals.Stopped):
-        raise stop_signals.active().stopped(
-            f"stopped; nothing was left at output={config.output}"
-        ) from None
+    except BaseException:
+        signals = stop_signals.active()
+        if signals.requested is None:
+            raise
+        # whatever an interrupted library made of it
+        raise signals.stopped(f"stopped; nothing was left at output={config.output}") from None
 
 
 def export(config: Config) -> None:

@@ -41,8 +41,8 @@ def new_directory(
                 if partial.exists():
                     shutil.rmtree(partial)
                     log_line(f"removed {partial}, which an interrupted export had left")
-                partial.mkdir()
                 try:
+                    partial.mkdir()
                     yield partial
                     _sync(partial)
                     check_free(output, key)  # it may have appeared meanwhile
