@@ -31,7 +31,7 @@ OF_RL = {
     [
         (sl_train.Config(dataset_builder=SupervisedDatasetBuilder()), OF_SL),
         (sl_basic.CLI(), OF_SL),
-        (chat_sl.CLI(), OF_SL),
+        (chat_sl.CLI(), OF_SL | {"inline_evals", "inspect_tasks", "inspect_limit"}),
         (sl_loop.Config(), set()),
         (rl_train.Config(dataset_builder=RLDatasetBuilder()), OF_RL),
         (rl_basic.CLI(), OF_RL),

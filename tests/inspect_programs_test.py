@@ -29,6 +29,11 @@ def neighbours(count: int = 60) -> Task:
         for i in range(count)
     ]
     return Task(dataset=samples, solver=generate(), scorer=includes())
+
+
+@task
+def who() -> Task:
+    return Task(dataset=[Sample(input="Who are you?", target="nano")], scorer=includes())
 '''
 EVALUATE = "tinker_cookbook.eval.run_inspect_evals"
 
@@ -64,7 +69,7 @@ def without_times(row: dict) -> dict:
 
 
 def test_inspects_own_command_line(programs: Programs, place: Path) -> None:
-    words = ("eval", "neighbours.py", "-T", "count=4", "--model", "tinker-cookbook/nano")
+    words = ("eval", "neighbours.py@neighbours", "-T", "count=4", "--model", "tinker-cookbook/nano")
     more = ("-M", "dtype=float32", "--seed", "3", "--epochs", "2", "--log-dir", "logs")
     env = environment(place)
     done = programs.run("inspect_ai", *words, *more, "--display", "plain", cwd=place, env=env)
@@ -91,7 +96,7 @@ def test_an_evaluation_that_is_ended_goes_on(
     programs: Programs, place: Path, how: signal.Signals
 ) -> None:
     env = environment(place)
-    words = ("tasks=neighbours.py", "max_tokens=8", "display=plain")
+    words = ("tasks=neighbours.py@neighbours", "max_tokens=8", "display=plain")
     # few at once, so that some are finished long before the others
     words = (*words, "engine.max_rows=4", "engine.deterministic=true")
     program = programs.start(EVALUATE, *words, f"log_path={place / 'run'}", cwd=place, env=env)
@@ -124,9 +129,13 @@ def test_training_that_is_stopped_in_an_evaluation_goes_on(programs: Programs, p
     env = environment(place)
     builder = "tinker_cookbook.eval.inspect_evaluators:InspectEvaluatorBuilder"
     words = (
-        *("inline_evals=inspect", "inspect_tasks=neighbours.py", "infrequent_eval_every=2"),
+        *(
+            "inline_evals=inspect",
+            "inspect_tasks=neighbours.py@neighbours",
+            "infrequent_eval_every=2",
+        ),
         # a second evaluator in the same run
-        *(f"evaluator_builders.0={builder}", "evaluator_builders.0.tasks=neighbours.py"),
+        *(f"evaluator_builders.0={builder}", "evaluator_builders.0.tasks=neighbours.py@who"),
         *("evaluator_builders.0.limit=3", "evaluator_builders.0.log_dir=other"),
         *("max_steps=4", "eval_every=0", "lora_rank=4", "engine.deterministic=true"),
         *("save_every=0", "display=plain"),
@@ -151,3 +160,4 @@ def test_training_that_is_stopped_in_an_evaluation_goes_on(programs: Programs, p
     resumed, uninterrupted = rows(place / "run"), rows(place / "whole")
     assert [without_times(row) for row in resumed] == [without_times(row) for row in uninterrupted]
     assert [row["step"] for row in resumed if "neighbours/accuracy" in row] == [0, 2, 4]
+    assert [row["step"] for row in resumed if "who/accuracy" in row] == [0, 4]
