@@ -19,6 +19,7 @@ A program over this one passes its own config and tasks:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ from tinker_cookbook.training.fields import (
 from tinker_cookbook.training.journal import Journal
 from tinker_cookbook.training.run_directory import LogDirBehavior
 from tinker_cookbook.utils.data_identity import adapter_identity, data_set_identity
-from tinker_cookbook.utils.display import DisplayMode, is_terminal
+from tinker_cookbook.utils.display import DisplayMode, duration, is_terminal
 from tinker_cookbook.utils.json_types import Plain
 from tinker_cookbook.utils.misc_utils import counted, install_line
 from tinker_cookbook.utils.ml_log import read_metrics
@@ -241,8 +242,21 @@ async def _evaluate_missing(
         rest = await evaluate_rest(list(unfinished.values()), log_dir, settings)
         logs |= {log.eval.task: log for log in rest}
     if new:
-        logs |= {log.eval.task: log for log in await evaluate(new, model, log_dir, settings)}
+        started = time.perf_counter()
+        made = await evaluate(new, model, log_dir, settings)
+        journal.log_line(_throughput(made, time.perf_counter() - started))
+        logs |= {log.eval.task: log for log in made}
     return [logs[task.name] for task in tasks]
+
+
+def _throughput(logs: Sequence[EvalLog], seconds: float) -> str:
+    from tinker_cookbook.eval.running import num_output_tokens
+
+    tokens, samples = sum(map(num_output_tokens, logs)), sum(len(log.samples or []) for log in logs)
+    return (
+        f"{counted(samples, 'sample')}, {counted(tokens, 'sampled token')} in {duration(seconds)}:"
+        f" {samples / seconds:.3g} samples/s, {tokens / seconds:,.0f} tokens/s"
+    )
 
 
 def _model(config: Config) -> Model:
@@ -287,7 +301,10 @@ def _settings(config: Config, display: Any) -> EvaluationSettings:
 
 
 def _what_runs(config: Config, model: Model, tasks: Sequence[Task]) -> str:
-    origin = getattr(model.api, "renderer").origin  # noqa: B009  # of our own class
+    from tinker_cookbook.eval.inspect_model import TinkerSamplingAPI
+
+    assert isinstance(model.api, TinkerSamplingAPI)
+    origin = model.api.renderer.origin
     renderer_name = getattr(origin, "renderer_name", config.renderer_name)
     names = ", ".join(task.name for task in tasks)
     return f"{config.model_path or config.model_name}, renderer {renderer_name}: {names}"

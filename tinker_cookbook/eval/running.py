@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from inspect_ai import Epochs, Task, eval_async, eval_retry_async
 from inspect_ai._util.logger import init_logger
@@ -24,8 +25,8 @@ from tinker_cookbook.utils.error_text import one_line
 from tinker_cookbook.utils.misc_utils import counted
 
 InspectDisplay = Literal["rich", "plain", "none"]
-# Inspect allows one evaluation at a time in a process.
-_LOCK = asyncio.Lock()
+# Inspect allows one evaluation at a time in a process; a lock belongs to one event loop.
+_LOCKS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ async def evaluate(
     """
     for task in tasks:
         check_config(task.config)
-    async with _LOCK:
+    async with _one_at_a_time():
         _init_inspect(settings.display)
         logs = await eval_async(
             list(tasks),
@@ -86,7 +87,7 @@ async def evaluate_rest(
 ) -> list[EvalLog]:
     """Run the samples that are missing or failed in these logs, with the settings stored there;
     the complete logs, in order. The tasks are known to Inspect, i.e. made in this process."""
-    async with _LOCK:
+    async with _one_at_a_time():
         _init_inspect(settings.display)
         logs = await eval_retry_async(
             list(unfinished),
@@ -95,6 +96,10 @@ async def evaluate_rest(
             ctl_server=False,
         )
     return _checked(logs, len(unfinished))
+
+
+def _one_at_a_time() -> asyncio.Lock:
+    return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 def _init_inspect(display: InspectDisplay) -> None:
@@ -169,10 +174,14 @@ def evaluation_metrics(logs: Sequence[EvalLog]) -> dict[str, float]:
         metrics[f"{task}/num_samples"] = len(samples)
         metrics[f"{task}/failed"] = num_failed(log)
         metrics[f"{task}/truncated"] = sum(map(_is_truncated, samples))
-        metrics[f"{task}/output_tokens"] = sum(
-            usage.output_tokens for sample in samples for usage in sample.model_usage.values()
-        )
+        metrics[f"{task}/output_tokens"] = num_output_tokens(log)
     return metrics
+
+
+def num_output_tokens(log: EvalLog) -> int:
+    """How many tokens were sampled, by graders as well."""
+    usages = (usage for sample in log.samples or [] for usage in sample.model_usage.values())
+    return sum(usage.output_tokens for usage in usages)
 
 
 def _is_truncated(sample: EvalSample) -> bool:
