@@ -50,6 +50,7 @@ def environment(place: Path) -> dict[str, str]:
         **os.environ,
         "TINKER_COOKBOOK_RUNS_DIR": str(place / "runs"),
         "XDG_DATA_HOME": str(place / "data"),
+        "INSPECT_DISPLAY": "plain",
     }
 
 
