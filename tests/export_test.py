@@ -107,7 +107,9 @@ def test_greedy_replies_are_those_before_the_export(
     done = export(run, "format=merged", "dtype=float32", "output=merged")
     assert done.returncode == 0, done.stderr
     assert "note: the base model uses one matrix as embedding and unembedding" in done.stdout
-    gap = re.search(r"checked: .* by (\S+) on average, (\S+) at most; .* by (\S+)\n", done.stdout)
+    gap = re.search(
+        r"checked: .* by (\S+) nats on average, (\S+) at most; .* by (\S+)\n", done.stdout
+    )
     assert gap and float(gap[1]) < 1e-5 and float(gap[2]) < 1e-4 < float(gap[3])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()

@@ -53,7 +53,12 @@ EXCEPTIONS = {
     "recipes.rl_basic.CLI": {"dataset_builder"},
     "recipes.math_rl.train.CLI": {"dataset_builder"},
     "recipes.rl_loop.Config": {"max_steps"},  # it draws problems at random: its data has no end
-    "recipes.math_rl.aime.CLI": {"seed", "max_tokens", "temperature"},  # it only samples
+    "recipes.math_rl.aime.CLI": {
+        "model_name",
+        "seed",
+        "max_tokens",
+        "temperature",
+    },  # it only samples
 }
 
 

@@ -60,6 +60,14 @@ def loaded_name(model_name: str) -> str:
     return name
 
 
+def absolute_name(model_name: str) -> str:
+    """The name under which programs in other directories find the same model: a relative path
+    becomes absolute."""
+    if model_name.startswith(("/", "~")) or not is_local_path(model_name):
+        return model_name
+    return os.path.abspath(model_name)
+
+
 def lookup(model_name: str) -> ModelInfo:
     """The facts about a model, by name or directory.
 

@@ -125,6 +125,7 @@ def with_inline_evals(run: Resolved[CLI, Batches]) -> Resolved[CLI, Batches]:
         tasks=config.inspect_tasks or default,
         renderer_name=run.renderer_name,
         model_name=run.model_name,
+        max_tokens=None,  # as in an evaluation afterwards
         limit=config.inspect_limit,
     )
     builders = [*config.infrequent_evaluator_builders, builder]

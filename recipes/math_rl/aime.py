@@ -47,7 +47,8 @@ class CLI(run_inspect_evals.Config):
 
     def identity(self) -> Mapping[str, Plain]:
         """The content of a local file, so that a changed file is a new run."""
-        return problems_identity(self.path)
+        model = run_inspect_evals.Config.identity(self).get("model_path")
+        return {**problems_identity(self.path), **({"model_path": model} if model else {})}
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:

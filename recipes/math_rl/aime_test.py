@@ -57,7 +57,7 @@ def test_pass_at_k_of_two_years(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert last[f"aime{year}/num_samples"] == samples
         assert {f"aime{year}/pass@{k}" for k in (1, 2)} <= last.keys()
     assert "aime2024/pass@2_stderr" in last
-    assert "inspect view --log-dir" in capsys.readouterr().out
+    assert "inspect_ai view --log-dir" in capsys.readouterr().out
 
     with pytest.raises(ConfigurationError, match="run with a different config: temperature"):
         run(*words, "temperature=0.5")

@@ -6,6 +6,8 @@ from inspect_ai.model import GenerateConfig
 
 from tinker_cookbook.exceptions import ConfigurationError
 
+CACHE_REASON = "Inspect's cache does not tell checkpoints of a model apart"
+
 # Those that `generate` follows, and those that Inspect itself acts on before or after it.
 _SUPPORTED = {
     "max_tokens",
@@ -26,13 +28,13 @@ _SUPPORTED = {
     "system_message",
     "max_tool_output",
     "internal_tools",
-    "cache",
     "cache_prompt",
     "reasoning_history",
     "fail_on_refusal",
 }
 # Values of other settings that change nothing, which some tasks set.
 _WITHOUT_EFFECT = {
+    "cache": (False,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "best_of": (1,),
@@ -44,6 +46,7 @@ _WITHOUT_EFFECT = {
     "reasoning_effort": ("none",),
 }
 _REASON = {
+    "cache": CACHE_REASON,
     "reasoning_effort": "choose a renderer with or without reasoning by renderer_name",
     "effort": "choose a renderer with or without reasoning by renderer_name",
     "reasoning_tokens": "limit the whole reply by max_tokens",

@@ -50,7 +50,12 @@ class InspectEvaluatorBuilder(CheckedConfig):
     temperature: float = chz.field(
         default=1.0, doc="sampling temperature (0: greedy decoding)", metadata=NON_NEGATIVE
     )
-    max_tokens: int = chz.field(default=1000, doc="maximum tokens per completion", metadata=COUNT)
+    max_tokens: int | None = chz.field(
+        default=1000,
+        doc="maximum tokens per completion (None: 256 for nano, else 8192, as in"
+        " run_inspect_evals)",
+        metadata=COUNT,
+    )
     top_p: float = chz.field(
         default=1.0,
         doc="nucleus (top-p) sampling: cumulative probability to keep",

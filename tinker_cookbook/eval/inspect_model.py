@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import chz
 import tinker
 from inspect_ai._util.error import PrerequisiteError  # the command line prints it without traceback
+from inspect_ai.log._samples import _active_model_event  # tells whether a reply will be cached
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
@@ -41,7 +42,7 @@ from rich.markup import escape
 
 from tinker_cookbook import models
 from tinker_cookbook.completers import StopCondition, TinkerMessageCompleter, completer_from
-from tinker_cookbook.eval.inspect_config import check_config
+from tinker_cookbook.eval.inspect_config import CACHE_REASON, check_config
 from tinker_cookbook.eval.inspect_messages import (
     check_tool_choice,
     conversation,
@@ -50,7 +51,8 @@ from tinker_cookbook.eval.inspect_messages import (
 )
 from tinker_cookbook.eval.inspect_seeds import RequestSeeds
 from tinker_cookbook.exceptions import ConfigurationError, EvalError, TinkerCookbookError
-from tinker_cookbook.renderers import Renderer, get_renderer
+from tinker_cookbook.renderers import Message, Renderer, ThinkingPart, get_renderer
+from tinker_cookbook.sequences import model_input_tokens
 from tinker_cookbook.service import EngineConfig
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
@@ -138,6 +140,7 @@ class TinkerSamplingAPI(ModelAPI):
         config: GenerateConfig,
     ) -> ModelOutput:
         check_config(config)
+        _refuse_cache()
         check_tool_choice(tool_choice)
         prompt = self.renderer.build_generation_prompt(conversation(input, tools, self.renderer))
         limit = config.max_tokens or self.max_tokens()
@@ -156,7 +159,7 @@ class TinkerSamplingAPI(ModelAPI):
             prompt, config.num_choices or 1, params, topk_sample_logprobs=config.top_logprobs or 0
         )
         choices = [
-            self._choice(sequence, config, limited_by_context=room < limit)
+            self._choice(sequence, config, prompt, limited_by_context=room < limit)
             for sequence in response.sequences
         ]
         num_sampled = sum(len(sequence.tokens) for sequence in response.sequences)
@@ -180,14 +183,20 @@ class TinkerSamplingAPI(ModelAPI):
         return [*texts, *stop_seqs]
 
     def _choice(
-        self, sequence: tinker.SampledSequence, config: GenerateConfig, limited_by_context: bool
+        self,
+        sequence: tinker.SampledSequence,
+        config: GenerateConfig,
+        prompt: tinker.ModelInput,
+        limited_by_context: bool,
     ) -> ChatCompletionChoice:
         tokens = self._until_stop_token(sequence.tokens)
-        message = to_assistant_message(
-            self.renderer.parse_response(tokens).message,
-            self.model_name,
-            config.stop_seqs or (),
-        )
+        parsed = self.renderer.parse_response(tokens).message
+        if sequence.stop_reason == "length" and self._is_reasoning(prompt, tokens):
+            text = str(self.renderer.tokenizer.decode(tokens))
+            parsed = Message(
+                role="assistant", content=[ThinkingPart(type="thinking", thinking=text)]
+            )
+        message = to_assistant_message(parsed, self.model_name, config.stop_seqs or ())
         choice = ChatCompletionChoice(message=message, stop_reason="stop")
         if sequence.stop_reason == "length":
             choice.stop_reason = "model_length" if limited_by_context else "max_tokens"
@@ -197,6 +206,13 @@ class TinkerSamplingAPI(ModelAPI):
             top = bool(config.top_logprobs)
             choice.logprobs = to_logprobs(sequence, len(tokens), self.renderer.tokenizer, top)
         return choice
+
+    def _is_reasoning(self, prompt: tinker.ModelInput, tokens: Sequence[int]) -> bool:
+        """Whether the prompt opens the reasoning and the tokens do not close it: renderers do not
+        see the prompt, and take a reply without a closing tag for an answer."""
+        decode = self.renderer.tokenizer.decode
+        end = str(decode(model_input_tokens(prompt)[-8:])).rstrip()
+        return end.endswith("<think>") and "</think>" not in str(decode(list(tokens)))
 
     def _until_stop_token(self, tokens: Sequence[int]) -> list[int]:
         """Without what a service samples after a stop token that it was given as a string."""
@@ -239,6 +255,16 @@ def model_for(
 def default_max_tokens(model_name: str) -> int:
     """The default limit of a reply in tokens."""
     return 256 if models.is_nano(model_name) else 8192
+
+
+def _refuse_cache() -> None:
+    """Raise ConfigurationError in a `generate(cache=True)`, which does not reach `check_config`.
+
+    As no reply is ever stored, none is found either.
+    """
+    event = _active_model_event.get()
+    if event is not None and event.cache is not None:
+        raise ConfigurationError(f"cache=true is not supported by {NAME} ({CACHE_REASON})")
 
 
 def _load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tinker
@@ -32,6 +33,8 @@ from tinker_cookbook.eval.inspect_model import ModelRefused, TinkerSamplingAPI, 
 from tinker_cookbook.eval.testing import scripted_model, sums
 from tinker_cookbook.exceptions import ConfigurationError, EvalError
 from tinker_cookbook.renderers import ToolCall, get_renderer
+from tinker_cookbook.renderers.qwen3 import Qwen3InstructRenderer
+from tinker_cookbook.testing import ScriptedEngine, scripted_service, scripted_text
 from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 GREEDY = GenerateConfig(temperature=0, max_tokens=8)
@@ -210,6 +213,27 @@ async def test_reasoning_is_content_of_its_own(tmp_path: Path) -> None:
         {"type": "thinking", "thinking": "Two and two."},
         {"type": "text", "text": "Four."},
     ]
+
+
+async def test_reasoning_that_the_prompt_opens_is_no_answer_when_truncated(tmp_path: Path) -> None:
+    """The parser does not see the prompt: it takes a reply without a closing tag for text."""
+    engine = ScriptedEngine(reply=scripted_text("nano", lambda asked: "Maybe it is 5, since"))
+    client = scripted_service(engine, tmp_path).create_sampling_client(base_model="nano")
+    renderer = OpensThinking(get_tokenizer("nano"))
+    model = model_for(client.result(), renderer, "nano")
+    output = await model.generate("How much is 2 + 2?", config=GenerateConfig(max_tokens=3))
+    assert output.choices[0].stop_reason == "max_tokens" and output.completion == ""
+    (reasoning,) = output.message.content
+    assert isinstance(reasoning, ContentReasoning) and reasoning.reasoning
+
+
+class OpensThinking(Qwen3InstructRenderer):
+    """Like DeepSeek's: the prompt ends with the opening tag, which the reply does not repeat."""
+
+    def build_generation_prompt(self, *args: Any, **keys: Any) -> tinker.ModelInput:
+        prompt = super().build_generation_prompt(*args, **keys)
+        opened = self.tokenizer.encode("<think>\n", add_special_tokens=False)
+        return tinker.ModelInput.from_ints([*prompt.to_ints(), *opened])
 
 
 async def test_stop_sequences_are_cut_and_those_of_the_renderer_stay(tmp_path: Path) -> None:

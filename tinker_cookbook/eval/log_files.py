@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
+from zipfile import BadZipFile
 
 from inspect_ai import Task
 from inspect_ai.log import (
@@ -13,6 +15,9 @@ from inspect_ai.log import (
     read_eval_log,
     read_eval_log_sample_summaries,
 )
+
+from tinker_cookbook.exceptions import EvalError
+from tinker_cookbook.utils.error_text import one_line
 
 
 class Found(NamedTuple):
@@ -28,7 +33,13 @@ def find_logs(log_dir: Path, tasks: Sequence[Task]) -> Found:
     unfinished: dict[str, tuple[tuple[int, str], str]] = {}  # (samples, date), file
     names = {task.name for task in tasks}
     for info in list_eval_logs(str(log_dir), descending=False) if log_dir.exists() else []:
-        header = read_eval_log(info, header_only=True)
+        try:
+            header = read_eval_log(info, header_only=True)
+        except (ValueError, OSError, BadZipFile) as error:
+            raise EvalError(
+                f"{unquote(info.name.removeprefix('file://'))} is damaged ({one_line(error)}):"
+                " remove it, and the same command evaluates its samples again"
+            ) from error
         name = header.eval.task
         if name not in names:
             continue

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tinker_cookbook.eval.running import evaluation_metrics
+from tinker_cookbook.eval.running import evaluation_metrics, num_scored
 from tinker_cookbook.eval.task_names import task_name
 
 _COUNTS = ("num_samples", "failed", "truncated", "output_tokens")
@@ -19,7 +19,7 @@ _COUNTS = ("num_samples", "failed", "truncated", "output_tokens")
 def results_lines(logs: Sequence[EvalLog], width: int = 100) -> list[str]:
     """A table with a line for each metric, its standard error behind it."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "metric", "value", "samples", "failed", "truncated", "tokens"):
+    for name in ("task", "metric", "value", "scored", "failed", "truncated", "tokens"):
         left = name in ("task", "metric")
         table.add_column(name, justify="left" if left else "right", overflow="fold")
     for log in logs:
@@ -28,7 +28,9 @@ def results_lines(logs: Sequence[EvalLog], width: int = 100) -> list[str]:
         metrics = {
             name.removeprefix(prefix): value for name, value in evaluation_metrics([log]).items()
         }
-        counts = [f"{metrics.pop(name):,.0f}" for name in _COUNTS]
+        total, failed, *others = [f"{metrics.pop(name):,.0f}" for name in _COUNTS]
+        scored = total if failed == "0" else f"{num_scored(log):,} of {total}"
+        counts = [scored, failed, *others]
         shown = {name: value for name, value in metrics.items() if not _is_error(name)}
         for i, (name, value) in enumerate(shown.items()):
             error = metrics.get(_error_of(name))
@@ -46,8 +48,6 @@ def _is_error(name: str) -> bool:
 
 
 def _error_of(name: str) -> str:
-    """The metric that holds the standard error: of pass@k, or of the accuracy or mean."""
-    if "@" in name:
-        return f"{name}_stderr"
+    """The metric that holds the standard error: of the accuracy or mean, or of another metric."""
     before, slash, last = name.rpartition("/")
-    return f"{before}{slash}stderr" if last in ("accuracy", "mean") else ""
+    return f"{before}{slash}stderr" if last in ("accuracy", "mean") else f"{name}_stderr"

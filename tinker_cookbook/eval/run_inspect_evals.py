@@ -19,6 +19,7 @@ A program over this one passes its own config and tasks:
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 import chz
 import yaml
 
+from tinker_cookbook.checkpoint_utils import base_model_of_checkpoint
 from tinker_cookbook.cli_utils import cli
+from tinker_cookbook.eval.tasks import LOCAL
 from tinker_cookbook.exceptions import ConfigurationError, EvalError
 from tinker_cookbook.service import EngineConfig, locate_checkpoint
 from tinker_cookbook.training.fields import (
@@ -61,14 +64,17 @@ LOGS = "inspect"
 class Config(CheckedConfig):
     tasks: list[str] = chz.field(
         default_factory=list,
-        doc="what to run, e.g. tasks=ifeval,gsm8k: a local task, a registered one (package/name),"
-        " file.py, file.py@name or module:function",
+        doc=f"what to run, e.g. tasks=ifeval,gsm8k: a local task ({', '.join(LOCAL)}), a"
+        " registered one (package/name), file.py, file.py@name or module:function",
     )
     task_args: dict[str, str] = chz.field(
         default_factory=dict,
         doc="arguments of the tasks, e.g. task_args.path=DIRECTORY; each task gets those it has",
     )
-    model_name: str = chz.field(default="nano", doc="base model: nano (bundled), hub name or path")
+    model_name: str | None = chz.field(
+        default=None,
+        doc="base model: nano (bundled), hub name or path (None: the checkpoint's, else nano)",
+    )
     model_path: str | None = chz.field(
         default=None,
         doc="checkpoint to evaluate: a tinker:// path, a run directory or a PEFT adapter"
@@ -134,11 +140,12 @@ class Config(CheckedConfig):
 
     @chz.validate
     def _ks(self) -> None:
-        largest = self.num_samples or 1
-        if any(not 1 <= k <= largest for k in self.k):
-            wanted = ",".join(map(str, self.k))
+        wanted = ",".join(map(str, self.k))
+        if self.k and self.num_samples is None:
+            raise ConfigurationError(f"k={wanted}: pass@k needs num_samples={max(self.k)} or more")
+        if any(not 1 <= k <= (self.num_samples or 1) for k in self.k):
             raise ConfigurationError(
-                f"k={wanted}: pass@k needs 1 to num_samples={largest}; set num_samples="
+                f"k={wanted}: pass@k needs 1 to num_samples={self.num_samples}; set num_samples="
             )
 
     def identity(self) -> Mapping[str, Plain]:
@@ -175,6 +182,13 @@ async def run(config: Config, recipe: str = "inspect_evals") -> dict[str, float]
             config.model_path, "sampler_weights", "model_path", config.base_url
         )
         config = chz.replace(config, model_path=path)
+    if config.model_name is None:
+        trained_on = config.model_path and base_model_of_checkpoint(
+            config.model_path, config.base_url
+        )
+        config = chz.replace(config, model_name=trained_on or "nano")
+    if type(config).identity is Config.identity:  # others know which files are the data
+        _check_log_path(config)
     args = {key: _value(text) for key, text in config.task_args.items()}
     tasks = make_tasks(config.tasks, args)
     shown = _inspect_display(config.display)
@@ -188,6 +202,18 @@ async def run(config: Config, recipe: str = "inspect_evals") -> dict[str, float]
         keeps_parts=True,
     ) as journal:
         return await _run_in(journal, config, tasks, _settings(config, shown))
+
+
+def _check_log_path(config: Config) -> None:
+    """Files of the run must not become part of the data that identifies it."""
+    run = None if config.log_path is None else Path(config.log_path).expanduser().resolve()
+    for key, value in config.task_args.items():
+        data = Path(str(value)).expanduser()
+        if run is not None and data.is_dir() and run.is_relative_to(data.resolve()):
+            raise ConfigurationError(
+                f"log_path={config.log_path} lies in task_args.{key}={value}, the data of the"
+                " tasks: set another log_path"
+            )
 
 
 async def _run_in(
@@ -216,7 +242,8 @@ async def _run_in(
         row.update(metrics)
     for line in results_lines(logs):
         journal.log_line(line)
-    journal.log_line(f"every sample: inspect view --log-dir {log_dir}")
+    shown = shlex.quote(str(log_dir))
+    journal.log_line(f"every sample: ./scripts/run inspect_ai view --log-dir {shown}")
     return metrics
 
 
@@ -229,15 +256,18 @@ async def _evaluate_missing(
 ) -> list[EvalLog]:
     """The complete logs of all tasks; those that the directory has are not run again."""
     from tinker_cookbook.eval.log_files import find_logs
-    from tinker_cookbook.eval.running import evaluate, evaluate_rest
+    from tinker_cookbook.eval.running import evaluate, evaluate_rest, num_scored
 
     logs, unfinished = find_logs(log_dir, tasks)
     new = [task for task in tasks if task.name not in logs and task.name not in unfinished]
     model = _model(config)  # also where nothing is new, as a check of the model's arguments
     journal.log_line(_what_runs(config, model, tasks))
     if logs or unfinished:
-        done = f"{counted(len(logs), 'task')} finished, {len(unfinished)} begun"
-        journal.log_line(f"{done}, {len(new)} not begun: running what is missing")
+        kept = sum(num_scored(log) for log in [*logs.values(), *unfinished.values()])
+        journal.log_line(
+            f"{counted(kept, 'sample')} of an earlier start kept ({len(logs)} of"
+            f" {counted(len(tasks), 'task')} complete): running what is missing"
+        )
     if unfinished:
         rest = await evaluate_rest(list(unfinished.values()), log_dir, settings)
         logs |= {log.eval.task: log for log in rest}
@@ -307,7 +337,14 @@ def _what_runs(config: Config, model: Model, tasks: Sequence[Task]) -> str:
     origin = model.api.renderer.origin
     renderer_name = getattr(origin, "renderer_name", config.renderer_name)
     names = ", ".join(task.name for task in tasks)
-    return f"{config.model_path or config.model_name}, renderer {renderer_name}: {names}"
+    sampling = [
+        f"temperature {1 if config.temperature is None else config.temperature:g}",
+        f"at most {config.max_tokens or model.api.max_tokens()} tokens",
+    ]
+    return (
+        f"{config.model_path or config.model_name}, renderer {renderer_name},"
+        f" {', '.join(sampling)} (where a task has no setting of its own): {names}"
+    )
 
 
 def _inspect_display(mode: DisplayMode) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import chz
 import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log
 
+from tinker_cookbook import nano
 from tinker_cookbook.eval import inspect_model
 from tinker_cookbook.eval.run_inspect_evals import Config, run
 from tinker_cookbook.exceptions import CheckpointError, ConfigurationError, EvalError, RunFinished
+from tinker_cookbook.service import connect
 
 SUMS = "tinker_cookbook.eval.testing:sums"
 
@@ -96,6 +99,35 @@ async def test_failures_can_be_allowed(tmp_path: Path, monkeypatch: pytest.Monke
     assert rows(tmp_path)[-1]["sums/failed"] == 1
 
 
+async def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    await run(config(tmp_path))
+    (log,) = (tmp_path / "run" / "inspect").glob("*.eval")
+    log.write_bytes(log.read_bytes()[:100])
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(EvalError, match=rf"{log.name} is damaged .*: remove it, and the same"):
+        await run(config(tmp_path))
+    log.unlink()
+    assert (await run(config(tmp_path)))["sums/num_samples"] == 6
+
+
+async def test_the_base_model_is_the_checkpoints_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained by a relative path, evaluated elsewhere."""
+    shutil.copytree(Path(nano.__file__).parent, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    client = connect().create_lora_training_client("mine", rank=2, seed=0).result()
+    saved = client.save_weights_for_sampler("x").result().path
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    one = await run(config(tmp_path, model_path=saved, task_args={"count": "2"}))
+    assert one["sums/num_samples"] == 2
+    read = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert read["model_name"] == str(tmp_path / "mine")
+    with pytest.raises(EvalError, match=r"was trained on '.*mine', not on 'nano': set model_name="):
+        await run(config(tmp_path / "b", model_path=saved, model_name="nano"))
+
+
 async def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"tasks": ["gsm9k"]}, ConfigurationError, "tasks=gsm9k is unknown"),
@@ -109,6 +141,16 @@ async def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="k=8: pass@k needs 1 to num_samples=2"):
         config(tmp_path, num_samples=2, k=[8])
+    with pytest.raises(ConfigurationError, match="k=1,4: pass@k needs num_samples=4 or more"):
+        config(tmp_path, k=[1, 4])
+    with pytest.raises(ConfigurationError, match=r"'cuont' \(did you mean count\?\)"):
+        await run(config(tmp_path, task_args={"cuont": "3"}))
+    with pytest.raises(ConfigurationError, match=r"no task has an argument 'pth'"):
+        await run(config(tmp_path, tasks=["gsm8k"], task_args={"pth": "x"}))  # before any download
+    with pytest.raises(
+        ConfigurationError, match=r"lies in task_args.path=.*: set another log_path"
+    ):
+        await run(config(tmp_path, tasks=["gsm8k"], task_args={"path": str(tmp_path)}))
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     with pytest.raises(ConfigurationError, match=r"need the package inspect_ai: .* install .*eval"):
         await run(config(tmp_path))

@@ -16,6 +16,7 @@ from inspect_ai import Epochs, Task, eval_async, eval_retry_async
 from inspect_ai._util.logger import init_logger
 from inspect_ai.log import EvalLog, EvalSample, EvalScore
 from inspect_ai.model import Model
+from inspect_ai.scorer import CORRECT, INCORRECT, NOANSWER
 from inspect_ai.util._display import init_display_type  # `eval_async` leaves it to its caller
 
 from tinker_cookbook.eval.inspect_config import check_config
@@ -50,7 +51,7 @@ class EvaluationSettings:
     def epochs_and_reducers(self) -> Epochs | int | None:
         if not self.ks:
             return self.epochs
-        return Epochs(self.epochs or 1, ["mean", *(f"pass_at_{k}" for k in self.ks)])
+        return Epochs(self.epochs or max(self.ks), ["mean", *(f"pass_at_{k}" for k in self.ks)])
 
 
 async def evaluate(
@@ -76,6 +77,7 @@ async def evaluate(
             fail_on_error=not settings.allow_failures,
             continue_on_fail=True,
             log_realtime=settings.resumable,
+            score_display=settings.display == "rich",  # a plain line would show outdated metrics
             ctl_server=False,  # no socket, and no line about it
             **settings.generate,
         )
@@ -93,6 +95,7 @@ async def evaluate_rest(
             list(unfinished),
             log_dir=str(log_dir),
             fail_on_error=not settings.allow_failures,
+            score_display=settings.display == "rich",
             ctl_server=False,
         )
     return _checked(logs, len(unfinished))
@@ -119,7 +122,8 @@ def _checked(logs: Sequence[EvalLog], expected: int) -> list[EvalLog]:
         raise asyncio.CancelledError("the evaluation was cancelled")
     for log in logs:
         count, samples = num_failed(log), log.samples or []
-        if count == len(samples) and (count or log.status != "success"):
+        # with status "error" but no failed sample, the task failed, e.g. its metric
+        if (count and count == len(samples)) or (not count and log.status != "success"):
             reason = first_error(log) or (log.error.message if log.error else log.status)
             raise EvalError(f"{task_name(log.eval.task)}: {_short(reason)} (log: {log.location})")
     return list(logs)
@@ -128,6 +132,10 @@ def _checked(logs: Sequence[EvalLog], expected: int) -> list[EvalLog]:
 def num_failed(log: EvalLog) -> int:
     """How many samples ended in an error and have no score."""
     return sum(sample.error is not None for sample in log.samples or [])
+
+
+def num_scored(log: EvalLog) -> int:
+    return sum(bool(sample.scores) and sample.error is None for sample in log.samples or [])
 
 
 def first_error(log: EvalLog) -> str | None:
@@ -159,14 +167,18 @@ def evaluation_metrics(logs: Sequence[EvalLog]) -> dict[str, float]:
 
     And the counts `<task>/num_samples` (replies to a sample in several epochs are as many samples),
     `<task>/failed`, `<task>/truncated` (ended by the token limit or the context) and
-    `<task>/output_tokens`. Metrics that are not finite are left out.
+    `<task>/output_tokens`. Metrics that are not finite are left out, and pass@k of scores other
+    than right and wrong, for which it is not defined.
     """
     metrics: dict[str, float] = {}
     for log in logs:
         task = task_name(log.eval.task)
         scores = log.results.scores if log.results else []
         several = len({score.name for score in scores}) > 1
+        graded = {name for name in {score.scorer for score in scores} if not _is_binary(log, name)}
         for score in scores:
+            if score.scorer in graded and (score.reducer or "").startswith("pass_at_"):
+                continue
             prefix = f"{task}/{score.name}" if several else task
             for name, value in _metrics_of(score).items():
                 metrics[f"{prefix}/{name}"] = value
@@ -176,6 +188,16 @@ def evaluation_metrics(logs: Sequence[EvalLog]) -> dict[str, float]:
         metrics[f"{task}/truncated"] = sum(map(_is_truncated, samples))
         metrics[f"{task}/output_tokens"] = num_output_tokens(log)
     return metrics
+
+
+def _is_binary(log: EvalLog, scorer: str) -> bool:
+    """Whether all values of a scorer are right or wrong."""
+    values: list[Any] = []
+    for sample in log.samples or []:
+        if scorer in (scores := sample.scores or {}):
+            value = scores[scorer].value
+            values += value.values() if isinstance(value, dict) else [value]
+    return all(value in (CORRECT, INCORRECT, NOANSWER, 0, 1) for value in values)
 
 
 def num_output_tokens(log: EvalLog) -> int:

@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
 from inspect_ai.model import GenerateConfig
-from inspect_ai.scorer import exact, includes
-from inspect_ai.solver import generate
+from inspect_ai.scorer import (
+    Metric,
+    SampleScore,
+    Score,
+    Scorer,
+    Target,
+    exact,
+    includes,
+    mean,
+    metric,
+    scorer,
+)
+from inspect_ai.solver import TaskState, generate
 
 from tinker_cookbook.eval import inspect_model
 from tinker_cookbook.eval.inspect_evaluators import InspectEvaluatorBuilder
@@ -167,3 +179,71 @@ def test_a_builder_checks_its_tasks_at_once() -> None:
         InspectEvaluatorBuilder(tasks=["nothing"])()
     with pytest.raises(ConfigurationError, match=r"'cuont' \(did you mean count\?\)"):
         InspectEvaluatorBuilder(tasks=[SUMS], task_args={"cuont": "3"})()
+
+
+@task
+def cached() -> Task:
+    return Task(dataset=sums(2).dataset, solver=generate(cache=True), scorer=includes())
+
+
+@task
+def caches_by_config() -> Task:
+    config = GenerateConfig(cache=True)
+    return Task(dataset=sums(2).dataset, config=config, solver=generate(), scorer=includes())
+
+
+@pytest.mark.parametrize("task", [cached, caches_by_config])
+async def test_the_cache_of_inspect_is_refused(tmp_path: Path, task: Any) -> None:
+    """It has one entry for all checkpoints of a model."""
+    model, engine = scripted_model(tmp_path / "store", lambda asked: "1<|im_end|>")
+    with pytest.raises((EvalError, ConfigurationError), match=r"cache=[tT]rue is not supported"):
+        await evaluate([task()], model, tmp_path, EvaluationSettings())
+    assert not engine.samples
+
+
+@metric
+def broken_metric() -> Metric:
+    def compute(scores: list[SampleScore]) -> float:
+        raise ValueError("the metric is broken")
+
+    return compute
+
+
+@scorer(metrics=[broken_metric()])
+def scores_anything() -> Scorer:
+    async def score(state: TaskState, target: Target) -> Score:
+        return Score(value=1)
+
+    return score
+
+
+@task
+def without_metric() -> Task:
+    return Task(dataset=sums(2).dataset, solver=generate(), scorer=scores_anything())
+
+
+async def test_a_task_that_fails_although_its_samples_do_not(tmp_path: Path) -> None:
+    model, _ = scripted_model(tmp_path / "store", lambda asked: "1<|im_end|>")
+    with pytest.raises(EvalError, match="without_metric: the metric is broken"):
+        await evaluate([without_metric()], model, tmp_path, EvaluationSettings())
+
+
+@scorer(metrics=[mean()])
+def half() -> Scorer:
+    async def score(state: TaskState, target: Target) -> Score:
+        return Score(value=0.5)
+
+    return score
+
+
+@task
+def halves() -> Task:
+    return Task(dataset=sums(2).dataset, solver=generate(), scorer=[half(), includes()])
+
+
+async def test_pass_at_k_is_for_right_and_wrong_alone(tmp_path: Path) -> None:
+    model, _ = scripted_model(tmp_path / "store", lambda asked: "1<|im_end|>")
+    settings = EvaluationSettings(epochs=2, ks=(1, 2))
+    metrics = evaluation_metrics(await evaluate([halves()], model, tmp_path, settings))
+    assert metrics["halves/half/mean"] == 0.5 and "halves/half/pass@2" not in metrics
+    assert metrics["halves/includes/pass@2"] == metrics["halves/includes/accuracy"] == 0.5

@@ -27,6 +27,7 @@ from rich.text import Text
 from tinker_cookbook.eval import tasks as local_tasks
 from tinker_cookbook.exceptions import ConfigurationError, EvalError
 from tinker_cookbook.utils.error_text import one_line
+from tinker_cookbook.utils.misc_utils import python_command
 
 TaskFunction = Callable[..., object]  # each returns a Task, which is checked
 
@@ -41,22 +42,35 @@ def make_tasks(
     made, e.g. because a package is missing.
     """
     args, made, known = dict(task_args or {}), list[Task](), set[str]()
+    _check_args_of_local_tasks(specs, args)
     for spec in specs:
         for task in [spec] if isinstance(spec, Task) else _make(spec, args):
             known.update(_parameters_of(task))
             made.append(task)
     if not made:
         raise ConfigurationError("tasks is empty; name one or more, e.g. tasks=ifeval,gsm8k")
+    _check_args(args, known)
+    names = [task_name(task.name) for task in made]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigurationError(f"tasks: two of them are named {twice!r}; run them one by one")
+    return made
+
+
+def _check_args_of_local_tasks(specs: Sequence[object], args: Mapping[str, Any]) -> None:
+    """Before any data is read, if all tasks are local ones."""
+    if specs and all(spec in local_tasks.LOCAL for spec in specs if isinstance(spec, str)):
+        functions = [local_tasks.load(spec) for spec in specs if isinstance(spec, str)]
+        if len(functions) == len(specs):
+            _check_args(args, {p for f in functions for p in inspect.signature(f).parameters})
+
+
+def _check_args(args: Mapping[str, Any], known: set[str]) -> None:
     for key in args:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             has = f"; they have {', '.join(sorted(known))}" if known else ""
             raise ConfigurationError(f"task_args: no task has an argument {key!r}{meant}{has}")
-    names = [task_name(task.name) for task in made]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigurationError(f"tasks: two of them are named {twice!r}; run them one by one")
-    return made
 
 
 def task_name(name: str) -> str:
@@ -141,8 +155,8 @@ def _unknown(spec: str) -> ConfigurationError:
     package = spec.partition("/")[0]
     if package == "inspect_evals" and not any(n.startswith("inspect_evals/") for n in registered):
         return ConfigurationError(
-            f"tasks={spec} needs the package inspect-evals, which is not installed: python -m pip"
-            " install inspect-evals"
+            f"tasks={spec} needs the package inspect-evals, which is not installed:"
+            f" {python_command()} -m pip install inspect-evals"
         )
     return ConfigurationError(
         f"tasks={spec} is unknown{meant}; local tasks: {', '.join(local_tasks.LOCAL)}; others by"
@@ -162,8 +176,8 @@ def _one_line_errors(spec: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = (error.name or "?").partition(".")[0]
         raise EvalError(
-            f"tasks={spec} needs the package {package}, which is not installed: python -m pip"
-            f" install {package}"
+            f"tasks={spec} needs the package {package}, which is not installed:"
+            f" {python_command()} -m pip install {package}"
         ) from error
     except (AssertionError, ImportError) as error:
         # inspect_evals asserts that a package is there, and says how to install it

@@ -87,6 +87,8 @@ def _describe_path(directory: Path) -> str:
         return "it is a run in the store, with its weights in sampler_weights/ and weights/"
     if (directory / "config.json").is_file() and (directory / "metrics.jsonl").is_file():
         return "that run has no checkpoint yet"
+    if (directory / "config.json").is_file() and any(directory.glob("*.safetensors")):
+        return "it is a complete model: set model_name= to it"
     return "that directory is neither a run nor an adapter"
 
 

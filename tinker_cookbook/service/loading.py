@@ -43,7 +43,7 @@ def find_weights(store: Store, path: str, use: Use) -> str | Path:
 def weights_files(store: Store, path: str, use: Use, base_model: str | None) -> WeightsFiles:
     """The weights at a path or directory. CheckpointError if they are for another base model."""
     if isinstance(base_model, str):
-        base_model = models.published_name(base_model)
+        base_model = models.absolute_name(models.published_name(base_model))
     located = find_weights(store, path, use)
     if isinstance(located, Path):
         return _PeftDirectory(located, base_model)
@@ -54,10 +54,11 @@ class _StoredCheckpoint:
     def __init__(self, store: Store, path: str, base_model: str | None) -> None:
         self._store, self._path = store, path
         manifest = store.find(path).manifest
-        self.base_model: str = manifest["base_model"]
+        self.base_model: str = models.absolute_name(manifest["base_model"])
         if base_model not in (None, self.base_model):
             raise CheckpointError(
-                f"{path} was trained on {self.base_model!r}, not on {base_model!r}"
+                f"{path} was trained on {self.base_model!r}, not on {base_model!r}: set model_name="
+                " to that"
             )
 
     @contextmanager

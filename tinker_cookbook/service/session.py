@@ -474,7 +474,9 @@ def _when_taken_and_saved(
 def published(base_model: str) -> str:
     """The model name that runs, checkpoints and clients report. Values that are not strings pass,
     and `model_files.fetch` rejects them."""
-    return models.loaded_name(base_model) if isinstance(base_model, str) else base_model
+    if not isinstance(base_model, str):
+        return base_model
+    return models.absolute_name(models.loaded_name(base_model))
 
 
 def new_seed() -> int:

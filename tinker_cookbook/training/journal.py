@@ -252,13 +252,12 @@ class Journal:
 
     def _what_next(self) -> list[str]:
         """The commands that evaluate and export what was trained."""
-        run, model = shlex.quote(str(self.log_path)), self.identity.get("model_name", "nano")
+        run = shlex.quote(str(self.log_path))
         url = self.identity.get("base_url", None)
         server = f" base_url={shlex.quote(url)}" if url else ""
-        named = "" if model == "nano" else f" model_name={shlex.quote(model)}"
         return [
             "to evaluate: ./scripts/run tinker_cookbook.eval.run_inspect_evals"
-            f" model_path={run}{named}{server} tasks=...",
+            f" model_path={run}{server} tasks=...",
             "to export: ./scripts/run tinker_cookbook.weights.export"
             f" checkpoint={run}{server} output=...",
         ]

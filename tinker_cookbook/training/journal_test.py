@@ -512,7 +512,7 @@ async def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert out[3].startswith("final weights: tinker://")
     assert out[4].startswith("finished: 2 steps in 0:0")
     assert out[5].startswith("to evaluate: ./scripts/run tinker_cookbook.eval.run_inspect_evals")
-    assert f"model_path={journal.log_path} model_name=" in out[5]
+    assert f"model_path={journal.log_path} tasks=" in out[5]
     assert f"tinker_cookbook.weights.export checkpoint={journal.log_path} output=" in out[6]
     log = (journal.log_path / "logs.log").read_text()
     assert "finished: 2 steps" in log and "saved checkpoint final" in log

@@ -53,8 +53,8 @@ class MergeCheck(NamedTuple):
 
     def describe(self) -> str:
         return (
-            f"logprobs of {self.tokens} tokens differ from base and adapter by {self.mean:.1e} on"
-            f" average, {self.worst:.1e} at most; the adapter changes them by {self.effect:.1e}"
+            f"logprobs of {self.tokens} tokens differ from base and adapter by {self.mean:.1e} nats"
+            f" on average, {self.worst:.1e} at most; the adapter changes them by {self.effect:.1e}"
         )
 
 

@@ -106,11 +106,17 @@ async def test_mmlu_pro(tmp_path: Path) -> None:
         "accuracy/computer science": 1.0,
         "accuracy/law": 0.0,
     }
-    samples = list(task.dataset)
+    samples = sorted(task.dataset, key=lambda sample: int(str(sample.id)))
     assert [sample.target for sample in samples] == ["A", "B", "C", "B"]
     assert [sample.id for sample in samples] == [70, 71, 72, 83]
     assert samples[2].metadata == {"category": "computer science"}
     assert "J) text 9 of 0" in texts(samples[0])[0] and "D)" not in texts(samples[3])[0]
+
+
+def test_the_first_questions_of_mmlu_pro_are_of_all_subjects(tmp_path: Path) -> None:
+    rows = [mmlu_row(n, f"subject {n // 50}") for n in range(200)]
+    samples = list(mmlu_pro(write(tmp_path / "x.jsonl", rows)).dataset)
+    assert len({(sample.metadata or {})["category"] for sample in samples[:20]}) == 4
 
 
 def test_mmlu_pro_seed_shuffles_options(tmp_path: Path) -> None:
@@ -130,6 +136,7 @@ def test_mmlu_pro_subject_and_shots(tmp_path: Path) -> None:
     shots = [mmlu_row(n, categories[n % 2]) for n in range(20, 30)]
     file = write(tmp_path / "d/validation.jsonl", shots)
     samples = list(mmlu_pro(str(tmp_path / "d"), subject="Law", num_shots=2).dataset)
+    samples.sort(key=lambda sample: int(str(sample.id)))
     assert [sample.id for sample in samples] == [71, 73, 75]
     prompt, reply, _, second, question = texts(samples[0])
     assert "What is 21?" in prompt and "What is 1?" in question

@@ -9,6 +9,7 @@ of the same subject (num_shots=5), whose reasoning is shown.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ def mmlu_pro(
         raise ConfigurationError(f"num_shots={num_shots!r}: expected a number from 0")
     check_seed(seed)
     rows = _read(path, split)
+    random.Random(0).shuffle(rows)  # sorted by subject otherwise: the first ones would be of one
     if subject:
         rows = _of_subject(rows, subject)
     shots = _shots(rows, path, examples, num_shots) if num_shots else {}
