@@ -7,7 +7,8 @@ metrics.jsonl is the record of a run; wandb gets every row of it once:
   earlier ones: one directory holds the whole run. This also restores the rows that a killed process
   had not written yet.
 - online, the service says after which step it continues (`run.step`): earlier rows are left out,
-  missing ones are sent.
+  missing ones are sent. What the service has of a step it keeps: if a finished run is made longer,
+  its last row there stays that of the evaluation, without the training metrics of that step.
 """
 
 from __future__ import annotations
