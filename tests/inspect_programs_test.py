@@ -117,7 +117,7 @@ def test_an_evaluation_that_is_ended_goes_on(
     done = programs.run(EVALUATE, *words, f"log_path={place / 'run'}", cwd=place, env=env)
     assert done.returncode == 0, done.stderr
     assert "of an earlier start kept (0 of 1 task complete): running what" in done.stdout
-    assert "inspect view --log-dir" in done.stdout
+    assert "inspect_ai view --log-dir" in done.stdout
     whole = programs.run(EVALUATE, *words, f"log_path={place / 'whole'}", cwd=place, env=env)
     assert whole.returncode == 0, whole.stderr
     resumed, uninterrupted = rows(place / "run"), rows(place / "whole")
