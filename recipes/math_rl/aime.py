@@ -13,8 +13,6 @@ problems with 2 replies each, pass@1 and pass@2 are 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import chz
 
 from tinker_cookbook.cli_utils import cli
@@ -26,10 +24,10 @@ from tinker_cookbook.math_problems.aime import (
     YEARS,
     Year,
     chosen_years,
-    problems_identity,
+    problem_files,
 )
 from tinker_cookbook.training.fields import COUNT
-from tinker_cookbook.utils.json_types import Json, Plain
+from tinker_cookbook.utils.json_types import Json
 
 
 @chz.chz
@@ -45,10 +43,8 @@ class CLI(run_inspect_evals.Config):
     num_samples: int | None = chz.field(default=8, doc="completions per problem", metadata=COUNT)
     one_shot: bool = chz.field(default=False, doc="show one solved problem before each question")
 
-    def identity(self) -> Mapping[str, Plain]:
-        """The content of a local file, so that a changed file is a new run."""
-        model = run_inspect_evals.Config.identity(self).get("model_path")
-        return {**problems_identity(self.path), **({"model_path": model} if model else {})}
+    def data_paths(self) -> list[str]:
+        return problem_files(self.path)
 
     @staticmethod
     def drop_resolved_keys(config: dict[str, Json]) -> dict[str, Json]:

@@ -75,6 +75,5 @@ class Math(BoxedAnswers):
         return [p for file in files for p in read_problems(str(file), self.columns())]
 
     def test_problems(self) -> list[Problem]:
-        where = self.test_path or self.path
-        path = math500.local_file(where) or self.test_path or math500.HUB
-        return math500.read_math500(path)
+        beside = None if self.test_path else math500.local_file(self.path)
+        return math500.read_math500(self.test_path or beside or math500.HUB)

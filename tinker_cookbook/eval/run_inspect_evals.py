@@ -8,13 +8,14 @@
     python -m tinker_cookbook.eval.run_inspect_evals tasks=gsm8k task_args.path=DIRECTORY
 
 The run directory holds config.json, metrics.jsonl (a row for each task and a last row with all
-results), logs.log, and in `inspect` the logs that `inspect view` shows. If the run is stopped, the
-same command continues with the samples that are missing, and so it does with samples that failed.
+results), logs.log, and in `inspect` Inspect's logs, for `./scripts/run inspect_ai view`. If the run
+is stopped, the same command continues with the samples that are missing, and so it does with
+samples that failed.
 
 A program over this one passes its own config and tasks:
 
-    config = Config(tasks=["aime"], task_args={"path": path}, num_samples=8, k=[1, 8])
-    metrics = await run(config, recipe="aime")      # {"aime/pass@1": ..., "aime/pass@8": ...}
+    config = Config(tasks=["aime2024"], task_args={"path": path}, num_samples=8, k=[1, 8])
+    metrics = await run(config, recipe="aime")      # {"aime2024/pass@1": ..., ...}
 """
 
 from __future__ import annotations
@@ -148,12 +149,16 @@ class Config(CheckedConfig):
                 f"k={wanted}: pass@k needs 1 to num_samples={self.num_samples}; set num_samples="
             )
 
-    def identity(self) -> Mapping[str, Plain]:
-        """The content of local task files, data and adapters: a changed one is a new run."""
+    def data_paths(self) -> list[str]:
+        """The local files and directories with tasks and their data."""
         files = [task.partition("@")[0] for task in self.tasks]
         paths = [file for file in files if file.endswith(".py")]
         paths += [value for value in self.task_args.values() if isinstance(value, str)]
-        found = {path: data_set_identity(path) for path in paths if Path(path).exists()}
+        return [path for path in paths if Path(path).expanduser().exists()]
+
+    def identity(self) -> Mapping[str, Plain]:
+        """The content of local tasks, data and adapters: a changed one is a new run."""
+        found = {path: data_set_identity(path) for path in self.data_paths()}
         adapter = adapter_identity(self.model_path).get("load_checkpoint_path")
         return {
             **({"files": found} if found else {}),
@@ -187,8 +192,7 @@ async def run(config: Config, recipe: str = "inspect_evals") -> dict[str, float]
             config.model_path, config.base_url
         )
         config = chz.replace(config, model_name=trained_on or "nano")
-    if type(config).identity is Config.identity:  # others know which files are the data
-        _check_log_path(config)
+    _check_log_path(config)
     args = {key: _value(text) for key, text in config.task_args.items()}
     tasks = make_tasks(config.tasks, args)
     shown = _inspect_display(config.display)
@@ -207,12 +211,12 @@ async def run(config: Config, recipe: str = "inspect_evals") -> dict[str, float]
 def _check_log_path(config: Config) -> None:
     """Files of the run must not become part of the data that identifies it."""
     run = None if config.log_path is None else Path(config.log_path).expanduser().resolve()
-    for key, value in config.task_args.items():
-        data = Path(str(value)).expanduser()
+    for path in config.data_paths():
+        data = Path(path).expanduser()
         if run is not None and data.is_dir() and run.is_relative_to(data.resolve()):
             raise ConfigurationError(
-                f"log_path={config.log_path} lies in task_args.{key}={value}, the data of the"
-                " tasks: set another log_path"
+                f"log_path={config.log_path} lies in {path}, the data of the tasks: set another"
+                " log_path"
             )
 
 

@@ -147,9 +147,7 @@ async def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await run(config(tmp_path, task_args={"cuont": "3"}))
     with pytest.raises(ConfigurationError, match=r"no task has an argument 'pth'"):
         await run(config(tmp_path, tasks=["gsm8k"], task_args={"pth": "x"}))  # before any download
-    with pytest.raises(
-        ConfigurationError, match=r"lies in task_args.path=.*: set another log_path"
-    ):
+    with pytest.raises(ConfigurationError, match=r"lies in .*, the data of the tasks: set another"):
         await run(config(tmp_path, tasks=["gsm8k"], task_args={"path": str(tmp_path)}))
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     with pytest.raises(ConfigurationError, match=r"need the package inspect_ai: .* install .*eval"):

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tinker_cookbook.exceptions import ConfigurationError, DataFormatError
 from tinker_cookbook.math_problems.answer_text import extract_boxed
 from tinker_cookbook.math_problems.problem_rows import Columns, Problem, read_problems
-from tinker_cookbook.utils.data_identity import file_identity, path_identity
-from tinker_cookbook.utils.json_types import Plain
 
 Year = Literal["2024", "2025", "2026"]
 YEARS: tuple[Year, ...] = typing.get_args(Year)
@@ -97,15 +94,15 @@ def chosen_years(path: str, asked: tuple[Year, ...]) -> tuple[Year, ...]:
     return asked or known
 
 
-def problems_identity(path: str) -> Mapping[str, Plain]:
-    """The `identity()` of a config with this `path`.
+def problem_files(path: str) -> list[str]:
+    """The local files of a `path`; [] for a name on the hub.
 
     Of a directory, only the AIME files count, because it may also contain the runs.
     """
     local = Path(path).expanduser()
     if local.is_dir() and (years := years_of(path)):
-        return {"path": {year: file_identity(local / _file_name(year)) for year in years}}
-    return path_identity(path)
+        return [str(local / _file_name(year)) for year in years]
+    return [path] if local.exists() else []
 
 
 def _file_name(year: str) -> str:

@@ -140,7 +140,6 @@ class Journal:
         self._unit, self._count_done_rows = unit, count_done_rows
         self._keeps_parts = keeps_parts
         self._finished = False
-        self._has_weights = False  # final ones
         self._timings: dict[str, float] = {}
 
     # ---- the run
@@ -234,7 +233,7 @@ class Journal:
         if self._finished and error is None:
             in_all = f" ({last} in all)" if self.start_step else ""
             self.log_line(f"finished: {done} in {seconds}{in_all}; results are in {self.log_path}")
-            if self._has_weights:
+            if self._count_done_rows is None:  # a training run, with final weights
                 for line in self._what_next():
                     self.log_line(line)
             return "stopped; the run is finished"
@@ -355,7 +354,6 @@ class Journal:
         with self.timed("save_checkpoint"):
             record = await self._stop.record(pending)
         self._finished = self._finished or bool(record.final)
-        self._has_weights = self._has_weights or bool(record.final)
         logger.info("saved checkpoint %s: %s", record.name, record.state_path)
         if record.final:
             self.log_line(

@@ -23,7 +23,7 @@ def file_identity(path: str | Path) -> dict[str, str]:
 def data_set_identity(path: str) -> dict[str, str | int]:
     """Number, size and digest of the files of a local data set; {} if `path` is a hub name.
 
-    The digest covers names, sizes and both ends of each file, so that many file_size of tables do
+    The digest covers names, sizes and both ends of each file, so that many gigabytes of tables do
     not delay a start. Hidden files and the caches that `datasets` writes beside a saved data set
     are excluded.
     """
